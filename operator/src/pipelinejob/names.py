@@ -1,0 +1,69 @@
+"""Every name that crosses a border: API group, labels, annotations, ports, environment, files, and the objects of a job.
+
+Names of objects are functions of the job, never random, so a retried create meets its first attempt instead of a twin.
+"""
+
+GROUP = "pipelinejob.io"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "PipelineJob"
+PLURAL = "pipelinejobs"
+SINGULAR = "pipelinejob"
+SHORT_NAME = "pj"
+
+FIELD_MANAGER = "pipelinejob-operator"
+
+LABEL_JOB = f"{GROUP}/name"
+LABEL_STAGE = f"{GROUP}/stage"
+LABEL_REPLICA = f"{GROUP}/replica"
+LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+
+GATE_GANG = f"{GROUP}/gang"
+
+CONTAINER_TRAINER = "trainer"
+PORT_METRICS = 9400
+PORT_METRICS_NAME = "metrics"
+PORT_RENDEZVOUS = 29500
+PORT_RENDEZVOUS_NAME = "rendezvous"
+
+# What a stage's process reads from its environment; everything else stands in the plan.
+ENV_PLAN = "PIPELINEJOB_PLAN"  # path of plan.json
+ENV_NAMESPACE = "PIPELINEJOB_NAMESPACE"
+ENV_JOB = "PIPELINEJOB_NAME"
+ENV_STAGE = "PIPELINEJOB_STAGE"
+ENV_REPLICA = "PIPELINEJOB_REPLICA"
+ENV_ATTEMPT = "PIPELINEJOB_ATTEMPT"  # fences rendezvous and checkpoints
+ENV_RENDEZVOUS = "PIPELINEJOB_RENDEZVOUS"  # host:port of replica 0, stage 0
+ENV_METRICS_PORT = "PIPELINEJOB_METRICS_PORT"
+ENV_CHECKPOINTS = "PIPELINEJOB_CHECKPOINTS"  # folder, shared by all stages
+ENV_OUTPUT = "PIPELINEJOB_OUTPUT"  # folder for steps.jsonl and timelines/; unset: none are written
+ENV_TERMINATION_LOG = "PIPELINEJOB_TERMINATION_LOG"  # file for the Termination, /dev/termination-log in a pod
+ENV_GRACE_S = "PIPELINEJOB_GRACE_SECONDS"
+
+PLAN_MOUNT = "/etc/pipelinejob"
+PLAN_FILE = "plan.json"
+CHECKPOINT_MOUNT = "/checkpoints"
+
+# Files of a run, below ENV_OUTPUT.
+STEPS_FILE = "steps.jsonl"  # one progress.StepRecord a line, written by the last stage of replica 0
+TIMELINES_FOLDER = "timelines"  # <pod>.json: timeline.Timeline of the last steps of that rank
+
+
+def pod_name(job: str, *, replica: int, stage: int) -> str:
+    """Name the pod of one rank; also its hostname, so `<pod>.<job>.<namespace>.svc` stays the same over attempts."""
+    return f"{job}-r{replica}-s{stage}"
+
+
+def service_name(job: str) -> str:
+    """Name the headless service that gives the stages their DNS names."""
+    return job
+
+
+def plan_name(job: str) -> str:
+    """Name the config map that carries the plan."""
+    return f"{job}-plan"
+
+
+# The longest rank suffix is "-r1023-s1023"; a DNS label holds 63 characters.
+MAX_JOB_NAME_LENGTH = 63 - len("-r1023-s1023")

@@ -1,0 +1,68 @@
+"""What a running stage says of itself: `GET /progress` on its metrics port, steps.jsonl, and its termination message.
+
+The operator pulls it, nothing is pushed, so no stage needs a right on the API server.
+"""
+
+from enum import StrEnum, IntEnum
+
+from pipelinejob.timeline import SpanKind
+from pipelinejob.values import Value
+
+
+class Phase(StrEnum):
+    """Where a stage's process stands."""
+
+    STARTING = "Starting"
+    TRAINING = "Training"
+    FINISHED = "Finished"
+
+
+class Progress(Value):
+    """One stage's own account, since its process started. Ratios are of the last steps (a window of 20)."""
+
+    replica: int
+    stage: int
+    attempt: int
+    phase: Phase
+    step: int  # optimiser steps completed, over all attempts
+    loss: float | None = None  # nats per token, mean over the global batch; the same on every rank
+    gradient_norm: float | None = None
+    tokens_per_s: float | None = None  # of the whole job
+    step_s: float | None = None
+    bubble_ratio: float | None = None  # timeline.bubble_ratio
+    utilization_ratio: float | None = None  # compute / wall
+    seconds: dict[SpanKind, float] = {}  # since the process started
+    memory_bytes: int | None = None  # peak
+    checkpoint_step: int | None = None  # newest verified checkpoint
+
+
+class StepRecord(Value):
+    """One line of steps.jsonl. A step that was repeated after a restart stands there again; the last line counts."""
+
+    step: int  # 1 is the first
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    step_s: float
+    tokens_per_s: float
+    time: float  # seconds since the epoch, when the step ended
+    attempt: int
+
+
+class ExitCode(IntEnum):
+    """How a stage's process ends. Anything else is the user's own code or the machine (137: killed, perhaps out of memory)."""
+
+    OK = 0
+    FAILURE = 1  # an exception nobody foresaw; retried
+    USER_ERROR = 64  # bad entrypoint, missing data, a model that does not fit its plan: the same again if retried; final
+    PEER_LOST = 75  # another stage went away; that one's code counts, this one's does not
+    STOPPED = 143  # SIGTERM, after a checkpoint; not a failure
+
+
+class Termination(Value):
+    """The last words of a stage, written to the termination log as JSON."""
+
+    exit_code: int
+    reason: str  # one CamelCase word: Completed, BadEntrypoint, DataNotFound, CheckpointUnwritable, PeerLost, Stopped, ...
+    message: str  # one sentence: the value, the rule, the way out
+    step: int

@@ -1,0 +1,1 @@
+"""The shell around a cluster: observes it, decides purely, applies the difference."""

@@ -1,0 +1,1 @@
+"""The shell around a device: plays one rank's actions of a plan and measures each of them."""
