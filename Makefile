@@ -1,0 +1,56 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+EXAMPLE ?= examples/stdlib-gpt.yaml
+
+.PHONY: help setup run test check format generate e2e bench toolchain clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+# uv links packages out of its cache, so that a second clone does not hold a second copy of torch (5 GB).
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; say PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -m venv .venv || { echo "python3-venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.8
+
+.venv/.ready: $(BIN)/uv pyproject.toml constraints.txt
+	@echo "setting up .venv (the first time, torch is a download of several GB)"
+	@$(UV) --editable '.[operator,trainer]'
+	@touch $@
+
+.venv/.ready-dev: .venv/.ready
+	@$(UV) --editable '.[operator,trainer,dev]'
+	@touch $@
+
+setup: .venv/.ready ## Set up everything a run needs, into .venv
+
+run: setup ## Train the example pipeline on this machine
+	@$(BIN)/pipelinejob run $(EXAMPLE)
+
+check: .venv/.ready-dev ## Lint, types, layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.ready-dev ## Format and mend what can be mended
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+generate: .venv/.ready-dev ## Write what is generated: the CRD, the chart's copy, dashboards, the API reference
+	$(BIN)/python -m pipelinejob_operator.crdfile
+
+test: .venv/.ready-dev check ## All tests but those on real nodes
+	$(BIN)/python tests/toolchain.py apiserver
+	$(BIN)/python -Im pytest -m "not nodes" -n 2 --dist loadgroup
+
+e2e: .venv/.ready-dev ## Tests on real nodes: kubelets, containers, helm, Prometheus (Debian, root)
+	tests/install-debian.sh
+	$(BIN)/python tests/toolchain.py nodes
+	$(BIN)/python -Im pytest -m nodes tests/e2e
+
+clean: ## Remove what was built here (caches outside the folder stay)
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
