@@ -1,0 +1,186 @@
+"""What the operator says of a PipelineJob: the types of its `status`. The CRD is generated from them, like the spec.
+
+Numbers with fractions stand as strings, ready to read in a column (`"2.431"`, `"27.3%"`): Kubernetes' convention for a
+status is no floats. Machines that want numbers ask Prometheus.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from pipelinejob.values import Value
+
+Count = Annotated[int, Field(ge=0)]
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+Short = Annotated[str, Field(max_length=253)]
+
+
+class ConditionType(StrEnum):
+    """What can be true of a job. All stand in the status from its first write."""
+
+    SUCCEEDED = "Succeeded"  # the summary: Unknown while active, then True or False for ever
+    ADMITTED = "Admitted"  # the gang may run: it holds what it needs
+    PLACED = "Placed"  # every rank has a node
+    READY = "Ready"  # every stage is up and training
+    SUSPENDED = "Suspended"  # spec.suspend is honoured: nothing of the job runs
+    DEGRADED = "Degraded"  # it runs, but worse than planned (a straggler, a wider placement than preferred)
+    STALLED = "Stalled"  # nothing moves and a person has to act
+
+
+class ConditionStatus(StrEnum):
+    """Whether a condition holds."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class State(StrEnum):
+    """One word for a column. Derived from the conditions, for people; programs read the conditions."""
+
+    PENDING = "Pending"  # seen, not planned yet
+    WAITING = "Waiting"  # planned, does not fit now
+    STARTING = "Starting"  # placed, stages are coming up
+    TRAINING = "Training"
+    DEGRADED = "Degraded"  # training, worse than planned
+    RESTARTING = "Restarting"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class Condition(Value):
+    """One observation of the job, in Kubernetes' own form."""
+
+    type: Annotated[ConditionType, Field(description="What is observed.")]
+    status: Annotated[ConditionStatus, Field(description="Whether it holds.")]
+    observed_generation: Annotated[int | None, Field(ge=0, description="Generation of the spec that was seen.")] = None
+    last_transition_time: Annotated[Time, Field(description="When `status` changed last.")]
+    reason: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=1024,
+            pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+            description="Why, as one CamelCase word.",
+        ),
+    ]
+    message: Annotated[str, Field(max_length=32768, description="Why, and what to do about it.")] = ""
+
+
+class PlannedStage(Value):
+    """One stage as planned, in short."""
+
+    stage: Annotated[Count, Field(description="The stage's number, from 0.")]
+    layers: Annotated[Short, Field(description="First and last layer it holds, as in `0-4`.")]
+    memory_bytes: Annotated[Count, Field(description="Predicted peak memory of its device, in bytes.")]
+    bubble: Annotated[Short | None, Field(description="Predicted share of time that it waits.")] = None
+
+
+class PlanSummary(Value):
+    """The plan in short; all of it is in the config map `<job>-plan`."""
+
+    stages: Annotated[
+        tuple[PlannedStage, ...],
+        Field(
+            max_length=1024,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["stage"]},
+            description="The layers on each stage.",
+        ),
+    ]
+    step_seconds: Annotated[Short, Field(description="Predicted seconds of one step.")]
+    bubble: Annotated[Short, Field(description="Predicted bubble, the mean over stages, in percent.")]
+    tokens_per_second: Annotated[Short, Field(description="Predicted tokens a second of the whole job.")]
+    source: Annotated[
+        Short, Field(description="Where predicted times come from: `profiled` on the device, or `analytic`, counted.")
+    ]
+
+
+class StageStatus(Value):
+    """One rank: stage `stage` of replica `replica`."""
+
+    replica: Annotated[Count, Field(description="The replica's number, from 0.")]
+    stage: Annotated[Count, Field(description="The stage's number, from 0.")]
+    pod: Annotated[Short, Field(description="Name of its pod.")]
+    node: Annotated[Short | None, Field(description="The node it was given.")] = None
+    path: Annotated[
+        str | None,
+        Field(
+            max_length=2048,
+            description="The node's place in the network, coarse to fine: `zone-a/spine-1/leaf-3`.",
+        ),
+    ] = None
+    ready: Annotated[bool, Field(description="Whether its trainer answers and trains.")] = False
+    restarts: Annotated[Count, Field(description="How often its own failure made the gang restart.")] = 0
+    step: Annotated[Count | None, Field(description="Optimiser steps it has completed.")] = None
+    utilization: Annotated[Short | None, Field(description="Share of its time spent computing, of late.")] = None
+    bubble: Annotated[Short | None, Field(description="Share of the schedule's time spent waiting, of late.")] = None
+    memory_bytes: Annotated[Count | None, Field(description="Peak memory of its device so far, in bytes.")] = None
+    exit_code: Annotated[int | None, Field(description="How its process ended last.")] = None
+    reason: Annotated[
+        Short | None, Field(description="Why it ended or does not start, as one CamelCase word: `ImagePullBackOff`.")
+    ] = None
+    message: Annotated[str | None, Field(max_length=4096, description="The same as a sentence.")] = None
+
+
+class PipelineJobStatus(Value):
+    """What the operator last saw of the job; written seldom, so a minute old at worst."""
+
+    observed_generation: Annotated[int | None, Field(ge=0, description="Generation of the spec that this answers.")] = (
+        None
+    )
+    state: Annotated[State | None, Field(description="One word for people, derived from the conditions.")] = None
+    conditions: Annotated[
+        tuple[Condition, ...],
+        Field(
+            max_length=32,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+            description="What is true of the job; `Succeeded` is the summary.",
+        ),
+    ] = ()
+    attempt: Annotated[
+        Count,
+        Field(
+            description="Number of the present gang; stored before its first pod exists, so that older pods are told apart."
+        ),
+    ] = 0
+    restarts: Annotated[Count, Field(description="Restarts counted against `spec.failurePolicy.maxRestarts`.")] = 0
+    start_time: Annotated[Time | None, Field(description="When the job was admitted first.")] = None
+    completion_time: Annotated[Time | None, Field(description="When the job ended.")] = None
+    plan: Annotated[PlanSummary | None, Field(description="What was planned, and what is expected of it.")] = None
+    stages: Annotated[
+        tuple[StageStatus, ...],
+        Field(
+            max_length=2048,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["replica", "stage"]},
+            description="Every rank: where it runs and how it does.",
+        ),
+    ] = ()
+    stages_ready: Annotated[Short | None, Field(description="Ranks that train, of all: `4/4`.")] = None
+    step: Annotated[Count | None, Field(description="Optimiser steps completed.")] = None
+    steps: Annotated[Count | None, Field(description="Optimiser steps in all, from the spec.")] = None
+    progress: Annotated[Short | None, Field(description="Share of the steps completed, in percent.")] = None
+    loss: Annotated[Short | None, Field(description="Loss of the last step seen, in nats a token.")] = None
+    bubble: Annotated[Short | None, Field(description="Measured bubble of late, the mean over stages.")] = None
+    tokens_per_second: Annotated[Short | None, Field(description="Measured tokens a second of the whole job.")] = None
+    last_checkpoint_step: Annotated[
+        Count | None, Field(description="Step of the newest verified checkpoint; a restart goes on from there.")
+    ] = None
+    nodes: Annotated[Short | None, Field(description="The nodes in use, in short: `4: node-a, node-b, ...`.")] = None
+    progress_time: Annotated[Time | None, Field(description="When these measurements were written last.")] = None
+
+
+def percent(ratio: float, *, digits: int = 1) -> str:
+    """Write a ratio for a status: 0.273 is `27.3%`."""
+    return f"{ratio:.{digits}%}"
+
+
+def decimal(number: float) -> str:
+    """Write a number for a status with four significant digits, never in scientific form where a person would not.
+
+    2.43123 is `2.431`, 18250.4 is `18250`.
+    """
+    digits = 0 if abs(number) >= 1000 else 3 if abs(number) >= 1 else 4  # noqa: PLR2004  # plain thresholds of a display
+    return f"{number:.{digits}f}"
