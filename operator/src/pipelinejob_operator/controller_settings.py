@@ -1,0 +1,20 @@
+"""What the controller may be told: one frozen object, passed down, read from nowhere else."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerSettings:
+    """Times are seconds."""
+
+    trainer_image: str
+    cluster_domain: str = "cluster.local"
+    grace_s: int = 60  # a pod's terminationGracePeriodSeconds, unless its template has one: time for a checkpoint
+    progress_interval_s: float = 10.0  # between two status writes that only bring newer measurements
+    waiting_retry_s: float = 10.0  # a job without room looks again this often, beside every change of pods and nodes
+    gang_timeout_s: float = 300.0  # released pods that are not all bound by then are taken back
+    start_timeout_s: float = 300.0  # an image that can't be pulled, or a container that can't be made, fails the job
+    root_cause_wait_s: float = 5.0  # stages that lost a peer wait so long for that peer's own end to be seen
+    restart_backoff_s: float = 5.0  # before the second restart; doubles with each
+    max_restart_backoff_s: float = 300.0
+    node_loss_toleration_s: int = 30  # Kubernetes' own 300 would keep the gang waiting for a dead node
