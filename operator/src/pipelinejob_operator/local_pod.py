@@ -1,0 +1,135 @@
+"""What a pod means on one machine: the command, environment, paths and ports that its process gets."""
+
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelinejob import names
+from pipelinejob_operator.cluster import ClusterError, Object
+
+_TRAINER = (sys.executable, "-m", "pipelinejob_trainer", "run")
+_DEFAULT_GRACE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the machine lends to one pod."""
+
+    mounts: Mapping[str, Path]  # mount path in the pod -> folder here
+    ports: Mapping[int, int]  # port in the pod -> port here
+    rendezvous: str
+    output: Path
+    termination_log: Path
+    inherited: Mapping[str, str]
+    threads: int
+    gpus: tuple[str, ...] = ()
+
+
+def trainer(pod: Object) -> Mapping[str, Any]:
+    """Give the pod's trainer container.
+
+    Raises ClusterError if there is none.
+    """
+    for container in pod["spec"].get("containers", ()):
+        if container["name"] == names.CONTAINER_TRAINER:
+            found: Mapping[str, Any] = container
+            return found
+    raise ClusterError(f"pod {pod['metadata']['name']} has no container named {names.CONTAINER_TRAINER!r}")
+
+
+def is_gated(pod: Object) -> bool:
+    """Tell whether the pod still waits for its gang."""
+    return bool(pod["spec"].get("schedulingGates"))
+
+
+def attempt(pod: Object) -> str:
+    """Give the attempt that the pod belongs to, as its label says."""
+    return str(pod["metadata"].get("labels", {}).get(names.LABEL_ATTEMPT, "1"))
+
+
+def grace_s(pod: Object) -> float:
+    """Give the seconds between a polite and an impolite end."""
+    return float(pod["spec"].get("terminationGracePeriodSeconds") or _DEFAULT_GRACE_S)
+
+
+def command(pod: Object, surroundings: Surroundings) -> tuple[str, ...]:
+    """Give the command line: the template's own if it has one, else what the trainer's image would run."""
+    container = trainer(pod)
+    own = tuple(container.get("command") or ())
+    arguments = tuple(container.get("args") or ())
+    whole = (*own, *arguments) if own else (*_TRAINER[: -1 if arguments else None], *arguments)
+    return tuple(_moved(word, surroundings.mounts) for word in whole)
+
+
+def environment(pod: Object, surroundings: Surroundings) -> dict[str, str]:
+    """Give the process's environment: the pod's, its paths, ports and addresses turned into this machine's."""
+    variables = dict(surroundings.inherited)
+    variables["PATH"] = f"{Path(sys.executable).parent}:{variables.get('PATH', '/usr/bin:/bin')}"
+    variables["OMP_NUM_THREADS"] = str(surroundings.threads)
+    variables["PYTHONUNBUFFERED"] = "1"
+    if surroundings.gpus:
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(surroundings.gpus)
+    for entry in trainer(pod).get("env", ()):
+        variables[entry["name"]] = _moved(_value(entry, pod), surroundings.mounts)
+    port = int(variables.get(names.ENV_METRICS_PORT) or names.PORT_METRICS)
+    variables[names.ENV_METRICS_PORT] = str(surroundings.ports.get(port, port))
+    variables[names.ENV_RENDEZVOUS] = surroundings.rendezvous
+    variables[names.ENV_OUTPUT] = str(surroundings.output)
+    variables[names.ENV_TERMINATION_LOG] = str(surroundings.termination_log)
+    variables.setdefault(names.ENV_CHECKPOINTS, str(surroundings.mounts[names.CHECKPOINT_MOUNT]))
+    return variables
+
+
+def requested(pod: Object, resource: str) -> int:
+    """Give how many of a countable resource the trainer asks for."""
+    resources = trainer(pod).get("resources", {})
+    return int((resources.get("limits") or {}).get(resource) or (resources.get("requests") or {}).get(resource) or 0)
+
+
+def container_ports(pod: Object) -> tuple[int, ...]:
+    """Give the ports that the trainer listens on in a cluster, the metrics port always among them."""
+    declared = [int(port["containerPort"]) for port in trainer(pod).get("ports", ())]
+    return tuple(dict.fromkeys((*declared, names.PORT_METRICS)))
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _value(entry: Mapping[str, Any], pod: Object) -> str:
+    if "valueFrom" not in entry:
+        return str(entry.get("value", ""))
+    path = (entry["valueFrom"].get("fieldRef") or {}).get("fieldPath")
+    if path is None:
+        raise ClusterError(f"env {entry['name']}: only `value` and `valueFrom.fieldRef` work without a cluster")
+    return _field(pod, path)
+
+
+def _field(pod: Object, path: str) -> str:
+    for kind in ("labels", "annotations"):
+        if path.startswith(f"metadata.{kind}['"):
+            return str(pod["metadata"].get(kind, {}).get(path.split("'")[1], ""))
+    if path in {"status.podIP", "status.hostIP"}:
+        return "127.0.0.1"
+    found: Any = pod
+    for name in path.split("."):
+        found = found.get(name, "") if isinstance(found, Mapping) else ""
+    return str(found)
+
+
+def _moved(text: str, mounts: Mapping[str, Path]) -> str:
+    """Turn a path in the pod into the path here; anything else stays as it is."""
+    for mount in _longest_first(mounts):
+        if text == mount or text.startswith(mount + "/"):
+            return str(mounts[mount]) + text[len(mount) :]
+    return text
+
+
+def _longest_first(mounts: Mapping[str, Path]) -> Sequence[str]:
+    return sorted(mounts, key=len, reverse=True)

@@ -1,0 +1,185 @@
+"""The folder of a local run: where everything is, read and written whole or not at all."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from pipelinejob import names
+from pipelinejob.errors import PipelineJobError
+from pipelinejob.progress import StepRecord
+from pipelinejob.timeline import StageTimeline, Timeline
+
+_LOCK = ".lock"
+
+
+class RunFolderError(PipelineJobError):
+    """The folder cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """All files of one run, below `root`."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest that is being run."""
+        return self.root / "manifest.yaml"
+
+    @property
+    def job(self) -> Path:
+        """The job with its status: what a cluster's API server would remember."""
+        return self.root / "job.json"
+
+    @property
+    def plan(self) -> Path:
+        """The plan that the stages play."""
+        return self.root / names.PLAN_FILE
+
+    @property
+    def profile(self) -> Path:
+        """The measured costs, and the digest of what they were measured for."""
+        return self.root / "profile.json"
+
+    @property
+    def summary(self) -> Path:
+        """What came out, as data."""
+        return self.root / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        """What came out, to look at."""
+        return self.root / "report.html"
+
+    @property
+    def trace(self) -> Path:
+        """Timelines for Perfetto or chrome://tracing."""
+        return self.root / "trace.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """What the stages printed, a file for each attempt."""
+        return self.root / "logs"
+
+    @property
+    def steps(self) -> Path:
+        """One StepRecord a line."""
+        return self.root / names.STEPS_FILE
+
+    @property
+    def timelines(self) -> Path:
+        """The last steps of each rank, measured."""
+        return self.root / names.TIMELINES_FOLDER
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises RunFolderError if it cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / _LOCK).touch()
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.root}: cannot be written ({error.strerror}); choose another with --output"
+            ) from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep the folder to this process.
+
+        Raises RunFolderError if another one works in it.
+        """
+        with (self.root / _LOCK).open("a") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunFolderError(
+                    f"{self.root}: another `pipelinejob run` works here; stop it or choose another folder with --output"
+                ) from error
+            yield
+
+    def clear(self) -> None:
+        """Delete the results of an earlier run, and only what a run writes."""
+        for folder in (self.checkpoints, self.logs, self.timelines):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.job, self.plan, self.summary, self.report, self.trace, self.steps, self.manifest):
+            file.unlink(missing_ok=True)
+
+    def is_foreign(self) -> bool:
+        """Tell whether there are files here that no run wrote."""
+        return not self.job.exists() and any(entry.name != _LOCK for entry in self.root.iterdir())
+
+    def write(self, path: Path, content: str | bytes) -> None:
+        """Write a file so that a reader sees the old content or the new, never half."""
+        data = content.encode() if isinstance(content, str) else content
+        beside = path.with_name(f".{path.name}.new")
+        beside.write_bytes(data)
+        beside.replace(path)
+
+    def write_job(self, job: Mapping[str, Any]) -> None:
+        """Remember the job and its status."""
+        self.write(self.job, orjson.dumps(job, option=orjson.OPT_INDENT_2))
+
+    def read_job(self) -> dict[str, Any] | None:
+        """Give the job of an earlier run here, or None.
+
+        Raises RunFolderError if the file is damaged.
+        """
+        return self._read_json(self.job)
+
+    def read_profile(self) -> dict[str, Any] | None:
+        """Give the cached costs, or None."""
+        return self._read_json(self.profile)
+
+    def read_steps(self) -> tuple[StepRecord, ...]:
+        """Give each step once, in order; of a step repeated after a restart the last record counts."""
+        if not self.steps.exists():
+            return ()
+        records: dict[int, StepRecord] = {}
+        for line in self.steps.read_bytes().splitlines():
+            try:
+                record = StepRecord.model_validate_json(line)
+            except ValidationError:  # a line torn by a killed writer
+                continue
+            records[record.step] = record
+        return tuple(records[step] for step in sorted(records))
+
+    def read_timelines(self) -> Timeline:
+        """Give what all ranks measured."""
+        found: list[StageTimeline] = []
+        for file in sorted(self.timelines.glob("*.json")):
+            try:
+                found += Timeline.model_validate_json(file.read_bytes()).stages
+            except ValidationError:  # a file torn by a killed writer; the others still tell the story
+                continue
+        return Timeline(source="measured", stages=tuple(found))
+
+    def _read_json(self, path: Path) -> dict[str, Any] | None:
+        if not path.exists():
+            return None
+        try:
+            found: dict[str, Any] = json.loads(path.read_bytes())
+        except json.JSONDecodeError as error:
+            raise RunFolderError(f"{path}: damaged ({error}); start anew with --fresh") from error
+        return found
+
+    def relative(self) -> str:
+        """Give the folder as a person in the current directory would write it."""
+        path = os.path.relpath(self.root)
+        return str(self.root) if path.startswith("..") else path

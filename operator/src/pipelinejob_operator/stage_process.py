@@ -1,0 +1,68 @@
+"""One pod's process on this machine: started in a group of its own, watched, stopped with grace or without."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_LAUNCHER = Path(__file__).with_name("launch.py")
+_SIGNAL_BASE = 128  # a process that a signal ended is reported as 128 + its number, as container runtimes do
+
+
+class StageProcess:
+    """A running command. It has its own process group, so that a terminal's Ctrl-C reaches only the one who decides."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(
+        cls, command: Sequence[str], *, environment: Mapping[str, str], log: Path, folder: str | None = None
+    ) -> "StageProcess":
+        """Start `command`, its output appended to `log`; it dies with this process, even if that is killed."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                "-S",
+                str(_LAUNCHER),
+                str(os.getpid()),
+                *command,
+                env=dict(environment),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=folder,
+                start_new_session=True,
+            )
+        return cls(process)
+
+    @property
+    def pid(self) -> int:
+        """The process's number, also that of its group."""
+        return self._process.pid
+
+    async def wait(self) -> int:
+        """Wait for the end, take what is left of its group along, and give the exit code."""
+        code = await self._process.wait()
+        self._signal(signal.SIGKILL)
+        return code if code >= 0 else _SIGNAL_BASE - code
+
+    def terminate(self) -> None:
+        """Ask the process to stop."""
+        if self._process.returncode is None:
+            # Only the stage itself: what it started is its own to stop, and it may need it for its last checkpoint.
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+
+    def kill(self) -> None:
+        """End the process and all that it started."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
