@@ -147,6 +147,13 @@ class PipelineJobStatus(Value):
         ),
     ] = 0
     restarts: Annotated[Count, Field(description="Restarts counted against `spec.failurePolicy.maxRestarts`.")] = 0
+    disruptions: Annotated[
+        Count, Field(description="Restarts because a node or pod was taken away; they count against no limit.")
+    ] = 0
+    not_before: Annotated[Time | None, Field(description="The present attempt waits until then, after a failure.")] = None
+    released_time: Annotated[
+        Time | None, Field(description="When the gang of the present attempt was whole and let go to its nodes.")
+    ] = None
     start_time: Annotated[Time | None, Field(description="When the job was admitted first.")] = None
     completion_time: Annotated[Time | None, Field(description="When the job ended.")] = None
     plan: Annotated[PlanSummary | None, Field(description="What was planned, and what is expected of it.")] = None
