@@ -39,11 +39,16 @@ class Span(Value):
 
 
 class StageTimeline(Value):
-    """One rank's spans of one step, in order."""
+    """One rank's spans of one step, in order.
+
+    `started` is the step's start in seconds since the epoch, where it is known: it lines up the ranks of one machine, whose
+    clock they share.
+    """
 
     replica: int = 0
     stage: int
     step: int
+    started: float | None = None
     spans: tuple[Span, ...]
 
 
