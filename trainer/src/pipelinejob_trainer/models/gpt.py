@@ -1,0 +1,100 @@
+"""A decoder-only transformer: learned positions, pre-norm blocks, GELU, the dialect of GPT-2 (Radford et al., 2019).
+
+The global list is embedding, blocks, head. Head and embedding share no weights: tied weights would tie two stages.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipelinejob.spec import GptModel
+
+_INITIAL_DEVIATION = 0.02
+
+
+class Embedding(nn.Module):
+    """Token ids (batch, sequence) to vectors (batch, sequence, hidden), with learned positions."""
+
+    def __init__(self, model: GptModel, *, sequence_length: int) -> None:
+        super().__init__()
+        self.token = nn.Embedding(model.vocabulary_size, model.hidden_size)
+        self.position = nn.Embedding(sequence_length, model.hidden_size)
+        for table in (self.token, self.position):
+            nn.init.normal_(table.weight, std=_INITIAL_DEVIATION)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        embedded: torch.Tensor = self.token(tokens) + self.position(positions)
+        return embedded
+
+
+class Block(nn.Module):
+    """Causal self-attention and a feed-forward layer, each added to the residual stream."""
+
+    def __init__(self, model: GptModel) -> None:
+        super().__init__()
+        hidden = model.hidden_size
+        feed_forward = model.feed_forward_size or 4 * hidden
+        self.num_heads = model.num_heads
+        self.attention_norm = nn.LayerNorm(hidden)
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.attention_out = nn.Linear(hidden, hidden)
+        self.feed_forward_norm = nn.LayerNorm(hidden)
+        self.feed_forward_in = nn.Linear(hidden, feed_forward)
+        self.feed_forward_out = nn.Linear(feed_forward, hidden)
+        # Each block adds to the residual stream twice; without the root its variance would grow with depth.
+        residual_deviation = _INITIAL_DEVIATION / (2 * model.num_layers) ** 0.5
+        _initialise(self.qkv, _INITIAL_DEVIATION)
+        _initialise(self.attention_out, residual_deviation)
+        _initialise(self.feed_forward_in, _INITIAL_DEVIATION)
+        _initialise(self.feed_forward_out, residual_deviation)
+
+    def forward(self, stream: torch.Tensor) -> torch.Tensor:
+        stream = stream + self._attend(self.attention_norm(stream))
+        inner = functional.gelu(self.feed_forward_in(self.feed_forward_norm(stream)))
+        result: torch.Tensor = stream + self.feed_forward_out(inner)
+        return result
+
+    def _attend(self, normed_bth: torch.Tensor) -> torch.Tensor:
+        batch, sequence, hidden = normed_bth.shape
+        qkv = self.qkv(normed_bth).view(batch, sequence, 3, self.num_heads, hidden // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        result: torch.Tensor = self.attention_out(mixed.transpose(1, 2).reshape(batch, sequence, hidden))
+        return result
+
+
+class Head(nn.Module):
+    """The last norm, and vectors to logits (batch, sequence, vocabulary)."""
+
+    def __init__(self, model: GptModel) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(model.hidden_size)
+        self.logits = nn.Linear(model.hidden_size, model.vocabulary_size, bias=False)
+        nn.init.normal_(self.logits.weight, std=_INITIAL_DEVIATION)
+
+    def forward(self, stream: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.logits(self.norm(stream))
+        return logits
+
+
+def num_layers(model: GptModel) -> int:
+    """Count embedding, blocks and head."""
+    return model.num_layers + 2
+
+
+def part(model: GptModel, *, index: int, sequence_length: int) -> tuple[str, Callable[[], nn.Module]]:
+    """Name layer `index` and give what makes it."""
+    if index == 0:
+        return "embedding", partial(Embedding, model, sequence_length=sequence_length)
+    if index == model.num_layers + 1:
+        return "head", partial(Head, model)
+    return f"block-{index - 1}", partial(Block, model)
+
+
+def _initialise(linear: nn.Linear, deviation: float) -> None:
+    nn.init.normal_(linear.weight, std=deviation)
+    nn.init.zeros_(linear.bias)
