@@ -1,8 +1,9 @@
 """What a user writes: the types of a PipelineJob's `spec`.
 
-The CRD is generated from these types (`crd.py`), field descriptions included, so the API server, `kubectl explain` and the
-command line speak of the same thing. What one field can say alone stands here as a constraint; what needs two fields stands
-here as a CEL rule that the API server and the command line both evaluate; what a schema cannot see is in `check.py`.
+The CRD is generated from these types (`crd.py`), field descriptions included, so the API server, `kubectl explain` and
+the command line speak of the same thing. What one field can say alone stands here as a constraint; what needs two
+fields stands here as a CEL rule that the API server and the command line both evaluate; what a schema cannot see is in
+`check.py`.
 """
 
 from enum import StrEnum
@@ -10,10 +11,19 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from pipelinejob.rules import Reason, Rule, changing_only_while_suspended, ruled, rules_extra, unchanging
 from pipelinejob.values import Value
 
-NonNegative = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+LayerCount = Annotated[int, Field(ge=1, le=4096)]
+PodTemplate = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+
+SECONDS_LIMIT = 2**31 - 1
+MAX_RANKS = 2048  # more would not fit into one object's status
+BYTE_VALUES = 256  # the vocabulary of text that is read as bytes
+
+# The embedding and the head of a built-in model count as layers.
+_LAYERS = "(has(self.model.gpt) ? self.model.gpt.numLayers + 2 : has(self.model.numLayers) ? self.model.numLayers : 0)"
+_LAYERS_KNOWN = "(has(self.model.gpt) || has(self.model.numLayers))"
 
 
 class ScheduleName(StrEnum):
@@ -28,6 +38,12 @@ class Precision(StrEnum):
 
     FP32 = "fp32"
     BF16 = "bf16"
+
+
+class Optimizer(StrEnum):
+    """How parameters follow gradients."""
+
+    ADAMW = "AdamW"
 
 
 class Corpus(StrEnum):
@@ -53,25 +69,81 @@ class RestartAction(StrEnum):
 class GptModel(Value):
     """A decoder-only transformer by its sizes; bytes are its tokens."""
 
+    model_config = ruled(
+        Rule(
+            rule="self.hiddenSize % self.numHeads == 0",
+            message="hiddenSize must be a multiple of numHeads, so that every head is equally wide",
+            says="'hiddenSize ' + string(self.hiddenSize) + ' cannot be cut into ' + string(self.numHeads) + "
+            "' equal heads; use a multiple of ' + string(self.numHeads)",
+            field=".hiddenSize",
+        ),
+        Rule(
+            rule=f"self.vocabularySize >= {BYTE_VALUES}",
+            message=f"vocabularySize must be at least {BYTE_VALUES}: the text is read as bytes",
+            says=f"string(self.vocabularySize) + ' tokens are too few: "
+            f"the text is read as bytes, use {BYTE_VALUES} or more'",
+            field=".vocabularySize",
+        ),
+    )
+
     num_layers: Annotated[int, Field(ge=1, le=1024, description="Number of transformer blocks.")]
-    hidden_size: Annotated[int, Field(ge=8, le=65536, description="Width of the residual stream; a multiple of numHeads.")]
+    hidden_size: Annotated[
+        int, Field(ge=8, le=65536, description="Width of the residual stream; a multiple of numHeads.")
+    ]
     num_heads: Annotated[int, Field(ge=1, le=1024, description="Attention heads in each block.")]
     feed_forward_size: Annotated[
         int | None, Field(ge=8, le=262144, description="Width of the feed-forward layer; 4 * hiddenSize if unset.")
     ] = None
-    vocabulary_size: Annotated[int, Field(ge=2, le=1_000_000, description="Number of tokens; 256 for bytes.")] = 256
+    vocabulary_size: Annotated[
+        int, Field(ge=2, le=1_000_000, description="Number of tokens; 256 for bytes, more to pad it.")
+    ] = BYTE_VALUES
 
 
 class Model(Value):
     """The model: a built-in family by its sizes, or the user's own layers. Exactly one of `gpt` and `entrypoint`."""
+
+    model_config = ruled(
+        Rule(
+            rule="has(self.gpt) != has(self.entrypoint)",
+            message="exactly one of gpt and entrypoint must be given",
+            says="has(self.gpt) ? 'gpt and entrypoint are both given; keep one of them' : "
+            "'neither gpt nor entrypoint is given; name the sizes of a built-in gpt, or your own entrypoint'",
+        ),
+        Rule(
+            rule="!has(self.entrypoint) || has(self.numLayers)",
+            message="numLayers is compulsory with entrypoint: the plan is made without running your code; "
+            "give the length of the list that it returns",
+            field=".numLayers",
+            reason=Reason.REQUIRED,
+        ),
+        Rule(
+            rule="has(self.entrypoint) || !has(self.numLayers)",
+            message="numLayers goes with entrypoint only; the length of a built-in model is gpt.numLayers",
+            field=".numLayers",
+            reason=Reason.FORBIDDEN,
+        ),
+        Rule(
+            rule="has(self.entrypoint) || size(self.arguments) == 0",
+            message="arguments go with entrypoint only; a built-in model takes its sizes from gpt",
+            field=".arguments",
+            reason=Reason.FORBIDDEN,
+        ),
+    )
 
     gpt: Annotated[GptModel | None, Field(description="A built-in GPT, by its sizes.")] = None
     entrypoint: Annotated[
         str | None,
         Field(
             max_length=253,
-            pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$",
-            description="`package.module:function` in your own image; called with `arguments`, it returns the list of layers.",
+            description="`package.module:function` in your own image; called with `arguments`, it returns the layers.",
+            json_schema_extra=rules_extra(
+                Rule(
+                    rule="self.matches('^[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$')",
+                    message="must be package.module:function, as in mymodel.layers:build",
+                    says="'\"' + self + "
+                    "'\" is no entrypoint; write package.module:function, as in mymodel.layers:build'",
+                )
+            ),
         ),
     ] = None
     num_layers: Annotated[
@@ -81,16 +153,30 @@ class Model(Value):
     arguments: Annotated[
         dict[str, Annotated[str, Field(max_length=1024)]],
         Field(max_length=64, description="Keyword arguments for `entrypoint`, all strings."),
-    ] = {}
+    ] = {}  # noqa: RUF012  # pydantic copies it
 
 
 class Data(Value):
     """The training text. Exactly one of `corpus` and `paths`."""
 
+    model_config = ruled(
+        Rule(
+            rule="has(self.corpus) != has(self.paths)",
+            message="exactly one of corpus and paths must be given",
+            says="has(self.corpus) ? 'corpus and paths are both given; keep one of them' : "
+            "'neither corpus nor paths is given; name your files in paths, or use the corpus python-stdlib'",
+        ),
+    )
+
     corpus: Annotated[Corpus | None, Field(description="A text that is always there: `python-stdlib`.")] = None
     paths: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] | None,
-        Field(min_length=1, max_length=64, description="Files, or globs of files, readable in every first and last stage."),
+        Field(
+            min_length=1,
+            max_length=64,
+            description="Files, or globs of files, readable in every first and last stage.",
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        ),
     ] = None
     sequence_length: Annotated[int, Field(ge=1, le=1_048_576, description="Tokens in one training sequence.")] = 128
 
@@ -98,8 +184,26 @@ class Data(Value):
 class Parallelism(Value):
     """How many ways the work is split; ranks = pipeline * data * tensor."""
 
-    pipeline: Annotated[int, Field(ge=1, le=1024, description="Number of pipeline stages.")]
-    data: Annotated[int, Field(ge=1, le=1024, description="Number of replicas of the pipeline, each with its own data.")] = 1
+    model_config = ruled(
+        Rule(
+            rule=f"self.pipeline * self.data <= {MAX_RANKS}",
+            message=f"pipeline * data must be at most {MAX_RANKS} pods",
+            says="string(self.pipeline) + ' stages times ' + string(self.data) + ' replicas are more than "
+            f"the {MAX_RANKS} pods that one job may have; use fewer of either'",
+        ),
+        Rule(
+            rule="self.tensor == 1",
+            message="only 1 can be run yet; split the model into more pipeline stages instead",
+            says="'tensor ' + string(self.tensor) + ' cannot be run by this version, only 1; "
+            "split the model into more pipeline stages instead'",
+            field=".tensor",
+        ),
+    )
+
+    pipeline: Annotated[int, Field(ge=1, le=1024, description="Number of pipeline stages, one pod each.")]
+    data: Annotated[
+        int, Field(ge=1, le=1024, description="Number of replicas of the pipeline, each with its own data.")
+    ] = 1
     tensor: Annotated[
         int, Field(ge=1, le=64, description="GPUs that share each layer inside a stage; only 1 can be run yet.")
     ] = 1
@@ -108,9 +212,9 @@ class Parallelism(Value):
 class Schedule(Value):
     """The order in which a stage works through the micro-batches of a step."""
 
-    name: Annotated[ScheduleName, Field(description="GPipe: all forwards, then all backwards. 1F1B: alternate, less memory.")] = (
-        ScheduleName.ONE_F_ONE_B
-    )
+    name: Annotated[
+        ScheduleName, Field(description="GPipe: all forwards, then all backwards. 1F1B: alternate, less memory.")
+    ] = ScheduleName.ONE_F_ONE_B
     micro_batches: Annotated[int, Field(ge=1, le=65536, description="Micro-batches in a step, for each replica.")]
     micro_batch_size: Annotated[int, Field(ge=1, le=65536, description="Sequences in a micro-batch.")] = 1
 
@@ -119,11 +223,12 @@ class Partition(Value):
     """Which layers stand on which stage; chosen by cost if unset."""
 
     layers: Annotated[
-        tuple[Positive, ...] | None,
+        tuple[LayerCount, ...] | None,
         Field(
             min_length=1,
             max_length=1024,
             description="Layers on each stage, first to last; embedding and head of a built-in model count as layers.",
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
         ),
     ] = None
 
@@ -131,20 +236,69 @@ class Partition(Value):
 class TopologyScope(Value):
     """How close ranks must or should be, as names of topology levels."""
 
-    required: Annotated[str | None, Field(max_length=253, description="All within one domain of this level, or wait.")] = None
-    preferred: Annotated[str | None, Field(max_length=253, description="Within one domain of this level where possible.")] = None
+    model_config = ruled(
+        Rule(
+            rule="!has(self.required) || !has(self.preferred) || self.required != self.preferred",
+            message="preferred must differ from required, which holds anyhow; name a narrower level or leave it out",
+            field=".preferred",
+        ),
+    )
+
+    required: Annotated[
+        str | None, Field(min_length=1, max_length=316, description="All within one domain of this level, or wait.")
+    ] = None
+    preferred: Annotated[
+        str | None, Field(min_length=1, max_length=316, description="Within one domain of this level where possible.")
+    ] = None
 
 
 class Topology(Value):
     """What the cluster's network looks like, and how close the stages must be."""
 
+    model_config = ruled(
+        Rule(
+            rule="!has(self.levels) || !has(self.pipeline.required) || self.pipeline.required in self.levels",
+            message="pipeline.required must be one of levels",
+            says="'\"' + self.pipeline.required + '\" is not among levels; name one of them, or add it'",
+            field=".pipeline.required",
+        ),
+        Rule(
+            rule="!has(self.levels) || !has(self.pipeline.preferred) || self.pipeline.preferred in self.levels",
+            message="pipeline.preferred must be one of levels",
+            says="'\"' + self.pipeline.preferred + '\" is not among levels; name one of them, or add it'",
+            field=".pipeline.preferred",
+        ),
+    )
+
     profile: Annotated[
         str,
-        Field(max_length=63, description="Which node labels to read: a preset's name, or `auto` to detect it."),
+        Field(
+            min_length=1,
+            max_length=63,
+            description="Which node labels to read: a preset's name, or `auto` to detect it.",
+        ),
     ] = "auto"
     levels: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=316)], ...] | None,
-        Field(min_length=1, max_length=8, description="Node label keys from coarse to fine; overrides `profile`."),
+        Field(
+            min_length=1,
+            max_length=8,
+            description="Node label keys from coarse to fine, each once; overrides `profile`.",
+            json_schema_extra={
+                "x-kubernetes-list-type": "atomic",
+                **rules_extra(
+                    Rule(
+                        rule="self.all(key, self.exists_one(other, other == key))",
+                        message="a node label key stands here twice; keep one of them",
+                    ),
+                    Rule(
+                        rule="self.all(key, key.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?"
+                        "[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$'))",
+                        message="every level must be a node label key, as in topology.kubernetes.io/zone",
+                    ),
+                ),
+            },
+        ),
     ] = None
     pipeline: Annotated[TopologyScope, Field(description="Closeness of the stages of one replica.")] = TopologyScope()
 
@@ -152,35 +306,68 @@ class Topology(Value):
 class Training(Value):
     """What is trained, how far, and how."""
 
+    model_config = ruled(
+        Rule(
+            rule="self.warmupSteps <= self.steps",
+            message="warmupSteps must be at most steps",
+            says="string(self.warmupSteps) + ' warm-up steps do not fit into ' + string(self.steps) + "
+            "' steps; use at most ' + string(self.steps)",
+            field=".warmupSteps",
+        ),
+        unchanging("seed", why="the data order that was trained on so far follows from it"),
+    )
+
     steps: Annotated[int, Field(ge=1, le=1_000_000_000, description="Optimiser steps in all.")]
-    optimizer: Annotated[str, Field(pattern="^AdamW$", max_length=32, description="The optimiser; AdamW.")] = "AdamW"
+    optimizer: Annotated[Optimizer, Field(description="The optimiser; AdamW.")] = Optimizer.ADAMW
     learning_rate: Annotated[float, Field(gt=0, le=10, description="Peak learning rate.")] = 3e-4
-    warmup_steps: Annotated[NonNegative, Field(description="Steps of linear warm-up; then cosine decay to a tenth.")] = 0
+    warmup_steps: Annotated[
+        int,
+        Field(ge=0, le=1_000_000_000, description="Steps of linear warm-up; then cosine decay to a tenth."),
+    ] = 0
     weight_decay: Annotated[float, Field(ge=0, le=1, description="Decoupled weight decay, on matrices only.")] = 0.1
     clip_norm: Annotated[
         float, Field(ge=0, le=1e6, description="Bound on the global gradient norm over all stages; 0 clips nothing.")
     ] = 1.0
     seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="Seed of initial weights and data order.")] = 0
-    precision: Annotated[Precision, Field(description="fp32 or bf16 arithmetic; master weights are fp32.")] = Precision.FP32
+    precision: Annotated[Precision, Field(description="fp32 or bf16 arithmetic; master weights are fp32.")] = (
+        Precision.FP32
+    )
 
 
 class CheckpointVolume(Value):
     """Where checkpoints live: a volume that all stages share."""
 
-    claim_name: Annotated[str, Field(min_length=1, max_length=253, description="A PersistentVolumeClaim of the namespace.")]
+    claim_name: Annotated[
+        str, Field(min_length=1, max_length=253, description="A PersistentVolumeClaim of the job's namespace.")
+    ]
 
 
 class Checkpoint(Value):
     """When and where the state is saved."""
 
-    interval_steps: Annotated[int, Field(ge=0, le=1_000_000_000, description="Steps between checkpoints; 0: only at the end.")] = 100
+    model_config = ruled(
+        unchanging("path", why="the state would be left behind in the old folder"),
+        unchanging("volume", why="the state would be left behind on the old volume"),
+    )
+
+    interval_steps: Annotated[
+        int, Field(ge=0, le=1_000_000_000, description="Steps between checkpoints; 0: only at the end.")
+    ] = 100
     keep: Annotated[int, Field(ge=1, le=1000, description="Verified checkpoints kept; older ones are deleted.")] = 2
     path: Annotated[
         str | None,
         Field(
+            min_length=1,
             max_length=1024,
-            pattern=r"^[^/].*$",
-            description="Folder below the volume, or below the run's output; `<namespace>/<job>` on a volume if unset.",
+            description="Folder below the volume, or the run's output; `<namespace>/<job>` on a volume if unset.",
+            json_schema_extra=rules_extra(
+                Rule(
+                    rule="!self.startsWith('/') && !self.matches('(^|/)[.][.](/|$)')",
+                    message="must be a folder below the volume: no leading / and no ..",
+                    says="'\"' + self + "
+                    "'\" leads out of the volume; write a folder below it, without leading / and ..'",
+                )
+            ),
         ),
     ] = None
     volume: Annotated[
@@ -194,7 +381,13 @@ class FailureRule(Value):
 
     action: Annotated[RestartAction, Field(description="Fail: end the job. Restart: count a restart and go on.")]
     on_exit_codes: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=255)], ...], Field(min_length=1, max_length=255, description="Exit codes.")
+        tuple[Annotated[int, Field(ge=1, le=255)], ...],
+        Field(
+            min_length=1,
+            max_length=255,
+            description="Exit codes, 1 to 255.",
+            json_schema_extra={"x-kubernetes-list-type": "set"},
+        ),
     ]
 
 
@@ -202,15 +395,22 @@ class FailurePolicy(Value):
     """How often a failed gang is restarted from its last checkpoint, and which failures are final."""
 
     max_restarts: Annotated[int, Field(ge=0, le=100_000, description="Restarts before the job fails.")] = 6
-    rules: Annotated[tuple[FailureRule, ...], Field(max_length=32, description="Rules by exit code, first match counts.")] = ()
+    rules: Annotated[
+        tuple[FailureRule, ...],
+        Field(
+            max_length=32,
+            description="Rules by exit code, first match counts.",
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        ),
+    ] = ()
 
 
 class StageTemplate(Value):
     """What is different for some stages."""
 
-    stage: Annotated[int, Field(ge=0, le=1023, description="The stage that this changes.")]
+    stage: Annotated[int, Field(ge=0, le=1023, description="The stage that this changes, counted from 0.")]
     template: Annotated[
-        dict[str, Any],
+        PodTemplate,
         Field(description="Merged over `spec.template` for this stage; containers are merged by name."),
     ]
 
@@ -218,30 +418,105 @@ class StageTemplate(Value):
 class PipelineJobSpec(Value):
     """A model to train as a pipeline of stages, one pod a stage."""
 
+    model_config = ruled(
+        Rule(
+            rule=f"!{_LAYERS_KNOWN} || self.parallelism.pipeline <= {_LAYERS}",
+            message="more stages than layers; use at most one stage for each layer "
+            "(embedding and head of a built-in model count as layers)",
+            says="string(self.parallelism.pipeline) + ' stages cannot share ' + "
+            f"string({_LAYERS}) + ' layers; use at most ' + string({_LAYERS})",
+            field=".parallelism.pipeline",
+        ),
+        Rule(
+            rule="!has(self.partition.layers) || size(self.partition.layers) == self.parallelism.pipeline",
+            message="partition.layers must have one entry for each of the parallelism.pipeline stages",
+            says="string(size(self.partition.layers)) + ' entries for ' + string(self.parallelism.pipeline) + "
+            "' stages; give one for each stage, or leave partition out to have it chosen'",
+            field=".partition.layers",
+        ),
+        Rule(
+            rule=f"!has(self.partition.layers) || !{_LAYERS_KNOWN} || self.partition.layers.sum() == {_LAYERS}",
+            message="the entries of partition.layers must add up to the model's layers "
+            "(embedding and head of a built-in model count as layers)",
+            says="'the entries add up to ' + string(self.partition.layers.sum()) + ', the model has ' + "
+            f"string({_LAYERS}) + ' layers' + (has(self.model.gpt) ? ' (embedding and head included)' : '') + "
+            "'; make them equal, or leave partition out to have it chosen'",
+            field=".partition.layers",
+        ),
+        Rule(
+            rule="self.stageTemplates.all(item, item.stage < self.parallelism.pipeline)",
+            message="stageTemplates names a stage that does not exist; stages count from 0 to parallelism.pipeline - 1",
+            says="'a stage is named that does not exist; the stages are 0 to ' + string(self.parallelism.pipeline - 1)",
+            field=".stageTemplates",
+        ),
+        unchanging("model", why="the checkpoints hold this one"),
+        unchanging("data", why="the position in it is part of the checkpoints"),
+        *map(
+            changing_only_while_suspended,
+            ("parallelism", "schedule", "partition", "topology", "training", "checkpoint", "device", "gpuResource"),
+        ),
+    )
+
     model: Annotated[Model, Field(description="The model: a built-in family by its sizes, or your own layers.")]
     data: Annotated[Data, Field(description="The training text.")]
     parallelism: Annotated[Parallelism, Field(description="How many ways the work is split.")]
     schedule: Annotated[Schedule, Field(description="The order in which a stage works through micro-batches.")]
-    partition: Annotated[Partition, Field(description="Which layers stand on which stage; by cost if unset.")] = Partition()
-    topology: Annotated[Topology, Field(description="The network's shape and how close the stages must be.")] = Topology()
+    partition: Annotated[Partition, Field(description="Which layers stand on which stage; by cost if unset.")] = (
+        Partition()
+    )
+    topology: Annotated[Topology, Field(description="The network's shape and how close the stages must be.")] = (
+        Topology()
+    )
     training: Annotated[Training, Field(description="What is trained, how far, and how.")]
     checkpoint: Annotated[Checkpoint, Field(description="When and where the state is saved.")] = Checkpoint()
-    device: Annotated[Device, Field(description="gpu: `tensor` GPUs a stage over NCCL. cpu: processors over gloo.")] = Device.GPU
+    device: Annotated[Device, Field(description="gpu: `tensor` GPUs a stage over NCCL. cpu: processors over gloo.")] = (
+        Device.GPU
+    )
     gpu_resource: Annotated[
-        str, Field(min_length=1, max_length=253, description="The extended resource that a GPU is counted by.")
+        str,
+        Field(
+            min_length=1,
+            max_length=253,
+            description="The extended resource that a GPU is counted by.",
+            json_schema_extra=rules_extra(
+                Rule(
+                    rule="self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$')",
+                    message="must be an extended resource, as in nvidia.com/gpu",
+                    says="'\"' + self + '\" is no extended resource; write domain/name, as in nvidia.com/gpu'",
+                )
+            ),
+        ),
     ] = "nvidia.com/gpu"
     template: Annotated[
-        dict[str, Any] | None,
-        Field(description="Pod template for every stage; the container named `trainer` is completed by the operator."),
+        PodTemplate | None,
+        Field(
+            description="Pod template for every stage; the operator completes its container `trainer`. "
+            "A change counts from the next restart."
+        ),
     ] = None
     stage_templates: Annotated[
-        tuple[StageTemplate, ...], Field(max_length=1024, description="Changes to the template for single stages.")
+        tuple[StageTemplate, ...],
+        Field(
+            max_length=1024,
+            description="Changes to the template for single stages. A change counts from the next restart.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["stage"]},
+        ),
     ] = ()
-    failure_policy: Annotated[FailurePolicy, Field(description="Which failures are retried, and how often.")] = FailurePolicy()
+    failure_policy: Annotated[FailurePolicy, Field(description="Which failures are retried, and how often.")] = (
+        FailurePolicy()
+    )
     active_deadline_seconds: Annotated[
-        int | None, Field(ge=1, description="Seconds the job may be active, from its first admission, before it fails.")
+        int | None,
+        Field(
+            ge=1,
+            le=SECONDS_LIMIT,
+            description="Seconds the job may be active, from its first admission, before it fails.",
+        ),
     ] = None
     ttl_seconds_after_finished: Annotated[
-        int | None, Field(ge=0, description="Seconds after which a finished job is deleted; never if unset.")
+        int | None,
+        Field(ge=0, le=SECONDS_LIMIT, description="Seconds after which a finished job is deleted; never if unset."),
     ] = None
-    suspend: Annotated[bool, Field(description="true: checkpoint, stop and release everything; false: go on from there.")] = False
+    suspend: Annotated[
+        bool, Field(description="true: checkpoint, stop and release everything; false: go on from there.")
+    ] = False

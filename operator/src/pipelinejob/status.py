@@ -7,12 +7,14 @@ status is no floats. Machines that want numbers ask Prometheus.
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from pipelinejob.values import Value
 
 Count = Annotated[int, Field(ge=0)]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+# In the CRD any word is let through: a newer operator may know more of them than the CRD that is installed.
+OpenName = WithJsonSchema({"type": "string", "maxLength": 253})
 Short = Annotated[str, Field(max_length=253)]
 
 
@@ -54,7 +56,7 @@ class State(StrEnum):
 class Condition(Value):
     """One observation of the job, in Kubernetes' own form."""
 
-    type: Annotated[ConditionType, Field(description="What is observed.")]
+    type: Annotated[ConditionType, OpenName, Field(description="What is observed.")]
     status: Annotated[ConditionStatus, Field(description="Whether it holds.")]
     observed_generation: Annotated[int | None, Field(ge=0, description="Generation of the spec that was seen.")] = None
     last_transition_time: Annotated[Time, Field(description="When `status` changed last.")]
@@ -131,7 +133,9 @@ class PipelineJobStatus(Value):
     observed_generation: Annotated[int | None, Field(ge=0, description="Generation of the spec that this answers.")] = (
         None
     )
-    state: Annotated[State | None, Field(description="One word for people, derived from the conditions.")] = None
+    state: Annotated[State | None, OpenName, Field(description="One word for people, derived from the conditions.")] = (
+        None
+    )
     conditions: Annotated[
         tuple[Condition, ...],
         Field(
@@ -142,15 +146,15 @@ class PipelineJobStatus(Value):
     ] = ()
     attempt: Annotated[
         Count,
-        Field(
-            description="Number of the present gang; stored before its first pod exists, so that older pods are told apart."
-        ),
+        Field(description="Number of the present gang; stored before its first pod exists, to tell older pods apart."),
     ] = 0
     restarts: Annotated[Count, Field(description="Restarts counted against `spec.failurePolicy.maxRestarts`.")] = 0
     disruptions: Annotated[
         Count, Field(description="Restarts because a node or pod was taken away; they count against no limit.")
     ] = 0
-    not_before: Annotated[Time | None, Field(description="The present attempt waits until then, after a failure.")] = None
+    not_before: Annotated[Time | None, Field(description="The present attempt waits until then, after a failure.")] = (
+        None
+    )
     released_time: Annotated[
         Time | None, Field(description="When the gang of the present attempt was whole and let go to its nodes.")
     ] = None

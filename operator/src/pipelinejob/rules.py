@@ -1,0 +1,78 @@
+"""What several fields must satisfy together, as CEL: written beside the type it speaks of, carried by the CRD.
+
+The API server and the command line evaluate the very same expressions, so there is no second copy that could disagree.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from pydantic import ConfigDict
+
+
+class Reason(StrEnum):
+    """The API server's words for what kind of mistake it is."""
+
+    INVALID = "FieldValueInvalid"
+    FORBIDDEN = "FieldValueForbidden"
+    REQUIRED = "FieldValueRequired"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One CEL rule. `self` is the value, `oldSelf` (only in rules on changes) what it was.
+
+    `message` says rule and way out; `says`, where given, is a CEL expression that gives the same with the values in it.
+    `field` is where the error is reported, relative to the type (`.numLayers`).
+    """
+
+    rule: str
+    message: str
+    says: str | None = None
+    field: str | None = None
+    reason: Reason = Reason.INVALID
+
+    def dump(self) -> dict[str, str]:
+        """Give the form that stands in the CRD."""
+        parts = {
+            "rule": self.rule,
+            "message": self.message,
+            "messageExpression": self.says,
+            "fieldPath": self.field,
+            "reason": self.reason.value,
+        }
+        return {key: value for key, value in parts.items() if value is not None}
+
+
+def ruled(*rules: Rule) -> ConfigDict:
+    """Give the `model_config` of a type whose values must satisfy `rules`."""
+    return ConfigDict(json_schema_extra=rules_extra(*rules))
+
+
+def rules_extra(*rules: Rule) -> dict[str, Any]:
+    """Give what `rules` add to a JSON schema."""
+    return {"x-kubernetes-validations": [rule.dump() for rule in rules]}
+
+
+def unchanging(field: str, *, why: str) -> Rule:
+    """Refuse every change of `field`."""
+    return Rule(
+        rule=f"{_same(field)}",
+        message=f"{field} cannot change: {why}; create a job of another name",
+        field=f".{field}",
+        reason=Reason.FORBIDDEN,
+    )
+
+
+def changing_only_while_suspended(field: str) -> Rule:
+    """Refuse a change of a spec's `field` while stages run by it."""
+    return Rule(
+        rule=f"oldSelf.suspend || {_same(field)}",
+        message=f"{field} cannot change while stages run by it; set suspend to true, apply, then change it",
+        field=f".{field}",
+        reason=Reason.FORBIDDEN,
+    )
+
+
+def _same(field: str) -> str:
+    return f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
