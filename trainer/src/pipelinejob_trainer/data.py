@@ -135,7 +135,8 @@ def _stdlib_files() -> list[Path]:
 def _matching_files(patterns: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     for pattern in patterns:
-        matches = [path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if path.is_file()]
+        found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 # Path.glob takes no absolute pattern
+        matches = [path for path in map(Path, found) if path.is_file()]
         if not matches:
             raise UserError(
                 "DataNotFound",

@@ -1,4 +1,4 @@
-"""Errors of a stage's process, named for who can do something about them; `main` translates them into exit codes, once."""
+"""Errors of a stage's process, named for who can do something about them; `main` makes exit codes of them, once."""
 
 from pipelinejob.errors import PipelineJobError
 

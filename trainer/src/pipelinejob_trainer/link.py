@@ -1,8 +1,8 @@
-"""Links carry activations and gradients between neighbouring stages: tagged by micro-batch, receives posted ahead, sends
-reaped late.
+"""Links carry activations and gradients between neighbouring stages.
 
-A link goes one way. Its two ends agree on the tensor's shape and type once: the first message is a header, and every tensor
-after it is like the first. So no stage needs to guess what its neighbour's layers return.
+Messages are tagged by micro-batch, receives are posted ahead, sends reaped late.
+A link goes one way. Its two ends agree on the tensor's shape and type once: the first message is a header, and every
+tensor after it is like the first. So no stage needs to guess what its neighbour's layers return.
 """
 
 import queue

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import distributed
@@ -67,12 +68,11 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], group: distributed.P
     for gradients in by_type.values():
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat, group=group)
-        pieces = flat.split([gradient.numel() for gradient in gradients])
+        pieces = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, piece in zip(gradients, pieces, strict=True):
             gradient.copy_(piece.view_as(gradient))
 
 
 def _group(ranks: Iterable[int]) -> distributed.ProcessGroup:
-    group = distributed.new_group(list(ranks))
-    assert isinstance(group, distributed.ProcessGroup) or group is distributed.GroupMember.NON_GROUP_MEMBER
-    return group
+    # A rank outside the group gets a number instead; no such rank uses what it gets.
+    return cast(distributed.ProcessGroup, distributed.new_group(list(ranks)))

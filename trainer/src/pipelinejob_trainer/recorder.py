@@ -1,6 +1,7 @@
 """Where a rank's time goes: at any moment it is in exactly one state, and each stretch of a state becomes a span.
 
-Recording is switching: the end of one span is the start of the next, so every second of a step is in exactly one of them.
+Recording is switching: the end of one span is the start of the next, so every second of a step is in exactly one of
+them.
 """
 
 import time
@@ -52,14 +53,14 @@ class CudaClock:
     """The clock of a stage on a GPU: events on the stream that computes; nothing here ever waits for the device."""
 
     def mark(self) -> object:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call] # torch leaves it untyped
         event.record()
         return event
 
     def seconds(self, start: object, end: object) -> float | None:
         assert isinstance(start, torch.cuda.Event)
         assert isinstance(end, torch.cuda.Event)
-        return start.elapsed_time(end) / 1000 if end.query() else None
+        return start.elapsed_time(end) / 1000 if end.query() else None  # type: ignore[no-untyped-call] # as above
 
 
 @dataclass(slots=True)
@@ -111,7 +112,8 @@ class Recorder:
     def finish_step(self) -> StageTimeline | None:
         """End the step; give the newest timeline that is known.
 
-        On a CPU that is this step's. On a GPU, whose events are read a step later, it is an earlier one's or, at first, None.
+        On a CPU that is this step's. On a GPU, whose events are read a step later, it is an earlier one's or, at
+        first, None.
         """
         step = self._step
         assert step is not None, "begin_step comes first"

@@ -1,7 +1,7 @@
 """Plays a rank's list of actions. It knows no schedule by name: what to do, and in which order, is all in the list.
 
-What to receive and send follows from an action and the stage's place: F3 needs the activation of micro-batch 3 from upstream
-and gives one downstream, B3 the gradient from downstream and gives one upstream.
+What to receive and send follows from an action and the stage's place: F3 needs the activation of micro-batch 3 from
+upstream and gives one downstream, B3 the gradient from downstream and gives one upstream.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from pipelinejob.schedule import Action, ActionKind
+from pipelinejob.schedule import Action, ActionKind, wait_causes
 from pipelinejob.timeline import SpanKind
 from pipelinejob_trainer.link import Links
 from pipelinejob_trainer.recorder import IDLE, Recorder, State
@@ -28,8 +28,8 @@ class Batches(Protocol):
 class StepResult:
     """What a step gave beside gradients.
 
-    `loss_sum` is this rank's part of the global batch's mean loss: summed over all ranks it is that mean, in nats per token.
-    It is zero on all but last stages, and stays on the device.
+    `loss_sum` is this rank's part of the global batch's mean loss: summed over all ranks it is that mean, in nats per
+    token. It is zero on all but last stages, and stays on the device.
     """
 
     loss_sum: torch.Tensor
@@ -54,7 +54,7 @@ class Runtime:
         self._recorder = recorder
         self._batches = batches
         self._replica = replica
-        self._causes = waiting_causes(self._actions)
+        self._causes = wait_causes(self._actions)
 
     def run_step(self, step: int) -> StepResult:
         """Do forward and backward of a whole step; gradients are added to what the parameters hold.
@@ -123,23 +123,3 @@ class Runtime:
         for sender in (self._links.activations_out, self._links.gradients_out):
             if sender is not None:
                 sender.flush()
-
-
-def waiting_causes(actions: Sequence[Action]) -> tuple[str, ...]:
-    """Name, for each action, what a wait before it is due to.
-
-    Until its first backward a stage waits for the pipeline to fill, after its last forward for it to drain; between, a wait
-    means that a neighbour is slower: the one upstream before a forward, the one downstream before a backward.
-    """
-    kinds = [action.kind for action in actions]
-    first_backward = kinds.index(ActionKind.BACKWARD)
-    last_forward = len(kinds) - 1 - kinds[::-1].index(ActionKind.FORWARD)
-    causes = []
-    for place, kind in enumerate(kinds):
-        if place > last_forward:
-            causes.append("drain")
-        elif place <= first_backward:
-            causes.append("warm-up")
-        else:
-            causes.append("upstream" if kind is ActionKind.FORWARD else "downstream")
-    return tuple(causes)

@@ -1,7 +1,7 @@
 """One stage: its layers, and the forward and backward pass of one micro-batch through them.
 
-Gradients add up in `parameter.grad`, each micro-batch weighing 1 / (micro-batches * replicas), so that after a step, summed
-over replicas, they are those of the mean loss over the global batch.
+Gradients add up in `parameter.grad`, each micro-batch weighing 1 / (micro-batches * replicas), so that after a step,
+summed over replicas, they are those of the mean loss over the global batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,8 @@ from pipelinejob_trainer.models import LayerEntry
 class Stage:
     """The stretch of layers that a rank works on.
 
-    bf16 is autocast: weights, gradients and what is added up stay fp32, matrices are multiplied in bf16. What goes to the
-    next stage has the type that the layer gave it, so a split changes no rounding.
+    bf16 is autocast: weights, gradients and what is added up stay fp32, matrices are multiplied in bf16. What goes to
+    the next stage has the type that the layer gave it, so a split changes no rounding.
     """
 
     def __init__(
@@ -47,8 +47,9 @@ class Stage:
     def forward(self, micro_batch: int, received: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         """Run a micro-batch through the layers; keep what its backward pass needs.
 
-        `received` are token ids on the first stage, else the previous stage's output. Gives the output for the next stage,
-        or on the last stage, which needs `targets`, the weighted loss. Raises UserError when a layer returns no tensor.
+        `received` are token ids on the first stage, else the previous stage's output. Gives the output for the next
+        stage, or on the last stage, which needs `targets`, the weighted loss. Raises UserError when a layer returns
+        no tensor.
         """
         if not self.is_first and received.is_floating_point():
             received.requires_grad_()
@@ -63,12 +64,12 @@ class Stage:
     def backward(self, micro_batch: int, gradient: torch.Tensor | None = None) -> torch.Tensor | None:
         """Run a micro-batch's full backward pass; add to the parameters' gradients.
 
-        `gradient` is that of this stage's output, None on the last stage. Gives the gradient of what was received, None on
-        the first stage.
+        `gradient` is that of this stage's output, None on the last stage. Gives the gradient of what was received,
+        None on the first stage.
         """
         received, output = self._in_flight.pop(micro_batch)
         if output.requires_grad:  # a stage of layers without parameters, of tokens, has nothing to derive
-            output.backward(gradient)
+            torch.autograd.backward(output, gradient)
         if self.is_first:
             return None
         return torch.zeros_like(received) if received.grad is None else received.grad

@@ -1,9 +1,9 @@
 """The layers of a model: one global list, of which a stage holds a stretch.
 
-Of a built-in model only the layers [first, end) are ever made. What a layer's initial weights are depends on the seed and
-its place in the global list alone, so every way of splitting the model starts from equal weights. The first layer gets
-token ids (batch, sequence); each later one what the layer before it returned, one tensor; the last returns logits
-(batch, sequence, vocabulary).
+Of a built-in model only the layers [first, end) are ever made. What a layer's initial weights are depends on the seed
+and its place in the global list alone, so every way of splitting the model starts from equal weights. The first layer
+gets token ids (batch, sequence); each later one what the layer before it returned, one tensor; the last returns
+logits (batch, sequence, vocabulary).
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """A user's own model: `package.module:function`, called with the manifest's arguments, gives the list of layers.
 
-An element is a module, or a function without arguments that makes one. Functions are called for this stage's layers only,
-so a model that fits in no single host's memory can be given too.
+An element is a module, or a function without arguments that makes one. Functions are called for this stage's layers
+only, so a model that fits in no single host's memory can be given too.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """Virtual compute: layers that wait instead of reckoning, so that two cores host a truly parallel pipeline.
 
-Weights, autograd, links and book-keeping are real, the time of each layer's passes is a calibrated wait inside its autograd
-function. Use it as `entrypoint: pipelinejob_trainer.models.virtual:layers`.
+Weights, autograd, links and book-keeping are real, the time of each layer's passes is a calibrated wait inside its
+autograd function. Use it as `entrypoint: pipelinejob_trainer.models.virtual:layers`.
 """
 
 import time
@@ -34,7 +34,7 @@ class _Scale(torch.autograd.Function):
     """x * scale, where forward and backward each take as long as they are told."""
 
     @staticmethod
-    def forward(  # type: ignore[override] # torch types the context as Any
+    def forward(
         ctx: torch.autograd.function.FunctionCtx,
         x: torch.Tensor,
         scale: torch.Tensor,
@@ -48,7 +48,7 @@ class _Scale(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(  # type: ignore[override] # as above
+    def backward(
         ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
         start_s = time.perf_counter()
