@@ -25,8 +25,9 @@ ROOT_RULES = (
         rule=f"size(self.metadata.name) <= {NAME_LIMIT} && self.metadata.name.matches('{NAME_PATTERN}')",
         message="metadata.name must be lower-case letters, digits and -, begin with a letter and have at most "
         f"{NAME_LIMIT} characters, because pods are named <name>-r<replica>-s<stage>",
-        says="'metadata.name \"' + self.metadata.name + '\" cannot name pods; use lower-case letters, digits "
-        f"and -, begin with a letter, at most {NAME_LIMIT} characters'",
+        says='metadata.name "%s" cannot name pods; use lower-case letters, digits and -, begin with a letter, '
+        f"at most {NAME_LIMIT} characters",
+        values=("self.metadata.name",),
     ),
     Rule(
         rule=f"{_ACTIVE} || self.spec.suspend == oldSelf.spec.suspend",
@@ -97,7 +98,7 @@ def root_schema() -> Schema:
         "properties": {
             "apiVersion": {"type": "string", "description": f"The version of this form: {names.API_VERSION}."},
             "kind": {"type": "string", "description": f"The kind of object: {names.KIND}."},
-            "metadata": {"type": "object", "description": "Name, namespace, labels and annotations."},
+            "metadata": {"type": "object"},  # the API server brings its own description
             "spec": structural_schema(PipelineJobSpec),
             "status": structural_schema(PipelineJobStatus),
         },

@@ -22,13 +22,14 @@ class Reason(StrEnum):
 class Rule:
     """One CEL rule. `self` is the value, `oldSelf` (only in rules on changes) what it was.
 
-    `message` says rule and way out; `says`, where given, is a CEL expression that gives the same with the values in it.
-    `field` is where the error is reported, relative to the type (`.numLayers`).
+    `message` says rule and way out. `says`, where given, says the same with the values in it: a text whose %d and %s
+    are filled by the CEL expressions `values`. `field` is where the error is reported, relative to the type.
     """
 
     rule: str
     message: str
     says: str | None = None
+    values: tuple[str, ...] = ()
     field: str | None = None
     reason: Reason = Reason.INVALID
 
@@ -37,11 +38,15 @@ class Rule:
         parts = {
             "rule": self.rule,
             "message": self.message,
-            "messageExpression": self.says,
+            "messageExpression": self._expression(),
             "fieldPath": self.field,
             "reason": self.reason.value,
         }
         return {key: value for key, value in parts.items() if value is not None}
+
+    def _expression(self) -> str | None:
+        # One `format`: the API server's cost estimate refuses `'...' + string(number)` as unbounded.
+        return None if self.says is None else f"'{self.says}'.format([{', '.join(self.values)}])"
 
 
 def ruled(*rules: Rule) -> ConfigDict:

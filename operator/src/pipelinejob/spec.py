@@ -73,15 +73,15 @@ class GptModel(Value):
         Rule(
             rule="self.hiddenSize % self.numHeads == 0",
             message="hiddenSize must be a multiple of numHeads, so that every head is equally wide",
-            says="'hiddenSize ' + string(self.hiddenSize) + ' cannot be cut into ' + string(self.numHeads) + "
-            "' equal heads; use a multiple of ' + string(self.numHeads)",
+            says="%d cannot be cut into %d equal heads; use a multiple of %d",
+            values=("self.hiddenSize", "self.numHeads", "self.numHeads"),
             field=".hiddenSize",
         ),
         Rule(
             rule=f"self.vocabularySize >= {BYTE_VALUES}",
             message=f"vocabularySize must be at least {BYTE_VALUES}: the text is read as bytes",
-            says=f"string(self.vocabularySize) + ' tokens are too few: "
-            f"the text is read as bytes, use {BYTE_VALUES} or more'",
+            says=f"%d tokens are too few: the text is read as bytes; use {BYTE_VALUES} or more",
+            values=("self.vocabularySize",),
             field=".vocabularySize",
         ),
     )
@@ -104,10 +104,13 @@ class Model(Value):
 
     model_config = ruled(
         Rule(
-            rule="has(self.gpt) != has(self.entrypoint)",
-            message="exactly one of gpt and entrypoint must be given",
-            says="has(self.gpt) ? 'gpt and entrypoint are both given; keep one of them' : "
-            "'neither gpt nor entrypoint is given; name the sizes of a built-in gpt, or your own entrypoint'",
+            rule="has(self.gpt) || has(self.entrypoint)",
+            message="neither gpt nor entrypoint is given; name the sizes of a built-in gpt, or your own entrypoint",
+            reason=Reason.REQUIRED,
+        ),
+        Rule(
+            rule="!has(self.gpt) || !has(self.entrypoint)",
+            message="gpt and entrypoint are both given; keep one of them",
         ),
         Rule(
             rule="!has(self.entrypoint) || has(self.numLayers)",
@@ -140,8 +143,8 @@ class Model(Value):
                 Rule(
                     rule="self.matches('^[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$')",
                     message="must be package.module:function, as in mymodel.layers:build",
-                    says="'\"' + self + "
-                    "'\" is no entrypoint; write package.module:function, as in mymodel.layers:build'",
+                    says='"%s" is no entrypoint; write package.module:function, as in mymodel.layers:build',
+                    values=("self",),
                 )
             ),
         ),
@@ -161,10 +164,13 @@ class Data(Value):
 
     model_config = ruled(
         Rule(
-            rule="has(self.corpus) != has(self.paths)",
-            message="exactly one of corpus and paths must be given",
-            says="has(self.corpus) ? 'corpus and paths are both given; keep one of them' : "
-            "'neither corpus nor paths is given; name your files in paths, or use the corpus python-stdlib'",
+            rule="has(self.corpus) || has(self.paths)",
+            message="neither corpus nor paths is given; name your files in paths, or use the corpus python-stdlib",
+            reason=Reason.REQUIRED,
+        ),
+        Rule(
+            rule="!has(self.corpus) || !has(self.paths)",
+            message="corpus and paths are both given; keep one of them",
         ),
     )
 
@@ -188,14 +194,14 @@ class Parallelism(Value):
         Rule(
             rule=f"self.pipeline * self.data <= {MAX_RANKS}",
             message=f"pipeline * data must be at most {MAX_RANKS} pods",
-            says="string(self.pipeline) + ' stages times ' + string(self.data) + ' replicas are more than "
-            f"the {MAX_RANKS} pods that one job may have; use fewer of either'",
+            says=f"%d stages times %d replicas are more pods than the {MAX_RANKS} a job may have; use fewer",
+            values=("self.pipeline", "self.data"),
         ),
         Rule(
             rule="self.tensor == 1",
             message="only 1 can be run yet; split the model into more pipeline stages instead",
-            says="'tensor ' + string(self.tensor) + ' cannot be run by this version, only 1; "
-            "split the model into more pipeline stages instead'",
+            says="%d cannot be run by this version, only 1; split the model into more pipeline stages instead",
+            values=("self.tensor",),
             field=".tensor",
         ),
     )
@@ -259,13 +265,15 @@ class Topology(Value):
         Rule(
             rule="!has(self.levels) || !has(self.pipeline.required) || self.pipeline.required in self.levels",
             message="pipeline.required must be one of levels",
-            says="'\"' + self.pipeline.required + '\" is not among levels; name one of them, or add it'",
+            says='"%s" is not among levels; name one of them, or add it',
+            values=("self.pipeline.required",),
             field=".pipeline.required",
         ),
         Rule(
             rule="!has(self.levels) || !has(self.pipeline.preferred) || self.pipeline.preferred in self.levels",
             message="pipeline.preferred must be one of levels",
-            says="'\"' + self.pipeline.preferred + '\" is not among levels; name one of them, or add it'",
+            says='"%s" is not among levels; name one of them, or add it',
+            values=("self.pipeline.preferred",),
             field=".pipeline.preferred",
         ),
     )
@@ -310,8 +318,8 @@ class Training(Value):
         Rule(
             rule="self.warmupSteps <= self.steps",
             message="warmupSteps must be at most steps",
-            says="string(self.warmupSteps) + ' warm-up steps do not fit into ' + string(self.steps) + "
-            "' steps; use at most ' + string(self.steps)",
+            says="%d warm-up steps do not fit into %d steps; use at most %d",
+            values=("self.warmupSteps", "self.steps", "self.steps"),
             field=".warmupSteps",
         ),
         unchanging("seed", why="the data order that was trained on so far follows from it"),
@@ -364,8 +372,8 @@ class Checkpoint(Value):
                 Rule(
                     rule="!self.startsWith('/') && !self.matches('(^|/)[.][.](/|$)')",
                     message="must be a folder below the volume: no leading / and no ..",
-                    says="'\"' + self + "
-                    "'\" leads out of the volume; write a folder below it, without leading / and ..'",
+                    says='"%s" leads out of the volume; write a folder below it, without leading / and ..',
+                    values=("self",),
                 )
             ),
         ),
@@ -423,30 +431,31 @@ class PipelineJobSpec(Value):
             rule=f"!{_LAYERS_KNOWN} || self.parallelism.pipeline <= {_LAYERS}",
             message="more stages than layers; use at most one stage for each layer "
             "(embedding and head of a built-in model count as layers)",
-            says="string(self.parallelism.pipeline) + ' stages cannot share ' + "
-            f"string({_LAYERS}) + ' layers; use at most ' + string({_LAYERS})",
+            says="%d stages cannot share %d layers; use at most %d",
+            values=("self.parallelism.pipeline", _LAYERS, _LAYERS),
             field=".parallelism.pipeline",
         ),
         Rule(
             rule="!has(self.partition.layers) || size(self.partition.layers) == self.parallelism.pipeline",
             message="partition.layers must have one entry for each of the parallelism.pipeline stages",
-            says="string(size(self.partition.layers)) + ' entries for ' + string(self.parallelism.pipeline) + "
-            "' stages; give one for each stage, or leave partition out to have it chosen'",
+            says="%d entries for %d stages; give one for each stage, or leave partition out to have it chosen",
+            values=("size(self.partition.layers)", "self.parallelism.pipeline"),
             field=".partition.layers",
         ),
         Rule(
             rule=f"!has(self.partition.layers) || !{_LAYERS_KNOWN} || self.partition.layers.sum() == {_LAYERS}",
             message="the entries of partition.layers must add up to the model's layers "
             "(embedding and head of a built-in model count as layers)",
-            says="'the entries add up to ' + string(self.partition.layers.sum()) + ', the model has ' + "
-            f"string({_LAYERS}) + ' layers' + (has(self.model.gpt) ? ' (embedding and head included)' : '') + "
-            "'; make them equal, or leave partition out to have it chosen'",
+            says="the entries add up to %d, the model has %d layers (a built-in one with embedding and head); "
+            "make them equal, or leave partition out to have it chosen",
+            values=("self.partition.layers.sum()", _LAYERS),
             field=".partition.layers",
         ),
         Rule(
             rule="self.stageTemplates.all(item, item.stage < self.parallelism.pipeline)",
             message="stageTemplates names a stage that does not exist; stages count from 0 to parallelism.pipeline - 1",
-            says="'a stage is named that does not exist; the stages are 0 to ' + string(self.parallelism.pipeline - 1)",
+            says="a stage is named that does not exist; the stages are 0 to %d",
+            values=("self.parallelism.pipeline - 1",),
             field=".stageTemplates",
         ),
         unchanging("model", why="the checkpoints hold this one"),
@@ -482,7 +491,8 @@ class PipelineJobSpec(Value):
                 Rule(
                     rule="self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$')",
                     message="must be an extended resource, as in nvidia.com/gpu",
-                    says="'\"' + self + '\" is no extended resource; write domain/name, as in nvidia.com/gpu'",
+                    says='"%s" is no extended resource; write domain/name, as in nvidia.com/gpu',
+                    values=("self",),
                 )
             ),
         ),
