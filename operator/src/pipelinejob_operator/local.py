@@ -357,7 +357,8 @@ class LocalCluster:
                 mounts[mount["mountPath"]] = Path(volume["hostPath"]["path"])
             elif "configMap" in volume:
                 mounts[mount["mountPath"]] = self._config_folder(pod, volume["configMap"]["name"])
-            else:
+            elif "emptyDir" in volume and Path(mount["mountPath"]).is_dir():
+                continue  # /tmp, /dev/shm: this machine has its own
                 mounts[mount["mountPath"]] = root / "volumes" / mount["name"]
         mounts[names.CHECKPOINT_MOUNT] = self._folder.checkpoints.resolve()
         return mounts

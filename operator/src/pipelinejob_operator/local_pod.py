@@ -10,8 +10,11 @@ from typing import Any
 from pipelinejob import names
 from pipelinejob_operator.cluster import ClusterError, Object
 
-_TRAINER = (sys.executable, "-m", "pipelinejob_trainer", "run")
+_TRAINER = (sys.executable, "-m", "pipelinejob_trainer")
+_IMAGE_COMMAND = "pipelinejob-trainer"  # what the trainer's image calls it
 _DEFAULT_GRACE_S = 30.0
+# An image has no home and no user; a person has both, and may keep data there.
+_A_PERSONS_OWN = frozenset({"HOME", "USER"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +63,9 @@ def command(pod: Object, surroundings: Surroundings) -> tuple[str, ...]:
     container = trainer(pod)
     own = tuple(container.get("command") or ())
     arguments = tuple(container.get("args") or ())
-    whole = (*own, *arguments) if own else (*_TRAINER[: -1 if arguments else None], *arguments)
-    return tuple(_moved(word, surroundings.mounts) for word in whole)
+    if not own or own == (_IMAGE_COMMAND,):
+        own, arguments = _TRAINER, arguments or ("run",)
+    return tuple(_moved(word, surroundings.mounts) for word in (*own, *arguments))
 
 
 def environment(pod: Object, surroundings: Surroundings) -> dict[str, str]:
@@ -73,6 +77,8 @@ def environment(pod: Object, surroundings: Surroundings) -> dict[str, str]:
     if surroundings.gpus:
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(surroundings.gpus)
     for entry in trainer(pod).get("env", ()):
+        if entry["name"] in _A_PERSONS_OWN & variables.keys():
+            continue
         variables[entry["name"]] = _moved(_value(entry, pod), surroundings.mounts)
     port = int(variables.get(names.ENV_METRICS_PORT) or names.PORT_METRICS)
     variables[names.ENV_METRICS_PORT] = str(surroundings.ports.get(port, port))

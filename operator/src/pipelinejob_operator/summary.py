@@ -1,0 +1,171 @@
+"""What came out of a run, measured beside predicted: the value behind summary.json, final table and report. Pure."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import mean, median
+
+from pipelinejob.plan import CostSource, Plan, StagePlan
+from pipelinejob.progress import StepRecord
+from pipelinejob.spec import ScheduleName
+from pipelinejob.status import PipelineJobStatus
+from pipelinejob.timeline import COMPUTE, WAITING, SpanKind, StageTimeline, Timeline, bubble_ratio
+from pipelinejob.values import Value
+
+_SETTLING_STEPS = 2  # the first steps of an attempt allocate memory and open connections
+
+
+class Pair(Value):
+    """One quantity, as predicted before the run and as measured in it."""
+
+    predicted: float | None = None
+    measured: float | None = None
+
+
+class StageSummary(Value):
+    """One rank. Ratios are of the steps whose timeline was kept: the last ones."""
+
+    replica: int
+    stage: int
+    first_layer: int
+    end_layer: int
+    parameters: int
+    utilization_ratio: Pair  # compute / the step's wall time
+    bubble_ratio: Pair  # timeline.bubble_ratio
+    memory_bytes: Pair
+    restarts: int = 0
+    seconds: dict[str, float]  # of a mean step, measured: a span kind, or `cause` of a wait
+
+
+class RunSummary(Value):
+    """All of a run in one value."""
+
+    namespace: str
+    name: str
+    state: str
+    reason: str
+    message: str
+    schedule: ScheduleName
+    micro_batches: int
+    micro_batch_size: int
+    steps: int
+    steps_wanted: int
+    loss_first: float | None = None
+    loss_last: float | None = None
+    training_s: float = 0.0  # the sum of all steps
+    step_s: Pair
+    tokens_per_s: Pair
+    bubble_ratio: Pair
+    cost_source: CostSource
+    restarts: int = 0
+    attempts: int = 1
+    stages: tuple[StageSummary, ...]
+
+
+def summarise(
+    plan: Plan,
+    *,
+    status: PipelineJobStatus,
+    steps: Sequence[StepRecord],
+    predicted: Timeline,
+    measured: Timeline,
+) -> RunSummary:
+    """Lay what a run measured beside what its plan promised."""
+    summary = next((each for each in status.conditions if each.type == "Succeeded"), None)
+    stages = tuple(
+        _stage(plan, stage, replica, status=status, predicted=predicted, measured=measured)
+        for replica in range(plan.parallelism.data)
+        for stage in plan.stages
+    )
+    step_s = _typical_step_s(steps)
+    tokens = tokens_per_step(plan)
+    bubbles = [stage.bubble_ratio.measured for stage in stages if stage.bubble_ratio.measured is not None]
+    return RunSummary(
+        namespace=plan.namespace,
+        name=plan.name,
+        state=str(status.state or "Pending"),
+        reason=summary.reason if summary else "",
+        message=summary.message if summary else "",
+        schedule=plan.schedule.name,
+        micro_batches=plan.schedule.micro_batches,
+        micro_batch_size=plan.schedule.micro_batch_size,
+        steps=steps[-1].step if steps else 0,
+        steps_wanted=plan.training.steps,
+        loss_first=steps[0].loss if steps else None,
+        loss_last=steps[-1].loss if steps else None,
+        training_s=sum(step.step_s for step in steps),
+        step_s=Pair(predicted=plan.prediction.step_s, measured=step_s),
+        tokens_per_s=Pair(predicted=plan.prediction.tokens_per_s, measured=tokens / step_s if step_s else None),
+        bubble_ratio=Pair(predicted=plan.prediction.bubble_ratio, measured=mean(bubbles) if bubbles else None),
+        cost_source=plan.prediction.source,
+        restarts=status.restarts,
+        attempts=status.attempt,
+        stages=stages,
+    )
+
+
+def tokens_per_step(plan: Plan) -> int:
+    """Give the tokens that one optimiser step learns from."""
+    samples = plan.schedule.micro_batches * plan.schedule.micro_batch_size * plan.parallelism.data
+    return samples * plan.data.sequence_length
+
+
+def seconds_by_cause(timelines: Sequence[StageTimeline]) -> dict[str, float]:
+    """Give a mean step's seconds by what they were spent on; a wait is named by its cause where it has one."""
+    total: defaultdict[str, float] = defaultdict(float)
+    for timeline in timelines:
+        for span in timeline.spans:
+            total[_name(span.kind, span.cause)] += span.end_s - span.start_s
+    return {name: seconds / len(timelines) for name, seconds in total.items()}
+
+
+def _name(kind: SpanKind, cause: str | None) -> str:
+    return cause if cause and kind in WAITING else kind.value
+
+
+def _stage(
+    plan: Plan,
+    stage: StagePlan,
+    replica: int,
+    *,
+    status: PipelineJobStatus,
+    predicted: Timeline,
+    measured: Timeline,
+) -> StageSummary:
+    seen = tuple(each for each in measured.stages if (each.replica, each.stage) == (replica, stage.stage))
+    planned = next((each for each in predicted.stages if each.stage == stage.stage), None)
+    said = next((each for each in status.stages if (each.replica, each.stage) == (replica, stage.stage)), None)
+    return StageSummary(
+        replica=replica,
+        stage=stage.stage,
+        first_layer=stage.first_layer,
+        end_layer=stage.end_layer,
+        parameters=stage.parameter_bytes // 4,
+        utilization_ratio=Pair(
+            predicted=_compute_s(planned) / plan.prediction.step_s if planned else None,
+            measured=_utilization(seen),
+        ),
+        bubble_ratio=Pair(
+            predicted=stage.bubble_ratio,
+            measured=bubble_ratio(tuple(span for each in seen for span in each.spans)) if seen else None,
+        ),
+        memory_bytes=Pair(predicted=stage.memory_bytes, measured=said.memory_bytes if said else None),
+        restarts=said.restarts if said else 0,
+        seconds=seconds_by_cause(seen) if seen else {},
+    )
+
+
+def _utilization(timelines: Sequence[StageTimeline]) -> float | None:
+    wall = sum(each.spans[-1].end_s - each.spans[0].start_s for each in timelines if each.spans)
+    return sum(_compute_s(each) for each in timelines) / wall if wall else None
+
+
+def _compute_s(timeline: StageTimeline) -> float:
+    return sum(span.end_s - span.start_s for span in timeline.spans if span.kind in COMPUTE)
+
+
+def _typical_step_s(steps: Sequence[StepRecord]) -> float | None:
+    """Give the median step of the last attempt, its first steps aside."""
+    if not steps:
+        return None
+    last = [step.step_s for step in steps if step.attempt == steps[-1].attempt]
+    return median(last[_SETTLING_STEPS:] or last)
