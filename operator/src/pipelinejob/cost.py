@@ -1,6 +1,14 @@
-"""What layers cost: the values that partition, simulator and planner reckon with, whoever measured or derived them."""
+"""What layers cost: the values that partition, simulator and planner reckon with, whoever measured or derived them.
+
+Measured costs come from the trainer. `analytic_profile` derives costs from a model's sizes before anything ran:
+operations and bytes counted exactly, over nominal speeds of a device. Those are predictions, and say so
+(`CostSource.ANALYTIC`).
+"""
+
+from dataclasses import dataclass
 
 from pipelinejob.plan import CostSource
+from pipelinejob.spec import Data, Device, GptModel, Model, Precision, Schedule, Training
 from pipelinejob.values import Value
 
 
@@ -15,12 +23,22 @@ class LayerCost(Value):
     activation_bytes: int  # kept from forward to backward
     output_bytes: int  # what the next layer receives
 
+    @property
+    def compute_s(self) -> float:
+        """Give the seconds of one micro-batch, there and back."""
+        return self.forward_s + self.backward_s
+
+    @property
+    def state_bytes(self) -> int:
+        """Give what the layer takes whatever is in flight: fp32 parameter, gradient, and the two moments of AdamW."""
+        return 4 * self.parameter_bytes
+
 
 class Profile(Value):
     """The costs of a model's layers, in order, and of the places and links they run on.
 
-    `concurrency` is how many stages of one node truly compute at once (processor cores over threads of a stage); None means
-    each has its own device. `link_s` and `link_bytes_per_s` describe one hop between neighbouring stages.
+    `concurrency` is how many stages of one node truly compute at once (processor cores over threads of a stage); None
+    means each has its own device. `link_s` and `link_bytes_per_s` describe one hop between neighbouring stages.
     """
 
     source: CostSource
@@ -29,3 +47,203 @@ class Profile(Value):
     link_s: float = 0.0
     link_bytes_per_s: float | None = None
     step_overhead_s: float = 0.0  # each step, outside the schedule: data, norm all-reduce, book-keeping
+    stage_speeds: tuple[float, ...] | None = None  # relative to the device of the costs; unset: all alike
+    device_memory_bytes: int | None = None  # of each stage; the partition keeps within it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NominalDevice:
+    """A device by its data sheet: dense operations, fp32 without TF32 as torch's default has it."""
+
+    flops: dict[Precision, float]  # operations a second
+    attained: float  # share of them that training of transformers usually attains
+    memory_bytes: int | None  # None: shared with others, not ours to divide
+    memory_bytes_per_s: float
+    link_s: float
+    link_bytes_per_s: float  # between nodes: one 400 Gb/s port a GPU, or 10 Gb/s Ethernet
+
+
+def _gpu(name: str, *, bf16: float, fp32: float, memory: float, bandwidth: float) -> tuple[str, NominalDevice]:
+    return name, NominalDevice(
+        flops={Precision.BF16: bf16 * 1e12, Precision.FP32: fp32 * 1e12},
+        attained=0.4,  # model FLOPs utilisation of 0.38 to 0.43: Llama 3 on 16,384 H100 (arXiv 2407.21783, table 4)
+        memory_bytes=int(memory * 1e9),
+        memory_bytes_per_s=bandwidth * 1e12,
+        link_s=10e-6,
+        link_bytes_per_s=50e9,
+    )
+
+
+# NVIDIA's data sheets, SXM where there is a choice. Names are looked for in the node label nvidia.com/gpu.product.
+GPUS = dict(
+    (
+        _gpu("B200", bf16=2250, fp32=75, memory=180, bandwidth=7.7),
+        _gpu("H200", bf16=989, fp32=67, memory=141, bandwidth=4.8),
+        _gpu("H100", bf16=989, fp32=67, memory=80, bandwidth=3.35),
+        _gpu("A100-SXM4-80GB", bf16=312, fp32=19.5, memory=80, bandwidth=2.04),
+        _gpu("A100", bf16=312, fp32=19.5, memory=40, bandwidth=1.56),
+        _gpu("L40S", bf16=362, fp32=91.6, memory=48, bandwidth=0.86),
+        _gpu("A10", bf16=125, fp32=31.2, memory=24, bandwidth=0.6),
+        _gpu("L4", bf16=121, fp32=30.3, memory=24, bandwidth=0.3),
+    )
+)
+
+# One core with AVX-512: two fused multiply-adds of 16 floats a cycle at 3 GHz. Without matrix units bf16 gains nothing.
+CPU_CORE = NominalDevice(
+    flops={Precision.FP32: 100e9, Precision.BF16: 100e9},
+    attained=0.3,
+    memory_bytes=None,
+    memory_bytes_per_s=10e9,
+    link_s=100e-6,
+    link_bytes_per_s=1.25e9,
+)
+
+_BACKWARD = 2  # operations of a backward pass per operation of a forward pass: each product has two gradients
+_EQUAL_FORWARD_S = 1e-3
+_FP32_BYTES = 4
+
+
+def nominal_device(device: Device, product: str = "") -> NominalDevice:
+    """Give the data sheet of a processor core, or of the GPU that a product name (`NVIDIA-H100-80GB-HBM3`) speaks of.
+
+    A GPU that is not in the table is reckoned as an H100, without a bound on its memory.
+    """
+    if device is Device.CPU:
+        return CPU_CORE
+    known = next((gpu for name, gpu in GPUS.items() if name in product), None)
+    return known or _without_memory(GPUS["H100"])
+
+
+def _without_memory(gpu: NominalDevice) -> NominalDevice:
+    return NominalDevice(
+        flops=gpu.flops,
+        attained=gpu.attained,
+        memory_bytes=None,
+        memory_bytes_per_s=gpu.memory_bytes_per_s,
+        link_s=gpu.link_s,
+        link_bytes_per_s=gpu.link_bytes_per_s,
+    )
+
+
+def layer_names(model: Model) -> tuple[str, ...]:
+    """Name the layers of the global list that is split over the stages: embedding, block-0 ..., head; or layer-0 ..."""
+    if model.gpt is not None:
+        return ("embedding", *(f"block-{i}" for i in range(model.gpt.num_layers)), "head")
+    assert model.num_layers is not None, "the spec demands numLayers beside entrypoint"
+    return tuple(f"layer-{i}" for i in range(model.num_layers))
+
+
+def analytic_profile(
+    model: Model, data: Data, schedule: Schedule, training: Training, *, device: Device, product: str = ""
+) -> Profile:
+    """Derive a profile from sizes and data sheets.
+
+    Of a user's own layers nothing is known but their number: they count as equal; seconds and bytes mean nothing.
+    """
+    nominal = nominal_device(device, product)
+    if model.gpt is None:
+        return Profile(source=CostSource.EQUAL, layers=tuple(map(_equal_layer, layer_names(model))))
+    tokens = schedule.micro_batch_size * data.sequence_length
+    shape = _Shape(model.gpt, tokens=tokens, sequence=data.sequence_length, precision=training.precision)
+    counts = (shape.embedding(), *[shape.block()] * model.gpt.num_layers, shape.head())
+    return Profile(
+        source=CostSource.ANALYTIC,
+        layers=tuple(
+            _layer(name, count, nominal, training.precision)
+            for name, count in zip(layer_names(model), counts, strict=True)
+        ),
+        link_s=nominal.link_s,
+        link_bytes_per_s=nominal.link_bytes_per_s,
+        device_memory_bytes=nominal.memory_bytes,
+    )
+
+
+def _equal_layer(name: str) -> LayerCost:
+    return LayerCost(
+        name=name,
+        forward_s=_EQUAL_FORWARD_S,
+        backward_s=_BACKWARD * _EQUAL_FORWARD_S,
+        parameter_bytes=0,
+        activation_bytes=0,
+        output_bytes=0,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Count:
+    """What a layer does and keeps, for one micro-batch's forward pass."""
+
+    parameters: int
+    flops: int
+    activation_bytes: int
+    output_bytes: int
+
+
+class _Shape:
+    """Counts of a GPT's layers. h is the width, f of the feed-forward layer, s the sequence, n tokens of a micro-batch.
+
+    A product of n tokens with a matrix of k parameters takes 2nk operations; scores and mixing of attention take 2nsh
+    each (Narayanan et al. 2021, arXiv 2104.04473, appendix). What is kept for the backward pass follows Korthikanti et
+    al. 2022 (arXiv 2205.05198, section 4.1), whose 34sbh + 5as^2b bytes a block become, without dropout and with
+    attention that keeps no s x s matrix: 8nh + 2nf elements, two nh of them (the residual stream, as both norms receive
+    it) fp32 always.
+    """
+
+    def __init__(self, model: GptModel, *, tokens: int, sequence: int, precision: Precision) -> None:
+        self.h = model.hidden_size
+        self.f = model.feed_forward_size or 4 * self.h
+        self.v = model.vocabulary_size
+        self.n = tokens
+        self.s = sequence
+        self.element = _FP32_BYTES if precision is Precision.FP32 else 2  # of what matrices multiply
+
+    @property
+    def stream_bytes(self) -> int:
+        """Give the residual stream's size; it stays fp32 under autocast, between stages too."""
+        return self.n * self.h * _FP32_BYTES
+
+    def embedding(self) -> _Count:
+        """Count token and position tables; a look-up and an addition."""
+        return _Count(
+            parameters=self.v * self.h + self.s * self.h,
+            flops=self.n * self.h,
+            activation_bytes=self.n * 8,  # the tokens, as 64-bit numbers
+            output_bytes=self.stream_bytes,
+        )
+
+    def block(self) -> _Count:
+        """Count attention (4h^2 parameters), feed-forward layer (2hf), their biases and two norms."""
+        h, f, n = self.h, self.f, self.n
+        return _Count(
+            parameters=4 * h * h + 4 * h + 2 * h * f + h + f + 4 * h,
+            flops=2 * n * (4 * h * h + 2 * h * f) + 4 * n * self.s * h,
+            activation_bytes=2 * self.stream_bytes + n * (6 * h + 2 * f) * self.element,
+            output_bytes=self.stream_bytes,
+        )
+
+    def head(self) -> _Count:
+        """Count the last norm, the product with the vocabulary, and the loss, which keeps fp32 log-probabilities."""
+        h, n, v = self.h, self.n, self.v
+        return _Count(
+            parameters=2 * h + h * v,
+            flops=2 * n * h * v,
+            activation_bytes=self.stream_bytes + n * h * self.element + n * v * (self.element + _FP32_BYTES),
+            output_bytes=n * v * self.element,
+        )
+
+
+def _layer(name: str, count: _Count, device: NominalDevice, precision: Precision) -> LayerCost:
+    """Turn counts into seconds: a pass takes as long as its operations or its memory traffic, whichever is longer."""
+    parameter_bytes = count.parameters * _FP32_BYTES
+    operations_s = count.flops / (device.attained * device.flops[precision])
+    traffic_s = (count.activation_bytes + count.output_bytes) / device.memory_bytes_per_s
+    forward_s = max(operations_s, traffic_s)
+    return LayerCost(
+        name=name,
+        forward_s=forward_s,
+        backward_s=_BACKWARD * forward_s,
+        optimizer_s=7 * parameter_bytes / device.memory_bytes_per_s,  # AdamW reads four numbers and writes three
+        parameter_bytes=parameter_bytes,
+        activation_bytes=count.activation_bytes,
+        output_bytes=count.output_bytes,
+    )

@@ -15,6 +15,7 @@ class CostSource(StrEnum):
 
     ANALYTIC = "analytic"  # counted floating-point operations over a nominal device speed
     PROFILED = "profiled"  # measured on the device that will do the work
+    EQUAL = "equal"  # nothing is known of a user's own layers: all alike, a millisecond each; only ratios mean anything
 
 
 class StagePlan(Value):
