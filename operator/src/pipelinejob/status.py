@@ -180,6 +180,10 @@ class PipelineJobStatus(Value):
         Count | None, Field(description="Step of the newest verified checkpoint; a restart goes on from there.")
     ] = None
     nodes: Annotated[Short | None, Field(description="The nodes in use, in short: `4: node-a, node-b, ...`.")] = None
+    crossings: Annotated[
+        dict[Short, Count] | None,
+        Field(description="Neighbouring stages parted at each level of the topology, coarse to fine."),
+    ] = None
     progress_time: Annotated[Time | None, Field(description="When these measurements were written last.")] = None
 
 

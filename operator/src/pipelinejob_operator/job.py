@@ -1,0 +1,98 @@
+"""A PipelineJob as the controller reads it: parsed once at the border, trusted afterwards."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.status import Condition, ConditionStatus, ConditionType, PipelineJobStatus
+from pipelinejob_operator.cluster import Key, Object
+
+
+class Rank(NamedTuple):
+    """One pod's place in the job."""
+
+    replica: int
+    stage: int
+
+    def __str__(self) -> str:
+        return f"stage {self.stage} of replica {self.replica}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Identity, wish and last report of a job. `spec` is None when what is stored can't be read as one."""
+
+    key: Key
+    uid: str
+    generation: int
+    created: str  # RFC 3339, as the API server wrote it: sorts as text
+    spec: PipelineJobSpec | None
+    status: PipelineJobStatus
+    raw: Object
+    is_deleting: bool = False
+
+    @property
+    def ranks(self) -> tuple[Rank, ...]:
+        """Give every rank, replica by replica, stage by stage; none for an unreadable spec."""
+        if self.spec is None:
+            return ()
+        parallelism = self.spec.parallelism
+        return tuple(Rank(r, s) for r in range(parallelism.data) for s in range(parallelism.pipeline))
+
+    @property
+    def is_finished(self) -> bool:
+        """Say whether the job has ended, for ever."""
+        succeeded = condition(self.status, ConditionType.SUCCEEDED)
+        return succeeded is not None and succeeded.status is not ConditionStatus.UNKNOWN
+
+    @property
+    def is_placed(self) -> bool:
+        """Say whether the present attempt holds nodes."""
+        return bool(self.status.stages) and all(stage.node is not None for stage in self.status.stages)
+
+
+def read_job(raw: Object) -> Job:
+    """Read a stored PipelineJob. A spec or status of another shape reads as absent; validation says what is wrong."""
+    metadata = raw["metadata"]
+    return Job(
+        key=Key(metadata["namespace"], metadata["name"]),
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        created=metadata.get("creationTimestamp") or "",
+        spec=_spec(raw),
+        status=_status(raw),
+        raw=raw,
+        is_deleting=metadata.get("deletionTimestamp") is not None,
+    )
+
+
+def condition(status: PipelineJobStatus, kind: ConditionType) -> Condition | None:
+    """Give the condition of this type, if it was ever written."""
+    return next((each for each in status.conditions if each.type == kind), None)
+
+
+def parse_time(text: str) -> datetime:
+    """Read an API timestamp."""
+    return datetime.fromisoformat(text)
+
+
+def format_time(moment: datetime) -> str:
+    """Write an API timestamp, to the second, as the API server does."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _spec(raw: Object) -> PipelineJobSpec | None:
+    try:
+        return PipelineJobSpec.model_validate(raw.get("spec"))
+    except ValidationError:
+        return None
+
+
+def _status(raw: Object) -> PipelineJobStatus:
+    try:
+        return PipelineJobStatus.model_validate(raw.get("status") or {})
+    except ValidationError:
+        return PipelineJobStatus()
