@@ -1,0 +1,178 @@
+"""What is wrong with a spec that no schema can see: mostly in pod templates, whose fields the CRD lets through unread.
+
+The command line asks before a cluster is involved; the operator asks before it makes a pod, and says the same in a
+condition.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipelinejob import names
+from pipelinejob.errors import SpecError
+from pipelinejob.spec import Device, PipelineJobSpec
+
+# Lists that templates are merged by: each item must carry this key.
+_KEYED_LISTS = {"initContainers": "name", "volumes": "name", "imagePullSecrets": "name"}
+_KEYED_CONTAINER_LISTS = {"env": "name", "ports": "containerPort", "volumeMounts": "mountPath"}
+# What the operator sets itself, and what a user would do instead.
+_OPERATOR_FIELDS = {
+    "hostname": "pods are named after the job",
+    "subdomain": "it is the job's headless service",
+    "nodeName": "stages are placed by the operator; use nodeSelector or affinity to narrow its choice",
+}
+_OWN_PORTS = {names.PORT_METRICS: names.PORT_METRICS_NAME, names.PORT_RENDEZVOUS: names.PORT_RENDEZVOUS_NAME}
+_OWN_VOLUME = "plan"
+_QUANTITY = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?")
+_ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def check(spec: PipelineJobSpec) -> tuple[SpecError, ...]:
+    """Give everything that is wrong with a spec which its schema and CEL rules let through."""
+    return (*_check_arguments(spec), *_check_templates(spec))
+
+
+def _check_arguments(spec: PipelineJobSpec) -> Iterator[SpecError]:
+    for argument in spec.model.arguments:
+        if not _ARGUMENT.fullmatch(argument):
+            yield SpecError(
+                "spec.model.arguments", f'"{argument}" cannot name an argument of a Python function; rename it'
+            )
+
+
+def _check_templates(spec: PipelineJobSpec) -> Iterator[SpecError]:
+    if spec.template is not None:
+        yield from _check_template("spec.template", spec.template, spec)
+        yield from _check_trainer_is_named("spec.template.spec.containers", spec.template)
+    for index, override in enumerate(spec.stage_templates):
+        yield from _check_template(f"spec.stageTemplates[{index}].template", override.template, spec)
+
+
+def _check_trainer_is_named(path: str, template: Mapping[str, Any]) -> Iterator[SpecError]:
+    containers = [item for item in _items(_mapping(template.get("spec")), "containers") if "name" in item]
+    if containers and all(item["name"] != names.CONTAINER_TRAINER for item in containers):
+        listed = ", ".join(str(item["name"]) for item in containers)
+        yield SpecError(path, f"none of {listed} is named `{names.CONTAINER_TRAINER}`; name the one that trains so")
+
+
+def _check_template(path: str, template: Mapping[str, Any], spec: PipelineJobSpec) -> Iterator[SpecError]:
+    for key in template:
+        if key not in {"metadata", "spec"}:
+            yield SpecError(f"{path}.{key}", "a pod template has only metadata and spec; move this below one of them")
+    for part in ("metadata", "spec"):
+        if not isinstance(template.get(part, {}), Mapping):
+            yield SpecError(f"{path}.{part}", f"{template[part]!r} is no mapping")
+    yield from _check_metadata(f"{path}.metadata", _mapping(template.get("metadata")))
+    yield from _check_pod(f"{path}.spec", _mapping(template.get("spec")), spec)
+
+
+def _check_metadata(path: str, metadata: Mapping[str, Any]) -> Iterator[SpecError]:
+    for part in ("labels", "annotations"):
+        values = metadata.get(part, {})
+        if not isinstance(values, Mapping):
+            yield SpecError(f"{path}.{part}", f"{values!r} is no mapping of names to texts")
+            continue
+        for key, value in values.items():
+            if key.startswith(f"{names.GROUP}/"):
+                yield SpecError(f"{path}.{part}[{key}]", f"{names.GROUP}/ is the operator's; use a prefix of your own")
+            if not isinstance(value, str):
+                yield SpecError(f"{path}.{part}[{key}]", f'{value!r} is no text; put it in quotes, "{value}"')
+
+
+def _check_pod(path: str, pod: Mapping[str, Any], spec: PipelineJobSpec) -> Iterator[SpecError]:
+    for field, why in _OPERATOR_FIELDS.items():
+        if field in pod:
+            yield SpecError(f"{path}.{field}", f"{field} is set by the operator ({why}); leave it out")
+    if pod.get("restartPolicy", "Never") != "Never":
+        problem = f'"{pod["restartPolicy"]}" cannot be: stages restart together, by failurePolicy; leave this out'
+        yield SpecError(f"{path}.restartPolicy", problem)
+    for field, key in {"containers": "name", **_KEYED_LISTS}.items():
+        yield from _check_keyed_list(f"{path}.{field}", pod.get(field, []), key)
+    for index, volume in enumerate(_items(pod, "volumes")):
+        if volume.get("name") == _OWN_VOLUME:
+            yield SpecError(
+                f"{path}.volumes[{index}].name", f'"{_OWN_VOLUME}" is the operator\'s volume; use another name'
+            )
+    for field in ("containers", "initContainers"):
+        for index, container in enumerate(_items(pod, field)):
+            yield from _check_container(f"{path}.{field}[{index}]", container, spec)
+
+
+def _check_keyed_list(path: str, items: Any, key: str) -> Iterator[SpecError]:
+    if not isinstance(items, list | tuple):
+        yield SpecError(path, f"{items!r} is no list; write each item behind a dash")
+        return
+    seen = set()
+    for index, item in enumerate(items):
+        if not isinstance(item, Mapping):
+            yield SpecError(f"{path}[{index}]", f"{item!r} is no mapping; it needs at least {key}")
+        elif not isinstance(item.get(key), str | int):
+            yield SpecError(f"{path}[{index}].{key}", f"{key} is missing; every item of this list needs one")
+        elif item[key] in seen:
+            yield SpecError(f"{path}[{index}].{key}", f"{item[key]!r} stands here twice; keep one of them")
+        else:
+            seen.add(item[key])
+
+
+def _check_container(path: str, container: Mapping[str, Any], spec: PipelineJobSpec) -> Iterator[SpecError]:
+    is_trainer = container.get("name") == names.CONTAINER_TRAINER
+    for field, key in _KEYED_CONTAINER_LISTS.items():
+        yield from _check_keyed_list(f"{path}.{field}", container.get(field, []), key)
+    for index, variable in enumerate(_items(container, "env")):
+        if str(variable.get("name")).startswith("PIPELINEJOB_"):
+            problem = f'"{variable["name"]}": names that begin with PIPELINEJOB_ are the operator\'s; use another'
+            yield SpecError(f"{path}.env[{index}].name", problem)
+        if not isinstance(variable.get("value", ""), str):
+            problem = f'{variable["value"]!r} is no text; put it in quotes, "{variable["value"]}"'
+            yield SpecError(f"{path}.env[{index}].value", problem)
+    for index, mount in enumerate(_items(container, "volumeMounts")):
+        if is_trainer and mount.get("mountPath") == names.PLAN_MOUNT:
+            yield SpecError(
+                f"{path}.volumeMounts[{index}].mountPath", f"{names.PLAN_MOUNT} holds the plan; use another path"
+            )
+    yield from _check_ports(f"{path}.ports", _items(container, "ports"), is_trainer=is_trainer)
+    yield from _check_resources(f"{path}.resources", container.get("resources", {}), spec, is_trainer=is_trainer)
+
+
+def _check_ports(path: str, ports: list[Mapping[str, Any]], *, is_trainer: bool) -> Iterator[SpecError]:
+    for index, port in enumerate(ports):
+        number, name = port.get("containerPort"), port.get("name")
+        own = _OWN_PORTS.get(number) if isinstance(number, int) else None
+        if own is not None and not (is_trainer and name in {None, own}):
+            yield SpecError(f"{path}[{index}].containerPort", f"{number} is the trainer's {own} port; use another")
+        elif own is None and name in _OWN_PORTS.values():
+            yield SpecError(f"{path}[{index}].name", f'"{name}" is the name of a port of the trainer; use another')
+
+
+def _check_resources(path: str, resources: Any, spec: PipelineJobSpec, *, is_trainer: bool) -> Iterator[SpecError]:
+    for part in ("requests", "limits"):
+        amounts = _mapping(resources).get(part, {})
+        if not isinstance(amounts, Mapping):
+            yield SpecError(f"{path}.{part}", f"{amounts!r} is no mapping of resources to quantities")
+            continue
+        for name, amount in amounts.items():
+            here = f"{path}.{part}[{name}]"
+            if isinstance(amount, bool) or not _QUANTITY.fullmatch(str(amount)):
+                yield SpecError(
+                    here, f"{amount!r} is no quantity; write a number and perhaps a suffix, as in 250m or 4Gi"
+                )
+            elif name == spec.gpu_resource and is_trainer:
+                yield from _check_gpus(here, str(amount), spec)
+
+
+def _check_gpus(path: str, amount: str, spec: PipelineJobSpec) -> Iterator[SpecError]:
+    if spec.device is not Device.GPU:
+        yield SpecError(path, f"{amount} GPUs are asked for, but spec.device is cpu; set it to gpu, or leave this out")
+    elif amount != str(spec.parallelism.tensor):
+        stated = f"each stage computes on spec.parallelism.tensor = {spec.parallelism.tensor} of them"
+        yield SpecError(path, f"{amount} GPUs cannot be: {stated}; make them equal, or leave this out")
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _items(parent: Mapping[str, Any], field: str) -> list[Mapping[str, Any]]:
+    """Give the items that can be looked into; what is no mapping is reported once, by _check_keyed_list."""
+    items = parent.get(field)
+    return [_mapping(item) for item in items] if isinstance(items, list | tuple) else []
