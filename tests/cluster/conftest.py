@@ -1,0 +1,58 @@
+"""A real API server for the tests of this folder: one for each test worker, a namespace for each test."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import toolchain
+from apiserver import ApiServer
+from fakenodes import start_kwok
+from processes import Process
+
+_CRD = Path(__file__).parents[2] / "crds" / "pipelinejobs.yaml"
+
+
+@pytest.fixture(scope="session")
+def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """etcd, kube-apiserver, scheduler and the controllers that delete; the PipelineJob CRD is in force.
+
+    A test that stops the server must start it again.
+    """
+    toolchain.provide(toolchain.APISERVER_TIER)
+    with ApiServer(tmp_path_factory.mktemp("api-server")) as server:
+        server.start_scheduler()
+        server.start_controllers()
+        if _CRD.exists():
+            server.kubectl("apply", "--server-side", "-f", _CRD)
+            server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", _CRD)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kwok(api_server: ApiServer) -> Process:
+    """Kubelets that only pretend, for all nodes of the server (`fakenodes.add_nodes`)."""
+    return start_kwok(api_server)
+
+
+@pytest.fixture
+def namespace(api_server: ApiServer, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace under Pod Security `restricted`, deleted afterwards with all it holds."""
+    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40].strip("-")
+    name = f"{words}-{secrets.token_hex(3)}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    api_server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    yield name
+    if _CRD.exists():
+        # No controller may be left to take a finalizer off.
+        jobs = api_server.get("pipelinejobs.pipelinejob.io", "-n", name)["items"]
+        for job in (job["metadata"] for job in jobs if job["metadata"].get("finalizers")):
+            patch = json.dumps({"metadata": {"finalizers": None}})
+            api_server.kubectl("patch", "pipelinejob", "-n", name, job["name"], "--type=merge", "-p", patch)
+    api_server.kubectl("delete", "pods", "-n", name, "--all", "--grace-period=0", "--force", "--ignore-not-found")
+    api_server.kubectl("delete", "namespace", name, "--wait=false")
