@@ -93,9 +93,12 @@ def _timelines(predicted: Timeline, measured: Timeline) -> str:
     starts = offsets(seen)
     ordered = [starts[stage.replica, stage.stage, stage.step] for stage in seen]
     width = max(_end(planned, [0.0] * len(planned)), _end(seen, ordered))
-    parts = [
+    note = (
         '<p class="note">One step, both on the same scale. Numbers are micro-batches: F forward, B backward; '
-        "thin bars are waiting.</p>",
+        "thin bars are waiting.</p>"
+    )
+    parts = [
+        note,
         "<h3>Predicted, before the run</h3>",
         charts.gantt(planned, starts=[0.0] * len(planned), span_s=width, label="Predicted timeline of one step"),
     ]

@@ -48,7 +48,8 @@ svg .strong { fill: var(--ink); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 7px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-size: 12.5px; font-weight: 600; } tbody tr:last-child > * { border-bottom: 0; }
-th[scope=row], th:first-child, td.text { text-align: left; } th[scope=colgroup] { text-align: center; padding-bottom: 0; border: 0; }
+th[scope=row], th:first-child { text-align: left; }
+th[scope=colgroup] { text-align: center; padding-bottom: 0; border: 0; }
 tbody th { color: var(--ink); font-size: inherit; }
 td.predicted { color: var(--soft); }
 pre { font: 13px/1.5 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; margin: 10px 0 0; }
