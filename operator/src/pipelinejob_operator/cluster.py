@@ -46,6 +46,10 @@ class ClusterError(Exception):
     """The cluster refused or could not be reached; the pass is retried."""
 
 
+class UnavailableError(ClusterError):
+    """The cluster did not answer, or not now (overload, a proxy's error page); the same may well succeed soon."""
+
+
 class ConflictError(ClusterError):
     """The object changed since it was read."""
 
