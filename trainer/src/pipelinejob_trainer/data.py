@@ -105,8 +105,8 @@ class Dataset:
         epoch, place = divmod(sequence, num_windows)
         # Each epoch cuts the text elsewhere, so that no token is always the last of its window.
         num_offsets = min(length, self.text.size - num_windows * length)
-        offset = _mix(self.seed, epoch) % num_offsets
-        window = _shuffled(place, num_windows, key=_mix(self.seed, epoch, 1))
+        offset = mix(self.seed, epoch) % num_offsets
+        window = _shuffled(place, num_windows, key=mix(self.seed, epoch, 1))
         return self.text.read(offset + window * length, length + 1)
 
     def _check(self, tokens: torch.Tensor) -> None:
@@ -176,14 +176,14 @@ def _shuffled(place: int, size: int, *, key: int) -> int:
     while True:
         left, right = place >> half, place & mask
         for turn in range(4):
-            left, right = right, left ^ (_mix(key, turn, right) & mask)
+            left, right = right, left ^ (mix(key, turn, right) & mask)
         place = left << half | right
         if place < size:
             return place
 
 
-def _mix(*values: int) -> int:
-    """Hash integers to 64 bits (splitmix64, folded)."""
+def mix(*values: int) -> int:
+    """Hash integers to 64 bits (splitmix64, folded): the one source of everything here that looks random."""
     state = 0
     for value in values:
         state = (state + value + 0x9E3779B97F4A7C15) & _WORD

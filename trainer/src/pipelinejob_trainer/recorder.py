@@ -91,6 +91,10 @@ class Recorder:
             self._step = _Step(number, [IDLE], [self._clock.mark()])
         self._step.number = number
 
+    def restart(self) -> None:
+        """Forget what has been recorded of the running step: the record starts anew with the next `begin_step`."""
+        self._step = None
+
     def switch(self, state: State) -> None:
         """End the running span; start one of this state."""
         step = self._step

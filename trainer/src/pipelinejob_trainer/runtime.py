@@ -12,6 +12,7 @@ import torch
 
 from pipelinejob.schedule import Action, ActionKind, wait_causes
 from pipelinejob.timeline import SpanKind
+from pipelinejob_trainer.data import mix
 from pipelinejob_trainer.link import Links
 from pipelinejob_trainer.recorder import IDLE, Recorder, State
 from pipelinejob_trainer.stage import Stage
@@ -46,6 +47,7 @@ class Runtime:
         links: Links,
         recorder: Recorder,
         batches: Batches,
+        seed: int,
         replica: int = 0,
     ) -> None:
         self._actions = tuple(actions)
@@ -54,6 +56,7 @@ class Runtime:
         self._recorder = recorder
         self._batches = batches
         self._replica = replica
+        self._seed = seed
         self._causes = wait_causes(self._actions)
 
     def run_step(self, step: int) -> StepResult:
@@ -62,6 +65,8 @@ class Runtime:
         Raises PeerLostError when a neighbour went away, UserError for data or layers that cannot be used.
         """
         self._recorder.begin_step(step)
+        # Dropout and the like draw from torch's state; set from the step's number, it needs no place in a checkpoint.
+        torch.manual_seed(mix(self._seed, step, self._replica, self._stage.first_layer))
         self._expect()
         losses = []
         for action, cause in zip(self._actions, self._causes, strict=True):

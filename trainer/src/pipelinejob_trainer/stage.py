@@ -33,6 +33,7 @@ class Stage:
         device: torch.device,
     ) -> None:
         self.module = _modules(layers).to(device)
+        self.first_layer = layers[0].index
         self.is_first = is_first
         self.is_last = is_last
         self.device = device
@@ -57,7 +58,7 @@ class Stage:
             output = self._through_layers(received)
         if self.is_last:
             assert targets is not None, "the last stage reckons the loss"
-            output = _cross_entropy(output, targets) * self._loss_weight
+            output = cross_entropy(output, targets) * self._loss_weight
         self._in_flight[micro_batch] = (received, output)
         return output.detach()
 
@@ -93,7 +94,11 @@ def _modules(layers: Sequence[LayerEntry]) -> nn.Module:
     return root.train()
 
 
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Give the mean over a micro-batch's tokens, in nats.
+
+    `logits` are (batch, sequence, vocabulary), `targets` (batch, sequence). Raises UserError for logits of another shape.
+    """
     if logits.shape[:-1] != targets.shape:
         raise UserError(
             "BadModel",

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pipelinejob.spec import Data, Model
+from pipelinejob_trainer.data import mix
 from pipelinejob_trainer.models import entrypoint, gpt
 
 
@@ -55,6 +56,5 @@ def build_layers(model: Model, data: Data, *, first: int, end: int, seed: int) -
 @contextmanager
 def _seeded(seed: int, index: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=()):
-        # Odd multiplier: neighbouring (seed, index) pairs must not meet, as they would if the two were added.
-        torch.manual_seed((seed * 0x9E3779B1 + index) % 2**63)
+        torch.manual_seed(mix(seed, index))
         yield

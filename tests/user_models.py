@@ -1,0 +1,64 @@
+"""Models as a user might bring them, good and bad, for `spec.model.entrypoint`."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+NOT_A_FUNCTION = 3
+
+
+class Half(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.linear(x)) + x / 2
+
+
+def mlp(*, width: str) -> list[nn.Module]:
+    return [nn.Embedding(256, int(width)), *(Half(int(width)) for _ in range(3)), nn.Linear(int(width), 256)]
+
+
+def lazy_mlp(*, width: str) -> list[Callable[[], nn.Module]]:
+    size = int(width)
+    return [lambda: nn.Embedding(256, size), lambda: Half(size), lambda: nn.Linear(size, 256)]
+
+
+def with_dropout() -> list[nn.Module]:
+    return [nn.Embedding(256, 8), nn.Dropout(0.5), nn.Linear(8, 256)]
+
+
+def without_parameters_in_front() -> list[nn.Module]:
+    return [nn.Identity(), nn.Embedding(256, 8), nn.Linear(8, 256)]
+
+
+def no_logits() -> list[nn.Module]:
+    return [nn.Embedding(256, 8), nn.Flatten()]
+
+
+class Pair(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
+
+
+def returns_pairs() -> list[nn.Module]:
+    return [nn.Embedding(256, 8), Pair(), nn.Linear(8, 256)]
+
+
+def raises() -> list[nn.Module]:
+    message = "the weights are on holiday"
+    raise ValueError(message)
+
+
+def returns_number() -> int:
+    return 5
+
+
+def returns_strings() -> list[str]:
+    return ["a", "b"]
+
+
+def makes_numbers() -> list[Callable[[], int]]:
+    return [lambda: 5, lambda: 6]
