@@ -21,7 +21,7 @@ _MESSAGE = "test.pipelinejob.io/termination-message"
 def start_kwok(server: ApiServer) -> Process:
     """Run kwok beside the server, for every node there is or will be."""
     config = server.folder / "kwok.yaml"
-    config.write_text("\n---\n".join(json.dumps(stage) for stage in (_POD_READY, _POD_DONE, _POD_GONE)))
+    config.write_text("\n---\n".join(json.dumps(stage) for stage in (_NODE_KNOWN, _POD_READY, _POD_DONE, _POD_GONE)))
     flags = [
         f"--kubeconfig={server.kubeconfig}",
         "--manage-all-nodes=true",
@@ -88,6 +88,9 @@ def _stage(
 
 _READY = '.status.conditions.[] | select( .type == "Ready" ) | .status'
 _ALIVE = (".metadata.deletionTimestamp", "DoesNotExist", [])
+
+# Our nodes are ready from the start; but kwok plays only pods on nodes that some stage speaks of.
+_NODE_KNOWN = _stage("node-known", "Node", [(_READY, "NotIn", ["True"])], {"statusTemplate": "phase: Running"})
 
 _POD_READY = _stage(
     "pod-ready",
