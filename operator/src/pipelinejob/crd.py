@@ -147,6 +147,7 @@ def _dialect(schema: Schema) -> Schema:
     """Turn what OpenAPI 3.0 writes otherwise."""
     if schema.get("required") == []:
         del schema["required"]
+    schema.pop("propertyNames", None)  # the API server refuses a CRD that has it
     if schema.get("type") == "object" and "properties" not in schema and schema.get("additionalProperties") is True:
         del schema["additionalProperties"]  # a free form, kept by x-kubernetes-preserve-unknown-fields
     for bound in ("Minimum", "Maximum"):
