@@ -26,12 +26,7 @@ class StageProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-I",
-                "-S",
-                str(_LAUNCHER),
-                str(os.getpid()),
-                *command,
+                *launched(command),
                 env=dict(environment),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
@@ -66,3 +61,8 @@ class StageProcess:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
+
+
+def launched(command: Sequence[str]) -> tuple[str, ...]:
+    """Give the command line that runs `command` so that it dies with this process."""
+    return (sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *command)
