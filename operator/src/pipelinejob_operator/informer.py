@@ -1,7 +1,7 @@
 """A cache of one kind of object, kept true by list and watch, whatever the stream throws at it.
 
 Every list is compared with what is known, so a deletion that fell into a gap is noticed; kopf 1.45 does not do that.
-Every odd answer (410 in any form, 404, a torn line, an ERROR event, HTML of some proxy) means "connect again", none "exit".
+Every odd answer (410 in any form, 404, a torn line, an ERROR event, a proxy's HTML) means "connect again", none "exit".
 """
 
 import asyncio
@@ -94,6 +94,7 @@ class Informer:
         """
         self._api = api
         self._path = path
+        self.kind = kind
         self._type = {"kind": kind, "apiVersion": api_version}
         self._on_change = on_change
         self._on_listed = on_listed
@@ -151,7 +152,7 @@ class Informer:
 
     async def _recover(self, error: ClusterError) -> None:
         delay_s = self._backoff.next()
-        _log.warning("watch restarts", kind=self._type["kind"], error=str(error), delay_s=round(delay_s, 3))
+        _log.warning("watch restarts", kind=self.kind, error=str(error), delay_s=round(delay_s, 3))
         self._on_restart()
         await asyncio.sleep(delay_s)
 

@@ -1,7 +1,7 @@
 """A Cluster that is Kubernetes: reads come from informers' caches, writes go to the API server.
 
-Every write passes the fence first, and what the API server answers goes into the cache at once, so that the next pass sees
-its own writes.
+Every write passes the fence first, and what the API server answers goes into the cache at once, so that the next pass
+sees its own writes.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ _JOBS = f"/apis/{names.API_VERSION}"
 _FOLDERS: Final = {
     "Pod": ("/api/v1", "pods"),
     "Service": ("/api/v1", "services"),
+    "Node": ("/api/v1", "nodes"),
     "ConfigMap": ("/api/v1", "configmaps"),
     names.KIND: (_JOBS, names.PLURAL),
 }
@@ -62,11 +63,9 @@ class KubeCluster:
         self._timings = timings or Timings()
         self._recorder = Recorder(api, instance=instance)
         self._pods_of: dict[str, set[Name]] = {}
-        self._jobs = self._informer(
-            _JOBS, names.PLURAL, names.KIND, names.API_VERSION, self._on_job, without_managed_fields
-        )
-        self._pods = self._informer("/api/v1", "pods", "Pod", "v1", self._on_pod, projection.pod)
-        self._nodes = self._informer("/api/v1", "nodes", "Node", "v1", self._on_node, projection.node)
+        self._jobs = self._informer(names.KIND, self._on_job, without_managed_fields)
+        self._pods = self._informer("Pod", self._on_pod, projection.pod)
+        self._nodes = self._informer("Node", self._on_node, projection.node)
 
     # ---- life
 
@@ -228,18 +227,16 @@ class KubeCluster:
 
     def _informer(
         self,
-        prefix: str,
-        plural: str,
         kind: str,
-        api_version: str,
         on_change: Callable[[Change], None],
         project: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> Informer:
+        prefix, plural = _FOLDERS[kind]
         return Informer(
             self._api,
             f"{prefix}/{plural}",
             kind=kind,
-            api_version=api_version,
+            api_version=names.API_VERSION if kind == names.KIND else "v1",
             on_change=on_change,
             on_listed=self._hooks.resynced,
             on_restart=lambda: self._hooks.watch_restarted(plural),

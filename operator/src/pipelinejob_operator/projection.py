@@ -1,7 +1,7 @@
 """What is kept of pods and nodes in memory, and which of their changes matter.
 
 A cluster's every pod counts against its node's capacity, so all are watched; of those that are not ours only what takes
-capacity is kept, a tenth of the object. Of a node, the images and heartbeats go: they change every minute and decide nothing.
+capacity is kept, a tenth of the object. Of a node, images and heartbeats go: they change often and decide nothing.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,9 @@ def pod(item: dict[str, Any]) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": _pick(item["metadata"], ("name", "namespace", "uid", "resourceVersion", "deletionTimestamp")),
+        "metadata": _pick(
+            item["metadata"], ("name", "namespace", "uid", "resourceVersion", "deletionTimestamp", "ownerReferences")
+        ),
         "spec": kept_spec,
         "status": _pick(item.get("status", {}), ("phase",)),
     }
@@ -58,7 +60,7 @@ def matters(old: Object | None, new: Object | None) -> bool:
 
 
 def takes_capacity(item: Object) -> bool:
-    """Tell whether a pod holds room on a node: bound and not finished. A pod that is being deleted holds it to its end."""
+    """Tell whether a pod holds room on a node: bound and not finished, even if it is being deleted."""
     return bool(item["spec"].get("nodeName")) and item.get("status", {}).get("phase") not in _FINISHED
 
 
