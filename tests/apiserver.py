@@ -7,14 +7,16 @@ with ApiServer(folder) as server:
 
 from __future__ import annotations
 
+import http
+import http.client
 import json
 import secrets
 import shutil
 import signal
 import ssl
 import subprocess
-import urllib.request
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
@@ -226,11 +228,12 @@ class ApiServer:
         if not self._server.alive:
             raise RuntimeError(f"kube-apiserver ended: {self._server.tail()}")
         context = ssl.create_default_context(cafile=str(self.ca))
+        headers = {"Authorization": f"Bearer {self.token}"}
         for path in ("/readyz", "/api/v1/namespaces/default"):
-            request = urllib.request.Request(f"https://127.0.0.1:{self.port}{path}")
-            request.add_header("Authorization", f"Bearer {self.token}")
-            with urllib.request.urlopen(request, context=context, timeout=5) as response:
-                response.read()
+            with closing(http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=5)) as connection:
+                connection.request("GET", path, headers=headers)
+                if connection.getresponse().status != http.HTTPStatus.OK:
+                    return False
         return True
 
 
