@@ -76,7 +76,7 @@ class KopfWatch:
 
     def _run_once(self, backoff: Backoff) -> str:
         """Run kopf until it ends, and give the reason."""
-        # One for each run: kopf cancels it when it ends. (An Event would keep the loop's executor, and so kopf, waiting.)
+        # One for each run, as kopf cancels it when it ends. (An Event would keep the executor, and so kopf, waiting.)
         self._flag = Future()
         if self._stopping.is_set():
             self._raise_flag()

@@ -166,7 +166,8 @@ class Informer:
             if not isinstance(metadata, dict) or "resourceVersion" not in metadata or "items" not in page:
                 raise StreamError(f"{self._path}: the answer is no list but {str(page)[:200]}")
             for item in page["items"] or ():
-                found[_name(item)] = self._project({**self._type, **item})
+                name = _name(item)
+                found[name] = self._project({**self._type, **item})
             if not metadata.get("continue"):
                 break
             query = {"limit": str(self._page_size), "continue": metadata["continue"]}
