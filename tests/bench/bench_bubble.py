@@ -36,7 +36,7 @@ from pipelinejob_trainer.parallel import connect, process_groups
 from pipelinejob_trainer.stage import cross_entropy
 
 STAGES = 4
-FORWARD_MS, BACKWARD_MS = 10, 20
+FORWARD_MS, BACKWARD_MS = 20, 40
 BUBBLE_BOUND, PREDICTION_BOUND = 0.02, 0.05
 CASES = list(product(ScheduleName, (8, 32)))
 

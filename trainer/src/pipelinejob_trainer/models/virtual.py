@@ -1,7 +1,7 @@
 """Virtual compute: layers that wait instead of reckoning, so that two cores host a truly parallel pipeline.
 
-Weights, autograd, links and book-keeping are real, the time of each layer's passes is a calibrated wait inside its
-autograd function. Use it as `entrypoint: pipelinejob_trainer.models.virtual:layers`.
+Weights, autograd, links and book-keeping are real, the time of each layer's passes is made up to its length by a
+calibrated wait inside autograd functions. Use it as `entrypoint: pipelinejob_trainer.models.virtual:layers`.
 """
 
 import time
@@ -30,32 +30,42 @@ class Wait:
         self._overshoot_s = max(0.0, self._overshoot_s + 0.1 * min(late_s, 1e-3))
 
 
-class _Scale(torch.autograd.Function):
-    """x * scale, where forward and backward each take as long as they are told."""
+class _Pass:
+    """One micro-batch's way through a layer: when its forward pass began, and when its backward pass did."""
+
+    def __init__(self, waits: tuple[Wait, Wait]) -> None:
+        self.forward_wait, self.backward_wait = waits
+        self.start_s = time.perf_counter()
+
+
+class _Entrance(torch.autograd.Function):
+    """Where a layer's backward pass ends: waits until it has taken its time."""
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        x: torch.Tensor,
-        scale: torch.Tensor,
-        waits: tuple[Wait, Wait],
-    ) -> torch.Tensor:
-        start_s = time.perf_counter()
-        ctx.save_for_backward(x, scale)
-        ctx.backward_wait = waits[1]  # type: ignore[attr-defined] # how torch wants what is no tensor to be kept
-        result = x * scale
-        waits[0].until_passed_since(start_s)
-        return result
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, passing: _Pass) -> torch.Tensor:
+        ctx.passing = passing  # type: ignore[attr-defined] # how torch wants what is no tensor to be kept
+        return x.view_as(x)
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, None]:
-        start_s = time.perf_counter()
-        x, scale = ctx.saved_tensors  # type: ignore[attr-defined] # as above
-        result = gradient * scale, (gradient * x).flatten(0, -2).sum(0), None
-        ctx.backward_wait.until_passed_since(start_s)  # type: ignore[attr-defined] # as above
-        return result
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        passing: _Pass = ctx.passing  # type: ignore[attr-defined] # as above
+        passing.backward_wait.until_passed_since(passing.start_s)
+        return gradient, None
+
+
+class _Exit(torch.autograd.Function):
+    """Where a layer's forward pass ends, and its backward pass begins."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, passing: _Pass) -> torch.Tensor:
+        ctx.passing = passing  # type: ignore[attr-defined] # as above
+        passing.forward_wait.until_passed_since(passing.start_s)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        ctx.passing.start_s = time.perf_counter()  # type: ignore[attr-defined] # as above
+        return gradient, None
 
 
 class Virtual(nn.Module):
@@ -69,7 +79,9 @@ class Virtual(nn.Module):
         self._waits = (Wait(forward_s), Wait(backward_s))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.logits(_Scale.apply(self.embedding(x), self.scale, self._waits))
+        passing = _Pass(self._waits)
+        entered = _Entrance.apply(self.embedding(x), passing)
+        result: torch.Tensor = _Exit.apply(self.logits(entered * self.scale), passing)
         return result
 
 
