@@ -23,11 +23,12 @@ _ACTIVE = "!has(oldSelf.status) || !has(oldSelf.status.completionTime)"
 ROOT_RULES = (
     Rule(
         rule=f"size(self.metadata.name) <= {NAME_LIMIT} && self.metadata.name.matches('{NAME_PATTERN}')",
-        message="metadata.name must be lower-case letters, digits and -, begin with a letter and have at most "
+        message="must be lower-case letters, digits and -, begin with a letter and have at most "
         f"{NAME_LIMIT} characters, because pods are named <name>-r<replica>-s<stage>",
-        says='metadata.name "%s" cannot name pods; use lower-case letters, digits and -, begin with a letter, '
+        says='"%s" cannot name pods; use lower-case letters, digits and -, begin with a letter, '
         f"at most {NAME_LIMIT} characters",
         values=("self.metadata.name",),
+        field=".metadata.name",
     ),
     Rule(
         rule=f"{_ACTIVE} || self.spec.suspend == oldSelf.spec.suspend",
@@ -98,7 +99,10 @@ def root_schema() -> Schema:
         "properties": {
             "apiVersion": {"type": "string", "description": f"The version of this form: {names.API_VERSION}."},
             "kind": {"type": "string", "description": f"The kind of object: {names.KIND}."},
-            "metadata": {"type": "object"},  # the API server brings its own description
+            "metadata": {
+                "type": "object",
+                "properties": {"name": {"type": "string"}},
+            },  # the API server brings its own description
             "spec": structural_schema(PipelineJobSpec),
             "status": structural_schema(PipelineJobStatus),
         },

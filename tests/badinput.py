@@ -1,0 +1,277 @@
+"""Bad manifests, each with the path and the words its author must be shown; one table for command line and API server."""
+# ruff: noqa: E501  # a table reads best with a case a line
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+ABSENT = object()
+LONG_NAME = "a" * 52
+
+_GOOD = {
+    "apiVersion": "pipelinejob.io/v1alpha1",
+    "kind": "PipelineJob",
+    "metadata": {"name": "good", "namespace": "default"},
+    "spec": {
+        "model": {"gpt": {"numLayers": 8, "hiddenSize": 128, "numHeads": 4}},
+        "data": {"corpus": "python-stdlib", "sequenceLength": 128},
+        "parallelism": {"pipeline": 4},
+        "schedule": {"name": "1F1B", "microBatches": 8, "microBatchSize": 4},
+        "training": {"steps": 300, "learningRate": 0.003, "warmupSteps": 20},
+        "device": "cpu",
+    },
+}
+OWN_MODEL = {"gpt": ABSENT, "entrypoint": "mymodel.layers:build", "numLayers": 6}
+
+
+def manifest(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Give a good manifest with `changes` by dotted path; ABSENT takes a field away."""
+    made: dict[str, Any] = copy.deepcopy(_GOOD)
+    for path, value in (changes or {}).items():
+        *parents, last = path.split(".")
+        at = made
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        if value is ABSENT:
+            at.pop(last, None)
+        else:
+            at[last] = copy.deepcopy(value)
+    return made
+
+
+def own_model(**changes: Any) -> dict[str, Any]:
+    """Give the changes that put a user's own model in the place of the built-in one."""
+    return {f"spec.model.{key}": value for key, value in {**OWN_MODEL, **changes}.items()}
+
+
+def trainer(**fields: Any) -> dict[str, Any]:
+    """Give a pod template with a trainer container of these fields."""
+    return {"spec": {"containers": [{"name": "trainer", **fields}]}}
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A good manifest, changed; the first error's `path`, and `words` that its sentence holds."""
+
+    claim: str
+    changes: Mapping[str, Any]
+    path: str
+    words: str
+    others: tuple[str, ...] = field(default=())  # further paths that are rightly complained about
+
+
+# The API server sees these too, and says the same word for word.
+RULES = [
+    Bad("no model", {"spec.model": {}}, "spec.model", "neither gpt nor entrypoint"),
+    Bad("two models", {"spec.model.entrypoint": "a:b"}, "spec.model", "both given; keep one", ("spec.model.numLayers",)),
+    Bad("entrypoint without length", own_model(numLayers=ABSENT), "spec.model.numLayers", "compulsory with entrypoint"),
+    Bad("length beside gpt", {"spec.model.numLayers": 8}, "spec.model.numLayers", "goes with entrypoint only"),
+    Bad("arguments beside gpt", {"spec.model.arguments": {"a": "b"}}, "spec.model.arguments", "with entrypoint only"),
+    Bad("entrypoint is a file", own_model(entrypoint="mymodel/layers.py"), "spec.model.entrypoint", "no entrypoint"),
+    Bad("entrypoint without function", own_model(entrypoint="mymodel"), "spec.model.entrypoint", "package.module:function"),
+    Bad("entrypoint with two colons", own_model(entrypoint="a:b:c"), "spec.model.entrypoint", '"a:b:c" is no entrypoint'),
+    Bad("entrypoint with a trailing newline", own_model(entrypoint="a:b\n"), "spec.model.entrypoint", "is no entrypoint"),
+    Bad("entrypoint with an umlaut", own_model(entrypoint="a:bä"), "spec.model.entrypoint", "is no entrypoint"),
+    Bad("heads do not divide width", {"spec.model.gpt.numHeads": 3}, "spec.model.gpt.hiddenSize", "128 cannot be cut into 3"),
+    Bad("vocabulary below a byte", {"spec.model.gpt.vocabularySize": 100}, "spec.model.gpt.vocabularySize", "use 256 or more"),
+    Bad("no data", {"spec.data": {}}, "spec.data", "neither corpus nor paths"),
+    Bad("corpus and paths", {"spec.data.paths": ["/data/*.txt"]}, "spec.data", "both given"),
+    Bad("more stages than layers", {"spec.parallelism.pipeline": 11}, "spec.parallelism.pipeline",
+        "11 stages cannot share 10 layers; use at most 10"),
+    Bad("more stages than own layers", own_model() | {"spec.parallelism.pipeline": 7}, "spec.parallelism.pipeline",
+        "7 stages cannot share 6 layers; use at most 6"),
+    Bad("tensor parallelism", {"spec.parallelism.tensor": 2}, "spec.parallelism.tensor", "2 cannot be run by this version, only 1"),
+    Bad("more pods than a job may have", {"spec.model.gpt.numLayers": 1000, "spec.parallelism": {"pipeline": 64, "data": 33}},
+        "spec.parallelism", "64 stages times 33 replicas"),
+    Bad("partition for other stages", {"spec.partition.layers": [5, 5]}, "spec.partition.layers", "2 entries for 4 stages"),
+    Bad("partition sum too small", {"spec.partition.layers": [2, 2, 2, 2]}, "spec.partition.layers", "add up to 8, the model has 10"),
+    Bad("partition sum of own model", own_model() | {"spec.partition.layers": [2, 2, 2, 2]}, "spec.partition.layers",
+        "add up to 8, the model has 6"),
+    Bad("warm-up beyond the end", {"spec.training.warmupSteps": 301}, "spec.training.warmupSteps", "do not fit into 300 steps"),
+    Bad("checkpoint outside the volume", {"spec.checkpoint.path": "../other"}, "spec.checkpoint.path", "leads out of the volume"),
+    Bad("checkpoint outside by a detour", {"spec.checkpoint.path": "a/../../b"}, "spec.checkpoint.path", "leads out"),
+    Bad("absolute checkpoint path", {"spec.checkpoint.path": "/data"}, "spec.checkpoint.path", "without leading /"),
+    Bad("changed stage does not exist", {"spec.stageTemplates": [{"stage": 4, "template": {}}]}, "spec.stageTemplates",
+        "the stages are 0 to 3"),
+    Bad("preferred equals required", {"spec.topology.pipeline": {"required": "rack", "preferred": "rack"}},
+        "spec.topology.pipeline.preferred", "must differ from required"),
+    Bad("required level is not listed", {"spec.topology": {"levels": ["zone"], "pipeline": {"required": "rack"}}},
+        "spec.topology.pipeline.required", '"rack" is not among levels'),
+    Bad("preferred level is not listed", {"spec.topology": {"levels": ["zone"], "pipeline": {"preferred": "rack"}}},
+        "spec.topology.pipeline.preferred", '"rack" is not among levels'),
+    Bad("a level twice", {"spec.topology.levels": ["zone", "zone"]}, "spec.topology.levels", "stands here twice"),
+    Bad("a level that is no label key", {"spec.topology.levels": ["my rack"]}, "spec.topology.levels", "node label key"),
+    Bad("GPU resource without a domain", {"spec.gpuResource": "gpu"}, "spec.gpuResource", '"gpu" is no extended resource'),
+    Bad("name too long for pods", {"metadata.name": LONG_NAME}, "metadata.name", "at most 51 characters"),
+    Bad("name begins with a digit", {"metadata.name": "1st"}, "metadata.name", '"1st" cannot name pods'),
+    Bad("name with dots", {"metadata.name": "my.job"}, "metadata.name", '"my.job" cannot name pods'),
+]  # fmt: skip
+
+# The API server refuses these too, in its own words.
+FIELDS = [
+    Bad("no spec", {"spec": ABSENT}, "spec", "is missing"),
+    Bad("spec is a list", {"spec": []}, "spec", "[] is a list; it must be a mapping"),
+    Bad("no training", {"spec.training": ABSENT}, "spec.training", "is missing; it must be given: What is trained"),
+    Bad("no schedule", {"spec.schedule": ABSENT}, "spec.schedule", "is missing"),
+    Bad("no stage count", {"spec.parallelism": {}}, "spec.parallelism.pipeline", "is missing"),
+    Bad("no steps", {"spec.training.steps": ABSENT}, "spec.training.steps", "is missing"),
+    Bad("no width", {"spec.model.gpt.hiddenSize": ABSENT}, "spec.model.gpt.hiddenSize", "is missing"),
+    Bad("claim without name", {"spec.checkpoint.volume": {}}, "spec.checkpoint.volume.claimName", "is missing"),
+    Bad("null where a value must be", {"spec.training.steps": None}, "spec.training.steps", "is missing"),
+    Bad("stages as a word", {"spec.parallelism.pipeline": "four"}, "spec.parallelism.pipeline", '"four" is a text; it must be a whole number'),
+    Bad("steps as a text", {"spec.training.steps": "300"}, "spec.training.steps", '"300" is a text'),
+    Bad("half a stage", {"spec.parallelism.pipeline": 2.5}, "spec.parallelism.pipeline", "2.5 is a number; it must be a whole number"),
+    Bad("learning rate as a text", {"spec.training.learningRate": "3e-3"}, "spec.training.learningRate", "it must be a number"),
+    Bad("suspend as a text", {"spec.suspend": "yes"}, "spec.suspend", "true or false"),
+    Bad("paths as a text", {"spec.data": {"paths": "/data/a.txt"}}, "spec.data.paths", "must be a list"),
+    Bad("argument that is no text", own_model(arguments={"width": 3}), "spec.model.arguments.width", "must be a text"),
+    Bad("template as a text", {"spec.template": "image"}, "spec.template", "must be a mapping"),
+    Bad("no stage", {"spec.parallelism.pipeline": 0}, "spec.parallelism.pipeline", "0 is too small; use at least 1"),
+    Bad("no replica", {"spec.parallelism.data": 0}, "spec.parallelism.data", "use at least 1"),
+    Bad("no GPU", {"spec.parallelism.tensor": 0}, "spec.parallelism.tensor", "use at least 1"),
+    Bad("too many GPUs", {"spec.parallelism.tensor": 65}, "spec.parallelism.tensor", "use at most 64"),
+    Bad("no micro-batch", {"spec.schedule.microBatches": 0}, "spec.schedule.microBatches", "use at least 1"),
+    Bad("no step", {"spec.training.steps": -1}, "spec.training.steps", "-1 is too small", ("spec.training.warmupSteps",)),
+    Bad("learning rate of nothing", {"spec.training.learningRate": 0}, "spec.training.learningRate", "use more than 0"),
+    Bad("learning rate too high", {"spec.training.learningRate": 30}, "spec.training.learningRate", "use at most 10"),
+    Bad("heads of nothing", {"spec.model.gpt.numHeads": 0}, "spec.model.gpt.numHeads", "use at least 1"),
+    Bad("a stage without layers", {"spec.partition.layers": [5, 4, 0, 1]}, "spec.partition.layers[2]", "use at least 1"),
+    Bad("exit code of success", {"spec.failurePolicy.rules": [{"action": "Fail", "onExitCodes": [0]}]},
+        "spec.failurePolicy.rules[0].onExitCodes[0]", "use at least 1"),
+    Bad("exit code twice", {"spec.failurePolicy.rules": [{"action": "Fail", "onExitCodes": [3, 3]}]},
+        "spec.failurePolicy.rules[0].onExitCodes[1]", "3 stands here twice"),
+    Bad("a stage changed twice", {"spec.stageTemplates": [{"stage": 1, "template": {}}, {"stage": 1, "template": {}}]},
+        "spec.stageTemplates[1]", "stage 1 stands here twice"),
+    Bad("no paths", {"spec.data": {"paths": []}}, "spec.data.paths", "0 entries are too few; use at least 1"),
+    Bad("an empty path", {"spec.data": {"paths": [""]}}, "spec.data.paths[0]", "0 characters are too few"),
+    Bad("too many levels", {"spec.topology.levels": [f"l{n}" for n in range(9)]}, "spec.topology.levels", "9 entries are too many; use at most 8"),
+    Bad("unknown schedule", {"spec.schedule.name": "ZeroBubble"}, "spec.schedule.name", '"ZeroBubble" is not among GPipe, 1F1B'),
+    Bad("schedule in lower case", {"spec.schedule.name": "1f1b"}, "spec.schedule.name", 'did you mean "1F1B"?'),
+    Bad("unknown optimiser", {"spec.training.optimizer": "SGD"}, "spec.training.optimizer", '"SGD" is not among AdamW'),
+    Bad("unknown precision", {"spec.training.precision": "fp16"}, "spec.training.precision", 'did you mean'),
+    Bad("unknown corpus", {"spec.data.corpus": "wikipedia"}, "spec.data.corpus", "known are python-stdlib"),
+    Bad("unknown device", {"spec.device": "tpu"}, "spec.device", "is not among gpu, cpu"),
+    Bad("unknown failure action", {"spec.failurePolicy.rules": [{"action": "Ignore", "onExitCodes": [3]}]},
+        "spec.failurePolicy.rules[0].action", '"Ignore" is not among Fail, Restart'),
+    Bad("misspelled section", {"spec.trainning": {}}, "spec.trainning", 'no such field; did you mean "training"?'),
+    Bad("misspelled field", {"spec.schedule.microbatches": 8}, "spec.schedule.microbatches", 'did you mean "microBatches"?'),
+    Bad("field on the wrong level", {"spec.steps": 300}, "spec.steps", "no such field"),
+    Bad("misspelled top", {"specs": {}}, "specs", 'did you mean "spec"?'),
+    Bad("misspelled metadata", {"metadata.label": {}}, "metadata.label", 'did you mean "labels"?'),
+    Bad("label that is no text", {"metadata.labels": {"team": 7}}, "metadata.labels.team", "must be a text"),
+    Bad("no name", {"metadata.name": ABSENT}, "metadata.name", "is missing"),
+    Bad("wrong version", {"apiVersion": "pipelinejob.io/v1"}, "apiVersion", "write apiVersion: pipelinejob.io/v1alpha1"),
+    Bad("wrong kind", {"kind": "PipelineJobs"}, "kind", "write kind: PipelineJob"),
+    Bad("no kind", {"kind": ABSENT}, "kind", "is missing"),
+]  # fmt: skip
+
+_GPU = {"spec.device": "gpu"}
+
+# Only the command line and the operator see these: a CRD does not look into pod templates.
+TEMPLATES = [
+    Bad("container of another name", {"spec.template": {"spec": {"containers": [{"name": "main"}]}}},
+        "spec.template.spec.containers", "none of main is named `trainer`"),
+    Bad("two trainers", {"spec.template": {"spec": {"containers": [{"name": "trainer"}, {"name": "trainer"}]}}},
+        "spec.template.spec.containers[1].name", "stands here twice"),
+    Bad("container without name", {"spec.template": {"spec": {"containers": [{"image": "x"}, {"name": "trainer"}]}}},
+        "spec.template.spec.containers[0].name", "is missing"),
+    Bad("containers as a mapping", {"spec.template": {"spec": {"containers": {"name": "trainer"}}}},
+        "spec.template.spec.containers", "is no list"),
+    Bad("containers on the wrong level", {"spec.template": {"containers": [{"name": "trainer"}]}},
+        "spec.template.containers", "only metadata and spec"),
+    Bad("reserved variable", {"spec.template": trainer(env=[{"name": "PIPELINEJOB_STAGE", "value": "1"}])},
+        "spec.template.spec.containers[0].env[0].name", "are the operator's"),
+    Bad("variable that is no text", {"spec.template": trainer(env=[{"name": "THREADS", "value": 2}])},
+        "spec.template.spec.containers[0].env[0].value", 'put it in quotes, "2"'),
+    Bad("reserved port", {"spec.template": {"spec": {"containers": [{"name": "trainer"}, {"name": "side", "ports": [{"containerPort": 9400}]}]}}},
+        "spec.template.spec.containers[1].ports[0].containerPort", "9400 is the trainer's metrics port"),
+    Bad("reserved port name", {"spec.template": trainer(ports=[{"name": "metrics", "containerPort": 8080}])},
+        "spec.template.spec.containers[0].ports[0].name", "name of a port of the trainer"),
+    Bad("reserved volume", {"spec.template": {"spec": {"volumes": [{"name": "plan", "emptyDir": {}}]}}},
+        "spec.template.spec.volumes[0].name", "the operator's volume"),
+    Bad("mount over the plan", {"spec.template": trainer(volumeMounts=[{"name": "x", "mountPath": "/etc/pipelinejob"}])},
+        "spec.template.spec.containers[0].volumeMounts[0].mountPath", "holds the plan"),
+    Bad("reserved label", {"spec.template": {"metadata": {"labels": {"pipelinejob.io/stage": "1"}}}},
+        "spec.template.metadata.labels[pipelinejob.io/stage]", "is the operator's"),
+    Bad("restart policy", {"spec.template": {"spec": {"restartPolicy": "Always"}}},
+        "spec.template.spec.restartPolicy", "stages restart together"),
+    Bad("node name", {"spec.template": {"spec": {"nodeName": "node-1"}}}, "spec.template.spec.nodeName", "placed by the operator"),
+    Bad("memory that is no quantity", {"spec.template": trainer(resources={"limits": {"memory": "lots"}})},
+        "spec.template.spec.containers[0].resources.limits[memory]", "'lots' is no quantity"),
+    Bad("other GPU count than computes", _GPU | {"spec.template": trainer(resources={"limits": {"nvidia.com/gpu": 8}})},
+        "spec.template.spec.containers[0].resources.limits[nvidia.com/gpu]", "8 GPUs cannot be"),
+    Bad("GPUs for a job on processors", {"spec.template": trainer(resources={"limits": {"nvidia.com/gpu": 1}})},
+        "spec.template.spec.containers[0].resources.limits[nvidia.com/gpu]", "spec.device is cpu"),
+    Bad("reserved variable in one stage", {"spec.stageTemplates": [{"stage": 1, "template": trainer(env=[{"name": "PIPELINEJOB_PLAN"}])}]},
+        "spec.stageTemplates[0].template.spec.containers[0].env[0].name", "are the operator's"),
+    Bad("argument that cannot be named", own_model(arguments={"n-heads": "3"}), "spec.model.arguments", '"n-heads" cannot name'),
+]  # fmt: skip
+
+GOOD = {
+    "the least": {},
+    "a user's own model": own_model(arguments={"width": "64"}),
+    "as many stages as layers": {"spec.parallelism.pipeline": 10},
+    "a partition": {"spec.partition.layers": [3, 2, 2, 3]},
+    "one stage": {"spec.parallelism.pipeline": 1},
+    "null where a default is": {"spec.device": None, "spec.training.seed": None},
+    "null where nothing need be": {"spec.data.paths": None, "spec.partition": None},
+    "a learning rate of one": {"spec.training.learningRate": 1},
+    "replicas": {"spec.parallelism": {"pipeline": 4, "data": 2, "tensor": 1}},
+    "paths": {"spec.data": {"paths": ["/data/*.txt", "more.txt"], "sequenceLength": 1}},
+    "levels": {"spec.topology": {"levels": ["topology.kubernetes.io/zone", "rack"], "pipeline": {"required": "rack"}}},
+    "failure rules": {"spec.failurePolicy": {"maxRestarts": 0, "rules": [{"action": "Fail", "onExitCodes": [3, 4]}]}},
+    "a checkpoint volume": {"spec.checkpoint": {"path": "a..b/c", "volume": {"claimName": "shared"}}},
+    "a template": {"spec.template": trainer(image="mine:1", resources={"limits": {"memory": "1.5Gi", "cpu": 2}})},
+    "a stage of its own": {"spec.stageTemplates": [{"stage": 3, "template": {"spec": {"nodeSelector": {"big": "yes"}}}}]},
+    "the longest name": {"metadata.name": LONG_NAME[:51]},
+    "labels": {"metadata.labels": {"team": "seven"}},
+    "the longest life": {"spec.activeDeadlineSeconds": 2**31 - 1, "spec.ttlSecondsAfterFinished": 0},
+}  # fmt: skip
+
+_MODEL = {"spec.model.gpt.numLayers": 9}
+SUSPENDED = {"spec.suspend": True}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A stored job, and what is changed; `path` is where the change is refused, None if it is allowed."""
+
+    claim: str
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    path: str | None
+    words: str = ""
+
+
+CHANGES = [
+    Change("another model", {}, _MODEL, "spec.model", "model cannot change: the checkpoints hold this one"),
+    Change("another model while suspended", SUSPENDED, SUSPENDED | _MODEL, "spec.model", "create a job of another name"),
+    Change("other data", {}, {"spec.data": {"paths": ["/a"]}}, "spec.data", "the position in it is part of the checkpoints"),
+    Change("another seed while suspended", SUSPENDED, SUSPENDED | {"spec.training.seed": 1}, "spec.training.seed", "seed cannot change"),
+    Change("more stages while running", {}, {"spec.parallelism.pipeline": 5}, "spec.parallelism", "set suspend to true"),
+    Change("more stages while it is being suspended", {}, SUSPENDED | {"spec.parallelism.pipeline": 5}, "spec.parallelism",
+           "set suspend to true, apply, then change it"),
+    Change("another schedule while running", {}, {"spec.schedule.name": "GPipe"}, "spec.schedule", "while stages run by it"),
+    Change("a partition while running", {}, {"spec.partition.layers": [3, 2, 2, 3]}, "spec.partition", "while stages run by it"),
+    Change("a topology while running", {}, {"spec.topology.profile": "zone"}, "spec.topology", "while stages run by it"),
+    Change("more training while running", {}, {"spec.training.steps": 400}, "spec.training", "while stages run by it"),
+    Change("other checkpoints while running", {}, {"spec.checkpoint.keep": 3}, "spec.checkpoint", "while stages run by it"),
+    Change("another device while running", {}, {"spec.device": "gpu"}, "spec.device", "while stages run by it"),
+    Change("another GPU while running", {}, {"spec.gpuResource": "amd.com/gpu"}, "spec.gpuResource", "while stages run by it"),
+    Change("another checkpoint folder while suspended", SUSPENDED, SUSPENDED | {"spec.checkpoint.path": "b"},
+           "spec.checkpoint.path", "left behind in the old folder"),
+    Change("a checkpoint volume while suspended", SUSPENDED, SUSPENDED | {"spec.checkpoint.volume.claimName": "b"},
+           "spec.checkpoint.volume", "left behind on the old volume"),
+    Change("nothing", {}, {}, None),
+    Change("suspend", {}, SUSPENDED, None),
+    Change("resume", SUSPENDED, {}, None),
+    Change("more stages while suspended", SUSPENDED, SUSPENDED | {"spec.parallelism.pipeline": 5}, None),
+    Change("more stages at resuming", SUSPENDED, {"spec.parallelism.pipeline": 5}, None),
+    Change("more training while suspended", SUSPENDED, SUSPENDED | {"spec.training.steps": 400}, None),
+    Change("more restarts while running", {}, {"spec.failurePolicy.maxRestarts": 50}, None),
+    Change("a deadline while running", {}, {"spec.activeDeadlineSeconds": 50}, None),
+    Change("a template for the next restart", {}, {"spec.template": trainer(image="mine:2")}, None),
+]  # fmt: skip

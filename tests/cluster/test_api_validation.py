@@ -1,0 +1,205 @@
+"""The same table as tests/contract/test_validation.py, put to a real API server: its verdict is the command line's."""
+
+import json
+import re
+import ssl
+import urllib.error
+import urllib.request
+from typing import Any
+
+import pytest
+import yaml
+from apiserver import ApiServer
+from badinput import CHANGES, FIELDS, GOOD, RULES, TEMPLATES, Bad, Change, manifest
+
+from pipelinejob.errors import InvalidManifestError
+from pipelinejob_operator.manifest_files import load_manifests
+from pipelinejob_operator.validate import defaulted, validate
+
+CREATED, BAD_REQUEST, UNPROCESSABLE = 201, 400, 422
+JOBS = "apis/pipelinejob.io/v1alpha1/namespaces/default/pipelinejobs"
+
+
+class Client:
+    """Writes to the API server as kubectl does: unknown fields are errors, and nothing is stored on a dry run."""
+
+    def __init__(self, server: ApiServer) -> None:
+        self._server = server
+        self._tls = ssl.create_default_context(cafile=str(server.ca))
+
+    def send(self, method: str, path: str, body: Any = None, *, dry_run: bool = False) -> tuple[int, dict[str, Any]]:
+        query = "?fieldValidation=Strict&fieldManager=test" + ("&dryRun=All" if dry_run else "")
+        request = urllib.request.Request(f"{self._server.url}/{path}{query}", method=method)
+        request.add_header("Authorization", f"Bearer {self._server.token}")
+        request.add_header("Content-Type", "application/json")
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urllib.request.urlopen(request, data, context=self._tls, timeout=30) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+    def create(self, body: Any, *, dry_run: bool = True) -> tuple[int, dict[str, Any]]:
+        return self.send("POST", JOBS, body, dry_run=dry_run)
+
+
+@pytest.fixture(scope="module")
+def client(api_server: ApiServer) -> Client:
+    return Client(api_server)
+
+
+def test_the_crd_is_structural_and_established(api_server):
+    crd = api_server.get("crd", "pipelinejobs.pipelinejob.io")
+    conditions = {each["type"]: each["status"] for each in crd["status"]["conditions"]}
+
+    assert conditions == {"NamesAccepted": "True", "Established": "True"}
+
+
+@pytest.mark.parametrize("bad", RULES, ids=[bad.claim for bad in RULES])
+def test_the_server_applies_the_very_same_rule(bad: Bad, client):
+    with pytest.raises(InvalidManifestError) as caught:
+        validate(manifest(bad.changes))
+    ours = {(error.path, error.problem) for error in caught.value.errors}
+
+    code, answer = client.create(manifest(bad.changes))
+
+    assert code == UNPROCESSABLE
+    causes = {(cause["field"], sentence(cause["message"])) for cause in answer["details"]["causes"]}
+    assert ours <= causes, "the server says something else"
+
+
+@pytest.mark.parametrize("bad", FIELDS, ids=[bad.claim for bad in FIELDS])
+def test_the_server_refuses_the_same_field(bad: Bad, client):
+    code, answer = client.create(manifest(bad.changes))
+
+    assert code in {BAD_REQUEST, UNPROCESSABLE}
+    last_word = re.split(r"[.\[]", bad.path)[-1] if "[" not in bad.path else bad.path
+    assert last_word in answer["message"]
+
+
+@pytest.mark.parametrize("bad", TEMPLATES, ids=[bad.claim for bad in TEMPLATES])
+def test_the_server_does_not_look_into_pod_templates(bad: Bad, client):
+    """That is why the command line and the operator do."""
+    code, _ = client.create(manifest(bad.changes))
+
+    assert code == CREATED
+
+
+@pytest.mark.parametrize("changes", GOOD.values(), ids=GOOD)
+def test_the_server_stores_what_the_command_line_reads(changes, client):
+    code, stored = client.create(manifest(changes))
+
+    assert code == CREATED
+    assert stored["spec"] == defaulted(manifest(changes))["spec"]
+    assert validate(stored) == validate(manifest(changes))
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=[change.claim for change in CHANGES])
+def test_the_server_allows_a_change_where_it_can_be_honoured(change: Change, client):
+    name = re.sub(r"[^a-z]+", "-", change.claim)
+    code, stored = client.create(manifest({"metadata.name": name} | dict(change.before)), dry_run=False)
+    assert code == CREATED, stored
+    update = manifest({"metadata.name": name} | dict(change.after))
+    update["metadata"]["resourceVersion"] = stored["metadata"]["resourceVersion"]
+
+    code, answer = client.send("PUT", f"{JOBS}/{name}", update)
+
+    client.send("DELETE", f"{JOBS}/{name}")
+    if change.path is None:
+        assert code == 200
+    else:
+        assert code == UNPROCESSABLE
+        assert [cause["field"] for cause in answer["details"]["causes"]] == [change.path]
+        assert change.words in answer["message"]
+
+
+@pytest.mark.parametrize(
+    ("after", "path"), [({"spec.suspend": True}, "spec.suspend"), ({"spec.training.steps": 999}, "spec.training")]
+)
+def test_a_finished_job_is_never_run_again(after, path, client):
+    name = "finished-" + path.replace(".", "-")
+    _, stored = client.create(manifest({"metadata.name": name}), dry_run=False)
+    stored["status"] = {"completionTime": "2026-01-02T03:04:05Z"}
+    code, finished = client.send("PUT", f"{JOBS}/{name}/status", stored)
+    assert code == 200, finished
+    update = manifest({"metadata.name": name} | after)
+    update["metadata"]["resourceVersion"] = finished["metadata"]["resourceVersion"]
+
+    code, answer = client.send("PUT", f"{JOBS}/{name}", update)
+
+    client.send("DELETE", f"{JOBS}/{name}")
+    assert code == UNPROCESSABLE
+    assert path in {cause["field"] for cause in answer["details"]["causes"]}
+    assert "the job has ended and is never run again" in answer["message"]
+
+
+@pytest.mark.parametrize("part", ["spec", "status"])
+def test_kubectl_explains_every_field(part, api_server):
+    model = json.loads(api_server.kubectl("get", "--raw", "/openapi/v3/apis/pipelinejob.io/v1alpha1"))
+    job = model["components"]["schemas"]["io.pipelinejob.v1alpha1.PipelineJob"]
+    fields = dict(described(part, job["properties"][part]))
+
+    assert [path for path, text in fields.items() if not text] == []
+    assert len(fields) > 30
+    listed = api_server.kubectl("explain", f"pipelinejob.{part}", "--recursive")
+    assert all(path.split(".")[-1] in listed for path in fields if path != part)
+
+
+def test_kubectl_reads_a_file_as_the_command_line_does(api_server, tmp_path):
+    """Only the API's own JSON travels, so both readers must make the same of YAML's many spellings."""
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        yaml.safe_dump(manifest()) + "  template:\n" + "".join(f"    k{n}: {each}\n" for n, each in enumerate(SCALARS))
+    )
+
+    read = api_server.kubectl("create", "--dry-run=client", "-f", path, "-o", "json")
+
+    assert json.loads(read)["spec"]["template"] == load_manifests(path)[0]["spec"]["template"]
+
+
+def test_a_job_of_the_largest_size_fits_into_the_store_with_its_status(client):
+    changes = {
+        "metadata.name": "largest",
+        "spec.model.gpt.numLayers": 1000,
+        "spec.parallelism": {"pipeline": 1000, "data": 2},
+    }
+    _, stored = client.create(manifest(changes), dry_run=False)
+    stored["status"] = {
+        "stages": [
+            {
+                "replica": replica, "stage": stage, "pod": f"largest-r{replica}-s{stage}", "node": f"node-{stage}.example.com",
+                "path": f"zone-a/spine-1/leaf-{stage // 8}", "ready": True, "restarts": 0, "step": 123456,
+                "utilization": "71.2%", "bubble": "27.3%", "memoryBytes": 123456789012,
+            }
+            for replica in range(2)
+            for stage in range(1000)
+        ]
+    }  # fmt: skip
+
+    code, answer = client.send("PUT", f"{JOBS}/largest/status", stored)
+
+    client.send("DELETE", f"{JOBS}/largest")
+    assert code == 200, answer
+
+
+SCALARS = (
+    "3e-3", "1e3", "1.5", "1.0", "-0.5", ".5", "5.", "1_000", "010", "0x1F", "0o17", "0b11", "12:30", "1:30:45", "2026-11-21",
+    "yes", "no", "on", "Off", "true", "FALSE", "y", "n", "~", "null", "", "'7'", '"3e-3"', "1F1B", "1e", "0.1.2", "+5", "089",
+    "1e-10", "123456789012", "1E5", "-1e2", "+.5e1", "=", "<", "0.0",
+)  # fmt: skip
+
+
+def sentence(message: str) -> str:
+    """Take the API server's own beginning off: `Invalid value: "object": ...`, `Required value: ...`."""
+    return re.sub(r'^(Invalid value: ("(\\.|[^"\\])*"|\S+): |Required value: |Forbidden: )', "", message)
+
+
+def described(path: str, schema: dict[str, Any]):
+    """Give every field of a schema with its description."""
+    whole = {**schema, **next(iter(schema.get("allOf", [])), {})}
+    yield path, whole.get("description", "")
+    for name, field in whole.get("properties", {}).items():
+        yield from described(f"{path}.{name}", field)
+    for name, field in whole.get("items", {}).get("properties", {}).items():
+        yield from described(f"{path}.{name}", field)
