@@ -1,4 +1,4 @@
-"""One job on this machine from its first pass to its end: the operator's own reconcile, called until nothing is left to do."""
+"""One job on this machine to its end: the operator's own reconcile, called until nothing is left to do."""
 
 import asyncio
 import signal

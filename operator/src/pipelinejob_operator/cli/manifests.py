@@ -1,0 +1,78 @@
+"""The manifests that a command was given: read, validated, parsed."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelinejob import names
+from pipelinejob.errors import InvalidManifestError, SpecError
+from pipelinejob.spec import PipelineJobSpec
+from pipelinejob_operator.validate import defaulted, load_manifests, validate
+
+_STDIN = Path("-")
+
+FileArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A manifest in YAML or JSON; - reads standard input.")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenJob:
+    """One valid PipelineJob."""
+
+    manifest: Mapping[str, Any]  # as it was written
+    stored: Mapping[str, Any]  # as the API server would store it, with a namespace
+    spec: PipelineJobSpec
+
+    @property
+    def name(self) -> str:
+        """Give the job's name."""
+        return str(self.stored["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        """Give the job's namespace."""
+        return str(self.stored["metadata"]["namespace"])
+
+
+def read_jobs(file: Path) -> list[GivenJob]:
+    """Read all PipelineJobs of a file; objects of other kinds are none of our business.
+
+    Raises InvalidManifestError with all that is wrong, or if there is no PipelineJob.
+    """
+    return [given_job(manifest) for manifest in job_manifests(file)]
+
+
+def job_manifests(file: Path) -> list[Mapping[str, Any]]:
+    """Read what claims to be a PipelineJob, valid or not.
+
+    Raises InvalidManifestError if nothing does.
+    """
+    loaded = load_manifests(sys.stdin.read() if file == _STDIN else file)
+    jobs = list(_ours(loaded))
+    if not jobs:
+        kinds = ", ".join(sorted({str(manifest.get("kind")) for manifest in loaded}))
+        raise InvalidManifestError([SpecError(str(file), f"there is no {names.KIND} in it, only {kinds}")])
+    return jobs
+
+
+def given_job(manifest: Mapping[str, Any]) -> GivenJob:
+    """Validate a manifest and read it.
+
+    Raises InvalidManifestError.
+    """
+    spec = validate(manifest)
+    stored = defaulted(manifest)
+    stored["metadata"].setdefault("namespace", "default")
+    return GivenJob(manifest=manifest, stored=stored, spec=spec)
+
+
+def _ours(manifests: list[dict[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    for manifest in manifests:
+        api = str(manifest.get("apiVersion", names.API_VERSION))
+        if api.startswith(f"{names.GROUP}/") or manifest.get("kind") in {None, names.KIND}:
+            yield manifest

@@ -1,0 +1,202 @@
+"""`pipelinejob run`: the manifest trained on this machine, by the reconcile that a cluster's operator runs."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from pipelinejob.cost import Profile, analytic_profile
+from pipelinejob.errors import InvalidManifestError, NoPlacementError, PipelineJobError, SpecError
+from pipelinejob.plan import Plan
+from pipelinejob.planner import make_plan
+from pipelinejob.status import PipelineJobStatus, State
+from pipelinejob_operator.beginning import Beginning, Way, begin
+from pipelinejob_operator.cli.exits import Exit
+from pipelinejob_operator.cli.manifests import FileArgument, GivenJob, given_job, job_manifests
+from pipelinejob_operator.cli.output import to_yaml
+from pipelinejob_operator.display import Display, display_for, print_summary
+from pipelinejob_operator.local_run import Ending, LocalRun
+from pipelinejob_operator.local_tools import ToolError, measured_profile, sample
+from pipelinejob_operator.machine import Machine, read_machine
+from pipelinejob_operator.results import write_results
+from pipelinejob_operator.runfolder import RunFolder, RunFolderError
+from pipelinejob_operator.summary import RunSummary
+from pipelinejob_operator.validate import validate_change
+
+_PROMPT = "def "
+
+
+def run(
+    file: FileArgument,
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for everything the run writes.", show_default="runs/<name>"),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left in the folder.")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Train this many steps instead of the manifest's.")] = None,
+) -> None:
+    """Train the manifest's job on this machine, one process a stage; no cluster needed.
+
+    Ctrl-C writes a checkpoint and stops; the same command goes on from there.
+    """
+    job = _only_job(file, steps)
+    folder = RunFolder(output or Path("runs") / job.name)
+    folder.create()
+    with folder.lock():
+        raise typer.Exit(_Session(job, folder, Console(highlight=False)).run(fresh=fresh))
+
+
+class UsageError(PipelineJobError):
+    """The command asks for what it cannot have."""
+
+
+def _only_job(file: Path, steps: int | None) -> GivenJob:
+    manifests = job_manifests(file)
+    if len(manifests) != 1:
+        raise UsageError(
+            f"{file}: holds {len(manifests)} PipelineJobs; `run` takes one at a time, in a file of its own"
+        )
+    job = given_job(manifests[0] if steps is None else _with_steps(manifests[0], steps))
+    if job.spec.suspend:
+        raise UsageError(f"{file}: spec.suspend is true, so nothing would run; set it to false")
+    return job
+
+
+def _with_steps(manifest: Mapping[str, Any], steps: int) -> Mapping[str, Any]:
+    given_job(manifest)  # so that its own errors are named first
+    spec = manifest["spec"]
+    return {**manifest, "spec": {**spec, "training": {**spec["training"], "steps": steps}}}
+
+
+class _Session:
+    """One call of the command."""
+
+    def __init__(self, job: GivenJob, folder: RunFolder, console: Console) -> None:
+        self._job = job
+        self._folder = folder
+        self._console = console
+        self._machine: Machine = read_machine()
+
+    def run(self, *, fresh: bool) -> Exit:
+        beginning = self._begin(fresh=fresh)
+        if beginning.message:
+            self._console.print(beginning.message, markup=False, soft_wrap=True)
+        if beginning.way is Way.REFUSED:
+            return Exit.FOLDER
+        if beginning.way is Way.FINISHED:
+            self._show_earlier_summary()
+            return Exit.OK
+        if beginning.way is Way.NEW:
+            self._folder.clear()
+        self._folder.write(self._folder.manifest, to_yaml(self._job.manifest))
+        return asyncio.run(self._train(beginning.job))
+
+    def _begin(self, *, fresh: bool) -> Beginning:
+        if self._folder.is_foreign():
+            raise RunFolderError(
+                f"{self._folder.root}: holds files that no run wrote; choose an empty folder with --output"
+            )
+        previous = None if fresh else self._folder.read_job()
+        has_checkpoints = any(path.is_file() for path in self._folder.checkpoints.rglob("*"))
+        return begin(
+            self._job.stored,
+            previous,
+            has_checkpoints=has_checkpoints,
+            changes=_impossible_changes(previous, self._job.stored) if previous else (),
+            folder=self._folder.relative(),
+        )
+
+    async def _train(self, job: Mapping[str, Any]) -> Exit:
+        with display_for(self._console) as display:
+            profile = await self._profile(display)
+            plan = self._plan(profile)
+            self._folder.write(self._folder.plan, plan.to_json())
+            ending = await LocalRun(job, self._folder, self._machine, display).run(plan, profile)
+        if ending.was_killed:
+            return self._end_killed()
+        if ending.status.state is State.WAITING:
+            raise NoPlacementError(_why_waiting(ending.status))
+        text = await self._sample(plan, ending)
+        summary = write_results(self._folder, plan=plan, profile=profile, status=ending.status, sample=text)
+        return self._end(summary, ending, text)
+
+    def _plan(self, profile: Profile | None) -> Plan:
+        return make_plan(namespace=self._job.namespace, name=self._job.name, spec=self._job.spec, profile=profile)
+
+    async def _profile(self, display: Display) -> Profile:
+        """Measure what the layers cost here; the plan is only as good as that."""
+        spec = self._job.spec
+        counted = analytic_profile(spec.model, spec.data, spec.schedule, spec.training, device=spec.device)
+        display.note("Measuring the layers on this machine")
+        try:
+            return await measured_profile(self._plan(counted), self._folder, self._machine)
+        except ToolError as error:
+            display.note(f"The layers could not be measured ({error}); predictions are counted, not profiled")
+            return counted
+
+    async def _sample(self, plan: Plan, ending: Ending) -> str | None:
+        if ending.status.state is not State.SUCCEEDED or plan.model.gpt is None:
+            return None
+        try:
+            return await sample(plan, self._folder, self._machine, ending.checkpoints, _PROMPT)
+        except ToolError as error:
+            self._console.print(f"No sample: {error}", markup=False)
+            return None
+
+    def _end(self, summary: RunSummary, ending: Ending, text: str | None) -> Exit:
+        if summary.steps:
+            print_summary(self._console, summary)
+        if text:
+            self._console.print("A sample of the trained model:", style="dim")
+            self._console.print(text + "\n", markup=False, soft_wrap=True)
+        self._say_where()
+        if ending.status.state is State.SUSPENDED or ending.was_interrupted:
+            self._console.print(
+                f"Stopped after step {summary.steps} of {summary.steps_wanted}; the same command goes on"
+            )
+            return Exit.INTERRUPTED
+        if ending.status.state is State.FAILED:
+            self._console.print(f"Failed: {summary.reason}: {summary.message}", style="red", markup=False)
+            return Exit.JOB_FAILED
+        return Exit.OK
+
+    def _end_killed(self) -> Exit:
+        self._console.print("Stopped at once; the same command goes on from the last checkpoint, if there is one")
+        return Exit.INTERRUPTED
+
+    def _show_earlier_summary(self) -> None:
+        try:
+            print_summary(self._console, RunSummary.model_validate_json(self._folder.summary.read_bytes()))
+        except (OSError, ValidationError):  # the message has said what counts
+            return
+        self._say_where()
+
+    def _say_where(self) -> None:
+        where = self._folder.relative()
+        self._console.print(
+            f"{where}/: report.html (open it in a browser), summary.json, trace.json (ui.perfetto.dev), "
+            "checkpoints/, logs/",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _impossible_changes(previous: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[SpecError, ...]:
+    """Name the changes that checkpoints cannot follow: those that the API server would refuse of a suspended job."""
+    suspended = {**previous["spec"], "suspend": True}
+    old = {name: previous[name] for name in ("apiVersion", "kind", "metadata")} | {"spec": suspended}
+    try:
+        validate_change(old, wanted)
+    except InvalidManifestError as error:
+        return error.errors
+    return ()
+
+
+def _why_waiting(status: PipelineJobStatus) -> str:
+    said = next((each.message for each in status.conditions if each.type == "Placed"), "")
+    return said or "the job does not fit on this machine"
