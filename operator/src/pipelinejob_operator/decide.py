@@ -13,7 +13,7 @@ from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.status import ConditionStatus, ConditionType, PipelineJobStatus, State
 from pipelinejob_operator import transitions
 from pipelinejob_operator.actions import follow
-from pipelinejob_operator.cluster import Event, Object, Reference
+from pipelinejob_operator.cluster import Event, ForbiddenError, InvalidError, Object, Reference
 from pipelinejob_operator.controller_settings import ControllerSettings
 from pipelinejob_operator.failures import Cause, Verdict, describe, find_breakage, judge
 from pipelinejob_operator.job import Job, Rank, condition, parse_time
@@ -63,6 +63,25 @@ def complete(
         asks_for_room=_asks_for_room(turn, observed),
         requeue_after_s=min(_next_looks(turn, observed, settings), default=None),
     )
+
+
+def refused(
+    observed: Observed,
+    now: datetime,
+    settings: ControllerSettings,
+    *,
+    error: ForbiddenError | InvalidError,
+    planner: Callable[[Job], Plan],
+) -> Decision:
+    """Decide what follows when the cluster refused one of the gang's objects."""
+    turn = Turn(job=observed.job, now=now, status=observed.job.status)
+    if not observed.job.is_finished and observed.job.is_placed:
+        if isinstance(error, InvalidError) and turn.status.released_time is None:
+            turn = transitions.fail(turn, "InvalidTemplate", f"the cluster finds a pod invalid: {error}; mend spec.template")
+        else:
+            message = f"the cluster refused a part of the gang, so none of it runs: {error}"
+            turn = take_back(turn, "Refused", message, settings)
+    return complete(turn, observed, settings, planner=planner)
 
 
 def _advance(turn: Turn, observed: Observed, settings: ControllerSettings) -> Turn:

@@ -228,7 +228,7 @@ def _resources(container: dict[str, Any], spec: PipelineJobSpec) -> dict[str, An
     # Small requests where the user gave none: a pod without any is the first to be evicted, one with much waits for ever.
     given = container.get("resources", {})
     stated = given.get("requests", {}) | given.get("limits", {})
-    sane = {"cpu": "1", "memory": "4Gi"} if spec.device is Device.GPU else {"cpu": "250m", "memory": "512Mi"}
+    sane = {"cpu": "1", "memory": "4Gi"} if spec.device is Device.GPU else {"cpu": "100m", "memory": "256Mi"}
     requests = {name: amount for name, amount in sane.items() if name not in stated}
     if spec.device is not Device.GPU:
         return {"requests": requests} if requests else {}

@@ -1,0 +1,40 @@
+"""Builders of jobs and nodes for tests: the least that is valid, and what a test wants different."""
+
+import copy
+
+from pipelinejob import names
+
+SPEC = {
+    "model": {"gpt": {"numLayers": 6, "hiddenSize": 64, "numHeads": 4}},
+    "data": {"corpus": "python-stdlib"},
+    "parallelism": {"pipeline": 2},
+    "schedule": {"name": "1F1B", "microBatches": 4},
+    "training": {"steps": 100},
+}
+
+
+def job(name="gpt", namespace="default", **spec):
+    """Build a manifest; keyword arguments replace parts of its spec."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": copy.deepcopy(SPEC) | spec,
+    }
+
+
+def node(name, *, gpus=1, labels=None, **allocatable):
+    """Build a ready node."""
+    resources = {"cpu": "16", "memory": "64Gi", "pods": "110", "nvidia.com/gpu": str(gpus)} | allocatable
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name} | (labels or {})},
+        "spec": {},
+        "status": {"allocatable": resources, "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+
+
+def nodes(count, **kwargs):
+    """Build several like nodes: n0, n1, ..."""
+    return [node(f"n{index}", **kwargs) for index in range(count)]

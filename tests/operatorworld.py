@@ -1,0 +1,97 @@
+"""A controller over a fake cluster: passes until nothing changes, and the invariants that hold at every step."""
+
+import asyncio
+from collections import Counter
+
+from fakecluster import FakeCluster, phase, pinned_node
+
+from pipelinejob import names
+from pipelinejob_operator.cluster import ClusterError, Key
+from pipelinejob_operator.reconcile import Controller, ControllerSettings
+
+SETTINGS = ControllerSettings(trainer_image="trainer:1")
+
+
+class World:
+    """One cluster and one controller; `restart()` gives it a fresh one that remembers nothing."""
+
+    def __init__(self, nodes=(), settings=SETTINGS):
+        self.cluster = FakeCluster(nodes)
+        self.settings = settings
+        self.finished = {}
+        self.restart()
+
+    def restart(self):
+        self.controller = Controller(self.cluster, settings=self.settings, clock=lambda: self.cluster.now)
+
+    def submit(self, manifest):
+        self.cluster.create(manifest)
+        return Key(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+
+    def reconcile(self, key):
+        """Do one pass."""
+        wait = asyncio.run(self.controller.reconcile(key))
+        check(self)
+        return wait
+
+    def settle(self, *keys):
+        """Do passes over these jobs, or all, until none of them writes anything."""
+        for _ in range(60):
+            before = len(self.cluster.writes)
+            for key in keys or [Key(j["metadata"]["namespace"], j["metadata"]["name"]) for j in self.cluster.jobs()]:
+                try:
+                    self.reconcile(key)
+                except ClusterError:
+                    check(self)
+            if len(self.cluster.writes) == before:
+                return
+        raise AssertionError(f"still writing: {self.cluster.writes[-5:]}")
+
+    def train(self, *keys):
+        """Bring everything that can be up to training."""
+        self.settle(*keys)
+        self.cluster.bind()
+        self.cluster.start()
+        self.settle(*keys)
+
+    def status(self, key):
+        return self.cluster.job(key)["status"]
+
+    def condition(self, key, kind):
+        return next(each for each in self.status(key)["conditions"] if each["type"] == kind)
+
+    def told(self):
+        return [event.reason for event in self.cluster.events]
+
+
+def check(world):
+    """Hold the invariants."""
+    cluster = world.cluster
+    used = Counter()
+    for pod in cluster.all_pods():
+        labels = pod["metadata"]["labels"]
+        job = cluster.job(Key(pod["metadata"]["namespace"], labels[names.LABEL_JOB]))
+        assert job is not None, "an orphan"
+        assert int(labels[names.LABEL_ATTEMPT]) <= job["status"]["attempt"], "a pod before its attempt was stored"
+        if phase(pod) in {"Succeeded", "Failed"} or pod["spec"].get("schedulingGates"):
+            continue
+        gang = [p for p in cluster.pods(Key(job["metadata"]["namespace"], job["metadata"]["name"]))]
+        if job["status"].get("releasedTime") is None:
+            assert "deletionTimestamp" in pod["metadata"] or any(
+                int(p["metadata"]["labels"][names.LABEL_ATTEMPT]) < job["status"]["attempt"] for p in gang
+            ), "a pod was let go before its gang"
+        used[pinned_node(pod)] += int(pod["spec"]["containers"][0]["resources"]["requests"].get("nvidia.com/gpu", 0))
+    for node in cluster.nodes():
+        room = int(node["status"]["allocatable"]["nvidia.com/gpu"])
+        assert used[node["metadata"]["name"]] <= room, f"{node['metadata']['name']} was given twice"
+    for job in cluster.jobs():
+        _check_finished(world, job)
+
+
+def _check_finished(world, job):
+    summary = {c["type"]: c["status"] for c in job.get("status", {}).get("conditions", ())}.get("Succeeded")
+    uid = job["metadata"]["uid"]
+    if uid in world.finished:
+        assert summary == world.finished[uid], "a finished job came back to life"
+    if summary in {"True", "False"}:
+        world.finished[uid] = summary
