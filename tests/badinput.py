@@ -73,7 +73,7 @@ RULES = [
     Bad("entrypoint is a file", own_model(entrypoint="mymodel/layers.py"), "spec.model.entrypoint", "no entrypoint"),
     Bad("entrypoint without function", own_model(entrypoint="mymodel"), "spec.model.entrypoint", "package.module:function"),
     Bad("entrypoint with two colons", own_model(entrypoint="a:b:c"), "spec.model.entrypoint", '"a:b:c" is no entrypoint'),
-    Bad("entrypoint with a trailing newline", own_model(entrypoint="a:b\n"), "spec.model.entrypoint", "is no entrypoint"),
+    Bad("entrypoint with a trailing newline", own_model(entrypoint="a:b\n"), "spec.model.entrypoint", "must be package.module:function"),
     Bad("entrypoint with an umlaut", own_model(entrypoint="a:bä"), "spec.model.entrypoint", "is no entrypoint"),
     Bad("heads do not divide width", {"spec.model.gpt.numHeads": 3}, "spec.model.gpt.hiddenSize", "128 cannot be cut into 3"),
     Bad("vocabulary below a byte", {"spec.model.gpt.vocabularySize": 100}, "spec.model.gpt.vocabularySize", "use 256 or more"),
@@ -151,7 +151,7 @@ FIELDS = [
     Bad("unknown schedule", {"spec.schedule.name": "ZeroBubble"}, "spec.schedule.name", '"ZeroBubble" is not among GPipe, 1F1B'),
     Bad("schedule in lower case", {"spec.schedule.name": "1f1b"}, "spec.schedule.name", 'did you mean "1F1B"?'),
     Bad("unknown optimiser", {"spec.training.optimizer": "SGD"}, "spec.training.optimizer", '"SGD" is not among AdamW'),
-    Bad("unknown precision", {"spec.training.precision": "fp16"}, "spec.training.precision", 'did you mean'),
+    Bad("unknown precision", {"spec.training.precision": "fp16"}, "spec.training.precision", "did you mean"),
     Bad("unknown corpus", {"spec.data.corpus": "wikipedia"}, "spec.data.corpus", "known are python-stdlib"),
     Bad("unknown device", {"spec.device": "tpu"}, "spec.device", "is not among gpu, cpu"),
     Bad("unknown failure action", {"spec.failurePolicy.rules": [{"action": "Ignore", "onExitCodes": [3]}]},
@@ -161,11 +161,16 @@ FIELDS = [
     Bad("field on the wrong level", {"spec.steps": 300}, "spec.steps", "no such field"),
     Bad("misspelled top", {"specs": {}}, "specs", 'did you mean "spec"?'),
     Bad("misspelled metadata", {"metadata.label": {}}, "metadata.label", 'did you mean "labels"?'),
-    Bad("label that is no text", {"metadata.labels": {"team": 7}}, "metadata.labels.team", "must be a text"),
     Bad("no name", {"metadata.name": ABSENT}, "metadata.name", "is missing"),
+]  # fmt: skip
+
+# The API server refuses these before it looks at the schema, in words that name no field.
+ENVELOPES = [
+    Bad("label that is no text", {"metadata.labels": {"team": 7}}, "metadata.labels.team", "must be a text"),
     Bad("wrong version", {"apiVersion": "pipelinejob.io/v1"}, "apiVersion", "write apiVersion: pipelinejob.io/v1alpha1"),
     Bad("wrong kind", {"kind": "PipelineJobs"}, "kind", "write kind: PipelineJob"),
     Bad("no kind", {"kind": ABSENT}, "kind", "is missing"),
+    Bad("annotation that is no text", {"metadata.annotations": {"runs": True}}, "metadata.annotations.runs", "must be a text"),
 ]  # fmt: skip
 
 _GPU = {"spec.device": "gpu"}

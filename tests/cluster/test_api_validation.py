@@ -1,4 +1,5 @@
 """The same table as tests/contract/test_validation.py, put to a real API server: its verdict is the command line's."""
+# ruff: noqa: E501  # tables read best with a case a line
 
 import json
 import re
@@ -9,9 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from apiserver import ApiServer
-from badinput import CHANGES, FIELDS, GOOD, RULES, TEMPLATES, Bad, Change, manifest
 
+from apiserver import ApiServer
+from badinput import CHANGES, ENVELOPES, FIELDS, GOOD, RULES, TEMPLATES, Bad, Change, manifest
 from pipelinejob.errors import InvalidManifestError
 from pipelinejob_operator.manifest_files import load_manifests
 from pipelinejob_operator.validate import defaulted, validate
@@ -60,13 +61,13 @@ def test_the_crd_is_structural_and_established(api_server):
 def test_the_server_applies_the_very_same_rule(bad: Bad, client):
     with pytest.raises(InvalidManifestError) as caught:
         validate(manifest(bad.changes))
-    ours = {(error.path, error.problem) for error in caught.value.errors}
 
     code, answer = client.create(manifest(bad.changes))
 
     assert code == UNPROCESSABLE
-    causes = {(cause["field"], sentence(cause["message"])) for cause in answer["details"]["causes"]}
-    assert ours <= causes, "the server says something else"
+    causes = [(cause["field"], cause["message"]) for cause in answer["details"]["causes"]]
+    for error in caught.value.errors:
+        assert any(field == error.path and message.endswith(error.problem) for field, message in causes), causes
 
 
 @pytest.mark.parametrize("bad", FIELDS, ids=[bad.claim for bad in FIELDS])
@@ -76,6 +77,13 @@ def test_the_server_refuses_the_same_field(bad: Bad, client):
     assert code in {BAD_REQUEST, UNPROCESSABLE}
     last_word = re.split(r"[.\[]", bad.path)[-1] if "[" not in bad.path else bad.path
     assert last_word in answer["message"]
+
+
+@pytest.mark.parametrize("bad", ENVELOPES, ids=[bad.claim for bad in ENVELOPES])
+def test_the_server_refuses_what_is_no_pipelinejob(bad: Bad, client):
+    code, _ = client.create(manifest(bad.changes))
+
+    assert code in {BAD_REQUEST, UNPROCESSABLE}
 
 
 @pytest.mark.parametrize("bad", TEMPLATES, ids=[bad.claim for bad in TEMPLATES])
@@ -188,11 +196,6 @@ SCALARS = (
     "yes", "no", "on", "Off", "true", "FALSE", "y", "n", "~", "null", "", "'7'", '"3e-3"', "1F1B", "1e", "0.1.2", "+5", "089",
     "1e-10", "123456789012", "1E5", "-1e2", "+.5e1", "=", "<", "0.0",
 )  # fmt: skip
-
-
-def sentence(message: str) -> str:
-    """Take the API server's own beginning off: `Invalid value: "object": ...`, `Required value: ...`."""
-    return re.sub(r'^(Invalid value: ("(\\.|[^"\\])*"|\S+): |Required value: |Forbidden: )', "", message)
 
 
 def described(path: str, schema: dict[str, Any]):

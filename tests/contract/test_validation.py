@@ -1,13 +1,13 @@
 """What `pipelinejob validate` says of a manifest; tests/cluster/test_api_validation.py asks an API server the same."""
 
 import pytest
-from badinput import ABSENT, CHANGES, FIELDS, GOOD, RULES, TEMPLATES, Bad, Change, manifest
 
+from badinput import ABSENT, CHANGES, ENVELOPES, FIELDS, GOOD, RULES, TEMPLATES, Bad, Change, manifest
 from pipelinejob.errors import InvalidManifestError
 from pipelinejob.spec import PipelineJobSpec, ScheduleName
 from pipelinejob_operator.validate import defaulted, validate, validate_change
 
-BAD = [*RULES, *FIELDS, *TEMPLATES]
+BAD = [*RULES, *FIELDS, *ENVELOPES, *TEMPLATES]
 
 
 @pytest.mark.parametrize("bad", BAD, ids=[bad.claim for bad in BAD])

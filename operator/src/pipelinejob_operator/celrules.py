@@ -49,13 +49,19 @@ def _walk(path: str, value: Any, old: Any, schema: Schema, *, is_sound: bool) ->
 def _judge(path: str, value: Any, old: Any, rule: Mapping[str, str], *, is_sound: bool) -> Iterator[SpecError]:
     context = cel.Context({"self": value} if old is ABSENT else {"self": value, "oldSelf": old}, _FUNCTIONS)
     try:
-        holds = _compiled(rule["rule"]).execute(context)
-        if not holds:
-            message = _compiled(rule["messageExpression"]).execute(context) if "messageExpression" in rule else None
-            yield SpecError(f"{path}{rule.get('fieldPath', '')}".removeprefix("."), message or rule["message"])
+        if not _compiled(rule["rule"]).execute(context):
+            yield SpecError(f"{path}{rule.get('fieldPath', '')}".removeprefix("."), _message(rule, context))
     except _EVALUATION_ERRORS:
         if is_sound:
             raise
+
+
+def _message(rule: Mapping[str, str], context: cel.Context) -> str:
+    if "messageExpression" not in rule:
+        return rule["message"]
+    message = str(_compiled(rule["messageExpression"]).execute(context))
+    # A value with a line break in it must not forge a line of its own; the API server sees it so, too.
+    return rule["message"] if "\n" in message else message
 
 
 @cache
