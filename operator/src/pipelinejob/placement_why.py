@@ -1,0 +1,159 @@
+"""Says in one sentence why a job does not fit: what is missing, where it comes closest, and what would help."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from pipelinejob.placement_room import Demand, Number, Room
+from pipelinejob.topology import Domain, NodeInfo, Topology
+
+_BYTES = ("memory", "ephemeral-storage", "hugepages-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One replica that found no place, the room that those before it left, and the domains it could have gone to."""
+
+    demands: Sequence[Demand]
+    num_replicas: int
+    num_placed: int
+    room: Room
+    nodes: Sequence[NodeInfo]
+    topology: Topology
+    domains: Sequence[Domain]
+    required_depth: int  # 0: anywhere
+
+    @property
+    def level(self) -> str:
+        """Name the level inside one of whose domains the replica must stay."""
+        return self.topology.levels[self.required_depth - 1].name
+
+    def count(self, demand: Demand, domain: Domain) -> int:
+        """Give how many such stages the domain has room for."""
+        if domain.node is not None:
+            return self.room.count(demand, domain.node, most=len(self.demands))
+        return sum(self.count(demand, child) for child in domain.children)
+
+
+def why_not(attempt: Attempt) -> str:
+    """Give the sentence."""
+    usable = [node for node in attempt.nodes if node.unusable is None]
+    if not usable:
+        return _no_nodes(attempt)
+    alone = next((each for each in attempt.demands if not attempt.count(each, attempt.topology.root)), None)
+    if alone is not None:
+        problem = _fits_nowhere(attempt, alone, usable)
+    elif all(each.is_like(attempt.demands[0]) for each in attempt.demands):
+        problem = _like_do_not_fit(attempt)
+    else:
+        problem = _unlike_do_not_fit(attempt, usable)
+    return _which_replica(attempt) + problem + _left_out(attempt.nodes)
+
+
+def _no_nodes(attempt: Attempt) -> str:
+    if not attempt.nodes:
+        return f"{len(attempt.demands)} stages need nodes, and there are none; add some"
+    reasons = Counter(node.unusable for node in attempt.nodes)
+    said = ", ".join(
+        f"{count} {'node' if count == 1 else 'nodes'} ({reason})" for reason, count in reasons.most_common()
+    )
+    return f"no node can take a pod: {said}; make one ready, or add some"
+
+
+def _which_replica(attempt: Attempt) -> str:
+    if attempt.num_replicas == 1:
+        return ""
+    return f"only {attempt.num_placed} of {attempt.num_replicas} replicas find a place: for the next, "
+
+
+def _left_out(nodes: Sequence[NodeInfo]) -> str:
+    out = [node for node in nodes if node.unusable is not None]
+    if not out:
+        return ""
+    return f" (left out: {out[0].name} {out[0].unusable}{f' and {len(out) - 1} more nodes' if len(out) > 1 else ''})"
+
+
+def _fits_nowhere(attempt: Attempt, demand: Demand, nodes: Sequence[NodeInfo]) -> str:
+    allowed = [node for node in nodes if demand.nodes is None or node.name in demand.nodes]
+    if not allowed:
+        return (
+            f"stage {demand.stage} may go to none of the {len(nodes)} usable nodes; "
+            "loosen its node selector or affinity, or tolerate their taints"
+        )
+    wanted = [name for name, amount in demand.requests.items() if amount > 0]
+
+    def worst_share(node: NodeInfo) -> Number:
+        return min(_ratio(attempt.room, demand, node.name, name) for name in wanted)
+
+    closest = max(allowed, key=worst_share)
+    lacking = {
+        name: max(attempt.room.left(closest.name, [name])[0], 0)
+        for name in wanted
+        if _ratio(attempt.room, demand, closest.name, name) < 1
+    }
+    return (
+        f"stage {demand.stage} needs {amounts(demand.requests)} on one node; "
+        f"the closest, {closest.name}, has {amounts(lacking)} free; free some there, ask for less, or add a larger node"
+    )
+
+
+def _ratio(room: Room, demand: Demand, node: str, resource: str) -> Fraction:
+    return Fraction(room.left(node, [resource])[0]) / Fraction(demand.requests[resource])
+
+
+def _like_do_not_fit(attempt: Attempt) -> str:
+    demand, wanted = attempt.demands[0], len(attempt.demands)
+    needs = f"needs room for {wanted} stages with {amounts(demand.requests)} each"
+    if attempt.required_depth == 0:
+        has = sum(attempt.count(demand, domain) for domain in attempt.domains)
+        return f"{needs}; the cluster has room for {has}; {wanted - has} more are missing"
+    largest = max(attempt.domains, key=lambda domain: attempt.count(demand, domain))
+    has = attempt.count(demand, largest)
+    return (
+        f"{needs} in one {attempt.level}; the largest, {largest.name}, has room for {has}; "
+        f"free {wanted - has} more there{_coarser(attempt, lambda domain: attempt.count(demand, domain) >= wanted)}"
+    )
+
+
+def _unlike_do_not_fit(attempt: Attempt, nodes: Sequence[NodeInfo]) -> str:
+    names = sorted({name for demand in attempt.demands for name, amount in demand.requests.items() if amount > 0})
+    wanted = {name: sum(Fraction(each.requests.get(name, 0)) for each in attempt.demands) for name in names}
+    free = {
+        name: sum(max(Fraction(attempt.room.left(node.name, [name])[0]), Fraction(0)) for node in nodes)
+        for name in names
+    }
+    where = f" in one {attempt.level}" if attempt.required_depth else ""
+    short = {name: wanted[name] - free[name] for name in names if wanted[name] > free[name]}
+    if short:
+        return f"needs {amounts(wanted)} in all{where}; {amounts(short)} are missing in the cluster"
+    return (
+        f"{len(attempt.demands)} unlike stages do not fit together{where}, though {amounts(free)} are free in all; "
+        f"free whole nodes{', or require a coarser level' if attempt.required_depth > 1 else ''}"
+    )
+
+
+def _coarser(attempt: Attempt, fits: Callable[[Domain], bool]) -> str:
+    """Name the closest coarser level with room, if there is one."""
+    for depth in range(attempt.required_depth - 1, -1, -1):
+        domain = next((domain for domain in attempt.topology.root.at_depth(depth) if fits(domain)), None)
+        if domain is not None and depth == 0:
+            return ", or require no level: the cluster as a whole has room"
+        if domain is not None:
+            return f", or require only {attempt.topology.levels[depth - 1].name}: {domain.name} has room"
+    return ""
+
+
+def amounts(resources: Mapping[str, Number]) -> str:
+    """Write amounts as a person would: `8 nvidia.com/gpu and 64Gi memory`."""
+    parts = [f"{_amount(name, amount)} {name}" for name, amount in sorted(resources.items()) if name]
+    if not parts:
+        return "nothing"
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _amount(resource: str, amount: Number) -> str:
+    if resource.startswith(_BYTES) and amount >= 2**20:
+        unit, size = ("Gi", 2**30) if amount >= 2**30 else ("Mi", 2**20)
+        return f"{float(amount) / size:.4g}{unit}"
+    return f"{float(amount):.6g}"
