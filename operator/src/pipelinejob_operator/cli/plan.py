@@ -28,6 +28,7 @@ from pipelinejob_operator.manifests import headless_service, plan_config_map, st
 from pipelinejob_operator.report_charts import seconds
 
 _DEFAULT_IMAGE = "pipelinejob/trainer:latest"
+_UID = "uid-of-the-pipelinejob"  # only a cluster knows it
 
 
 def plan(
@@ -68,7 +69,7 @@ def plan(
 
 def objects(job: GivenJob, made: Plan, settings: ControllerSettings) -> list[Mapping[str, Any]]:
     """Give what the operator would create, in its order; the job's uid is only known to a cluster."""
-    stored = {**job.stored, "metadata": {"uid": "", **job.stored["metadata"]}}
+    stored = {**job.stored, "metadata": {"uid": _UID, **job.stored["metadata"]}}
     read = read_job(stored)
     nodes = {(each.replica, each.stage): each.node for each in made.placement.assignments} if made.placement else {}
     pods = [
@@ -86,7 +87,7 @@ def _plan(
 
 
 def _place(job: GivenJob, nodes: Sequence[Mapping[str, Any]], settings: ControllerSettings) -> Placement:
-    read = read_job({**job.stored, "metadata": {"uid": "", **job.stored["metadata"]}})
+    read = read_job({**job.stored, "metadata": {"uid": _UID, **job.stored["metadata"]}})
     return choose_nodes(read, job.spec, nodes=nodes, free=standing_room(nodes, ()), settings=settings)
 
 
@@ -132,13 +133,15 @@ def _print(made: Plan, costs: Profile | None) -> None:
             (f"{made.namespace}/{made.name}", "bold"),
             f"  {parallelism.pipeline} stages{replicas}, {schedule.name}, "
             f"{schedule.micro_batches} micro-batches of {schedule.micro_batch_size}",
-        )
+        ),
+        soft_wrap=True,
     )
     prediction = made.prediction
     source = "measured costs" if prediction.source == "profiled" else "counted operations, not a measurement"
     console.print(
         f"predicted: {seconds(prediction.step_s)} a step, {prediction.tokens_per_s:,.0f} tokens/s, "
-        f"bubble {prediction.bubble_ratio:.1%} (from {source})"
+        f"bubble {prediction.bubble_ratio:.1%} (from {source})",
+        soft_wrap=True,
     )
     console.print(_stage_table(made))
     if made.placement:
