@@ -94,25 +94,27 @@ async def watching(script: Script, timings: Timings = QUICK) -> AsyncIterator[Se
     application.router.add_get(PATH, script.answer)
     changes: list[Change] = []
     restarts: list[None] = []
-    async with TestServer(application) as server:
-        async with Api(Configuration(host=str(server.make_url("")).rstrip("/"))) as api:
-            informer = Informer(
-                api,
-                PATH,
-                kind="Pod",
-                api_version="v1",
-                on_change=changes.append,
-                on_restart=lambda: restarts.append(None),
-                timings=timings,
-                page_size=2,
-            )
-            running = asyncio.create_task(informer.run())
-            try:
-                yield Seen(informer, changes, restarts)
-                assert not running.done()
-            finally:
-                running.cancel()
-                await asyncio.gather(running, return_exceptions=True)
+    server = TestServer(application)
+    await server.start_server()
+    host = str(server.make_url("")).rstrip("/")
+    async with server, Api(Configuration(host=host)) as api:
+        informer = Informer(
+            api,
+            PATH,
+            kind="Pod",
+            api_version="v1",
+            on_change=changes.append,
+            on_restart=lambda: restarts.append(None),
+            timings=timings,
+            page_size=2,
+        )
+        running = asyncio.create_task(informer.run())
+        try:
+            yield Seen(informer, changes, restarts)
+            assert not running.done()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
 
 async def until(claim: Callable[[], bool]) -> None:

@@ -1,0 +1,106 @@
+"""Whatever the stream does, the operator process stays up and has caught up 5 seconds after the fault's end.
+
+The node has room for one job. During the fault that job is deleted and another is made: only an operator that saw the
+deletion in the gap, pods included, and the creation, gives the second one the first one's place.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+import faultproxy
+from apiserver import ApiServer
+from fakenodes import add_nodes, node
+from faultproxy import FaultProxy
+from operatorprocess import OperatorProcess, is_placed, job, pods
+from processes import Process, wait_until
+
+CATCH_UP_S = 5
+STAGES = 2
+
+FAULTS = {
+    "HTTP 410 on the watch": faultproxy.refuse_watch(410),
+    "HTTP 404 on the watch": faultproxy.refuse_watch(404),
+    "HTTP 410 on the list": faultproxy.refuse_list(410),
+    "HTTP 404 on the list": faultproxy.refuse_list(404),
+    "a torn JSON line": faultproxy.TORN_LINE,
+    "a stream cut in the middle of a line": faultproxy.TORN_AND_CUT,
+    "an ERROR event that is not 410": faultproxy.error_event(500),
+    "an ERROR event with 410": faultproxy.error_event(410),
+    "an HTML line in the stream": faultproxy.HTML_LINE,
+    "HTTP 503 on everything": faultproxy.refuse_all(503),
+    "frozen watches": faultproxy.FROZEN,
+    "dropped connections": faultproxy.GONE,
+}
+
+
+@pytest.fixture(scope="module")
+def proxy(api_server: ApiServer):
+    with FaultProxy(api_server) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def operator(proxy: FaultProxy, tmp_path_factory: pytest.TempPathFactory):
+    """One process for all faults: it must outlive them all."""
+    with OperatorProcess(proxy.kubeconfig(), tmp_path_factory.mktemp("operator")) as operator:
+        yield operator
+        assert operator.alive
+
+
+@pytest.fixture
+def gpu_node(api_server: ApiServer, kwok: Process, namespace: str):
+    name = f"node-{namespace[-6:]}"
+    add_nodes(api_server, [node(name, gpus=STAGES)])
+    yield name
+    api_server.kubectl("delete", "node", name)
+
+
+def replace_job(server: ApiServer, namespace: str) -> None:
+    """Delete the first job, wait until its pods are gone, make the second."""
+    server.kubectl("delete", "pipelinejob", "-n", namespace, "first", "--wait=true")
+    wait_until(lambda: not pods(server, namespace, "first"), "the first job's pods are collected")
+    server.apply(job(namespace, "second", stages=STAGES))
+
+
+def submit_first(server: ApiServer, namespace: str) -> None:
+    server.apply(job(namespace, "first", stages=STAGES))
+    wait_until(lambda: is_placed(server, namespace, "first", ranks=STAGES), "the first job is placed")
+
+
+def assert_caught_up(server: ApiServer, operator: OperatorProcess, namespace: str, *, pid: int) -> None:
+    wait_until(
+        lambda: is_placed(server, namespace, "second", ranks=STAGES),
+        f"the second job has the first one's place\n{operator.process.tail(30)}",
+        timeout_s=CATCH_UP_S,
+    )
+    assert operator.alive
+    assert operator.process.pid == pid
+    assert operator.metric("pipelinejob_restarts_total", namespace=namespace, pipelinejob="first") is None
+    assert operator.metric("pipelinejob_restarts_total", namespace=namespace, pipelinejob="second") == 0
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_a_job_replaced_during_a_fault_is_placed_soon_after(api_server, proxy, operator, namespace, gpu_node, fault):
+    submit_first(api_server, namespace)
+    pid = operator.process.pid
+
+    with proxy.fault(fault):
+        replace_job(api_server, namespace)
+
+    assert_caught_up(api_server, operator, namespace, pid=pid)
+
+
+def test_an_api_server_gone_for_a_minute_ends_nothing(api_server, proxy, operator, namespace, gpu_node):
+    submit_first(api_server, namespace)
+    pid = operator.process.pid
+
+    with proxy.fault(faultproxy.GONE):
+        gone_since = time.monotonic()
+        replace_job(api_server, namespace)
+        wait_until(lambda: time.monotonic() - gone_since >= 60, "a minute is over", timeout_s=70)
+        assert operator.get("/healthz") == "ok"
+
+    assert_caught_up(api_server, operator, namespace, pid=pid)
