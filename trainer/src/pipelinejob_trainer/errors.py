@@ -16,3 +16,11 @@ class UserError(PipelineJobError):
 
 class PeerLostError(PipelineJobError):
     """Another rank went away in the middle of a step; that one's exit code counts, this one's does not."""
+
+
+class SupersededError(PeerLostError):
+    """A newer attempt of this job has taken over; this one must leave its checkpoints alone."""
+
+
+class StoppedError(PipelineJobError):
+    """This stage was asked to stop, and has done what it had to do first."""

@@ -36,7 +36,9 @@ _TYPES = (
 
 
 class Sender(Protocol):
-    """The end that gives tensors away."""
+    """The end that gives tensors away; `bytes_total` counts them."""
+
+    bytes_total: int
 
     def send(self, micro_batch: int, tensor: torch.Tensor) -> None:
         """Start to send; the tensor must not be written to afterwards. Raises PeerLostError."""
@@ -46,7 +48,9 @@ class Sender(Protocol):
 
 
 class Receiver(Protocol):
-    """The end that takes tensors in."""
+    """The end that takes tensors in; `bytes_total` counts them."""
+
+    bytes_total: int
 
     def expect(self, micro_batches: Sequence[int]) -> None:
         """Say which micro-batches will come in a step, in their order; the first of them are received ahead."""
@@ -71,8 +75,10 @@ class QueueLink:
     def __init__(self, *, timeout_s: float = 60.0) -> None:
         self._queue: queue.SimpleQueue[tuple[int, torch.Tensor] | None] = queue.SimpleQueue()
         self._timeout_s = timeout_s
+        self.bytes_total = 0
 
     def send(self, micro_batch: int, tensor: torch.Tensor) -> None:
+        self.bytes_total += tensor.nbytes
         self._queue.put((micro_batch, tensor.detach()))
 
     def flush(self) -> None:
@@ -117,6 +123,7 @@ class DistributedSender:
         self._channel = channel
         self._like: tuple[torch.Size, torch.dtype] | None = None
         self._pending: deque[tuple[distributed.Work, torch.Tensor]] = deque()
+        self.bytes_total = 0
 
     def send(self, micro_batch: int, tensor: torch.Tensor) -> None:
         tensor = tensor.detach().contiguous()
@@ -126,6 +133,7 @@ class DistributedSender:
         _check_like(tensor, *self._like)
         self._reap()
         self._start(tensor, _tag(micro_batch))
+        self.bytes_total += tensor.nbytes
 
     def flush(self) -> None:
         while self._pending:
@@ -152,6 +160,7 @@ class DistributedReceiver:
         self._like: tuple[torch.Size, torch.dtype] | None = None
         self._due: deque[int] = deque()
         self._posted: deque[tuple[int, distributed.Work, torch.Tensor]] = deque()
+        self.bytes_total = 0
 
     def expect(self, micro_batches: Sequence[int]) -> None:
         self._due.extend(micro_batches)
@@ -166,6 +175,7 @@ class DistributedReceiver:
         assert posted_micro_batch == micro_batch, f"micro-batch {posted_micro_batch} is due before {micro_batch}"
         self._post_ahead()
         _finish(work, self._channel.peer)
+        self.bytes_total += buffer.nbytes
         return buffer
 
     def _agree(self) -> tuple[torch.Size, torch.dtype]:

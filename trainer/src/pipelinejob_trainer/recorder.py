@@ -70,6 +70,7 @@ class _Step:
     number: int
     states: list[State]
     marks: list[object]
+    started: float  # seconds since the epoch
 
 
 class Recorder:
@@ -88,7 +89,7 @@ class Recorder:
         A step starts where the one before it ended, so what is done between `finish_step` and this counts too.
         """
         if self._step is None:
-            self._step = _Step(number, [IDLE], [self._clock.mark()])
+            self._step = _Step(number, [IDLE], [self._clock.mark()], time.time())
         self._step.number = number
 
     def restart(self) -> None:
@@ -123,7 +124,7 @@ class Recorder:
         assert step is not None, "begin_step comes first"
         step.marks.append(self._clock.mark())
         self._finished.append(step)
-        self._step = _Step(step.number + 1, [IDLE], [step.marks[-1]])
+        self._step = _Step(step.number + 1, [IDLE], [step.marks[-1]], time.time())
         return self._oldest_known()
 
     def _oldest_known(self) -> StageTimeline | None:
@@ -131,7 +132,13 @@ class Recorder:
         if self._clock.seconds(step.marks[0], step.marks[-1]) is None:
             return None
         del self._finished[0]
-        return StageTimeline(replica=self._replica, stage=self._stage, step=step.number, spans=self._spans(step))
+        return StageTimeline(
+            replica=self._replica,
+            stage=self._stage,
+            step=step.number,
+            started=step.started,
+            spans=self._spans(step),
+        )
 
     def _spans(self, step: _Step) -> tuple[Span, ...]:
         first = step.marks[0]

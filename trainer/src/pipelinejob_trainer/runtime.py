@@ -46,10 +46,11 @@ class Runtime:
         stage: Stage,
         links: Links,
         recorder: Recorder,
-        batches: Batches,
+        batches: Batches | None,
         seed: int,
         replica: int = 0,
     ) -> None:
+        """Take what this rank has; `batches` may be None on a stage that is neither first nor last."""
         self._actions = tuple(actions)
         self._stage = stage
         self._links = links
@@ -116,6 +117,7 @@ class Runtime:
         stage = self._stage
         if not (stage.is_first or stage.is_last):
             return None, None
+        assert self._batches is not None, "first and last stages have data"
         self._recorder.switch(State(SpanKind.DATA, micro_batch))
         inputs, targets = self._batches.batch(step, self._replica, micro_batch)
         return (

@@ -1,0 +1,156 @@
+"""A stage's own account of itself: what `/progress`, `/metrics` and `/healthz` show. Written by the loop, read by the server."""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from pipelinejob.plan import Plan
+from pipelinejob.progress import Phase, Progress
+from pipelinejob.timeline import COMPUTE, SpanKind, StageTimeline, bubble_ratio
+from pipelinejob_trainer.metrics import Metrics
+
+_WINDOW_STEPS = 20
+# A stage is stuck when a step takes far longer than any did; restarting it too early would lose work, so the bounds are wide.
+_STUCK_S = 300.0
+_STUCK_STEPS = 20.0
+_STUCK_BEFORE_FIRST_STEP_S = 1800.0
+_STUCK_SAVING_S = 1800.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutcome:
+    """What is known on every rank when a step ends."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    step_s: float
+    tokens_per_s: float
+
+
+class Account:
+    """What this stage says of itself."""
+
+    def __init__(self, plan: Plan, *, stage: int, replica: int, attempt: int) -> None:
+        self.numbers = Metrics(plan, stage=stage, replica=replica)
+        self._progress = Progress(replica=replica, stage=stage, attempt=attempt, phase=Phase.STARTING, step=0)
+        self._tokens = tokens_per_step(plan)
+        self._timelines: deque[StageTimeline] = deque(maxlen=_WINDOW_STEPS)
+        self._seconds = dict.fromkeys(SpanKind, 0.0)
+        self._bytes = {"send": 0, "recv": 0}
+        self._longest_step_s = 0.0
+        self._deadline: float | None = None
+        self._patience_s = 0.0
+        self._beat()
+
+    @property
+    def step(self) -> int:
+        """The optimiser steps completed, over all attempts."""
+        return self._progress.step
+
+    def begin_training(self, *, step: int, loss: float | None, checkpoint_step: int | None) -> None:
+        """The gang is complete and goes on from a step."""
+        self._update(phase=Phase.TRAINING, step=step, loss=loss, checkpoint_step=checkpoint_step)
+        self.numbers.step.set(step)
+        if loss is not None:
+            self.numbers.loss.set(loss)
+        self._expect_within(_STUCK_BEFORE_FIRST_STEP_S)
+
+    def add_step(self, outcome: StepOutcome) -> None:
+        """A step has ended."""
+        numbers = self.numbers
+        numbers.steps.inc()
+        numbers.step.set(outcome.step)
+        numbers.tokens.inc(self._tokens)
+        numbers.loss.set(outcome.loss)
+        numbers.gradient_norm.set(outcome.gradient_norm)
+        numbers.step_duration.observe(outcome.step_s)
+        self._update(
+            step=outcome.step,
+            loss=outcome.loss,
+            gradient_norm=outcome.gradient_norm,
+            tokens_per_s=outcome.tokens_per_s,
+            step_s=outcome.step_s,
+        )
+        self._longest_step_s = max(self._longest_step_s, outcome.step_s)
+        self._expect_within(max(_STUCK_S, _STUCK_STEPS * self._longest_step_s))
+
+    def add_timeline(self, timeline: StageTimeline) -> None:
+        """A step's spans are known."""
+        self.numbers.add_timeline(timeline)
+        for span in timeline.spans:
+            self._seconds[span.kind] += span.end_s - span.start_s
+        self._timelines.append(timeline)
+        spans = tuple(span for each in self._timelines for span in each.spans)
+        wall = sum(span.end_s - span.start_s for span in spans)
+        compute = sum(span.end_s - span.start_s for span in spans if span.kind in COMPUTE)
+        self._update(
+            bubble_ratio=bubble_ratio(spans),
+            utilization_ratio=compute / wall if wall else None,
+            seconds={kind: seconds for kind, seconds in self._seconds.items() if seconds},
+        )
+
+    def begin_checkpoint(self) -> None:
+        """A checkpoint is about to be written, which may take long."""
+        self._expect_within(_STUCK_SAVING_S)
+
+    def add_checkpoint(self, *, step: int, seconds: float) -> None:
+        """A checkpoint is complete."""
+        self.numbers.checkpoints.inc()
+        self.numbers.checkpoint_duration.observe(seconds)
+        self.numbers.checkpoint_step.set(step)
+        self.numbers.checkpoint_time.set(time.time())
+        self._update(checkpoint_step=step)
+        self._expect_within(max(_STUCK_S, _STUCK_STEPS * self._longest_step_s))
+
+    def set_memory(self, *, peak_bytes: int, parameter_bytes: int, optimizer_bytes: int) -> None:
+        """Say what this stage's memory holds."""
+        self.numbers.memory["peak"].set(peak_bytes)
+        self.numbers.memory["parameters"].set(parameter_bytes)
+        self.numbers.memory["optimizer"].set(optimizer_bytes)
+        self._update(memory_bytes=peak_bytes)
+
+    def set_bytes(self, direction: str, total: int) -> None:
+        """Say how many bytes this process has exchanged with its neighbours."""
+        self.numbers.p2p[direction].inc(total - self._bytes[direction])
+        self._bytes[direction] = total
+
+    def finish(self) -> None:
+        """All steps are done."""
+        self._update(phase=Phase.FINISHED)
+        self._deadline = None
+
+    # What the server shows.
+
+    def metrics(self) -> bytes:
+        return self.numbers.render()
+
+    def progress(self) -> bytes:
+        return self._progress.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+    def sickness(self) -> str | None:
+        if self._deadline is None or time.monotonic() < self._deadline:
+            return None
+        return f"no progress for {self._patience_s:.0f} s after step {self.step}"
+
+    def is_ready(self) -> bool:
+        return self._progress.phase is not Phase.STARTING
+
+    def _update(self, **changes: object) -> None:
+        # One assignment: a reader in another thread sees the account before or after, never between.
+        self._progress = self._progress.model_copy(update=changes)
+
+    def _expect_within(self, seconds: float) -> None:
+        self._patience_s = seconds
+        self._deadline = time.monotonic() + seconds
+        self._beat()
+
+    def _beat(self) -> None:
+        self.numbers.heartbeat.set(time.time())
+
+
+def tokens_per_step(plan: Plan) -> int:
+    """Give the tokens that one optimiser step learns from."""
+    sequences = plan.schedule.micro_batches * plan.schedule.micro_batch_size * plan.parallelism.data
+    return sequences * plan.data.sequence_length

@@ -1,0 +1,99 @@
+"""AdamW over a stage's parameters, the learning rate of a step, and clipping by the gradient norm of the whole model.
+
+The arithmetic is torch.optim.AdamW's (Loshchilov and Hutter, 2019, arXiv 1711.05101) on torch's own foreach kernels. Only its class
+is not used: making one imports torch._dynamo, four seconds of a stage's start, and it names its state by position, where a
+checkpoint that may be split differently needs names.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import (  # the kernels under torch.optim; torch gives them no public names
+    _foreach_add_,
+    _foreach_addcdiv_,
+    _foreach_addcmul_,
+    _foreach_div_,
+    _foreach_lerp_,
+    _foreach_mul_,
+    _foreach_norm,
+    _foreach_sqrt,
+)
+
+from pipelinejob.spec import Training
+
+_FIRST_DECAY = 0.9
+_SECOND_DECAY = 0.95  # 0.999 remembers more steps than a short run has
+_EPSILON = 1e-8
+_FINAL_SHARE = 0.1  # of the peak learning rate
+
+
+def learning_rate(training: Training, step: int) -> float:
+    """Give the learning rate of a step (1 is the first): linear warm-up, then a cosine down to a tenth."""
+    if step <= training.warmup_steps:
+        return training.learning_rate * step / training.warmup_steps
+    decay_steps = training.steps - training.warmup_steps
+    done = min(1.0, (step - training.warmup_steps) / decay_steps) if decay_steps > 0 else 1.0
+    share = _FINAL_SHARE + (1 - _FINAL_SHARE) * (1 + math.cos(math.pi * done)) / 2
+    return training.learning_rate * share
+
+
+def clip_factor(norm: float, clip_norm: float) -> float:
+    """Give what gradients of a global norm are multiplied by; a bound of 0 clips nothing."""
+    return 1.0 if clip_norm == 0 or norm <= clip_norm else clip_norm / norm
+
+
+class AdamW:
+    """Parameters, by global name, and their two moments, all fp32."""
+
+    def __init__(self, parameters: Iterable[tuple[str, torch.nn.Parameter]], *, weight_decay: float) -> None:
+        self.parameters = {name: parameter for name, parameter in parameters if parameter.requires_grad}
+        self.first_moments = {name: torch.zeros_like(each) for name, each in self.parameters.items()}
+        self.second_moments = {name: torch.zeros_like(each) for name, each in self.parameters.items()}
+        self._weight_decay = weight_decay
+        # A norm's gain or a bias has no scale to lose: decay is for matrices.
+        self._matrices = [each for each in self.parameters.values() if each.dim() > 1]
+
+    @torch.no_grad()
+    def squared_norm(self) -> torch.Tensor:
+        """Give the squared norm of this stage's gradients, float64, where they are; on the CPU if there are none."""
+        gradients = self._gradients()
+        if not gradients:
+            return torch.zeros((), dtype=torch.float64)
+        return torch.stack(list(_foreach_norm(gradients))).double().square().sum()
+
+    @torch.no_grad()
+    def step(self, number: int, *, rate: float, gradient_factor: float = 1.0) -> None:
+        """Update parameters and moments by gradients times `gradient_factor`; `number` counts from 1."""
+        parameters, gradients = list(self.parameters.values()), self._gradients()
+        if not parameters:
+            return
+        firsts, seconds = _values(self.first_moments), _values(self.second_moments)
+        if gradient_factor != 1.0:
+            _foreach_mul_(gradients, gradient_factor)
+        if self._matrices:
+            _foreach_mul_(self._matrices, 1 - rate * self._weight_decay)
+        _foreach_lerp_(firsts, gradients, 1 - _FIRST_DECAY)
+        _foreach_mul_(seconds, _SECOND_DECAY)
+        _foreach_addcmul_(seconds, gradients, gradients, 1 - _SECOND_DECAY)
+        # Both moments start at zero; dividing by 1 - decay^n takes that bias out again.
+        denominators = _foreach_sqrt(seconds)
+        _foreach_div_(denominators, math.sqrt(1 - _SECOND_DECAY**number))
+        _foreach_add_(denominators, _EPSILON)
+        _foreach_addcdiv_(parameters, firsts, denominators, -rate / (1 - _FIRST_DECAY**number))
+
+    def zero_gradients(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def _gradients(self) -> list[torch.Tensor]:
+        # A layer that a step did not use has none; its moments must still decay, on every replica alike.
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [each.grad for each in self.parameters.values() if each.grad is not None]
+
+
+def _values(tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    return list(tensors.values())

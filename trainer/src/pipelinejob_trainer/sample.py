@@ -1,0 +1,94 @@
+"""Text from a trained model: the newest sound checkpoint, read into one process, however many stages wrote it."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipelinejob.plan import Plan
+from pipelinejob_trainer import snapshot
+from pipelinejob_trainer.checkpoint_folder import CheckpointFolder, DamagedCheckpointError
+from pipelinejob_trainer.errors import UserError
+from pipelinejob_trainer.models import build_layers, num_layers
+from pipelinejob_trainer.output import warn
+from pipelinejob_trainer.stage import Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to generate."""
+
+    prompt: str
+    tokens: int
+    seed: int
+    temperature: float
+
+
+def main(plan: Plan, checkpoints: Path, request: Request) -> None:
+    """Print the prompt and what the model makes of it.
+
+    Raises UserError when there is no checkpoint to sample from.
+    """
+    model = _model(plan)
+    load_newest(model, CheckpointFolder(checkpoints))
+    generated = generate(model, request, context=plan.data.sequence_length)
+    sys.stdout.write(request.prompt + generated + "\n")
+
+
+def load_newest(model: torch.nn.Module, folder: CheckpointFolder) -> int:
+    """Read the newest sound checkpoint's parameters; give its step.
+
+    Raises UserError when there is none, or it is of another model.
+    """
+    for found in folder.candidates():
+        try:
+            if isinstance(found, DamagedCheckpointError):
+                raise found
+            tensors = found.read(snapshot.wanted(model, None))
+        except DamagedCheckpointError as error:
+            warn(f"{error}; the checkpoint before it is used")
+            continue
+        snapshot.restore(model, None, tensors)
+        return found.step
+    raise UserError(
+        "NoCheckpoint", f"{folder.root} holds no sound checkpoint; name the folder with --checkpoints, or train first"
+    )
+
+
+@torch.no_grad()
+def generate(model: torch.nn.Module, request: Request, *, context: int) -> str:
+    """Give `request.tokens` bytes as text; what is no UTF-8 becomes U+FFFD."""
+    dice = torch.Generator().manual_seed(request.seed)
+    tokens = list(request.prompt.encode() or b"\n")
+    for _ in range(request.tokens):
+        logits = _last_logits(model, torch.tensor([tokens[-context:]]))
+        tokens.append(_choose(logits, request.temperature, dice))
+    return bytes(tokens[-request.tokens :]).decode(errors="replace")
+
+
+def _last_logits(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    output = tokens
+    for layer in model.layers.children():  # type: ignore[union-attr] # a ModuleDict
+        output = layer(output)
+    return output[0, -1, :256].float()  # tokens are bytes, though a vocabulary may be padded
+
+
+def _choose(logits: torch.Tensor, temperature: float, dice: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    likely = torch.softmax(logits / temperature, dim=-1)
+    return int(torch.multinomial(likely, 1, generator=dice))
+
+
+def _model(plan: Plan) -> torch.nn.Module:
+    layers = build_layers(plan.model, plan.data, first=0, end=num_layers(plan.model), seed=plan.training.seed)
+    whole = Stage(
+        layers,
+        is_first=True,
+        is_last=True,
+        loss_weight=1.0,
+        precision=plan.training.precision,
+        device=torch.device("cpu"),
+    )
+    return whole.module.float().eval()
