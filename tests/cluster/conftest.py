@@ -26,11 +26,12 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """
     toolchain.provide(toolchain.APISERVER_TIER)
     with ApiServer(tmp_path_factory.mktemp("api-server")) as server:
-        server.start_scheduler()
-        server.start_controllers()
         if _CRD.exists():
             server.kubectl("apply", "--server-side", "-f", _CRD)
             server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", _CRD)
+        server.start_scheduler()
+        # After the CRD: the garbage collector looks for new kinds only every 30 s.
+        server.start_controllers()
         yield server
 
 
