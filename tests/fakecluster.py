@@ -1,4 +1,4 @@
-"""A cluster of dictionaries: what the API server would keep, and the verbs of a scheduler, a kubelet and a careless human."""
+"""A cluster of dictionaries: what the API server would keep, and the verbs of scheduler, kubelet and careless human."""
 
 import copy
 from datetime import UTC, datetime, timedelta
@@ -143,6 +143,24 @@ class FakeCluster:
     @staticmethod
     def _id(item):
         return (item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"])
+
+
+class Lagging:
+    """The cluster as a controller's cache shows it: frozen, it shows what was; writes reach what is."""
+
+    def __init__(self, truth):
+        self._truth = self._seen = truth
+
+    def freeze(self):
+        self._seen = copy.copy(self._truth)
+        self._seen.objects = dict(self._truth.objects)
+
+    def thaw(self):
+        self._seen = self._truth
+
+    def __getattr__(self, name):
+        is_read = name in {"job", "jobs", "pods", "all_pods", "nodes"}
+        return getattr(self._seen if is_read else self._truth, name)
 
 
 def phase(pod):

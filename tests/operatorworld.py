@@ -3,8 +3,7 @@
 import asyncio
 from collections import Counter
 
-from fakecluster import FakeCluster, phase, pinned_node
-
+from fakecluster import FakeCluster, Lagging, phase, pinned_node
 from pipelinejob import names
 from pipelinejob_operator.cluster import ClusterError, Key
 from pipelinejob_operator.reconcile import Controller, ControllerSettings
@@ -17,12 +16,13 @@ class World:
 
     def __init__(self, nodes=(), settings=SETTINGS):
         self.cluster = FakeCluster(nodes)
+        self.cache = Lagging(self.cluster)
         self.settings = settings
         self.finished = {}
         self.restart()
 
     def restart(self):
-        self.controller = Controller(self.cluster, settings=self.settings, clock=lambda: self.cluster.now)
+        self.controller = Controller(self.cache, settings=self.settings, clock=lambda: self.cluster.now)
 
     def submit(self, manifest):
         self.cluster.create(manifest)
@@ -69,13 +69,15 @@ def check(world):
     cluster = world.cluster
     used = Counter()
     for pod in cluster.all_pods():
-        labels = pod["metadata"]["labels"]
+        labels = pod["metadata"].get("labels")
+        if not labels:
+            continue  # not ours
         job = cluster.job(Key(pod["metadata"]["namespace"], labels[names.LABEL_JOB]))
         assert job is not None, "an orphan"
         assert int(labels[names.LABEL_ATTEMPT]) <= job["status"]["attempt"], "a pod before its attempt was stored"
         if phase(pod) in {"Succeeded", "Failed"} or pod["spec"].get("schedulingGates"):
             continue
-        gang = [p for p in cluster.pods(Key(job["metadata"]["namespace"], job["metadata"]["name"]))]
+        gang = cluster.pods(Key(job["metadata"]["namespace"], job["metadata"]["name"]))
         if job["status"].get("releasedTime") is None:
             assert "deletionTimestamp" in pod["metadata"] or any(
                 int(p["metadata"]["labels"][names.LABEL_ATTEMPT]) < job["status"]["attempt"] for p in gang

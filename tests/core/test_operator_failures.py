@@ -1,9 +1,9 @@
 """What follows when a stage fails, is taken away or can't start: root cause, failure policy, the next attempt."""
 
 import pytest
+
 from jobs import job, node, nodes
 from operatorworld import World
-
 from pipelinejob import names
 from pipelinejob.progress import Termination
 
@@ -34,8 +34,9 @@ def test_a_failed_stage_restarts_the_whole_gang_as_the_next_attempt(world):
     fail(world, "gpt-r0-s1", 1, message="Traceback: boom")
     world.settle()
     assert world.status(key)["state"] == "Restarting"
-    assert "Stage 1 of replica 0 (pod gpt-r0-s1) failed with exit code 1: Traceback: boom" in (
-        world.condition(key, "Ready")["message"]
+    assert (
+        "Stage 1 of replica 0 (pod gpt-r0-s1) failed with exit code 1: Traceback: boom"
+        in (world.condition(key, "Ready")["message"])
     )
 
     carry_on(world)

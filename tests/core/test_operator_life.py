@@ -4,9 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
+
 from jobs import job, node, nodes
 from operatorworld import SETTINGS, World
-
 from pipelinejob import names
 from pipelinejob.plan import Plan
 from pipelinejob.progress import Phase, Progress
@@ -275,7 +275,9 @@ def test_a_job_born_suspended_creates_nothing(world):
 def test_a_quota_that_refuses_one_pod_takes_the_gang_back(world):
     key = world.submit(job())
     world.cluster.refuse = lambda verb, item: (
-        ForbiddenError("exceeded quota: pods=1") if verb == "apply" and item["metadata"]["name"] == "gpt-r0-s1" else None
+        ForbiddenError("exceeded quota: pods=1")
+        if verb == "apply" and item["metadata"]["name"] == "gpt-r0-s1"
+        else None
     )
     world.settle()
     assert world.cluster.all_pods() == []
@@ -321,9 +323,9 @@ def test_pods_left_by_a_namesake_are_waited_for(world):
     left = world.cluster.all_pods()
     world.cluster.objects.pop((names.KIND, "default", "gpt"))
     for pod in left:
-        world.cluster.set_pod(pod, phase="Running")
+        strange = pod | {"metadata": pod["metadata"] | {"labels": {}}}
+        world.cluster.set_pod(strange, phase="Running")
     key = world.submit(job())
-    world.cluster.objects[names.KIND, "default", "gpt"]["status"] = {"attempt": 1}
     world.settle()
     assert world.condition(key, "Placed")["reason"] == "NamesTaken"
 

@@ -1,4 +1,4 @@
-"""Room for a whole gang or for none of it: whose turn it is, what is free, which nodes, and one sentence if it must wait."""
+"""Room for a whole gang or for none of it: whose turn it is, what is free, which nodes; one sentence if it must wait."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +14,11 @@ from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.controller_settings import ControllerSettings
 from pipelinejob_operator.job import Job
 from pipelinejob_operator.measurements import with_plan
-from pipelinejob_operator.queueing import NEVER_FITS, NO_ROOM, NOT_ITS_TURN, first_in_line
+from pipelinejob_operator.queueing import NEVER_FITS, NO_ROOM, NOT_ITS_TURN, ahead_of
 from pipelinejob_operator.transitions import Turn
+
+# The next in line looks again this soon, the one behind it later: a long line must not keep the operator busy.
+QUEUE_STEP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +58,10 @@ def promise_from(turn: Turn, settings: ControllerSettings) -> Promise | None:
 
 def _admit_in_turn(turn: Turn, spec: PipelineJobSpec, plan: Plan, room: Room, settings: ControllerSettings) -> Turn:
     job = turn.job
-    first = first_in_line(job, room.jobs)
-    if first.uid != job.uid:
-        message = f"waits behind {first.key}, which is older and waits for room itself"
+    ahead = ahead_of(job, room.jobs)
+    if ahead:
+        message = f"waits behind {ahead[0].key}, which is older and waits for room itself"
+        turn = replace(turn, look_again_s=min(settings.waiting_retry_s, QUEUE_STEP_S * len(ahead)))
         return _wait(turn, spec, room, settings, reason=NOT_ITS_TURN, message=message)
     try:
         placed = choose_nodes(job, spec, nodes=room.nodes, free=room.free(), settings=settings)
@@ -65,7 +69,9 @@ def _admit_in_turn(turn: Turn, spec: PipelineJobSpec, plan: Plan, room: Room, se
         return _wait(turn, spec, room, settings, reason=NO_ROOM, message=str(error))
     nodes = {each.node for each in placed.assignments}
     crossings = ", ".join(f"{count} cross {level}" for level, count in placed.crossings.items() if count)
-    message = f"{len(placed.assignments)} stages on {_count(len(nodes), 'node')}" + (f"; {crossings}" if crossings else "")
+    message = f"{len(placed.assignments)} stages on {_count(len(nodes), 'node')}" + (
+        f"; {crossings}" if crossings else ""
+    )
     with_nodes = with_plan(turn.status, job, plan.model_copy(update={"placement": placed}))
     return transitions.place(turn, with_nodes, message)
 

@@ -31,7 +31,7 @@ class Promise:
 
 
 def claim(pod: Object) -> Claim | None:
-    """Say what a pod takes of which node: the one it is bound to, or pinned to and about to be; None if it takes nothing."""
+    """Say what a pod takes of which node, the one it is bound or pinned to; None if it takes nothing."""
     if pod.get("status", {}).get("phase") in {"Succeeded", "Failed"}:
         return None
     spec = pod.get("spec", {})

@@ -26,11 +26,11 @@ def choose_nodes(
 ) -> Placement:
     """Give every rank a node.
 
-    Raises NoPlacementError with one sentence on what is missing, SpecError if the spec names a topology that does not exist.
+    Raises NoPlacementError with one sentence on what is missing, SpecError if the spec names an unknown topology.
     """
     infos = [_info(node, free) for node in nodes]
     demands = _demands(job, spec, nodes, settings)
-    return place(demands, infos, topology=Topology.from_spec(spec.topology, infos), scope=spec.topology.pipeline)
+    return place(demands, Topology.from_spec(spec.topology, infos), infos, scope=spec.topology.pipeline)
 
 
 def _info(node: Object, free: Free) -> NodeInfo:
@@ -38,9 +38,7 @@ def _info(node: Object, free: Free) -> NodeInfo:
     left = dict(free[metadata["name"]])
     if _PODS not in allocatable(node):  # it states no limit
         left[_PODS] = Fraction(10**6)
-    return NodeInfo(
-        name=metadata["name"], labels=metadata.get("labels") or {}, free=left, unusable=unusable(node)
-    )
+    return NodeInfo(name=metadata["name"], labels=metadata.get("labels") or {}, free=left, unusable=unusable(node))
 
 
 def _demands(

@@ -1,7 +1,7 @@
 """What to do about one job, decided purely: first the status it should have, then what that status asks of the cluster.
 
-The status is written before anything else is done, and what is done follows from it and from what is seen. So a pass that
-dies half-way is simply taken up by the next, and `status.attempt` fences every pod that it does not name.
+The status is written before anything else is done, and what is done follows from it and from what is seen. So a pass
+that dies half-way is simply taken up by the next, and `status.attempt` fences every pod that it does not name.
 """
 
 from collections.abc import Callable, Iterator
@@ -77,7 +77,9 @@ def refused(
     turn = Turn(job=observed.job, now=now, status=observed.job.status)
     if not observed.job.is_finished and observed.job.is_placed:
         if isinstance(error, InvalidError) and turn.status.released_time is None:
-            turn = transitions.fail(turn, "InvalidTemplate", f"the cluster finds a pod invalid: {error}; mend spec.template")
+            turn = transitions.fail(
+                turn, "InvalidTemplate", f"the cluster finds a pod invalid: {error}; mend spec.template"
+            )
         else:
             message = f"the cluster refused a part of the gang, so none of it runs: {error}"
             turn = take_back(turn, "Refused", message, settings)
@@ -119,7 +121,9 @@ def _make_way(turn: Turn, observed: Observed, settings: ControllerSettings) -> T
     if observed.in_the_way:
         names = ", ".join(observed.in_the_way[:3])
         return transitions.clean_up(turn, state, "NamesTaken", f"pods {names} belong to another owner; delete them")
-    stuck = [pod for pod in observed.older if pod.node in observed.lost_nodes and _outlived_grace(pod, turn.now, settings)]
+    stuck = [
+        pod for pod in observed.older if pod.node in observed.lost_nodes and _outlived_grace(pod, turn.now, settings)
+    ]
     if stuck:
         message = (
             f"pod {stuck[0].name} can't be confirmed dead, its node {stuck[0].node} is lost; "
@@ -247,6 +251,8 @@ def _next_looks(turn: Turn, observed: Observed, settings: ControllerSettings) ->
     spec, status = observed.job.spec, turn.status
     if spec is None:
         return
+    if turn.look_again_s is not None:
+        yield turn.look_again_s
     if _is_finished(turn):
         if spec.ttl_seconds_after_finished is not None:
             yield max(0.0, seconds_to_live(turn, spec.ttl_seconds_after_finished))

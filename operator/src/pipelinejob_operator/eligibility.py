@@ -9,7 +9,7 @@ from typing import Any
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.observe import is_node_ready
 
-# Kubernetes adds these by itself, and takes them away; a pod that tolerates them for seconds is not meant to start there.
+# Kubernetes adds these by itself, and takes them away; a pod that tolerates them for seconds must not start there.
 _TRANSIENT = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 
@@ -72,7 +72,7 @@ def _matches_term(node: Object, term: Mapping[str, Any]) -> bool:
     return all(_matches(labels, each) for each in expressions) and all(_matches(fields, each) for each in names)
 
 
-def _matches(labels: Mapping[str, str], requirement: Mapping[str, Any]) -> bool:
+def _matches(labels: Mapping[str, str], requirement: Mapping[str, Any]) -> bool:  # noqa: PLR0911  # one case an operator
     value, wanted = labels.get(requirement["key"]), requirement.get("values") or ()
     match requirement["operator"]:
         case "In":

@@ -121,9 +121,7 @@ def _own_cause(pod: StagePod) -> Cause:
         message=pod.raw.get("status", {}).get("message") or "the pod failed without saying why",
         finished=None,
     )
-    return Cause(
-        rank=pod.rank, pod=pod.name, reason=ending.reason, message=ending.message, exit_code=ending.exit_code
-    )
+    return Cause(rank=pod.rank, pod=pod.name, reason=ending.reason, message=ending.message, exit_code=ending.exit_code)
 
 
 def _only_followers(failed: Sequence[StagePod], *, now: datetime, wait_s: float) -> Broken:

@@ -4,7 +4,7 @@ The truth stands in the jobs' status. A cache shows it a moment later; for that 
 remembered here. Losing the ledger loses nothing but the moment: a new process fills its caches before its first pass.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from pipelinejob_operator.capacity import Promise, promise_of
 from pipelinejob_operator.controller_settings import ControllerSettings
@@ -30,17 +30,16 @@ class Ledger:
         else:
             self._promises[uid] = before
 
-    def promises(self, jobs: Iterable[Job], settings: ControllerSettings) -> Iterator[Promise]:
-        """Give what all jobs hold or were promised; forget what the jobs themselves show by now."""
+    def promises(self, jobs: Iterable[Job], settings: ControllerSettings) -> dict[str, Promise]:
+        """Give what jobs hold or were promised, by uid; forget what the jobs themselves show by now."""
         seen = {job.uid: job for job in jobs}
-        for uid in self._promises.keys() - seen.keys():
-            del self._promises[uid]
-        for uid, job in seen.items():
-            promise = self._promises.get(uid)
-            if promise is not None and _shows(job, promise):
-                del self._promises[uid]
-                promise = None
-            yield promise or promise_of(job, settings)
+        self._promises = {
+            uid: promise
+            for uid, promise in self._promises.items()
+            if uid in seen and not _shows(seen[uid], promise)
+        }  # fmt: skip
+        shown = {uid: promise_of(job, settings) for uid, job in seen.items()}
+        return {uid: promise for uid, promise in shown.items() if promise.claims} | self._promises
 
 
 def _shows(job: Job, promise: Promise) -> bool:

@@ -25,7 +25,7 @@ def plan_config_map(job: Job, plan: Plan) -> Object:
 
 
 def headless_service(job: Job) -> Object:
-    """Render the service that gives stages their DNS names, before they are ready: they need each other to become so."""
+    """Render the service that gives stages their DNS names, ready or not: they need each other to become so."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -225,7 +225,7 @@ def _set_grace(pod_spec: dict[str, Any]) -> None:
 
 
 def _resources(container: dict[str, Any], spec: PipelineJobSpec) -> dict[str, Any]:
-    # Small requests where the user gave none: a pod without any is the first to be evicted, one with much waits for ever.
+    # Small requests where the user gave none: a pod without any is evicted first, one with much waits for ever.
     given = container.get("resources", {})
     stated = given.get("requests", {}) | given.get("limits", {})
     sane = {"cpu": "1", "memory": "4Gi"} if spec.device is Device.GPU else {"cpu": "100m", "memory": "256Mi"}
@@ -260,7 +260,8 @@ def _pinned(pod_spec: dict[str, Any], node: str) -> dict[str, Any]:
     node_affinity = affinity.get("nodeAffinity", {})
     required = node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {})
     terms = [
-        term | {"matchFields": [*term.get("matchFields", []), pin]} for term in required.get("nodeSelectorTerms") or [{}]
+        term | {"matchFields": [*term.get("matchFields", []), pin]}
+        for term in required.get("nodeSelectorTerms") or [{}]
     ]
     pinned = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
     return pod_spec | {"affinity": affinity | {"nodeAffinity": node_affinity | pinned}}

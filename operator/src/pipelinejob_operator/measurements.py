@@ -73,7 +73,12 @@ def without_nodes(status: PipelineJobStatus, *, failed: Rank | None = None) -> P
         for stage in status.stages
     )
     return status.model_copy(
-        update={"stages": stages, "stages_ready": f"0/{len(stages)}" if stages else None, "nodes": None, "crossings": None}
+        update={
+            "stages": stages,
+            "stages_ready": f"0/{len(stages)}" if stages else None,
+            "nodes": None,
+            "crossings": None,
+        }
     )
 
 
@@ -133,6 +138,8 @@ def _stage_with_pod(stage: StageStatus, pod: StagePod | None) -> StageStatus:
     if pod is None:
         return stage.model_copy(update={"ready": False})
     ending = pod.ending
+    if pod.stuck and pod.stuck[0] == stage.reason:
+        return stage  # worded differently each time, the same nevertheless
     reason, message = pod.stuck or ((ending.reason, ending.message) if ending else (None, None))
     return stage.model_copy(
         update={

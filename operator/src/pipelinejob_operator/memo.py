@@ -18,7 +18,11 @@ class PerGeneration(Generic[T]):
     def __call__(self, job: Object) -> T:
         """Give the result for this generation of the job."""
         metadata = job["metadata"]
-        key, uid, generation = Key(metadata["namespace"], metadata["name"]), metadata["uid"], metadata.get("generation", 0)
+        key, uid, generation = (
+            Key(metadata["namespace"], metadata["name"]),
+            metadata["uid"],
+            metadata.get("generation", 0),
+        )
         known = self._known.get(key)
         if known is None or known[:2] != (uid, generation):
             known = self._known[key] = (uid, generation, self._compute(job))

@@ -25,6 +25,8 @@ STUCK_REASONS = frozenset(
         "RunContainerError",
     }
 )
+# A kubelet that tries and pauses says one and the other in turn; to us it is one trouble.
+_SAME = {"ErrImagePull": "ImagePullBackOff"}
 DISRUPTION_REASONS = frozenset({"Evicted", "NodeLost", "Preempting", "Shutdown", "Terminated", "NodeShutdown"})
 
 
@@ -147,7 +149,8 @@ def _stuck(status: Object) -> tuple[str, str] | None:
     for container in _containers(status):
         waiting = container.get("state", {}).get("waiting") or {}
         if waiting.get("reason") in STUCK_REASONS:
-            return waiting["reason"], waiting.get("message") or ""
+            reason = str(waiting["reason"])
+            return _SAME.get(reason, reason), waiting.get("message") or ""
     return None
 
 

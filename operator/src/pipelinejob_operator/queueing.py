@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from pipelinejob.status import ConditionType, ConditionStatus
+from pipelinejob.status import ConditionStatus, ConditionType
 from pipelinejob_operator.job import Job, condition
 
 NO_ROOM = "NoRoom"
@@ -19,10 +19,10 @@ def is_waiting(job: Job) -> bool:
     return not job.is_placed
 
 
-def first_in_line(job: Job, jobs: Iterable[Job]) -> Job:
-    """Give whose turn it is before this job's, or the job itself."""
+def ahead_of(job: Job, jobs: Iterable[Job]) -> list[Job]:
+    """Give the jobs whose turn comes before this one's, in their order."""
     before = [other for other in jobs if other.uid != job.uid and _order(other) < _order(job) and _blocks(other)]
-    return min([*before, job], key=_order)
+    return sorted(before, key=_order)
 
 
 def _blocks(job: Job) -> bool:

@@ -1,7 +1,7 @@
-"""One pass over one job: observe, decide, apply. Every event, the resync timer and the start of the program call it alike."""
+"""One pass over one job: observe, decide, apply. Events, the resync timer and the program's start call it alike."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -101,11 +101,12 @@ class Controller:
     def _ask_for_room(self, turn: Turn) -> Turn:
         assert turn.job.spec is not None, "only readable jobs ask for room"
         jobs = [read_job(raw) for raw in self._cluster.jobs()]
+        promises = self._ledger.promises(jobs, self._settings)
         room = Room(
             nodes=self._cluster.nodes(),
             pods=self._cluster.all_pods(),
-            jobs=jobs,
-            promises=[each for each in self._ledger.promises(jobs, self._settings) if each.uid != turn.job.uid],
+            jobs=[job for job in jobs if job.uid not in promises],
+            promises=[each for each in promises.values() if each.uid != turn.job.uid],
         )
         return admit(turn, turn.job.spec, self._plan, room, self._settings)
 
@@ -137,13 +138,12 @@ class Controller:
         for event in decision.events:
             await self._cluster.emit(job.raw, event)
 
-    async def _apply(self, items: Iterable[Object]) -> None:
+    async def _apply(self, items: Sequence[Object]) -> None:
         # What pods mount and are named by comes before them.
-        first, pods = [], []
         for item in items:
-            (pods if item["kind"] == "Pod" else first).append(item)
-        for item in first:
-            await self._cluster.apply(item)
+            if item["kind"] != "Pod":
+                await self._cluster.apply(item)
+        pods = [item for item in items if item["kind"] == "Pod"]
         limit = asyncio.Semaphore(MAX_WRITES_AT_ONCE)
 
         async def apply(item: Object) -> None:

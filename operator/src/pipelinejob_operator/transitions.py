@@ -1,4 +1,4 @@
-"""The turns a job's life takes, each as a new status: waiting, placed, released, training, given up, suspended, ended.
+"""The turns a job's life takes, each as a new status: waiting, placed, released, training, given up, ended.
 
 Every turn sets all conditions that it touches and says so in an event. When to take which turn is decided in `decide.py`.
 """
@@ -37,6 +37,7 @@ class Turn:
     now: datetime
     status: PipelineJobStatus
     events: tuple[Event, ...] = ()
+    look_again_s: float | None = None  # sooner than usual
 
     def told(self, reason: str, message: str, *, warning: bool = False) -> Self:
         """Add an event."""
@@ -81,16 +82,20 @@ def place(turn: Turn, status: PipelineJobStatus, message: str) -> Turn:
         released_time=None,
         start_time=status.start_time or format_time(turn.now),
     )
-    return turn.finding(
-        State.STARTING,
-        _ACTIVE
-        | _WELL
-        | {
-            ADMITTED: Fact(True, "Admitted", "there is room for the whole gang"),
-            PLACED: Fact(True, "Placed", message),
-            READY: Fact(False, "Starting", "the stages' pods are being made"),
-        },
-    ).told("Admitted", f"Attempt {turn.status.attempt}: there is room for the whole gang").told("Placed", message)
+    return (
+        turn.finding(
+            State.STARTING,
+            _ACTIVE
+            | _WELL
+            | {
+                ADMITTED: Fact(True, "Admitted", "there is room for the whole gang"),
+                PLACED: Fact(True, "Placed", message),
+                READY: Fact(False, "Starting", "the stages' pods are being made"),
+            },
+        )
+        .told("Admitted", f"Attempt {turn.status.attempt}: there is room for the whole gang")
+        .told("Placed", message)
+    )
 
 
 def release(turn: Turn) -> Turn:
@@ -118,6 +123,8 @@ def stick(turn: Turn, reason: str, message: str) -> Turn:
     """Say that a stage can't start until somebody mends something."""
     last = condition(turn.status, DEGRADED)
     is_news = last is None or last.reason != reason
+    if last is not None and not is_news:
+        message = last.message  # the kubelet words the same trouble differently each time
     facts = {
         DEGRADED: Fact(True, reason, message),
         STALLED: Fact(True, reason, message),
