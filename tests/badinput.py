@@ -212,6 +212,10 @@ TEMPLATES = [
         "spec.template.spec.containers[0].resources.limits[nvidia.com/gpu]", "spec.device is cpu"),
     Bad("reserved variable in one stage", {"spec.stageTemplates": [{"stage": 1, "template": trainer(env=[{"name": "PIPELINEJOB_PLAN"}])}]},
         "spec.stageTemplates[0].template.spec.containers[0].env[0].name", "are the operator's"),
+    Bad("unknown topology profile", {"spec.topology.profile": "azure-stack"}, "spec.topology.profile", 'there is no profile "azure-stack"'),
+    Bad("level of another profile", {"spec.topology": {"profile": "eks", "pipeline": {"required": "rack"}}},
+        "spec.topology.pipeline.required", 'no level of profile eks is called "rack"'),
+    Bad("level of no profile", {"spec.topology.pipeline": {"preferred": "rak"}}, "spec.topology.pipeline.preferred", 'is called "rak"'),
     Bad("argument that cannot be named", own_model(arguments={"n-heads": "3"}), "spec.model.arguments", '"n-heads" cannot name'),
 ]  # fmt: skip
 
@@ -227,6 +231,9 @@ GOOD = {
     "replicas": {"spec.parallelism": {"pipeline": 4, "data": 2, "tensor": 1}},
     "paths": {"spec.data": {"paths": ["/data/*.txt", "more.txt"], "sequenceLength": 1}},
     "levels": {"spec.topology": {"levels": ["topology.kubernetes.io/zone", "rack"], "pipeline": {"required": "rack"}}},
+    "a level of the profile": {"spec.topology": {"profile": "eks", "pipeline": {"required": "zone", "preferred": "leaf"}}},
+    "the node as a level": {"spec.topology": {"levels": ["rack"], "pipeline": {"required": "rack", "preferred": "node"}}},
+    "a status, which nobody reads": {"status": {"state": "Training"}},
     "failure rules": {"spec.failurePolicy": {"maxRestarts": 0, "rules": [{"action": "Fail", "onExitCodes": [3, 4]}]}},
     "a checkpoint volume": {"spec.checkpoint": {"path": "a..b/c", "volume": {"claimName": "shared"}}},
     "a template": {"spec.template": trainer(image="mine:1", resources={"limits": {"memory": "1.5Gi", "cpu": 2}})},

@@ -10,7 +10,8 @@ from typing import Any
 
 from pipelinejob import names
 from pipelinejob.errors import SpecError
-from pipelinejob.spec import Device, PipelineJobSpec
+from pipelinejob.spec import Device, PipelineJobSpec, Topology
+from pipelinejob.topology import AUTO, HOSTNAME, NODE_LEVEL, PROFILES
 
 # Lists that templates are merged by: each item must carry this key.
 _KEYED_LISTS = {"initContainers": "name", "volumes": "name", "imagePullSecrets": "name"}
@@ -29,7 +30,7 @@ _ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def check(spec: PipelineJobSpec) -> tuple[SpecError, ...]:
     """Give everything that is wrong with a spec which its schema and CEL rules let through."""
-    return (*_check_arguments(spec), *_check_templates(spec))
+    return (*_check_arguments(spec), *_check_topology(spec.topology), *_check_templates(spec))
 
 
 def _check_arguments(spec: PipelineJobSpec) -> Iterator[SpecError]:
@@ -38,6 +39,23 @@ def _check_arguments(spec: PipelineJobSpec) -> Iterator[SpecError]:
             yield SpecError(
                 "spec.model.arguments", f'"{argument}" cannot name an argument of a Python function; rename it'
             )
+
+
+def _check_topology(topology: Topology) -> Iterator[SpecError]:
+    if topology.levels is not None:
+        return  # overrides the profile, and the CRD's rules see both lists of names
+    if topology.profile not in {AUTO, *PROFILES}:
+        known = f"use {AUTO}, or one of {', '.join(PROFILES)}"
+        yield SpecError("spec.topology.profile", f'there is no profile "{topology.profile}"; {known}')
+        return
+    profiles = list(PROFILES.values()) if topology.profile == AUTO else [PROFILES[topology.profile]]
+    levels = [level for profile in profiles for level in profile]
+    for field in ("required", "preferred"):
+        wanted = getattr(topology.pipeline, field)
+        if wanted not in {None, NODE_LEVEL, HOSTNAME} and not any(level.is_called(wanted) for level in levels):
+            known = ", ".join(dict.fromkeys([*(level.name for level in levels), NODE_LEVEL]))
+            problem = f'no level of profile {topology.profile} is called "{wanted}"; use one of {known}'
+            yield SpecError(f"spec.topology.pipeline.{field}", problem)
 
 
 def _check_templates(spec: PipelineJobSpec) -> Iterator[SpecError]:

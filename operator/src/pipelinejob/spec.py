@@ -23,6 +23,7 @@ BYTE_VALUES = 256  # the vocabulary of text that is read as bytes
 
 # The embedding and the head of a built-in model count as layers.
 _LAYERS = "(has(self.model.gpt) ? self.model.gpt.numLayers + 2 : has(self.model.numLayers) ? self.model.numLayers : 0)"
+_NODE = "['node', 'kubernetes.io/hostname']"  # a level below all others, which need not be listed
 _LAYERS_KNOWN = "(has(self.model.gpt) || has(self.model.numLayers))"
 
 
@@ -263,16 +264,18 @@ class Topology(Value):
 
     model_config = ruled(
         Rule(
-            rule="!has(self.levels) || !has(self.pipeline.required) || self.pipeline.required in self.levels",
-            message="pipeline.required must be one of levels",
-            says='"%s" is not among levels; name one of them, or add it',
+            rule=f"!has(self.levels) || !has(self.pipeline.required) || self.pipeline.required in self.levels "
+            f"|| self.pipeline.required in {_NODE}",
+            message="pipeline.required must be one of levels, or node",
+            says='"%s" is not among levels; name one of them, or node, or add it',
             values=("self.pipeline.required",),
             field=".pipeline.required",
         ),
         Rule(
-            rule="!has(self.levels) || !has(self.pipeline.preferred) || self.pipeline.preferred in self.levels",
-            message="pipeline.preferred must be one of levels",
-            says='"%s" is not among levels; name one of them, or add it',
+            rule=f"!has(self.levels) || !has(self.pipeline.preferred) || self.pipeline.preferred in self.levels "
+            f"|| self.pipeline.preferred in {_NODE}",
+            message="pipeline.preferred must be one of levels, or node",
+            says='"%s" is not among levels; name one of them, or node, or add it',
             values=("self.pipeline.preferred",),
             field=".pipeline.preferred",
         ),

@@ -3,6 +3,7 @@
 PyYAML alone would not: to it `3e-3` is a text, `12:30` a number and `2026-11-21` a date.
 """
 
+import json
 import re
 from collections.abc import Hashable, Iterator
 from pathlib import Path
@@ -35,19 +36,24 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # the library's own class attribute; filled below
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002  # PyYAML's signature
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(key_node.value)
-            if key in seen and key_node.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key} is given twice in one mapping; keep one of them", key_node.start_mark
-                )
-            seen.add(key)
-        return {_key(key): value for key, value in super().construct_mapping(node, deep=deep).items()}
+        _refuse_odd_keys(node)
+        self.flatten_mapping(node)
+        return {_key(self.construct_object(key)): self.construct_object(value, deep=deep) for key, value in node.value}
 
 
-def _key(key: Hashable) -> str:
-    return str(key).lower() if isinstance(key, bool) else str(key)
+def _refuse_odd_keys(node: yaml.MappingNode) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a plain text", key.start_mark)
+        if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+            problem = f"{key.value} is given twice in one mapping; keep one of them"
+            raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        seen.add(key.value)
+
+
+def _key(key: Any) -> str:
+    return json.dumps(key) if key is None or isinstance(key, bool) else str(key)
 
 
 def _bool(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:

@@ -82,8 +82,10 @@ def _kind_errors(manifest: Mapping[str, Any]) -> Iterator[SpecError]:
 
 def _errors(manifest: Mapping[str, Any], old: Any) -> list[SpecError]:
     schema = _schema()
-    value = read_as_server(manifest, schema)
-    unsound = [*unknown_fields("", manifest, schema), *schema_errors(value, schema)]
+    # A status is the operator's, never its author's; the API server, too, lets it be when a manifest is applied.
+    given = {key: value for key, value in manifest.items() if key != "status"}
+    value = read_as_server(given, schema)
+    unsound = [*unknown_fields("", given, schema), *schema_errors(value, schema)]
     return [*unsound, *rule_errors(value, schema, old=old, is_sound=not unsound)]
 
 
