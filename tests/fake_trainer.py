@@ -1,7 +1,7 @@
 """Stands in for a stage where training is not the point: same files, same exit codes, a made-up loss, no torch.
 
-It "trains" a step every 20 ms, keeps the step it has reached as its checkpoint, and on SIGTERM writes that and ends with 143.
-`FAKE_EXIT=<stage>:<code>` makes that stage end so, in its first attempt, after three steps.
+It "trains" a step every 20 ms; its checkpoint is the step it has reached. On SIGTERM it writes that and ends with 143,
+unless FAKE_DEAF is set. `FAKE_EXIT=<stage>:<code>` makes that stage end so, in its first attempt, after three steps.
 """
 
 import json
@@ -76,7 +76,7 @@ def write_timeline() -> None:
 
 server = HTTPServer(("127.0.0.1", int(os.environ["PIPELINEJOB_METRICS_PORT"])), Handler)
 threading.Thread(target=server.serve_forever, daemon=True).start()
-signal.signal(signal.SIGTERM, lambda *_: end(143, "Stopped"))
+signal.signal(signal.SIGTERM, signal.SIG_IGN if "FAKE_DEAF" in os.environ else lambda *_: end(143, "Stopped"))
 print(f"pid {os.getpid()} from step {step}", flush=True)
 wanted_stage, _, code = os.environ.get("FAKE_EXIT", ":").partition(":")
 while step < STEPS:

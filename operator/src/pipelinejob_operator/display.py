@@ -14,7 +14,7 @@ from rich.text import Text
 
 from pipelinejob_operator.cluster import Event
 from pipelinejob_operator.report_charts import seconds
-from pipelinejob_operator.run_view import RunView, StageView
+from pipelinejob_operator.run_view import RunView, StageView, layers
 from pipelinejob_operator.summary import Pair, RunSummary
 
 _LINE_EVERY_S = 5.0
@@ -176,35 +176,37 @@ def print_summary(console: Console, summary: RunSummary) -> None:
 
 
 def _summary_table(summary: RunSummary) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-    table.add_column("stage")
-    table.add_column("layers")
-    for name in (
-        "utilization\nmeasured",
-        "\npredicted",
-        "bubble\nmeasured",
-        "\npredicted",
-        "memory\nmeasured",
-        "\npredicted",
-    ):
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        header_style="dim",
+        caption="measured (predicted)",
+        caption_justify="left",
+        caption_style="dim",
+    )
+    for name in ("stage", "layers"):
+        table.add_column(name)
+    for name in ("utilization", "bubble", "memory"):
         table.add_column(name, justify="right")
+        table.add_column("", style="dim")
     several = any(stage.replica for stage in summary.stages)
     for stage in summary.stages:
         table.add_row(
             f"r{stage.replica} s{stage.stage}" if several else str(stage.stage),
-            f"{stage.first_layer}-{stage.end_layer - 1}",
-            _percent(stage.utilization_ratio.measured),
-            Text(_percent(stage.utilization_ratio.predicted), style="dim"),
-            _percent(stage.bubble_ratio.measured),
-            Text(_percent(stage.bubble_ratio.predicted), style="dim"),
-            _bytes(stage.memory_bytes.measured),
-            Text(_bytes(stage.memory_bytes.predicted), style="dim"),
+            layers(stage.first_layer, stage.end_layer),
+            *_beside(stage.utilization_ratio, _percent),
+            *_beside(stage.bubble_ratio, _percent),
+            *_beside(stage.memory_bytes, _bytes),
         )
     return table
 
 
 def _both(pair: Pair, write: Callable[[float | None], str]) -> tuple[str, Text]:
     return write(pair.measured), Text(f"predicted {write(pair.predicted)}", style="dim")
+
+
+def _beside(pair: Pair, write: Callable[[float | None], str]) -> tuple[str, str]:
+    return write(pair.measured), f"({write(pair.predicted)})"
 
 
 def _percent(ratio: float | None) -> str:

@@ -11,6 +11,7 @@ from pipelinejob.timeline import WAITING, StageTimeline, Timeline
 from pipelinejob_operator import report_charts as charts
 from pipelinejob_operator.report_charts import seconds
 from pipelinejob_operator.report_style import SCRIPT, STYLE
+from pipelinejob_operator.run_view import layers
 from pipelinejob_operator.summary import Pair, RunSummary, StageSummary
 from pipelinejob_operator.trace import offsets
 
@@ -152,14 +153,14 @@ def _stages(summary: RunSummary) -> str:
 
 def _stage_row(stage: StageSummary, *, several: bool) -> str:
     name = f"replica {stage.replica}, stage {stage.stage}" if several else str(stage.stage)
-    layers = f"{stage.first_layer}–{stage.end_layer - 1}"
+    held = layers(stage.first_layer, stage.end_layer)
     cells = [
         *_cells(stage.utilization_ratio, _percent),
         *_cells(stage.bubble_ratio, _percent),
         *_cells(stage.memory_bytes, _bytes),
     ]
     return (
-        f"<tr><th scope=row>{name}</th><td>{layers}</td><td>{_count(stage.parameters)}</td>{''.join(cells)}"
+        f"<tr><th scope=row>{name}</th><td>{held}</td><td>{_count(stage.parameters)}</td>{''.join(cells)}"
         f"<td>{stage.restarts}</td></tr>"
     )
 

@@ -39,6 +39,11 @@ class RunView:
     stages: tuple[StageView, ...]
 
 
+def layers(first: int, end: int) -> str:
+    """Write which layers a stage holds: `3-5`, or `3` for one."""
+    return str(first) if end == first + 1 else f"{first}-{end - 1}"
+
+
 def view(plan: Plan, status: PipelineJobStatus, accounts: Sequence[Progress]) -> RunView:
     """Put together what is known now; a stage that does not answer is shown as starting."""
     by_rank = {(account.replica, account.stage): account for account in accounts}
@@ -72,7 +77,7 @@ def _stage(plan: Plan, replica: int, stage: int, account: Progress | None) -> St
     return StageView(
         replica=replica,
         stage=stage,
-        layers=f"{planned.first_layer}-{planned.end_layer - 1}",
+        layers=layers(planned.first_layer, planned.end_layer),
         phase=account.phase.value if account else "Starting",
         utilization_ratio=account.utilization_ratio if account else None,
         bubble_ratio=account.bubble_ratio if account else None,

@@ -26,6 +26,7 @@ from pipelinejob_operator.controller_settings import ControllerSettings
 from pipelinejob_operator.job import Rank, read_job
 from pipelinejob_operator.manifests import headless_service, plan_config_map, stage_pod
 from pipelinejob_operator.report_charts import seconds
+from pipelinejob_operator.run_view import layers
 
 _DEFAULT_IMAGE = "pipelinejob/trainer:latest"
 _UID = "uid-of-the-pipelinejob"  # only a cluster knows it
@@ -163,7 +164,7 @@ def _stage_table(made: Plan) -> Table:
     for stage in made.stages:
         cells = [
             str(stage.stage),
-            f"{stage.first_layer}-{stage.end_layer - 1}",
+            layers(stage.first_layer, stage.end_layer),
             f"{stage.parameter_bytes // 4:,}",
             seconds(stage.forward_s),
             seconds(stage.backward_s),

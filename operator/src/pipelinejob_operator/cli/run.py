@@ -27,8 +27,6 @@ from pipelinejob_operator.runfolder import RunFolder, RunFolderError
 from pipelinejob_operator.summary import RunSummary
 from pipelinejob_operator.validate import validate_change
 
-_PROMPT = "def "
-
 
 def run(
     file: FileArgument,
@@ -39,6 +37,12 @@ def run(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left in the folder.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Train this many steps instead of the manifest's.")] = None,
+    no_profile: Annotated[
+        bool, typer.Option("--no-profile", help="Predict from counted operations; do not measure the layers first.")
+    ] = False,
+    prompt: Annotated[
+        str, typer.Option(help="What the trained model continues at the end; nothing if empty.")
+    ] = "def ",
 ) -> None:
     """Train the manifest's job on this machine, one process a stage; no cluster needed.
 
@@ -48,7 +52,8 @@ def run(
     folder = RunFolder(output or Path("runs") / job.name)
     folder.create()
     with folder.lock():
-        raise typer.Exit(_Session(job, folder, Console(highlight=False)).run(fresh=fresh))
+        session = _Session(job, folder, Console(highlight=False), measures=not no_profile, prompt=prompt)
+        raise typer.Exit(session.run(fresh=fresh))
 
 
 class UsageError(PipelineJobError):
@@ -76,10 +81,12 @@ def _with_steps(manifest: Mapping[str, Any], steps: int) -> Mapping[str, Any]:
 class _Session:
     """One call of the command."""
 
-    def __init__(self, job: GivenJob, folder: RunFolder, console: Console) -> None:
+    def __init__(self, job: GivenJob, folder: RunFolder, console: Console, *, measures: bool, prompt: str) -> None:
         self._job = job
         self._folder = folder
         self._console = console
+        self._measures = measures
+        self._prompt = prompt
         self._machine: Machine = read_machine()
 
     def run(self, *, fresh: bool) -> Exit:
@@ -132,6 +139,8 @@ class _Session:
         """Measure what the layers cost here; the plan is only as good as that."""
         spec = self._job.spec
         counted = analytic_profile(spec.model, spec.data, spec.schedule, spec.training, device=spec.device)
+        if not self._measures:
+            return counted
         display.note("Measuring the layers on this machine")
         try:
             return await measured_profile(self._plan(counted), self._folder, self._machine)
@@ -140,10 +149,10 @@ class _Session:
             return counted
 
     async def _sample(self, plan: Plan, ending: Ending) -> str | None:
-        if ending.status.state is not State.SUCCEEDED or plan.model.gpt is None:
+        if ending.status.state is not State.SUCCEEDED or plan.model.gpt is None or not self._prompt:
             return None
         try:
-            return await sample(plan, self._folder, self._machine, ending.checkpoints, _PROMPT)
+            return await sample(plan, self._folder, self._machine, ending.checkpoints, self._prompt)
         except ToolError as error:
             self._console.print(f"No sample: {error}", markup=False)
             return None
