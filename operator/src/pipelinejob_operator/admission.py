@@ -1,4 +1,4 @@
-"""Room for a whole gang or for none of it: whose turn it is, what is free, which nodes; one sentence if it must wait."""
+"""Room for a whole gang or for none of it: whose turn it is, what is free, which nodes; one sentence if it waits."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -73,7 +73,7 @@ def find_breakage(
 
 
 def judge(cause: Cause, policy: FailurePolicy, *, restarts: int) -> Verdict:
-    """Apply the failure policy: first rule that names the exit code, then what the code itself means, then the limit."""
+    """Apply the failure policy: first rule that names the exit code, then what the code means, then the limit."""
     if cause.is_disruption:
         return Verdict.RESTART_FREE
     rule = next((rule for rule in policy.rules if cause.exit_code in rule.on_exit_codes), None)

@@ -122,6 +122,7 @@ def _pod_defaults(spec: PipelineJobSpec, job: Job, settings: ControllerSettings)
             "runAsUser": USER_ID,
             "runAsGroup": USER_ID,
             "fsGroup": USER_ID,
+            "fsGroupChangePolicy": "OnRootMismatch",  # a volume full of checkpoints is not walked at every start
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_trainer_defaults(spec, settings)],

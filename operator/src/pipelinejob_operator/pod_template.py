@@ -1,4 +1,4 @@
-"""Merging pod templates as kubectl users expect: lists of named things by their key, other lists replaced, maps deep."""
+"""Merges pod templates as kubectl users expect: lists of named things by their key, other lists replaced, maps deep."""
 
 from collections.abc import Mapping
 from typing import Any
