@@ -134,7 +134,7 @@ FIELDS = [
     Bad("no GPU", {"spec.parallelism.tensor": 0}, "spec.parallelism.tensor", "use at least 1"),
     Bad("too many GPUs", {"spec.parallelism.tensor": 65}, "spec.parallelism.tensor", "use at most 64"),
     Bad("no micro-batch", {"spec.schedule.microBatches": 0}, "spec.schedule.microBatches", "use at least 1"),
-    Bad("no step", {"spec.training.steps": -1}, "spec.training.steps", "-1 is too small", ("spec.training.warmupSteps",)),
+    Bad("no step", {"spec.training.steps": -1}, "spec.training.steps", "-1 is too small"),
     Bad("learning rate of nothing", {"spec.training.learningRate": 0}, "spec.training.learningRate", "use more than 0"),
     Bad("learning rate too high", {"spec.training.learningRate": 30}, "spec.training.learningRate", "use at most 10"),
     Bad("heads of nothing", {"spec.model.gpt.numHeads": 0}, "spec.model.gpt.numHeads", "use at least 1"),

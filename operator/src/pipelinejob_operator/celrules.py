@@ -1,8 +1,10 @@
 """Evaluates the CEL rules that stand in the CRD, as the API server does: on every value whose schema carries some."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import cel
 
@@ -12,48 +14,58 @@ Schema = Mapping[str, Any]
 
 # What Kubernetes adds to CEL and our rules use.
 _FUNCTIONS = {"sum": sum, "format": lambda text, values: text % tuple(values)}
-_EVALUATION_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, ArithmeticError)
+_READ = re.compile(r"\bself\b((?:\.\w+\b(?!\())*)")  # a field that a rule reads, less the method called on it
 
 
-class _Absent(NamedTuple):
+class _Absent:
     """Stands for the old value where there is none: rules on changes are left out."""
 
 
 ABSENT = _Absent()
 
 
-def rule_errors(value: Any, schema: Schema, *, old: Any = ABSENT, is_sound: bool = True) -> Iterator[SpecError]:
+def rule_errors(value: Any, schema: Schema, *, old: Any = ABSENT, unsound: Collection[str] = ()) -> Iterator[SpecError]:
     """Say which rules `value` breaks, as a change of `old` where that is given.
 
-    A value that is not `is_sound` broke its schema already: rules that cannot be evaluated on it are left out.
+    `unsound` are the paths of what broke the schema already; rules that read them are left out, for they would say
+    nonsense on top.
     """
-    yield from _walk("", value, old, schema, is_sound=is_sound)
+    yield from _Walk(tuple(unsound)).at("", value, old, schema)
 
 
-def _walk(path: str, value: Any, old: Any, schema: Schema, *, is_sound: bool) -> Iterator[SpecError]:
-    for rule in schema.get("x-kubernetes-validations", ()):
-        if old is not ABSENT or "oldSelf" not in rule["rule"]:
-            yield from _judge(path, value, old, rule, is_sound=is_sound)
-    if isinstance(value, Mapping):
-        for name, field in schema.get("properties", {}).items():
-            if name in value:
-                before = old.get(name, ABSENT) if isinstance(old, Mapping) else ABSENT
-                here = f"{path}.{name}" if path else name
-                yield from _walk(here, value[name], before, field, is_sound=is_sound)
-    elif isinstance(value, list) and "items" in schema:
-        # Items of a list have no old self, unless it is a map; no rule of ours on an item asks for one.
-        for index, item in enumerate(value):
-            yield from _walk(f"{path}[{index}]", item, ABSENT, schema["items"], is_sound=is_sound)
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    unsound: tuple[str, ...]
+
+    def at(self, path: str, value: Any, old: Any, schema: Schema) -> Iterator[SpecError]:
+        for rule in schema.get("x-kubernetes-validations", ()):
+            if self._applies(path, old, rule["rule"]):
+                yield from _judge(path, value, old, rule)
+        if isinstance(value, Mapping):
+            for name, field in schema.get("properties", {}).items():
+                if name in value:
+                    before = old.get(name, ABSENT) if isinstance(old, Mapping) else ABSENT
+                    yield from self.at(f"{path}.{name}".removeprefix("."), value[name], before, field)
+        elif isinstance(value, list) and "items" in schema:
+            # Items of a list have no old self, unless it is a map; no rule of ours on an item asks for one.
+            for index, item in enumerate(value):
+                yield from self.at(f"{path}[{index}]", item, ABSENT, schema["items"])
+
+    def _applies(self, path: str, old: Any, rule: str) -> bool:
+        if old is ABSENT and "oldSelf" in rule:
+            return False
+        read = {f"{path}{field}".removeprefix(".") for field in _READ.findall(rule)}
+        return not any(_contains(a, b) or _contains(b, a) for a in read for b in self.unsound)
 
 
-def _judge(path: str, value: Any, old: Any, rule: Mapping[str, str], *, is_sound: bool) -> Iterator[SpecError]:
+def _contains(path: str, other: str) -> bool:
+    return path in {"", other} or other.startswith((f"{path}.", f"{path}["))
+
+
+def _judge(path: str, value: Any, old: Any, rule: Mapping[str, str]) -> Iterator[SpecError]:
     context = cel.Context({"self": value} if old is ABSENT else {"self": value, "oldSelf": old}, _FUNCTIONS)
-    try:
-        if not _compiled(rule["rule"]).execute(context):
-            yield SpecError(f"{path}{rule.get('fieldPath', '')}".removeprefix("."), _message(rule, context))
-    except _EVALUATION_ERRORS:
-        if is_sound:
-            raise
+    if not _compiled(rule["rule"]).execute(context):
+        yield SpecError(f"{path}{rule.get('fieldPath', '')}".removeprefix("."), _message(rule, context))
 
 
 def _message(rule: Mapping[str, str], context: cel.Context) -> str:

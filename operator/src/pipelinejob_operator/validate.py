@@ -85,8 +85,9 @@ def _errors(manifest: Mapping[str, Any], old: Any) -> list[SpecError]:
     # A status is the operator's, never its author's; the API server, too, lets it be when a manifest is applied.
     given = {key: value for key, value in manifest.items() if key != "status"}
     value = read_as_server(given, schema)
-    unsound = [*unknown_fields("", given, schema), *schema_errors(value, schema)]
-    return [*unsound, *rule_errors(value, schema, old=old, is_sound=not unsound)]
+    unsound = list(schema_errors(value, schema))
+    broken = rule_errors(value, schema, old=old, unsound=[error.path for error in unsound])
+    return [*unknown_fields("", given, schema), *unsound, *broken]
 
 
 def _raise_if_any(errors: list[SpecError]) -> None:
