@@ -71,7 +71,6 @@ class LocalRun:
                     await self._reconcile(controller)
                 finally:
                     watching.cancel()
-                await self._show(plan)
                 checkpoints = self._cluster.checkpoints(self._key)
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
