@@ -69,7 +69,7 @@ GONE = Fault(drop=True)
 
 
 class FaultProxy:
-    """Forwards everything to the server, but for the fault of the moment."""
+    """Forwards everything to the server, but for the fault of the moment; `hits` counts what that spoiled."""
 
     def __init__(self, server: ApiServer) -> None:
         self._server = server
@@ -81,6 +81,7 @@ class FaultProxy:
         self._stop: asyncio.Event
         self._thread = threading.Thread(target=self._run, name="fault-proxy", daemon=True)
         self.url = ""
+        self.hits = 0
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -114,6 +115,7 @@ class FaultProxy:
 
     def _begin(self, fault: Fault) -> None:
         self._fault = fault
+        self.hits = 0
         self._thawed.clear()
         if fault.break_watches:
             for transport in tuple(self._connections if fault.drop else self._watches):
@@ -165,11 +167,13 @@ class FaultProxy:
     async def _answer(self, request: web.Request, *, is_watch: bool) -> web.StreamResponse:
         fault = self._fault or Fault()
         if fault.drop:
+            self.hits += 1
             request.transport.abort()
             return web.Response(status=502)
         is_list = request.method == "GET" and not is_watch and "limit" in request.query
         status = fault.any_status or (is_watch and fault.watch_status) or (is_list and fault.list_status)
         if status:
+            self.hits += 1
             return _refusal(status)
         body = await request.read()
         headers = {key: value for key, value in request.headers.items() if key.lower() not in _HOP_HEADERS}
@@ -185,6 +189,7 @@ class FaultProxy:
         response = web.StreamResponse(status=upstream.status, headers=headers)
         await response.prepare(request)
         if fault.line:
+            self.hits += not fault.list_status
             await response.write(fault.line)
         if fault.then_cut:
             request.transport.abort()
@@ -197,6 +202,7 @@ class FaultProxy:
 
     async def _thawed_if_frozen(self) -> None:
         if self._fault and self._fault.freeze:
+            self.hits += 1
             await self._thawed.wait()
 
 

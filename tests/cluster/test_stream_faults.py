@@ -83,14 +83,30 @@ def assert_caught_up(server: ApiServer, operator: OperatorProcess, namespace: st
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_a_job_replaced_during_a_fault_is_placed_soon_after(api_server, proxy, operator, namespace, gpu_node, fault):
+def test_a_job_replaced_during_a_fault_is_placed_soon_after(  # noqa: PLR0917  # fixtures
+    api_server, proxy, operator, namespace, gpu_node, fault
+):
     submit_first(api_server, namespace)
     pid = operator.process.pid
 
     with proxy.fault(fault):
         replace_job(api_server, namespace)
+        # Each of the three caches, and kopf, met the fault; a frozen stream can be met once only.
+        wait_until(lambda: proxy.hits >= (3 if fault.freeze else 8), "the fault was met")
 
     assert_caught_up(api_server, operator, namespace, pid=pid)
+
+
+def test_kopf_begins_again_when_a_stream_ended_it(proxy, operator):
+    deaths = operator.metric("pipelinejob_operator_watch_restarts_total", watch="kopf") or 0
+
+    with proxy.fault(faultproxy.refuse_watch(410)):
+        wait_until(
+            lambda: (operator.metric("pipelinejob_operator_watch_restarts_total", watch="kopf") or 0) > deaths,
+            f"kopf was begun again\n{operator.process.tail(30)}",
+        )
+
+    assert operator.alive
 
 
 def test_an_api_server_gone_for_a_minute_ends_nothing(api_server, proxy, operator, namespace, gpu_node):

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 import kopf
@@ -45,7 +44,7 @@ class KopfWatch:
         self._enqueue = enqueue
         self._on_restart = on_restart
         self._stopping = threading.Event()
-        self._flag: Future[None] = Future()
+        self._ending: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None  # of the present run
         # A daemon: it holds nothing that is worth waiting for when the process ends.
         self._thread = threading.Thread(target=self._supervise, name="kopf", daemon=True)
 
@@ -56,7 +55,10 @@ class KopfWatch:
     def stop(self) -> None:
         """Ask kopf to end; does not wait."""
         self._stopping.set()
-        self._raise_flag()
+        if self._ending:
+            loop, flag = self._ending
+            with contextlib.suppress(RuntimeError):  # that run is over
+                loop.call_soon_threadsafe(flag.set)
 
     def join(self, timeout_s: float) -> bool:
         """Wait until kopf has ended; False if it has not by then."""
@@ -76,27 +78,22 @@ class KopfWatch:
 
     def _run_once(self, backoff: Backoff) -> str:
         """Run kopf until it ends, and give the reason."""
-        # One for each run, as kopf cancels it when it ends. (An Event would keep the executor, and so kopf, waiting.)
-        self._flag = Future()
-        if self._stopping.is_set():
-            self._raise_flag()
         try:
-            asyncio.run(
-                kopf.operator(
-                    registry=self._registry(backoff),
-                    settings=_settings(),
-                    standalone=True,
-                    clusterwide=True,
-                    stop_flag=self._flag,
-                )
-            )
+            asyncio.run(self._operate(backoff))
         except Exception as error:  # noqa: BLE001  # whatever kopf dies of, it begins again; the reason is logged and counted
             return f"{type(error).__name__}: {error}"
         return "kopf returned"
 
-    def _raise_flag(self) -> None:
-        with contextlib.suppress(InvalidStateError):  # raised before, or cancelled by kopf's own end
-            self._flag.set_result(None)
+    async def _operate(self, backoff: Backoff) -> None:
+        # An event of asyncio's, one for each run: for a thread's event kopf would leave a thread of the loop's executor
+        # waiting, and never get to its own end.
+        flag = asyncio.Event()
+        self._ending = (asyncio.get_running_loop(), flag)
+        if self._stopping.is_set():
+            return
+        await kopf.operator(
+            registry=self._registry(backoff), settings=_settings(), standalone=True, clusterwide=True, stop_flag=flag
+        )
 
     def _registry(self, backoff: Backoff) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()

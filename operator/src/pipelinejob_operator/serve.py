@@ -289,4 +289,4 @@ def configure_logs(level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # kopf tells each of its deaths with a traceback; handlers.py says the same in one line.
-    logging.getLogger("kopf").setLevel(max(root.level, logging.ERROR))
+    logging.getLogger("kopf").setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)
