@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from hypothesis import strategies as st
 
 ABSENT = object()
 LONG_NAME = "a" * 52
@@ -40,6 +42,44 @@ def manifest(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         else:
             at[last] = copy.deepcopy(value)
     return made
+
+
+def with_value(path: str, value: Any) -> dict[str, Any]:
+    """Give a good manifest with `value` in the field that a schema calls `path` (`spec.failurePolicy.rules[].action`)."""
+    made = manifest()
+    *parents, last = path.split(".")
+    at = made
+    for parent in parents:
+        name = parent.removesuffix("[]")
+        if not isinstance(at.get(name), list if parent.endswith("[]") else dict):
+            at[name] = [{}] if parent.endswith("[]") else {}
+        at = at[name][0] if parent.endswith("[]") else at[name]
+    at[last.removesuffix("[]")] = [value] if last.endswith("[]") else value
+    return made
+
+
+def fields(path: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Give every field of a schema by its path; the items of a list or map are `path[]`."""
+    for name, each in schema.get("properties", {}).items():
+        yield f"{path}.{name}", each
+        yield from fields(f"{path}.{name}", each)
+    for inner in ("items", "additionalProperties"):
+        if isinstance(schema.get(inner), dict):
+            yield f"{path}[]", schema[inner]
+            yield from fields(f"{path}[]", schema[inner])
+
+
+def values() -> st.SearchStrategy[Any]:
+    """Give whatever JSON can hold."""
+    numbers = st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 300) | st.floats(allow_nan=False, allow_infinity=False)
+    words = st.sampled_from(["1F1B", "cpu", "a:b", "node", "a/../b", "nvidia.com/gpu", "auto", "3"]) | st.text(
+        max_size=8
+    )
+    return st.recursive(
+        st.none() | st.booleans() | numbers | words,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+        max_leaves=6,
+    )
 
 
 def own_model(**changes: Any) -> dict[str, Any]:

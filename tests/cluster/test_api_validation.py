@@ -10,12 +10,29 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from apiserver import ApiServer
-from badinput import CHANGES, ENVELOPES, FIELDS, GOOD, RULES, TEMPLATES, Bad, Change, manifest
+from badinput import (
+    CHANGES,
+    ENVELOPES,
+    FIELDS,
+    GOOD,
+    RULES,
+    TEMPLATES,
+    Bad,
+    Change,
+    fields,
+    manifest,
+    values,
+    with_value,
+)
+from pipelinejob.crd import root_schema
 from pipelinejob.errors import InvalidManifestError
+from pipelinejob_operator.celrules import ABSENT
 from pipelinejob_operator.manifest_files import load_manifests
-from pipelinejob_operator.validate import defaulted, validate
+from pipelinejob_operator.validate import _errors, defaulted, validate
 
 CREATED, BAD_REQUEST, UNPROCESSABLE = 201, 400, 422
 JOBS = "apis/pipelinejob.io/v1alpha1/namespaces/default/pipelinejobs"
@@ -101,6 +118,19 @@ def test_the_server_stores_what_the_command_line_reads(changes, client):
     assert code == CREATED
     assert stored["spec"] == defaulted(manifest(changes))["spec"]
     assert validate(stored) == validate(manifest(changes))
+
+
+@settings(
+    max_examples=300, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(path=st.sampled_from([path for path, _ in fields("spec", root_schema()["properties"]["spec"])]), value=values())
+def test_whatever_stands_in_a_field_gets_the_same_verdict_from_both(path, value, client):
+    made = with_value(path, value)
+
+    code, answer = client.create(made)
+
+    ours = [str(error) for error in _errors(made, ABSENT)]
+    assert (code == CREATED) == (not ours), (answer.get("message"), ours)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=[change.claim for change in CHANGES])
