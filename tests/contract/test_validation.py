@@ -42,6 +42,16 @@ def test_all_mistakes_are_named_at_once():
     }  # fmt: skip
 
 
+def test_a_finished_job_is_never_run_again():
+    ended = manifest() | {"status": {"completionTime": "2026-01-02T03:04:05Z"}}
+
+    with pytest.raises(InvalidManifestError) as caught:
+        validate_change(ended, manifest({"spec.suspend": True}))
+
+    assert [error.path for error in caught.value.errors] == ["spec.suspend"]
+    assert validate_change(ended, manifest({"spec.ttlSecondsAfterFinished": 60}))
+
+
 def test_the_table_is_long_enough_and_repeats_nothing():
     assert len(BAD) >= 40
     assert len({bad.claim for bad in BAD}) == len(BAD)
