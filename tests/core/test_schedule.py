@@ -9,6 +9,7 @@ from pipelinejob.schedule import (
     ActionKind,
     ScheduleError,
     build,
+    held_micro_batches,
     parse,
     peak_in_flight,
     render,
@@ -65,6 +66,13 @@ def test_a_stage_of_1f1b_holds_no_more_micro_batches_than_stages_from_it_on(p, m
     held = [peak_in_flight(actions) for actions in build(ScheduleName.ONE_F_ONE_B, p, m)]
 
     assert held == [min(m, p - i) for i in range(p)]
+
+
+@given(name=names, p=few, m=few)
+def test_what_a_stage_holds_is_known_without_its_actions(name, p, m):
+    held = [held_micro_batches(name, stage, p, m) for stage in range(p)]
+
+    assert held == [peak_in_flight(actions) for actions in build(name, p, m)]
 
 
 @given(p=few, m=few)

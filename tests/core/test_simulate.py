@@ -45,8 +45,9 @@ ZERO_BUBBLE_TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("p", "m", "f", "b", "w", "c", "rate"), ZERO_BUBBLE_TABLE)
-def test_1f1b_with_communication_has_the_published_bubble_rate(p, m, f, b, w, c, rate):
+@pytest.mark.parametrize("row", ZERO_BUBBLE_TABLE)
+def test_1f1b_with_communication_has_the_published_bubble_rate(row):
+    p, m, f, b, w, c, rate = row
     schedule = build(ScheduleName.ONE_F_ONE_B, p, m)
     simulation = simulate(schedule, forward_s=[f] * p, backward_s=[b + w] * p, links=[Link(latency_s=c)] * (p - 1))
 

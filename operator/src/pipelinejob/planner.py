@@ -8,7 +8,7 @@ from pipelinejob.cost import Profile, analytic_profile, layer_names
 from pipelinejob.errors import SpecError
 from pipelinejob.partition import partition
 from pipelinejob.plan import Placement, Plan, Prediction, StagePlan
-from pipelinejob.schedule import build, peak_in_flight, stage_actions
+from pipelinejob.schedule import build, held_micro_batches
 from pipelinejob.simulate import Link, Simulation, shared_seconds, simulate
 from pipelinejob.spec import PipelineJobSpec, Schedule
 from pipelinejob.timeline import Span, SpanKind, StageTimeline, Timeline
@@ -137,7 +137,7 @@ def _given_cuts(counts: Sequence[int], spec: PipelineJobSpec, *, num_layers: int
 
 def _layer_memory(schedule: Schedule, profile: Profile, stage: int, num_stages: int) -> list[int]:
     """Give what each layer would take on this stage at most."""
-    in_flight = peak_in_flight(stage_actions(schedule.name, stage, num_stages, schedule.micro_batches))
+    in_flight = held_micro_batches(schedule.name, stage, num_stages, schedule.micro_batches)
     return [layer.state_bytes + in_flight * layer.activation_bytes for layer in profile.layers]
 
 
@@ -170,7 +170,7 @@ def _outlook(costs: Sequence[_StageCost], profile: Profile, schedule: Schedule) 
     by equal amounts. Two simulated lengths beyond that point give the rest.
     """
     num_micro_batches = schedule.micro_batches
-    long = max(_REPEATS_FROM, 4 * len(costs))
+    long = max(_REPEATS_FROM, 2 * len(costs))
     if num_micro_batches <= long:
         return _seen(_simulate(costs, profile, schedule, num_micro_batches))
     short = long // 2

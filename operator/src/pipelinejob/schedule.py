@@ -176,6 +176,15 @@ def needs(stage: int, action: Action, num_stages: int) -> tuple[tuple[int, Actio
     return (forward, (stage + 1, action)) if stage < num_stages - 1 else (forward,)
 
 
+def held_micro_batches(name: ScheduleName, stage: int, num_stages: int, num_micro_batches: int) -> int:
+    """Give `peak_in_flight` of a stage's actions by its formula, for steps too long to be written out."""
+    match name:
+        case ScheduleName.GPIPE:
+            return num_micro_batches
+        case ScheduleName.ONE_F_ONE_B:
+            return min(num_micro_batches, num_stages - stage)
+
+
 def peak_in_flight(actions: StageActions) -> int:
     """Count the micro-batches whose activations a stage holds at once, at most."""
     held = peak = 0

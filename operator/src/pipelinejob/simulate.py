@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from pipelinejob.schedule import Action, ActionKind, Actions, WaitCause, needs, peak_in_flight, wait_causes
+from pipelinejob.schedule import Action, ActionKind, Actions, WaitCause, wait_causes
 from pipelinejob.timeline import Span, SpanKind, StageTimeline, Timeline
 
 
@@ -47,11 +47,6 @@ class Simulation:
     def bubble_ratios(self) -> tuple[float, ...]:
         """Give each stage's share of waiting, as timeline.bubble_ratio has it."""
         return tuple(1 - compute / self.makespan_s for compute in self.compute_s)
-
-    @property
-    def peak_in_flight(self) -> tuple[int, ...]:
-        """Give, for each stage, the most micro-batches whose activations it holds at once."""
-        return tuple(peak_in_flight(actions) for actions in self.schedule)
 
     def _spans(self, stage: int) -> tuple[Span, ...]:
         spans: list[Span] = []
@@ -138,14 +133,10 @@ class _Run:
         self._seconds = {ActionKind.FORWARD: forward_s, ActionKind.BACKWARD: backward_s}
         self._links = links
         self._concurrency = concurrency
-        self._at_hand: set[tuple[int, tuple[int, Action]]] = (
-            set()
-        )  # (stage, (stage that did it, action)) that has arrived
+        self._received: list[set[Action]] = [set() for _ in schedule]  # what each stage has from its neighbours
         self._link_free = dict.fromkeys(((s, d) for s in range(len(schedule)) for d in (-1, 1)), 0.0)
         self._computing: list[tuple[float, int]] = []  # (end on the clock `worked`, stage)
-        self._travelling: list[
-            tuple[float, int, int, tuple[int, Action]]
-        ] = []  # (arrival, order, stage, (sender, action))
+        self._travelling: list[tuple[float, int, int, Action]] = []  # (arrival, order, stage, what it comes from)
         self._order = count()
 
     def play(self) -> None:
@@ -153,24 +144,22 @@ class _Run:
         for stage in range(len(self._schedule)):
             self._start(stage)
         while self._computing or self._travelling:
-            ready = self._advance()
-            for stage in ready:
-                self._start(stage)
+            self._start(self._advance())
 
-    def _advance(self) -> list[int]:
-        """Go to the next moment at which something happens; give the stages that it may concern."""
+    def _advance(self) -> int:
+        """Go to the next moment at which something happens; give the stage to which it does."""
         rate = _rate(len(self._computing), self._concurrency)
         ends_in = (self._computing[0][0] - self.worked) / rate if self._computing else float("inf")
         if self._travelling and self._travelling[0][0] - self.now <= ends_in:
-            arrival, _, stage, done = heapq.heappop(self._travelling)
+            arrival, _, stage, action = heapq.heappop(self._travelling)
             self.worked += (arrival - self.now) * rate
             self.now = arrival
-            self._at_hand.add((stage, done))
-            return [stage]
+            self._received[stage].add(action)
+            return stage
         self.now += ends_in
         self.worked, stage = heapq.heappop(self._computing)
         self._end(stage)
-        return [stage]
+        return stage
 
     def _start(self, stage: int) -> None:
         """Start the stage's next action if it is free and what the action needs is at hand."""
@@ -178,15 +167,18 @@ class _Run:
         if len(self.started[stage]) > position or position == len(self._schedule[stage]):
             return
         action = self._schedule[stage][position]
-        if all((stage, need) in self._at_hand for need in needs(stage, action, len(self._schedule))):
+        if self._is_first_to(stage, action) or action in self._received[stage]:
             self.started[stage].append(self.now)
             heapq.heappush(self._computing, (self.worked + self._seconds[action.kind][stage], stage))
+
+    def _is_first_to(self, stage: int, action: Action) -> bool:
+        """Say whether the action waits for no neighbour: forwards begin at the first stage, backwards at the last."""
+        return stage == (0 if action.kind is ActionKind.FORWARD else len(self._schedule) - 1)
 
     def _end(self, stage: int) -> None:
         """Book the end of the stage's action, and send what it made."""
         action = self._schedule[stage][len(self.ended[stage])]
         self.ended[stage].append(self.now)
-        self._at_hand.add((stage, (stage, action)))
         direction = 1 if action.kind is ActionKind.FORWARD else -1
         if 0 <= stage + direction < len(self._schedule):
             self._send(stage, direction, action)
@@ -195,4 +187,4 @@ class _Run:
         link = self._links[min(stage, stage + direction)]
         free = max(self.now, self._link_free[stage, direction]) + link.message_s
         self._link_free[stage, direction] = free
-        heapq.heappush(self._travelling, (free + link.latency_s, next(self._order), stage + direction, (stage, action)))
+        heapq.heappush(self._travelling, (free + link.latency_s, next(self._order), stage + direction, action))

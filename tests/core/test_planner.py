@@ -1,0 +1,264 @@
+"""Plans: what is decided, what is promised, what is refused; and the costs they start from."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelinejob.cost import LayerCost, Profile, analytic_profile, layer_names, nominal_device
+from pipelinejob.errors import SpecError
+from pipelinejob.plan import CostSource, Plan
+from pipelinejob.planner import make_plan, predicted_timeline
+from pipelinejob.spec import Device, PipelineJobSpec
+from pipelinejob.timeline import SpanKind, bubble_ratio
+
+GPT = {"gpt": {"numLayers": 6, "hiddenSize": 128, "numHeads": 4}}
+GPT3 = {"gpt": {"numLayers": 96, "hiddenSize": 12288, "numHeads": 96, "vocabularySize": 50257}}
+
+
+def spec(*, pipeline=4, micro_batches=8, micro_batch_size=2, schedule="1F1B", **others):
+    manifest = {
+        "model": GPT,
+        "data": {"corpus": "python-stdlib"},
+        "parallelism": {"pipeline": pipeline},
+        "schedule": {"name": schedule, "microBatches": micro_batches, "microBatchSize": micro_batch_size},
+        "training": {"steps": 10},
+        "device": "cpu",
+    }
+    return PipelineJobSpec.model_validate(manifest | others)
+
+
+def layer(*, forward_s=1.0, backward_s=2.0, **others):
+    sizes = {"parameter_bytes": 100, "activation_bytes": 10, "output_bytes": 1}
+    return LayerCost(name="x", forward_s=forward_s, backward_s=backward_s, **(sizes | others))
+
+
+def profile(*layers, **others):
+    return Profile(source=CostSource.PROFILED, layers=layers, **others)
+
+
+def plan_of(spec, profile=None):
+    return make_plan(namespace="team", name="job", spec=spec, profile=profile)
+
+
+def cuts(plan):
+    return [(stage.first_layer, stage.end_layer) for stage in plan.stages]
+
+
+EIGHT_LAYERS = [layer()] * 8
+
+
+def test_a_balanced_plan_promises_what_can_be_worked_out_by_hand():
+    plan = plan_of(spec(), profile(*EIGHT_LAYERS))
+
+    assert cuts(plan) == [(0, 2), (2, 4), (4, 6), (6, 8)]
+    assert plan.prediction.step_s == 6 * (8 + 3)
+    assert plan.prediction.bubble_ratio == pytest.approx(3 / 11)
+    assert plan.prediction.tokens_per_s == pytest.approx(8 * 2 * 128 / 66)
+    assert plan.prediction.source is CostSource.PROFILED
+    # 2 layers of (parameter, gradient, two moments of 100 bytes) and, per micro-batch in flight, 2 x 10 bytes
+    assert [stage.memory_bytes for stage in plan.stages] == [880, 860, 840, 820]
+    assert [stage.output_bytes for stage in plan.stages] == [1, 1, 1, 0]
+
+
+def test_what_a_step_does_outside_its_schedule_is_part_of_the_step():
+    plan = plan_of(spec(), profile(*[layer(optimizer_s=0.25)] * 8, step_overhead_s=0.125))
+
+    assert plan.prediction.step_s == 66 + 0.5 + 0.125
+    assert plan.prediction.bubble_ratio == pytest.approx(3 / 11)
+
+
+def test_stages_that_share_two_cores_also_share_them_for_the_optimiser():
+    alone = profile(*[layer(optimizer_s=1.0)] * 8)
+    shared = alone.model_copy(update={"concurrency": 2})
+
+    assert plan_of(spec(), alone).prediction.step_s == 66 + 2
+    assert plan_of(spec(), shared).prediction.step_s == pytest.approx(102 + 4)
+
+
+def test_a_slow_link_makes_the_step_longer():
+    fast, slow = profile(*EIGHT_LAYERS), profile(*EIGHT_LAYERS, link_s=0.5, link_bytes_per_s=2.0)
+
+    assert plan_of(spec(), slow).prediction.step_s > plan_of(spec(), fast).prediction.step_s + 6 * 1.0
+
+
+def test_replicas_multiply_the_tokens_and_sum_their_gradients():
+    parallelism = {"pipeline": 4, "data": 4}
+    plan = plan_of(spec(parallelism=parallelism), profile(*EIGHT_LAYERS, link_bytes_per_s=1e9))
+
+    assert plan.prediction.step_s == pytest.approx(66 + 2 * 3 / 4 * 200 / 1e9, rel=1e-6)
+    assert plan.prediction.tokens_per_s == pytest.approx(4 * 8 * 2 * 128 / plan.prediction.step_s)
+
+
+def test_a_given_partition_is_kept():
+    plan = plan_of(spec(partition={"layers": [1, 1, 1, 5]}), profile(*EIGHT_LAYERS))
+
+    assert cuts(plan) == [(0, 1), (1, 2), (2, 3), (3, 8)]
+
+
+def test_a_slow_device_gets_fewer_layers():
+    plan = plan_of(spec(), profile(*EIGHT_LAYERS, stage_speeds=(1.0, 1.0, 1.0, 0.5)))
+
+    assert cuts(plan)[-1] == (7, 8)
+    assert plan.stages[-1].forward_s == 2.0
+
+
+def test_layers_move_to_where_memory_is():
+    # Unbounded, the heavy first layer would share its stage; 4 x 700 bytes of state leave no room beside it.
+    layers = [layer(parameter_bytes=700), *[layer()] * 7]
+
+    assert cuts(plan_of(spec(), profile(*layers)))[0] == (0, 2)
+    assert cuts(plan_of(spec(), profile(*layers, device_memory_bytes=3000)))[0] == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "costs", "problem"),
+    [
+        (
+            {"pipeline": 9},
+            None,
+            "spec.parallelism.pipeline: 9 stages cannot share 8 layers; use at most 8",
+        ),
+        (
+            {"partition": {"layers": [2, 2, 2]}},
+            None,
+            "spec.partition.layers: names 3 stages but spec.parallelism.pipeline is 4; make them equal",
+        ),
+        (
+            {"partition": {"layers": [2, 2, 2, 3]}},
+            None,
+            "spec.partition.layers: the stages hold 9 layers together but the model has 8; make the sum 8",
+        ),
+        ({}, profile(layer()), "spec.model: has 8 layers but the profile measured 1; profile this model again"),
+        (
+            {},
+            profile(*EIGHT_LAYERS, stage_speeds=(1.0,)),
+            "spec.parallelism.pipeline: 4 stages but the profile gives the speeds of 1; profile again",
+        ),
+        (
+            {},
+            profile(*EIGHT_LAYERS, device_memory_bytes=500),
+            (
+                "spec.parallelism.pipeline: no split of the layers over 4 stages fits into 0.0 GiB a stage; "
+                "use more stages or smaller micro-batches"
+            ),
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_with_the_way_out(given, costs, problem):
+    with pytest.raises(SpecError) as error:
+        plan_of(spec(**given), costs)
+
+    assert str(error.value) == problem
+
+
+times = st.floats(0.001, 5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    costs=st.lists(st.builds(layer, forward_s=times, backward_s=times, optimizer_s=times), min_size=8, max_size=8),
+    schedule=st.sampled_from(["GPipe", "1F1B"]),
+    concurrency=st.sampled_from([None, 2]),
+    link_s=st.floats(0, 3),
+)
+def test_a_plan_reads_back_equal_and_its_timeline_keeps_its_promises(costs, schedule, concurrency, link_s):
+    measured = profile(*costs, concurrency=concurrency, link_s=link_s, step_overhead_s=0.5)
+    plan = plan_of(spec(schedule=schedule), measured)
+    timeline = predicted_timeline(plan, measured)
+
+    assert Plan.from_json(plan.to_json()) == plan
+    assert [bubble_ratio(stage.spans) for stage in timeline.stages] == pytest.approx(
+        [stage.bubble_ratio for stage in plan.stages], abs=1e-9
+    )
+    assert all(stage.spans[-1].kind is SpanKind.OPTIMIZER for stage in timeline.stages)
+    assert max(stage.spans[-1].end_s for stage in timeline.stages) + 0.5 == pytest.approx(plan.prediction.step_s)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    costs=st.lists(st.builds(layer, forward_s=times, backward_s=times), min_size=8, max_size=8),
+    schedule=st.sampled_from(["GPipe", "1F1B"]),
+    concurrency=st.sampled_from([None, 2]),
+)
+def test_a_long_step_is_predicted_from_its_ends(costs, schedule, concurrency):
+    """Beyond 256 micro-batches the rest is extrapolated; here it is worked out in full."""
+    measured = profile(*costs, concurrency=concurrency)
+    plan = plan_of(spec(schedule=schedule, micro_batches=400), measured)
+
+    spans = [stage.spans for stage in predicted_timeline(plan, measured).stages]
+    assert plan.prediction.step_s == pytest.approx(max(each[-1].end_s for each in spans), rel=2e-3)
+    assert [stage.bubble_ratio for stage in plan.stages] == pytest.approx(list(map(bubble_ratio, spans)), abs=2e-3)
+
+
+def test_a_plan_stays_far_below_a_config_map_whatever_its_size():
+    large = spec(
+        pipeline=98,
+        micro_batches=4096,
+        model=GPT3,
+        data={"corpus": "python-stdlib", "sequenceLength": 2048},
+        parallelism={"pipeline": 98, "data": 16},
+    )
+
+    assert len(plan_of(large).to_json()) < 64 * 1024
+
+
+def analytic(model, *, precision="bf16", device=Device.GPU, product="", sequence_length=2048):
+    it = spec(
+        model=model,
+        data={"corpus": "python-stdlib", "sequenceLength": sequence_length},
+        training={"steps": 1, "precision": precision},
+        micro_batch_size=1,
+    )
+    return analytic_profile(it.model, it.data, it.schedule, it.training, device=device, product=product)
+
+
+def test_layers_are_named_first_to_last():
+    assert layer_names(spec().model)[:2] == ("embedding", "block-0")
+    assert layer_names(spec().model)[-2:] == ("block-5", "head")
+    assert layer_names(spec(model={"entrypoint": "a:b", "numLayers": 3}).model) == ("layer-0", "layer-1", "layer-2")
+
+
+def test_gpt3_has_175_billion_parameters():
+    parameters = sum(each.parameter_bytes for each in analytic(GPT3).layers) / 4
+
+    assert parameters == pytest.approx(175e9, rel=0.01)
+
+
+def test_a_block_does_24_times_the_square_of_its_width_per_token():
+    """24nh^2 + 4nsh operations of a forward pass (Narayanan et al. 2021), at 0.4 of an H100's 989 Tflop/s."""
+    n, h = 2048, 12288
+
+    block = analytic(GPT3, product="NVIDIA-H100-80GB-HBM3").layers[1]
+
+    assert block.forward_s == pytest.approx((24 * n * h**2 + 4 * n * n * h) / (0.4 * 989e12), rel=1e-9)
+    assert block.backward_s == pytest.approx(2 * block.forward_s)
+
+
+def test_a_block_keeps_about_what_korthikanti_counts():
+    """34sbh bytes in bf16 with dropout's masks; without them, and with an fp32 residual stream, 36sbh. fp32: 64sbh."""
+    sbh = 2048 * 1 * 12288
+
+    assert analytic(GPT3).layers[1].activation_bytes == 36 * sbh
+    assert analytic(GPT3, precision="fp32").layers[1].activation_bytes == 64 * sbh
+
+
+def test_a_known_gpu_bounds_memory_and_an_unknown_one_does_not():
+    assert analytic(GPT3, product="NVIDIA-A100-SXM4-80GB").device_memory_bytes == 80_000_000_000
+    assert analytic(GPT3, product="Tesla-K80").device_memory_bytes is None
+    assert analytic(GPT, device=Device.CPU).device_memory_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("product", "bf16"),
+    [("NVIDIA-H200", 989e12), ("NVIDIA-A100-SXM4-40GB", 312e12), ("NVIDIA-L40S", 362e12), ("NVIDIA-L4", 121e12)],
+)
+def test_products_are_known_by_their_node_label(product, bf16):
+    assert nominal_device(Device.GPU, product).flops["bf16"] == bf16
+
+
+def test_a_users_own_layers_count_as_equal_and_say_so():
+    plan = plan_of(spec(model={"entrypoint": "a:b", "numLayers": 12}))
+
+    assert cuts(plan) == [(0, 3), (3, 6), (6, 9), (9, 12)]
+    assert plan.prediction.source is CostSource.EQUAL
+    assert plan.prediction.bubble_ratio == pytest.approx(3 / 11)
