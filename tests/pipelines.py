@@ -1,14 +1,16 @@
-"""Pipelines for the trainer's tests: as threads of this process, as processes over gloo, and the unsplit model beside them."""
+"""Pipelines for the trainer's tests: threads of this process, processes over gloo, and the unsplit model beside."""
 
+import multiprocessing
+import pickle
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 from torch.nn import functional
 
 from pipelinejob.schedule import stage_actions
@@ -47,7 +49,9 @@ class Job:
         return Data(paths=(str(self.text),), sequence_length=self.sequence_length)
 
     def dataset(self) -> Dataset:
-        schedule = Schedule(name=self.schedule, micro_batches=self.micro_batches, micro_batch_size=self.micro_batch_size)
+        schedule = Schedule(
+            name=self.schedule, micro_batches=self.micro_batches, micro_batch_size=self.micro_batch_size
+        )
         return open_dataset(self.data, schedule=schedule, replicas=self.replicas, seed=self.seed)
 
     def layers_of(self, stage: int) -> tuple[int, int]:
@@ -90,11 +94,15 @@ def make_runtime(job: Job, *, rank: int, links: Links) -> tuple[Stage, Recorder,
     return stage, recorder, runtime
 
 
-def run_steps(job: Job, stage: Stage, recorder: Recorder, runtime: Runtime) -> Outcome:
-    """Run one rank's steps."""
+def run_steps(
+    job: Job, stage: Stage, recorder: Recorder, runtime: Runtime, *, barrier: Callable[[], object]
+) -> Outcome:
+    """Run one rank's steps, each to its barrier."""
     outcome = Outcome()
     for step in range(1, job.steps + 1):
         outcome.losses.append(float(runtime.run_step(step).loss_sum))
+        with recorder.span(SpanKind.IDLE, cause="drain"):
+            barrier()
         timeline = recorder.finish_step()
         assert timeline is not None
         outcome.timelines.append(timeline)
@@ -146,11 +154,14 @@ def run_threads(job: Job) -> Outcome:
     # Made one after the other: torch's random state, from which initial weights come, is the whole process's.
     ranks = [make_runtime(job, rank=stage, links=links) for stage, links in enumerate(all_links)]
 
+    barrier = threading.Barrier(job.stages)
+
     def work(stage: int) -> None:
         try:
-            outcomes[stage] = run_steps(job, *ranks[stage])
-        except BaseException as error:
+            outcomes[stage] = run_steps(job, *ranks[stage], barrier=lambda: barrier.wait(timeout=60))
+        except Exception as error:  # noqa: BLE001 # handed to the test, whatever it is
             errors.append(error)
+            barrier.abort()
             for link in (all_links[stage].activations_out, all_links[stage].gradients_out):
                 if isinstance(link, QueueLink):
                     link.close()
@@ -174,23 +185,31 @@ def merged(outcomes: list[Outcome]) -> Outcome:
     return whole
 
 
-def run_processes(function: Callable[..., Any], *arguments: Any, world: int, timeout_s: float = 150.0) -> list[Any]:
-    """Call `function(rank, *arguments)` in `world` processes joined by gloo; give what each returned, or its exception."""
-    context = multiprocessing.get_context("spawn")
+def run_processes(
+    function: Callable[..., Any], *arguments: Any, world: int, expected: int | None = None, timeout_s: float = 150.0
+) -> list[Any]:
+    """Call `function(rank, *arguments)` in `world` processes joined by gloo; give what they returned or raised.
+
+    `expected` is how many live long enough to say so; all of them if None.
+    """
+    # Forks of a server that has imported torch, once for all tests: to import it takes each process seconds.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed", "pipelinejob_trainer.runtime"])
     port = _free_port()
     results: Any = context.Queue()
     processes = [
-        context.Process(target=_enter, args=(results, function, rank, world, port, arguments)) for rank in range(world)
+        context.Process(target=_enter, args=(results, function, rank, arguments), kwargs={"world": world, "port": port})
+        for rank in range(world)
     ]
     for process in processes:
         process.start()
     try:
-        collected = dict(results.get(timeout=timeout_s) for _ in range(world))
+        collected = dict(pickle.loads(results.get(timeout=timeout_s)) for _ in range(expected or world))
     finally:
         for process in processes:
             process.join(timeout=20)
             process.kill()
-    return [collected[rank] for rank in range(world)]
+    return [collected[rank] for rank in sorted(collected)]
 
 
 def gloo_rank(rank: int, job: Job) -> Outcome:
@@ -199,16 +218,8 @@ def gloo_rank(rank: int, job: Job) -> Outcome:
     groups = process_groups(pipeline=job.stages, data=job.replicas)
     links = connect(groups, pipeline=job.stages, data=job.replicas, device=CPU)
     stage, recorder, runtime = make_runtime(job, rank=rank, links=links)
-    outcome = Outcome()
-    for step in range(1, job.steps + 1):
-        outcome.losses.append(float(runtime.run_step(step).loss_sum))
-        with recorder.span(SpanKind.IDLE, cause="drain"):
-            distributed.barrier()
-        timeline = recorder.finish_step()
-        assert timeline is not None
-        outcome.timelines.append(timeline)
+    outcome = run_steps(job, stage, recorder, runtime, barrier=distributed.barrier)
     sum_gradients((parameter for _, parameter in stage.named_parameters()), groups.data)
-    outcome.gradients = {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
     return outcome
 
 
@@ -221,20 +232,17 @@ def run_gloo(job: Job) -> Outcome:
     return merged(outcomes)
 
 
-def with_stages(job: Job, stages: int) -> Job:
-    """Give the same job over another number of stages."""
-    return replace(job, stages=stages)
-
-
 def _enter(
-    results: Any, function: Callable[..., Any], rank: int, world: int, port: int, arguments: tuple[Any, ...]
+    results: Any, function: Callable[..., Any], rank: int, arguments: tuple[Any, ...], *, world: int, port: int
 ) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     try:
-        results.put((rank, function(rank, *arguments)))
-    except Exception as error:
-        results.put((rank, error))
+        result = function(rank, *arguments)
+    except Exception as error:  # noqa: BLE001 # handed to the test, whatever it is
+        result = error
+    # As bytes: torch would send its tensors as files of this process, which soon ends.
+    results.put(pickle.dumps((rank, result)))
     distributed.destroy_process_group()
 
 

@@ -2,8 +2,8 @@
 
     python tests/bench/bench_bubble.py [--rounds 5] [--output bench-bubble.json]
 
-Four processes over gloo. In each round every case is played by this project's runtime and by torch.distributed.pipelining,
-in an order that alternates, in the same processes, on the same layers. Ends with 1 if a median is out of its bound: the
+Four processes over gloo. In each round every case is played by this project's runtime and by torch's pipelining, in an
+order that alternates, in the same processes, on the same layers. Ends with 1 if a median is out of its bound: the
 measured bubble within 2 points of (p-1)/(m+p-1), the predicted step time within 5 % of the measured one.
 """
 
@@ -25,8 +25,6 @@ from torch.distributed import pipelining
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipelines import CPU, Job, make_runtime, run_processes
-
 from pipelinejob.schedule import build
 from pipelinejob.simulate import simulate
 from pipelinejob.spec import Model, ScheduleName
@@ -34,6 +32,7 @@ from pipelinejob.timeline import SpanKind, bubble_ratio
 from pipelinejob_trainer.models import build_layers
 from pipelinejob_trainer.parallel import connect, process_groups
 from pipelinejob_trainer.stage import cross_entropy
+from pipelines import CPU, Job, make_runtime, run_processes
 
 STAGES = 4
 FORWARD_MS, BACKWARD_MS = 20, 40
@@ -147,7 +146,10 @@ def report(ranks: list[dict[str, list[tuple[float, float | None]]]]) -> list[Row
     rows = []
     for schedule, m in CASES:
         steps, torch_steps = (
-            [max(seconds) for seconds in zip(*([s for s, _ in rank[f"{who} {schedule} {m}"]] for rank in ranks), strict=True)]
+            [
+                max(seconds)
+                for seconds in zip(*([s for s, _ in rank[f"{who} {schedule} {m}"]] for rank in ranks), strict=True)
+            ]
             for who in ("ours", "torch")
         )
         bubbles = [
@@ -175,7 +177,10 @@ def report(ranks: list[dict[str, list[tuple[float, float | None]]]]) -> list[Row
 
 
 def print_table(rows: list[Row]) -> None:
-    print(f"p={STAGES}, forward {FORWARD_MS} ms, backward {BACKWARD_MS} ms; medians (min..max); load {os.getloadavg()[0]:.1f}")
+    print(
+        f"p={STAGES}, forward {FORWARD_MS} ms, backward {BACKWARD_MS} ms; medians (min..max);"
+        f" load {os.getloadavg()[0]:.1f}"
+    )
     print("schedule   m  bubble: theory  measured                 step s: predicted  ours                  torch")
     for row in rows:
         low, high = row.bubble_spread
@@ -199,7 +204,11 @@ def main() -> int:
             raise result
     rows = report(ranks)
     print_table(rows)
-    figures = {"load": os.getloadavg(), "rounds": options.rounds, "rows": [asdict(row) | {"holds": row.holds} for row in rows]}
+    figures = {
+        "load": os.getloadavg(),
+        "rounds": options.rounds,
+        "rows": [asdict(row) | {"holds": row.holds} for row in rows],
+    }
     options.output.write_text(json.dumps(figures, indent=2) + "\n")
     return 0 if all(row.holds for row in rows) else 1
 

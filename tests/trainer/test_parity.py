@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipelines import Job, Outcome, run_gloo, run_threads, run_unsplit
 
 from pipelinejob.spec import Model, Precision, ScheduleName
+from pipelines import Job, Outcome, run_gloo, run_threads, run_unsplit
 
 
 @pytest.fixture(autouse=True)

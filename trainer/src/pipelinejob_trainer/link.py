@@ -6,6 +6,7 @@ tensor after it is like the first. So no stage needs to guess what its neighbour
 """
 
 import queue
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -234,4 +235,6 @@ def _peer_errors(peer: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise PeerLostError(f"rank {peer} went away: {str(error).splitlines()[0]}") from error
+        # gloo's sentence, without the place in its source before it and the advice after it
+        said = re.sub(r"^\[[^]]*\] ", "", str(error)).splitlines()[0].split(". ")[0]
+        raise PeerLostError(f"rank {peer} went away: {said}") from error

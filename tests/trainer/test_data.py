@@ -1,0 +1,152 @@
+"""The order of training text."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelinejob.spec import Corpus, Data, Schedule
+from pipelinejob_trainer.data import Dataset, Text, open_dataset
+from pipelinejob_trainer.errors import UserError
+
+
+def dataset(data: Data, *, micro_batches: int = 2, size: int = 2, replicas: int = 1, seed: int = 3) -> Dataset:
+    schedule = Schedule(micro_batches=micro_batches, micro_batch_size=size)
+    return open_dataset(data, schedule=schedule, replicas=replicas, seed=seed)
+
+
+def test_targets_are_the_inputs_one_token_on(text: Path) -> None:
+    inputs, targets = dataset(Data(paths=(str(text),), sequence_length=8)).batch(1, 0, 0)
+
+    assert inputs.shape == targets.shape == (2, 8)
+    assert inputs.dtype == torch.int64
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+
+
+def test_a_batch_is_a_stretch_of_the_text(text: Path) -> None:
+    inputs, targets = dataset(Data(paths=(str(text),), sequence_length=8)).batch(5, 0, 1)
+    window = bytes([*inputs[0].tolist(), int(targets[0, -1])])
+
+    assert window in text.read_bytes()
+
+
+def test_a_reopened_dataset_goes_on_where_the_first_would_have(text: Path) -> None:
+    data = Data(paths=(str(text),), sequence_length=8)
+    first, second = dataset(data), dataset(data)
+    for step in range(1, 5):
+        first.batch(step, 0, 0)
+
+    assert torch.equal(first.batch(5, 0, 1)[0], second.batch(5, 0, 1)[0])
+
+
+def test_another_seed_gives_another_order(text: Path) -> None:
+    data = Data(paths=(str(text),), sequence_length=8)
+
+    assert not torch.equal(dataset(data, seed=1).batch(1, 0, 0)[0], dataset(data, seed=2).batch(1, 0, 0)[0])
+
+
+def test_two_replicas_share_what_one_reads_alone(text: Path) -> None:
+    data = Data(paths=(str(text),), sequence_length=8)
+    two, one = dataset(data, micro_batches=3, replicas=2), dataset(data, micro_batches=6)
+    shared = [two.batch(4, replica, micro_batch)[0] for replica in range(2) for micro_batch in range(3)]
+
+    assert torch.equal(torch.cat(shared), torch.cat([one.batch(4, 0, micro_batch)[0] for micro_batch in range(6)]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(windows=st.integers(1, 70), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 3))
+def test_an_epoch_visits_every_window_once(
+    tmp_path_factory: pytest.TempPathFactory, windows: int, seed: int, epoch: int
+) -> None:
+    length = 4
+    path = tmp_path_factory.mktemp("epoch") / "numbers"
+    # One byte names its window's place, so that windows are told apart whatever the epoch's offset.
+    size = (windows + 1) * length
+    path.write_bytes(bytes(i // length for i in range(size)))
+    data = dataset(Data(paths=(str(path),), sequence_length=length), micro_batches=1, size=1, seed=seed)
+
+    firsts = [int(data.batch(1 + epoch * windows + i, 0, 0)[0][0, 0]) for i in range(windows)]
+
+    assert sorted(firsts) == list(range(windows)) or sorted(firsts) == list(range(1, windows + 1))
+
+
+@given(st.lists(st.binary(max_size=9), min_size=1, max_size=8), st.data())
+@settings(max_examples=50, deadline=None)
+def test_files_read_as_one_text(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], draw: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("pieces")
+    for number, piece in enumerate(pieces):
+        (folder / str(number)).write_bytes(piece)
+    whole = b"".join(pieces)
+    begin = draw.draw(st.integers(0, len(whole)))
+    end = draw.draw(st.integers(begin, len(whole)))
+
+    text = Text([folder / str(number) for number in range(len(pieces))])
+
+    assert text.size == len(whole)
+    assert text.read(begin, end - begin).astype(np.uint8).tobytes() == whole[begin:end]
+
+
+def test_the_standard_library_is_megabytes_of_text() -> None:
+    data = dataset(Data(corpus=Corpus.PYTHON_STDLIB, sequence_length=64))
+
+    assert data.text.size > 5_000_000
+    assert int(data.batch(1, 0, 0)[0].max()) < 256
+
+
+def test_globs_are_read_in_sorted_order(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_bytes(b"BBBB")
+    (tmp_path / "a.txt").write_bytes(b"AAAA")
+
+    text = dataset(Data(paths=(f"{tmp_path}/*.txt",), sequence_length=4)).text
+
+    assert text.read(0, 8).tobytes() == b"AAAABBBB"
+
+
+def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path) -> None:
+    pattern = f"{tmp_path}/*.txt"
+
+    with pytest.raises(UserError, match=r"spec\.data\.paths .*/\*\.txt' matches no file") as caught:
+        dataset(Data(paths=(pattern,)))
+    assert caught.value.reason == "DataNotFound"
+
+
+def test_a_text_shorter_than_a_sequence_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(b"abcd")
+
+    with pytest.raises(UserError, match="has 4 bytes, one sequence needs 5") as caught:
+        dataset(Data(paths=(f"{tmp_path}/short",), sequence_length=4))
+    assert caught.value.reason == "DataTooShort"
+
+
+def test_a_text_of_just_one_window_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "just").write_bytes(b"abcde")
+
+    inputs, targets = dataset(Data(paths=(f"{tmp_path}/just",), sequence_length=4), size=1).batch(9, 0, 0)
+
+    assert bytes(inputs[0].tolist()) == b"abcd"
+    assert bytes(targets[0].tolist()) == b"bcde"
+
+
+def test_a_text_that_shrinks_during_a_run_is_an_error(text: Path) -> None:
+    data = dataset(Data(paths=(str(text),), sequence_length=8))
+    os.truncate(text, 1)
+
+    with pytest.raises(UserError, match="became shorter") as caught:
+        data.batch(1, 0, 0)
+    assert caught.value.reason == "DataChanged"
+
+
+def test_a_byte_outside_the_vocabulary_is_an_error(text: Path) -> None:
+    schedule = Schedule(micro_batches=1, micro_batch_size=8)
+    data = Data(paths=(str(text),), sequence_length=64)
+    narrow = open_dataset(data, schedule=schedule, replicas=1, seed=0, vocabulary_size=100)
+
+    with pytest.raises(UserError, match="the vocabulary ends at 99; tokens are bytes, so use 256") as caught:
+        narrow.batch(1, 0, 0)
+    assert caught.value.reason == "VocabularyTooSmall"

@@ -1,0 +1,140 @@
+"""What layers a model is made of."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipelinejob.spec import Data, Model
+from pipelinejob_trainer.errors import UserError
+from pipelinejob_trainer.models import build_layers, num_layers
+from pipelines import TINY_GPT, Job, run_threads, run_unsplit
+
+DATA = Data(paths=("unused",), sequence_length=16)
+
+
+def parameters(model: Model, *, first: int, end: int, seed: int = 5) -> dict[str, torch.Tensor]:
+    layers = build_layers(model, DATA, first=first, end=end, seed=seed)
+    return {f"{layer.index}.{name}": p for layer in layers for name, p in layer.module.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        TINY_GPT,
+        Model(entrypoint="user_models:mlp", num_layers=5, arguments={"width": "6"}),
+        Model(entrypoint="user_models:lazy_mlp", num_layers=3, arguments={"width": "6"}),
+    ],
+    ids=["gpt", "modules", "functions"],
+)
+def test_initial_weights_depend_on_seed_and_place_alone(model: Model) -> None:
+    layers = num_layers(model)
+    whole = parameters(model, first=0, end=layers)
+    torch.rand(7)  # what was drawn before must not matter
+    split = {k: v for i in range(layers) for k, v in parameters(model, first=i, end=i + 1).items()}
+
+    assert split.keys() == whole.keys()
+    assert all(torch.equal(split[name], whole[name]) for name in whole)
+
+
+def test_another_seed_gives_other_weights() -> None:
+    here, there = (parameters(TINY_GPT, first=1, end=2, seed=seed)["1.qkv.weight"] for seed in (1, 2))
+
+    assert not torch.equal(here, there)
+
+
+def test_building_layers_leaves_torchs_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    build_layers(TINY_GPT, DATA, first=0, end=6, seed=1)
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_gpt_is_embedding_blocks_head() -> None:
+    names = [layer.name for layer in build_layers(TINY_GPT, DATA, first=0, end=6, seed=1)]
+
+    assert names == ["embedding", "block-0", "block-1", "block-2", "block-3", "head"]
+
+
+def test_a_gpt_starts_as_knowing_nothing(text: Path) -> None:
+    outcome = run_unsplit(Job(text=text, steps=1))
+
+    assert outcome.losses[0] == pytest.approx(torch.log(torch.tensor(256.0)).item(), abs=0.05)
+
+
+def test_attention_sees_no_later_token() -> None:
+    block = build_layers(TINY_GPT, DATA, first=1, end=2, seed=1)[0].module
+    stream = torch.randn(1, 8, 16)
+    changed = stream.clone()
+    changed[:, 5:] += 1
+
+    assert torch.equal(block(stream)[:, :5], block(changed)[:, :5])
+    assert not torch.equal(block(stream)[:, 5:], block(changed)[:, 5:])
+
+
+def test_functions_of_other_stages_layers_are_not_called() -> None:
+    layers = build_layers(
+        Model(entrypoint="user_models:lazy_mlp", num_layers=3, arguments={"width": "6"}), DATA, first=2, end=3, seed=1
+    )
+
+    assert [(layer.index, type(layer.module)) for layer in layers] == [(2, nn.Linear)]
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "arguments", "layers", "sentence"),
+    [
+        ("no_such_module:f", {}, 1, "there is no module 'no_such_module' in this image"),
+        ("user_models.deeper:f", {}, 1, "there is no module 'user_models.deeper' in this image"),
+        ("user_models:nothing", {}, 1, "module user_models has no 'nothing'"),
+        ("user_models:NOT_A_FUNCTION", {}, 1, "NOT_A_FUNCTION is 3 of type int; name a function"),
+        ("user_models:raises", {}, 1, r"called with \(\) it raised ValueError: the weights are on holiday"),
+        ("user_models:mlp", {"hight": "3"}, 5, r"called with \(hight='3'\) it raised TypeError"),
+        ("user_models:returns_number", {}, 1, "returned 5 of type int; return a list of torch.nn.Module"),
+        ("user_models:returns_strings", {}, 2, "layer 0 is 'a' of type str; each must be a torch.nn.Module"),
+        ("user_models:makes_numbers", {}, 2, "layer 0 made 5 of type int; it must make a torch.nn.Module"),
+        ("user_models:mlp", {"width": "4"}, 7, "returned 5 layers but spec.model.numLayers says 7; write 5 there"),
+    ],
+)
+def test_a_bad_entrypoint_is_an_error_of_its_own(
+    entrypoint: str, arguments: dict[str, str], layers: int, sentence: str
+) -> None:
+    model = Model(entrypoint=entrypoint, num_layers=layers, arguments=arguments)
+
+    with pytest.raises(UserError, match=sentence) as caught:
+        build_layers(model, DATA, first=0, end=layers, seed=0)
+    assert caught.value.reason == "BadEntrypoint"
+    assert str(caught.value).startswith(f"spec.model.entrypoint {entrypoint}: ")
+
+
+@pytest.mark.parametrize(
+    ("function", "layers", "sentence"),
+    [
+        ("returns_pairs", 3, r"layer 1 \(Pair\) returned tuple; each layer takes one tensor and returns one"),
+        ("no_logits", 2, r"the last layer returned shape \(2, 128\); it must return logits of shape \(2, 16, 'vocab"),
+    ],
+)
+def test_layers_that_do_not_fit_each_other_are_a_users_error(
+    text: Path, function: str, layers: int, sentence: str
+) -> None:
+    job = Job(text=text, model=Model(entrypoint=f"user_models:{function}", num_layers=layers), stages=1)
+
+    with pytest.raises(UserError, match=sentence) as caught:
+        run_threads(job)
+    assert caught.value.reason == "BadModel"
+
+
+def test_a_first_stage_without_parameters_passes_tokens_on(text: Path) -> None:
+    model = Model(entrypoint="user_models:without_parameters_in_front", num_layers=3)
+    job = Job(text=text, model=model, stages=3)
+
+    assert run_threads(job).losses == run_unsplit(job).losses
+
+
+def test_dropout_draws_the_same_when_a_run_is_repeated(text: Path) -> None:
+    model = Model(entrypoint="user_models:with_dropout", num_layers=3)
+    job = Job(text=text, model=model, stages=1)
+    first = run_threads(job)
+    torch.rand(3)  # the process's own state must not matter
+
+    assert run_threads(job).losses == first.losses

@@ -1,0 +1,111 @@
+"""A rank at work: its spans, its links, and what happens when a neighbour is lost."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelinejob.spec import Model, ScheduleName
+from pipelinejob.timeline import Span, SpanKind, StageTimeline, bubble_ratio
+from pipelinejob_trainer.errors import PeerLostError
+from pipelinejob_trainer.link import Links, QueueLink
+from pipelines import Job, make_runtime, run_processes, run_threads
+from ranks import changing_rank, dying_rank, exchanging_rank, group_rank, summing_rank
+
+
+def spans_of(timelines: list[StageTimeline], *, stage: int, step: int) -> tuple[Span, ...]:
+    return next(timeline.spans for timeline in timelines if (timeline.stage, timeline.step) == (stage, step))
+
+
+def test_every_second_of_a_step_is_in_exactly_one_span(text: Path) -> None:
+    for timeline in run_threads(Job(text=text)).timelines:
+        ends = [0.0, *(span.end_s for span in timeline.spans)]
+        assert [span.start_s for span in timeline.spans] == ends[:-1]
+
+
+@pytest.mark.parametrize("schedule", list(ScheduleName))
+def test_every_action_has_its_span(text: Path, schedule: ScheduleName) -> None:
+    spans = spans_of(run_threads(Job(text=text, schedule=schedule, micro_batches=3)).timelines, stage=2, step=2)
+
+    for kind in (SpanKind.FORWARD, SpanKind.BACKWARD_INPUT):
+        assert [span.micro_batch for span in spans if span.kind is kind] == [0, 1, 2]
+
+
+def test_waits_are_named_by_what_they_wait_for(text: Path) -> None:
+    timelines = run_threads(Job(text=text, micro_batches=6)).timelines
+
+    def causes(stage: int) -> list[str | None]:
+        return [span.cause for span in spans_of(timelines, stage=stage, step=1) if span.kind is SpanKind.RECV]
+
+    assert causes(0) == ["warm-up", "downstream"] + ["drain"] * 4
+    assert causes(3) == ["warm-up"] + ["upstream"] * 5
+
+
+def test_stages_that_embed_or_judge_read_data_and_those_between_read_none(text: Path) -> None:
+    timelines = run_threads(Job(text=text)).timelines
+    reading = {timeline.stage for timeline in timelines for span in timeline.spans if span.kind is SpanKind.DATA}
+
+    assert reading == {0, 3}
+
+
+@pytest.mark.parametrize("schedule", list(ScheduleName))
+def test_virtual_compute_shows_the_bubble_of_theory(text: Path, schedule: ScheduleName) -> None:
+    arguments = {"forward_ms": "10", "backward_ms": "20", "layers": "4"}
+    model = Model(entrypoint="pipelinejob_trainer.models.virtual:layers", num_layers=4, arguments=arguments)
+    job = Job(text=text, model=model, schedule=schedule, micro_batches=8, micro_batch_size=1, steps=8)
+
+    timelines = run_threads(job).timelines
+    by_step = [[bubble_ratio(t.spans) for t in timelines if t.step == step] for step in range(2, 9)]
+
+    # The least, as all that else runs on this machine only adds to it; tests/bench/bench_bubble.py measures closely.
+    assert min(sum(ratios) / 4 for ratios in by_step) == pytest.approx(3 / 11, abs=0.05)
+
+
+def test_a_stage_holds_no_micro_batch_after_its_step(text: Path) -> None:
+    stage, _, runtime = make_runtime(Job(text=text, stages=1), rank=0, links=Links())
+    runtime.run_step(1)
+
+    assert stage._in_flight == {}
+
+
+def test_a_neighbour_that_is_gone_is_a_lost_peer_in_one_process() -> None:
+    link = QueueLink()
+    link.close()
+
+    with pytest.raises(PeerLostError, match="owes micro-batch 2 went away"):
+        link.receive(2)
+
+
+def test_a_neighbour_that_dies_in_a_step_is_a_lost_peer_on_every_other_rank(text: Path) -> None:
+    results = run_processes(dying_rank, Job(text=text, stages=3, steps=1000), world=3, expected=2)
+
+    assert [type(result) for result in results] == [PeerLostError, PeerLostError]
+
+
+def test_shapes_and_types_are_agreed_by_the_first_message() -> None:
+    sent, received = run_processes(exchanging_rank, world=2)
+
+    assert sent == received
+    assert [tensor[1] for tensor in received] == ["torch.float32"] * 3
+
+
+def test_a_layer_that_changes_its_shape_is_a_users_error() -> None:
+    messages = run_processes(changing_rank, world=1)
+
+    assert messages == [
+        (
+            "a stage's last layer returned torch.float32 (3,) after torch.float32 (2,) before; layers must return the"
+            " same shape and type for every micro-batch"
+        ),
+    ]
+
+
+def test_gradients_of_replicas_are_summed_even_where_one_has_none() -> None:
+    results = run_processes(summing_rank, world=2)
+
+    assert results == [[[3.0, 3.0], [1.0]], [[3.0, 3.0], [1.0]]]
+
+
+def test_ranks_are_laid_out_replica_by_replica() -> None:
+    results = run_processes(group_rank, world=4)
+
+    assert results == [([0, 1], [0, 2]), ([0, 1], [1, 3]), ([2, 3], [0, 2]), ([2, 3], [1, 3])]
