@@ -11,15 +11,41 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pipelinejob.rules import Reason, Rule, changing_only_while_suspended, ruled, rules_extra, unchanging
+from pipelinejob.rules import Rule, changing_only_while_suspended, ruled, rules_extra, unchanging
 from pipelinejob.values import Value
+from pipelinejob.workload import Corpus, Data, GptModel, Model
+
+# Model and data stand in a file of their own, but belong to the spec like the rest.
+__all__ = [
+    "MAX_RANKS",
+    "Checkpoint",
+    "CheckpointVolume",
+    "Corpus",
+    "Data",
+    "Device",
+    "FailurePolicy",
+    "FailureRule",
+    "GptModel",
+    "Model",
+    "Optimizer",
+    "Parallelism",
+    "Partition",
+    "PipelineJobSpec",
+    "Precision",
+    "RestartAction",
+    "Schedule",
+    "ScheduleName",
+    "StageTemplate",
+    "Topology",
+    "TopologyScope",
+    "Training",
+]
 
 LayerCount = Annotated[int, Field(ge=1, le=4096)]
 PodTemplate = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 
 SECONDS_LIMIT = 2**31 - 1
 MAX_RANKS = 2048  # more would not fit into one object's status
-BYTE_VALUES = 256  # the vocabulary of text that is read as bytes
 
 # The embedding and the head of a built-in model count as layers.
 _LAYERS = "(has(self.model.gpt) ? self.model.gpt.numLayers + 2 : has(self.model.numLayers) ? self.model.numLayers : 0)"
@@ -47,12 +73,6 @@ class Optimizer(StrEnum):
     ADAMW = "AdamW"
 
 
-class Corpus(StrEnum):
-    """Texts that are there without a download."""
-
-    PYTHON_STDLIB = "python-stdlib"
-
-
 class Device(StrEnum):
     """What a stage computes on."""
 
@@ -65,127 +85,6 @@ class RestartAction(StrEnum):
 
     FAIL = "Fail"
     RESTART = "Restart"
-
-
-class GptModel(Value):
-    """A decoder-only transformer by its sizes; bytes are its tokens."""
-
-    model_config = ruled(
-        Rule(
-            rule="self.hiddenSize % self.numHeads == 0",
-            message="hiddenSize must be a multiple of numHeads, so that every head is equally wide",
-            says="%d cannot be cut into %d equal heads; use a multiple of %d",
-            values=("self.hiddenSize", "self.numHeads", "self.numHeads"),
-            field=".hiddenSize",
-        ),
-        Rule(
-            rule=f"self.vocabularySize >= {BYTE_VALUES}",
-            message=f"vocabularySize must be at least {BYTE_VALUES}: the text is read as bytes",
-            says=f"%d tokens are too few: the text is read as bytes; use {BYTE_VALUES} or more",
-            values=("self.vocabularySize",),
-            field=".vocabularySize",
-        ),
-    )
-
-    num_layers: Annotated[int, Field(ge=1, le=1024, description="Number of transformer blocks.")]
-    hidden_size: Annotated[
-        int, Field(ge=8, le=65536, description="Width of the residual stream; a multiple of numHeads.")
-    ]
-    num_heads: Annotated[int, Field(ge=1, le=1024, description="Attention heads in each block.")]
-    feed_forward_size: Annotated[
-        int | None, Field(ge=8, le=262144, description="Width of the feed-forward layer; 4 * hiddenSize if unset.")
-    ] = None
-    vocabulary_size: Annotated[
-        int, Field(ge=2, le=1_000_000, description="Number of tokens; 256 for bytes, more to pad it.")
-    ] = BYTE_VALUES
-
-
-class Model(Value):
-    """The model: a built-in family by its sizes, or the user's own layers. Exactly one of `gpt` and `entrypoint`."""
-
-    model_config = ruled(
-        Rule(
-            rule="has(self.gpt) || has(self.entrypoint)",
-            message="neither gpt nor entrypoint is given; name the sizes of a built-in gpt, or your own entrypoint",
-            reason=Reason.REQUIRED,
-        ),
-        Rule(
-            rule="!has(self.gpt) || !has(self.entrypoint)",
-            message="gpt and entrypoint are both given; keep one of them",
-        ),
-        Rule(
-            rule="!has(self.entrypoint) || has(self.numLayers)",
-            message="numLayers is compulsory with entrypoint: the plan is made without running your code; "
-            "give the length of the list that it returns",
-            field=".numLayers",
-            reason=Reason.REQUIRED,
-        ),
-        Rule(
-            rule="has(self.entrypoint) || !has(self.numLayers)",
-            message="numLayers goes with entrypoint only; the length of a built-in model is gpt.numLayers",
-            field=".numLayers",
-            reason=Reason.FORBIDDEN,
-        ),
-        Rule(
-            rule="has(self.entrypoint) || size(self.arguments) == 0",
-            message="arguments go with entrypoint only; a built-in model takes its sizes from gpt",
-            field=".arguments",
-            reason=Reason.FORBIDDEN,
-        ),
-    )
-
-    gpt: Annotated[GptModel | None, Field(description="A built-in GPT, by its sizes.")] = None
-    entrypoint: Annotated[
-        str | None,
-        Field(
-            max_length=253,
-            description="`package.module:function` in your own image; called with `arguments`, it returns the layers.",
-            json_schema_extra=rules_extra(
-                Rule(
-                    rule="self.matches('^[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$')",
-                    message="must be package.module:function, as in mymodel.layers:build",
-                    says='"%s" is no entrypoint; write package.module:function, as in mymodel.layers:build',
-                    values=("self",),
-                )
-            ),
-        ),
-    ] = None
-    num_layers: Annotated[
-        int | None,
-        Field(ge=1, le=4096, description="Length of the list that `entrypoint` returns; compulsory with it."),
-    ] = None
-    arguments: Annotated[
-        dict[str, Annotated[str, Field(max_length=1024)]],
-        Field(max_length=64, description="Keyword arguments for `entrypoint`, all strings."),
-    ] = {}  # noqa: RUF012  # pydantic copies it
-
-
-class Data(Value):
-    """The training text. Exactly one of `corpus` and `paths`."""
-
-    model_config = ruled(
-        Rule(
-            rule="has(self.corpus) || has(self.paths)",
-            message="neither corpus nor paths is given; name your files in paths, or use the corpus python-stdlib",
-            reason=Reason.REQUIRED,
-        ),
-        Rule(
-            rule="!has(self.corpus) || !has(self.paths)",
-            message="corpus and paths are both given; keep one of them",
-        ),
-    )
-
-    corpus: Annotated[Corpus | None, Field(description="A text that is always there: `python-stdlib`.")] = None
-    paths: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] | None,
-        Field(
-            min_length=1,
-            max_length=64,
-            description="Files, or globs of files, readable in every first and last stage.",
-            json_schema_extra={"x-kubernetes-list-type": "atomic"},
-        ),
-    ] = None
-    sequence_length: Annotated[int, Field(ge=1, le=1_048_576, description="Tokens in one training sequence.")] = 128
 
 
 class Parallelism(Value):

@@ -12,7 +12,7 @@ import yaml
 
 from pipelinejob import crd, names
 
-HEADER = "# Generated from operator/src/pipelinejob/{spec,status}.py by `make generate`; do not edit.\n"
+HEADER = "# Generated from operator/src/pipelinejob/{spec,workload,status}.py by `make generate`; do not edit.\n"
 CRD_PATHS = (Path("crds/pipelinejobs.yaml"), Path("charts/pipelinejob-operator/files/pipelinejobs.yaml"))
 REFERENCE_PATH = Path("docs/api.md")
 
