@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,7 @@ class Gang:
 
     def wait(self, *, timeout_s: float = 120) -> dict[str, int]:
         """Wait for all ends; give exit codes as a container runtime would."""
-        wait_until(
-            lambda: all(process.poll() is not None for process in self.processes.values()),
-            f"all ranks end\n{self.logs()}",
-            timeout_s=timeout_s,
-        )
+        self.until(lambda: all(each.poll() is not None for each in self.processes.values()), "all ranks end", timeout_s)
         codes = {pod: process.wait() for pod, process in self.processes.items()}
         return {pod: code if code >= 0 else 128 - code for pod, code in codes.items()}
 
@@ -132,12 +129,13 @@ class Gang:
         return self
 
     def wait_for_step(self, step: int) -> None:
-        wait_until(
-            lambda: any(record.step >= step for record in self.steps()),
-            f"step {step}\n{self.logs()}",
-            timeout_s=90,
-            poll_s=0.02,
-        )
+        self.until(lambda: any(record.step >= step for record in self.steps()), f"step {step}")
+
+    def until(self, claim: Callable[[], object], what: str, timeout_s: float = 120) -> None:
+        try:
+            wait_until(claim, what, timeout_s=timeout_s, poll_s=0.02)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from error
 
     def signal(self, pod: str, number: signal.Signals) -> None:
         self.processes[pod].send_signal(number)

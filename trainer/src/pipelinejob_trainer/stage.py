@@ -70,7 +70,7 @@ class Stage:
         """
         received, output = self._in_flight.pop(micro_batch)
         if output.requires_grad:  # a stage of layers without parameters, of tokens, has nothing to derive
-            torch.autograd.backward(output, gradient)
+            (output if gradient is None else _Seed.apply(output, gradient)).backward()
         if self.is_first:
             return None
         return torch.zeros_like(received) if received.grad is None else received.grad
@@ -88,6 +88,23 @@ class Stage:
         return output
 
 
+class _Seed(torch.autograd.Function):
+    """A scalar whose gradient with respect to `output` is `gradient`: where a backward pass starts inside a model.
+
+    It is what torch.autograd.backward(output, gradient) means; but that imports sympy, seconds of every stage's first step.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, output: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gradient)
+        return output.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, _: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined] # torch's stubs leave it out
+        return gradient, None
+
+
 def _modules(layers: Sequence[LayerEntry]) -> nn.Module:
     root = nn.Module()
     root.layers = nn.ModuleDict({str(layer.index): layer.module for layer in layers})
@@ -97,7 +114,8 @@ def _modules(layers: Sequence[LayerEntry]) -> nn.Module:
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Give the mean over a micro-batch's tokens, in nats.
 
-    `logits` are (batch, sequence, vocabulary), `targets` (batch, sequence). Raises UserError for logits of another shape.
+    `logits` are (batch, sequence, vocabulary), `targets` (batch, sequence). Raises UserError for logits of another
+    shape.
     """
     if logits.shape[:-1] != targets.shape:
         raise UserError(
