@@ -14,7 +14,7 @@ import pytest
 from local_pods import FAKE_TRAINER, PLAN, alive, job, pod, python
 from pipelinejob import names
 from pipelinejob.progress import Phase
-from pipelinejob_operator.cluster import ClusterError, ConflictError, Key, Object, Reference
+from pipelinejob_operator.cluster import ClusterError, ConflictError, InvalidError, Key, Object, Reference
 from pipelinejob_operator.local import LocalCluster
 from pipelinejob_operator.machine import Machine, read_machine
 from pipelinejob_operator.runfolder import RunFolder
@@ -266,3 +266,41 @@ asyncio.run(main())
     while alive(int(pid_file.read_text())):
         assert time.monotonic() < deadline, "the stage outlived its parent"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"env": [{"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]},
+            "env TOKEN: only `value`",
+        ),
+        ({"envFrom": [{"secretRef": {"name": "s"}}]}, "envFrom does not work without a cluster"),
+    ],
+)
+async def test_what_only_a_cluster_has_is_refused_while_the_pod_is_gated(
+    cluster: LocalCluster, change: dict[str, object], said: str
+) -> None:
+    wanted = pod(uid(cluster), command=python(FAKE_TRAINER), gated=True)
+    wanted["spec"]["containers"][0].update(change)
+
+    with pytest.raises(InvalidError, match=said):
+        await cluster.apply(wanted)
+    assert cluster.pods(KEY) == ()
+
+
+@pytest.mark.parametrize(
+    ("volume", "said"),
+    [
+        ({"name": "key", "secret": {"secretName": "s"}}, "volume key does not work without a cluster"),
+        ({"name": "mine", "configMap": {"name": "mine"}}, "there is no config map mine"),
+    ],
+)
+async def test_a_volume_that_only_a_cluster_has_is_refused(
+    cluster: LocalCluster, volume: dict[str, object], said: str
+) -> None:
+    wanted = pod(uid(cluster), command=python(FAKE_TRAINER), gated=True)
+    wanted["spec"]["volumes"].append(volume)
+
+    with pytest.raises(InvalidError, match=said):
+        await cluster.apply(wanted)

@@ -187,3 +187,14 @@ def test_a_job_that_this_machine_cannot_hold_ends_with_4_and_says_what_is_missin
     assert run.wait() == 4
     assert "example.com/abacus" in run.said
     assert "Traceback" not in run.said
+
+
+def test_a_template_that_needs_a_cluster_fails_the_job_with_a_sentence(start, tmp_path: Path) -> None:
+    secret = {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
+    template = {"spec": {"containers": [{"name": "trainer", "env": [secret]}]}}
+
+    run = start(tiny_manifest(tmp_path / "job.yaml", fake=False, template=template))
+
+    assert run.wait() == 1
+    assert "env TOKEN: only `value` and `valueFrom.fieldRef` work without a cluster" in run.said
+    assert "Traceback" not in run.said

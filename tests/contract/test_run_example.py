@@ -1,4 +1,4 @@
-"""The real trainer through the real command: two stages over gloo, from manifest to report; stopped, broken, gone on."""
+"""The real trainer through the real command: from manifest to report; stopped, killed, gone on."""
 
 import json
 import os

@@ -190,7 +190,8 @@ class LocalCluster:
         key = Key(stated["metadata"]["namespace"], stated["metadata"]["name"])
         rank = self._ranks.get(key)
         if rank is None:
-            local_pod.trainer(stated)
+            local_pod.check(stated)
+            self._check_config_maps(stated)
             rank = self._ranks[key] = _Rank(pod=self._with_identity(stated, None))
             rank.pod["status"] = {"phase": "Pending", "conditions": _conditions(scheduled=False, ready=False)}
         elif rank.pod["metadata"].get("deletionTimestamp") is None:
@@ -369,14 +370,18 @@ class LocalCluster:
         is_plan = name == names.plan_name(pod["metadata"].get("labels", {}).get(names.LABEL_JOB, ""))
         return root if is_plan else root / "volumes" / name
 
+    def _check_config_maps(self, pod: Object) -> None:
+        for volume in pod["spec"].get("volumes", ()):
+            name = volume.get("configMap", {}).get("name")
+            if name and ("ConfigMap", pod["metadata"]["namespace"], name) not in self._others:
+                raise InvalidError(f"volume {volume['name']}: there is no config map {name} without a cluster")
+
     def _write_mounted_files(self, pod: Object) -> None:
         for volume in pod["spec"].get("volumes", ()):
             if "configMap" not in volume:
                 continue
             name = volume["configMap"]["name"]
-            config = self._others.get(("ConfigMap", pod["metadata"]["namespace"], name))
-            if config is None:
-                raise ClusterError(f"pod {pod['metadata']['name']} mounts config map {name}, which does not exist")
+            config = self._others[("ConfigMap", pod["metadata"]["namespace"], name)]
             folder = self._config_folder(pod, name)
             folder.mkdir(parents=True, exist_ok=True)
             for file, content in config.get("data", {}).items():

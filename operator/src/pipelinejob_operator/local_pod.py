@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelinejob import names
-from pipelinejob_operator.cluster import ClusterError, Object
+from pipelinejob_operator.cluster import InvalidError, Object
 
 _TRAINER = (sys.executable, "-m", "pipelinejob_trainer")
 _IMAGE_COMMAND = "pipelinejob-trainer"  # what the trainer's image calls it
 _DEFAULT_GRACE_S = 30.0
+_LOCAL_VOLUMES = frozenset({"configMap", "emptyDir", "hostPath", "persistentVolumeClaim"})
 # An image has no home and no user; a person has both, and may keep data there.
 _A_PERSONS_OWN = frozenset({"HOME", "USER"})
 
@@ -34,13 +35,29 @@ class Surroundings:
 def trainer(pod: Object) -> Mapping[str, Any]:
     """Give the pod's trainer container.
 
-    Raises ClusterError if there is none.
+    Raises InvalidError if there is none.
     """
     for container in pod["spec"].get("containers", ()):
         if container["name"] == names.CONTAINER_TRAINER:
             found: Mapping[str, Any] = container
             return found
-    raise ClusterError(f"pod {pod['metadata']['name']} has no container named {names.CONTAINER_TRAINER!r}")
+    raise InvalidError(f"pod {pod['metadata']['name']} has no container named {names.CONTAINER_TRAINER!r}")
+
+
+def check(pod: Object) -> None:
+    """Refuse what only a cluster has, before anything of the gang starts.
+
+    Raises InvalidError.
+    """
+    container = trainer(pod)
+    for entry in container.get("env", ()):
+        _value(entry, pod)
+    if container.get("envFrom"):
+        raise InvalidError("envFrom does not work without a cluster; name the variables in `env`")
+    for volume in pod["spec"].get("volumes", ()):
+        if not _LOCAL_VOLUMES & volume.keys():
+            known = ", ".join(sorted(_LOCAL_VOLUMES))
+            raise InvalidError(f"volume {volume['name']} does not work without a cluster; only {known} do")
 
 
 def is_gated(pod: Object) -> bool:
@@ -113,7 +130,7 @@ def _value(entry: Mapping[str, Any], pod: Object) -> str:
         return str(entry.get("value", ""))
     path = (entry["valueFrom"].get("fieldRef") or {}).get("fieldPath")
     if path is None:
-        raise ClusterError(f"env {entry['name']}: only `value` and `valueFrom.fieldRef` work without a cluster")
+        raise InvalidError(f"env {entry['name']}: only `value` and `valueFrom.fieldRef` work without a cluster")
     return _field(pod, path)
 
 

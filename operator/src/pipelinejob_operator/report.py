@@ -146,6 +146,8 @@ def _stages(summary: RunSummary) -> str:
     rows = "".join(_stage_row(stage, several=len({s.replica for s in summary.stages}) > 1) for stage in summary.stages)
     note = (
         '<p class="note">Utilization is computing over the whole step; bubble is waiting over waiting and computing. '
+        "Memory is predicted for parameters, gradients, optimiser state and activations, and measured for the whole "
+        "process. "
         f"Predicted from {'costs profiled here' if summary.cost_source == 'profiled' else 'counted operations'}.</p>"
     )
     return _section("Stages", f'{note}<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>')

@@ -27,6 +27,7 @@ CAUSES = {
     "upstream": ("upstream", "waiting: previous stage"),
     "downstream": ("downstream", "waiting: next stage"),
     "drain": ("drain", "waiting: drain"),
+    "replicas": ("replicas", "waiting: replicas"),
     "recv": ("wait", "waiting"),
     "idle": ("idle", "idle"),
 }

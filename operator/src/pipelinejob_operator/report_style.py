@@ -7,7 +7,8 @@ STYLE = """
   --accent: #2f6fde; --good: #1a7f4b; --bad: #c0352b;
   --forward: #3b7ddd; --backward: #e8833a; --weight: #b5651d; --optimizer: #7a5ac7; --send: #d4a72c; --data: #2a9d8f;
   --checkpoint: #4a5568; --wait: #dfe3ea; --wait-ink: #8a93a3;
-  --warm-up: #a9c3ec; --upstream: #cfd6e1; --downstream: #b9c2d1; --drain: #f2c9a5; --idle: #e3e6ec;
+  --warm-up: #a9c3ec; --upstream: #cfd6e1; --downstream: #b9c2d1; --drain: #f2c9a5;
+  --replicas: #cdbfe8; --idle: #e3e6ec;
 }
 @media (prefers-color-scheme: dark) {
   :root {
@@ -15,7 +16,8 @@ STYLE = """
     --accent: #6ea3ff; --good: #4ec38a; --bad: #ff8077;
     --forward: #4f8ff0; --backward: #f0934d; --weight: #cf8140; --optimizer: #9a7fe0; --send: #e0b84a; --data: #45b8aa;
     --checkpoint: #8f9bb0; --wait: #2c323d; --wait-ink: #7f8896;
-    --warm-up: #38507a; --upstream: #3b4453; --downstream: #4c5667; --drain: #6e5138; --idle: #323945;
+    --warm-up: #38507a; --upstream: #3b4453; --downstream: #4c5667; --drain: #6e5138;
+    --replicas: #54487a; --idle: #323945;
   }
 }
 * { box-sizing: border-box; }
