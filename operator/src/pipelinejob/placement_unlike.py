@@ -33,7 +33,7 @@ def place_unlike(
     search = _Search(domain, demands, room)
     if search.is_hopeless:
         return None
-    return search.best_chain(budget) or search.scarcest_first()
+    return search.best_chain(budget) or search.scarcest_first(budget)
 
 
 def crossings(paths: Sequence[Path]) -> Crossings:
@@ -159,12 +159,15 @@ class _Search:
         """Stay on the node if it can take this stage too; else take the node that is of least use to others."""
         if last is not None and self._room.fits(demand, last[-1]):
             return last
-        fitting = [node for node in nodes if self._room.fits(demand, node[-1])]
+        return next(iter(self._by_use(demand, nodes)), None)
+
+    def _by_use(self, demand: Demand, nodes: Sequence[Path]) -> list[Path]:
+        """Give the nodes that can take the stage, those of least use to others first."""
         most = len(self._demands)
-        return min(
+        fitting = (node for node in nodes if self._room.fits(demand, node[-1]))
+        return sorted(
             fitting,
             key=lambda node: (self._versatility[node], self._room.count(demand, node[-1], most=most), node),
-            default=None,
         )
 
     # What no chain can beat
@@ -241,23 +244,36 @@ class _Search:
 
     # When the walk finds nothing
 
-    def scarcest_first(self) -> tuple[Crossings, list[Path]] | None:
-        """Place the stages with the fewest nodes to choose from first, wherever there is room."""
+    def scarcest_first(self, budget: int) -> tuple[Crossings, list[Path]] | None:
+        """Place the stages with the fewest nodes to choose from first, wherever there is room; go back where stuck."""
         nodes = [node for leaf in self._nodes.values() for node in leaf]
         choice = [sum(self._room.fits(demand, node[-1]) for node in nodes) for demand in self._demands]
+        order = sorted(range(len(self._demands)), key=lambda stage: choice[stage])
         chain: dict[int, Path] = {}
-        for stage in sorted(range(len(self._demands)), key=lambda stage: choice[stage]):
-            node = self._node_for(self._demands[stage], nodes, None)
-            if node is None:
-                break
-            self._room.take(self._demands[stage], node[-1])
-            chain[stage] = node
-        for stage, node in chain.items():
+        options = [iter(self._by_use(self._demands[order[0]], nodes))]
+        while options and len(chain) < len(order) and budget > 0:
+            budget -= 1
+            stage = order[len(options) - 1]
+            node = next(options[-1], None)
+            if node is not None:
+                self._room.take(self._demands[stage], node[-1])
+                chain[stage] = node
+                options += [
+                    iter(self._by_use(self._demands[each], nodes)) for each in order[len(chain) : len(chain) + 1]
+                ]
+            else:
+                options.pop()
+                self._vacate(chain)
+        found = [chain[stage] for stage in sorted(chain)] if len(chain) == len(order) else None
+        while chain:
+            self._vacate(chain)
+        return (crossings(found), found) if found else None
+
+    def _vacate(self, chain: dict[int, Path]) -> None:
+        """Take the stage that was placed last away again."""
+        if chain:
+            stage, node = chain.popitem()
             self._room.give_back(self._demands[stage], node[-1])
-        if len(chain) < len(self._demands):
-            return None
-        paths = [chain[stage] for stage in range(len(chain))]
-        return crossings(paths), paths
 
 
 def _leaves(domain: Domain) -> Iterator[Domain]:

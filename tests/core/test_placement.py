@@ -1,0 +1,383 @@
+"""Placement: never more than a node has, all or none, and no chain that crosses less on small trees."""
+
+import random
+import time
+from collections import defaultdict
+from fractions import Fraction
+from itertools import pairwise, product
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from pipelinejob.errors import NoPlacementError, SpecError
+from pipelinejob.placement import Demand, place
+from pipelinejob.spec import TopologyScope
+from pipelinejob.topology import NodeInfo, Topology
+
+GPU = "nvidia.com/gpu"
+POD, LEAF = "backend.coreweave.cloud/superpod", "backend.coreweave.cloud/leafgroup"
+# A fabric in use at a GPU cloud: 64 nodes, two superpods, fifteen leaves of unlike size.
+UNEVEN = {"A": [11, 8, 6, 6, 5, 3, 2], "B": [6, 5, 3, 3, 2, 2, 1, 1]}
+
+
+def gpu_node(name, *, pod, leaf, gpus=8, **others):
+    return NodeInfo(name=name, labels={POD: pod, LEAF: leaf}, free={GPU: Fraction(gpus)}, **others)
+
+
+def uneven_fabric(*, busy=frozenset()):
+    places = [
+        (pod, f"{pod}-leaf-{index}")
+        for pod, sizes in UNEVEN.items()
+        for index, size in enumerate(sizes)
+        for _ in range(size)
+    ]
+    names = [f"gpu-{index:03d}" for index in range(len(places))]
+    random.Random(1).shuffle(names)
+    return [
+        gpu_node(name, pod=pod, leaf=leaf, gpus=0 if name in busy else 8)
+        for name, (pod, leaf) in zip(names, places, strict=True)
+    ]  # fmt: skip
+
+
+def stages(count, *, gpus=8, replicas=1):
+    return [Demand(replica=r, stage=s, requests={GPU: gpus}) for r in range(replicas) for s in range(count)]
+
+
+def placed(demands, nodes, **scope):
+    return place(demands, Topology.of(nodes), nodes, scope=TopologyScope(**scope))
+
+
+def used(placement, demands):
+    taken = defaultdict(lambda: defaultdict(Fraction))
+    requests = {(demand.replica, demand.stage): demand.requests for demand in demands}
+    for each in placement.assignments:
+        for resource, amount in requests[each.replica, each.stage].items():
+            taken[each.node][resource] += amount
+    return taken
+
+
+# The uneven fabric
+
+
+def test_sixteen_stages_cross_one_leaf_on_the_empty_fabric():
+    assert placed(stages(16), uneven_fabric()).crossings == {"superpod": 0, "leaf": 1, "node": 15}
+
+
+def test_eight_stages_take_the_smallest_leaf_that_holds_them():
+    placement = placed(stages(8), uneven_fabric())
+
+    assert placement.crossings == {"superpod": 0, "leaf": 0, "node": 7}
+    assert {each.path[1] for each in placement.assignments} == {"A-leaf-1"}
+
+
+def eight_occupancies():
+    names = sorted(node.name for node in uneven_fabric())
+    for seed in range(8):
+        yield uneven_fabric(busy=frozenset(random.Random(seed).sample(names, 24)))
+
+
+def test_twelve_stages_cross_a_leaf_one_and_a_half_times_on_average_on_a_busy_fabric():
+    crossed = [placed(stages(12), nodes).crossings for nodes in eight_occupancies()]
+
+    assert sum(each["leaf"] for each in crossed) / 8 == 1.5
+    assert sum(each["superpod"] for each in crossed) == 0
+
+
+def test_unlike_first_and_last_stages_cross_no_more():
+    demands = [Demand(replica=0, stage=stage, requests={GPU: 4 if stage in (0, 11) else 8}) for stage in range(12)]
+
+    assert sum(placed(demands, nodes).crossings["leaf"] for nodes in eight_occupancies()) / 8 <= 1.5
+
+
+def test_stages_of_half_a_node_pair_up_on_nodes():
+    assert placed(stages(12, gpus=4), uneven_fabric()).crossings == {"superpod": 0, "leaf": 0, "node": 5}
+
+
+def test_each_replica_gets_a_leaf_of_its_own():
+    placement = placed(stages(6, replicas=4), uneven_fabric())
+
+    assert placement.crossings == {"superpod": 0, "leaf": 0, "node": 20}
+
+
+def test_neighbours_stand_side_by_side_and_the_path_names_their_domains():
+    placement = placed(stages(16), uneven_fabric())
+
+    assert [each.stage for each in placement.assignments] == list(range(16))
+    assert all(each.path[-1] == each.node for each in placement.assignments)
+    assert sum(one.path[1] != other.path[1] for one, other in pairwise(placement.assignments)) == 1
+
+
+def test_the_same_question_has_the_same_answer_whatever_the_order():
+    nodes, demands = uneven_fabric(), stages(12)
+
+    assert placed(demands, nodes) == placed(demands[::-1], sorted(nodes, key=lambda node: node.labels[LEAF]))
+
+
+def test_a_required_level_holds_for_each_replica():
+    placement = placed(stages(5, replicas=5), uneven_fabric(), required="leaf")
+
+    assert placement.crossings["leaf"] == 0
+
+
+def test_a_required_node_takes_the_whole_chain():
+    placement = placed(stages(4, gpus=2), uneven_fabric(), required="node")
+
+    assert len({each.node for each in placement.assignments}) == 1
+
+
+def test_a_preferred_level_is_kept_where_possible_and_given_up_where_not():
+    assert placed(stages(11), uneven_fabric(), preferred="leaf").crossings["leaf"] == 0
+    assert placed(stages(12), uneven_fabric(), preferred="leaf").crossings["leaf"] == 1
+
+
+# What does not fit
+
+
+def refusal(demands, nodes, **scope):
+    with pytest.raises(NoPlacementError) as error:
+        placed(demands, nodes, **scope)
+    return str(error.value)
+
+
+def two_leaves(*, free=(6, 2)):
+    return [
+        gpu_node(f"{leaf}{index}", pod="A", leaf=leaf)
+        for leaf, count in zip("xy", free, strict=True)
+        for index in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("demands", "nodes", "scope", "sentence"),
+    [
+        (
+            stages(8),
+            two_leaves(),
+            {"required": "leaf"},
+            (
+                "needs room for 8 stages with 8 nvidia.com/gpu each in one leaf; the largest, x, has room for 6; "
+                "free 2 more there, or require only superpod: A has room"
+            ),
+        ),
+        (
+            stages(10),
+            two_leaves(),
+            {},
+            "needs room for 10 stages with 8 nvidia.com/gpu each; the cluster has room for 8; 2 more are missing",
+        ),
+        (
+            stages(3, replicas=3),
+            two_leaves(),
+            {},
+            (
+                "only 2 of 3 replicas find a place: for the next, needs room for 3 stages with 8 nvidia.com/gpu each; "
+                "the cluster has room for 2; 1 more are missing"
+            ),
+        ),
+        (
+            stages(2, gpus=16),
+            two_leaves(),
+            {},
+            (
+                "stage 0 needs 16 nvidia.com/gpu on one node; the closest, x0, has 8 nvidia.com/gpu free; "
+                "free some there, ask for less, or add a larger node"
+            ),
+        ),
+        (
+            [Demand(replica=0, stage=0, requests={GPU: 1, "memory": 2**34}, nodes=None)],
+            two_leaves(),
+            {},
+            (
+                "stage 0 needs 16Gi memory and 1 nvidia.com/gpu on one node; the closest, x0, has 0 memory free; "
+                "free some there, ask for less, or add a larger node"
+            ),
+        ),
+        (
+            [Demand(replica=0, stage=0, requests={GPU: 1}, nodes=frozenset())],
+            two_leaves(),
+            {},
+            (
+                "stage 0 may go to none of the 8 usable nodes; "
+                "loosen its node selector or affinity, or tolerate their taints"
+            ),
+        ),
+        (
+            stages(8),
+            [*two_leaves(free=(3, 2)), gpu_node("z", pod="A", leaf="x", unusable="is cordoned")],
+            {},
+            (
+                "needs room for 8 stages with 8 nvidia.com/gpu each; the cluster has room for 5; 3 more are missing "
+                "(left out: z is cordoned)"
+            ),
+        ),
+        (stages(8), [], {}, "8 stages need nodes, and there are none; add some"),
+        (
+            stages(8),
+            [gpu_node("z", pod="A", leaf="x", unusable="is cordoned")],
+            {},
+            "no node can take a pod: 1 node (is cordoned); make one ready, or add some",
+        ),
+        (
+            stages(2),
+            two_leaves(),
+            {"required": "zone"},
+            (
+                "needs all stages in one zone, but no node carries its label topology.kubernetes.io/zone; "
+                "label the nodes, or require another level (superpod, leaf, node)"
+            ),
+        ),
+        (
+            [*stages(8), Demand(replica=0, stage=8, requests={GPU: 4})],
+            two_leaves(),
+            {},
+            "needs 68 nvidia.com/gpu in all; 4 nvidia.com/gpu are missing in the cluster",
+        ),
+        (
+            [Demand(replica=0, stage=stage, requests={GPU: 4 + stage}) for stage in range(3)],
+            two_leaves(free=(1, 1)),
+            {"required": "superpod"},
+            (
+                "3 unlike stages do not fit together in one superpod, though 16 nvidia.com/gpu are free in all; "
+                "free whole nodes"
+            ),
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_sentence(demands, nodes, scope, sentence):
+    assert refusal(demands, nodes, **scope) == sentence
+
+
+def test_a_level_that_does_not_exist_is_the_authors_mistake():
+    with pytest.raises(
+        SpecError, match="there is no level 'shelf' in profile coreweave; use one of superpod, leaf, node"
+    ):
+        placed(stages(2), two_leaves(), preferred="shelf")
+
+
+# What must hold of every placement
+
+
+@st.composite
+def small_clusters(draw):
+    sizes = draw(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=3), min_size=1, max_size=2))
+    places = [
+        (f"p{p}", f"p{p}l{i}") for p, leaves in enumerate(sizes) for i, size in enumerate(leaves) for _ in range(size)
+    ]
+    free = draw(st.lists(st.integers(0, 3), min_size=len(places), max_size=len(places)))
+    return [
+        gpu_node(f"n{index}", pod=pod, leaf=leaf, gpus=gpus)
+        for index, ((pod, leaf), gpus) in enumerate(zip(places, free, strict=True))
+    ]
+
+
+def fewest_crossings(count, nodes):
+    """Try every chain: for each order of domains there is, and every way to fill them."""
+    paths = [(node.labels[POD], node.labels[LEAF], node.name) for node in nodes]
+    room = {path: int(node.free[GPU]) for path, node in zip(paths, nodes, strict=True)}
+    best = None
+    for chain in product(paths, repeat=count):
+        if all(chain.count(path) <= room[path] for path in set(chain)):
+            crossed = tuple(
+                sum(one[: level + 1] != other[: level + 1] for one, other in pairwise(chain)) for level in range(3)
+            )
+            best = crossed if best is None else min(best, crossed)
+    return best
+
+
+@settings(max_examples=60, deadline=None)
+@given(nodes=small_clusters(), count=st.integers(1, 4))
+def test_no_chain_of_like_stages_crosses_less(nodes, count):
+    assume(len(nodes) <= 8)
+    best = fewest_crossings(count, nodes)
+
+    if best is None:
+        refusal(stages(count, gpus=1), nodes)
+    else:
+        assert tuple(placed(stages(count, gpus=1), nodes).crossings.values()) == best
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    nodes=small_clusters(),
+    count=st.integers(1, 4),
+    replicas=st.integers(1, 3),
+    level=st.sampled_from(["superpod", "leaf"]),
+)
+def test_like_replicas_fit_exactly_when_their_domains_have_room(nodes, count, replicas, level):
+    rooms = defaultdict(int)
+    for node in nodes:
+        rooms[node.labels[{"superpod": POD, "leaf": LEAF}[level]]] += int(node.free[GPU])
+    demands = stages(count, gpus=1, replicas=replicas)
+
+    if sum(room // count for room in rooms.values()) >= replicas:
+        assert placed(demands, nodes, required=level).crossings[level] == 0
+    else:
+        refusal(demands, nodes, required=level)
+
+
+@st.composite
+def any_demands(draw, nodes):
+    names = [node.name for node in nodes]
+    allowed = st.none() | st.frozensets(st.sampled_from(names), min_size=1)
+    return [
+        Demand(replica=replica, stage=stage, requests={GPU: draw(st.integers(0, 3))}, nodes=draw(allowed))
+        for replica in range(draw(st.integers(1, 2)))
+        for stage in range(draw(st.integers(1, 5)))
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), nodes=small_clusters(), level=st.sampled_from([None, "superpod", "leaf", "node"]))
+def test_no_node_is_overcommitted_and_every_rank_or_none_is_placed(data, nodes, level):
+    demands = data.draw(any_demands(nodes))
+    try:
+        placement = placed(demands, nodes, required=level)
+    except NoPlacementError:
+        return
+
+    assert sorted((each.replica, each.stage) for each in placement.assignments) == sorted(
+        (demand.replica, demand.stage) for demand in demands
+    )
+    taken, free = used(placement, demands), {node.name: node.free[GPU] for node in nodes}
+    assert all(taken[name][GPU] <= free[name] for name in taken)
+    allowed = {(demand.replica, demand.stage): demand.nodes for demand in demands}
+    assert all(
+        allowed[each.replica, each.stage] is None or each.node in allowed[each.replica, each.stage]
+        for each in placement.assignments
+    )
+    if level is not None:
+        assert placement.crossings[level] == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), nodes=small_clusters())
+def test_unlike_stages_find_a_place_if_there_is_one(data, nodes):
+    demands = [demand for demand in data.draw(any_demands(nodes)) if demand.replica == 0]
+    assume(len(nodes) ** len(demands) <= 10_000)
+
+    def holds(names):
+        taken = defaultdict(int)
+        for demand, name in zip(demands, names, strict=True):
+            taken[name] += demand.requests[GPU]
+        return all(taken[node.name] <= node.free[GPU] for node in nodes) and all(
+            demand.nodes is None or name in demand.nodes for demand, name in zip(demands, names, strict=True)
+        )
+
+    if any(holds(names) for names in product([node.name for node in nodes], repeat=len(demands))):
+        assert len(placed(demands, nodes).assignments) == len(demands)
+    else:
+        refusal(demands, nodes)
+
+
+def test_a_thousand_nodes_are_placed_on_at_once():
+    nodes = [
+        gpu_node(f"n{index:04d}", pod=str(index // 128), leaf=str(index // (10 + index % 7))) for index in range(1024)
+    ]
+    topology = Topology.of(nodes)
+
+    began = time.process_time()
+    placement = place(stages(32), topology, nodes)
+
+    assert len(placement.assignments) == 32
+    assert time.process_time() - began < 1
