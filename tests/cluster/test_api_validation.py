@@ -6,6 +6,7 @@ import re
 import ssl
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,8 +34,10 @@ from pipelinejob.errors import InvalidManifestError
 from pipelinejob_operator.celrules import ABSENT
 from pipelinejob_operator.manifest_files import load_manifests
 from pipelinejob_operator.validate import _errors, defaulted, validate
+from processes import wait_until
 
 CREATED, BAD_REQUEST, UNPROCESSABLE = 201, 400, 422
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 JOBS = "apis/pipelinejob.io/v1alpha1/namespaces/default/pipelinejobs"
 
 
@@ -120,6 +123,32 @@ def test_the_server_stores_what_the_command_line_reads(changes, client):
     assert validate(stored) == validate(manifest(changes))
 
 
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.name for path in EXAMPLES])
+def test_every_example_is_accepted_by_both(path, api_server):
+    jobs = [each for each in load_manifests(path) if each["kind"] == "PipelineJob"]
+
+    assert jobs
+    assert all(validate(job) for job in jobs)
+    assert "created (server dry run)" in api_server.kubectl("create", "--dry-run=server", "-f", path)
+
+
+def test_kubectl_get_shows_how_a_job_does(client, api_server):
+    _, stored = client.create(manifest({"metadata.name": "shown"}), dry_run=False)
+    stored["status"] = {
+        "state": "Training", "stagesReady": "4/4", "step": 120, "progress": "40%", "loss": "2.431", "bubble": "27.3%",
+        "restarts": 1, "nodes": "4: a, b, c, d", "tokensPerSecond": "18250",
+    }  # fmt: skip
+    client.send("PUT", f"{JOBS}/shown/status", stored)
+
+    narrow, wide = (api_server.kubectl("get", "pj", "shown", *flags).splitlines() for flags in ((), ("-o", "wide")))
+
+    client.send("DELETE", f"{JOBS}/shown")
+    assert narrow[0].split() == ["NAME", "STATE", "STAGES", "STEP", "PROGRESS", "LOSS", "BUBBLE", "RESTARTS", "AGE"]
+    assert narrow[1].split()[:-1] == ["shown", "Training", "4/4", "120", "40%", "2.431", "27.3%", "1"]
+    assert wide[0].split()[-3:] == ["SCHEDULE", "NODES", "TOKENS/S"]
+    assert re.search(r"1F1B\s+4: a, b, c, d\s+18250$", wide[1])
+
+
 @settings(
     max_examples=300, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -174,7 +203,9 @@ def test_a_finished_job_is_never_run_again(after, path, client):
 
 @pytest.mark.parametrize("part", ["spec", "status"])
 def test_kubectl_explains_every_field(part, api_server):
-    model = json.loads(api_server.kubectl("get", "--raw", "/openapi/v3/apis/pipelinejob.io/v1alpha1"))
+    index = "/openapi/v3"  # published a moment after the CRD is established
+    wait_until(lambda: "pipelinejob.io/v1alpha1" in api_server.kubectl("get", "--raw", index), "the API is described")
+    model = json.loads(api_server.kubectl("get", "--raw", f"{index}/apis/pipelinejob.io/v1alpha1"))
     job = model["components"]["schemas"]["io.pipelinejob.v1alpha1.PipelineJob"]
     fields = dict(described(part, job["properties"][part]))
 

@@ -76,7 +76,10 @@ def unknown_fields(path: str, value: Any, schema: Schema) -> Iterator[SpecError]
         if key in schema["properties"]:
             yield from unknown_fields(here, item, schema["properties"][key])
         else:
-            yield SpecError(here, f"there is no such field; {_did_you_mean(key, schema['properties'])}")
+            known = schema["properties"]
+            near = _nearest(key, known)
+            hint = f"did you mean {near!r}?" if near else f"known are {', '.join(sorted(known))}"
+            yield SpecError(here, f"there is no such field; {hint}")
 
 
 def schema_errors(value: Any, schema: Schema) -> Iterator[SpecError]:
@@ -107,7 +110,10 @@ def _type(value: Any, wanted: str, _: Schema) -> str:
 
 
 def _enum(value: Any, allowed: list[str], _: Schema) -> str:
-    return f"{_shown(value)} is not among {', '.join(allowed)}; {_did_you_mean(str(value), allowed)}"
+    near = _nearest(str(value), allowed)
+    return (
+        f"{_shown(value)} is not among {', '.join(allowed)}; {f'did you mean {near!r}?' if near else 'use one of them'}"
+    )
 
 
 def _minimum(value: Any, least: float, schema: Schema) -> str:
@@ -163,12 +169,10 @@ def _identity(item: Any, schema: Schema) -> str | None:
     return None
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str | None:
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
-    if near:
-        return f'did you mean "{by_lower[near[0]]}"?'
-    return f"known are {', '.join(sorted(by_lower.values()))}"
+    return by_lower[near[0]] if near else None
 
 
 def _path(parts: Iterable[str | int]) -> str:
