@@ -1,4 +1,4 @@
-"""A stage's own account of itself: what `/progress`, `/metrics` and `/healthz` show. Written by the loop, read by the server."""
+"""A stage's own account of itself: what its HTTP server shows. The loop writes it, the server reads it."""
 
 import time
 from collections import deque
@@ -10,7 +10,7 @@ from pipelinejob.timeline import COMPUTE, SpanKind, StageTimeline, bubble_ratio
 from pipelinejob_trainer.metrics import Metrics
 
 _WINDOW_STEPS = 20
-# A stage is stuck when a step takes far longer than any did; restarting it too early would lose work, so the bounds are wide.
+# A stage is stuck when a step takes far longer than any did. Too early a restart loses work, so the bounds are wide.
 _STUCK_S = 300.0
 _STUCK_STEPS = 20.0
 _STUCK_BEFORE_FIRST_STEP_S = 1800.0
@@ -50,7 +50,7 @@ class Account:
         return self._progress.step
 
     def begin_training(self, *, step: int, loss: float | None, checkpoint_step: int | None) -> None:
-        """The gang is complete and goes on from a step."""
+        """Note that the gang is complete and goes on from a step."""
         self._update(phase=Phase.TRAINING, step=step, loss=loss, checkpoint_step=checkpoint_step)
         self.numbers.step.set(step)
         if loss is not None:
@@ -58,7 +58,7 @@ class Account:
         self._expect_within(_STUCK_BEFORE_FIRST_STEP_S)
 
     def add_step(self, outcome: StepOutcome) -> None:
-        """A step has ended."""
+        """Note that a step has ended."""
         numbers = self.numbers
         numbers.steps.inc()
         numbers.step.set(outcome.step)
@@ -77,7 +77,7 @@ class Account:
         self._expect_within(max(_STUCK_S, _STUCK_STEPS * self._longest_step_s))
 
     def add_timeline(self, timeline: StageTimeline) -> None:
-        """A step's spans are known."""
+        """Note what a step's time went to."""
         self.numbers.add_timeline(timeline)
         for span in timeline.spans:
             self._seconds[span.kind] += span.end_s - span.start_s
@@ -92,11 +92,11 @@ class Account:
         )
 
     def begin_checkpoint(self) -> None:
-        """A checkpoint is about to be written, which may take long."""
+        """Note that a checkpoint is being written, which may take long."""
         self._expect_within(_STUCK_SAVING_S)
 
     def add_checkpoint(self, *, step: int, seconds: float) -> None:
-        """A checkpoint is complete."""
+        """Note that a checkpoint is complete."""
         self.numbers.checkpoints.inc()
         self.numbers.checkpoint_duration.observe(seconds)
         self.numbers.checkpoint_step.set(step)

@@ -55,7 +55,7 @@ class Checkpoints:
         self._run = ""
 
     def resume(self, wanted: Mapping[str, torch.Size]) -> Resumed | None:
-        """Read the newest checkpoint that all ranks find undamaged, and fence earlier attempts off; None if there is none.
+        """Read the newest checkpoint that all ranks find sound, and fence earlier attempts off; None if there is none.
 
         Raises UserError when it is of another model.
         """
@@ -69,8 +69,8 @@ class Checkpoints:
     def save(self, snapshot: Snapshot) -> None:
         """Write a checkpoint; on return it is complete, verified and named, on every rank's word.
 
-        Raises CheckpointFailedError when this rank could not write, SupersededError when a newer attempt has taken over,
-        PeerLostError when another rank failed.
+        Raises CheckpointFailedError when this rank could not write, SupersededError when a newer attempt has taken
+        over, PeerLostError when another rank failed.
         """
         digest = b""
         try:

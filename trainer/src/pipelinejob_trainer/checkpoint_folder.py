@@ -1,4 +1,4 @@
-"""Checkpoints on disk, as one process sees them: layout, digests, fence, clean-up. How a gang writes one is in `checkpoint.py`.
+"""Checkpoints on disk, as one process sees them; how a gang writes one is in `checkpoint.py`.
 
     checkpoints/
         fence.json                who may publish here, and from which step it went on
@@ -99,8 +99,8 @@ class Checkpoint:
         has = "none" if tensor is None else f"shape {tuple(tensor.shape)}"
         raise UserError(
             "CheckpointMismatch",
-            f"checkpoint {self.path}: the model's {kind} {parameter} has shape {tuple(shape)}, the checkpoint has {has}: it is"
-            " of another model; use another spec.checkpoint.path, or the model it was made with",
+            f"checkpoint {self.path}: the model's {kind} {parameter} has shape {tuple(shape)}, the checkpoint has"
+            f" {has}: it is of another model; use another spec.checkpoint.path, or the model it was made with",
         )
 
 
@@ -123,8 +123,8 @@ class CheckpointFolder:
         except OSError as error:
             raise UserError(
                 "CheckpointUnwritable",
-                f"checkpoint folder {self.root}: {error.strerror or error}; make it a writable volume with free space, or change"
-                " spec.checkpoint.path or spec.checkpoint.volume",
+                f"checkpoint folder {self.root}: {error.strerror or error}; make it a writable volume with free"
+                " space, or change spec.checkpoint.path or spec.checkpoint.volume",
             ) from error
 
     def steps(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a stage's process is told by its environment. The only reader of the environment; everything else stands in the plan."""
+"""What a stage's process is told by its environment, read here only; everything else stands in the plan."""
 
 import os
 from collections.abc import Mapping
@@ -95,7 +95,7 @@ def read_plan(path: Path) -> Plan:
         where = ".".join(map(str, first["loc"])) or "plan"
         raise UserError(
             "PlanInvalid",
-            f"plan {path}: {where}: {first['msg']}; plans are made by this project's operator, of the trainer's version",
+            f"plan {path}: {where}: {first['msg']}; the operator and the trainer must be of the same version",
         ) from error
 
 

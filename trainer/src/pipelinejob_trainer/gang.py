@@ -3,7 +3,7 @@
 A collective that fails means that a rank went away, so every error of one becomes PeerLostError, here and nowhere else.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -34,7 +34,7 @@ class Gang:
             distributed.all_reduce(values, group=self._groups.world)
         return [float(value) for value in values.tolist()]
 
-    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Add this stage's gradients up over the replicas."""
         with peer_errors():
             sum_gradients(parameters, self._groups.data)

@@ -1,15 +1,15 @@
 """Notices within seconds that another rank is gone, even if it went silently: frozen, or with its machine or network.
 
-A process that ends closes its connections, and gloo tells at once. One that merely stops answering would hold the others
-for as long as their longest wait may take. So every rank counts up a number in the rendezvous store, and looks at a few
-neighbours' numbers; who finds one standing still says so in the store, where all look.
+A process that ends closes its connections, and gloo tells at once. One that merely stops answering would hold the
+others for as long as their longest wait may take. So every rank counts up a number in the rendezvous store, and looks
+at a few neighbours' numbers; who finds one standing still says so in the store, where all look.
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterable
 
-from torch import distributed
+from torch.distributed import Store  # type: ignore[attr-defined] # torch re-exports it silently
 
 _LOST = "lost"
 _PERIOD_S = 1.0
@@ -24,7 +24,7 @@ class Liveness:
 
     def __init__(
         self,
-        store: distributed.Store,
+        store: Store,
         *,
         rank: int,
         neighbours: Iterable[int],

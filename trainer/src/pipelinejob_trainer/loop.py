@@ -142,7 +142,7 @@ class Training:
     def _total(self, loss_sum: torch.Tensor) -> Totals:
         """Add up gradients over replicas, then everything that all ranks must know, in one all-reduce."""
         with self._recorder.span(SpanKind.IDLE, cause="replicas"):
-            self._gang.sum_gradients(list(self._optimizer.parameters.values()))
+            self._gang.sum_gradients(each for each in self._stage.module.parameters() if each.requires_grad)
         with self._recorder.span(SpanKind.OPTIMIZER):
             values = torch.zeros(3, dtype=torch.float64, device=self._stage.device)
             if self._gang.replica == 0:  # the other replicas hold the same gradients
@@ -160,8 +160,8 @@ class Training:
         raise UserError(
             "LossNotFinite",
             f"step {step}: loss {totals.loss:g}, gradient norm {totals.gradient_norm:g}: training has diverged; lower"
-            f" spec.training.learningRate ({training.learning_rate:g}), raise warmupSteps ({training.warmup_steps}), or set"
-            f" clipNorm; checkpoints up to step {step - 1} are sound",
+            f" spec.training.learningRate ({training.learning_rate:g}), raise warmupSteps ({training.warmup_steps}), or"
+            f" set clipNorm; checkpoints up to step {step - 1} are sound",
         )
 
     def _is_checkpoint_due(self, step: int) -> bool:
@@ -217,8 +217,8 @@ def run(prepared: Preparation, membership: process.Membership, account: Account,
     except torch.OutOfMemoryError as error:
         raise UserError(
             "OutOfMemory",
-            f"stage {prepared.config.stage} ran out of GPU memory: {str(error).splitlines()[0]}; use more stages, a smaller"
-            " spec.schedule.microBatchSize or schedule 1F1B",
+            f"stage {prepared.config.stage} ran out of GPU memory: {str(error).splitlines()[0]}; use more stages, a"
+            " smaller spec.schedule.microBatchSize or schedule 1F1B",
         ) from error
 
 

@@ -69,8 +69,8 @@ def _leave_unsaved(config: Config, account: Account, words: LastWords) -> NoRetu
     words.leave(
         ExitCode.STOPPED,
         "Stopped",
-        f"asked to stop; no step ended within the {config.grace_s:g} s of grace, so nothing newer than the last checkpoint"
-        " was saved"
+        f"asked to stop; no step ended within the {config.grace_s:g} s of grace, so nothing newer than the last"
+        " checkpoint was saved"
         if account.is_ready()
         else "asked to stop before the first step; there was nothing to save",
         step=account.step,
@@ -85,21 +85,20 @@ def _leave_bereft(rank: int, num_stages: int, account: Account, words: LastWords
 
 
 def _profile(options: argparse.Namespace) -> None:
-    from pipelinejob_trainer import profile  # noqa: PLC0415  # torch, see above
+    from pipelinejob_trainer.profile import main as profile  # noqa: PLC0415  # torch, see above
 
-    _command(lambda: profile.main(read_plan(options.plan)))
+    _command(lambda: profile(read_plan(options.plan)))
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from pipelinejob_trainer import sample  # noqa: PLC0415  # torch, see above
+    from pipelinejob_trainer.sample import Request  # noqa: PLC0415  # torch, see above
+    from pipelinejob_trainer.sample import main as sample  # noqa: PLC0415  # as above
 
     _command(
-        lambda: sample.main(
+        lambda: sample(
             read_plan(options.plan),
             options.checkpoints,
-            sample.Request(
-                prompt=options.prompt, tokens=options.tokens, seed=options.seed, temperature=options.temperature
-            ),
+            Request(prompt=options.prompt, tokens=options.tokens, seed=options.seed, temperature=options.temperature),
         )
     )
 

@@ -1,4 +1,4 @@
-"""Every metric of a stage, declared here and nowhere else. Base units, bounded labels: never a step or a micro-batch."""
+"""Every metric of a stage, declared here only. Base units, bounded labels: never a step or a micro-batch."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import generate_latest

@@ -1,8 +1,8 @@
 """AdamW over a stage's parameters, the learning rate of a step, and clipping by the gradient norm of the whole model.
 
-The arithmetic is torch.optim.AdamW's (Loshchilov and Hutter, 2019, arXiv 1711.05101) on torch's own foreach kernels. Only its class
-is not used: making one imports torch._dynamo, four seconds of a stage's start, and it names its state by position, where a
-checkpoint that may be split differently needs names.
+The arithmetic is torch.optim.AdamW's (Loshchilov and Hutter, 2019, arXiv 1711.05101) on torch's own foreach kernels.
+Only its class is not used: making one imports torch._dynamo, four seconds of a stage's start, and it names its state by
+position, where a checkpoint that may be split differently needs names.
 """
 
 import math
@@ -47,7 +47,7 @@ class AdamW:
     """Parameters, by global name, and their two moments, all fp32."""
 
     def __init__(self, parameters: Iterable[tuple[str, torch.nn.Parameter]], *, weight_decay: float) -> None:
-        self.parameters = {name: parameter for name, parameter in parameters if parameter.requires_grad}
+        self.parameters: dict[str, torch.Tensor] = {name: each for name, each in parameters if each.requires_grad}
         self.first_moments = {name: torch.zeros_like(each) for name, each in self.parameters.items()}
         self.second_moments = {name: torch.zeros_like(each) for name, each in self.parameters.items()}
         self._weight_decay = weight_decay
@@ -65,7 +65,7 @@ class AdamW:
     @torch.no_grad()
     def step(self, number: int, *, rate: float, gradient_factor: float = 1.0) -> None:
         """Update parameters and moments by gradients times `gradient_factor`; `number` counts from 1."""
-        parameters, gradients = list(self.parameters.values()), self._gradients()
+        parameters, gradients = _values(self.parameters), self._gradients()
         if not parameters:
             return
         firsts, seconds = _values(self.first_moments), _values(self.second_moments)

@@ -1,4 +1,4 @@
-"""What a run leaves behind beside checkpoints: steps.jsonl, each rank's last timelines, and a line on stdout now and then."""
+"""What a run leaves behind beside checkpoints: steps.jsonl, each rank's last timelines, and lines on stdout."""
 
 import sys
 import time

@@ -1,7 +1,7 @@
 """SIGTERM and SIGINT: a wish to stop that the loop honours between two steps, and a way out when it cannot in time.
 
-Python runs signal handlers on the main thread only, which may be deep in a collective. So the wish is received by a thread,
-through the pipe that the interpreter's C handler writes to at once.
+Python runs signal handlers on the main thread only, which may be deep in a collective. So the wish is received by a
+thread, through the pipe that the interpreter's C handler writes to at once.
 """
 
 import os

@@ -91,7 +91,8 @@ class Stage:
 class _Seed(torch.autograd.Function):
     """A scalar whose gradient with respect to `output` is `gradient`: where a backward pass starts inside a model.
 
-    It is what torch.autograd.backward(output, gradient) means; but that imports sympy, seconds of every stage's first step.
+    It is what torch.autograd.backward(output, gradient) means; but that imports sympy, seconds of every stage's first
+    step.
     """
 
     @staticmethod
