@@ -194,6 +194,15 @@ def two_leaves(*, free=(6, 2)):
             ),
         ),
         (
+            [Demand(replica=0, stage=0, requests={GPU: 1, "pods": 1}, nodes=None)],
+            two_leaves(),
+            {},
+            (
+                "stage 0 needs 1 nvidia.com/gpu on one node; the closest, x0, has 0 pods free; "
+                "free some there, ask for less, or add a larger node"
+            ),
+        ),
+        (
             [Demand(replica=0, stage=0, requests={GPU: 1}, nodes=frozenset())],
             two_leaves(),
             {},

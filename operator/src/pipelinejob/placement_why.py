@@ -8,6 +8,7 @@ from fractions import Fraction
 from pipelinejob.placement_room import Demand, Number, Room
 from pipelinejob.topology import Domain, NodeInfo, Topology
 
+_PODS = "pods"  # every pod asks for one of these, which goes without saying
 _BYTES = ("memory", "ephemeral-storage", "hugepages-")
 
 
@@ -93,9 +94,13 @@ def _fits_nowhere(attempt: Attempt, demand: Demand, nodes: Sequence[NodeInfo]) -
         if _ratio(attempt.room, demand, closest.name, name) < 1
     }
     return (
-        f"stage {demand.stage} needs {amounts(demand.requests)} on one node; "
+        f"stage {demand.stage} needs {_asked(demand)} on one node; "
         f"the closest, {closest.name}, has {amounts(lacking)} free; free some there, ask for less, or add a larger node"
     )
+
+
+def _asked(demand: Demand) -> str:
+    return amounts({name: amount for name, amount in demand.requests.items() if amount > 0 and name != _PODS})
 
 
 def _ratio(room: Room, demand: Demand, node: str, resource: str) -> Fraction:
@@ -104,7 +109,7 @@ def _ratio(room: Room, demand: Demand, node: str, resource: str) -> Fraction:
 
 def _like_do_not_fit(attempt: Attempt) -> str:
     demand, wanted = attempt.demands[0], len(attempt.demands)
-    needs = f"needs room for {wanted} stages with {amounts(demand.requests)} each"
+    needs = f"needs room for {wanted} stages with {_asked(demand)} each"
     if attempt.required_depth == 0:
         has = sum(attempt.count(demand, domain) for domain in attempt.domains)
         return f"{needs}; the cluster has room for {has}; {wanted - has} more are missing"
