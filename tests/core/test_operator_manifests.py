@@ -1,4 +1,4 @@
-"""Rendered manifests, whole, against golden files; PIPELINEJOB_WRITE_GOLDEN=1 writes them anew, for review in a diff."""
+"""Rendered manifests, whole, against golden files. PIPELINEJOB_WRITE_GOLDEN=1 writes them anew, to review a diff."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def render(stage=0, replica=0, node=None, **spec):
 
 
 CASES = {
-    "pod-gpu-gated": lambda: render(),
+    "pod-gpu-gated": render,
     "pod-gpu-pinned": lambda: render(stage=1, node="node-7"),
     "pod-cpu-claim": lambda: render(device="cpu", checkpoint={"volume": {"claimName": "shared"}}),
     "pod-template": lambda: render(
