@@ -168,7 +168,9 @@ def test_a_second_restart_backs_off(world):
     assert world.status(key)["attempt"] == 3
 
 
-@pytest.mark.parametrize("case", ["deleted", "deleting", "evicted", "disrupted", "lost node"])
+@pytest.mark.parametrize(
+    "case", ["deleted", "deleting", "evicted", "disrupted", "node gone", "silent node and a lost peer"]
+)
 def test_a_pod_that_is_taken_away_counts_against_no_limit(world, case):
     key = world.submit(job(failurePolicy={"maxRestarts": 0}))
     world.train()
@@ -183,8 +185,11 @@ def test_a_pod_that_is_taken_away_counts_against_no_limit(world, case):
     elif case == "disrupted":
         target = {"type": "DisruptionTarget", "status": "True", "message": "Eviction API: evicting"}
         world.cluster.set_pod(pod, phase="Failed", code=143, conditions=[target])
-    else:
+    elif case == "silent node and a lost peer":
         world.cluster.lose_node(pod["spec"]["nodeName"])
+        fail(world, "gpt-r0-s0", 75)
+    else:
+        world.cluster.objects.pop(("Node", "", pod["spec"]["nodeName"]))
 
     carry_on(world)
 
@@ -192,11 +197,22 @@ def test_a_pod_that_is_taken_away_counts_against_no_limit(world, case):
     assert (status["state"], status["attempt"], status["restarts"], status["disruptions"]) == ("Training", 2, 0, 1)
 
 
+def test_a_kubelet_that_is_silent_for_a_moment_stops_nobody(world):
+    key = world.submit(job())
+    world.train()
+    world.cluster.lose_node(world.status(key)["stages"][1]["node"])
+
+    world.settle()
+
+    assert (world.status(key)["state"], world.status(key)["attempt"]) == ("Training", 1)
+
+
 def test_a_lost_node_is_not_used_again(world):
     key = world.submit(job())
     world.train()
     lost = world.status(key)["stages"][1]["node"]
     world.cluster.lose_node(lost)
+    fail(world, "gpt-r0-s0", 75)
 
     carry_on(world)
 
@@ -208,8 +224,8 @@ def test_a_pod_that_died_with_its_node_is_told_with_a_way_out(world):
     key = world.submit(job())
     world.train()
     world.cluster.lose_node(world.status(key)["stages"][1]["node"])
+    fail(world, "gpt-r0-s0", 75)
     world.settle()
-    world.cluster.objects.pop(("Pod", "default", "gpt-r0-s0"))
     world.cluster.pass_time(31)
 
     world.settle()

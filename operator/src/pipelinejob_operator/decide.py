@@ -78,7 +78,7 @@ def refused(
     if not observed.job.is_finished and observed.job.is_placed:
         if isinstance(error, InvalidError) and turn.status.released_time is None:
             turn = transitions.fail(
-                turn, "InvalidTemplate", f"the cluster finds a pod invalid: {error}; mend spec.template"
+                turn, "InvalidTemplate", f"the cluster finds an object of the gang invalid: {error}; mend spec.template"
             )
         else:
             message = f"the cluster refused a part of the gang, so none of it runs: {error}"
@@ -122,7 +122,7 @@ def _make_way(turn: Turn, observed: Observed, settings: ControllerSettings) -> T
         names = ", ".join(observed.in_the_way[:3])
         return transitions.clean_up(turn, state, "NamesTaken", f"pods {names} belong to another owner; delete them")
     stuck = [
-        pod for pod in observed.older if pod.node in observed.lost_nodes and _outlived_grace(pod, turn.now, settings)
+        pod for pod in observed.older if pod.node in observed.silent_nodes and _outlived_grace(pod, turn.now, settings)
     ]
     if stuck:
         message = (
@@ -150,7 +150,9 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
     broken = find_breakage(
         [rank for rank in observed.job.ranks if rank not in done],
         current,
-        observed.lost_nodes,
+        # A kubelet that restarts is silent for moments. Only together with a failed stage does silence mean loss; if the
+        # node stays silent, the cluster evicts its pods, and that is seen.
+        observed.silent_nodes if any(pod.phase == "Failed" for pod in current.values()) else observed.gone_nodes,
         pod_names={Rank(stage.replica, stage.stage): stage.pod for stage in turn.status.stages},
         now=turn.now,
         root_cause_wait_s=settings.root_cause_wait_s,

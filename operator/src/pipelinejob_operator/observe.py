@@ -22,7 +22,8 @@ class Observed:
     errors: tuple[SpecError, ...] = ()
     pods: tuple[StagePod, ...] = ()  # of every attempt
     in_the_way: tuple[str, ...] = ()  # pods of another owner under names that this job needs
-    lost_nodes: frozenset[str] = frozenset()  # nodes of this job's pods that are gone or not ready
+    gone_nodes: frozenset[str] = frozenset()  # nodes of this job's pods that are no more
+    silent_nodes: frozenset[str] = frozenset()  # those that are gone, or whose kubelet does not vouch for them now
     progress: tuple[Progress, ...] = ()
 
     @property
@@ -45,7 +46,8 @@ def observe(cluster: Cluster, raw: Object, errors: Sequence[SpecError]) -> Obser
         errors=tuple(errors),
         pods=pods,
         in_the_way=_in_the_way(cluster, job),
-        lost_nodes=_lost_nodes(cluster, pods),
+        gone_nodes=_used(pods) - {node["metadata"]["name"] for node in cluster.nodes()},
+        silent_nodes=_used(pods) - {node["metadata"]["name"] for node in cluster.nodes() if is_node_ready(node)},
     )
 
 
@@ -83,9 +85,5 @@ def _is_owned(pod: Object, uid: str) -> bool:
     return any(owner.get("uid") == uid for owner in pod["metadata"].get("ownerReferences") or ())
 
 
-def _lost_nodes(cluster: Cluster, pods: tuple[StagePod, ...]) -> frozenset[str]:
-    used = {pod.node for pod in pods if pod.node is not None}
-    if not used:
-        return frozenset()
-    ready = {node["metadata"]["name"] for node in cluster.nodes() if is_node_ready(node)}
-    return frozenset(used - ready)
+def _used(pods: tuple[StagePod, ...]) -> frozenset[str]:
+    return frozenset(pod.node for pod in pods if pod.node is not None)

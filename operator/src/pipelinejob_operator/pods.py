@@ -112,11 +112,16 @@ def pod_requests(pod: Object) -> dict[str, Fraction]:
             running.append(request)
         peaks.append(add([*running] if container.get("restartPolicy") == "Always" else [*running, request]))
     running.extend(_container_requests(container) for container in spec.get("containers") or ())
-    return add([greatest([add(running), *peaks]), resources(spec.get("overhead")), {"pods": Fraction(1)}])
+    stated = spec.get("resources") or {}  # of the pod as a whole: where given, it counts instead of the containers'
+    whole = greatest([add(running), *peaks]) | _requests(stated)
+    return add([whole, resources(spec.get("overhead")), {"pods": Fraction(1)}])
 
 
 def _container_requests(container: Object) -> dict[str, Fraction]:
-    stated = container.get("resources", {})
+    return _requests(container.get("resources") or {})
+
+
+def _requests(stated: Object) -> dict[str, Fraction]:
     # The API server fills missing requests from limits; a manifest that was not there yet has to be read likewise.
     return resources((stated.get("limits") or {}) | (stated.get("requests") or {}))
 
