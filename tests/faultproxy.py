@@ -139,7 +139,7 @@ class FaultProxy:
         async with aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False) as self._session:
             application = web.Application(client_max_size=2**26)
             application.router.add_route("*", "/{path:.*}", self._handle)
-            runner = web.AppRunner(application, access_log=None, shutdown_timeout=0)
+            runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"

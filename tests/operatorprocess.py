@@ -19,7 +19,7 @@ class OperatorProcess:
 
     def __init__(self, kubeconfig: object, folder: Path, *flags: str, name: str = "operator") -> None:
         (self.port,) = free_ports(1)
-        command = [
+        self.command = [
             Path(sys.executable).with_name("pipelinejob-operator"),
             f"--kubeconfig={kubeconfig}",
             "--metrics-address=127.0.0.1",
@@ -29,7 +29,7 @@ class OperatorProcess:
             *flags,
         ]
         environment = {key: "" for key in os.environ if key.lower().endswith("_proxy")}
-        self.process = Process(name, command, log=folder / f"{name}.log", environment=environment)
+        self.process = Process(name, self.command, log=folder / f"{name}.log", environment=environment)
 
     def __enter__(self) -> Self:
         self.start()
@@ -63,11 +63,11 @@ class OperatorProcess:
         finally:
             connection.close()
 
-    def metric(self, name: str, **labels: str) -> float | None:
+    def metric(self, family: str, **labels: str) -> float | None:
         """Give the sum of the metric's series with these labels; None if there is none."""
         found = [
             float(value)
-            for text, value in re.findall(rf"^{name}(\{{.*\}})? (\S+)$", self.get("/metrics"), re.MULTILINE)
+            for text, value in re.findall(rf"^{family}(\{{.*\}})? (\S+)$", self.get("/metrics"), re.MULTILINE)
             if all(f'{key}="{wanted}"' in text for key, wanted in labels.items())
         ]
         return sum(found) if found else None

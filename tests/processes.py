@@ -40,6 +40,10 @@ class Process:
         return self._child.pid
 
     @property
+    def returncode(self) -> int | None:
+        return None if self._child is None else self._child.poll()
+
+    @property
     def alive(self) -> bool:
         return self._child is not None and self._child.poll() is None
 

@@ -202,6 +202,10 @@ class KubeCluster:
         item = change.new or change.old
         if item:
             self._hooks.enqueue(_key(item))
+        # Those who wait, wait in a line: it moves when one leaves it.
+        if change.old and projection.waits_for_room(change.old):
+            if not change.new or not projection.waits_for_room(change.new):
+                self._enqueue_jobs(projection.waits_for_room)
 
     def _on_pod(self, change: Change) -> None:
         for item, index in ((change.old, set.discard), (change.new, set.add)):

@@ -84,7 +84,7 @@ def is_finished(job: Object) -> bool:
 
 def waits_for_room(job: Object) -> bool:
     """Tell whether a job is after room on the nodes."""
-    return not is_finished(job) and _condition(job, "Placed") != "True"
+    return not is_finished(job) and not job["spec"].get("suspend") and _condition(job, "Placed") != "True"
 
 
 def _condition(job: Object, wanted: str) -> str | None:
