@@ -150,8 +150,8 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
     broken = find_breakage(
         [rank for rank in observed.job.ranks if rank not in done],
         current,
-        # A kubelet that restarts is silent for moments. Only together with a failed stage does silence mean loss; if the
-        # node stays silent, the cluster evicts its pods, and that is seen.
+        # A kubelet that restarts is silent for moments. Only together with a failed stage does silence mean loss; if
+        # the node stays silent, the cluster evicts its pods, and that is seen.
         observed.silent_nodes if any(pod.phase == "Failed" for pod in current.values()) else observed.gone_nodes,
         pod_names={Rank(stage.replica, stage.stage): stage.pod for stage in turn.status.stages},
         now=turn.now,
