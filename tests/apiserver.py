@@ -195,6 +195,7 @@ class ApiServer:
         hosts = ("127.0.0.1", "localhost", self.address, _SERVICE_IP, "kubernetes", "kubernetes.default.svc")
         serving = self.authority.issue("kube-apiserver", hosts=tuple(dict.fromkeys(hosts)))
         tokens = self.authority.issue("service-accounts")
+        to_kubelets = self.authority.issue("kube-apiserver-to-kubelets", organization="system:masters")
         reachable = self.address != "127.0.0.1"
         return [
             f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
@@ -213,6 +214,11 @@ class ApiServer:
             f"--service-account-signing-key-file={tokens.key}",
             f"--service-cluster-ip-range={_SERVICE_RANGE}",
             "--profiling=false",
+            # `kubectl logs` and `exec`, where there are kubelets.
+            "--kubelet-preferred-address-types=InternalIP",
+            f"--kubelet-certificate-authority={self.authority.file}",
+            f"--kubelet-client-certificate={to_kubelets.certificate}",
+            f"--kubelet-client-key={to_kubelets.key}",
             # Pod Security decides who may be privileged, not this switch.
             "--allow-privileged=true",
             *self._arguments,
