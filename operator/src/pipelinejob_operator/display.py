@@ -17,7 +17,7 @@ from pipelinejob_operator.report_charts import seconds
 from pipelinejob_operator.run_view import RunView, StageView, layers
 from pipelinejob_operator.summary import Pair, RunSummary
 
-_LINE_EVERY_S = 5.0
+_LINE_EVERY_S = 10.0
 _BAR_WIDTH = 30
 
 
@@ -77,7 +77,7 @@ class LineDisplay:
         is_first = self._last_step <= 0 < view.step
         if view.step == self._last_step or not (is_first or self._clock() - self._last_time >= _LINE_EVERY_S):
             return
-        if view.loss is None:
+        if view.loss is None or view.step == 0:
             return
         self._last_step, self._last_time = view.step, self._clock()
         bubbles = " ".join(_percent(stage.bubble_ratio) for stage in view.stages)

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from pipelinejob_operator.display import Display
 from pipelinejob_operator.local import LocalCluster
 from pipelinejob_operator.machine import Machine
 from pipelinejob_operator.reconcile import Controller, ControllerSettings
-from pipelinejob_operator.run_view import view
+from pipelinejob_operator.run_view import Pace, view
 from pipelinejob_operator.runfolder import RunFolder
 
 _SETTINGS = ControllerSettings(
@@ -53,6 +54,7 @@ class LocalRun:
         self._changed = asyncio.Event()
         self._killed = asyncio.Event()
         self._interruptions = 0
+        self._pace = Pace()
         self._cluster = LocalCluster(folder, machine, on_change=self._changed.set, on_event=display.event)
 
     async def run(self, plan: Plan, profile: Profile) -> Ending:
@@ -132,7 +134,7 @@ class LocalRun:
     async def _show(self, plan: Plan) -> None:
         accounts = await asyncio.gather(*(self._cluster.progress(pod) for pod in self._cluster.pods(self._key)))
         known = [account for account in accounts if account is not None]
-        self._display.update(view(plan, self._status(), known))
+        self._display.update(view(plan, self._status(), known, pace=self._pace, now=time.monotonic()))
 
     def _status(self) -> PipelineJobStatus:
         job = self._cluster.job(self._key)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from pipelinejob.progress import StepRecord
-from pipelinejob.timeline import WAITING, StageTimeline, Timeline
+from pipelinejob.timeline import WAITING, SpanKind, StageTimeline, Timeline
 from pipelinejob_operator import report_charts as charts
 from pipelinejob_operator.report_charts import seconds
 from pipelinejob_operator.report_style import SCRIPT, STYLE
@@ -116,14 +116,20 @@ def _timelines(predicted: Timeline, measured: Timeline) -> str:
 
 
 def typical_step(measured: Timeline) -> tuple[StageTimeline, ...]:
-    """Give the ranks of replica 0 in the step whose length is the median of those that all of them kept."""
+    """Give replica 0's ranks in the step of median length, of those that all kept and that wrote no checkpoint."""
     stages = [stage for stage in measured.stages if stage.replica == 0 and stage.spans]
     numbers = {stage.stage for stage in stages}
     by_step = {step: sorted((s for s in stages if s.step == step), key=lambda s: s.stage)
                for step in {stage.step for stage in stages}}  # fmt: skip
     whole = [found for found in by_step.values() if {stage.stage for stage in found} == numbers]
+    plain = [found for found in whole if not any(map(_has_checkpoint, found))]
+    whole = plain or whole
     whole.sort(key=lambda found: max(stage.spans[-1].end_s for stage in found))
     return tuple(whole[len(whole) // 2]) if whole else ()
+
+
+def _has_checkpoint(stage: StageTimeline) -> bool:
+    return any(span.kind is SpanKind.CHECKPOINT for span in stage.spans)
 
 
 def _idle(summary: RunSummary) -> str:

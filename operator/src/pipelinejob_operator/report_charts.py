@@ -32,9 +32,9 @@ CAUSES = {
     "idle": ("idle", "idle"),
 }
 
-_DARK = frozenset(
-    {"forward", "backward_input", "backward_weight", "optimizer", "checkpoint"}
-)  # white text stands on them
+# White text stands on these by day and night, black text on those below.
+_DARK = frozenset({"forward", "backward_input", "backward_weight", "optimizer"})
+_BRIGHT = frozenset({"send", "data"})
 
 
 def seconds(value: float | None) -> str:
@@ -200,7 +200,7 @@ def _stack(stage: StageSummary, top: float, height: float, scale: float) -> Iter
             f'data-tip="{escape(tip)}"><title>{escape(tip)}</title></rect>'
         )
         if width > 44:  # noqa: PLR2004  # room for "12.3 %"
-            style = "on" if cause in _DARK else "strong"
+            style = "on" if cause in _DARK else "ink" if cause in _BRIGHT else "strong"
             yield _text(x + width / 2, top + height / 2 + 4, f"{share:.1%}", anchor="middle", style=style)
         x += width
 

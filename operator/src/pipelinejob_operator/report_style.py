@@ -6,7 +6,7 @@ STYLE = """
   --page: #f6f7f9; --card: #ffffff; --ink: #1b1f27; --soft: #5b6472; --line: #e2e5ea; --grid: #eceef2;
   --accent: #2f6fde; --good: #1a7f4b; --bad: #c0352b;
   --forward: #3b7ddd; --backward: #e8833a; --weight: #b5651d; --optimizer: #7a5ac7; --send: #d4a72c; --data: #2a9d8f;
-  --checkpoint: #4a5568; --wait: #dfe3ea; --wait-ink: #8a93a3;
+  --checkpoint: #a3adbd; --wait: #dfe3ea; --wait-ink: #8a93a3;
   --warm-up: #a9c3ec; --upstream: #cfd6e1; --downstream: #b9c2d1; --drain: #f2c9a5;
   --replicas: #cdbfe8; --idle: #e3e6ec;
 }
@@ -15,7 +15,7 @@ STYLE = """
     --page: #12151b; --card: #1a1e26; --ink: #e8ebf0; --soft: #9aa4b2; --line: #2c323d; --grid: #252a34;
     --accent: #6ea3ff; --good: #4ec38a; --bad: #ff8077;
     --forward: #4f8ff0; --backward: #f0934d; --weight: #cf8140; --optimizer: #9a7fe0; --send: #e0b84a; --data: #45b8aa;
-    --checkpoint: #8f9bb0; --wait: #2c323d; --wait-ink: #7f8896;
+    --checkpoint: #5f6b80; --wait: #2c323d; --wait-ink: #7f8896;
     --warm-up: #38507a; --upstream: #3b4453; --downstream: #4c5667; --drain: #6e5138;
     --replicas: #54487a; --idle: #323945;
   }
@@ -41,7 +41,7 @@ section { padding: 20px 22px; margin-bottom: 16px; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font-size: 12px; fill: var(--soft); font-family: inherit; font-variant-numeric: tabular-nums; }
 svg .on { fill: #fff; font-size: 10.5px; font-weight: 600; pointer-events: none; }
-svg .strong { fill: var(--ink); }
+svg .strong { fill: var(--ink); } svg .ink { fill: #1b1f27; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 12px 0 0; padding: 0; list-style: none;
   font-size: 12.5px; color: var(--soft); }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px;

@@ -32,7 +32,6 @@ class RunView:
     steps: int
     loss: float | None
     tokens_per_s: float | None
-    step_s: float | None
     eta_s: float | None
     bubble_ratio: float | None
     restarts: int
@@ -44,14 +43,29 @@ def layers(first: int, end: int) -> str:
     return str(first) if end == first + 1 else f"{first}-{end - 1}"
 
 
-def view(plan: Plan, status: PipelineJobStatus, accounts: Sequence[Progress]) -> RunView:
+class Pace:
+    """Remembers when which step was seen first, so that the time left follows from the whole run, not its last step."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def seconds_per_step(self, step: int, now: float) -> float | None:
+        """Give the mean since the first step seen; None before a second one was. `now` is any steady clock's."""
+        if self._first is None and step > 0:
+            self._first = (step, now)
+        if self._first is None or step <= self._first[0]:
+            return None
+        return (now - self._first[1]) / (step - self._first[0])
+
+
+def view(plan: Plan, status: PipelineJobStatus, accounts: Sequence[Progress], *, pace: Pace, now: float) -> RunView:
     """Put together what is known now; a stage that does not answer is shown as starting."""
     by_rank = {(account.replica, account.stage): account for account in accounts}
     # A stage is one step ahead of another at times: the run is as far as the one furthest behind.
     step = min((account.step for account in accounts), default=status.step or 0)
     loss = next((account.loss for account in accounts if account.loss is not None), None)
     tokens_per_s = next((account.tokens_per_s for account in accounts if account.tokens_per_s is not None), None)
-    step_s = next((account.step_s for account in accounts if account.step_s is not None), None)
+    step_s = pace.seconds_per_step(step, now)
     bubbles = [account.bubble_ratio for account in accounts if account.bubble_ratio is not None]
     return RunView(
         state=status.state or State.PENDING,
@@ -60,7 +74,6 @@ def view(plan: Plan, status: PipelineJobStatus, accounts: Sequence[Progress]) ->
         steps=plan.training.steps,
         loss=loss,
         tokens_per_s=tokens_per_s,
-        step_s=step_s,
         eta_s=None if step_s is None else (plan.training.steps - step) * step_s,
         bubble_ratio=sum(bubbles) / len(bubbles) if bubbles else None,
         restarts=status.restarts,
