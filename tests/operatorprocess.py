@@ -105,4 +105,5 @@ def is_placed(server: ApiServer, namespace: str, name: str, *, ranks: int) -> bo
 
 def condition(server: ApiServer, namespace: str, name: str, kind: str) -> dict[str, Any]:
     status = server.get("pipelinejob", "-n", namespace, name).get("status", {})
-    return next(each for each in status.get("conditions", ()) if each["type"] == kind)
+    conditions = {each["type"]: each for each in status.get("conditions", ())}
+    return conditions[kind]

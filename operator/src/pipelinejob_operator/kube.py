@@ -203,9 +203,9 @@ class KubeCluster:
         if item:
             self._hooks.enqueue(_key(item))
         # Those who wait, wait in a line: it moves when one leaves it.
-        if change.old and projection.waits_for_room(change.old):
-            if not change.new or not projection.waits_for_room(change.new):
-                self._enqueue_jobs(projection.waits_for_room)
+        waited = change.old is not None and projection.waits_for_room(change.old)
+        if waited and not (change.new and projection.waits_for_room(change.new)):
+            self._enqueue_jobs(projection.waits_for_room)
 
     def _on_pod(self, change: Change) -> None:
         for item, index in ((change.old, set.discard), (change.new, set.add)):

@@ -25,7 +25,7 @@ LEASE_S = 15.0
 RENEW_DEADLINE_S = 10.0
 _RETRY_S = 2.0
 _REQUEST_TIMEOUT_S = 5.0
-_RELEASE_TIMEOUT_S = 1.0
+_RELEASE_TIMEOUT_S = 0.5
 
 
 class NotLeaderError(ClusterError):

@@ -33,8 +33,8 @@ _UNAVAILABLE_MAX_DELAY_S = 2.0
 _CONFLICT_DELAY_S = 0.02
 _MAX_SILENCE_S = 3 * 70.0
 _MAX_WAIT_S = 120.0
-_KOPF_STOP_S = 0.5
-_PASS_END_S = 0.5
+_KOPF_STOP_S = 0.2
+_PASS_END_S = 0.3
 _EXIT_USAGE: Final = 2
 
 
@@ -120,7 +120,7 @@ class Operator:
         for task in (caches, work, stopping):
             task.cancel()
         await asyncio.gather(caches, work, stopping, return_exceptions=True)
-        await asyncio.to_thread(self._kopf.join, _KOPF_STOP_S)
+        self._kopf.join(_KOPF_STOP_S)
         for task in done:
             task.result()
 
