@@ -14,6 +14,7 @@ from pipelinejob.status import ConditionStatus, ConditionType, PipelineJobStatus
 from pipelinejob_operator import transitions
 from pipelinejob_operator.actions import follow
 from pipelinejob_operator.cluster import Event, ForbiddenError, InvalidError, Object, Reference
+from pipelinejob_operator.conditions import Fact
 from pipelinejob_operator.controller_settings import ControllerSettings
 from pipelinejob_operator.failures import Cause, Verdict, describe, find_breakage, judge
 from pipelinejob_operator.job import Job, Rank, condition, parse_time
@@ -111,7 +112,7 @@ def _refuse(turn: Turn, observed: Observed) -> Turn:
     if not observed.job.is_placed:
         return transitions.fail(turn, "InvalidSpec", message, stalled=True)
     # An operator of another version may have started it: say so, and leave what runs alone.
-    stalled = transitions.Fact(True, "InvalidSpec", message)
+    stalled = Fact(True, "InvalidSpec", message)
     return turn.finding(turn.status.state or State.PENDING, {ConditionType.STALLED: stalled})
 
 
@@ -130,7 +131,7 @@ def _make_way(turn: Turn, observed: Observed, settings: ControllerSettings) -> T
             f"delete the node, or taint it node.kubernetes.io/out-of-service"
         )
         turn = transitions.clean_up(turn, state, "PodsStuck", message)
-        return turn.finding(state, {ConditionType.STALLED: transitions.Fact(True, "PodsStuck", message)})
+        return turn.finding(state, {ConditionType.STALLED: Fact(True, "PodsStuck", message)})
     return turn
 
 

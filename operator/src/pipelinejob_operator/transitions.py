@@ -19,11 +19,11 @@ ADMITTED, PLACED, READY = ConditionType.ADMITTED, ConditionType.PLACED, Conditio
 SUCCEEDED, SUSPENDED = ConditionType.SUCCEEDED, ConditionType.SUSPENDED
 DEGRADED, STALLED = ConditionType.DEGRADED, ConditionType.STALLED
 
-_WELL: Mapping[ConditionType, Fact] = {
+_WELL: dict[ConditionType, Fact] = {
     DEGRADED: Fact(False, "AsExpected"),
     STALLED: Fact(False, "AsExpected"),
 }
-_ACTIVE: Mapping[ConditionType, Fact] = {
+_ACTIVE: dict[ConditionType, Fact] = {
     SUCCEEDED: Fact(None, "Active", "the job has not ended yet"),
     SUSPENDED: Fact(False, "NotSuspended"),
 }
