@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from processes import free_ports, wait_until
-
 from pipelinejob import names
 from pipelinejob.plan import CostSource, Plan, Prediction, StagePlan
 from pipelinejob.progress import Progress, StepRecord, Termination
 from pipelinejob.spec import Checkpoint, Data, Device, GptModel, Model, Parallelism, Schedule, Training
+from processes import free_ports, wait_until
 
 TINY = Model(gpt=GptModel(num_layers=2, hidden_size=16, num_heads=2))
 

@@ -62,3 +62,17 @@ def returns_strings() -> list[str]:
 
 def makes_numbers() -> list[Callable[[], int]]:
     return [lambda: 5, lambda: 6]
+
+
+class Nan(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * float("nan")
+
+
+def makes_nan() -> list[nn.Module]:
+    return [nn.Embedding(256, 8), Nan(), nn.Linear(8, 256)]
+
+
+def dropout_in_each_layer() -> list[nn.Module]:
+    inner = [nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3)) for _ in range(2)]
+    return [nn.Embedding(256, 8), *inner, nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 256))]

@@ -1,0 +1,209 @@
+"""Real trainer processes over gloo: the same twice, stopped and resumed, bereft of a peer, watched from outside."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gangs import Gang, plan
+from pipelinejob import names
+from pipelinejob.plan import Plan
+from pipelinejob.progress import ExitCode, Phase
+from pipelinejob.spec import Model, Schedule
+from pipelinejob.timeline import Timeline
+
+TESTS = Path(__file__).parents[1]
+STEPS = 80
+# Dropout in every layer: random state that a resumed run must find again.
+MODEL = Model(entrypoint="user_models:dropout_in_each_layer", num_layers=4)
+
+pytestmark = pytest.mark.xdist_group("gangs")  # one gang at a time is load enough
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Plan], Gang]]:
+    """Give gangs in folders of their own; none outlives the tests."""
+    gangs: list[Gang] = []
+
+    def start(wanted: Plan) -> Gang:
+        gang = Gang(tmp_path_factory.mktemp("gang"), wanted, environment={"PYTHONPATH": str(TESTS)})
+        gangs.append(gang)
+        return gang.start()
+
+    yield start
+    for gang in gangs:
+        gang.kill()
+
+
+def long_plan(*layers: int, steps: int = STEPS) -> Plan:
+    return plan(*layers, model=MODEL, training={"steps": steps}, checkpoint={"interval_steps": 10, "keep": 3})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make: Callable[[Plan], Gang]) -> Gang:
+    return make(long_plan(1, 1, 1, 1)).finish()
+
+
+def state(gang: Gang, step: int = STEPS) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, over all its stages."""
+    folder = gang.checkpoints / f"step-{step:08d}"
+    shards = [load_file(shard) for shard in sorted(folder.glob("*.safetensors"))]
+    return {name: tensor for shard in shards for name, tensor in shard.items()}
+
+
+def assert_same_end(gang: Gang, other: Gang) -> None:
+    assert gang.losses() == other.losses()
+    mine, others = state(gang), state(other)
+    assert mine.keys() == others.keys()
+    assert all(torch.equal(mine[name], others[name]) for name in mine)
+
+
+def test_two_runs_with_one_seed_are_bit_identical(undisturbed: Gang, make: Callable[[Plan], Gang]) -> None:
+    again = make(long_plan(1, 1, 1, 1)).finish()
+
+    assert len(again.losses()) == STEPS
+    assert_same_end(again, undisturbed)
+
+
+def test_stopped_and_resumed_equals_never_stopped(undisturbed: Gang, make: Callable[[Plan], Gang]) -> None:
+    gang = make(long_plan(1, 1, 1, 1))
+    gang.wait_for_step(5)
+    gang.signal("job-r0-s2", signal.SIGTERM)  # one rank is asked, all stop
+
+    assert set(gang.wait().values()) == {ExitCode.STOPPED}
+    stopped = gang.termination("job-r0-s1")
+    assert stopped.reason == "Stopped"
+    assert 5 <= stopped.step < STEPS
+    assert f"checkpoint of step {stopped.step} " in stopped.message
+
+    gang.start().finish()
+
+    assert "resumed from the checkpoint" in gang.logs()
+    assert_same_end(gang, undisturbed)
+
+
+def test_when_a_stage_is_killed_the_others_leave_within_seconds_and_the_next_attempt_ends_the_same(
+    undisturbed: Gang, make: Callable[[Plan], Gang]
+) -> None:
+    gang = make(long_plan(1, 1, 1, 1))
+    gang.wait_for_step(12)
+    gang.signal("job-r0-s3", signal.SIGKILL)
+    killed = time.monotonic()
+
+    codes = gang.wait(timeout_s=15)
+
+    assert time.monotonic() - killed < 10
+    assert codes.pop("job-r0-s3") == 137
+    assert set(codes.values()) == {ExitCode.PEER_LOST}
+    assert gang.termination("job-r0-s0").reason == "PeerLost"
+
+    gang.start().finish()
+
+    assert_same_end(gang, undisturbed)
+
+
+def test_a_checkpoint_of_four_stages_goes_on_as_two(make: Callable[[Plan], Gang]) -> None:
+    four = make(plan(1, 1, 1, 1)).finish()
+    losses, names_of_state = four.losses(), state(four, 6).keys()
+    shutil.rmtree(four.checkpoints / "step-00000006")
+    two = Gang(four.folder, plan(3, 1), attempt=1, environment=four.environment)
+
+    two.start().finish()
+
+    assert "resumed from the checkpoint of step 3" in two.logs()
+    assert two.losses() == pytest.approx(losses, rel=1e-6)
+    assert state(two, 6).keys() == names_of_state
+
+
+def test_two_replicas_train_as_one_with_twice_the_micro_batches(make: Callable[[Plan], Gang]) -> None:
+    two = make(plan(2, 2, replicas=2, schedule=Schedule(micro_batches=2, micro_batch_size=2))).finish()
+    one = make(plan(2, 2, schedule=Schedule(micro_batches=4, micro_batch_size=2))).finish()
+
+    assert two.losses() == pytest.approx(one.losses(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason", "sentence"),
+    [("raises", "BadEntrypoint", "the weights are on holiday"), ("makes_nan", "LossNotFinite", "lower spec.training")],
+)
+def test_what_a_user_must_mend_ends_with_64_and_a_sentence(
+    make: Callable[[Plan], Gang], function: str, reason: str, sentence: str
+) -> None:
+    gang = make(plan(3, model=Model(entrypoint=f"user_models:{function}", num_layers=3)))
+
+    assert gang.wait() == {"job-r0-s0": ExitCode.USER_ERROR}
+    last_words = gang.termination("job-r0-s0")
+    assert last_words.reason == reason
+    assert sentence in last_words.message
+    assert last_words.exit_code == ExitCode.USER_ERROR
+
+
+def test_a_stage_that_is_stopped_before_the_gang_is_complete_leaves_at_once(make: Callable[[Plan], Gang]) -> None:
+    gang = make(plan(2, 2))
+    gang.signal("job-r0-s1", signal.SIGKILL)
+    gang.until(lambda: gang.get("job-r0-s0", "/healthz"), "the HTTP server answers")
+    gang.signal("job-r0-s0", signal.SIGTERM)
+
+    codes = gang.wait(timeout_s=10)
+
+    assert codes["job-r0-s0"] == ExitCode.STOPPED
+    assert gang.termination("job-r0-s0").reason == "Stopped"
+
+
+def test_a_running_stage_can_be_watched(make: Callable[[Plan], Gang]) -> None:
+    gang = make(plan(2, 2, training={"steps": 100_000}, checkpoint={"interval_steps": 0}))
+    gang.wait_for_step(30)
+    pod = "job-r0-s1"
+    progress, metrics = gang.progress(pod), gang.get(pod, "/metrics")
+    ready = gang.get(pod, "/readyz")
+    gang.signal(pod, signal.SIGTERM)
+    gang.wait()
+
+    assert ready == "ok\n"
+    assert progress.phase is Phase.TRAINING
+    assert progress.step >= 30
+    assert progress.loss is not None
+    assert progress.bubble_ratio is not None
+    assert 0 < progress.bubble_ratio < 1
+    labels = '{namespace="default",pipelinejob="job",replica="0",stage="1"}'
+    assert f"pipelinejob_predicted_step_seconds{labels} 0.1" in metrics
+    states = re.findall(r'pipelinejob_stage_seconds_total\{.*state="(\w+)"\} (\S+)', metrics)
+    walls = re.findall(r"pipelinejob_step_duration_seconds_sum\{.*\} (\S+)", metrics)
+    assert {name for name, _ in states} >= {"forward", "backward_input", "recv", "optimizer", "idle"}
+    assert sum(float(seconds) for _, seconds in states) == pytest.approx(float(walls[0]), rel=0.01)
+    received = re.findall(r'pipelinejob_p2p_bytes_total\{.*direction="recv".*\} (\S+)', metrics)
+    steps = re.findall(r"pipelinejob_steps_total\{.*\} (\S+)", metrics)
+    assert float(received[0]) == float(steps[0]) * 2 * (2 * 16 * 16 * 4)  # two micro-batches (2, 16, 16) of fp32
+
+
+def test_every_rank_leaves_the_timelines_of_its_last_steps(undisturbed: Gang) -> None:
+    for stage in range(4):
+        file = undisturbed.folder / names.TIMELINES_FOLDER / f"job-r0-s{stage}.json"
+        timeline = Timeline.model_validate_json(file.read_bytes())
+
+        assert timeline.source == "measured"
+        assert [each.step for each in timeline.stages] == [STEPS - 2, STEPS - 1, STEPS]
+        assert {each.stage for each in timeline.stages} == {stage}
+        started = timeline.stages[-1].started
+        assert started is not None
+        assert abs(started - undisturbed.steps()[-1].time) < 5
+
+
+def test_the_unsplit_model_speaks(undisturbed: Gang) -> None:
+    command = [sys.executable, "-m", "pipelinejob_trainer", "sample", "--plan", str(undisturbed.folder / "plan.json")]
+    options = ["--checkpoints", str(undisturbed.checkpoints), "--prompt", "def ", "--tokens", "20"]
+    runs = [
+        subprocess.run([*command, *options], capture_output=True, text=True, cwd=TESTS, check=True).stdout for _ in "ab"
+    ]
+
+    assert runs[0].startswith("def ")
+    assert len(runs[0].encode(errors="replace")) > len("def ")
+    assert runs[0] == runs[1]
