@@ -73,7 +73,8 @@ def _matches_term(node: Object, term: Mapping[str, Any]) -> bool:
 
 
 def _matches(labels: Mapping[str, str], requirement: Mapping[str, Any]) -> bool:  # noqa: PLR0911  # one case an operator
-    value, wanted = labels.get(requirement["key"]), requirement.get("values") or ()
+    value = labels.get(requirement["key"])
+    wanted: Sequence[str] = requirement.get("values") or ()
     match requirement["operator"]:
         case "In":
             return value in wanted

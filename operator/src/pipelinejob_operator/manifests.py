@@ -100,7 +100,7 @@ def _pod_metadata(job: Job, rank: Rank, attempt: int, template: dict[str, Any]) 
         names.LABEL_REPLICA: str(rank.replica),
         names.LABEL_ATTEMPT: str(attempt),
     }
-    users = {key: template[key] for key in ("labels", "annotations") if key in template}
+    users: dict[str, Any] = {key: template[key] for key in ("labels", "annotations") if key in template}
     return merge(users, own)
 
 
