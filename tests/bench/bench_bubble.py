@@ -35,7 +35,8 @@ from pipelinejob_trainer.stage import cross_entropy
 from pipelines import CPU, Job, make_runtime, run_processes
 
 STAGES = 4
-FORWARD_MS, BACKWARD_MS = 20, 40
+# As long as a stage of a large model takes; what the runtime itself costs per action is a share of them.
+FORWARD_MS, BACKWARD_MS = 40, 80
 BUBBLE_BOUND, PREDICTION_BOUND = 0.02, 0.05
 CASES = list(product(ScheduleName, (8, 32)))
 
