@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 
+import toolchain
 from apiserver import ApiServer
 from fakenodes import add_nodes, finish_pod, node
 from operatorprocess import OperatorProcess, condition, is_placed, job, pods
 from processes import Process, wait_until
+
+# One worker for all: they share an operator, or fight over its processor time.
+pytestmark = pytest.mark.xdist_group("life")
 
 STAGES = 4
 
@@ -80,6 +84,42 @@ def test_a_job_that_waits_is_placed_when_a_node_comes(api_server, operator, name
     new_node(gpus=1)
 
     wait_until(lambda: is_running(api_server, namespace), "it runs", timeout_s=5)
+
+
+def test_every_pod_is_made_with_the_gate_and_none_is_released_before_all_are_there(
+    api_server, operator, namespace, new_node, tmp_path
+):
+    new_node(gpus=STAGES)
+    watch = Process(
+        "watch",
+        [
+            *(toolchain.find("kubectl"), f"--kubeconfig={api_server.kubeconfig}", "get", "pods", "-n", namespace),
+            *("--watch", "--output-watch-events", "-o", "json"),
+        ],
+        log=tmp_path / "watch.json",
+    )
+    watch.start()
+    api_server.apply(job(namespace, "gpt", stages=STAGES))
+    wait_until(lambda: is_running(api_server, namespace), "it runs")
+    seen = [event["object"] for event in stream(watch.log.read_text())]
+    watch.stop()
+
+    first_released = next(number for number, pod in enumerate(seen) if not pod["spec"].get("schedulingGates"))
+    gated = {pod["metadata"]["name"] for pod in seen[:first_released]}
+    assert gated == {f"gpt-r0-s{stage}" for stage in range(STAGES)}
+    assert not any(pod["spec"].get("nodeName") for pod in seen[:first_released])
+
+
+def stream(text: str) -> list[dict[str, Any]]:
+    """Parse JSON documents that follow one another; the last may be torn."""
+    decoder, found, at = json.JSONDecoder(), [], 0
+    while (at := next((i for i in range(at, len(text)) if not text[i].isspace()), len(text))) < len(text):
+        try:
+            item, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError:
+            break
+        found.append(item)
+    return found
 
 
 def test_a_job_runs_one_pod_a_stage_each_owned_by_it(api_server, namespace, running):

@@ -15,6 +15,9 @@ from faultproxy import FaultProxy
 from operatorprocess import OperatorProcess, is_placed, job
 from processes import Process, wait_until
 
+# One worker for all: they share an operator, or fight over its processor time.
+pytestmark = pytest.mark.xdist_group("operator-process")
+
 LEADING = "leader_election_master_status"
 
 

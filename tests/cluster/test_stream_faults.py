@@ -17,6 +17,9 @@ from faultproxy import FaultProxy
 from operatorprocess import OperatorProcess, is_placed, job, pods
 from processes import Process, wait_until
 
+# One worker for all: they share an operator, or fight over its processor time.
+pytestmark = pytest.mark.xdist_group("stream-faults")
+
 CATCH_UP_S = 5
 STAGES = 2
 

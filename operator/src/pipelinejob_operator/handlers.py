@@ -60,10 +60,9 @@ class KopfWatch:
             with contextlib.suppress(RuntimeError):  # that run is over
                 loop.call_soon_threadsafe(flag.set)
 
-    def join(self, timeout_s: float) -> bool:
-        """Wait until kopf has ended; False if it has not by then."""
+    def join(self, timeout_s: float) -> None:
+        """Wait until kopf has ended, no longer than this."""
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
 
     def _supervise(self) -> None:
         backoff = Backoff(_MIN_BACKOFF_S, _MAX_BACKOFF_S)
