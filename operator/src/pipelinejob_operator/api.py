@@ -28,7 +28,7 @@ JSON = "application/json"
 
 REQUEST_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 5.0
-_TOKEN_LIFE = timedelta(minutes=1)  # the kubelet renews a pod's token long before it expires; look for it so often
+_TOKEN_LIFE = timedelta(minutes=10)  # a pod's token is renewed with at least 12 of its 60 minutes left
 _MAX_CONNECTIONS = 64
 _MAX_MESSAGE = 1024
 
