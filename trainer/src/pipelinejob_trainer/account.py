@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipelinejob.plan import Plan
 from pipelinejob.progress import Phase, Progress
-from pipelinejob.timeline import COMPUTE, SpanKind, StageTimeline, bubble_ratio
+from pipelinejob.timeline import COMPUTE, WAITING, SpanKind, StageTimeline
 from pipelinejob_trainer.metrics import Metrics
 
 _WINDOW_STEPS = 20
@@ -36,7 +36,7 @@ class Account:
         self.numbers = Metrics(plan, stage=stage, replica=replica)
         self._progress = Progress(replica=replica, stage=stage, attempt=attempt, phase=Phase.STARTING, step=0)
         self._tokens = tokens_per_step(plan)
-        self._timelines: deque[StageTimeline] = deque(maxlen=_WINDOW_STEPS)
+        self._shares: deque[tuple[float, float, float]] = deque(maxlen=_WINDOW_STEPS)
         self._seconds = dict.fromkeys(SpanKind, 0.0)
         self._bytes = {"send": 0, "recv": 0}
         self._longest_step_s = 0.0
@@ -81,12 +81,10 @@ class Account:
         self.numbers.add_timeline(timeline)
         for span in timeline.spans:
             self._seconds[span.kind] += span.end_s - span.start_s
-        self._timelines.append(timeline)
-        spans = tuple(span for each in self._timelines for span in each.spans)
-        wall = sum(span.end_s - span.start_s for span in spans)
-        compute = sum(span.end_s - span.start_s for span in spans if span.kind in COMPUTE)
+        self._shares.append(_share(timeline))
+        compute, waiting, wall = (sum(each) for each in zip(*self._shares, strict=True))
         self._update(
-            bubble_ratio=bubble_ratio(spans),
+            bubble_ratio=waiting / (waiting + compute) if waiting + compute else None,
             utilization_ratio=compute / wall if wall else None,
             seconds={kind: seconds for kind, seconds in self._seconds.items() if seconds},
         )
@@ -154,3 +152,11 @@ def tokens_per_step(plan: Plan) -> int:
     """Give the tokens that one optimiser step learns from."""
     sequences = plan.schedule.micro_batches * plan.schedule.micro_batch_size * plan.parallelism.data
     return sequences * plan.data.sequence_length
+
+
+def _share(timeline: StageTimeline) -> tuple[float, float, float]:
+    """Give a step's seconds of computing, of waiting, and in all; small, for there are many spans in a window."""
+    seconds = dict.fromkeys(SpanKind, 0.0)
+    for span in timeline.spans:
+        seconds[span.kind] += span.end_s - span.start_s
+    return sum(seconds[kind] for kind in COMPUTE), sum(seconds[kind] for kind in WAITING), sum(seconds.values())
