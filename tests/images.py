@@ -23,6 +23,7 @@ import toolchain
 
 ROOT = Path(__file__).parents[1]
 BASE = "localhost/pipelinejob/base:bookworm"
+PAUSE = "localhost/pipelinejob/pause:test"
 COREDNS = "localhost/pipelinejob/coredns:test"
 TRAINER = "localhost/pipelinejob/trainer:test"
 OPERATOR = "localhost/pipelinejob/operator:test"
@@ -53,8 +54,14 @@ def build_base() -> None:
     _run("debootstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}", _SUITE, root, mirror)
     for leftover in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"):
         shutil.rmtree(root / leftover, ignore_errors=True)
-    _from_folder(root, BASE, command=["python3"])
+    _commit("scratch", BASE, root=root, command=["/usr/bin/python3"])
     shutil.rmtree(root)
+
+
+def build_pause() -> None:
+    """What holds a pod's namespaces open: any program that sleeps."""
+    if not _has(PAUSE):
+        _commit(BASE, PAUSE, command=["/bin/sleep", "infinity"])
 
 
 def build_coredns() -> None:
@@ -64,7 +71,7 @@ def build_coredns() -> None:
     root = folder() / "coredns"
     root.mkdir(parents=True, exist_ok=True)
     shutil.copy(toolchain.find("coredns"), root / "coredns")
-    _from_folder(root, COREDNS, command=["/coredns"])
+    _commit("scratch", COREDNS, root=root, command=["/coredns"])
     shutil.rmtree(root)
 
 
@@ -185,10 +192,11 @@ def _descriptor(digest: str, media_type: str) -> dict[str, object]:
     return {"mediaType": media_type, "digest": digest, "size": blob(digest).stat().st_size}
 
 
-def _from_folder(root: Path, image: str, *, command: list[str]) -> None:
-    container = _run(*_buildah("from"), "--quiet", "scratch").strip()
+def _commit(source: str, image: str, *, command: list[str], root: Path | None = None) -> None:
+    container = _run(*_buildah("from"), "--quiet", "--pull-never", source).strip()
     try:
-        _run(*_buildah("add"), "--quiet", container, root, "/")
+        if root is not None:
+            _run(*_buildah("add"), "--quiet", container, root, "/")
         _run(*_buildah("config"), "--entrypoint", json.dumps(command), container)
         _run(*_buildah("commit"), "--quiet", container, image)
     finally:
@@ -244,7 +252,7 @@ def _run(*command: object) -> str:
 
 
 def main() -> None:
-    for build in (build_base, build_coredns, build_torch, build_trainer, build_operator):
+    for build in (build_base, build_pause, build_coredns, build_torch, build_trainer, build_operator):
         build()
 
 

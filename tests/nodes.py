@@ -30,10 +30,10 @@ import images
 import toolchain
 from apiserver import ApiServer
 from node import CLUSTER_DNS, CLUSTER_DOMAIN, Node, Place, Runtime, copy_runtime
-from processes import Process, wait_until
+from processes import Process, free_ports, wait_until
 
 _POD_RANGE = "10.85.0.0/16"
-_SCRATCH_IMAGES = (images.BASE, images.COREDNS, images.TORCH)
+_LASTING_IMAGES = (images.PAUSE, images.COREDNS, images.TORCH)
 
 
 def home() -> Path:
@@ -55,7 +55,7 @@ class Cluster:
             all_controllers=True,
         )
         self.nodes = [
-            Node(place, self.server, sandbox_image=images.BASE, labels={"topology.kubernetes.io/zone": "a"})
+            Node(place, self.server, sandbox_image=images.PAUSE, labels={"topology.kubernetes.io/zone": "a"})
             for place in places
         ]
 
@@ -121,6 +121,7 @@ class Cluster:
         ]
 
     def _start_proxy(self) -> None:
+        healthz_port, metrics_port = free_ports(2)
         # One is enough: all nodes share this machine's network, so they share its rules.
         flags = [
             f"--kubeconfig={self.server.kubeconfig_of('system:kube-proxy')}",
@@ -131,8 +132,8 @@ class Cluster:
             "--conntrack-max-per-core=0",
             "--conntrack-tcp-timeout-established=0",
             "--conntrack-tcp-timeout-close-wait=0",
-            "--healthz-bind-address=127.0.0.1:0",
-            "--metrics-bind-address=127.0.0.1:0",
+            f"--healthz-bind-address=127.0.0.1:{healthz_port}",
+            f"--metrics-bind-address=127.0.0.1:{metrics_port}",
         ]
         self.server.start_component("kube-proxy", flags)
 
@@ -156,6 +157,7 @@ def clean(folder: Path) -> None:
 def build_images() -> None:
     """Build what every cluster starts with: minutes at first, a second when nothing has changed."""
     images.build_base()
+    images.build_pause()
     images.build_coredns()
     images.build_torch()
 
@@ -166,7 +168,7 @@ def _template() -> Path:
     Unpacking torch takes more than a minute a node; a copy by hard links takes seconds and no disk.
     """
     build_images()
-    digests = {name: images.export(name) for name in _SCRATCH_IMAGES}
+    digests = {name: images.export(name) for name in _LASTING_IMAGES}
     key = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:16]
     template = images.folder() / f"containerd-{key}"
     if template.exists():
@@ -174,7 +176,7 @@ def _template() -> Path:
     for outdated in images.folder().glob("containerd-*"):
         clean(outdated)
     work = images.folder() / "containerd-new"
-    runtime = Runtime(work, sandbox_image=images.BASE)
+    runtime = Runtime(work, sandbox_image=images.PAUSE)
     try:
         runtime.start()
         runtime.load(digests)

@@ -1,0 +1,58 @@
+"""Real nodes for the tests of this folder, with the images built from the tree as it stands and the chart installed."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import images
+import nodes
+import toolchain
+
+CHART = Path(__file__).parents[2] / "charts" / "pipelinejob-operator"
+SYSTEM = "pipelinejob-system"
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[nodes.Cluster]:
+    """Two real nodes that hold the images; nothing is left of them afterwards."""
+    toolchain.provide(toolchain.NODES_TIER)
+    with nodes.only_one():
+        nodes.build_images()
+        images.build_trainer()
+        images.build_operator()
+        with nodes.Cluster(nodes.home()) as cluster:
+            cluster.load_images(images.TRAINER, images.OPERATOR)
+            yield cluster
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: nodes.Cluster) -> str:
+    """The chart, installed by the real helm into a namespace under Pod Security `restricted`; gives the namespace."""
+    add_namespace(cluster, SYSTEM)
+    values = []
+    for key, image in (("image", images.OPERATOR), ("trainer.image", images.TRAINER)):
+        repository, tag = image.rsplit(":", 1)
+        values += [f"--set={key}.repository={repository}", f"--set={key}.tag={tag}"]
+    values.append("--set=operator.progressIntervalSeconds=1")
+    command = [toolchain.find("helm"), "install", "pj", CHART, f"--namespace={SYSTEM}", *values, "--wait", "--timeout=180s"]
+    helm(cluster, *command[1:])
+    return SYSTEM
+
+
+def helm(cluster: nodes.Cluster, *arguments: object) -> str:
+    command = [toolchain.find("helm"), f"--kubeconfig={cluster.server.kubeconfig}", *arguments]
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    if result.returncode:
+        state = cluster.server.kubectl("describe", "pods", "-n", SYSTEM)
+        logs = cluster.server.kubectl("logs", "-n", SYSTEM, "--all-pods", "-l", "app.kubernetes.io/name", "--tail=40")
+        raise RuntimeError(f"helm {' '.join(map(str, arguments))}: {result.stderr}\n{state[-3000:]}\n{logs}")
+    return result.stdout
+
+
+def add_namespace(cluster: nodes.Cluster, name: str) -> None:
+    cluster.server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": RESTRICTED}})

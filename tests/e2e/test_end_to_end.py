@@ -1,0 +1,250 @@
+"""The whole product on real nodes: chart, operator in its own pod, trainer pods of the trainer image, Prometheus.
+
+One story, told in order by tests that build on each other: installing, training through a killed stage, what Prometheus
+saw, suspending and resuming, deleting, and an image that is not there.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import nodes
+from processes import free_ports, wait_until
+
+pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1200)]
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "stdlib-gpt.yaml"
+NAMESPACE = "team"
+LABEL_JOB = "pipelinejob.io/name"
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+
+
+@pytest.fixture(scope="module")
+def team(cluster: nodes.Cluster, operator: str) -> str:
+    """A namespace under Pod Security `restricted`, with a claim on a volume that both nodes share."""
+    volume = {
+        "capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteMany"],
+        "storageClassName": "",
+        "hostPath": {"path": str(cluster.shared_folder("checkpoints"))},
+        "claimRef": {"namespace": NAMESPACE, "name": "checkpoints"},
+    }
+    claim = {
+        "accessModes": ["ReadWriteMany"],
+        "storageClassName": "",
+        "volumeName": "checkpoints",
+        "resources": {"requests": {"storage": "1Gi"}},
+    }
+    cluster.server.apply(
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": RESTRICTED}},
+        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "checkpoints"}, "spec": volume},
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"namespace": NAMESPACE, "name": "checkpoints"},
+            "spec": claim,
+        },
+    )
+    return NAMESPACE
+
+
+@pytest.fixture(scope="module")
+def prometheus(cluster: nodes.Cluster, operator: str) -> Iterator[str]:
+    """A real Prometheus that finds operator and trainer pods by the API and scrapes them each second; gives its address."""
+    (port,) = free_ports(1)
+    folder = cluster.folder / "prometheus"
+    folder.mkdir()
+    (folder / "prometheus.yml").write_text(json.dumps(_scrape(str(cluster.server.kubeconfig))))
+    flags = [
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    process = cluster.start_process("prometheus", ["/usr/bin/prometheus", *flags])
+    url = f"http://127.0.0.1:{port}"
+    wait_until(lambda: _http(f"{url}/-/ready"), "Prometheus is ready", timeout_s=60)
+    yield url
+    process.stop()
+
+
+def test_the_example_trains_to_its_end_though_a_stage_is_killed(
+    cluster: nodes.Cluster, team: str, prometheus: str
+) -> None:
+    apply_job(cluster, example(steps=40, interval=10))
+    wait_for(cluster, "stdlib-gpt", lambda status: status.get("lastCheckpointStep", 0) >= 10, "a checkpoint")
+    first = job(cluster, "stdlib-gpt")["status"]
+    assert {stage["node"] for stage in first["stages"]} == {"node-1", "node-2"}
+    assert float(first["loss"]) > 2.5
+
+    kill(cluster, "stdlib-gpt-r0-s2")
+    wait_for(cluster, "stdlib-gpt", lambda status: status["restarts"] == 1, "the killed stage counts as a restart")
+    wait_for(cluster, "stdlib-gpt", lambda status: status["state"] == "Succeeded", "the end", timeout_s=420)
+
+    last = job(cluster, "stdlib-gpt")["status"]
+    assert (last["step"], last["restarts"], last["attempt"]) == (40, 1, first["attempt"] + 1)
+    assert float(last["loss"]) < float(first["loss"])
+    reasons = events(cluster, "stdlib-gpt")
+    assert any("killed" in text.lower() or "137" in text for text in reasons), reasons
+
+
+def test_prometheus_saw_operator_and_every_stage(cluster: nodes.Cluster, prometheus: str) -> None:
+    assert query(prometheus, 'count(count by (stage) (max_over_time(pipelinejob_step{pipelinejob="stdlib-gpt"}[30m])))') == 4
+    assert query(prometheus, 'max(max_over_time(pipelinejob_loss{pipelinejob="stdlib-gpt"}[30m]))') > 2
+    assert query(prometheus, 'sum(max_over_time(pipelinejob_stage_seconds_total{state="forward"}[30m]))') > 0
+    assert query(prometheus, "sum(controller_runtime_reconcile_total)") > 0
+
+
+def test_suspending_releases_everything_and_resuming_goes_on(cluster: nodes.Cluster, team: str) -> None:
+    apply_job(cluster, example(name="pausing", steps=30, interval=1000))
+    wait_for(cluster, "pausing", lambda status: status.get("step", 0) >= 3, "some steps")
+
+    patch(cluster, "pausing", {"spec": {"suspend": True}})
+    wait_for(cluster, "pausing", lambda status: status["state"] == "Suspended", "suspension")
+    assert pods(cluster, "pausing") == []
+    kept = job(cluster, "pausing")["status"]["lastCheckpointStep"]
+    assert kept >= 3
+
+    patch(cluster, "pausing", {"spec": {"suspend": False}})
+    wait_for(cluster, "pausing", lambda status: status["state"] == "Training", "training again")
+    wait_for(cluster, "pausing", lambda status: status["state"] == "Succeeded", "the end", timeout_s=420)
+    ended = job(cluster, "pausing")["status"]
+    assert (ended["step"], ended["restarts"]) == (30, 0)
+
+
+def test_deleting_leaves_nothing(cluster: nodes.Cluster, team: str) -> None:
+    apply_job(cluster, example(name="unwanted", steps=1000, interval=1000))
+    wait_for(cluster, "unwanted", lambda status: status["state"] == "Training", "training")
+
+    cluster.server.kubectl("delete", "pj", "-n", NAMESPACE, "unwanted", "--timeout=60s")
+
+    kinds = "pods,services,configmaps,pipelinejobs"
+    wait_until(
+        lambda: cluster.server.get(kinds, "-n", NAMESPACE, "-l", f"{LABEL_JOB}=unwanted")["items"] == [],
+        "nothing is left",
+        timeout_s=90,
+        poll_s=1,
+    )
+
+
+def test_an_image_that_cannot_be_pulled_is_said_clearly(cluster: nodes.Cluster, team: str) -> None:
+    image = "localhost/nobody/has-this:1"
+    manifest = example(name="no-image", steps=10, interval=10)
+    manifest["spec"]["template"]["spec"]["containers"][0]["image"] = image
+    apply_job(cluster, manifest)
+
+    def says_it(status: dict[str, Any]) -> bool:
+        said = [each.get("message", "") for each in (*status["conditions"], *status.get("stages", ()))]
+        return any(image in text for text in said)
+
+    wait_for(cluster, "no-image", says_it, "a message that names the image")
+    cluster.server.kubectl("delete", "pj", "-n", NAMESPACE, "no-image", "--timeout=60s")
+
+
+# ---- what the tests are written with
+
+
+def example(*, name: str = "stdlib-gpt", steps: int, interval: int) -> dict[str, Any]:
+    """The example, shortened, with checkpoints on the shared volume, and so hungry that one node cannot hold it."""
+    manifest = copy.deepcopy(yaml.safe_load(EXAMPLE.read_text()))
+    manifest["metadata"] = {"name": name, "namespace": NAMESPACE}
+    spec = manifest["spec"]
+    spec["training"] |= {"steps": steps, "warmupSteps": 5}
+    spec["checkpoint"] = {"intervalSteps": interval, "volume": {"claimName": "checkpoints"}}
+    # Two processors a node: three stages of 0.6 fit, four do not.
+    resources = {"requests": {"cpu": "600m", "memory": "256Mi"}}
+    spec["template"] = {"spec": {"containers": [{"name": "trainer", "resources": resources}]}}
+    return manifest
+
+
+def apply_job(cluster: nodes.Cluster, manifest: dict[str, Any]) -> None:
+    cluster.server.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+
+
+def job(cluster: nodes.Cluster, name: str) -> Any:
+    return cluster.server.get("pj", "-n", NAMESPACE, name)
+
+
+def pods(cluster: nodes.Cluster, name: str) -> list[Any]:
+    return list(cluster.server.get("pods", "-n", NAMESPACE, "-l", f"{LABEL_JOB}={name}")["items"])
+
+
+def patch(cluster: nodes.Cluster, name: str, change: dict[str, Any]) -> None:
+    cluster.server.kubectl("patch", "pj", "-n", NAMESPACE, name, "--type=merge", "-p", json.dumps(change))
+
+
+def events(cluster: nodes.Cluster, name: str) -> list[str]:
+    found = cluster.server.get("events", "-n", NAMESPACE, f"--field-selector=involvedObject.name={name}")["items"]
+    return [f"{each['reason']}: {each.get('message', '')}" for each in found]
+
+
+def wait_for(cluster: nodes.Cluster, name: str, claim: Any, what: str, *, timeout_s: float = 240) -> None:
+    """Wait for a claim about the job's status; on failure say all that is known of the job."""
+    try:
+        wait_until(lambda: claim(job(cluster, name)["status"]), f"{name}: {what}", timeout_s=timeout_s, poll_s=1)
+    except TimeoutError as error:
+        raise AssertionError(f"{error}\n{_everything_about(cluster, name)}") from error
+
+
+def kill(cluster: nodes.Cluster, pod: str) -> None:
+    """Kill a stage's process as the kernel would, out of memory: by SIGKILL, from outside its container."""
+    found = cluster.server.get("pod", "-n", NAMESPACE, pod)
+    container = found["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
+    node = next(node for node in cluster.nodes if node.name == found["spec"]["nodeName"])
+    node.runtime.ctr("tasks", "kill", "--signal", "SIGKILL", container)
+
+
+def query(url: str, expression: str) -> float:
+    answer = json.loads(_http(f"{url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"))
+    result = answer["data"]["result"]
+    assert result, f"no data for {expression}"
+    return float(result[0]["value"][1])
+
+
+def _http(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as response:
+        return str(response.read().decode())
+
+
+def _scrape(kubeconfig: str) -> dict[str, Any]:
+    """Scrape every container port named `metrics`: what the chart's PodMonitor says, for a Prometheus without its operator."""
+    port = {"source_labels": ["__meta_kubernetes_pod_container_port_name"], "regex": "metrics", "action": "keep"}
+    labels = [
+        {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "exported_from"},
+        {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"},
+    ]
+    return {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+        "scrape_configs": [
+            {
+                "job_name": "pods",
+                "honor_labels": True,
+                "kubernetes_sd_configs": [{"role": "pod", "kubeconfig_file": kubeconfig}],
+                "relabel_configs": [port, *labels],
+            }
+        ],
+    }
+
+
+def _everything_about(cluster: nodes.Cluster, name: str) -> str:
+    parts = [json.dumps(job(cluster, name).get("status"), indent=1), *events(cluster, name)]
+    for pod in pods(cluster, name):
+        parts.append(json.dumps(pod["status"], indent=1)[:2000])
+        parts.append(_or_error(cluster, "logs", "-n", NAMESPACE, pod["metadata"]["name"], "--tail=30"))
+    parts.append(_or_error(cluster, "logs", "-n", "pipelinejob-system", "deploy/pj-pipelinejob-operator", "--tail=40"))
+    return "\n".join(parts)
+
+
+def _or_error(cluster: nodes.Cluster, *arguments: str) -> str:
+    try:
+        return cluster.server.kubectl(*arguments)
+    except RuntimeError as error:
+        return str(error)
