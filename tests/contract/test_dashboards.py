@@ -56,7 +56,7 @@ def test_the_charts_dashboards_are_the_ones_generated():
         assert (CHART / "files" / "dashboards" / name).read_text() == text, f"{name} is stale: run `make generate`"
 
 
-@pytest.mark.parametrize("panel", panels())
+@pytest.mark.parametrize("panel", list(panels()))
 def test_every_panel_has_a_unit_a_sentence_and_a_data_source(panel):
     assert panel["fieldConfig"]["defaults"]["unit"]
     assert panel["description"].endswith(".")
