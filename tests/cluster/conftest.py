@@ -13,7 +13,7 @@ import pytest
 import toolchain
 from apiserver import ApiServer
 from fakenodes import start_kwok
-from processes import Process
+from processes import Process, wait_until
 
 _CRD = Path(__file__).parents[2] / "crds" / "pipelinejobs.yaml"
 
@@ -28,11 +28,17 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     with ApiServer(tmp_path_factory.mktemp("api-server")) as server:
         if _CRD.exists():
             server.kubectl("apply", "--server-side", "-f", _CRD)
-            server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", _CRD)
+            wait_until(lambda: _is_established(server), "the CRD is served")
         server.start_scheduler()
         # After the CRD: the garbage collector looks for new kinds only every 30 s.
         server.start_controllers()
         yield server
+
+
+def _is_established(server: ApiServer) -> bool:
+    """`kubectl wait` cannot be asked: it fails on a CRD that has no conditions yet."""
+    conditions = server.get("crd", "pipelinejobs.pipelinejob.io").get("status", {}).get("conditions") or ()
+    return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def render(values: dict[str, str], *, version: str = "1.36.3", apis: tuple[str, 
     return [item for item in yaml.safe_load_all(result.stdout) if item]
 
 
-@pytest.mark.parametrize(("name", "version"), itertools.product(VALUES, ["1.33.0", "1.35.0", "1.37.0"]))
+@pytest.mark.parametrize(("name", "version"), list(itertools.product(VALUES, ["1.33.0", "1.35.0", "1.37.0"])))
 def test_everything_rendered_is_valid(name, version):
     items = render(VALUES[name], version=version)
 
