@@ -1,7 +1,7 @@
-"""What real nodes need of the machine, and how to give all of it back: bridges, cgroups, kernel settings, mounts, processes.
+"""What real nodes need of the machine, and how to give it back: bridges, cgroups, kernel settings, mounts, processes.
 
-Everything here can be undone without knowing how it came to be: by the folder the nodes live in and by the names they use. So
-a run that was killed is cleaned up by the next one.
+Everything can be undone without knowing how it came to be: by the folder the nodes live in and by the names they use.
+So a run that was killed is cleaned up by the next one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CGROUP = "pipelinejob-e2e"
 _CGROUPS = Path("/sys/fs/cgroup")
 _SYSTEM = Path("/proc/sys")
 
-# Pods of different nodes reach each other by routing, services by iptables on bridges; the rest is what kubelet changes.
+# Pods of different nodes reach each other by routing, services by iptables on bridges.
 _NEEDED = {"net/ipv4/ip_forward": "1", "net/bridge/bridge-nf-call-iptables": "1"}
 _CHANGED_BY_KUBELET = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops")
 
@@ -94,7 +94,7 @@ def kill_leftovers(folder: Path) -> None:
 
 
 def remove_cgroups() -> None:
-    for controller in (_CGROUPS, *_v1_controllers()):
+    for controller in _hierarchies():
         for folder in sorted((controller / CGROUP).rglob("*"), reverse=True):
             if folder.is_dir():
                 folder.rmdir()
@@ -129,7 +129,7 @@ def remove_tree(folder: Path) -> None:
 
 def _in_cgroups() -> set[int]:
     pids: set[int] = set()
-    for controller in (_CGROUPS, *_v1_controllers()):
+    for controller in _hierarchies():
         for file in (controller / CGROUP).rglob("cgroup.procs"):
             with suppress(OSError):
                 pids.update(map(int, file.read_text().split()))
@@ -137,7 +137,7 @@ def _in_cgroups() -> set[int]:
 
 
 def _speaking_of(folder: Path) -> set[int]:
-    """The node's own processes: shims, containerd, kubelet and the control plane all name the folder in their arguments."""
+    """Give the nodes' own processes: shims, kubelets, control plane; all name the folder in their arguments."""
     programs = ("containerd", "kube", "etcd", "prometheus")
     found = set()
     for entry in Path("/proc").iterdir():
@@ -147,6 +147,11 @@ def _speaking_of(folder: Path) -> set[int]:
                 if Path(words[0]).name.startswith(programs) and any(f"{folder}/" in word for word in words):
                     found.add(int(entry.name))
     return found
+
+
+def _hierarchies() -> list[Path]:
+    """All places where cgroups of ours can be: runc makes them beside v1's controllers as well."""
+    return [_CGROUPS, *(path for path in _CGROUPS.iterdir() if path.is_dir() and not path.is_symlink())]
 
 
 def _v1_controllers() -> Iterable[Path]:

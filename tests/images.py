@@ -1,8 +1,8 @@
 """The images of the tests on real nodes: a base made of Debian packages, and the shipped Containerfiles built on it.
 
-There is no registry to pull from, so the base is made by debootstrap, once. buildah builds the Containerfiles with its layer
-cache, so the layer with torch is made once for each set of requirements and the project's own thin layer on every run. Each
-image is then written into one OCI layout folder, where a layer that is there already (torch's 5 GB) is not written again.
+There is no registry to pull from, so the base is made by debootstrap, once. buildah builds the Containerfiles with its
+layer cache, so the layer with torch is made once for each set of requirements and the project's own thin layer on every
+run. Each image is then written into one OCI layout folder, where a layer that is there already (torch's 5 GB) stays.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ TORCH = "localhost/pipelinejob/torch:test"
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _SUITE = "bookworm"
+_PIP_SETTINGS = ("index-url", "extra-index-url", "cert", "trusted-host")
 _PACKAGES = ("python3", "python3-venv", "ca-certificates")
 
 
@@ -214,13 +215,13 @@ def _from_containerfile(program: str, image: str, *arguments: str) -> None:
 
 def _mounts() -> dict[Path, str]:
     """What the machine knows of reaching its package index, lent to the build and never written into an image."""
-    certificates = [Path("/etc/ssl/certs"), Path("/usr/share/ca-certificates"), Path("/usr/local/share/ca-certificates")]
-    return {_pip_configuration(): "/etc/pip.conf", **{path: str(path) for path in certificates if path.exists()}}
+    certificates = ("/etc/ssl/certs", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates")
+    return {_pip_configuration(): "/etc/pip.conf", **{Path(path): path for path in certificates if Path(path).exists()}}
 
 
 def _pip_configuration() -> Path:
-    settings = {name: os.environ.get(f"PIP_{name}") for name in ("INDEX_URL", "EXTRA_INDEX_URL", "CERT", "TRUSTED_HOST")}
-    lines = [f"{name.lower().replace('_', '-')} = {value}" for name, value in settings.items() if value]
+    settings = {name: os.environ.get(f"PIP_{name.upper().replace('-', '_')}") for name in _PIP_SETTINGS}
+    lines = [f"{name} = {value}" for name, value in settings.items() if value]
     path = folder() / "pip.conf"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(["[global]", *lines, ""]))

@@ -214,9 +214,9 @@ class Node:
 
 
 def copy_runtime(template: Path, root: Path) -> None:
-    """Give a containerd the images of another that is not running: hard links to blobs and snapshots, which are never changed.
+    """Give a containerd the images of another, which is not running.
 
-    The databases are changed, so they are copied.
+    Blobs and snapshots never change, so they are hard links; the databases do, so they are copies.
     """
     subprocess.run(["cp", "--archive", "--link", template, root], check=True)
     for database in template.rglob("*.db"):

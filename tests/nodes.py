@@ -1,11 +1,11 @@
-"""A real Kubernetes on this machine: control plane, two nodes with their own containerd and kubelet, kube-proxy, CoreDNS.
+"""A real Kubernetes on this machine: control plane, two nodes of their own containerd and kubelet, kube-proxy, CoreDNS.
 
     python tests/nodes.py up           # start it and leave it running; again: nothing to do
     export KUBECONFIG=$(python tests/nodes.py kubeconfig)
     python tests/nodes.py down         # end it and give everything back
 
-It needs root, Debian's packages (`tests/install-debian.sh`) and the binaries of `tests/toolchain.py nodes`. Everything lies in
-one folder below the cache; a run that was killed is cleaned up by the next `up` or `down`.
+It needs root, Debian's packages (`tests/install-debian.sh`) and the binaries of `tests/toolchain.py nodes`. Everything
+lies in one folder below the cache; a run that was killed is cleaned up by the next `up` or `down`.
 """
 
 from __future__ import annotations
@@ -150,6 +150,8 @@ def clean(folder: Path) -> None:
         hostsetup.remove_bridge(place.bridge)
     with contextlib.suppress(FileNotFoundError):
         subprocess.run([toolchain.find("kube-proxy"), "--cleanup"], capture_output=True, check=False)
+        for table in ("mangle", "nat", "filter"):  # the one thing kube-proxy leaves
+            subprocess.run(["iptables", "-w", "-t", table, "-X", "KUBE-PROXY-CANARY"], capture_output=True, check=False)
     hostsetup.restore_kernel(folder)
     hostsetup.remove_tree(folder)
 
@@ -286,7 +288,7 @@ def keep() -> None:
 def only_one() -> Iterator[None]:
     """Hold the machine: addresses and bridges are there once, so a second cluster must not start."""
     if os.geteuid() != 0:
-        raise SystemExit("real nodes need root: they mount, make bridges and cgroups")
+        raise RuntimeError("real nodes need root: they mount, make bridges and cgroups")
     lock = toolchain.home() / "e2e.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as file:
@@ -294,8 +296,9 @@ def only_one() -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise SystemExit(
-                f"a cluster is running already (process {file.read().strip()}); `python tests/nodes.py down` ends one left by `up`"
+            raise RuntimeError(
+                f"a cluster is running already (process {file.read().strip()}); "
+                "`python tests/nodes.py down` ends one that `up` left"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -33,14 +33,13 @@ def cluster() -> Iterator[nodes.Cluster]:
 @pytest.fixture(scope="session")
 def operator(cluster: nodes.Cluster) -> str:
     """The chart, installed by the real helm into a namespace under Pod Security `restricted`; gives the namespace."""
-    add_namespace(cluster, SYSTEM)
+    cluster.server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM, "labels": RESTRICTED}})
     values = []
     for key, image in (("image", images.OPERATOR), ("trainer.image", images.TRAINER)):
         repository, tag = image.rsplit(":", 1)
         values += [f"--set={key}.repository={repository}", f"--set={key}.tag={tag}"]
     values.append("--set=operator.progressIntervalSeconds=1")
-    command = [toolchain.find("helm"), "install", "pj", CHART, f"--namespace={SYSTEM}", *values, "--wait", "--timeout=180s"]
-    helm(cluster, *command[1:])
+    helm(cluster, "install", "pj", CHART, f"--namespace={SYSTEM}", *values, "--wait", "--timeout=180s")
     return SYSTEM
 
 
@@ -52,7 +51,3 @@ def helm(cluster: nodes.Cluster, *arguments: object) -> str:
         logs = cluster.server.kubectl("logs", "-n", SYSTEM, "--all-pods", "-l", "app.kubernetes.io/name", "--tail=40")
         raise RuntimeError(f"helm {' '.join(map(str, arguments))}: {result.stderr}\n{state[-3000:]}\n{logs}")
     return result.stdout
-
-
-def add_namespace(cluster: nodes.Cluster, name: str) -> None:
-    cluster.server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": RESTRICTED}})

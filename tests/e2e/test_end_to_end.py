@@ -59,7 +59,7 @@ def team(cluster: nodes.Cluster, operator: str) -> str:
 
 @pytest.fixture(scope="module")
 def prometheus(cluster: nodes.Cluster, operator: str) -> Iterator[str]:
-    """A real Prometheus that finds operator and trainer pods by the API and scrapes them each second; gives its address."""
+    """A real Prometheus that finds operator and trainer pods by the API and scrapes them each second; its address."""
     (port,) = free_ports(1)
     folder = cluster.folder / "prometheus"
     folder.mkdir()
@@ -97,7 +97,10 @@ def test_the_example_trains_to_its_end_though_a_stage_is_killed(
 
 
 def test_prometheus_saw_operator_and_every_stage(cluster: nodes.Cluster, prometheus: str) -> None:
-    assert query(prometheus, 'count(count by (stage) (max_over_time(pipelinejob_step{pipelinejob="stdlib-gpt"}[30m])))') == 4
+    assert (
+        query(prometheus, 'count(count by (stage) (max_over_time(pipelinejob_step{pipelinejob="stdlib-gpt"}[30m])))')
+        == 4
+    )
     assert query(prometheus, 'max(max_over_time(pipelinejob_loss{pipelinejob="stdlib-gpt"}[30m]))') > 2
     assert query(prometheus, 'sum(max_over_time(pipelinejob_stage_seconds_total{state="forward"}[30m]))') > 0
     assert query(prometheus, "sum(controller_runtime_reconcile_total)") > 0
@@ -215,7 +218,7 @@ def _http(url: str) -> str:
 
 
 def _scrape(kubeconfig: str) -> dict[str, Any]:
-    """Scrape every container port named `metrics`: what the chart's PodMonitor says, for a Prometheus without its operator."""
+    """Scrape every container port named `metrics`, as the chart's PodMonitor says to a Prometheus that has its operator."""
     port = {"source_labels": ["__meta_kubernetes_pod_container_port_name"], "regex": "metrics", "action": "keep"}
     labels = [
         {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "exported_from"},

@@ -23,7 +23,8 @@ while len(found) < 2 and time.monotonic() < deadline:
             found[name] = socket.gethostbyname(name)
         except OSError:
             time.sleep(0.2)
-print(json.dumps({"sum": float(torch.ones(8).sum()), "names": sorted(found), "addresses": len(set(found.values()))}))
+addresses = len(set(found.values()))
+print(json.dumps({"sum": float(torch.ones(8).sum()), "names": sorted(found), "addresses": addresses}), flush=True)
 time.sleep(600)
 """
 
