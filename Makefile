@@ -50,6 +50,7 @@ test: .venv/.ready-dev check ## All tests but those on real nodes
 e2e: .venv/.ready-dev ## Tests on real nodes: kubelets, containers, helm, Prometheus (Debian, root)
 	tests/install-debian.sh
 	$(BIN)/python tests/toolchain.py nodes
+	$(BIN)/python tests/images.py
 	$(BIN)/python -Im pytest -m nodes tests/e2e
 
 clean: ## Remove what was built here (caches outside the folder stay)

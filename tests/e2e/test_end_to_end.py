@@ -20,7 +20,7 @@ import yaml
 import nodes
 from processes import free_ports, wait_until
 
-pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1800)]
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "stdlib-gpt.yaml"
 NAMESPACE = "team"
@@ -218,7 +218,7 @@ def _http(url: str) -> str:
 
 
 def _scrape(kubeconfig: str) -> dict[str, Any]:
-    """Scrape every container port named `metrics`, as the chart's PodMonitor says to a Prometheus that has its operator."""
+    """Scrape every container port named `metrics`, as the chart's PodMonitor has Prometheus's operator do."""
     port = {"source_labels": ["__meta_kubernetes_pod_container_port_name"], "regex": "metrics", "action": "keep"}
     labels = [
         {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "exported_from"},

@@ -10,7 +10,7 @@ import images
 import nodes
 from processes import wait_until
 
-pytestmark = [pytest.mark.nodes, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1800)]
 
 NAMESPACE = "smoke"
 _PROGRAM = """
