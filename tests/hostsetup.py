@@ -102,6 +102,15 @@ def remove_cgroups() -> None:
             (controller / CGROUP).rmdir()
 
 
+def remove_firewall_chains() -> None:
+    """Remove what `kube-proxy --cleanup` leaves."""
+    rules = [("filter", "-D", chain, "-j", "KUBE-FIREWALL") for chain in ("INPUT", "OUTPUT")]
+    rules += [("filter", flag, "KUBE-FIREWALL") for flag in ("-F", "-X")]
+    rules += [(table, "-X", "KUBE-PROXY-CANARY") for table in ("mangle", "nat", "filter")]
+    for table, *rule in rules:
+        subprocess.run(["iptables", "--wait", "--table", table, *rule], capture_output=True, check=False)
+
+
 def unmount_below(folder: Path) -> None:
     """Unmount everything below `folder`, the deepest first."""
     mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]

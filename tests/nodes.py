@@ -150,8 +150,7 @@ def clean(folder: Path) -> None:
         hostsetup.remove_bridge(place.bridge)
     with contextlib.suppress(FileNotFoundError):
         subprocess.run([toolchain.find("kube-proxy"), "--cleanup"], capture_output=True, check=False)
-        for table in ("mangle", "nat", "filter"):  # the one thing kube-proxy leaves
-            subprocess.run(["iptables", "-w", "-t", table, "-X", "KUBE-PROXY-CANARY"], capture_output=True, check=False)
+    hostsetup.remove_firewall_chains()
     hostsetup.restore_kernel(folder)
     hostsetup.remove_tree(folder)
 

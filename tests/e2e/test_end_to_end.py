@@ -6,8 +6,10 @@ saw, suspending and resuming, deleting, and an image that is not there.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -59,11 +61,15 @@ def team(cluster: nodes.Cluster, operator: str) -> str:
 
 @pytest.fixture(scope="module")
 def prometheus(cluster: nodes.Cluster, operator: str) -> Iterator[str]:
-    """A real Prometheus that finds operator and trainer pods by the API and scrapes them each second; its address."""
+    """A real Prometheus that scrapes operator and trainer pods each second; gives its address."""
     (port,) = free_ports(1)
     folder = cluster.folder / "prometheus"
     folder.mkdir()
-    (folder / "prometheus.yml").write_text(json.dumps(_scrape(str(cluster.server.kubeconfig))))
+    targets = folder / "targets.json"
+    targets.write_text("[]")
+    (folder / "prometheus.yml").write_text(json.dumps(_scrape(targets)))
+    stopped = threading.Event()
+    discovery = threading.Thread(target=_discover, args=(cluster, targets, stopped))
     flags = [
         f"--config.file={folder / 'prometheus.yml'}",
         f"--storage.tsdb.path={folder / 'data'}",
@@ -72,7 +78,10 @@ def prometheus(cluster: nodes.Cluster, operator: str) -> Iterator[str]:
     process = cluster.start_process("prometheus", ["/usr/bin/prometheus", *flags])
     url = f"http://127.0.0.1:{port}"
     wait_until(lambda: _http(f"{url}/-/ready"), "Prometheus is ready", timeout_s=60)
+    discovery.start()
     yield url
+    stopped.set()
+    discovery.join()
     process.stop()
 
 
@@ -217,24 +226,33 @@ def _http(url: str) -> str:
         return str(response.read().decode())
 
 
-def _scrape(kubeconfig: str) -> dict[str, Any]:
-    """Scrape every container port named `metrics`, as the chart's PodMonitor has Prometheus's operator do."""
-    port = {"source_labels": ["__meta_kubernetes_pod_container_port_name"], "regex": "metrics", "action": "keep"}
-    labels = [
-        {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "exported_from"},
-        {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"},
-    ]
+def _scrape(targets: Path) -> dict[str, Any]:
+    """Scrape what `targets` lists. Debian's Prometheus is built without discovery by the Kubernetes API."""
     return {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
-        "scrape_configs": [
-            {
-                "job_name": "pods",
-                "honor_labels": True,
-                "kubernetes_sd_configs": [{"role": "pod", "kubeconfig_file": kubeconfig}],
-                "relabel_configs": [port, *labels],
-            }
-        ],
+        "scrape_configs": [{"job_name": "pods", "honor_labels": True, "file_sd_configs": [{"files": [str(targets)]}]}],
     }
+
+
+def _discover(cluster: nodes.Cluster, targets: Path, stopped: threading.Event) -> None:
+    """Keep `targets` to the running pods' ports named `metrics`: what the chart's PodMonitor asks for."""
+    while not stopped.wait(2):
+        with contextlib.suppress(RuntimeError):
+            found = [_target(pod, port) for pod in cluster.server.get("pods", "-A")["items"] for port in _metrics(pod)]
+            beside = targets.with_suffix(".new")
+            beside.write_text(json.dumps(found))
+            beside.replace(targets)
+
+
+def _metrics(pod: dict[str, Any]) -> list[int]:
+    if not pod["status"].get("podIP") or pod["status"]["phase"] != "Running":
+        return []
+    ports = [port for container in pod["spec"]["containers"] for port in container.get("ports", ())]
+    return [port["containerPort"] for port in ports if port.get("name") == "metrics"]
+
+
+def _target(pod: dict[str, Any], port: int) -> dict[str, Any]:
+    return {"targets": [f"{pod['status']['podIP']}:{port}"], "labels": {"pod": pod["metadata"]["name"]}}
 
 
 def _everything_about(cluster: nodes.Cluster, name: str) -> str:
