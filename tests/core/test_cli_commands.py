@@ -67,7 +67,7 @@ def test_a_plan_is_printed_for_people(call) -> None:
     result = call("plan", EXAMPLE)
 
     assert result.code == 0
-    assert "4 stages, 1F1B, 8 micro-batches of 4" in result.out
+    assert "4 stages, 1F1B, 8 micro-batches of 2" in result.out
     assert "counted operations, not a measurement" in result.out
     assert "0-2" in result.out
 
