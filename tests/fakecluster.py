@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from pipelinejob import names
 from pipelinejob.progress import Progress
-from pipelinejob_operator.cluster import ConflictError, Event, Key
+from pipelinejob_operator.cluster import ConflictError, Event, InvalidError, Key
 
 
 class FakeCluster:
@@ -39,13 +39,28 @@ class FakeCluster:
     async def apply(self, item):
         self._may("apply", item)
         old = self.objects.get(self._id(item), {})
-        if item["kind"] == "Pod" and "deletionTimestamp" in old.get("metadata", {}):
-            raise ConflictError("it is still going")
+        uid = old.get("metadata", {}).get("uid")
+        if item["metadata"].get("uid", uid) != uid:
+            raise ConflictError("uid mismatch: another object, or none, stands there")
         new = copy.deepcopy(dict(item))
-        new["metadata"] |= {"uid": old["metadata"]["uid"]} if old else {}
+        if old and item["kind"] == "Pod":
+            new["spec"] = self._pod_spec(old, new["spec"])
+        new["metadata"] |= {"uid": uid} if old else {}
         if "status" in old:
             new["status"] = old["status"]
         self._put(new)
+
+    @staticmethod
+    def _pod_spec(old, new):
+        """A pod's spec never changes, except that a gated one may be given its place and let go."""
+        if "deletionTimestamp" in old["metadata"]:
+            raise ConflictError("it is still going")
+        free = {"schedulingGates", "affinity"} if old["spec"].get("schedulingGates") else set()
+        changed = {field for field in new if new[field] != old["spec"].get(field)} - free
+        if changed:
+            raise InvalidError(f"spec: Forbidden: pod updates may not change {sorted(changed)}")
+        kept = {field: value for field, value in old["spec"].items() if field != "schedulingGates"}
+        return kept | new
 
     async def delete(self, reference):
         self._may("delete", reference)

@@ -1,9 +1,8 @@
 """A controller over a fake cluster: passes until nothing changes, and the invariants that hold at every step."""
 
 import asyncio
-from collections import Counter
-
-from fakecluster import FakeCluster, Lagging, phase, pinned_node
+from fakecluster import FakeCluster, Lagging, phase
+from operatorlaws import Lawful, check_room
 from pipelinejob import names
 from pipelinejob_operator.cluster import ClusterError, Key
 from pipelinejob_operator.reconcile import Controller, ControllerSettings
@@ -18,11 +17,12 @@ class World:
         self.cluster = FakeCluster(nodes)
         self.cache = Lagging(self.cluster)
         self.settings = settings
-        self.finished = {}
+        self.finished, self.ran = {}, {}
         self.restart()
 
     def restart(self):
-        self.controller = Controller(self.cache, settings=self.settings, clock=lambda: self.cluster.now)
+        lawful = Lawful(self.cache, self.cluster)
+        self.controller = Controller(lawful, settings=self.settings, clock=lambda: self.cluster.now)
 
     def submit(self, manifest):
         self.cluster.create(manifest)
@@ -65,9 +65,8 @@ class World:
 
 
 def check(world):
-    """Hold the invariants."""
+    """Hold the invariants between passes; `operatorlaws` holds those of each write."""
     cluster = world.cluster
-    used = Counter()
     for pod in cluster.all_pods():
         labels = pod["metadata"].get("labels")
         if not labels:
@@ -75,19 +74,16 @@ def check(world):
         job = cluster.job(Key(pod["metadata"]["namespace"], labels[names.LABEL_JOB]))
         assert job is not None, "an orphan"
         assert int(labels[names.LABEL_ATTEMPT]) <= job["status"]["attempt"], "a pod before its attempt was stored"
-        if phase(pod) in {"Succeeded", "Failed"} or pod["spec"].get("schedulingGates"):
-            continue
-        gang = cluster.pods(Key(job["metadata"]["namespace"], job["metadata"]["name"]))
-        if job["status"].get("releasedTime") is None:
-            assert "deletionTimestamp" in pod["metadata"] or any(
-                int(p["metadata"]["labels"][names.LABEL_ATTEMPT]) < job["status"]["attempt"] for p in gang
-            ), "a pod was let go before its gang"
-        used[pinned_node(pod)] += int(pod["spec"]["containers"][0]["resources"]["requests"].get("nvidia.com/gpu", 0))
-    for node in cluster.nodes():
-        room = int(node["status"]["allocatable"]["nvidia.com/gpu"])
-        assert used[node["metadata"]["name"]] <= room, f"{node['metadata']['name']} was given twice"
+        if phase(pod) == "Running":
+            run = (job["metadata"]["uid"], *(labels[label] for label in _RUN_LABELS))
+            first = world.ran.setdefault(run, pod["metadata"]["uid"])
+            assert first == pod["metadata"]["uid"], f"two pods ran as {run}: the attempt fences nothing"
+    check_room(cluster)
     for job in cluster.jobs():
         _check_finished(world, job)
+
+
+_RUN_LABELS = (names.LABEL_ATTEMPT, names.LABEL_REPLICA, names.LABEL_STAGE)
 
 
 def _check_finished(world, job):
