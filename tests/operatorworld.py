@@ -1,6 +1,7 @@
 """A controller over a fake cluster: passes until nothing changes, and the invariants that hold at every step."""
 
 import asyncio
+
 from fakecluster import FakeCluster, Lagging, phase
 from operatorlaws import Lawful, check_room
 from pipelinejob import names

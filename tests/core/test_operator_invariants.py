@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, precondition, rule
 
 from fakecluster import phase
 from jobs import job, node, nodes
@@ -35,6 +35,14 @@ class Adversity(RuleBasedStateMachine):
             failurePolicy={"maxRestarts": restarts},
         )
         return self.world.submit(manifest)
+
+    @rule(target=jobs, stages=st.integers(1, 3))
+    @precondition(lambda self: self.count < 3)
+    def submit_two_at_once(self, stages):
+        """Two jobs want the same nodes before the cache shows what either was given."""
+        keys = [self.submit(stages, 1, 1) for _ in range(2)]
+        self.two_passes_on_a_stale_cache(*keys)
+        return multiple(*keys)
 
     @rule(key=jobs, suspend=st.booleans())
     def flip_suspend(self, key, suspend):
@@ -76,6 +84,10 @@ class Adversity(RuleBasedStateMachine):
     @rule()
     def settle(self):
         self.world.settle()
+
+    @rule()
+    def train(self):
+        self.world.train()
 
     # What the cluster does
 
@@ -166,6 +178,6 @@ def _key(manifest):
 
 TestAdversity = Adversity.TestCase
 TestAdversity.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestAdversity = pytest.mark.timeout(240)(TestAdversity)
