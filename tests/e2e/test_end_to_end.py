@@ -96,7 +96,7 @@ def test_the_example_trains_to_its_end_though_a_stage_is_killed(
 
     kill(cluster, "stdlib-gpt-r0-s2")
     wait_for(cluster, "stdlib-gpt", lambda status: status["restarts"] == 1, "the killed stage counts as a restart")
-    wait_for(cluster, "stdlib-gpt", lambda status: status["state"] == "Succeeded", "the end", timeout_s=420)
+    wait_for(cluster, "stdlib-gpt", lambda status: status["state"] == "Succeeded", "the end", timeout_s=600)
 
     last = job(cluster, "stdlib-gpt")["status"]
     assert (last["step"], last["restarts"], last["attempt"]) == (40, 1, first["attempt"] + 1)
@@ -127,7 +127,7 @@ def test_suspending_releases_everything_and_resuming_goes_on(cluster: nodes.Clus
 
     patch(cluster, "pausing", {"spec": {"suspend": False}})
     wait_for(cluster, "pausing", lambda status: status["state"] == "Training", "training again")
-    wait_for(cluster, "pausing", lambda status: status["state"] == "Succeeded", "the end", timeout_s=420)
+    wait_for(cluster, "pausing", lambda status: status["state"] == "Succeeded", "the end", timeout_s=600)
     ended = job(cluster, "pausing")["status"]
     assert (ended["step"], ended["restarts"]) == (30, 0)
 
@@ -165,11 +165,12 @@ def test_an_image_that_cannot_be_pulled_is_said_clearly(cluster: nodes.Cluster, 
 
 
 def example(*, name: str = "stdlib-gpt", steps: int, interval: int) -> dict[str, Any]:
-    """The example, shortened, with checkpoints on the shared volume, and so hungry that one node cannot hold it."""
+    """The example with fewer and smaller steps, checkpoints on the shared volume, and too hungry for one node alone."""
     manifest = copy.deepcopy(yaml.safe_load(EXAMPLE.read_text()))
     manifest["metadata"] = {"name": name, "namespace": NAMESPACE}
     spec = manifest["spec"]
     spec["training"] |= {"steps": steps, "warmupSteps": 5}
+    spec["schedule"]["microBatchSize"] = 1
     spec["checkpoint"] = {"intervalSteps": interval, "volume": {"claimName": "checkpoints"}}
     # Two processors a node: three stages of 0.6 fit, four do not.
     resources = {"requests": {"cpu": "600m", "memory": "256Mi"}}
