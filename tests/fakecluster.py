@@ -13,7 +13,8 @@ class FakeCluster:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.objects, self.events, self.writes, self.version = {}, [], [], 0
         self.answers: dict[str, Progress] = {}
-        self.refuse = lambda verb, item: None  # returns an exception to raise
+        self.refuse = lambda verb, item: None  # returns an exception to raise instead of the write
+        self.lose_answer = lambda verb, item: None  # the same, raised after it
         for node in nodes:
             self._put(node)
 
@@ -26,6 +27,11 @@ class FakeCluster:
     def pods(self, key):
         uid = (self.job(key) or {"metadata": {"uid": None}})["metadata"]["uid"]
         return [pod for pod in self.all_pods() if any(o["uid"] == uid for o in pod["metadata"]["ownerReferences"])]
+
+    def furniture(self, key):
+        uid = (self.job(key) or {"metadata": {"uid": None}})["metadata"]["uid"]
+        items = [*self._all("ConfigMap"), *self._all("Service")]
+        return [item for item in items if any(o["uid"] == uid for o in item["metadata"]["ownerReferences"])]
 
     def all_pods(self):
         return self._all("Pod")
@@ -49,6 +55,7 @@ class FakeCluster:
         if "status" in old:
             new["status"] = old["status"]
         self._put(new)
+        self._done("apply", item)
 
     @staticmethod
     def _pod_spec(old, new):
@@ -67,6 +74,7 @@ class FakeCluster:
         item = self.objects.get((reference.kind, reference.namespace, reference.name))
         if item is not None and reference.uid in {None, item["metadata"]["uid"]}:
             self.remove(item)
+        self._done("delete", reference)
 
     async def write_status(self, job, status):
         self._may("status", job)
@@ -75,6 +83,7 @@ class FakeCluster:
         if current is None or current["metadata"]["resourceVersion"] != job["metadata"]["resourceVersion"]:
             raise ConflictError(f"{key} changed")
         self._put(current | {"status": copy.deepcopy(status)})
+        self._done("status", job)
 
     async def emit(self, job, event: Event):
         self.events.append(event)
@@ -149,6 +158,11 @@ class FakeCluster:
         if error is not None:
             raise error
 
+    def _done(self, verb, item):
+        error = self.lose_answer(verb, item)
+        if error is not None:
+            raise error
+
     def _put(self, item):
         self.version += 1
         uid = item["metadata"].get("uid") or f"uid-{self.version}"
@@ -174,7 +188,7 @@ class Lagging:
         self._seen = self._truth
 
     def __getattr__(self, name):
-        is_read = name in {"job", "jobs", "pods", "all_pods", "nodes"}
+        is_read = name in {"job", "jobs", "pods", "furniture", "all_pods", "nodes"}
         return getattr(self._seen if is_read else self._truth, name)
 
 

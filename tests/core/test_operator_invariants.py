@@ -20,7 +20,7 @@ class Adversity(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.world = World(nodes(3))
+        self.world = World(nodes(4))
         self.count = 0
 
     # What users do
@@ -38,11 +38,14 @@ class Adversity(RuleBasedStateMachine):
 
     @rule(target=jobs, stages=st.integers(1, 3))
     @precondition(lambda self: self.count < 3)
-    def submit_two_at_once(self, stages):
-        """Two jobs want the same nodes before the cache shows what either was given."""
-        keys = [self.submit(stages, 1, 1) for _ in range(2)]
-        self.two_passes_on_a_stale_cache(*keys)
-        return multiple(*keys)
+    def submit_beside_one_that_backs_off(self, stages):
+        """Both ask for the same nodes before the cache shows what the younger was given meanwhile."""
+        older = self.submit(stages, 1, 1)
+        self.a_pass_that_breaks_off(older, refusals=1, kind=ForbiddenError)
+        younger = self.submit(stages, 1, 1)
+        self.world.cluster.pass_time(31)
+        self.two_passes_on_a_stale_cache(younger, older)
+        return multiple(older, younger)
 
     @rule(key=jobs, suspend=st.booleans())
     def flip_suspend(self, key, suspend):
@@ -102,6 +105,12 @@ class Adversity(RuleBasedStateMachine):
         if running:
             self.world.cluster.set_pod(data.draw(st.sampled_from(running)), phase="Failed", code=code)
 
+    @rule(data=st.data())
+    def a_container_ends_and_others_take_their_time(self, data):
+        self.train()
+        self.a_container_ends(data, code=1)
+        self.settle()
+
     @rule(key=jobs)
     def a_gang_completes(self, key):
         gang = self.world.cluster.pods(key) if self.world.cluster.job(key) else []
@@ -119,11 +128,11 @@ class Adversity(RuleBasedStateMachine):
     def deletions_end(self):
         self.world.cluster.finish_deletions()
 
-    @rule(index=st.integers(0, 2))
+    @rule(index=st.integers(0, 3))
     def a_node_is_lost(self, index):
         self.world.cluster.lose_node(f"n{index}")
 
-    @rule(index=st.integers(0, 2))
+    @rule(index=st.integers(0, 3))
     def a_node_comes_back(self, index):
         self._heal(index)
 
@@ -138,7 +147,7 @@ class Adversity(RuleBasedStateMachine):
 
     def teardown(self):
         """Be kind for long enough: then every job that fits has ended, and nothing is left running."""
-        for index in range(3):
+        for index in range(4):
             self._heal(index)
         for each in self.world.cluster.jobs():
             self.world.cluster.edit(_key(each), suspend=False)

@@ -352,3 +352,35 @@ def test_the_grace_period_of_settings_reaches_the_pod():
 
     assert pod["spec"]["terminationGracePeriodSeconds"] == 7
     assert {"name": names.ENV_GRACE_S, "value": "7"} in pod["spec"]["containers"][0]["env"]
+
+
+@pytest.mark.parametrize("kind", ["ConfigMap", "Service"])
+def test_what_somebody_deletes_by_hand_is_put_back(world, kind):
+    key = world.submit(job())
+    world.train()
+    found = {name: item for name, item in world.cluster.objects.items() if name[0] == kind}
+    (name,) = found
+    before = len(world.cluster.writes)
+    world.cluster.objects.pop(name)
+
+    world.reconcile(key)
+
+    assert world.cluster.objects[name].get("data") == found[name].get("data")
+    assert len(world.cluster.writes) == before + 1
+
+
+def test_a_new_attempts_plan_names_its_own_nodes():
+    world = World(nodes(3))
+    key = world.submit(job())
+    world.train()
+    gone = world.status(key)["stages"][1]["node"]
+    world.cluster.objects.pop(("Node", "", gone))
+    world.cluster.objects.pop(("Pod", "default", "gpt-r0-s1"))
+    world.settle()
+    world.cluster.finish_deletions()
+    world.train()
+
+    plan = Plan.from_json(world.cluster.objects["ConfigMap", "default", "gpt-plan"]["data"]["plan.json"])
+
+    assert plan.placement is not None
+    assert [each.node for each in plan.placement.assignments] == [s["node"] for s in world.status(key)["stages"]]

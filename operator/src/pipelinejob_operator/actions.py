@@ -30,17 +30,14 @@ def follow(turn: Turn, observed: Observed, settings: ControllerSettings, *, plan
     spec = observed.job.spec
     if turn.status.state in {State.SUCCEEDED, State.FAILED}:
         return Actions(delete=_after_the_end(turn, observed, spec))
-    stale = tuple(
-        pod.reference for pod in observed.pods if pod.attempt != turn.status.attempt and not pod.is_terminating
-    )
+    stale = [pod for pod in observed.pods if pod.attempt != turn.status.attempt]
     if stale or spec is None:
-        return Actions(delete=stale)
+        return Actions(delete=tuple(pod.reference for pod in stale if not pod.is_terminating))
     job = replace(observed.job, status=turn.status)
-    if not job.is_placed or observed.in_the_way or observed.older:
+    if not job.is_placed or observed.in_the_way:
         return Actions()
-    if turn.status.released_time is None:
-        return Actions(apply=_missing(job, spec, observed, settings, planner))
-    return Actions(apply=_gated(job, spec, observed, settings))
+    make_pods = _missing if turn.status.released_time is None else _gated
+    return Actions(apply=(*_furniture(job, observed, planner), *make_pods(job, spec, observed, settings)))
 
 
 def _after_the_end(turn: Turn, observed: Observed, spec: PipelineJobSpec | None) -> tuple[Reference, ...]:
@@ -55,16 +52,22 @@ def _after_the_end(turn: Turn, observed: Observed, spec: PipelineJobSpec | None)
     return (*running, Reference(kind=names.KIND, namespace=job.key.namespace, name=job.key.name, uid=job.uid))
 
 
-def _missing(
-    job: Job, spec: PipelineJobSpec, observed: Observed, settings: ControllerSettings, planner: Callable[[Job], Plan]
-) -> tuple[Object, ...]:
-    present = {pod.rank for pod in observed.pods}
-    missing = [rank for rank in job.ranks if rank not in present]
-    if not missing:
-        return ()
+def _furniture(job: Job, observed: Observed, planner: Callable[[Job], Plan]) -> tuple[Object, ...]:
+    """Give what pods mount and are named by, where it is not there, or is of an older attempt."""
+    service = () if observed.has_service else (headless_service(job),)
+    if observed.plan_attempt == job.status.attempt:
+        return service
     plan = planner(job).model_copy(update={"placement": placement_of(job.status)})
-    pods = [stage_pod(job, spec, rank, attempt=job.status.attempt, settings=settings) for rank in missing]
-    return (plan_config_map(job, plan), headless_service(job), *pods)
+    return (plan_config_map(job, plan, attempt=job.status.attempt), *service)
+
+
+def _missing(job: Job, spec: PipelineJobSpec, observed: Observed, settings: ControllerSettings) -> tuple[Object, ...]:
+    present = {pod.rank for pod in observed.pods}
+    return tuple(
+        stage_pod(job, spec, rank, attempt=job.status.attempt, settings=settings)
+        for rank in job.ranks
+        if rank not in present
+    )
 
 
 def _gated(job: Job, spec: PipelineJobSpec, observed: Observed, settings: ControllerSettings) -> tuple[Object, ...]:

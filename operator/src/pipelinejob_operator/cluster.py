@@ -1,7 +1,7 @@
 """What the controller needs of a cluster, and no more: a protocol with a Kubernetes and a local implementation.
 
-Objects are the API's own JSON, as plain mappings: the controller's decisions read the same over a real API server and over
-this machine's processes. Reads come from a cache and cost nothing; writes go through and raise ClusterError subclasses.
+Objects are the API's own JSON, as plain mappings: the controller's decisions read the same over a real API server and
+over this machine's processes. Reads come from a cache and cost nothing; writes go through and raise ClusterError subclasses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,6 +73,9 @@ class Cluster(Protocol):
 
     def pods(self, key: Key) -> Sequence[Object]:
         """Give the pods controlled by this job's uid."""
+
+    def furniture(self, key: Key) -> Sequence[Object]:
+        """Give what this job's uid controls beside pods: its config map and its service, or what is kept of them."""
 
     def all_pods(self) -> Sequence[Object]:
         """Give all pods that take capacity from nodes, whoever owns them, and all of ours."""

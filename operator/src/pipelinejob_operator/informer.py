@@ -86,11 +86,12 @@ class Informer:
         project: Callable[[dict[str, Any]], dict[str, Any]] = without_managed_fields,
         timings: Timings | None = None,
         page_size: int = 500,
+        label: str | None = None,
     ) -> None:
         """Prepare; `run` does the work.
 
         `on_listed` is called after each list that was taken up, `on_restart` for each failure, `project` gives what is
-        kept of an object.
+        kept of an object. With `label`, only objects that carry it are read.
         """
         self._api = api
         self._path = path
@@ -102,6 +103,7 @@ class Informer:
         self._project = project
         self._timings = timings or Timings()
         self._page_size = page_size
+        self._selection = {"labelSelector": label} if label else {}
         self._objects: dict[Name, Object] = {}
         self._gone: dict[str, None] = {}  # uids seen to go of late, oldest first
         self._revision = ""
@@ -158,7 +160,7 @@ class Informer:
 
     async def _list(self) -> None:
         found: dict[Name, Object] = {}
-        query = {"limit": str(self._page_size)}
+        query = {"limit": str(self._page_size), **self._selection}
         while True:
             page = await self._api.request("GET", self._path, query=query)
             self._last_sign = time.monotonic()
@@ -170,7 +172,7 @@ class Informer:
                 found[name] = self._project({**self._type, **item})
             if not metadata.get("continue"):
                 break
-            query = {"limit": str(self._page_size), "continue": metadata["continue"]}
+            query = {"limit": str(self._page_size), "continue": metadata["continue"], **self._selection}
         self._take_up(found, metadata["resourceVersion"])
 
     def _take_up(self, found: Mapping[Name, Object], revision: str) -> None:
@@ -191,6 +193,7 @@ class Informer:
         started = time.monotonic()
         remaining_s = max(1, int(until - started))
         query = {
+            **self._selection,
             "watch": "1",
             "allowWatchBookmarks": "true",
             "resourceVersion": self._revision,

@@ -66,13 +66,17 @@ class KubeCluster:
         self._jobs = self._informer(names.KIND, self._on_job, without_managed_fields)
         self._pods = self._informer("Pod", self._on_pod, projection.pod)
         self._nodes = self._informer("Node", self._on_node, projection.node)
+        self._furniture = {
+            kind: self._informer(kind, self._on_furniture, projection.furniture, label=names.LABEL_JOB)
+            for kind in ("ConfigMap", "Service")
+        }
 
     # ---- life
 
     @property
     def informers(self) -> tuple[Informer, ...]:
         """Give the caches, for health."""
-        return (self._jobs, self._pods, self._nodes)
+        return (self._jobs, self._pods, self._nodes, *self._furniture.values())
 
     async def run(self) -> None:
         """Keep the caches true and write events, for ever."""
@@ -101,6 +105,14 @@ class KubeCluster:
         job = self.job(key)
         found = sorted(self._pods_of.get(job["metadata"]["uid"], ())) if job else ()
         return tuple(pod for name in found if (pod := self._pods.get(*name)) is not None)
+
+    def furniture(self, key: Key) -> Sequence[Object]:
+        """Give the job's config map and service, without what they hold."""
+        job = self.job(key)
+        wanted = {"ConfigMap": names.plan_name(key.name), "Service": names.service_name(key.name)}
+        found = (self._furniture[kind].get(key.namespace, name) for kind, name in wanted.items())
+        owner = (key, job["metadata"]["uid"]) if job else None
+        return tuple(item for item in found if item is not None and projection.owner(item) == owner)
 
     def all_pods(self) -> Sequence[Object]:
         """Give all pods that hold room on nodes, and all of ours."""
@@ -188,8 +200,9 @@ class KubeCluster:
         return await self._api.request(method, path, timeout_s=WRITE_TIMEOUT_S, **request)
 
     def _take_up(self, kind: str, answer: dict[str, Any]) -> None:
-        if kind == "Pod" and answer.get("metadata", {}).get("uid"):
-            self._pods.offer(answer)
+        cache = self._pods if kind == "Pod" else self._furniture.get(kind)
+        if cache and answer.get("metadata", {}).get("uid"):
+            cache.offer(answer)
 
     @staticmethod
     def _refuse_going_pod(kind: str, pod: Object | None) -> None:
@@ -220,6 +233,11 @@ class KubeCluster:
         if held and not (change.new and projection.takes_capacity(change.new)):
             self._enqueue_jobs(projection.waits_for_room)
 
+    def _on_furniture(self, change: Change) -> None:
+        owned = projection.owner(change.old) if change.old and not change.new else None
+        if owned:
+            self._hooks.enqueue(owned[0])
+
     def _on_node(self, change: Change) -> None:
         if projection.matters(change.old, change.new):
             self._enqueue_jobs(lambda job: not projection.is_finished(job))
@@ -234,6 +252,8 @@ class KubeCluster:
         kind: str,
         on_change: Callable[[Change], None],
         project: Callable[[dict[str, Any]], dict[str, Any]],
+        *,
+        label: str | None = None,
     ) -> Informer:
         prefix, plural = _FOLDERS[kind]
         return Informer(
@@ -246,6 +266,7 @@ class KubeCluster:
             on_restart=lambda: self._hooks.watch_restarted(plural),
             project=project,
             timings=self._timings,
+            label=label,
         )
 
 

@@ -97,6 +97,12 @@ class LocalCluster:
         uid = job["metadata"]["uid"] if job else None
         return tuple(rank.pod for rank in self._ranks.values() if uid and _controller_uid(rank.pod) == uid)
 
+    def furniture(self, key: Key) -> Sequence[Object]:
+        """Give the job's config map and service."""
+        job = self._jobs.get(key)
+        uid = job["metadata"]["uid"] if job else None
+        return [item for item in self._others.values() if uid and _controller_uid(item) == uid]
+
     def all_pods(self) -> Sequence[Object]:
         """Give all pods; the machine's other processes are not counted."""
         return tuple(rank.pod for rank in self._ranks.values())

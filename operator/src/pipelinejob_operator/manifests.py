@@ -14,12 +14,14 @@ USER_ID = 65532  # "nonroot" of distroless images; any number but 0 would do
 TERMINATION_LOG = "/dev/termination-log"
 
 
-def plan_config_map(job: Job, plan: Plan) -> Object:
-    """Render the plan where every stage mounts it."""
+def plan_config_map(job: Job, plan: Plan, *, attempt: int) -> Object:
+    """Render the plan where every stage mounts it; the attempt says whose placement it holds."""
+    metadata = _metadata(job, names.plan_name(job.key.name))
+    metadata["labels"] |= {names.LABEL_ATTEMPT: str(attempt)}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(job, names.plan_name(job.key.name)),
+        "metadata": metadata,
         "data": {names.PLAN_FILE: plan.to_json()},
     }
 

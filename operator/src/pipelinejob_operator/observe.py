@@ -21,6 +21,8 @@ class Observed:
     job: Job
     errors: tuple[SpecError, ...] = ()
     pods: tuple[StagePod, ...] = ()  # of every attempt
+    plan_attempt: int | None = None  # of the config map that stands; None if there is none
+    has_service: bool = False
     in_the_way: tuple[str, ...] = ()  # pods of another owner under names that this job needs
     gone_nodes: frozenset[str] = frozenset()  # nodes of this job's pods that are no more
     silent_nodes: frozenset[str] = frozenset()  # those that are gone, or whose kubelet does not vouch for them now
@@ -41,10 +43,13 @@ def observe(cluster: Cluster, raw: Object, errors: Sequence[SpecError]) -> Obser
     """Read everything about the job that a decision may need; all from caches."""
     job = read_job(raw)
     pods = tuple(pod for each in cluster.pods(job.key) if (pod := read_stage_pod(each)) is not None)
+    furniture = {item["kind"]: item for item in cluster.furniture(job.key)}
     return Observed(
         job=job,
         errors=tuple(errors),
         pods=pods,
+        plan_attempt=_attempt(furniture.get("ConfigMap")),
+        has_service="Service" in furniture,
         in_the_way=_in_the_way(cluster, job),
         gone_nodes=_used(pods) - {node["metadata"]["name"] for node in cluster.nodes()},
         silent_nodes=_used(pods) - {node["metadata"]["name"] for node in cluster.nodes() if is_node_ready(node)},
@@ -79,6 +84,11 @@ def _in_the_way(cluster: Cluster, job: Job) -> tuple[str, ...]:
         and pod["metadata"]["name"] in needed
         and not _is_owned(pod, job.uid)
     )
+
+
+def _attempt(config_map: Object | None) -> int | None:
+    label = (config_map or {}).get("metadata", {}).get("labels", {}).get(names.LABEL_ATTEMPT, "")
+    return int(label) if label.isdecimal() else None
 
 
 def _is_owned(pod: Object, uid: str) -> bool:

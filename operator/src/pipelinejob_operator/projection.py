@@ -52,6 +52,17 @@ def node(item: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def furniture(item: dict[str, Any]) -> dict[str, Any]:
+    """Keep that a config map or a service of ours stands, not what it holds."""
+    return {
+        "apiVersion": "v1",
+        "kind": item["kind"],
+        "metadata": _pick(
+            item["metadata"], ("name", "namespace", "uid", "resourceVersion", "labels", "ownerReferences")
+        ),
+    }
+
+
 def matters(old: Object | None, new: Object | None) -> bool:
     """Tell whether what is kept of an object differs in more than its version."""
     if old is None or new is None:

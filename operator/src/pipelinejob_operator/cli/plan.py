@@ -77,7 +77,7 @@ def objects(job: GivenJob, made: Plan, settings: ControllerSettings) -> list[Map
         stage_pod(read, job.spec, rank, attempt=1, settings=settings, node=nodes.get((rank.replica, rank.stage)))
         for rank in (Rank(r, s) for r in range(job.spec.parallelism.data) for s in range(job.spec.parallelism.pipeline))
     ]
-    return [plan_config_map(read, made), headless_service(read), *pods]
+    return [plan_config_map(read, made, attempt=1), headless_service(read), *pods]
 
 
 def _plan(
