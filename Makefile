@@ -5,7 +5,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 EXAMPLE ?= examples/stdlib-gpt.yaml
 
-.PHONY: help setup run test check format generate e2e bench toolchain clean
+.PHONY: help setup run test check format generate e2e bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -42,6 +42,7 @@ format: .venv/.ready-dev ## Format and mend what can be mended
 
 generate: .venv/.ready-dev ## Write what is generated: the CRD, the chart's copy, dashboards, the API reference
 	$(BIN)/python -m pipelinejob_operator.crdfile
+	$(BIN)/python charts/dashboards.py
 
 test: .venv/.ready-dev check ## All tests but those on real nodes
 	$(BIN)/python tests/toolchain.py apiserver
@@ -52,6 +53,12 @@ e2e: .venv/.ready-dev ## Tests on real nodes: kubelets, containers, helm, Promet
 	$(BIN)/python tests/toolchain.py nodes
 	$(BIN)/python tests/images.py
 	$(BIN)/python -Im pytest -m nodes tests/e2e
+
+bench: .venv/.ready-dev ## The benchmarks of docs/benchmarks.md (on a quiet machine: about 25 minutes)
+	$(BIN)/python tests/toolchain.py apiserver
+	$(BIN)/python tests/bench/bench_bubble.py
+	$(BIN)/python tests/bench/bench_overhead.py
+	$(BIN)/python tests/bench/bench_admission.py
 
 clean: ## Remove what was built here (caches outside the folder stay)
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

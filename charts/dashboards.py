@@ -262,7 +262,7 @@ OPERATOR_ROWS: dict[str, tuple[Chart, ...]] = {
             title="Watch restarts",
             unit="short",
             sentence="Times the supervised watch was started again after a fault.",
-            queries={"restarts": "sum(increase(pipelinejob_operator_watch_restarts_total[1h]))"},
+            queries={"restarts": "sum(increase(pipelinejob_operator_watch_restarts_total[1h])) or vector(0)"},
         ),
         Chart(
             title="Leaders",
