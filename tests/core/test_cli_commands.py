@@ -268,3 +268,12 @@ def test_the_command_does_not_load_what_only_a_cluster_or_a_trainer_needs() -> N
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert found.stdout == "[]\n"
+
+
+def test_the_plan_of_layers_of_unknown_cost_states_ratios_and_no_seconds(call, manifest) -> None:
+    result = call("plan", manifest(model={"entrypoint": "model:build", "numLayers": 12}), "--gantt")
+
+    assert result.code == 0
+    assert "predicted: bubble" in result.out
+    assert "the number of layers alone" in result.out
+    assert not [word for word in ("tokens/s", " ms", " µs", "MiB") if word in result.out]

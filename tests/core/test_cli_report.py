@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 import run_samples
+from pipelinejob.plan import CostSource
 from pipelinejob.status import PipelineJobStatus, State
 from pipelinejob.timeline import Span, SpanKind, StageTimeline, Timeline
 from pipelinejob_operator.report import html_report, typical_step
@@ -196,3 +197,23 @@ def test_durations_read_well(value: float | None, written: str) -> None:
 def test_ticks_are_round_and_inside() -> None:
     assert ticks(0, 0.152, 8) == [0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14]
     assert ticks(3, 3) == [3]
+
+
+def test_of_layers_of_unknown_cost_no_seconds_and_no_bytes_are_predicted() -> None:
+    plan = run_samples.plan()
+    unknown = plan.model_copy(update={"prediction": plan.prediction.model_copy(update={"source": CostSource.EQUAL})})
+    made = summarise(
+        unknown,
+        status=run_samples.status(),
+        steps=run_samples.steps(),
+        predicted=run_samples.predicted(),
+        measured=run_samples.measured(),
+    )
+
+    written = page(made, predicted=Timeline(source="predicted", stages=()))
+
+    assert (made.step_s.predicted, made.tokens_per_s.predicted) == (None, None)
+    assert made.bubble_ratio.predicted == pytest.approx(3 / 11)
+    assert {(stage.parameters, stage.memory_bytes.predicted) for stage in made.stages} == {(None, None)}
+    assert "no timeline was predicted" in written
+    assert written.count("measured; predicted –") == 2

@@ -384,3 +384,14 @@ def test_a_new_attempts_plan_names_its_own_nodes():
 
     assert plan.placement is not None
     assert [each.node for each in plan.placement.assignments] == [s["node"] for s in world.status(key)["stages"]]
+
+
+def test_of_layers_of_unknown_cost_the_status_states_ratios_and_no_seconds(world):
+    key = world.submit(job(model={"entrypoint": "model:build", "numLayers": 6}))
+    world.settle()
+
+    plan = world.status(key)["plan"]
+
+    assert (plan["source"], plan["bubble"]) == ("equal", "20.0%")
+    assert not {"stepSeconds", "tokensPerSecond"} & set(plan)
+    assert all("memoryBytes" not in stage for stage in plan["stages"])

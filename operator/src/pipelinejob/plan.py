@@ -41,6 +41,11 @@ class Prediction(Value):
     bubble_ratio: float  # mean over stages
     source: CostSource
 
+    @property
+    def is_absolute(self) -> bool:
+        """Say whether seconds and bytes were predicted; of layers that merely count as equal only ratios were."""
+        return self.source is not CostSource.EQUAL
+
 
 class Assignment(Value):
     """Where one rank goes. `path` names its domains from coarse to fine, the node last."""

@@ -77,7 +77,10 @@ class PlannedStage(Value):
 
     stage: Annotated[Count, Field(description="The stage's number, from 0.")]
     layers: Annotated[Short, Field(description="First and last layer it holds, as in `0-4`.")]
-    memory_bytes: Annotated[Count, Field(description="Predicted peak memory of its device, in bytes.")]
+    memory_bytes: Annotated[
+        Count | None,
+        Field(description="Predicted peak memory of its device, in bytes; not for layers of unknown cost."),
+    ] = None
     bubble: Annotated[Short | None, Field(description="Predicted share of time that it waits.")] = None
 
 
@@ -92,11 +95,19 @@ class PlanSummary(Value):
             description="The layers on each stage.",
         ),
     ]
-    step_seconds: Annotated[Short, Field(description="Predicted seconds of one step.")]
+    step_seconds: Annotated[
+        Short | None, Field(description="Predicted seconds of one step; not for layers of unknown cost.")
+    ] = None
     bubble: Annotated[Short, Field(description="Predicted bubble, the mean over stages, in percent.")]
-    tokens_per_second: Annotated[Short, Field(description="Predicted tokens a second of the whole job.")]
+    tokens_per_second: Annotated[
+        Short | None, Field(description="Predicted tokens a second of the whole job; not for layers of unknown cost.")
+    ] = None
     source: Annotated[
-        Short, Field(description="Where predicted times come from: `profiled` on the device, or `analytic`, counted.")
+        Short,
+        Field(
+            description="Where predictions come from: `profiled` on the device, `analytic`, counted, or `equal`: "
+            "nothing is known of the layers but their number, so only ratios are predicted."
+        ),
     ]
 
 

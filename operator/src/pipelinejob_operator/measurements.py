@@ -16,20 +16,21 @@ MAX_STAGE_MESSAGE_LENGTH = 1000
 
 def summarize(plan: Plan) -> PlanSummary:
     """Write the plan in short."""
+    prediction = plan.prediction
     return PlanSummary(
         stages=tuple(
             PlannedStage(
                 stage=stage.stage,
                 layers=f"{stage.first_layer}-{stage.end_layer - 1}",
-                memory_bytes=stage.memory_bytes,
+                memory_bytes=stage.memory_bytes if prediction.is_absolute else None,
                 bubble=percent(stage.bubble_ratio),
             )
             for stage in plan.stages
         ),
-        step_seconds=decimal(plan.prediction.step_s),
-        bubble=percent(plan.prediction.bubble_ratio),
-        tokens_per_second=decimal(plan.prediction.tokens_per_s),
-        source=plan.prediction.source,
+        step_seconds=decimal(prediction.step_s) if prediction.is_absolute else None,
+        bubble=percent(prediction.bubble_ratio),
+        tokens_per_second=decimal(prediction.tokens_per_s) if prediction.is_absolute else None,
+        source=prediction.source,
     )
 
 

@@ -6,6 +6,7 @@ Every number says whether it is measured or predicted.
 from collections.abc import Callable, Sequence
 from html import escape
 
+from pipelinejob.plan import CostSource
 from pipelinejob.progress import StepRecord
 from pipelinejob.timeline import WAITING, SpanKind, StageTimeline, Timeline
 from pipelinejob_operator import report_charts as charts
@@ -87,7 +88,7 @@ def _loss(steps: Sequence[StepRecord]) -> str:
 
 
 def _timelines(predicted: Timeline, measured: Timeline) -> str:
-    if not predicted.stages:
+    if not predicted.stages and not measured.stages:
         return ""
     planned = tuple(stage for stage in predicted.stages if stage.replica == 0)
     seen = typical_step(measured)
@@ -101,7 +102,9 @@ def _timelines(predicted: Timeline, measured: Timeline) -> str:
     parts = [
         note,
         "<h3>Predicted, before the run</h3>",
-        charts.gantt(planned, starts=[0.0] * len(planned), span_s=width, label="Predicted timeline of one step"),
+        charts.gantt(planned, starts=[0.0] * len(planned), span_s=width, label="Predicted timeline of one step")
+        if planned
+        else '<p class="note">What these layers cost was not known before the run, so no timeline was predicted.</p>',
     ]
     if seen:
         parts += [
@@ -154,9 +157,16 @@ def _stages(summary: RunSummary) -> str:
         '<p class="note">Utilization is computing over the whole step; bubble is waiting over waiting and computing. '
         "Memory is predicted for parameters, gradients, optimiser state and activations, and measured for the whole "
         "process. "
-        f"Predicted from {'costs profiled here' if summary.cost_source == 'profiled' else 'counted operations'}.</p>"
+        f"Predicted from {_SOURCES[summary.cost_source]}.</p>"
     )
     return _section("Stages", f'{note}<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>')
+
+
+_SOURCES = {
+    CostSource.PROFILED: "costs profiled here",
+    CostSource.ANALYTIC: "counted operations",
+    CostSource.EQUAL: "the number of layers alone: nothing else was known of them, so only ratios were predicted",
+}
 
 
 def _stage_row(stage: StageSummary, *, several: bool) -> str:

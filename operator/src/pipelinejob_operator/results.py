@@ -4,6 +4,7 @@ from pipelinejob.cost import Profile
 from pipelinejob.plan import Plan
 from pipelinejob.planner import predicted_timeline
 from pipelinejob.status import PipelineJobStatus
+from pipelinejob.timeline import Timeline
 from pipelinejob_operator.report import html_report
 from pipelinejob_operator.runfolder import RunFolder
 from pipelinejob_operator.summary import RunSummary, summarise
@@ -17,6 +18,8 @@ def write_results(
     steps, measured = folder.read_steps(), folder.read_timelines()
     predicted = predicted_timeline(plan, profile)
     summary = summarise(plan, status=status, steps=steps, predicted=predicted, measured=measured)
+    if not plan.prediction.is_absolute:
+        predicted = Timeline(source="predicted", stages=())  # its seconds would mean nothing
     report = html_report(summary, steps=steps, predicted=predicted, measured=measured, sample=sample)
     folder.write(folder.summary, summary.model_dump_json(by_alias=True, indent=2))
     folder.write(folder.report, report)

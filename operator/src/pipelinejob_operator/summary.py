@@ -28,7 +28,7 @@ class StageSummary(Value):
     stage: int
     first_layer: int
     end_layer: int
-    parameters: int
+    parameters: int | None  # None: nothing was known of the layers before the run
     utilization_ratio: Pair  # compute / the step's wall time
     bubble_ratio: Pair  # timeline.bubble_ratio
     memory_bytes: Pair
@@ -76,7 +76,7 @@ def summarise(
         for replica in range(plan.parallelism.data)
         for stage in plan.stages
     )
-    step_s = _typical_step_s(steps)
+    step_s, prediction = _typical_step_s(steps), plan.prediction
     tokens = tokens_per_step(plan)
     bubbles = [stage.bubble_ratio.measured for stage in stages if stage.bubble_ratio.measured is not None]
     return RunSummary(
@@ -93,8 +93,11 @@ def summarise(
         loss_first=steps[0].loss if steps else None,
         loss_last=steps[-1].loss if steps else None,
         training_s=sum(step.step_s for step in steps),
-        step_s=Pair(predicted=plan.prediction.step_s, measured=step_s),
-        tokens_per_s=Pair(predicted=plan.prediction.tokens_per_s, measured=tokens / step_s if step_s else None),
+        step_s=Pair(predicted=prediction.step_s if prediction.is_absolute else None, measured=step_s),
+        tokens_per_s=Pair(
+            predicted=prediction.tokens_per_s if prediction.is_absolute else None,
+            measured=tokens / step_s if step_s else None,
+        ),
         bubble_ratio=Pair(predicted=plan.prediction.bubble_ratio, measured=mean(bubbles) if bubbles else None),
         cost_source=plan.prediction.source,
         restarts=status.restarts,
@@ -139,7 +142,7 @@ def _stage(
         stage=stage.stage,
         first_layer=stage.first_layer,
         end_layer=stage.end_layer,
-        parameters=stage.parameter_bytes // 4,
+        parameters=stage.parameter_bytes // 4 if plan.prediction.is_absolute else None,
         utilization_ratio=Pair(
             predicted=_compute_s(planned) / plan.prediction.step_s if planned else None,
             measured=_utilization(seen),
@@ -148,7 +151,10 @@ def _stage(
             predicted=stage.bubble_ratio,
             measured=bubble_ratio(tuple(span for each in seen for span in each.spans)) if seen else None,
         ),
-        memory_bytes=Pair(predicted=stage.memory_bytes, measured=said.memory_bytes if said else None),
+        memory_bytes=Pair(
+            predicted=stage.memory_bytes if plan.prediction.is_absolute else None,
+            measured=said.memory_bytes if said else None,
+        ),
         restarts=said.restarts if said else 0,
         seconds=seconds_by_cause(seen) if seen else {},
     )

@@ -83,9 +83,10 @@ class Metrics:
         self._gauge("pipelinejob_stage_predicted_bubble_ratio", "Bubble that the plan predicts.").set(
             planned.bubble_ratio
         )
-        self._gauge("pipelinejob_predicted_step_seconds", "Step time that the plan predicts.").set(
-            plan.prediction.step_s
-        )
+        if plan.prediction.is_absolute:
+            self._gauge("pipelinejob_predicted_step_seconds", "Step time that the plan predicts.").set(
+                plan.prediction.step_s
+            )
         Gauge(
             "pipelinejob_stage_info",
             "What this stage is; always 1.",

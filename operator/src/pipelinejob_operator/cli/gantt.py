@@ -16,7 +16,7 @@ _STYLES = {
 }
 
 
-def gantt_lines(timeline: Timeline, width: int) -> Iterator[Text]:
+def gantt_lines(timeline: Timeline, width: int, *, has_scale: bool = True) -> Iterator[Text]:
     """Draw each stage of replica 0 as a line `width` characters wide."""
     stages = [stage for stage in timeline.stages if stage.replica == 0]
     end_s = max(stage.spans[-1].end_s for stage in stages)
@@ -27,7 +27,8 @@ def gantt_lines(timeline: Timeline, width: int) -> Iterator[Text]:
             room = round(span.end_s / end_s * columns) - round(span.start_s / end_s * columns)
             line.append_text(_cell(span, room))
         yield line
-    yield Text(" " * _NAME_WIDTH + "0" + seconds(end_s).rjust(columns - 1), style="dim")
+    if has_scale:
+        yield Text(" " * _NAME_WIDTH + "0" + seconds(end_s).rjust(columns - 1), style="dim")
 
 
 def _cell(span: Span, room: int) -> Text:

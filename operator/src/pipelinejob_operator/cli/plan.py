@@ -15,7 +15,7 @@ from rich.text import Text
 
 from pipelinejob.cost import Profile, analytic_profile
 from pipelinejob.errors import PipelineJobError
-from pipelinejob.plan import Placement, Plan
+from pipelinejob.plan import CostSource, Placement, Plan
 from pipelinejob.planner import make_plan, predicted_timeline
 from pipelinejob_operator.capacity import standing_room
 from pipelinejob_operator.choosing import choose_nodes
@@ -138,18 +138,25 @@ def _print(made: Plan, costs: Profile | None) -> None:
         soft_wrap=True,
     )
     prediction = made.prediction
-    source = "measured costs" if prediction.source == "profiled" else "counted operations, not a measurement"
+    times = f"{seconds(prediction.step_s)} a step, {prediction.tokens_per_s:,.0f} tokens/s, "
     console.print(
-        f"predicted: {seconds(prediction.step_s)} a step, {prediction.tokens_per_s:,.0f} tokens/s, "
-        f"bubble {prediction.bubble_ratio:.1%} (from {source})",
+        f"predicted: {times if prediction.is_absolute else ''}bubble {prediction.bubble_ratio:.1%} "
+        f"(from {_SOURCES[prediction.source]})",
         soft_wrap=True,
     )
     console.print(_stage_table(made))
     if made.placement:
         console.print(_placement_line(made.placement))
     if costs:
-        for line in gantt_lines(predicted_timeline(made, costs), console.width):
+        for line in gantt_lines(predicted_timeline(made, costs), console.width, has_scale=made.prediction.is_absolute):
             console.print(line, markup=False, no_wrap=True, crop=False)
+
+
+_SOURCES = {
+    CostSource.PROFILED: "measured costs",
+    CostSource.ANALYTIC: "counted operations, not a measurement",
+    CostSource.EQUAL: "the number of layers alone; with `--profile` it says more",
+}
 
 
 def _stage_table(made: Plan) -> Table:
@@ -161,15 +168,16 @@ def _stage_table(made: Plan) -> Table:
         nodes.setdefault(each.stage, []).append("/".join(each.path))
     if nodes:
         table.add_column("node")
+    is_absolute = made.prediction.is_absolute
     for stage in made.stages:
         cells = [
             str(stage.stage),
             layers(stage.first_layer, stage.end_layer),
-            f"{stage.parameter_bytes // 4:,}",
-            seconds(stage.forward_s),
-            seconds(stage.backward_s),
+            f"{stage.parameter_bytes // 4:,}" if is_absolute else "–",
+            seconds(stage.forward_s if is_absolute else None),
+            seconds(stage.backward_s if is_absolute else None),
             f"{stage.bubble_ratio:.1%}",
-            f"{stage.memory_bytes / 2**20:,.0f} MiB",
+            f"{stage.memory_bytes / 2**20:,.0f} MiB" if is_absolute else "–",
         ]
         table.add_row(*cells, *(["\n".join(nodes[stage.stage])] if nodes else []))
     return table
