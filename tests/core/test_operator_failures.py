@@ -344,3 +344,81 @@ def test_two_replicas_restart_together():
 
     assert world.status(key)["stagesReady"] == "4/4"
     assert {pod["metadata"]["labels"][names.LABEL_ATTEMPT] for pod in world.cluster.all_pods()} == {"2"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ',
+        "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ",
+        'Container trainer exceeded its local ephemeral storage limit "1Gi". ',
+        "The node was low on resource: memory. Container trainer was using 9Gi, request is 256Mi, has larger "
+        + "consumption of memory. ",
+    ],
+)
+def test_a_pod_evicted_for_its_own_use_counts_as_a_failure_in_the_kubelets_words(world, words):
+    key = world.submit(job(failurePolicy={"maxRestarts": 1}))
+    world.train()
+    target = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": words}
+    for _ in range(2):
+        pod = world.cluster.pod("gpt-r0-s1")
+        evict(world, pod, words, conditions=[target])
+        carry_on(world)
+
+    assert (world.status(key)["restarts"], world.status(key)["disruptions"]) == (1, 0)
+    assert world.condition(key, "Succeeded")["reason"] == "RestartsExhausted"
+    assert words.strip() in world.condition(key, "Succeeded")["message"]
+
+
+def evict(world, pod, words, **status):
+    world.cluster.set_pod(pod, phase="Failed", code=143, reason="Evicted", **status)
+    evicted = world.cluster.pod(pod["metadata"]["name"])
+    world.cluster._put(evicted | {"status": evicted["status"] | {"message": words}})
+
+
+def test_a_pod_that_requested_nothing_is_not_blamed_for_a_full_node(world):
+    key = world.submit(job(failurePolicy={"maxRestarts": 0}))
+    world.train()
+    words = (
+        "The node was low on resource: ephemeral-storage. Container trainer was using 108Ki, request is 0, "
+        "has larger consumption of ephemeral-storage. "
+    )
+    evict(world, world.cluster.pod("gpt-r0-s1"), words)
+
+    carry_on(world)
+
+    assert (world.status(key)["state"], world.status(key)["disruptions"]) == ("Training", 1)
+
+
+def lose_a_pod(world):
+    world.cluster.remove(world.cluster.pod("gpt-r0-s1"))
+    world.cluster.finish_deletions()
+    world.settle()
+    world.cluster.finish_deletions()
+    world.cluster.pass_time(300)
+    world.train()
+
+
+def test_a_gang_that_is_taken_away_again_and_again_ends_and_says_so(world):
+    key = world.submit(job())
+    world.train()
+    for _ in range(20):
+        lose_a_pod(world)
+    assert (world.status(key)["state"], world.status(key)["disruptions"]) == ("Training", 20)
+
+    lose_a_pod(world)
+
+    succeeded = world.condition(key, "Succeeded")
+    assert (succeeded["status"], succeeded["reason"]) == ("False", "DisruptedTooOften")
+    assert "taken away 21 times in a row" in succeeded["message"]
+
+
+def test_disruptions_of_a_gang_that_ran_for_long_in_between_never_end_it(world):
+    key = world.submit(job())
+    world.train()
+    for _ in range(25):
+        world.cluster.pass_time(601)
+        lose_a_pod(world)
+
+    assert (world.status(key)["state"], world.status(key)["disruptions"]) == ("Training", 25)
+    assert world.status(key)["disruptionsInARow"] == 1

@@ -163,6 +163,9 @@ class PipelineJobStatus(Value):
     disruptions: Annotated[
         Count, Field(description="Restarts because a node or pod was taken away; they count against no limit.")
     ] = 0
+    disruptions_in_a_row: Annotated[
+        Count, Field(description="Those since the gang last ran for long; too many of them end the job.")
+    ] = 0
     not_before: Annotated[Time | None, Field(description="The present attempt waits until then, after a failure.")] = (
         None
     )

@@ -17,4 +17,5 @@ class ControllerSettings:
     root_cause_wait_s: float = 5.0  # stages that lost a peer wait so long for that peer's own end to be seen
     restart_backoff_s: float = 5.0  # before the second restart; doubles with each
     max_restart_backoff_s: float = 300.0
+    max_disruptions_in_a_row: int = 20  # none of which let the gang run for twice the longest back-off: it ends then
     node_loss_toleration_s: int = 30  # Kubernetes' own 300 would keep the gang waiting for a dead node

@@ -174,8 +174,16 @@ def _fail_or_restart(turn: Turn, cause: Cause, spec: PipelineJobSpec, settings: 
         message = f"{describe(cause)}; no restart is left of spec.failurePolicy.maxRestarts: {limit}"
         return transitions.fail(turn.told("StageFailed", describe(cause), warning=True), "RestartsExhausted", message)
     is_counted = verdict is Verdict.RESTART_COUNTED
-    past = turn.status.restarts if is_counted else turn.status.disruptions
-    backoff_s = _backoff_s(turn, past, settings)
+    in_a_row = 0 if _ran_for_long(turn, settings) else turn.status.disruptions_in_a_row
+    if not is_counted and in_a_row >= settings.max_disruptions_in_a_row:
+        message = (
+            f"{describe(cause)}; the gang was taken away {in_a_row + 1} times in a row, never after more than "
+            f"{2 * settings.max_restart_backoff_s:.0f} s; find out who does it, and submit the job again: its "
+            f"checkpoints are kept"
+        )
+        return transitions.fail(turn.told("StageFailed", describe(cause), warning=True), "DisruptedTooOften", message)
+    turn = turn.having(disruptions_in_a_row=in_a_row + (not is_counted))
+    backoff_s = _backoff_s(turn, turn.status.restarts if is_counted else in_a_row, settings)
     return transitions.restart(turn, cause, is_counted=is_counted, backoff_s=backoff_s, limit=limit)
 
 
@@ -299,9 +307,13 @@ def _since_release_s(turn: Turn) -> float:
 
 def _backoff_s(turn: Turn, past: int, settings: ControllerSettings) -> float:
     # The first restart, and one after a long good run, comes at once.
-    if past == 0 or _since_release_s(turn) > 2 * settings.max_restart_backoff_s:
+    if past == 0 or _ran_for_long(turn, settings):
         return 0.0
     return min(settings.max_restart_backoff_s, settings.restart_backoff_s * 2.0 ** min(past - 1, 20))
+
+
+def _ran_for_long(turn: Turn, settings: ControllerSettings) -> bool:
+    return _since_release_s(turn) > 2 * settings.max_restart_backoff_s
 
 
 def _is_finished(turn: Turn) -> bool:

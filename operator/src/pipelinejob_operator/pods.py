@@ -1,5 +1,6 @@
 """What a pod's JSON says of a rank: where it stands, whether it holds anything, how and why it ended."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
@@ -8,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelinejob import names
-from pipelinejob.progress import Termination
+from pipelinejob.progress import ExitCode, Termination
 from pipelinejob_operator.cluster import Object, Reference
 from pipelinejob_operator.job import Rank, parse_time
 from pipelinejob_operator.quantities import add, greatest, resources
@@ -28,6 +29,15 @@ STUCK_REASONS = frozenset(
 # A kubelet that tries and pauses says one and the other in turn; to us it is one trouble.
 _SAME = {"ErrImagePull": "ImagePullBackOff"}
 DISRUPTION_REASONS = frozenset({"Evicted", "NodeLost", "Preempting", "Shutdown", "Terminated", "NodeShutdown"})
+
+
+# The kubelet's words where a pod is evicted for what it used beyond its own limit or request; other evictions only say
+# that the node was low on something (pkg/kubelet/eviction/helpers.go). Where nothing was requested any use is beyond it,
+# so a request of 0 accuses nobody.
+_OWN_FAULT = re.compile(
+    "exceeded its local ephemeral storage limit|ephemeral local storage usage exceeds the total limit"
+    "|Usage of EmptyDir volume|request is (?!0,)[^ ]+, has larger consumption of"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +140,13 @@ def _condition(status: Object, kind: str) -> dict[str, Any] | None:
     return next((each for each in status.get("conditions") or () if each.get("type") == kind), None)
 
 
+def _is_own_fault(status: Object) -> bool:
+    return status.get("reason") == "Evicted" and _OWN_FAULT.search(status.get("message") or "") is not None
+
+
 def _disruption(status: Object) -> str | None:
+    if _is_own_fault(status):
+        return None
     target = _condition(status, "DisruptionTarget")
     if target is not None and target.get("status") == "True":
         return target.get("message") or target.get("reason") or "it was disrupted"
@@ -160,6 +176,8 @@ def _stuck(status: Object) -> tuple[str, str] | None:
 
 
 def _ending(status: Object) -> Ending | None:
+    if _is_own_fault(status):  # however its container took it
+        return Ending(exit_code=ExitCode.FAILURE, reason="Evicted", message=status["message"].strip(), finished=None)
     ended = [each for each in (_terminated(container) for container in _containers(status)) if each is not None]
     failed = [each for each in ended if each.exit_code != 0]
     return min(failed or ended, key=_finished_order, default=None)
