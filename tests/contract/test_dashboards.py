@@ -1,7 +1,5 @@
 """Dashboards and alert rules: generated, parseable, explained, and about metrics that exist."""
 
-import importlib.util
-import json
 import re
 from pathlib import Path
 
@@ -9,36 +7,16 @@ import promql_parser
 import pytest
 import yaml
 
+import dashboards_as_code as dashboards
+
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "pipelinejob-operator"
 RULES = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"]]
 
 
-def dashboards():
-    spec = importlib.util.spec_from_file_location("dashboards_as_code", ROOT / "charts" / "dashboards.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.rendered()
-
-
-def panels():
-    for name, text in dashboards().items():
-        for panel in json.loads(text)["panels"]:
-            if panel["type"] != "row":
-                yield pytest.param(panel, id=f"{name}: {panel['title']}")
-
-
 def expressions():
-    for parameter in panels():
-        for target in parameter.values[0]["targets"]:
-            yield target["expr"]
-    for alert in ALERTS:
-        yield alert["expr"]
-
-
-def without_variables(expression: str) -> str:
-    return expression.replace("$__rate_interval", "1m").replace("$namespace", ".*").replace("$pipelinejob", ".*")
+    return sorted({expression for _, expression in dashboards.panel_queries()} | {alert["expr"] for alert in ALERTS})
 
 
 def declared_metrics() -> set[str]:
@@ -52,11 +30,11 @@ def declared_metrics() -> set[str]:
 
 
 def test_the_charts_dashboards_are_the_ones_generated():
-    for name, text in dashboards().items():
+    for name, text in dashboards.rendered().items():
         assert (CHART / "files" / "dashboards" / name).read_text() == text, f"{name} is stale: run `make generate`"
 
 
-@pytest.mark.parametrize("panel", list(panels()))
+@pytest.mark.parametrize("panel", [pytest.param(panel, id=name) for name, panel in dashboards.panels()])
 def test_every_panel_has_a_unit_a_sentence_and_a_data_source(panel):
     assert panel["fieldConfig"]["defaults"]["unit"]
     assert panel["description"].endswith(".")
@@ -64,9 +42,9 @@ def test_every_panel_has_a_unit_a_sentence_and_a_data_source(panel):
     assert panel["targets"]
 
 
-@pytest.mark.parametrize("expression", sorted(set(expressions())))
+@pytest.mark.parametrize("expression", expressions())
 def test_every_expression_parses_and_names_metrics_that_exist(expression):
-    assert promql_parser.parse(without_variables(expression))
+    assert promql_parser.parse(dashboards.filled_in(expression))
 
     named = set(
         re.findall(

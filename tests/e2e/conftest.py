@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import images
 import nodes
 import toolchain
+from helm import helm
 
 CHART = Path(__file__).parents[2] / "charts" / "pipelinejob-operator"
 SYSTEM = "pipelinejob-system"
@@ -41,13 +41,3 @@ def operator(cluster: nodes.Cluster) -> str:
     values.append("--set=operator.progressIntervalSeconds=1")
     helm(cluster, "install", "pj", CHART, f"--namespace={SYSTEM}", *values, "--wait", "--timeout=180s")
     return SYSTEM
-
-
-def helm(cluster: nodes.Cluster, *arguments: object) -> str:
-    command = [toolchain.find("helm"), f"--kubeconfig={cluster.server.kubeconfig}", *arguments]
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    if result.returncode:
-        state = cluster.server.kubectl("describe", "pods", "-n", SYSTEM)
-        logs = cluster.server.kubectl("logs", "-n", SYSTEM, "--all-pods", "-l", "app.kubernetes.io/name", "--tail=40")
-        raise RuntimeError(f"helm {' '.join(map(str, arguments))}: {result.stderr}\n{state[-3000:]}\n{logs}")
-    return result.stdout

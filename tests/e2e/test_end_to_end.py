@@ -11,6 +11,7 @@ import copy
 import json
 import re
 import threading
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ from typing import Any
 import pytest
 import yaml
 
+import dashboards_as_code as dashboards
 import nodes
+from helm import helm
 from processes import free_ports, wait_until
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1800)]
@@ -114,6 +117,28 @@ def test_prometheus_saw_operator_and_every_stage(cluster: nodes.Cluster, prometh
     assert query(prometheus, 'max(max_over_time(pipelinejob_loss{pipelinejob="stdlib-gpt"}[30m]))') > 2
     assert query(prometheus, 'sum(max_over_time(pipelinejob_stage_seconds_total{state="forward"}[30m]))') > 0
     assert query(prometheus, "sum(controller_runtime_reconcile_total)") > 0
+
+
+@pytest.mark.parametrize(("panel", "expression"), dashboards.panel_queries())
+def test_a_panel_shows_what_was_measured(prometheus: str, panel: str, expression: str) -> None:
+    asked = dashboards.filled_in(expression, namespace=NAMESPACE, job="stdlib-gpt", interval="20s")
+    now = time.time()
+    span = {"query": asked, "start": now - 1800, "end": now, "step": 5}
+    answer = json.loads(_http(f"{prometheus}/api/v1/query_range?{urllib.parse.urlencode(span)}"))
+
+    assert answer["data"]["result"], f"{panel}: no data for {asked}"
+
+
+def test_helm_test_finds_the_operator_at_work(cluster: nodes.Cluster, operator: str) -> None:
+    said = helm(cluster, "test", "pj", f"--namespace={operator}", "--timeout=120s", "--logs")
+
+    assert "Phase:          Succeeded" in said
+
+
+def test_the_operator_was_refused_nothing(cluster: nodes.Cluster, prometheus: str) -> None:
+    """The chart grants every right that was used; test_chart.py sees that it grants few."""
+    assert query(prometheus, 'sum(rest_client_requests_total{code="200"})') > 0
+    assert query(prometheus, 'sum(rest_client_requests_total{code=~"401|403"}) or vector(0)') == 0
 
 
 def test_suspending_releases_everything_and_resuming_goes_on(cluster: nodes.Cluster, team: str) -> None:
