@@ -352,8 +352,7 @@ def test_two_replicas_restart_together():
         'Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ',
         "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ",
         'Container trainer exceeded its local ephemeral storage limit "1Gi". ',
-        "The node was low on resource: memory. Container trainer was using 9Gi, request is 256Mi, has larger "
-        + "consumption of memory. ",
+        "The node was low on resource: memory. x was using 9Gi, request is 1Gi, has larger consumption of memory.",
     ],
 )
 def test_a_pod_evicted_for_its_own_use_counts_as_a_failure_in_the_kubelets_words(world, words):

@@ -395,3 +395,52 @@ def test_of_layers_of_unknown_cost_the_status_states_ratios_and_no_seconds(world
     assert (plan["source"], plan["bubble"]) == ("equal", "20.0%")
     assert not {"stepSeconds", "tokensPerSecond"} & set(plan)
     assert all("memoryBytes" not in stage for stage in plan["stages"])
+
+
+def measure(world, *utilization, step):
+    world.cluster.pass_time(10)
+    world.cluster.answers = {
+        f"gpt-r0-s{stage}": report(stage=stage, step=step, utilization_ratio=ratio)
+        for stage, ratio in enumerate(utilization)
+    }
+    world.settle()
+
+
+def test_a_stage_that_straggles_twice_in_a_row_degrades_the_job_until_it_is_well_again():
+    world = World(nodes(4))
+    alike = {"entrypoint": "model:build", "numLayers": 4}
+    key = world.submit(job(model=alike, parallelism={"pipeline": 4}))
+    world.train()
+    measure(world, 0.5, 0.5, 0.9, 0.5, step=1)
+    assert (world.status(key)["state"], world.condition(key, "Degraded")["status"]) == ("Training", "False")
+    measure(world, 0.5, 0.5, 0.9, 0.5, step=2)
+    degraded = world.condition(key, "Degraded")
+    assert (world.status(key)["state"], degraded["status"], degraded["reason"]) == (
+        "Degraded",
+        "True",
+        "StageStraggles",
+    )
+    assert "stage 2 of replica 0 (node n2) computes 1.8 times" in degraded["message"]
+    writes = len(world.cluster.writes)
+    world.cluster.pass_time(3)
+    world.settle()
+    assert len(world.cluster.writes) == writes
+    measure(world, 0.5, 0.5, 0.9, 0.5, step=3)
+
+    measure(world, 0.5, 0.5, 0.6, 0.5, step=4)
+
+    assert (world.status(key)["state"], world.condition(key, "Degraded")["status"]) == ("Training", "False")
+    assert world.told().count("StageStraggles") == 1
+
+
+def test_a_stage_that_was_planned_to_do_more_is_no_straggler():
+    world = World(nodes(3))
+    key = world.submit(job(parallelism={"pipeline": 3}, partition={"layers": [1, 6, 1]}))
+    world.train()
+    busy = [1 - float(stage["bubble"].rstrip("%")) / 100 for stage in world.status(key)["plan"]["stages"]]
+    assert max(busy) > 1.3 * sorted(busy)[1]
+
+    for step in range(1, 4):
+        measure(world, *busy, step=step)
+
+    assert world.condition(key, "Degraded")["reason"] == "AsExpected"

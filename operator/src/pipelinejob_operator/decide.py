@@ -21,6 +21,7 @@ from pipelinejob_operator.job import Job, Rank, condition, parse_time
 from pipelinejob_operator.measurements import with_pods, with_progress
 from pipelinejob_operator.observe import Observed
 from pipelinejob_operator.pods import StagePod
+from pipelinejob_operator.stragglers import find_straggler, straggling, unchanged
 from pipelinejob_operator.transitions import Turn
 
 SOON_S = 1.0  # beside events: a pass that waits for what usually takes moments
@@ -196,10 +197,13 @@ def _watch(turn: Turn, observed: Observed, done: frozenset[Rank], settings: Cont
     stuck = next((pod for _, pod in sorted(current.items()) if pod.stuck), None)
     if stuck is not None:
         return _stuck(turn, stuck, settings)
-    turn = turn.having(**_reported(with_progress(turn.status, observed.progress, now=turn.now)))
+    measured = with_progress(turn.status, observed.progress, now=turn.now)
+    last = condition(turn.status, ConditionType.DEGRADED)
+    pace = unchanged(last) if measured == turn.status else straggling(last, find_straggler(measured))
+    turn = turn.having(**_reported(measured))
     num_up = sum(pod.rank in done or (pod.is_ready and not pod.is_terminating) for pod in current.values())
     if num_up == num_ranks:
-        return transitions.train(turn, num_stages=num_ranks)
+        return transitions.train(turn, num_stages=num_ranks, pace=pace)
     return transitions.start(turn, f"{num_up} of {num_ranks} stages are up")
 
 

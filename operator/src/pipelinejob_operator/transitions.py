@@ -105,12 +105,16 @@ def release(turn: Turn) -> Turn:
     )
 
 
-def train(turn: Turn, *, num_stages: int) -> Turn:
-    """Say that every stage is up."""
+def train(turn: Turn, *, num_stages: int, pace: Fact) -> Turn:
+    """Say that every stage is up, and whether one of them holds up the others."""
+    last = condition(turn.status, DEGRADED)
+    if pace.holds and (last is None or last.reason != pace.reason):
+        turn = turn.told(pace.reason, pace.message, warning=True)
     was_ready = condition(turn.status, READY)
     is_news = was_ready is None or was_ready.reason != "StagesReady"
     message = f"all {num_stages} stages are up"
-    turn = turn.finding(State.TRAINING, _WELL | {READY: Fact(True, "StagesReady", message)})
+    facts = _WELL | {READY: Fact(True, "StagesReady", message), DEGRADED: pace}
+    turn = turn.finding(State.DEGRADED if pace.holds else State.TRAINING, facts)
     return turn.told("StagesReady", f"All {num_stages} stages are up and training") if is_news else turn
 
 
