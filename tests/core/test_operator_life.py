@@ -444,3 +444,15 @@ def test_a_stage_that_was_planned_to_do_more_is_no_straggler():
         measure(world, *busy, step=step)
 
     assert world.condition(key, "Degraded")["reason"] == "AsExpected"
+
+
+def test_a_pod_that_is_deleted_just_before_its_gang_is_let_go_is_not_made_anew(world):
+    key = world.submit(job())
+    world.reconcile(key)
+    world.cache.freeze()
+    world.cluster.objects.pop(("Pod", "default", "gpt-r0-s1"))
+
+    with pytest.raises(ConflictError, match="uid"):
+        world.reconcile(key)
+
+    assert [pod["metadata"]["name"] for pod in world.cluster.all_pods()] == ["gpt-r0-s0"]

@@ -14,6 +14,7 @@ from pipelinejob_operator.job import Job, Rank, parse_time
 from pipelinejob_operator.manifests import headless_service, plan_config_map, stage_pod
 from pipelinejob_operator.measurements import placement_of
 from pipelinejob_operator.observe import Observed
+from pipelinejob_operator.pods import StagePod
 from pipelinejob_operator.transitions import Turn
 
 
@@ -73,7 +74,14 @@ def _missing(job: Job, spec: PipelineJobSpec, observed: Observed, settings: Cont
 def _gated(job: Job, spec: PipelineJobSpec, observed: Observed, settings: ControllerSettings) -> tuple[Object, ...]:
     nodes = {Rank(stage.replica, stage.stage): stage.node for stage in job.status.stages}
     return tuple(
-        stage_pod(job, spec, pod.rank, attempt=job.status.attempt, settings=settings, node=nodes[pod.rank])
+        _exactly(
+            pod, stage_pod(job, spec, pod.rank, attempt=job.status.attempt, settings=settings, node=nodes[pod.rank])
+        )
         for pod in sorted(observed.pods, key=lambda pod: pod.rank)
         if pod.is_gated and not pod.is_terminating
     )
+
+
+def _exactly(pod: StagePod, item: Object) -> Object:
+    # Without its uid, the pod would be made anew, free to go, if somebody deleted it just now.
+    return {**item, "metadata": {**item["metadata"], "uid": pod.reference.uid}}
