@@ -147,6 +147,20 @@ def test_a_write_whose_answer_was_lost_keeps_its_promise():
     assert world.status(first)["state"] == "Starting"
 
 
+def test_a_promise_that_was_never_written_is_forgotten_when_its_job_is_suspended():
+    world = World(nodes(2))
+    first, second = world.submit(job("a")), world.submit(job("b"))
+    world.cluster.refuse = lambda verb, item: ClusterError("connection refused") if verb == "status" else None
+    with pytest.raises(ClusterError):
+        world.reconcile(first)
+    world.cluster.refuse = lambda verb, item: None
+    world.cluster.edit(first, suspend=True)
+
+    world.settle()
+
+    assert (world.status(first)["state"], world.status(second)["state"]) == ("Suspended", "Starting")
+
+
 def test_concurrent_passes_never_give_one_gpu_to_two_jobs():
     world = World(nodes(4))
     keys = [world.submit(job(f"j{index}")) for index in range(5)]

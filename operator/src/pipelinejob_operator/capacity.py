@@ -27,6 +27,7 @@ class Promise:
 
     uid: str
     attempt: int
+    generation: int  # of the spec that it was made for
     claims: Mapping[Rank, Claim] = field(default_factory=dict)
 
 
@@ -74,14 +75,14 @@ def promise_of(job: Job, settings: ControllerSettings) -> Promise:
     """Read what a job was promised from its status."""
     spec = job.spec
     if spec is None or job.is_finished or not job.is_placed:
-        return Promise(uid=job.uid, attempt=job.status.attempt)
+        return Promise(uid=job.uid, attempt=job.status.attempt, generation=job.generation)
     claims = {
         Rank(each.replica, each.stage): Claim(
             each.node or "", rank_requests(job, Rank(each.replica, each.stage), settings)
         )
         for each in job.status.stages
     }
-    return Promise(uid=job.uid, attempt=job.status.attempt, claims=claims)
+    return Promise(uid=job.uid, attempt=job.status.attempt, generation=job.generation, claims=claims)
 
 
 def rank_requests(job: Job, rank: Rank, settings: ControllerSettings) -> dict[str, Fraction]:

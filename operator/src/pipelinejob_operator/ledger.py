@@ -43,5 +43,7 @@ class Ledger:
 
 
 def _shows(job: Job, promise: Promise) -> bool:
+    if job.generation > promise.generation:  # it was written before the spec changed, and is seen, or never
+        return True
     is_same_attempt = job.status.attempt == promise.attempt
     return job.is_finished or job.status.attempt > promise.attempt or (is_same_attempt and job.is_placed)
