@@ -1,7 +1,8 @@
 """What the controller needs of a cluster, and no more: a protocol with a Kubernetes and a local implementation.
 
 Objects are the API's own JSON, as plain mappings: the controller's decisions read the same over a real API server and
-over this machine's processes. Reads come from a cache and cost nothing; writes go through and raise ClusterError subclasses.
+over this machine's processes. Reads come from a cache and cost nothing; writes go through and raise ClusterError
+subclasses.
 """
 
 from collections.abc import Mapping, Sequence

@@ -31,9 +31,9 @@ _SAME = {"ErrImagePull": "ImagePullBackOff"}
 DISRUPTION_REASONS = frozenset({"Evicted", "NodeLost", "Preempting", "Shutdown", "Terminated", "NodeShutdown"})
 
 
-# The kubelet's words where a pod is evicted for what it used beyond its own limit or request; other evictions only say
-# that the node was low on something (pkg/kubelet/eviction/helpers.go). Where nothing was requested any use is beyond it,
-# so a request of 0 accuses nobody.
+# The kubelet's words where a pod is evicted for what it used beyond its own limit or request; other evictions only
+# say that the node was low on something (pkg/kubelet/eviction/helpers.go). Where nothing was requested any use is
+# beyond it, so a request of 0 accuses nobody.
 _OWN_FAULT = re.compile(
     "exceeded its local ephemeral storage limit|ephemeral local storage usage exceeds the total limit"
     "|Usage of EmptyDir volume|request is (?!0,)[^ ]+, has larger consumption of"
