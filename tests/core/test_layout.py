@@ -50,9 +50,14 @@ def test_the_core_imports_in_an_environment_of_its_own(wheel, tmp_path):
     pure = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(pure)
-    blocked = "import sys; [sys.modules.__setitem__(m, None) for m in ('kopf', 'kubernetes', 'torch', 'prometheus_client', 'yaml')]; "
-
-    code = f"{blocked} import sys; sys.path.insert(0, {str(pure)!r}); import pipelinejob.planner; print(pipelinejob.planner.__file__)"
+    code = f"""
+import sys
+for module in ("kopf", "kubernetes", "torch", "prometheus_client", "yaml"):
+    sys.modules[module] = None  # importing it now fails
+sys.path.insert(0, {str(pure)!r})
+import pipelinejob.planner
+print(pipelinejob.planner.__file__)
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
 
     assert result.returncode == 0, result.stderr

@@ -130,7 +130,7 @@ def test_a_panel_shows_what_was_measured(prometheus: str, panel: str, expression
 
 
 def test_helm_test_finds_the_operator_at_work(cluster: nodes.Cluster, operator: str) -> None:
-    said = helm(cluster, "test", "pj", f"--namespace={operator}", "--timeout=120s", "--logs")
+    said = helm(cluster, "test", "pj", f"--namespace={operator}", "--timeout=120s")
 
     assert "Phase:          Succeeded" in said
 

@@ -1,4 +1,4 @@
-"""Every name that crosses a border: API group, labels, annotations, ports, environment, files, and the objects of a job.
+"""Every name that crosses a border: API group, labels, ports, environment, files, and the objects of a job.
 
 Names of objects are functions of the job, never random, so a retried create meets its first attempt instead of a twin.
 """

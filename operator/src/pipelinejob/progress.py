@@ -3,7 +3,10 @@
 The operator pulls it, nothing is pushed, so no stage needs a right on the API server.
 """
 
-from enum import StrEnum, IntEnum
+from collections.abc import Mapping
+from enum import IntEnum, StrEnum
+
+from pydantic import Field
 
 from pipelinejob.timeline import SpanKind
 from pipelinejob.values import Value
@@ -31,7 +34,7 @@ class Progress(Value):
     step_s: float | None = None
     bubble_ratio: float | None = None  # timeline.bubble_ratio
     utilization_ratio: float | None = None  # compute / wall
-    seconds: dict[SpanKind, float] = {}  # since the process started
+    seconds: Mapping[SpanKind, float] = Field(default_factory=dict)  # since the process started
     memory_bytes: int | None = None  # peak
     checkpoint_step: int | None = None  # newest verified checkpoint
 
@@ -50,11 +53,11 @@ class StepRecord(Value):
 
 
 class ExitCode(IntEnum):
-    """How a stage's process ends. Anything else is the user's own code or the machine (137: killed, perhaps out of memory)."""
+    """How a stage's process ends; all else is the user's own code or the machine (137: killed, perhaps out of memory)."""
 
     OK = 0
     FAILURE = 1  # an exception nobody foresaw; retried
-    USER_ERROR = 64  # bad entrypoint, missing data, a model that does not fit its plan: the same again if retried; final
+    USER_ERROR = 64  # bad entrypoint, missing data, an unwritable folder: the same again if retried, so final
     PEER_LOST = 75  # another stage went away; that one's code counts, this one's does not
     STOPPED = 143  # SIGTERM, after a checkpoint; not a failure
 
@@ -63,6 +66,6 @@ class Termination(Value):
     """The last words of a stage, written to the termination log as JSON."""
 
     exit_code: int
-    reason: str  # one CamelCase word: Completed, BadEntrypoint, DataNotFound, CheckpointUnwritable, PeerLost, Stopped, ...
+    reason: str  # one CamelCase word: Completed, BadEntrypoint, DataNotFound, PeerLost, Stopped, ...
     message: str  # one sentence: the value, the rule, the way out
     step: int

@@ -1,4 +1,4 @@
-"""Spans of work on stages, planned or measured: one type for both, so that a plan and the truth can be laid side by side."""
+"""Spans of work on stages, planned or measured: one type for both, so that plan and truth can be laid side by side."""
 
 from enum import StrEnum
 
@@ -41,8 +41,8 @@ class Span(Value):
 class StageTimeline(Value):
     """One rank's spans of one step, in order.
 
-    `started` is the step's start in seconds since the epoch, where it is known: it lines up the ranks of one machine, whose
-    clock they share.
+    `started` is the step's start in seconds since the epoch, where it is known: it lines up the ranks of one machine,
+    whose clock they share.
     """
 
     replica: int = 0
@@ -62,8 +62,8 @@ class Timeline(Value):
 def bubble_ratio(spans: tuple[Span, ...]) -> float:
     """Give the share of the schedule's time that a stage spent waiting: waiting / (waiting + compute).
 
-    Optimiser, data and checkpoint time belong to no schedule and count on neither side, so that a balanced pipeline without
-    communication has (p-1)/(m+p-1) under GPipe and 1F1B.
+    Optimiser, data and checkpoint time belong to no schedule and count on neither side, so that a balanced pipeline
+    without communication has (p-1)/(m+p-1) under GPipe and 1F1B.
     """
     compute = sum(span.end_s - span.start_s for span in spans if span.kind in COMPUTE)
     waiting = sum(span.end_s - span.start_s for span in spans if span.kind in WAITING)

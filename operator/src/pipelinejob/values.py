@@ -1,4 +1,4 @@
-"""The base of every value that is read from or written to JSON or YAML: frozen, camelCase outside, snake_case inside."""
+"""The base of every value that is read from or written to JSON or YAML: frozen, camelCase outside."""
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
