@@ -9,7 +9,7 @@ from jobs import job, node, nodes
 from operatorworld import SETTINGS, World
 from pipelinejob import names
 from pipelinejob.plan import Plan
-from pipelinejob.progress import Phase, Progress
+from pipelinejob.progress import Phase, Progress, Termination
 from pipelinejob_operator.cluster import ConflictError, ForbiddenError, InvalidError
 
 
@@ -229,6 +229,21 @@ def test_suspending_lets_stages_checkpoint_and_releases_everything(world):
 
     assert (world.status(key)["state"], world.condition(key, "Suspended")["status"]) == ("Suspended", "True")
     assert world.cluster.all_pods() == []
+
+
+def test_the_checkpoint_made_on_the_way_out_is_reported(world):
+    key = world.submit(job())
+    world.train()
+    world.cluster.edit(key, suspend=True)
+    world.settle()
+    words = Termination(exit_code=143, reason="Stopped", message="a checkpoint was written", step=7)
+
+    for pod in world.cluster.all_pods():
+        world.cluster.set_pod(pod, phase="Failed", code=143, message=words.model_dump_json(by_alias=True))
+    world.settle()
+
+    status = world.status(key)
+    assert (status["state"], status["lastCheckpointStep"], status["step"]) == ("Suspended", 7, 7)
 
 
 def test_resuming_is_a_new_attempt_and_no_restart(world):

@@ -18,7 +18,7 @@ from pipelinejob_operator.conditions import Fact
 from pipelinejob_operator.controller_settings import ControllerSettings
 from pipelinejob_operator.failures import Cause, Verdict, describe, find_breakage, judge
 from pipelinejob_operator.job import Job, Rank, condition, parse_time
-from pipelinejob_operator.measurements import with_pods, with_progress
+from pipelinejob_operator.measurements import with_last_words, with_pods, with_progress
 from pipelinejob_operator.observe import Observed
 from pipelinejob_operator.pods import StagePod
 from pipelinejob_operator.stragglers import find_straggler, straggling, unchanged
@@ -98,6 +98,9 @@ def _advance(turn: Turn, observed: Observed, settings: ControllerSettings) -> Tu
             turn, "DeadlineExceeded", f"the job was active for {limit} s, spec.activeDeadlineSeconds; allow it more"
         )
     if spec.suspend:
+        turn = turn.having(
+            **_reported(with_last_words(turn.status, [pod.ending for pod in observed.pods if pod.ending]))
+        )
         return transitions.suspend(turn, is_still_running=any(not pod.is_done for pod in observed.pods))
     if _is_suspended(turn):
         turn = transitions.resume(turn)

@@ -6,12 +6,13 @@ from typing import Any
 
 from pipelinejob import names
 from pipelinejob.plan import Assignment, Placement, Plan
-from pipelinejob.progress import Progress
+from pipelinejob.progress import ExitCode, Progress
 from pipelinejob.status import PipelineJobStatus, PlannedStage, PlanSummary, StageStatus, decimal, percent
 from pipelinejob_operator.job import Job, Rank, format_time, parse_time
-from pipelinejob_operator.pods import StagePod
+from pipelinejob_operator.pods import Ending, StagePod
 
 MAX_STAGE_MESSAGE_LENGTH = 1000
+_AFTER_A_CHECKPOINT = frozenset({ExitCode.OK, ExitCode.STOPPED})
 
 
 def summarize(plan: Plan) -> PlanSummary:
@@ -123,6 +124,17 @@ def with_progress(status: PipelineJobStatus, reports: Iterable[Progress], *, now
     if measured == status:
         return status
     return measured.model_copy(update={"progress_time": format_time(now)})
+
+
+def with_last_words(status: PipelineJobStatus, endings: Iterable[Ending]) -> PipelineJobStatus:
+    """Write the checkpoint that the stages made on their way out, told by their last words."""
+    saved = [each.step for each in endings if each.step is not None and each.exit_code in _AFTER_A_CHECKPOINT]
+    if not saved or min(saved) <= (status.last_checkpoint_step or 0):
+        return status
+    step = min(saved)
+    return status.model_copy(
+        update={"last_checkpoint_step": step, "step": step, "progress": progress_share(step, status.steps)}
+    )
 
 
 def _restarts(status: PipelineJobStatus, rank: Rank) -> int:

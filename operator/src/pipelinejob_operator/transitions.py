@@ -208,6 +208,7 @@ def succeed(turn: Turn) -> Turn:
     turn = turn.having(
         completion_time=format_time(turn.now),
         step=steps or turn.status.step,
+        last_checkpoint_step=steps or turn.status.last_checkpoint_step,  # the last step always ends with one
         progress=progress_share(steps, steps) if steps else turn.status.progress,
     )
     message = f"all stages completed {steps} steps" if steps else "all stages completed"
