@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
-UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+# The system's certificates, as pip trusts them: company proxies have their own.
+UV := $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt
 EXAMPLE ?= examples/stdlib-gpt.yaml
 
 .PHONY: help setup run test check format generate e2e bench clean

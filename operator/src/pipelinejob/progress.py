@@ -53,7 +53,7 @@ class StepRecord(Value):
 
 
 class ExitCode(IntEnum):
-    """How a stage's process ends; all else is the user's own code or the machine (137: killed, perhaps out of memory)."""
+    """How a stage's process ends; all else is the user's own code or the machine (137: perhaps out of memory)."""
 
     OK = 0
     FAILURE = 1  # an exception nobody foresaw; retried
