@@ -1,0 +1,38 @@
+"""A model of one's own: a list of layers, first to last. `model.entrypoint` names this function; arguments are strings.
+
+Layers get token ids in the first stage and give logits, one for each token of the vocabulary, in the last. Each function of the
+list makes one layer, and is called only in the stage that the layer stands on: no stage ever holds the whole model.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+
+class Mixer(nn.Module):
+    """Mixes what came before a position into it, then each position with itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.memory = nn.GRU(width, width, batch_first=True)
+        self.out = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, length, width) -> the same shape."""
+        x = x + self.memory(self.norm(x))[0]
+        return x + self.out(x)
+
+
+def layers(*, width: str, depth: str) -> list[Callable[[], nn.Module]]:
+    """Give the layers: an embedding, `depth` mixers, a head over the 256 bytes."""
+    size = int(width)
+    return [
+        partial(nn.Embedding, 256, size),
+        *(partial(Mixer, size) for _ in range(int(depth))),
+        partial(nn.Linear, size, 256),
+    ]
