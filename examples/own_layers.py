@@ -1,7 +1,8 @@
 """A model of one's own: a list of layers, first to last. `model.entrypoint` names this function; arguments are strings.
 
-Layers get token ids in the first stage and give logits, one for each token of the vocabulary, in the last. Each function of the
-list makes one layer, and is called only in the stage that the layer stands on: no stage ever holds the whole model.
+Layers get token ids in the first stage and give logits, one for each token of the vocabulary, in the last. Each
+function of the list makes one layer, and is called only in the stage that the layer stands on: no stage ever holds the
+whole model.
 """
 
 from collections.abc import Callable

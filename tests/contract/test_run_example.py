@@ -11,6 +11,7 @@ import pytest
 from local_cli import Run, tiny_manifest, wait_until_gone
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("processor-heavy")]
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SLOW_S = 240  # torch imports take seconds each, and the machine may be busy
 
 
@@ -18,8 +19,8 @@ SLOW_S = 240  # torch imports take seconds each, and the machine may be busy
 def start(tmp_path: Path) -> Iterator:
     runs: list[Run] = []
 
-    def begin(manifest: Path, *options: str) -> Run:
-        runs.append(Run(manifest, tmp_path / "out", *options))
+    def begin(manifest: Path, *options: str, **environment: str) -> Run:
+        runs.append(Run(manifest, tmp_path / "out", *options, **environment))
         return runs[-1]
 
     yield begin
@@ -57,6 +58,15 @@ def test_a_manifest_becomes_a_trained_model_a_report_and_a_sample(start, tmp_pat
     events = json.loads((run.output / "trace.json").read_text())["traceEvents"]
     sources = {event["args"]["name"] for event in events if event["name"] == "process_name"}
     assert sources == {"predicted, replica 0", "measured, replica 0"}
+
+
+def test_layers_of_ones_own_are_trained_in_replicas(start) -> None:
+    run = start(EXAMPLES / "own-layers.yaml", "--steps", "12", "--prompt", "", PYTHONPATH=str(EXAMPLES))
+
+    assert run.wait(SLOW_S) == 0, run.said
+    summary = json.loads((run.output / "summary.json").read_text())
+    assert (summary["steps"], len(summary["stages"])) == (12, 4)
+    assert summary["lossLast"] < summary["lossFirst"]
 
 
 def test_a_run_that_was_stopped_and_resumed_has_the_losses_of_one_that_never_was(start, tmp_path: Path) -> None:
