@@ -96,7 +96,7 @@ def test_ctrl_c_checkpoints_leaves_no_process_and_the_same_command_goes_on(start
     reached = int((run.output / "checkpoints" / "stage-0").read_text())
     again.until(lambda: len(first_steps(run.output, stage=0)) == 2)
     assert first_steps(run.output, stage=0) == [0, reached]
-    assert reached >= 3
+    assert reached > 0  # the fake stages do not wait for each other: stage 0 may be behind the last
 
 
 def test_a_second_ctrl_c_does_not_wait(start, tmp_path: Path) -> None:
