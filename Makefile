@@ -42,7 +42,7 @@ format: .venv/.ready-dev ## Format and mend what can be mended
 	$(BIN)/ruff format
 
 generate: .venv/.ready-dev ## Write what is generated: the CRD, the chart's copy, dashboards, the API reference
-	$(BIN)/python -m pipelinejob_operator.crdfile
+	$(BIN)/python -m pipelinejob_operator.validation.crdfile
 	$(BIN)/python charts/dashboards.py
 
 test: .venv/.ready-dev check ## All tests but those on real nodes

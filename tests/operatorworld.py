@@ -6,7 +6,7 @@ from fakecluster import FakeCluster, Lagging, phase
 from operatorlaws import Lawful, check_room
 from pipelinejob import names
 from pipelinejob_operator.cluster import ClusterError, Key
-from pipelinejob_operator.reconcile import Controller, ControllerSettings
+from pipelinejob_operator.controller.reconcile import Controller, ControllerSettings
 
 SETTINGS = ControllerSettings(trainer_image="trainer:1")
 

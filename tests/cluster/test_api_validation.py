@@ -31,9 +31,9 @@ from badinput import (
 )
 from pipelinejob.crd import root_schema
 from pipelinejob.errors import InvalidManifestError
-from pipelinejob_operator.celrules import ABSENT
-from pipelinejob_operator.manifest_files import load_manifests
-from pipelinejob_operator.validate import _errors, defaulted, validate
+from pipelinejob_operator.validation.celrules import ABSENT
+from pipelinejob_operator.validation.manifest_files import load_manifests
+from pipelinejob_operator.validation.validate import _errors, defaulted, validate
 from processes import wait_until
 
 CREATED, BAD_REQUEST, UNPROCESSABLE = 201, 400, 422

@@ -11,8 +11,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
 
-from pipelinejob_operator.api import Api
-from pipelinejob_operator.informer import Change, Informer, Timings
+from pipelinejob_operator.kube.api import Api
+from pipelinejob_operator.kube.informer import Change, Informer, Timings
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -12,8 +12,6 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
 
-from pipelinejob_operator import projection
-from pipelinejob_operator.api import Api, GoneError, NotFoundError
 from pipelinejob_operator.cluster import (
     ClusterError,
     ConflictError,
@@ -23,9 +21,11 @@ from pipelinejob_operator.cluster import (
     Key,
     UnavailableError,
 )
-from pipelinejob_operator.leader import Elector, NotLeaderError
-from pipelinejob_operator.opmetrics import OperatorMetrics
-from pipelinejob_operator.recorder import Recorder
+from pipelinejob_operator.kube import projection
+from pipelinejob_operator.kube.api import Api, GoneError, NotFoundError
+from pipelinejob_operator.kube.recorder import Recorder
+from pipelinejob_operator.process.leader import Elector, NotLeaderError
+from pipelinejob_operator.process.opmetrics import OperatorMetrics
 
 # ---- election
 

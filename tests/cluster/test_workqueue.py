@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from pipelinejob_operator.workqueue import WorkQueue
+from pipelinejob_operator.process.workqueue import WorkQueue
 
 
 async def take(queue: WorkQueue[str], *, within_s: float = 1) -> str | None:

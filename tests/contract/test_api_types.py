@@ -13,8 +13,8 @@ from pipelinejob import crd, names
 from pipelinejob.errors import InvalidManifestError
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.status import PipelineJobStatus, decimal, percent
-from pipelinejob_operator.crdfile import contents
-from pipelinejob_operator.validate import defaulted, validate
+from pipelinejob_operator.validation.crdfile import contents
+from pipelinejob_operator.validation.validate import defaulted, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = crd.root_schema()["properties"]

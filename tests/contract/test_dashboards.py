@@ -23,7 +23,7 @@ def declared_metrics() -> set[str]:
     """Every metric that either program declares, each in its one file."""
     files = (
         ROOT / "trainer/src/pipelinejob_trainer/metrics.py",
-        ROOT / "operator/src/pipelinejob_operator/opmetrics.py",
+        ROOT / "operator/src/pipelinejob_operator/process/opmetrics.py",
     )
     pattern = r'"((?:pipelinejob|controller_runtime|workqueue|rest_client|leader_election)_[a-z0-9_]+)"'
     return {name for file in files for name in re.findall(pattern, file.read_text())}

@@ -15,9 +15,9 @@ from local_pods import FAKE_TRAINER, PLAN, alive, job, pod, python
 from pipelinejob import names
 from pipelinejob.progress import Phase
 from pipelinejob_operator.cluster import ClusterError, ConflictError, InvalidError, Key, Object, Reference
-from pipelinejob_operator.local import LocalCluster
-from pipelinejob_operator.machine import Machine, read_machine
-from pipelinejob_operator.runfolder import RunFolder
+from pipelinejob_operator.local.cluster import LocalCluster
+from pipelinejob_operator.local.machine import Machine, read_machine
+from pipelinejob_operator.local.runfolder import RunFolder
 
 KEY = Key("default", "job")
 
@@ -248,7 +248,7 @@ def test_stages_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     stage = f"import os, signal; open({str(pid_file)!r}, 'w').write(f'{{os.getpid()}} '); signal.pause()"
     parent_code = f"""
 import asyncio, pathlib, sys
-from pipelinejob_operator.stage_process import StageProcess
+from pipelinejob_operator.local.stage_process import StageProcess
 async def main():
     log = pathlib.Path({str(tmp_path / "log")!r})
     process = await StageProcess.start([sys.executable, "-c", {stage!r}], environment={{}}, log=log)

@@ -3,7 +3,7 @@
 import pytest
 
 from pipelinejob.errors import InvalidManifestError
-from pipelinejob_operator.manifest_files import load_manifests
+from pipelinejob_operator.validation.manifest_files import load_manifests
 
 
 @pytest.mark.parametrize(

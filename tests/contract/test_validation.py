@@ -5,7 +5,7 @@ import pytest
 from badinput import ABSENT, CHANGES, ENVELOPES, FIELDS, GOOD, RULES, TEMPLATES, Bad, Change, manifest
 from pipelinejob.errors import InvalidManifestError
 from pipelinejob.spec import PipelineJobSpec, ScheduleName
-from pipelinejob_operator.validate import defaulted, validate, validate_change
+from pipelinejob_operator.validation.validate import defaulted, validate, validate_change
 
 BAD = [*RULES, *FIELDS, *ENVELOPES, *TEMPLATES]
 

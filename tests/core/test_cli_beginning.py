@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipelinejob.errors import SpecError
-from pipelinejob_operator.beginning import Beginning, Way, begin
+from pipelinejob_operator.local.beginning import Beginning, Way, begin
 
 CHANGE = SpecError("spec.model", "model cannot change: the checkpoints hold this one")
 

@@ -9,9 +9,9 @@ import run_samples
 from pipelinejob.progress import Phase, Progress
 from pipelinejob.status import PipelineJobStatus, State
 from pipelinejob_operator.cluster import Event
-from pipelinejob_operator.display import LineDisplay, LiveDisplay, display_for, picture, print_summary
-from pipelinejob_operator.run_view import Pace, RunView, layers, view
-from pipelinejob_operator.summary import summarise
+from pipelinejob_operator.local.display import LineDisplay, LiveDisplay, display_for, picture, print_summary
+from pipelinejob_operator.report.run_view import Pace, RunView, layers, view
+from pipelinejob_operator.report.summary import summarise
 
 
 def accounts(step: int) -> list[Progress]:

@@ -10,10 +10,10 @@ import run_samples
 from pipelinejob.plan import CostSource
 from pipelinejob.status import PipelineJobStatus, State
 from pipelinejob.timeline import Span, SpanKind, StageTimeline, Timeline
-from pipelinejob_operator.report import html_report, typical_step
-from pipelinejob_operator.report_charts import seconds, ticks
-from pipelinejob_operator.summary import RunSummary, seconds_by_cause, summarise
-from pipelinejob_operator.trace import chrome_trace, offsets
+from pipelinejob_operator.report.charts import seconds, ticks
+from pipelinejob_operator.report.html import html_report, typical_step
+from pipelinejob_operator.report.summary import RunSummary, seconds_by_cause, summarise
+from pipelinejob_operator.report.trace import chrome_trace, offsets
 
 
 def summary(**changes: object) -> RunSummary:

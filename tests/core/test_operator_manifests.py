@@ -11,8 +11,8 @@ import yaml
 from jobs import job
 from operatorworld import SETTINGS
 from pipelinejob import names
-from pipelinejob_operator.job import Rank, read_job
-from pipelinejob_operator.manifests import headless_service, stage_pod
+from pipelinejob_operator.objects.job import Rank, read_job
+from pipelinejob_operator.objects.manifests import headless_service, stage_pod
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -5,7 +5,7 @@ from enum import IntEnum
 import typer
 
 from pipelinejob.errors import InvalidManifestError, NoPlacementError, PipelineJobError, SpecError
-from pipelinejob_operator.runfolder import RunFolderError
+from pipelinejob_operator.local.runfolder import RunFolderError
 
 
 class Exit(IntEnum):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.text import Text
 
 from pipelinejob.timeline import WAITING, Span, SpanKind, Timeline
-from pipelinejob_operator.report_charts import seconds
+from pipelinejob_operator.report.charts import seconds
 
 _NAME_WIDTH = 10
 _STYLES = {

@@ -11,7 +11,7 @@ import typer
 from pipelinejob import names
 from pipelinejob.errors import InvalidManifestError, SpecError
 from pipelinejob.spec import PipelineJobSpec
-from pipelinejob_operator.validate import defaulted, load_manifests, validate
+from pipelinejob_operator.validation.validate import defaulted, load_manifests, validate
 
 _STDIN = Path("-")
 

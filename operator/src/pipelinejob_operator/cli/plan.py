@@ -17,16 +17,16 @@ from pipelinejob.cost import Profile, analytic_profile
 from pipelinejob.errors import PipelineJobError
 from pipelinejob.plan import CostSource, Placement, Plan
 from pipelinejob.planner import make_plan, predicted_timeline
-from pipelinejob_operator.capacity import standing_room
-from pipelinejob_operator.choosing import choose_nodes
+from pipelinejob_operator.admission.capacity import standing_room
+from pipelinejob_operator.admission.choosing import choose_nodes
 from pipelinejob_operator.cli.gantt import gantt_lines
 from pipelinejob_operator.cli.manifests import FileArgument, GivenJob, read_jobs
 from pipelinejob_operator.cli.output import Format, FormatOption, to_yaml, write
-from pipelinejob_operator.controller_settings import ControllerSettings
-from pipelinejob_operator.job import Rank, read_job
-from pipelinejob_operator.manifests import headless_service, plan_config_map, stage_pod
-from pipelinejob_operator.report_charts import seconds
-from pipelinejob_operator.run_view import layers
+from pipelinejob_operator.objects.controller_settings import ControllerSettings
+from pipelinejob_operator.objects.job import Rank, read_job
+from pipelinejob_operator.objects.manifests import headless_service, plan_config_map, stage_pod
+from pipelinejob_operator.report.charts import seconds
+from pipelinejob_operator.report.run_view import layers
 
 _DEFAULT_IMAGE = "pipelinejob/trainer:latest"
 _UID = "uid-of-the-pipelinejob"  # only a cluster knows it

@@ -14,18 +14,18 @@ from pipelinejob.errors import InvalidManifestError, NoPlacementError, PipelineJ
 from pipelinejob.plan import Plan
 from pipelinejob.planner import make_plan
 from pipelinejob.status import PipelineJobStatus, State
-from pipelinejob_operator.beginning import Beginning, Way, begin
 from pipelinejob_operator.cli.exits import Exit
 from pipelinejob_operator.cli.manifests import FileArgument, GivenJob, given_job, job_manifests
 from pipelinejob_operator.cli.output import to_yaml
-from pipelinejob_operator.display import Display, display_for, print_summary
-from pipelinejob_operator.local_run import Ending, LocalRun
-from pipelinejob_operator.local_tools import ToolError, measured_profile, sample
-from pipelinejob_operator.machine import Machine, read_machine
-from pipelinejob_operator.results import write_results
-from pipelinejob_operator.runfolder import RunFolder, RunFolderError
-from pipelinejob_operator.summary import RunSummary
-from pipelinejob_operator.validate import validate_change
+from pipelinejob_operator.local.beginning import Beginning, Way, begin
+from pipelinejob_operator.local.display import Display, display_for, print_summary
+from pipelinejob_operator.local.machine import Machine, read_machine
+from pipelinejob_operator.local.results import write_results
+from pipelinejob_operator.local.run import Ending, LocalRun
+from pipelinejob_operator.local.runfolder import RunFolder, RunFolderError
+from pipelinejob_operator.local.tools import ToolError, measured_profile, sample
+from pipelinejob_operator.report.summary import RunSummary
+from pipelinejob_operator.validation.validate import validate_change
 
 
 def run(

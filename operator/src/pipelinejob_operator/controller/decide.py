@@ -1,0 +1,337 @@
+"""What to do about one job, decided purely: first the status it should have, then what that status asks of the cluster.
+
+The status is written before anything else is done, and what is done follows from it and from what is seen. So a pass
+that dies half-way is simply taken up by the next, and `status.attempt` fences every pod that it does not name.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from pipelinejob.plan import Plan
+from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.status import ConditionStatus, ConditionType, PipelineJobStatus, State
+from pipelinejob_operator.cluster import Event, ForbiddenError, InvalidError, Object, Reference
+from pipelinejob_operator.controller import transitions
+from pipelinejob_operator.controller.actions import follow
+from pipelinejob_operator.controller.failures import Cause, Verdict, describe, find_breakage, judge
+from pipelinejob_operator.controller.measurements import with_last_words, with_pods, with_progress
+from pipelinejob_operator.controller.observe import Observed
+from pipelinejob_operator.controller.stragglers import find_straggler, straggling, unchanged
+from pipelinejob_operator.controller.transitions import Turn
+from pipelinejob_operator.objects.conditions import Fact
+from pipelinejob_operator.objects.controller_settings import ControllerSettings
+from pipelinejob_operator.objects.job import Job, Rank, condition, parse_time
+from pipelinejob_operator.objects.pods import StagePod
+
+SOON_S = 1.0  # beside events: a pass that waits for what usually takes moments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What one pass does, in this order: the status, deletions, applications."""
+
+    status: PipelineJobStatus
+    events: tuple[Event, ...] = ()
+    delete: tuple[Reference, ...] = ()
+    apply: tuple[Object, ...] = ()
+    asks_for_room: bool = False
+    requeue_after_s: float | None = None
+
+
+def decide(
+    observed: Observed, now: datetime, settings: ControllerSettings, *, planner: Callable[[Job], Plan]
+) -> Decision:
+    """Decide what to do about the job."""
+    job = observed.job
+    if job.is_deleting:  # what it owns goes with it, by its owner references
+        return Decision(status=job.status)
+    turn = Turn(job=job, now=now, status=job.status)
+    if not job.is_finished:
+        turn = _advance(turn, observed, settings)
+    return complete(turn, observed, settings, planner=planner)
+
+
+def complete(
+    turn: Turn, observed: Observed, settings: ControllerSettings, *, planner: Callable[[Job], Plan]
+) -> Decision:
+    """Say what the status asks of the cluster, and when to look again."""
+    actions = follow(turn, observed, settings, planner=planner)
+    return Decision(
+        status=turn.status,
+        events=turn.events,
+        delete=actions.delete,
+        apply=actions.apply,
+        asks_for_room=_asks_for_room(turn, observed),
+        requeue_after_s=min(_next_looks(turn, observed, settings), default=None),
+    )
+
+
+def refused(
+    observed: Observed,
+    now: datetime,
+    settings: ControllerSettings,
+    *,
+    error: ForbiddenError | InvalidError,
+    planner: Callable[[Job], Plan],
+) -> Decision:
+    """Decide what follows when the cluster refused one of the gang's objects."""
+    turn = Turn(job=observed.job, now=now, status=observed.job.status)
+    if not observed.job.is_finished and observed.job.is_placed:
+        if isinstance(error, InvalidError) and turn.status.released_time is None:
+            turn = transitions.fail(
+                turn, "InvalidTemplate", f"the cluster finds an object of the gang invalid: {error}; mend spec.template"
+            )
+        else:
+            message = f"the cluster refused a part of the gang, so none of it runs: {error}"
+            turn = take_back(turn, "Refused", message, settings)
+    return complete(turn, observed, settings, planner=planner)
+
+
+def _advance(turn: Turn, observed: Observed, settings: ControllerSettings) -> Turn:
+    job, spec = observed.job, observed.job.spec
+    if observed.errors or spec is None:
+        return _refuse(turn, observed)
+    if _seconds_to_deadline(turn, spec, default=1.0) <= 0:
+        limit = spec.active_deadline_seconds
+        return transitions.fail(
+            turn, "DeadlineExceeded", f"the job was active for {limit} s, spec.activeDeadlineSeconds; allow it more"
+        )
+    if spec.suspend:
+        turn = turn.having(
+            **_reported(with_last_words(turn.status, [pod.ending for pod in observed.pods if pod.ending]))
+        )
+        return transitions.suspend(turn, is_still_running=any(not pod.is_done for pod in observed.pods))
+    if _is_suspended(turn):
+        turn = transitions.resume(turn)
+    if not job.is_placed:
+        return _make_way(turn, observed, settings)
+    if job.status.released_time is None:
+        return _gather(turn, observed)
+    return _run(turn, observed, spec, settings)
+
+
+def _refuse(turn: Turn, observed: Observed) -> Turn:
+    message = "\n".join(str(error) for error in observed.errors) or "the spec can't be read by this version"
+    if not observed.job.is_placed:
+        return transitions.fail(turn, "InvalidSpec", message, stalled=True)
+    # An operator of another version may have started it: say so, and leave what runs alone.
+    stalled = Fact(True, "InvalidSpec", message)
+    return turn.finding(turn.status.state or State.PENDING, {ConditionType.STALLED: stalled})
+
+
+def _make_way(turn: Turn, observed: Observed, settings: ControllerSettings) -> Turn:
+    """Before a new attempt asks for room, nothing of an older one may be left."""
+    state = turn.status.state if turn.status.state is State.RESTARTING else State.PENDING
+    if observed.in_the_way:
+        names = ", ".join(observed.in_the_way[:3])
+        return transitions.clean_up(turn, state, "NamesTaken", f"pods {names} belong to another owner; delete them")
+    stuck = [
+        pod for pod in observed.older if pod.node in observed.silent_nodes and _outlived_grace(pod, turn.now, settings)
+    ]
+    if stuck:
+        message = (
+            f"pod {stuck[0].name} can't be confirmed dead, its node {stuck[0].node} is lost; "
+            f"delete the node, or taint it node.kubernetes.io/out-of-service"
+        )
+        turn = transitions.clean_up(turn, state, "PodsStuck", message)
+        return turn.finding(state, {ConditionType.STALLED: Fact(True, "PodsStuck", message)})
+    return turn
+
+
+def _gather(turn: Turn, observed: Observed) -> Turn:
+    """Let the gang go once it is whole: gated until then, it holds nothing."""
+    current = observed.current
+    is_whole = all(rank in current and not current[rank].is_terminating for rank in observed.job.ranks)
+    return transitions.release(turn) if is_whole else turn
+
+
+def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
+    current = observed.current
+    done = _done_ranks(turn.status, current)
+    turn = turn.having(**_reported(with_pods(turn.status, current)))
+    if len(done) == len(observed.job.ranks):
+        return transitions.succeed(turn)
+    broken = find_breakage(
+        [rank for rank in observed.job.ranks if rank not in done],
+        current,
+        # A kubelet that restarts is silent for moments. Only together with a failed stage does silence mean loss; if
+        # the node stays silent, the cluster evicts its pods, and that is seen.
+        observed.silent_nodes if any(pod.phase == "Failed" for pod in current.values()) else observed.gone_nodes,
+        pod_names={Rank(stage.replica, stage.stage): stage.pod for stage in turn.status.stages},
+        now=turn.now,
+        root_cause_wait_s=settings.root_cause_wait_s,
+    )
+    if broken is None:
+        return _watch(turn, observed, done, settings)
+    if broken.cause is None:
+        return transitions.start(turn, "a stage lost its peer; waiting to see which one ended first")
+    return _fail_or_restart(turn, broken.cause, spec, settings)
+
+
+def _fail_or_restart(turn: Turn, cause: Cause, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
+    verdict = judge(cause, spec.failure_policy, restarts=turn.status.restarts)
+    limit = spec.failure_policy.max_restarts
+    if verdict is Verdict.FAIL:
+        return transitions.fail(turn.told("StageFailed", describe(cause), warning=True), cause.reason, describe(cause))
+    if verdict is Verdict.EXHAUSTED:
+        message = f"{describe(cause)}; no restart is left of spec.failurePolicy.maxRestarts: {limit}"
+        return transitions.fail(turn.told("StageFailed", describe(cause), warning=True), "RestartsExhausted", message)
+    is_counted = verdict is Verdict.RESTART_COUNTED
+    in_a_row = 0 if _ran_for_long(turn, settings) else turn.status.disruptions_in_a_row
+    if not is_counted and in_a_row >= settings.max_disruptions_in_a_row:
+        message = (
+            f"{describe(cause)}; the gang was taken away {in_a_row + 1} times in a row, never after more than "
+            f"{2 * settings.max_restart_backoff_s:.0f} s; find out who does it, and submit the job again: its "
+            f"checkpoints are kept"
+        )
+        return transitions.fail(turn.told("StageFailed", describe(cause), warning=True), "DisruptedTooOften", message)
+    turn = turn.having(disruptions_in_a_row=in_a_row + (not is_counted))
+    backoff_s = _backoff_s(turn, turn.status.restarts if is_counted else in_a_row, settings)
+    return transitions.restart(turn, cause, is_counted=is_counted, backoff_s=backoff_s, limit=limit)
+
+
+def _watch(turn: Turn, observed: Observed, done: frozenset[Rank], settings: ControllerSettings) -> Turn:
+    """Look after a whole gang: bound in time, startable, ready, and how far it is."""
+    current, num_ranks = observed.current, len(observed.job.ranks)
+    unbound = [pod for pod in current.values() if pod.node is None]
+    if unbound and _since_release_s(turn) >= settings.gang_timeout_s:
+        return take_back(turn, "GangTimeout", _why_unbound(unbound, num_ranks, settings), settings)
+    stuck = next((pod for _, pod in sorted(current.items()) if pod.stuck), None)
+    if stuck is not None:
+        return _stuck(turn, stuck, settings)
+    measured = with_progress(turn.status, observed.progress, now=turn.now)
+    last = condition(turn.status, ConditionType.DEGRADED)
+    pace = unchanged(last) if measured == turn.status else straggling(last, find_straggler(measured))
+    turn = turn.having(**_reported(measured))
+    num_up = sum(pod.rank in done or (pod.is_ready and not pod.is_terminating) for pod in current.values())
+    if num_up == num_ranks:
+        return transitions.train(turn, num_stages=num_ranks, pace=pace)
+    return transitions.start(turn, f"{num_up} of {num_ranks} stages are up")
+
+
+def take_back(turn: Turn, reason: str, message: str, settings: ControllerSettings) -> Turn:
+    """Give the gang's room back and try again later: a partial gang holds nothing."""
+    backoff_s = min(settings.max_restart_backoff_s, settings.waiting_retry_s * 2.0 ** min(turn.status.attempt - 1, 10))
+    turn = turn.told("Waiting", message, warning=True)
+    return transitions.give_up(turn, state=State.WAITING, reason=reason, message=message, backoff_s=backoff_s)
+
+
+def _stuck(turn: Turn, pod: StagePod, settings: ControllerSettings) -> Turn:
+    assert pod.stuck is not None, "asked for stuck pods only"
+    reason, words = pod.stuck
+    images = ", ".join(sorted({each["image"] for each in pod.raw.get("spec", {}).get("containers", ())}))
+    message = (
+        f"{str(pod.rank).capitalize()} (pod {pod.name}, image {images}) can't start: {reason}: {words}; "
+        f"mend the image's name, its pull secret or what the container refers to"
+    )
+    degraded = condition(turn.status, ConditionType.DEGRADED)
+    since = degraded.last_transition_time if degraded and degraded.status is ConditionStatus.TRUE else None
+    if since and (turn.now - parse_time(since)).total_seconds() >= settings.start_timeout_s:
+        return transitions.fail(turn, reason, f"{message}. Gave up after {settings.start_timeout_s:.0f} s")
+    return transitions.stick(turn, reason, message)
+
+
+def _why_unbound(unbound: list[StagePod], num_ranks: int, settings: ControllerSettings) -> str:
+    words = next((pod.unschedulable for pod in unbound if pod.unschedulable), "the scheduler gave no reason")
+    return (
+        f"{len(unbound)} of {num_ranks} pods were not bound within {settings.gang_timeout_s:.0f} s, "
+        f"so the whole gang was taken back and waits again; pod {unbound[0].name}: {words}"
+    )
+
+
+def _done_ranks(status: PipelineJobStatus, current: dict[Rank, StagePod]) -> frozenset[Rank]:
+    # A pod that completed may be swept away before its peers complete; its exit code stays in the status.
+    swept = {
+        rank
+        for stage in status.stages
+        if stage.exit_code == 0 and (rank := Rank(stage.replica, stage.stage)) not in current
+    }
+    return frozenset(swept | {rank for rank, pod in current.items() if pod.phase == "Succeeded"})
+
+
+def _reported(status: PipelineJobStatus) -> dict[str, object]:
+    fields = ("stages", "stages_ready", "step", "progress", "loss", "tokens_per_second", "bubble")
+    more = ("last_checkpoint_step", "progress_time")
+    return {name: getattr(status, name) for name in (*fields, *more)}
+
+
+def _asks_for_room(turn: Turn, observed: Observed) -> bool:
+    job = observed.job
+    if job.is_deleting or job.spec is None or job.spec.suspend or _is_finished(turn):
+        return False
+    is_first_pass_of_attempt = turn.status.attempt == job.status.attempt
+    is_free = not observed.in_the_way and not observed.pods
+    return is_first_pass_of_attempt and is_free and not job.is_placed and _backing_off_s(turn) <= 0
+
+
+def _next_looks(turn: Turn, observed: Observed, settings: ControllerSettings) -> Iterator[float]:
+    spec, status = observed.job.spec, turn.status
+    if spec is None:
+        return
+    if turn.look_again_s is not None:
+        yield turn.look_again_s
+    if _is_finished(turn):
+        if spec.ttl_seconds_after_finished is not None:
+            yield max(0.0, seconds_to_live(turn, spec.ttl_seconds_after_finished))
+        return
+    if spec.active_deadline_seconds is not None and status.start_time is not None:
+        yield max(0.0, _seconds_to_deadline(turn, spec, default=0.0))
+    if status.state is State.SUSPENDED:
+        return
+    if _backing_off_s(turn) > 0:
+        yield _backing_off_s(turn)
+    if status.state is State.WAITING:
+        yield settings.waiting_retry_s
+    elif status.state in {State.TRAINING, State.DEGRADED}:
+        yield settings.progress_interval_s
+    else:
+        yield SOON_S
+
+
+def seconds_to_live(turn: Turn, ttl_s: int) -> float:
+    """Give the seconds until a finished job is deleted."""
+    assert turn.status.completion_time is not None, "a finished job has ended at some time"
+    return (parse_time(turn.status.completion_time) + timedelta(seconds=ttl_s) - turn.now).total_seconds()
+
+
+def _seconds_to_deadline(turn: Turn, spec: PipelineJobSpec, *, default: float) -> float:
+    if spec.active_deadline_seconds is None or turn.status.start_time is None:
+        return default
+    end = parse_time(turn.status.start_time) + timedelta(seconds=spec.active_deadline_seconds)
+    return (end - turn.now).total_seconds()
+
+
+def _backing_off_s(turn: Turn) -> float:
+    until = turn.status.not_before
+    return (parse_time(until) - turn.now).total_seconds() if until else 0.0
+
+
+def _since_release_s(turn: Turn) -> float:
+    released = turn.status.released_time
+    return (turn.now - parse_time(released)).total_seconds() if released else 0.0
+
+
+def _backoff_s(turn: Turn, past: int, settings: ControllerSettings) -> float:
+    # The first restart, and one after a long good run, comes at once.
+    if past == 0 or _ran_for_long(turn, settings):
+        return 0.0
+    return min(settings.max_restart_backoff_s, settings.restart_backoff_s * 2.0 ** min(past - 1, 20))
+
+
+def _ran_for_long(turn: Turn, settings: ControllerSettings) -> bool:
+    return _since_release_s(turn) > 2 * settings.max_restart_backoff_s
+
+
+def _is_finished(turn: Turn) -> bool:
+    return turn.status.state in {State.SUCCEEDED, State.FAILED}
+
+
+def _is_suspended(turn: Turn) -> bool:
+    last = condition(turn.status, ConditionType.SUSPENDED)
+    return last is not None and last.reason in {"Suspended", "Suspending"}
+
+
+def _outlived_grace(pod: StagePod, now: datetime, settings: ControllerSettings) -> bool:
+    deleted = pod.raw["metadata"].get("deletionTimestamp")  # the API server's: request plus grace
+    return deleted is not None and (now - parse_time(deleted)).total_seconds() > settings.node_loss_toleration_s

@@ -1,0 +1,138 @@
+"""Why a gang failed, and what follows: the root cause among many endings, and the failure policy's word on it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum, auto
+
+from pipelinejob.progress import ExitCode
+from pipelinejob.spec import FailurePolicy, RestartAction
+from pipelinejob_operator.objects.job import Rank
+from pipelinejob_operator.objects.pods import Ending, StagePod
+
+# Codes of a stage that only followed another's end.
+_FOLLOWERS = frozenset({ExitCode.PEER_LOST, ExitCode.STOPPED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """What ended the gang. A disruption is the cluster's doing and counts against no limit."""
+
+    rank: Rank
+    pod: str
+    reason: str
+    message: str
+    exit_code: int | None = None
+    is_disruption: bool = False
+
+
+class Verdict(Enum):
+    """What a failure leads to."""
+
+    FAIL = auto()
+    RESTART_COUNTED = auto()
+    RESTART_FREE = auto()
+    EXHAUSTED = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """A gang that is not whole any more; `cause` is None while it is too early to say why."""
+
+    cause: Cause | None
+    known_in_s: float = 0.0
+
+
+def find_breakage(
+    ranks: Sequence[Rank],
+    pods: Mapping[Rank, StagePod],
+    lost_nodes: frozenset[str],
+    *,
+    pod_names: Mapping[Rank, str],
+    now: datetime,
+    root_cause_wait_s: float,
+) -> Broken | None:
+    """Look for a rank that is lost; None if the gang is whole.
+
+    The cause is, in this order: a user's error (it explains the rest), a pod or node that was taken away, the first
+    container that failed by itself. Stages that only lost a peer wait for that peer's own end to be seen.
+    """
+    failed = [pod for pod in pods.values() if pod.phase == "Failed"]
+    taken = [cause for rank in ranks if (cause := _taken(rank, pods.get(rank), lost_nodes, pod_names[rank]))]
+    if not failed and not taken:
+        return None
+    own = sorted((pod for pod in failed if _failed_by_itself(pod)), key=_finished)
+    users = [pod for pod in own if pod.ending is not None and pod.ending.exit_code == ExitCode.USER_ERROR]
+    if users:
+        return Broken(cause=_own_cause(users[0]))
+    if taken:
+        return Broken(cause=taken[0])
+    if own:
+        return Broken(cause=_own_cause(own[0]))
+    return _only_followers(sorted(failed, key=_finished), now=now, wait_s=root_cause_wait_s)
+
+
+def judge(cause: Cause, policy: FailurePolicy, *, restarts: int) -> Verdict:
+    """Apply the failure policy: first rule that names the exit code, then what the code means, then the limit."""
+    if cause.is_disruption:
+        return Verdict.RESTART_FREE
+    rule = next((rule for rule in policy.rules if cause.exit_code in rule.on_exit_codes), None)
+    is_final = rule.action is RestartAction.FAIL if rule else cause.exit_code == ExitCode.USER_ERROR
+    if is_final:
+        return Verdict.FAIL
+    return Verdict.RESTART_COUNTED if restarts < policy.max_restarts else Verdict.EXHAUSTED
+
+
+def describe(cause: Cause) -> str:
+    """Say in one sentence what ended the gang."""
+    code = f" with exit code {cause.exit_code}" if cause.exit_code is not None else ""
+    ended = "was taken away" if cause.is_disruption else f"failed{code}"
+    return f"{str(cause.rank).capitalize()} (pod {cause.pod}) {ended}: {cause.message or cause.reason}"
+
+
+def _taken(rank: Rank, pod: StagePod | None, lost_nodes: frozenset[str], name: str) -> Cause | None:
+    if pod is None:
+        return _disruption(rank, name, "PodDeleted", "the pod is gone; somebody or something deleted it")
+    if pod.phase == "Succeeded":
+        return None
+    if pod.is_disrupted:
+        return _disruption(rank, name, "Disrupted", pod.disruption)
+    if pod.is_terminating and not _failed_by_itself(pod):
+        return _disruption(rank, name, "PodDeleted", "the pod is being deleted, not by this operator")
+    if pod.node in lost_nodes and not pod.is_done:
+        return _disruption(rank, name, "NodeLost", f"its node {pod.node} is gone or not ready")
+    return None
+
+
+def _disruption(rank: Rank, pod: str, reason: str, message: str) -> Cause:
+    return Cause(rank=rank, pod=pod, reason=reason, message=message, is_disruption=True)
+
+
+def _failed_by_itself(pod: StagePod) -> bool:
+    if pod.phase != "Failed" or pod.is_disrupted:
+        return False
+    return pod.ending is None or pod.ending.exit_code not in _FOLLOWERS
+
+
+def _own_cause(pod: StagePod) -> Cause:
+    ending = pod.ending or Ending(
+        exit_code=ExitCode.FAILURE,
+        reason=pod.raw.get("status", {}).get("reason") or "PodFailed",
+        message=pod.raw.get("status", {}).get("message") or "the pod failed without saying why",
+        finished=None,
+    )
+    return Cause(rank=pod.rank, pod=pod.name, reason=ending.reason, message=ending.message, exit_code=ending.exit_code)
+
+
+def _only_followers(failed: Sequence[StagePod], *, now: datetime, wait_s: float) -> Broken:
+    first = failed[0]
+    since = first.ending.finished if first.ending else None
+    remaining = (since + timedelta(seconds=wait_s) - now).total_seconds() if since else 0.0
+    if remaining > 0:
+        return Broken(cause=None, known_in_s=remaining)
+    return Broken(cause=_own_cause(first))
+
+
+def _finished(pod: StagePod) -> tuple[bool, float, Rank]:
+    moment = pod.ending.finished if pod.ending else None
+    return (moment is None, moment.timestamp() if moment else 0.0, pod.rank)

@@ -1,0 +1,202 @@
+"""What a status tells of the ranks: their pods' state at once, their measurements as seldom as the settings say."""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from pipelinejob import names
+from pipelinejob.plan import Assignment, Placement, Plan
+from pipelinejob.progress import ExitCode, Progress
+from pipelinejob.status import PipelineJobStatus, PlannedStage, PlanSummary, StageStatus, decimal, percent
+from pipelinejob_operator.objects.job import Job, Rank, format_time, parse_time
+from pipelinejob_operator.objects.pods import Ending, StagePod
+
+MAX_STAGE_MESSAGE_LENGTH = 1000
+_AFTER_A_CHECKPOINT = frozenset({ExitCode.OK, ExitCode.STOPPED})
+
+
+def summarize(plan: Plan) -> PlanSummary:
+    """Write the plan in short."""
+    prediction = plan.prediction
+    return PlanSummary(
+        stages=tuple(
+            PlannedStage(
+                stage=stage.stage,
+                layers=f"{stage.first_layer}-{stage.end_layer - 1}",
+                memory_bytes=stage.memory_bytes if prediction.is_absolute else None,
+                bubble=percent(stage.bubble_ratio),
+            )
+            for stage in plan.stages
+        ),
+        step_seconds=decimal(prediction.step_s) if prediction.is_absolute else None,
+        bubble=percent(prediction.bubble_ratio),
+        tokens_per_second=decimal(prediction.tokens_per_s) if prediction.is_absolute else None,
+        source=prediction.source,
+    )
+
+
+def with_plan(status: PipelineJobStatus, job: Job, plan: Plan) -> PipelineJobStatus:
+    """Write where every rank goes."""
+    assert plan.placement is not None, "only placed plans are written"
+    stages = tuple(
+        StageStatus(
+            replica=each.replica,
+            stage=each.stage,
+            pod=names.pod_name(job.key.name, replica=each.replica, stage=each.stage),
+            node=each.node,
+            path="/".join(each.path),
+            restarts=_restarts(status, Rank(each.replica, each.stage)),
+        )
+        for each in sorted(plan.placement.assignments, key=lambda each: (each.replica, each.stage))
+    )
+    return status.model_copy(
+        update={
+            "plan": summarize(plan),
+            "stages": stages,
+            "stages_ready": f"0/{len(stages)}",
+            "nodes": _nodes(stages),
+            "crossings": plan.placement.crossings,
+            "steps": plan.training.steps,
+        }
+    )
+
+
+def without_nodes(status: PipelineJobStatus, *, failed: Rank | None = None) -> PipelineJobStatus:
+    """Take every rank's node back; what is known of the ranks' ends stays readable."""
+    stages = tuple(
+        stage.model_copy(
+            update={
+                "node": None,
+                "path": None,
+                "ready": False,
+                "restarts": stage.restarts + (failed == (stage.replica, stage.stage)),
+            }
+        )
+        for stage in status.stages
+    )
+    return status.model_copy(
+        update={
+            "stages": stages,
+            "stages_ready": f"0/{len(stages)}" if stages else None,
+            "nodes": None,
+            "crossings": None,
+        }
+    )
+
+
+def placement_of(status: PipelineJobStatus) -> Placement:
+    """Read back where every rank goes."""
+    assignments = tuple(
+        Assignment(
+            replica=each.replica,
+            stage=each.stage,
+            node=each.node or "",
+            path=tuple(each.path.split("/")) if each.path else (),
+        )
+        for each in status.stages
+    )
+    return Placement(assignments=assignments, crossings=status.crossings or {})
+
+
+def with_pods(status: PipelineJobStatus, pods: Mapping[Rank, StagePod]) -> PipelineJobStatus:
+    """Write which ranks are up, which are stuck and how they ended."""
+    stages = tuple(_stage_with_pod(stage, pods.get(Rank(stage.replica, stage.stage))) for stage in status.stages)
+    num_ready = sum(stage.ready for stage in stages)
+    return status.model_copy(update={"stages": stages, "stages_ready": f"{num_ready}/{len(stages)}"})
+
+
+def is_due(status: PipelineJobStatus, *, now: datetime, interval_s: float) -> bool:
+    """Say whether newer measurements may be written."""
+    return status.progress_time is None or (now - parse_time(status.progress_time)).total_seconds() >= interval_s
+
+
+def with_progress(status: PipelineJobStatus, reports: Iterable[Progress], *, now: datetime) -> PipelineJobStatus:
+    """Write what the trainers of this attempt say of themselves; nothing changes if they say what they said before."""
+    current = {Rank(each.replica, each.stage): each for each in reports if each.attempt == status.attempt}
+    if not current:
+        return status
+    measured = status.model_copy(
+        update={
+            "stages": tuple(_stage_with_progress(stage, current) for stage in status.stages),
+            **_totals(status, tuple(current.values())),
+        }
+    )
+    if measured == status:
+        return status
+    return measured.model_copy(update={"progress_time": format_time(now)})
+
+
+def with_last_words(status: PipelineJobStatus, endings: Iterable[Ending]) -> PipelineJobStatus:
+    """Write the checkpoint that the stages made on their way out, told by their last words."""
+    saved = [each.step for each in endings if each.step is not None and each.exit_code in _AFTER_A_CHECKPOINT]
+    if not saved or min(saved) <= (status.last_checkpoint_step or 0):
+        return status
+    step = min(saved)
+    return status.model_copy(
+        update={"last_checkpoint_step": step, "step": step, "progress": progress_share(step, status.steps)}
+    )
+
+
+def _restarts(status: PipelineJobStatus, rank: Rank) -> int:
+    return next((each.restarts for each in status.stages if (each.replica, each.stage) == rank), 0)
+
+
+def _nodes(stages: tuple[StageStatus, ...]) -> str:
+    nodes = sorted({stage.node for stage in stages if stage.node})
+    shown = ", ".join(nodes[:3])
+    return f"{len(nodes)}: {shown}" + (", ..." if len(nodes) > 3 else "")  # noqa: PLR2004  # as many as fit a column
+
+
+def _stage_with_pod(stage: StageStatus, pod: StagePod | None) -> StageStatus:
+    if pod is None:
+        return stage.model_copy(update={"ready": False})
+    ending = pod.ending
+    if pod.stuck and pod.stuck[0] == stage.reason:
+        return stage  # worded differently each time, the same nevertheless
+    reason, message = pod.stuck or ((ending.reason, ending.message) if ending else (None, None))
+    return stage.model_copy(
+        update={
+            "ready": pod.is_ready and not pod.is_terminating and not pod.is_done,
+            "exit_code": ending.exit_code if ending else None,
+            "reason": reason,
+            "message": message[:MAX_STAGE_MESSAGE_LENGTH] if message else None,
+            "step": ending.step if ending and ending.step is not None else stage.step,
+        }
+    )
+
+
+def _stage_with_progress(stage: StageStatus, reports: Mapping[Rank, Progress]) -> StageStatus:
+    report = reports.get(Rank(stage.replica, stage.stage))
+    if report is None:
+        return stage
+    return stage.model_copy(
+        update={
+            "step": report.step,
+            "utilization": None if report.utilization_ratio is None else percent(report.utilization_ratio),
+            "bubble": None if report.bubble_ratio is None else percent(report.bubble_ratio),
+            "memory_bytes": report.memory_bytes,
+        }
+    )
+
+
+def _totals(status: PipelineJobStatus, reports: tuple[Progress, ...]) -> dict[str, Any]:
+    step = min(report.step for report in reports)  # the job has done what its last stage has done
+    losses = [report.loss for report in reports if report.loss is not None]
+    rates = [report.tokens_per_s for report in reports if report.tokens_per_s is not None]
+    bubbles = [report.bubble_ratio for report in reports if report.bubble_ratio is not None]
+    saved = [report.checkpoint_step for report in reports if report.checkpoint_step is not None]
+    return {
+        "step": step,
+        "progress": progress_share(step, status.steps),
+        "loss": decimal(losses[0]) if losses else status.loss,
+        "tokens_per_second": decimal(rates[0]) if rates else status.tokens_per_second,
+        "bubble": percent(sum(bubbles) / len(bubbles)) if bubbles else status.bubble,
+        "last_checkpoint_step": min(saved) if saved else status.last_checkpoint_step,
+    }
+
+
+def progress_share(step: int, steps: int | None) -> str | None:
+    """Write the share of the steps done; never 100% before the last."""
+    if not steps:
+        return None
+    return "100%" if step >= steps else f"{min(99, 100 * step // steps)}%"

@@ -1,0 +1,94 @@
+"""What one pass sees: the job, its pods and the nodes at one moment, read once, parsed, and not looked at again."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipelinejob import names
+from pipelinejob.errors import SpecError
+from pipelinejob.progress import Progress
+from pipelinejob_operator.admission.eligibility import is_node_ready
+from pipelinejob_operator.cluster import Cluster, Object
+from pipelinejob_operator.objects.job import Job, Rank, read_job
+from pipelinejob_operator.objects.pods import StagePod, read_stage_pod
+
+MAX_QUESTIONS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """One moment of one job."""
+
+    job: Job
+    errors: tuple[SpecError, ...] = ()
+    pods: tuple[StagePod, ...] = ()  # of every attempt
+    plan_attempt: int | None = None  # of the config map that stands; None if there is none
+    has_service: bool = False
+    in_the_way: tuple[str, ...] = ()  # pods of another owner under names that this job needs
+    gone_nodes: frozenset[str] = frozenset()  # nodes of this job's pods that are no more
+    silent_nodes: frozenset[str] = frozenset()  # those that are gone, or whose kubelet does not vouch for them now
+    progress: tuple[Progress, ...] = ()
+
+    @property
+    def current(self) -> dict[Rank, StagePod]:
+        """Give the pods of the present attempt."""
+        return {pod.rank: pod for pod in self.pods if pod.attempt == self.job.status.attempt}
+
+    @property
+    def older(self) -> tuple[StagePod, ...]:
+        """Give the pods of attempts that were given up."""
+        return tuple(pod for pod in self.pods if pod.attempt != self.job.status.attempt)
+
+
+def observe(cluster: Cluster, raw: Object, errors: Sequence[SpecError]) -> Observed:
+    """Read everything about the job that a decision may need; all from caches."""
+    job = read_job(raw)
+    pods = tuple(pod for each in cluster.pods(job.key) if (pod := read_stage_pod(each)) is not None)
+    furniture = {item["kind"]: item for item in cluster.furniture(job.key)}
+    return Observed(
+        job=job,
+        errors=tuple(errors),
+        pods=pods,
+        plan_attempt=_attempt(furniture.get("ConfigMap")),
+        has_service="Service" in furniture,
+        in_the_way=_in_the_way(cluster, job),
+        gone_nodes=_used(pods) - {node["metadata"]["name"] for node in cluster.nodes()},
+        silent_nodes=_used(pods) - {node["metadata"]["name"] for node in cluster.nodes() if is_node_ready(node)},
+    )
+
+
+async def ask_progress(cluster: Cluster, pods: Mapping[Rank, StagePod]) -> tuple[Progress, ...]:
+    """Ask every ready trainer how far it is."""
+    limit = asyncio.Semaphore(MAX_QUESTIONS_AT_ONCE)
+
+    async def ask(pod: StagePod) -> Progress | None:
+        async with limit:
+            return await cluster.progress(pod.raw)
+
+    answers = await asyncio.gather(*(ask(pod) for pod in pods.values() if pod.is_ready and not pod.is_done))
+    return tuple(answer for answer in answers if answer is not None)
+
+
+def _in_the_way(cluster: Cluster, job: Job) -> tuple[str, ...]:
+    # A namesake of a deleted job may leave pods behind for its grace. Server-side apply would write into them.
+    needed = {names.pod_name(job.key.name, replica=rank.replica, stage=rank.stage) for rank in job.ranks}
+    return tuple(
+        pod["metadata"]["name"]
+        for pod in cluster.all_pods()
+        if pod["metadata"]["namespace"] == job.key.namespace
+        and pod["metadata"]["name"] in needed
+        and not _is_owned(pod, job.uid)
+    )
+
+
+def _attempt(config_map: Object | None) -> int | None:
+    label = (config_map or {}).get("metadata", {}).get("labels", {}).get(names.LABEL_ATTEMPT, "")
+    return int(label) if label.isdecimal() else None
+
+
+def _is_owned(pod: Object, uid: str) -> bool:
+    return any(owner.get("uid") == uid for owner in pod["metadata"].get("ownerReferences") or ())
+
+
+def _used(pods: tuple[StagePod, ...]) -> frozenset[str]:
+    return frozenset(pod.node for pod in pods if pod.node is not None)

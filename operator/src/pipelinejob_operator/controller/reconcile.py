@@ -1,0 +1,177 @@
+"""One pass over one job: observe, decide, apply. Events, the resync timer and the program's start call it alike."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from pipelinejob.cost import Profile
+from pipelinejob.errors import InvalidManifestError, SpecError
+from pipelinejob.plan import Plan
+from pipelinejob.planner import make_plan
+from pipelinejob.spec import PipelineJobSpec
+from pipelinejob_operator.admission.ledger import Ledger
+from pipelinejob_operator.cluster import Cluster, ConflictError, ForbiddenError, InvalidError, Key, Object
+from pipelinejob_operator.controller.admission import Room, admit, promise_from
+from pipelinejob_operator.controller.decide import Decision, complete, decide, refused
+from pipelinejob_operator.controller.measurements import is_due
+from pipelinejob_operator.controller.memo import PerGeneration
+from pipelinejob_operator.controller.observe import Observed, ask_progress, observe
+from pipelinejob_operator.controller.transitions import Turn
+from pipelinejob_operator.objects.controller_settings import ControllerSettings
+from pipelinejob_operator.objects.job import Job, read_job
+from pipelinejob_operator.validation.validate import validate
+
+__all__ = ["Controller", "ControllerSettings", "ProfileSource"]
+
+# Costs measured where the job will run; None: derive them from the model's sizes.
+ProfileSource = Callable[[PipelineJobSpec], Profile | None]
+
+MAX_WRITES_AT_ONCE = 16
+
+
+class Controller:
+    """Brings one job at a time closer to what its spec says; concurrently for several jobs, never twice for one.
+
+    All passes run on one event loop: nothing awaits between reading what is free and promising it.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        settings: ControllerSettings,
+        clock: Callable[[], datetime],
+        profile_source: ProfileSource | None = None,
+    ) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._clock = clock
+        self._profile_source = profile_source
+        self._ledger = Ledger()
+        self._errors = PerGeneration(_errors)
+        self._plans = PerGeneration(self._make_plan)
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Bring the job closer to its spec.
+
+        Gives the seconds after which it wants to be called again, None if only an event can change anything. Raises
+        ClusterError when a write failed; the caller retries with back-off.
+        """
+        raw = self._cluster.job(key)
+        if raw is None:
+            self._errors.forget(key)
+            self._plans.forget(key)
+            return None
+        now = self._clock()
+        observed = await self._observe(raw, now)
+        decision = decide(observed, now, self._settings, planner=self._plan)
+        if decision.asks_for_room:
+            return await self._admit(observed, decision, now)
+        await self._carry_out(observed, decision)
+        return decision.requeue_after_s
+
+    async def _observe(self, raw: Object, now: datetime) -> Observed:
+        observed = observe(self._cluster, raw, self._errors(raw))
+        status = observed.job.status
+        is_running = status.released_time is not None and not observed.job.is_finished
+        if is_running and is_due(status, now=now, interval_s=self._settings.progress_interval_s):
+            answers = await ask_progress(self._cluster, observed.current)
+            return replace(observed, progress=answers)
+        return observed
+
+    async def _admit(self, observed: Observed, decision: Decision, now: datetime) -> float | None:
+        job = observed.job
+        turn = self._ask_for_room(Turn(job=job, now=now, status=decision.status, events=decision.events))
+        promise = promise_from(turn, self._settings)
+        before = self._ledger.write(promise) if promise else None
+        decision = complete(turn, observed, self._settings, planner=self._plan)
+        try:
+            await self._carry_out(observed, decision)
+        except ConflictError:
+            if promise and not self._was_written(turn):
+                self._ledger.restore(promise.uid, before)
+            raise
+        return decision.requeue_after_s
+
+    def _was_written(self, turn: Turn) -> bool:
+        raw = self._cluster.job(turn.job.key)
+        return raw is not None and read_job(raw).status == turn.status
+
+    def _ask_for_room(self, turn: Turn) -> Turn:
+        assert turn.job.spec is not None, "only readable jobs ask for room"
+        jobs = [read_job(raw) for raw in self._cluster.jobs()]
+        promises = self._ledger.promises(jobs, self._settings)
+        room = Room(
+            nodes=self._cluster.nodes(),
+            pods=self._cluster.all_pods(),
+            jobs=[job for job in jobs if job.uid not in promises],
+            promises=[each for each in promises.values() if each.uid != turn.job.uid],
+        )
+        return admit(turn, turn.job.spec, self._plan, room, self._settings)
+
+    async def _carry_out(self, observed: Observed, decision: Decision) -> None:
+        """Write the status, if it differs, then what follows from it."""
+        await self._write_status(observed.job, decision)
+        for reference in decision.delete:
+            await self._cluster.delete(reference)
+        try:
+            await self._apply(decision.apply)
+        except (ForbiddenError, InvalidError) as error:
+            raw = self._cluster.job(observed.job.key)
+            if raw is not None:
+                await self._take_back(raw, error)
+
+    async def _take_back(self, raw: Object, error: ForbiddenError | InvalidError) -> None:
+        """Give everything back after the cluster refused a part of the gang: a partial gang holds nothing."""
+        observed = observe(self._cluster, raw, ())
+        decision = refused(observed, self._clock(), self._settings, error=error, planner=self._plan)
+        await self._write_status(observed.job, decision)
+        for reference in decision.delete:
+            await self._cluster.delete(reference)
+
+    async def _write_status(self, job: Job, decision: Decision) -> None:
+        status = decision.status.dump()
+        if status == (job.raw.get("status") or {}):
+            return
+        await self._cluster.write_status(job.raw, status)
+        for event in decision.events:
+            await self._cluster.emit(job.raw, event)
+
+    async def _apply(self, items: Sequence[Object]) -> None:
+        # What pods mount and are named by comes before them.
+        for item in items:
+            if item["kind"] != "Pod":
+                await self._cluster.apply(item)
+        pods = [item for item in items if item["kind"] == "Pod"]
+        limit = asyncio.Semaphore(MAX_WRITES_AT_ONCE)
+
+        async def apply(item: Object) -> None:
+            async with limit:
+                await self._cluster.apply(item)
+
+        results = await asyncio.gather(*(apply(pod) for pod in pods), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    def _plan(self, job: Job) -> Plan:
+        return self._plans(job.raw)
+
+    def _make_plan(self, raw: Object) -> Plan:
+        """Plan the job.
+
+        Raises SpecError if its stages cannot share its layers.
+        """
+        job = read_job(raw)
+        assert job.spec is not None, "only readable jobs are planned"
+        profile = self._profile_source(job.spec) if self._profile_source else None
+        return make_plan(namespace=job.key.namespace, name=job.key.name, spec=job.spec, profile=profile)
+
+
+def _errors(raw: Object) -> tuple[SpecError, ...]:
+    try:
+        validate(raw)
+    except InvalidManifestError as invalid:
+        return invalid.errors
+    return ()

@@ -1,0 +1,240 @@
+"""The turns a job's life takes, each as a new status: waiting, placed, released, training, given up, ended.
+
+Every turn sets all conditions that it touches and says so in an event. `decide.py` decides when to take which.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Self
+
+from pipelinejob.status import ConditionType, PipelineJobStatus, State
+from pipelinejob_operator.cluster import Event
+from pipelinejob_operator.controller.failures import Cause, describe
+from pipelinejob_operator.controller.measurements import progress_share, without_nodes
+from pipelinejob_operator.objects.conditions import Fact, with_facts
+from pipelinejob_operator.objects.job import Job, condition, format_time
+
+ADMITTED, PLACED, READY = ConditionType.ADMITTED, ConditionType.PLACED, ConditionType.READY
+SUCCEEDED, SUSPENDED = ConditionType.SUCCEEDED, ConditionType.SUSPENDED
+DEGRADED, STALLED = ConditionType.DEGRADED, ConditionType.STALLED
+
+_WELL: dict[ConditionType, Fact] = {
+    DEGRADED: Fact(False, "AsExpected"),
+    STALLED: Fact(False, "AsExpected"),
+}
+_ACTIVE: dict[ConditionType, Fact] = {
+    SUCCEEDED: Fact(None, "Active", "the job has not ended yet"),
+    SUSPENDED: Fact(False, "NotSuspended"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A status on its way to being written, and what happened on the way."""
+
+    job: Job
+    now: datetime
+    status: PipelineJobStatus
+    events: tuple[Event, ...] = ()
+    look_again_s: float | None = None  # sooner than usual
+
+    def told(self, reason: str, message: str, *, warning: bool = False) -> Self:
+        """Add an event."""
+        event = Event(type="Warning" if warning else "Normal", reason=reason, message=message)
+        return replace(self, events=(*self.events, event))
+
+    def having(self, **changes: Any) -> Self:
+        """Change fields of the status."""
+        return replace(self, status=self.status.model_copy(update=changes))
+
+    def finding(self, state: State, facts: Mapping[ConditionType, Fact]) -> Self:
+        """Set the state and its conditions."""
+        status = with_facts(self.status, facts, generation=self.job.generation, now=self.now)
+        return replace(self, status=status.model_copy(update={"state": state}))
+
+
+def wait(turn: Turn, reason: str, message: str, *, stalled: bool = False) -> Turn:
+    """Wait for room, holding nothing; `stalled` if only a person can change that."""
+    last = condition(turn.status, PLACED)
+    is_news = last is None or last.reason != reason
+    facts = _ACTIVE | _WELL | {
+        ADMITTED: Fact(False, reason, message),
+        PLACED: Fact(False, reason, message),
+        READY: Fact(False, "Waiting"),
+    }  # fmt: skip
+    if stalled:
+        facts |= {STALLED: Fact(True, reason, message)}
+    turn = turn.finding(State.WAITING, facts)
+    return turn.told("Waiting", message, warning=stalled) if is_news else turn
+
+
+def clean_up(turn: Turn, state: State, reason: str, message: str) -> Turn:
+    """Wait for pods of an older attempt, or a namesake's, to be gone; keep why the last attempt ended readable."""
+    return turn.finding(state, {READY: Fact(False, reason, message), PLACED: Fact(False, reason, message)})
+
+
+def place(turn: Turn, status: PipelineJobStatus, message: str) -> Turn:
+    """Hold room for every rank; `status` already names the nodes."""
+    turn = replace(turn, status=status).having(
+        attempt=max(1, status.attempt),
+        not_before=None,
+        released_time=None,
+        start_time=status.start_time or format_time(turn.now),
+    )
+    return (
+        turn.finding(
+            State.STARTING,
+            _ACTIVE
+            | _WELL
+            | {
+                ADMITTED: Fact(True, "Admitted", "there is room for the whole gang"),
+                PLACED: Fact(True, "Placed", message),
+                READY: Fact(False, "Starting", "the stages' pods are being made"),
+            },
+        )
+        .told("Admitted", f"Attempt {turn.status.attempt}: there is room for the whole gang")
+        .told("Placed", message)
+    )
+
+
+def release(turn: Turn) -> Turn:
+    """Let the whole gang go to its nodes."""
+    return turn.having(released_time=format_time(turn.now)).finding(
+        State.STARTING, {READY: Fact(False, "Starting", "the stages are coming up")}
+    )
+
+
+def train(turn: Turn, *, num_stages: int, pace: Fact) -> Turn:
+    """Say that every stage is up, and whether one of them holds up the others."""
+    last = condition(turn.status, DEGRADED)
+    if pace.holds and (last is None or last.reason != pace.reason):
+        turn = turn.told(pace.reason, pace.message, warning=True)
+    was_ready = condition(turn.status, READY)
+    is_news = was_ready is None or was_ready.reason != "StagesReady"
+    message = f"all {num_stages} stages are up"
+    facts = _WELL | {READY: Fact(True, "StagesReady", message), DEGRADED: pace}
+    turn = turn.finding(State.DEGRADED if pace.holds else State.TRAINING, facts)
+    return turn.told("StagesReady", f"All {num_stages} stages are up and training") if is_news else turn
+
+
+def start(turn: Turn, message: str) -> Turn:
+    """Say that some stages are not up yet, or not any more."""
+    return turn.finding(State.STARTING, _WELL | {READY: Fact(False, "Starting", message)})
+
+
+def stick(turn: Turn, reason: str, message: str) -> Turn:
+    """Say that a stage can't start until somebody mends something."""
+    last = condition(turn.status, DEGRADED)
+    is_news = last is None or last.reason != reason
+    if last is not None and not is_news:
+        message = last.message  # the kubelet words the same trouble differently each time
+    facts = {
+        DEGRADED: Fact(True, reason, message),
+        STALLED: Fact(True, reason, message),
+        READY: Fact(False, reason, message),
+    }
+    turn = turn.finding(State.STARTING, facts)
+    return turn.told("StageStuck", message, warning=True) if is_news else turn
+
+
+def give_up(turn: Turn, *, state: State, reason: str, message: str, backoff_s: float, rank: Any = None) -> Turn:
+    """End the present attempt; the next one fences it off. Its pods go before anything of the next comes."""
+    status = without_nodes(turn.status, failed=rank)
+    until = format_time(turn.now + timedelta(seconds=backoff_s)) if backoff_s > 0 else None
+    return (
+        replace(turn, status=status)
+        .having(attempt=status.attempt + 1, released_time=None, not_before=until)
+        .finding(
+            state,
+            {
+                ADMITTED: Fact(False, reason, message),
+                PLACED: Fact(False, reason, message),
+                READY: Fact(False, reason, message),
+            },
+        )
+    )
+
+
+def restart(turn: Turn, cause: Cause, *, is_counted: bool, backoff_s: float, limit: int) -> Turn:
+    """Restart the gang from its last checkpoint."""
+    restarts, disruptions = turn.status.restarts + is_counted, turn.status.disruptions + (not is_counted)
+    sentence = describe(cause)
+    counted = f"restart {restarts} of at most {limit}" if is_counted else "a disruption, which counts against no limit"
+    turn = turn.told("StageFailed", sentence, warning=True)
+    turn = give_up(
+        turn,
+        state=State.RESTARTING,
+        reason="Restarting",
+        message=f"{sentence}; the gang goes on from its last checkpoint ({counted})",
+        backoff_s=backoff_s,
+        rank=cause.rank if is_counted else None,
+    ).having(restarts=restarts, disruptions=disruptions)
+    pause = f" after {backoff_s:.0f} s" if backoff_s > 0 else ""
+    return turn.told("Restarting", f"Attempt {turn.status.attempt} begins{pause}: {counted}")
+
+
+def suspend(turn: Turn, *, is_still_running: bool) -> Turn:
+    """Take everything back, because the spec says so; trainers checkpoint when they are told to stop."""
+    if not is_still_running:
+        message = "spec.suspend is true; set it to false to go on from the last checkpoint"
+        facts = {SUSPENDED: Fact(True, "Suspended", message)} | _taken_back("Suspended", message) | _WELL
+        last = condition(turn.status, SUSPENDED)
+        # As for a batch Job, the active deadline counts anew after a suspension.
+        turn = turn.having(start_time=None, not_before=None).finding(State.SUSPENDED, facts)
+        is_news = last is None or last.reason != "Suspended"
+        return turn.told("Suspended", "Everything is released") if is_news else turn
+    message = "spec.suspend is true; the stages write a checkpoint and stop"
+    if turn.job.is_placed:
+        turn = give_up(turn, state=State.SUSPENDING, reason="Suspending", message=message, backoff_s=0.0)
+    return turn.finding(
+        State.SUSPENDING, {SUSPENDED: Fact(False, "Suspending", message)} | _taken_back("Suspending", message)
+    )
+
+
+def resume(turn: Turn) -> Turn:
+    """Go on after a suspension; not a restart."""
+    facts = _ACTIVE | {PLACED: Fact(False, "Resumed"), ADMITTED: Fact(False, "Resumed"), READY: Fact(False, "Resumed")}
+    return (
+        turn.having(not_before=None)
+        .finding(State.PENDING, facts)
+        .told("Resumed", "spec.suspend is false; the job goes on from its last checkpoint")
+    )
+
+
+def succeed(turn: Turn) -> Turn:
+    """End well."""
+    steps = turn.status.steps
+    turn = turn.having(
+        completion_time=format_time(turn.now),
+        step=steps or turn.status.step,
+        last_checkpoint_step=steps or turn.status.last_checkpoint_step,  # the last step always ends with one
+        progress=progress_share(steps, steps) if steps else turn.status.progress,
+    )
+    message = f"all stages completed {steps} steps" if steps else "all stages completed"
+    facts = {
+        SUCCEEDED: Fact(True, "Completed", message),
+        READY: Fact(False, "Completed", message),
+        ADMITTED: Fact(False, "Completed", "the job has ended and holds nothing"),
+    }
+    return turn.finding(State.SUCCEEDED, _WELL | facts).told("Succeeded", message[0].upper() + message[1:])
+
+
+def fail(turn: Turn, reason: str, message: str, *, stalled: bool = False) -> Turn:
+    """End badly, for ever: a finished job is never run again."""
+    facts = {
+        SUCCEEDED: Fact(False, reason, message),
+        READY: Fact(False, reason, message),
+        ADMITTED: Fact(False, reason, "the job has ended and holds nothing"),
+        STALLED: Fact(stalled, reason if stalled else "Ended", message if stalled else ""),
+        DEGRADED: Fact(False, "Ended"),
+    }
+    return (
+        turn.having(completion_time=format_time(turn.now), not_before=None)
+        .finding(State.FAILED, facts)
+        .told("Failed", f"{reason}: {message}", warning=True)
+    )
+
+
+def _taken_back(reason: str, message: str) -> dict[ConditionType, Fact]:
+    return {kind: Fact(False, reason, message) for kind in (ADMITTED, PLACED, READY)}

@@ -1,0 +1,1 @@
+"""The cluster protocol over a Kubernetes API server."""

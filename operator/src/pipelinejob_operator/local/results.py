@@ -1,0 +1,27 @@
+"""What a run leaves in its folder when it ends: summary.json, report.html, trace.json."""
+
+from pipelinejob.cost import Profile
+from pipelinejob.plan import Plan
+from pipelinejob.planner import predicted_timeline
+from pipelinejob.status import PipelineJobStatus
+from pipelinejob.timeline import Timeline
+from pipelinejob_operator.local.runfolder import RunFolder
+from pipelinejob_operator.report.html import html_report
+from pipelinejob_operator.report.summary import RunSummary, summarise
+from pipelinejob_operator.report.trace import chrome_trace
+
+
+def write_results(
+    folder: RunFolder, *, plan: Plan, profile: Profile, status: PipelineJobStatus, sample: str | None
+) -> RunSummary:
+    """Read what the stages wrote, lay it beside the plan, and write the three files."""
+    steps, measured = folder.read_steps(), folder.read_timelines()
+    predicted = predicted_timeline(plan, profile)
+    summary = summarise(plan, status=status, steps=steps, predicted=predicted, measured=measured)
+    if not plan.prediction.is_absolute:
+        predicted = Timeline(source="predicted", stages=())  # its seconds would mean nothing
+    report = html_report(summary, steps=steps, predicted=predicted, measured=measured, sample=sample)
+    folder.write(folder.summary, summary.model_dump_json(by_alias=True, indent=2))
+    folder.write(folder.report, report)
+    folder.write(folder.trace, chrome_trace(predicted, measured))
+    return summary

@@ -1,0 +1,141 @@
+"""One job on this machine to its end: the operator's own reconcile, called until nothing is left to do."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipelinejob.cost import Profile
+from pipelinejob.plan import Plan
+from pipelinejob.status import PipelineJobStatus, State
+from pipelinejob_operator.cluster import ClusterError, Key
+from pipelinejob_operator.controller.reconcile import Controller, ControllerSettings
+from pipelinejob_operator.local.cluster import LocalCluster
+from pipelinejob_operator.local.display import Display
+from pipelinejob_operator.local.machine import Machine
+from pipelinejob_operator.local.runfolder import RunFolder
+from pipelinejob_operator.report.run_view import Pace, view
+
+_SETTINGS = ControllerSettings(
+    trainer_image="this-machine",
+    grace_s=60,
+    progress_interval_s=2.0,
+    root_cause_wait_s=2.0,
+    restart_backoff_s=1.0,
+    max_restart_backoff_s=30.0,
+)
+_LOOK_EVERY_S = 0.5
+_RETRY_S = 1.0
+_ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.SUSPENDED, State.WAITING})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a run ended; `was_killed` if somebody would not wait for a checkpoint."""
+
+    status: PipelineJobStatus
+    checkpoints: Path
+    was_interrupted: bool
+    was_killed: bool
+
+
+class LocalRun:
+    """Runs one job. The first SIGINT or SIGTERM suspends it, the second ends everything at once."""
+
+    def __init__(self, job: Mapping[str, Any], folder: RunFolder, machine: Machine, display: Display) -> None:
+        self._job = job
+        self._key = Key(job["metadata"]["namespace"], job["metadata"]["name"])
+        self._folder = folder
+        self._display = display
+        self._changed = asyncio.Event()
+        self._killed = asyncio.Event()
+        self._interruptions = 0
+        self._pace = Pace()
+        self._cluster = LocalCluster(folder, machine, on_change=self._changed.set, on_event=display.event)
+
+    async def run(self, plan: Plan, profile: Profile) -> Ending:
+        """Run the job to its end or its suspension; no process is left after it."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._interrupt)
+        controller = Controller(
+            self._cluster, settings=_SETTINGS, clock=lambda: datetime.now(UTC), profile_source=lambda _: profile
+        )
+        try:
+            async with self._cluster:
+                await self._cluster.apply(self._job)
+                watching = asyncio.create_task(self._watch(plan))
+                try:
+                    await self._reconcile(controller)
+                finally:
+                    watching.cancel()
+                checkpoints = self._cluster.checkpoints(self._key)
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                loop.remove_signal_handler(number)
+        return Ending(
+            status=self._status(),
+            checkpoints=checkpoints,
+            was_interrupted=self._interruptions > 0,
+            was_killed=self._killed.is_set(),
+        )
+
+    async def _reconcile(self, controller: Controller) -> None:
+        while not self._killed.is_set():
+            self._changed.clear()
+            if self._interruptions:
+                await self._suspend()
+            try:
+                delay = await controller.reconcile(self._key)
+            except ClusterError as error:
+                self._display.note(f"trying again: {error}")
+                delay = _RETRY_S
+            if self._is_over():
+                return
+            await self._until_something_changes(delay)
+
+    def _is_over(self) -> bool:
+        """Tell whether the job has ended, is suspended, or waits for what this machine will never have."""
+        if self._status().state not in _ENDED:
+            return False
+        return not any(pod["status"]["phase"] == "Running" for pod in self._cluster.pods(self._key))
+
+    async def _until_something_changes(self, delay: float | None) -> None:
+        waits = [asyncio.create_task(event.wait()) for event in (self._changed, self._killed)]
+        try:
+            await asyncio.wait(waits, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _suspend(self) -> None:
+        job = self._cluster.job(self._key)
+        if job and not job["spec"].get("suspend"):
+            await self._cluster.apply({**job, "spec": {**job["spec"], "suspend": True}})
+
+    def _interrupt(self) -> None:
+        self._interruptions += 1
+        if self._interruptions == 1:
+            self._display.note("Stopping: the stages write a checkpoint (again Ctrl-C: stop at once, without one)")
+        else:
+            self._cluster.kill_all()
+            self._killed.set()
+        self._changed.set()
+
+    async def _watch(self, plan: Plan) -> None:
+        while True:
+            await self._show(plan)
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _show(self, plan: Plan) -> None:
+        accounts = await asyncio.gather(*(self._cluster.progress(pod) for pod in self._cluster.pods(self._key)))
+        known = [account for account in accounts if account is not None]
+        self._display.update(view(plan, self._status(), known, pace=self._pace, now=time.monotonic()))
+
+    def _status(self) -> PipelineJobStatus:
+        job = self._cluster.job(self._key)
+        return PipelineJobStatus.model_validate((job or {}).get("status") or {})

@@ -1,0 +1,1 @@
+"""The operator's process: settings, kopf under supervision, work queue, leader election, metrics."""

@@ -1,0 +1,292 @@
+"""The operator process: settings, logs, leadership, caches, queue, controller and kopf, wired; and an orderly end."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import aiohttp
+import structlog
+from aiohttp import web
+
+from pipelinejob_operator.cluster import ClusterError, ConflictError, Key, UnavailableError
+from pipelinejob_operator.controller.reconcile import Controller
+from pipelinejob_operator.kube.api import Api, ConfigurationError, load_configuration
+from pipelinejob_operator.kube.cluster import Hooks, KubeCluster
+from pipelinejob_operator.process import settings as operator_settings
+from pipelinejob_operator.process.handlers import KopfWatch
+from pipelinejob_operator.process.leader import AlwaysLeader, Elector, Leadership, NotLeaderError
+from pipelinejob_operator.process.opmetrics import OperatorMetrics
+from pipelinejob_operator.process.settings import OperatorSettings
+from pipelinejob_operator.process.workqueue import WorkQueue
+
+_log = structlog.get_logger(__name__)
+
+# Keys that failed because the API server did not answer come back within this; others back off further.
+_UNAVAILABLE_MAX_DELAY_S = 2.0
+_CONFLICT_DELAY_S = 0.02
+_MAX_SILENCE_S = 3 * 70.0
+_MAX_WAIT_S = 120.0
+_KOPF_STOP_S = 0.2
+_PASS_END_S = 0.3
+_EXIT_USAGE: Final = 2
+
+
+class Reconciler(Protocol):
+    """What a worker needs of the controller."""
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Bring the job closer to its spec; give the seconds after which to come again."""
+
+
+def main() -> None:
+    """Run the operator until it is told to end."""
+    settings = operator_settings.read()
+    configure_logs(settings.log_level)
+    try:
+        asyncio.run(serve(settings))
+    except ConfigurationError as error:
+        print(f"pipelinejob-operator: {error}", file=sys.stderr)  # noqa: T201  # for the person who starts it
+        sys.exit(_EXIT_USAGE)
+
+
+async def serve(settings: OperatorSettings) -> None:
+    """Run the operator until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    configuration = await load_configuration(settings.kubeconfig, settings.context)
+    metrics = OperatorMetrics()
+    async with (
+        Api(configuration, metrics=metrics) as api,
+        aiohttp.ClientSession() as session,
+        _elected(api, settings, metrics) as leadership,
+    ):
+        operator = Operator(api, settings=settings, metrics=metrics, leadership=leadership, session=session)
+        async with _served(operator.health, metrics, settings):
+            await operator.run(stop)
+    _log.info("ended")
+
+
+class Operator:
+    """Caches, queue, workers and kopf of one process."""
+
+    def __init__(
+        self,
+        api: Api,
+        *,
+        settings: OperatorSettings,
+        metrics: OperatorMetrics,
+        leadership: Leadership,
+        session: aiohttp.ClientSession,
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._leadership = leadership
+        self._queue: WorkQueue[Key] = WorkQueue(metrics=metrics)
+        hooks = Hooks(
+            enqueue=self._queue.add,
+            resynced=self._resync,
+            watch_restarted=metrics.watch_restarted,
+            check_fence=leadership.check,
+        )
+        self._cluster = KubeCluster(api, hooks=hooks, instance=settings.identity, session=session)
+        self._controller = Controller(self._cluster, settings=settings.controller, clock=lambda: datetime.now(UTC))
+        self._kopf = KopfWatch(
+            loop=asyncio.get_running_loop(),
+            credentials=api.credentials,
+            enqueue=self._queue.add,
+            on_restart=lambda: metrics.watch_restarted("kopf"),
+        )
+        self.health = Health(self._cluster, self._queue, leadership)
+        metrics.describe_jobs(lambda: self._cluster.jobs() if leadership.held else ())
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set; raises what should never happen."""
+        caches = asyncio.create_task(self._cluster.run())
+        work = asyncio.create_task(self._work())
+        stopping = asyncio.create_task(_set(stop))
+        done, _ = await asyncio.wait((caches, work, stopping), return_when=asyncio.FIRST_COMPLETED)
+        _log.info("ending")
+        self._kopf.stop()
+        self._queue.close()
+        await asyncio.wait((work,), timeout=_PASS_END_S)
+        for task in (caches, work, stopping):
+            task.cancel()
+        await asyncio.gather(caches, work, stopping, return_exceptions=True)
+        self._kopf.join(_KOPF_STOP_S)
+        for task in done:
+            task.result()
+
+    async def _work(self) -> None:
+        await self._cluster.wait_synced()
+        _log.info("caches are filled", jobs=len(self._cluster.jobs()))
+        self._kopf.start()
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(self._settings.workers):
+                workers.create_task(work(self._queue, self._controller, self._leadership, self._metrics))
+
+    def _resync(self) -> None:
+        """Look at every job: a list may have ended a gap, and what failed during it need not wait for its back-off."""
+        for job in self._cluster.jobs():
+            key = Key(job["metadata"]["namespace"], job["metadata"]["name"])
+            self._queue.forget(key)
+            self._queue.add(key)
+
+
+async def work(queue: WorkQueue[Key], controller: Reconciler, leadership: Leadership, metrics: OperatorMetrics) -> None:
+    """Pass over one key after another while this process leads, until the queue is closed."""
+    while (key := await queue.get()) is not None:
+        await leadership.wait()
+        started = time.monotonic()
+        try:
+            result = await _pass(queue, controller, key)
+        finally:
+            queue.done(key)
+        metrics.reconciled(result, time.monotonic() - started)
+
+
+async def _pass(queue: WorkQueue[Key], controller: Reconciler, key: Key) -> str:
+    try:
+        again_s = await controller.reconcile(key)
+    except ConflictError as error:
+        # Usual: somebody wrote in between. The cache will have it in a moment.
+        _log.debug("conflict", job=str(key), error=str(error))
+        queue.add_after(key, _CONFLICT_DELAY_S)
+        return "requeue"
+    except (UnavailableError, NotLeaderError) as error:
+        _log.warning("pass failed", job=str(key), error=str(error))
+        queue.add_after_failure(key, max_delay_s=_UNAVAILABLE_MAX_DELAY_S)
+        return "error"
+    except ClusterError as error:
+        _log.warning("pass failed", job=str(key), error=str(error))
+        queue.add_after_failure(key)
+        return "error"
+    except Exception:  # noqa: BLE001  # one job that trips the controller must not keep it from all others
+        _log.exception("pass failed unforeseen", job=str(key))
+        queue.add_after_failure(key)
+        return "error"
+    queue.forget(key)
+    if again_s is None:
+        return "success"
+    queue.add_after(key, again_s)
+    return "requeue_after"
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What /healthz and /readyz say."""
+
+    cluster: KubeCluster
+    queue: WorkQueue[Key]
+    leadership: Leadership
+
+    def ready(self) -> str | None:
+        """Give why this process is not ready, None if it is; a stand-by is."""
+        missing = [informer.kind for informer in self.cluster.informers if not informer.synced.is_set()]
+        return f"not yet listed: {', '.join(missing)}" if missing else None
+
+    def alive(self) -> str | None:
+        """Give why this process should be restarted, None if it should not.
+
+        An API server that is gone is no reason: the caches go on trying, and that counts as a sign of life.
+        """
+        for informer in self.cluster.informers:
+            if informer.silent_s() > _MAX_SILENCE_S:
+                return f"the watch of {informer.kind} has not moved for {informer.silent_s():.0f} s"
+        if self.leadership.held and self.queue.oldest_s() > _MAX_WAIT_S:
+            return f"a job has waited {self.queue.oldest_s():.0f} s for a pass"
+        return None
+
+
+@contextlib.asynccontextmanager
+async def _elected(api: Api, settings: OperatorSettings, metrics: OperatorMetrics) -> AsyncIterator[Leadership]:
+    if not settings.leader_election:
+        metrics.leading(held=True)
+        yield AlwaysLeader()
+        return
+    elector = Elector(
+        api,
+        namespace=settings.namespace,
+        identity=settings.identity,
+        on_change=lambda held: metrics.leading(held=held),
+    )
+    running = asyncio.create_task(elector.run())
+    try:
+        yield elector
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await elector.release()
+
+
+@contextlib.asynccontextmanager
+async def _served(health: Health, metrics: OperatorMetrics, settings: OperatorSettings) -> AsyncIterator[None]:
+    def check(claim: Callable[[], str | None]) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def answer(_: web.Request) -> web.Response:
+            problem = claim()
+            return web.Response(text=problem or "ok", status=503 if problem else 200)
+
+        return answer
+
+    async def export(_: web.Request) -> web.Response:
+        return web.Response(body=metrics.export(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    application = web.Application()
+    application.router.add_get("/metrics", export)
+    application.router.add_get("/healthz", check(health.alive))
+    application.router.add_get("/readyz", check(health.ready))
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, settings.metrics_address, settings.metrics_port)
+        await site.start()
+        _log.info("serving", addresses=[str(address) for address in runner.addresses])
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def configure_logs(level: str) -> None:
+    """Have every log line, kopf's too, written to standard output as one JSON object."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                # Without locals: they are long, and hold what belongs in no log.
+                structlog.processors.ExceptionRenderer(
+                    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+                ),
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # kopf tells each of its deaths with a traceback; handlers.py says the same in one line.
+    logging.getLogger("kopf").setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)

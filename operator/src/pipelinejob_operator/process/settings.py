@@ -1,0 +1,125 @@
+"""What the operator process is told: read once from flags and environment, frozen, passed down. No other file does."""
+
+import argparse
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelinejob_operator.objects.controller_settings import ControllerSettings
+
+_PREFIX = "PIPELINEJOB_OPERATOR_"
+_LEVELS = ("debug", "info", "warning", "error")
+_MAX_PORT = 65535
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorSettings:
+    """The operator process's own settings; the controller's stand in `controller`."""
+
+    controller: ControllerSettings
+    kubeconfig: Path | None  # None: the service account of the pod this runs in
+    context: str | None
+    namespace: str  # of the Lease
+    identity: str  # holds the Lease; unique among all operators
+    leader_election: bool
+    metrics_address: str
+    metrics_port: int
+    workers: int
+    log_level: str
+
+
+def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> OperatorSettings:
+    """Read flags (default: the process's own) over the environment.
+
+    Ends the process with code 2 and one sentence on a value that cannot be.
+    """
+    environment = os.environ if environment is None else environment
+    given = _parser(environment).parse_args(arguments)
+    return OperatorSettings(
+        controller=ControllerSettings(
+            trainer_image=given.trainer_image,
+            cluster_domain=given.cluster_domain,
+            progress_interval_s=given.progress_interval_seconds,
+            gang_timeout_s=given.gang_timeout_seconds,
+        ),
+        kubeconfig=_kubeconfig(given.kubeconfig, environment),
+        context=given.context or None,
+        namespace=given.namespace,
+        identity=given.identity,
+        leader_election=given.leader_election,
+        metrics_address=given.metrics_address,
+        metrics_port=given.metrics_port,
+        workers=given.workers,
+        log_level=given.log_level,
+    )
+
+
+def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pipelinejob-operator",
+        description="Places, starts, watches and mends PipelineJobs on a Kubernetes cluster.",
+        epilog=f"Each flag may also be given as {_PREFIX}FLAG in the environment; the flag wins.",
+    )
+
+    def option(flag: str, kind: Callable[[str], object], default: str, text: str) -> None:
+        # argparse converts a default that is a string, so the environment gets the same sentences as flags.
+        variable = _PREFIX + flag.upper().replace("-", "_")
+        parser.add_argument(f"--{flag}", type=kind, default=environment.get(variable) or default, help=text)
+
+    option("kubeconfig", str, "", "kubeconfig file; default: KUBECONFIG, else in a pod its service account")
+    option("context", str, "", "context of the kubeconfig; default: its current one")
+    option("namespace", str, "default", "namespace of the leader's Lease (%(default)s)")
+    option("identity", str, f"{socket.gethostname()}-{os.getpid()}", "name of this operator among its replicas")
+    option(
+        "trainer-image", str, "pipelinejob/trainer:latest", "image of stages whose template names none (%(default)s)"
+    )
+    option("cluster-domain", str, "cluster.local", "the cluster's DNS domain (%(default)s)")
+    option("progress-interval-seconds", _positive, "10", "between status writes that bring only numbers (%(default)s)")
+    option("gang-timeout-seconds", _positive, "300", "a gang not bound by then gives its place back (%(default)s)")
+    option("log-level", _level, "info", f"one of {', '.join(_LEVELS)} (%(default)s)")
+    option("metrics-address", str, "0.0.0.0", "where /metrics, /healthz and /readyz are served (%(default)s)")  # noqa: S104  # probes come from the node
+    option("metrics-port", _port, "8080", "port of the same (%(default)s)")
+    option("workers", _count, "16", "jobs worked on at a time (%(default)s)")
+    parser.add_argument(
+        "--no-leader-election", dest="leader_election", action="store_false", help="lead at once; for a lone operator"
+    )
+    return parser
+
+
+def _kubeconfig(given: str, environment: Mapping[str, str]) -> Path | None:
+    if given:
+        return Path(given)
+    if environment.get("KUBECONFIG"):
+        return Path(environment["KUBECONFIG"])
+    in_pod = "KUBERNETES_SERVICE_HOST" in environment
+    return None if in_pod else Path.home() / ".kube" / "config"
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0; write for example 10")
+    return number
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > _MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; use 1 to {_MAX_PORT}, or 0 for any free one")
+    return int(text)
+
+
+def _level(text: str) -> str:
+    if text.lower() not in _LEVELS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no log level; use one of {', '.join(_LEVELS)}")
+    return text.lower()

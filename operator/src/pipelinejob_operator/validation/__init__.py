@@ -1,0 +1,1 @@
+"""Manifests read and judged as the API server would; the files generated from the API."""

@@ -1,0 +1,102 @@
+"""Says whether a manifest is a good PipelineJob: the CRD's schema, the CRD's CEL rules, then what neither can see.
+
+The first two are read from the generated CRD itself, so that the verdict is the API server's.
+"""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+from pipelinejob import crd, names
+from pipelinejob.check import check
+from pipelinejob.errors import InvalidManifestError, SpecError
+from pipelinejob.spec import PipelineJobSpec
+from pipelinejob_operator.validation.celrules import ABSENT, rule_errors
+from pipelinejob_operator.validation.manifest_files import Manifest, load_manifests
+from pipelinejob_operator.validation.openapi import read_as_server, schema_errors, unknown_fields
+
+__all__ = ["Manifest", "defaulted", "load_manifests", "validate", "validate_change"]
+
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+# Kubernetes' ObjectMeta, which a CRD may not describe.
+_METADATA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "description": "the pods are named after the job"},
+        "generateName": {"type": "string"},
+        "namespace": {"type": "string"},
+        "labels": _TEXTS,
+        "annotations": _TEXTS,
+        "finalizers": {"type": "array", "items": {"type": "string"}},
+        "ownerReferences": {"type": "array"},
+        "managedFields": {"type": "array"},
+        "uid": {"type": "string"},
+        "resourceVersion": {"type": "string"},
+        "generation": {"type": "integer"},
+        "selfLink": {"type": "string"},
+        "creationTimestamp": {"type": "string"},
+        "deletionTimestamp": {"type": "string"},
+        "deletionGracePeriodSeconds": {"type": "integer"},
+    },
+    "required": ["name"],
+}
+
+
+def validate(manifest: Mapping[str, Any]) -> PipelineJobSpec:
+    """Give the spec of a good manifest, defaults filled in.
+
+    Raises InvalidManifestError with everything that is wrong, each with its path.
+    """
+    _raise_if_any(list(_kind_errors(manifest)))
+    _raise_if_any(list(_errors(manifest, ABSENT)))
+    spec = PipelineJobSpec.model_validate(defaulted(manifest)["spec"])
+    _raise_if_any(list(check(spec)))
+    return spec
+
+
+def validate_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> PipelineJobSpec:
+    """Give the spec of a good manifest that may take the place of `old`, a good one.
+
+    Raises InvalidManifestError also for a change that can't be honoured.
+    """
+    _raise_if_any(list(_kind_errors(new)))
+    _raise_if_any(list(_errors(new, defaulted(old))))
+    return validate(new)
+
+
+def defaulted(manifest: Mapping[str, Any]) -> Manifest:
+    """Give the manifest as the API server would store it."""
+    stored: Manifest = read_as_server(manifest, _schema())
+    return stored
+
+
+def _kind_errors(manifest: Mapping[str, Any]) -> Iterator[SpecError]:
+    for field, wanted in (("apiVersion", names.API_VERSION), ("kind", names.KIND)):
+        given = manifest.get(field)
+        if given is None:
+            yield SpecError(field, f"is missing; write {field}: {wanted}")
+        elif given != wanted:
+            yield SpecError(field, f'"{given}" is not known here; write {field}: {wanted}')
+
+
+def _errors(manifest: Mapping[str, Any], old: Any) -> list[SpecError]:
+    schema = _schema()
+    # A status is the operator's, never its author's; the API server, too, lets it be when a manifest is applied.
+    given = {key: value for key, value in manifest.items() if key != "status"}
+    value = read_as_server(given, schema)
+    unsound = list(schema_errors(value, schema))
+    broken = rule_errors(value, schema, old=old, unsound=[error.path for error in unsound])
+    return [*unknown_fields("", given, schema), *unsound, *broken]
+
+
+def _raise_if_any(errors: list[SpecError]) -> None:
+    if errors:
+        raise InvalidManifestError(errors)
+
+
+@cache
+def _schema() -> Mapping[str, Any]:
+    schema = deepcopy(crd.root_schema())
+    schema["properties"]["metadata"] = _METADATA
+    return schema
