@@ -145,6 +145,12 @@ def test_numbers_say_whether_they_are_measured_or_predicted() -> None:
     assert "Measured, step 299" in written
 
 
+def test_stages_that_shared_processors_are_said_to_have() -> None:
+    assert "4 stages shared 2 processors" in page(summary(concurrency=2))
+    assert summary(concurrency=4).crowding is None
+    assert "shared" not in page()
+
+
 def test_the_typical_step_is_the_median_of_the_steps_that_all_ranks_kept() -> None:
     whole = run_samples.measured(3)
     torn = Timeline(source="measured", stages=whole.stages[:-1])

@@ -39,6 +39,7 @@ class Prediction(Value):
     step_s: float
     tokens_per_s: float
     bubble_ratio: float  # mean over stages
+    concurrency: int | None = None  # ranks that truly compute at once, where fewer than all can
     source: CostSource
 
     @property

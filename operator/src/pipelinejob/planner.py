@@ -239,6 +239,7 @@ def _prediction(
         tokens_per_s=sequences * spec.data.sequence_length / step_s,
         bubble_ratio=sum(outlook.bubble_ratios) / len(outlook.bubble_ratios),
         source=profile.source,
+        concurrency=profile.concurrency,
     )
 
 

@@ -180,7 +180,7 @@ def _summary_table(summary: RunSummary) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         header_style="dim",
-        caption="measured (predicted)",
+        caption="measured (predicted)" + (f"; {summary.crowding}" if summary.crowding else ""),
         caption_justify="left",
         caption_style="dim",
     )

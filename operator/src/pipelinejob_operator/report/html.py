@@ -157,7 +157,7 @@ def _stages(summary: RunSummary) -> str:
         '<p class="note">Utilization is computing over the whole step; bubble is waiting over waiting and computing. '
         "Memory is predicted for parameters, gradients, optimiser state and activations, and measured for the whole "
         "process. "
-        f"Predicted from {_SOURCES[summary.cost_source]}.</p>"
+        f"Predicted from {_SOURCES[summary.cost_source]}. {escape(summary.crowding or '')}</p>"
     )
     return _section("Stages", f'{note}<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>')
 

@@ -56,9 +56,20 @@ class RunSummary(Value):
     tokens_per_s: Pair
     bubble_ratio: Pair
     cost_source: CostSource
+    concurrency: int | None = None  # ranks that truly compute at once, where the machine is shared
     restarts: int = 0
     attempts: int = 1
     stages: tuple[StageSummary, ...]
+
+    @property
+    def crowding(self) -> str | None:
+        """Say why the bubble of ranks that share processors can't be compared, in one sentence; None if they don't."""
+        if self.concurrency is None or self.concurrency >= len(self.stages):
+            return None
+        return (
+            f"{len(self.stages)} stages shared {self.concurrency} processors: the plan spreads them evenly, the kernel "
+            f"lets some run and others wait, so the step time compares and the bubble does not."
+        )
 
 
 def summarise(
@@ -100,6 +111,7 @@ def summarise(
         ),
         bubble_ratio=Pair(predicted=plan.prediction.bubble_ratio, measured=mean(bubbles) if bubbles else None),
         cost_source=plan.prediction.source,
+        concurrency=plan.prediction.concurrency,
         restarts=status.restarts,
         attempts=status.attempt,
         stages=stages,
