@@ -83,7 +83,7 @@ def test_a_job_that_waits_is_placed_when_a_node_comes(api_server, operator, name
 
     new_node(gpus=1)
 
-    wait_until(lambda: is_running(api_server, namespace), "it runs", timeout_s=5)
+    wait_until(lambda: is_running(api_server, namespace), "it runs", timeout_s=30)
 
 
 def test_every_pod_is_made_with_the_gate_and_none_is_released_before_all_are_there(

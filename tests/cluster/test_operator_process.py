@@ -69,9 +69,9 @@ def test_a_released_lease_is_taken_at_once_and_work_goes_on(api_server, namespac
 
             one.stop()
 
-            wait_until(lambda: leads(two), "the second leads", timeout_s=4)
+            wait_until(lambda: leads(two), "the second leads", timeout_s=10)
             api_server.apply(job(namespace, "work", stages=2))
-            wait_until(lambda: is_placed(api_server, namespace, "work", ranks=2), "the second works", timeout_s=5)
+            wait_until(lambda: is_placed(api_server, namespace, "work", ranks=2), "the second works", timeout_s=10)
 
 
 def test_a_killed_leader_is_replaced_once_its_lease_has_run_out(api_server, namespace, tmp_path):
