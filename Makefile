@@ -55,7 +55,7 @@ e2e: .venv/.ready-dev ## Tests on real nodes: kubelets, containers, helm, Promet
 	$(BIN)/python tests/images.py
 	$(BIN)/python -Im pytest -m nodes tests/e2e
 
-bench: .venv/.ready-dev ## The benchmarks of docs/benchmarks.md (on a quiet machine: about 25 minutes)
+bench: .venv/.ready-dev ## The benchmarks of docs/benchmarks.md (on a quiet machine: about 4 minutes)
 	$(BIN)/python tests/toolchain.py apiserver
 	$(BIN)/python tests/bench/bench_bubble.py
 	$(BIN)/python tests/bench/bench_overhead.py
