@@ -1,0 +1,69 @@
+"""Every schedule by name: what it is, and how it is made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipelinejob.schedules import flush
+from pipelinejob.schedules.actions import Schedule, ScheduleError
+from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.schedules.setting import Setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What is known of a schedule before it is made.
+
+    `is_split`: backward passes are done in two halves. `looks_at_costs`: the list depends on `Setting.costs`.
+    `usual_chunks` is v where none is asked for; `chunk_choice` says whether another one can be.
+    """
+
+    name: ScheduleName
+    title: str
+    source: str
+    make: Callable[[Setting], Schedule]
+    usual_chunks: int = 1
+    chunk_choice: bool = False
+    is_split: bool = False
+    looks_at_costs: bool = False
+
+
+_FAMILIES = (
+    Family(
+        name=ScheduleName.GPIPE,
+        title="all forwards, then all backwards",
+        source="Huang et al. 2019, arXiv 1811.06965",
+        make=lambda s: flush.gpipe(s.num_ranks, s.num_micro_batches),
+    ),
+    Family(
+        name=ScheduleName.ONE_F_ONE_B,
+        title="alternate forward and backward once warm; less memory than GPipe",
+        source="Narayanan et al. 2021, arXiv 2006.09503",
+        make=lambda s: flush.one_f_one_b(s.num_ranks, s.num_micro_batches),
+    ),
+)
+
+FAMILIES = {family.name: family for family in _FAMILIES}
+
+
+def family(name: ScheduleName) -> Family:
+    """Give what is known of a schedule.
+
+    Raises ScheduleError for `custom`, which is given as actions, not made.
+    """
+    if name not in FAMILIES:
+        raise ScheduleError(f"{name} is no schedule that can be made by name; use one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def build(name: ScheduleName, setting: Setting) -> Schedule:
+    """Make a schedule.
+
+    Raises ScheduleError when the schedule does not exist for these sizes, saying which do.
+    """
+    found = family(name)
+    if setting.num_chunks not in {None, found.usual_chunks} and not found.chunk_choice:
+        raise ScheduleError(
+            f"{name} has {found.usual_chunks} chunk{'s' * (found.usual_chunks != 1)} on each rank, not"
+            f" {setting.num_chunks}; leave the number out, or use Interleaved1F1B"
+        )
+    return found.make(setting)

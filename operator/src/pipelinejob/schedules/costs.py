@@ -1,0 +1,90 @@
+"""What stages and links cost, as schedules that look at costs, and the simulator, reckon with it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from pipelinejob.schedules.actions import Route, ScheduleError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """The way from one rank to another; both ways between two ranks are links of their own, equal unless said."""
+
+    latency_s: float = 0.0
+    message_s: float = 0.0  # bytes of a message / bandwidth: how long it occupies the link
+
+    @property
+    def seconds(self) -> float:
+        """Give the time from a message's leaving to its arrival on a free link."""
+        return self.latency_s + self.message_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """Seconds for one micro-batch of each stage of a route, on a rank of speed 1 that works on nothing else.
+
+    The first stage's `input_s` is what it takes to reach the output of its first layer; there is no input gradient.
+    A full backward takes `input_s + weight_s`. `speeds` (of each rank; unset: all 1) divide. `links` holds what differs
+    from `link`, by (from rank, to rank); a stage that hands on within its rank pays nothing.
+    """
+
+    forward_s: tuple[float, ...]
+    input_s: tuple[float, ...]
+    weight_s: tuple[float, ...]
+    speeds: tuple[float, ...] | None = None
+    link: Link = Link()
+    links: Mapping[tuple[int, int], Link] = field(default_factory=lambda: MappingProxyType({}))
+
+    def between(self, source: int, target: int) -> Link:
+        """Give the link from one rank to another."""
+        return _WITHIN if source == target else self.links.get((source, target), self.link)
+
+
+_WITHIN = Link()
+
+# Gives the costs of the stages of whatever routes a schedule takes; all its routes have the same stages.
+CostModel = Callable[[tuple[Route, ...]], Costs]
+
+
+def shares(
+    *,
+    forward_s: Sequence[float],
+    input_s: Sequence[float],
+    weight_s: Sequence[float],
+    speeds: Sequence[float] | None = None,
+    link: Link = _WITHIN,
+    links: Mapping[tuple[int, int], Link] | None = None,
+) -> CostModel:
+    """Give the cost model in which each rank's whole share of a micro-batch is given, as papers do.
+
+    A rank that holds several chunks of a route pays an equal part for each. On several routes over the same stages a
+    stage costs what the first route's rank says. Raises ScheduleError, when asked, for another number of ranks.
+    """
+
+    def model(routes: tuple[Route, ...]) -> Costs:
+        route = routes[0]
+        num_ranks = max(route) + 1
+        for each in (forward_s, input_s, weight_s):
+            if len(each) != num_ranks:
+                raise ScheduleError(f"costs of {len(each)} ranks are given for {num_ranks}; give one for each rank")
+        visits = [route.count(rank) for rank in range(num_ranks)]
+        return Costs(
+            forward_s=tuple(forward_s[rank] / visits[rank] for rank in route),
+            input_s=tuple(input_s[rank] / visits[rank] for rank in route),
+            weight_s=tuple(weight_s[rank] / visits[rank] for rank in route),
+            speeds=None if speeds is None else tuple(speeds),
+            link=link,
+            links=MappingProxyType(dict(links or {})),
+        )
+
+    return model
+
+
+def equal_shares(
+    num_ranks: int, *, forward_s: float = 1.0, input_s: float = 1.0, weight_s: float = 1.0, link: Link = _WITHIN
+) -> CostModel:
+    """Give the cost model in which all ranks are alike."""
+    return shares(
+        forward_s=[forward_s] * num_ranks, input_s=[input_s] * num_ranks, weight_s=[weight_s] * num_ranks, link=link
+    )
