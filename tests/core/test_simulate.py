@@ -3,105 +3,129 @@
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipelinejob.schedule import build, parse
-from pipelinejob.simulate import Link, shared_seconds, simulate
-from pipelinejob.spec import ScheduleName
+from pipelinejob.schedules.actions import ScheduleError
+from pipelinejob.schedules.catalogue import FAMILIES, build
+from pipelinejob.schedules.causes import WaitCause
+from pipelinejob.schedules.costs import Costs, Link, equal_shares, shares
+from pipelinejob.schedules.memory import peak_activations
+from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.schedules.setting import Setting
+from pipelinejob.schedules.text import parse
+from pipelinejob.simulate import shared_seconds, simulate
 from pipelinejob.timeline import COMPUTE, SpanKind, bubble_ratio
 
 seconds = st.floats(0.001, 10)
+FLUSHED = (ScheduleName.GPIPE, ScheduleName.ONE_F_ONE_B)
 
 
-def balanced(name, p, m, *, forward_s=1.0, backward_s=2.0, **others):
-    return simulate(build(name, p, m), forward_s=[forward_s] * p, backward_s=[backward_s] * p, **others)
+def balanced(name, p, m, *, link=Link(), **others):  # noqa: B008 # a value
+    schedule = build(name, Setting(num_ranks=p, num_micro_batches=m))
+    return simulate(schedule, equal_shares(p, link=link)(schedule.routes), **others)
 
 
-@pytest.mark.parametrize("name", ScheduleName)
+def played(text, *, forward_s, input_s, weight_s, link=Link(), links=None, **others):  # noqa: B008 # a value
+    schedule = parse(text)
+    costs = Costs(forward_s=forward_s, input_s=input_s, weight_s=weight_s, link=link, links=links or {})
+    return simulate(schedule, costs, **others)
+
+
+@pytest.mark.parametrize("name", FLUSHED)
 @pytest.mark.parametrize(("p", "m"), [(1, 1), (1, 8), (2, 1), (4, 2), (4, 8), (4, 32), (8, 32), (16, 5)])
 def test_a_balanced_pipeline_has_the_bubble_of_the_papers(name, p, m):
     simulation = balanced(name, p, m)
 
     assert simulation.makespan_s == 3 * (m + p - 1)
     assert simulation.bubble_ratios == pytest.approx([(p - 1) / (m + p - 1)] * p, abs=1e-12)
+    assert simulation.bubble_rate == pytest.approx((p - 1) / (m + p - 1))
 
 
-# Zero Bubble Pipeline Parallelism (Qi et al. 2024, arXiv 2401.10241), the 1F1B column of its table of bubble rates:
-# times of one stage in milliseconds, W counted into the backward pass, and the rate over the longest span of a stage.
-ZERO_BUBBLE_TABLE = [
-    (8, 24, 18.522, 18.086, 9.337, 0.601, 0.2431),
-    (8, 32, 18.513, 18.086, 9.331, 0.626, 0.1985),
-    (8, 64, 18.546, 18.097, 9.321, 0.762, 0.1240),
-    (8, 24, 29.718, 29.444, 19.927, 0.527, 0.2347),
-    (8, 32, 29.802, 29.428, 19.530, 0.577, 0.1898),
-    (8, 64, 29.935, 29.621, 19.388, 0.535, 0.1091),
-    (16, 48, 11.347, 11.248, 8.132, 0.377, 0.2552),
-    (16, 64, 11.307, 11.254, 8.101, 0.379, 0.2082),
-    (16, 128, 11.325, 11.308, 8.109, 0.378, 0.1251),
-    (32, 96, 10.419, 10.207, 7.715, 0.408, 0.2646),
-    (32, 128, 10.408, 10.204, 7.703, 0.408, 0.2168),
-    (32, 256, 10.402, 10.248, 7.698, 0.460, 0.1352),
-]
+# A random stage: its three seconds. A random schedule of the catalogue for them, if it exists for these sizes.
+stage_lists = st.lists(st.tuples(seconds, seconds, seconds), min_size=1, max_size=6)
+links = st.builds(Link, latency_s=st.floats(0, 2), message_s=st.floats(0, 2))
 
 
-@pytest.mark.parametrize("row", ZERO_BUBBLE_TABLE)
-def test_1f1b_with_communication_has_the_published_bubble_rate(row):
-    p, m, f, b, w, c, rate = row
-    schedule = build(ScheduleName.ONE_F_ONE_B, p, m)
-    simulation = simulate(schedule, forward_s=[f] * p, backward_s=[b + w] * p, links=[Link(latency_s=c)] * (p - 1))
-
-    longest = max(ended[-1] - began[0] for began, ended in zip(simulation.started_s, simulation.ended_s, strict=True))
-    assert round((longest - m * (f + b + w)) / longest, 4) == rate
+def random_setting(name, stages, m, link):
+    model = shares(
+        forward_s=[f for f, _, _ in stages],
+        input_s=[i for _, i, _ in stages],
+        weight_s=[w for _, _, w in stages],
+        link=link,
+    )
+    try:
+        schedule = build(name, Setting(num_ranks=len(stages), num_micro_batches=m, costs=model))
+    except ScheduleError:
+        assume(False)
+    return schedule, model(schedule.routes)
 
 
 @settings(max_examples=60)
 @given(
-    name=st.sampled_from(ScheduleName),
-    stages=st.lists(st.tuples(seconds, seconds), min_size=1, max_size=6),
+    name=st.sampled_from(sorted(FAMILIES)),
+    stages=stage_lists,
     m=st.integers(1, 8),
-    link=st.builds(Link, latency_s=st.floats(0, 2), message_s=st.floats(0, 2)),
+    link=links,
     concurrency=st.sampled_from([None, 1, 2, 3]),
 )
-def test_every_second_of_every_stage_is_in_exactly_one_span(name, stages, m, link, concurrency):
-    p = len(stages)
-    simulation = simulate(
-        build(name, p, m),
-        forward_s=[f for f, _ in stages],
-        backward_s=[b for _, b in stages],
-        links=[link] * (p - 1),
-        concurrency=concurrency,
-    )
+def test_every_second_of_every_rank_is_in_exactly_one_span(name, stages, m, link, concurrency):
+    schedule, costs = random_setting(name, stages, m, link)
+    simulation = simulate(schedule, costs, concurrency=concurrency)
 
     for stage, ratio in zip(simulation.timeline.stages, simulation.bubble_ratios, strict=True):
         assert stage.spans[0].start_s == 0
-        assert stage.spans[-1].end_s == simulation.makespan_s
+        assert stage.spans[-1].end_s == simulation.step_s
         assert all(one.end_s == other.start_s for one, other in zip(stage.spans, stage.spans[1:], strict=False))
-        assert sum(span.kind in COMPUTE for span in stage.spans) == 2 * m
-        assert all((span.cause is None) == (span.kind in COMPUTE) for span in stage.spans)
-        assert bubble_ratio(stage.spans) == pytest.approx(ratio, abs=1e-9)
+        assert all((span.cause is None) == (span.kind not in {SpanKind.RECV, SpanKind.IDLE}) for span in stage.spans)
+        if not schedule.is_asynchronous:
+            assert bubble_ratio(stage.spans) == pytest.approx(ratio, abs=1e-9)
 
 
 @settings(max_examples=60)
 @given(
-    name=st.sampled_from(ScheduleName),
-    stages=st.lists(st.tuples(seconds, seconds), min_size=1, max_size=6),
+    name=st.sampled_from(sorted(FAMILIES)),
+    stages=stage_lists,
     m=st.integers(1, 8),
-    concurrency=st.integers(1, 3),
+    link=links,
+    overlap=st.booleans(),
 )
+def test_idle_seconds_by_cause_and_computing_add_up_to_the_step(name, stages, m, link, overlap):
+    simulation = simulate(*random_setting(name, stages, m, link), overlap=overlap)
+
+    for idle, compute in zip(simulation.idle_s, simulation.compute_s, strict=True):
+        assert sum(idle.values()) + compute == pytest.approx(simulation.makespan_s, rel=1e-9)
+        assert all(lost >= -1e-9 for lost in idle.values())
+        assert overlap is False or idle[WaitCause.SEND] == 0
+
+
+@settings(max_examples=60)
+@given(name=st.sampled_from(sorted(FAMILIES)), stages=stage_lists, m=st.integers(1, 8), link=links)
+def test_both_ways_of_playing_agree_where_they_must(name, stages, m, link):
+    """Ranks that share almost as many processors as there are ranks are as fast as ranks with one each."""
+    schedule, costs = random_setting(name, stages, m, link)
+    assume(len(stages) > 1)
+    apart = simulate(schedule, costs)
+    shared = simulate(schedule, costs, concurrency=len(stages) - 1e-9)
+
+    assert shared.makespan_s == pytest.approx(apart.makespan_s, rel=1e-6)
+
+
+@settings(max_examples=60)
+@given(name=st.sampled_from(sorted(FAMILIES)), stages=stage_lists, m=st.integers(1, 8), concurrency=st.integers(1, 3))
 def test_shared_cores_lose_nothing_and_win_nothing(name, stages, m, concurrency):
     """All work is done, k cores do at most k seconds of it a second, and sharing is never faster than not sharing."""
-    costs = {"forward_s": [f for f, _ in stages], "backward_s": [b for _, b in stages]}
-    alone = simulate(build(name, len(stages), m), **costs)
-    shared = simulate(build(name, len(stages), m), **costs, concurrency=concurrency)
+    schedule, costs = random_setting(name, stages, m, Link())
+    alone = simulate(schedule, costs)
+    shared = simulate(schedule, costs, concurrency=concurrency)
 
-    work = m * sum(f + b for f, b in stages)
+    work = sum(alone.compute_s)
     assert shared.makespan_s >= alone.makespan_s * (1 - 1e-9)
     assert shared.makespan_s >= work / concurrency * (1 - 1e-9)
     assert sum(shared.compute_s) >= work * (1 - 1e-9)
 
 
-def test_more_cores_than_stages_are_as_good_as_one_each():
+def test_more_cores_than_ranks_are_as_good_as_one_each():
     assert balanced(ScheduleName.ONE_F_ONE_B, 4, 8, concurrency=4).makespan_s == 33
 
 
@@ -109,9 +133,11 @@ def test_one_core_does_one_thing_after_another():
     assert balanced(ScheduleName.GPIPE, 4, 8, concurrency=1).makespan_s == pytest.approx(4 * 8 * 3)
 
 
-def test_two_stages_on_one_core_slow_each_other_down_only_while_both_compute():
-    # F0 alone for 1 s; then F1 of stage 0 and F0 of stage 1 share until both end at 3 s; then F1 of stage 1 alone.
-    simulation = simulate(parse("F0 F1 B0 B1\nF0 F1 B0 B1"), forward_s=[1, 1], backward_s=[0.5, 0.5], concurrency=1)
+def test_two_ranks_on_one_core_slow_each_other_down_only_while_both_compute():
+    # F0 alone for 1 s; then F1 of rank 0 and F0 of rank 1 share until both end at 3 s; then F1 of rank 1 alone.
+    simulation = played(
+        "F0 F1 B0 B1\nF0 F1 B0 B1", forward_s=(1, 1), input_s=(0.25, 0.25), weight_s=(0.25, 0.25), concurrency=1
+    )
 
     assert simulation.started_s[0][:2] == (0, 1)
     assert simulation.ended_s[0][:2] == (1, 3)
@@ -120,15 +146,101 @@ def test_two_stages_on_one_core_slow_each_other_down_only_while_both_compute():
 
 
 def test_a_narrow_link_carries_one_message_at_a_time():
-    # Stage 0 is done at 1 and 2 s, but each message takes 5 s: the second leaves when the first has passed.
-    simulation = simulate(
-        parse("F0 F1 B0 B1\nF0 F1 B0 B1"),
-        forward_s=[1, 1],
-        backward_s=[1, 1],
-        links=[Link(latency_s=0.5, message_s=5)],
+    # Rank 0 is done at 1 and 2 s, but each message takes 5 s: the second leaves when the first has passed.
+    simulation = played(
+        "F0 F1 B0 B1\nF0 F1 B0 B1",
+        forward_s=(1, 1),
+        input_s=(1, 1),
+        weight_s=(0, 0),
+        link=Link(latency_s=0.5, message_s=5),
     )
 
     assert simulation.started_s[1][:2] == (6.5, 11.5)
+
+
+def test_links_may_differ_edge_by_edge():
+    simulation = played(
+        "F0 B0\nF0 B0\nF0 B0",
+        forward_s=(1, 1, 1),
+        input_s=(1, 1, 1),
+        weight_s=(0, 0, 0),
+        links={(1, 2): Link(latency_s=10)},
+    )
+
+    assert [started[0] for started in simulation.started_s] == [0, 1, 12]
+
+
+def test_without_overlap_a_rank_waits_until_its_message_has_arrived():
+    simulation = played(
+        "F0 F1 B0 B1\nF0 F1 B0 B1",
+        forward_s=(1, 1),
+        input_s=(1, 1),
+        weight_s=(0, 0),
+        link=Link(latency_s=0.5),
+        overlap=False,
+    )
+
+    assert simulation.started_s[0][:2] == (0, 1.5)
+    assert simulation.idle_s[0][WaitCause.SEND] == 1.0
+    assert [span.kind for span in simulation.timeline.stages[0].spans[:4]] == [
+        SpanKind.FORWARD,
+        SpanKind.SEND,
+        SpanKind.FORWARD,
+        SpanKind.SEND,
+    ]
+
+
+def test_a_turn_within_a_rank_costs_no_message():
+    simulation = played(
+        "route 0 1 1 0\nF0 F0.1 B0.1 B0\nF0 F0.1 B0.1 B0",
+        forward_s=(1, 1, 1, 1),
+        input_s=(1, 1, 1, 1),
+        weight_s=(0, 0, 0, 0),
+        link=Link(latency_s=3),
+    )
+
+    assert simulation.started_s[1][:2] == (4, 5)
+    assert simulation.started_s[0][1] == 9
+
+
+def test_a_straggler_slows_its_rank_alone():
+    simulation = played("F0 B0\nF0 B0", forward_s=(1, 1), input_s=(1, 1), weight_s=(1, 1), slowdowns=[1.0, 2.0])
+
+    assert simulation.compute_s == (3, 6)
+    assert simulation.makespan_s == 9
+
+
+def test_gradients_are_reduced_while_the_tail_computes():
+    # Rank 1 is done at 4 s and has its sums at 9; rank 0 is done at 6 and has its own at 11, when the norm is due.
+    simulation = played(
+        "F0 B0\nF0 B0",
+        forward_s=(1, 1),
+        input_s=(1, 1),
+        weight_s=(1, 1),
+        reduction_s=[5, 5],
+        barrier_s=0.5,
+        optimizer_s=[2, 1],
+    )
+
+    assert simulation.makespan_s == 6
+    assert simulation.reduced_s == (11, 9)
+    assert simulation.step_s == 13.5
+    assert [span.kind for span in simulation.timeline.stages[1].spans[-2:]] == [SpanKind.OPTIMIZER, SpanKind.IDLE]
+
+
+def test_updates_of_an_asynchronous_schedule_take_their_time_in_place():
+    simulation = played("F0@0 B0@0 O1 F1@1 B1@1 O2", forward_s=(1,), input_s=(1,), weight_s=(1,), optimizer_s=[0.5])
+
+    assert simulation.started_s[0] == (0, 1, 3, 3.5, 4.5, 6.5)
+    assert simulation.step_s == simulation.makespan_s == 7
+
+
+def test_memory_over_time_peaks_where_the_list_says():
+    simulation = balanced(ScheduleName.ONE_F_ONE_B, 4, 8)
+
+    assert simulation.activations(3)[:4] == ((3, 1.0), (6, 0.0), (6, 1.0), (9, 0.0))
+    peaks = tuple(max(held for _, held in simulation.activations(rank)) for rank in range(4))
+    assert peaks == peak_activations(simulation.schedule) == (4, 3, 2, 1)
 
 
 def test_waits_say_what_they_wait_for():
@@ -139,7 +251,7 @@ def test_waits_say_what_they_wait_for():
         (SpanKind.FORWARD, 1, 2, None),
         (SpanKind.RECV, 2, 4, "warm-up"),
         (SpanKind.BACKWARD_INPUT, 4, 6, None),
-        (SpanKind.RECV, 6, 7, "drain"),
+        (SpanKind.RECV, 6, 7, "cool-down"),
         (SpanKind.BACKWARD_INPUT, 7, 9, None),
     ]
     assert [(span.kind, span.cause) for span in last.spans] == [
@@ -148,8 +260,9 @@ def test_waits_say_what_they_wait_for():
         (SpanKind.BACKWARD_INPUT, None),
         (SpanKind.FORWARD, None),
         (SpanKind.BACKWARD_INPUT, None),
-        (SpanKind.IDLE, "drain"),
+        (SpanKind.IDLE, "barrier"),
     ]
+    assert all(span.kind in COMPUTE or span.cause for stage in (first, last) for span in stage.spans)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +273,16 @@ def test_work_started_together_ends_when_the_cores_are_done(work_s, concurrency,
     assert shared_seconds(work_s, concurrency) == pytest.approx(expected)
 
 
-def test_a_large_pipeline_is_simulated_in_seconds():
+def test_costs_of_another_number_of_ranks_are_refused():
+    with pytest.raises(ScheduleError, match="costs of 2 ranks are given for 3; give one for each rank"):
+        shares(forward_s=[1, 1], input_s=[1, 1], weight_s=[1, 1])(((0, 1, 2),))
+
+
+def test_a_large_pipeline_is_simulated_in_well_under_a_second():
+    schedule = build(ScheduleName.ONE_F_ONE_B, Setting(num_ranks=64, num_micro_batches=512))
+    costs = equal_shares(64)(schedule.routes)
     began = time.process_time()
-    simulation = balanced(ScheduleName.ONE_F_ONE_B, 64, 512)
+    simulation = simulate(schedule, costs)
 
     assert simulation.makespan_s == 3 * (512 + 63)
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 1  # of processor time: a busy machine does not count

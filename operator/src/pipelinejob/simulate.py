@@ -1,102 +1,197 @@
-"""Plays a schedule on the clock of its predicted costs: when an action runs, why a stage waits, how long a step is.
+"""Plays a schedule on the clock of its predicted costs: when an action runs, why a rank waits, how long a step is.
 
-An event simulation, exact for its model: a stage runs one action at a time in its list's order; receives are posted
-ahead and sends are asynchronous, so that a message leaves when its action ends, crosses its link (one message at a time
-each way, then the latency), and waits at the other side until it is wanted. Stages either have a device each, or share
-one node's `concurrency` k by processor sharing: while n > k of them compute, each goes at k/n of its speed.
+Exact for its model: a rank runs one action at a time in its list's order; receives are posted ahead and sends are
+asynchronous, so that a message leaves when its action ends, crosses its link (one message at a time each way, then the
+latency), and waits at the other side until it is wanted. Without `overlap` a rank does nothing else until its message
+has arrived. Ranks either have a device each, or share one node's `concurrency` k by processor sharing: while n > k of
+them compute, each goes at k/n of its speed.
 """
 
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
+from functools import cached_property
+from itertools import accumulate, count
 
-from pipelinejob.schedule import Action, ActionKind, Actions, WaitCause, wait_causes
+from pipelinejob.schedules.actions import GIVES_GRADIENT, Action, ActionKind, Schedule
+from pipelinejob.schedules.causes import WaitCause, wait_causes
+from pipelinejob.schedules.costs import Costs
 from pipelinejob.timeline import Span, SpanKind, StageTimeline, Timeline
 
+Times = tuple[tuple[float, ...], ...]  # of each rank's actions, in order
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """One boundary between neighbouring stages, the same both ways."""
+SPAN_KINDS = {
+    ActionKind.FORWARD: SpanKind.FORWARD,
+    ActionKind.BACKWARD: SpanKind.BACKWARD_INPUT,
+    ActionKind.INPUT: SpanKind.BACKWARD_INPUT,
+    ActionKind.WEIGHT: SpanKind.BACKWARD_WEIGHT,
+    ActionKind.UPDATE: SpanKind.OPTIMIZER,
+}
 
-    latency_s: float = 0.0
-    message_s: float = 0.0  # bytes of a message / bandwidth: how long it occupies the link
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """What is expected of one step's schedule, before optimiser and overhead."""
+    """What is expected of one step.
 
-    schedule: Actions
-    started_s: tuple[tuple[float, ...], ...]  # of each stage's actions, in order
-    ended_s: tuple[tuple[float, ...], ...]
+    `makespan_s` ends with the last action; after it come what is left of the gradient reduction over replicas
+    (`reduced_s`, when each rank has its sums), the barrier at which the global norm becomes known, and the optimiser.
+    """
+
+    schedule: Schedule
+    started_s: Times
+    ended_s: Times
+    sent_s: Times  # when the rank was free again: without overlap, once the message had arrived
     makespan_s: float
+    reduced_s: tuple[float, ...]
+    step_s: float
+    optimizer_s: tuple[float, ...]
 
-    @property
-    def timeline(self) -> Timeline:
-        """Give the spans: every second of every stage from 0 to the makespan is in exactly one."""
-        stages = (StageTimeline(stage=i, step=0, spans=self._spans(i)) for i in range(len(self.schedule)))
-        return Timeline(source="predicted", stages=tuple(stages))
-
-    @property
+    @cached_property
     def compute_s(self) -> tuple[float, ...]:
-        """Give each stage's seconds of computing."""
+        """Give each rank's seconds of computing within the makespan."""
         return tuple(sum(ended) - sum(started) for started, ended in zip(self.started_s, self.ended_s, strict=True))
 
     @property
     def bubble_ratios(self) -> tuple[float, ...]:
-        """Give each stage's share of waiting, as timeline.bubble_ratio has it."""
+        """Give each rank's share of waiting, as timeline.bubble_ratio has it."""
         return tuple(1 - compute / self.makespan_s for compute in self.compute_s)
 
-    def _spans(self, stage: int) -> tuple[Span, ...]:
+    @property
+    def bubble_rate(self) -> float:
+        """Give (T - ideal) / T, T being the makespan and the ideal the mean rank's computing."""
+        return sum(self.bubble_ratios) / len(self.bubble_ratios)
+
+    @property
+    def longest_span_s(self) -> float:
+        """Give the longest time that a rank takes from its first action's start to its last one's end."""
+        return max(ended[-1] - started[0] for started, ended in zip(self.started_s, self.ended_s, strict=True))
+
+    @property
+    def span_bubble_rate(self) -> float:
+        """Give the bubble rate by the longest span of a rank instead of the makespan.
+
+        So counts the zero-bubble paper (Qi et al. 2024, arXiv 2401.10241): without a barrier at its end, the next step
+        of a rank begins where this one ended, and the skew between ranks costs nothing.
+        """
+        return 1 - sum(self.compute_s) / len(self.compute_s) / self.longest_span_s
+
+    @cached_property
+    def idle_s(self) -> tuple[dict[WaitCause, float], ...]:
+        """Give each rank's idle seconds by cause; with `compute_s` they add up to the makespan."""
+        return tuple(self._idle_of(rank) for rank in range(self.schedule.num_ranks))
+
+    def _idle_of(self, rank: int) -> dict[WaitCause, float]:
+        idle = dict.fromkeys(WaitCause, 0.0)
+        now = 0.0
+        times = zip(self.started_s[rank], self.ended_s[rank], self.sent_s[rank], strict=True)
+        for cause, (start, end, sent) in zip(wait_causes(self.schedule.ranks[rank]), times, strict=True):
+            idle[cause] += start - now
+            idle[WaitCause.SEND] += sent - end
+            now = sent
+        idle[WaitCause.BARRIER] += self.makespan_s - now
+        return idle
+
+    def activations(self, rank: int) -> tuple[tuple[float, float], ...]:
+        """Give (seconds, micro-batches held from then on), in shares of a micro-batch; the memory over time."""
+        share = 1 / len(self.schedule.stages_of[0][rank])
+        held, curve = 0.0, []
+        times = zip(self.schedule.ranks[rank], self.started_s[rank], self.ended_s[rank], strict=True)
+        for action, start, end in times:
+            if action.kind is ActionKind.FORWARD:
+                held += share
+                curve.append((start, held))
+            elif action.kind in {ActionKind.BACKWARD, ActionKind.WEIGHT}:
+                held -= share
+                curve.append((end, held))
+        return tuple(curve)
+
+    @property
+    def timeline(self) -> Timeline:
+        """Give the spans: every second of every rank from 0 to the step's end is in exactly one."""
+        stages = (
+            StageTimeline(stage=rank, step=0, spans=tuple(self._spans(rank))) for rank in range(self.schedule.num_ranks)
+        )
+        return Timeline(source="predicted", stages=tuple(stages))
+
+    def _spans(self, rank: int) -> list[Span]:
         spans: list[Span] = []
         now = 0.0
-        actions = self.schedule[stage]
-        times = zip(self.started_s[stage], self.ended_s[stage], strict=True)
-        for action, cause, (start, end) in zip(actions, wait_causes(actions), times, strict=True):
+        actions = self.schedule.ranks[rank]
+        times = zip(self.started_s[rank], self.ended_s[rank], self.sent_s[rank], strict=True)
+        for action, cause, (start, end, sent) in zip(actions, wait_causes(actions), times, strict=True):
             if start > now:
-                spans.append(_span(SpanKind.RECV, now, start, action.micro_batch, cause))
-            spans.append(_span(_KINDS[action.kind], start, end, action.micro_batch))
-            now = end
-        if self.makespan_s > now:
-            spans.append(_span(SpanKind.IDLE, now, self.makespan_s, cause=WaitCause.DRAIN))
-        return tuple(spans)
+                spans.append(_span(SpanKind.RECV, now, start, action, cause))
+            spans.append(_span(SPAN_KINDS[action.kind], start, end, action))
+            if sent > end:
+                spans.append(_span(SpanKind.SEND, end, sent, action, WaitCause.SEND))
+            now = sent
+        updated = self.step_s - max(self.optimizer_s)
+        if updated > now:
+            spans.append(Span(kind=SpanKind.IDLE, start_s=now, end_s=updated, cause=WaitCause.BARRIER))
+        end = updated + self.optimizer_s[rank]
+        if end > updated:
+            spans.append(Span(kind=SpanKind.OPTIMIZER, start_s=updated, end_s=end))
+        if self.step_s > end:
+            spans.append(Span(kind=SpanKind.IDLE, start_s=end, end_s=self.step_s, cause=WaitCause.BARRIER))
+        return spans
 
 
-_KINDS = {ActionKind.FORWARD: SpanKind.FORWARD, ActionKind.BACKWARD: SpanKind.BACKWARD_INPUT}
-
-
-def _span(
-    kind: SpanKind, start_s: float, end_s: float, micro_batch: int | None = None, cause: WaitCause | None = None
-) -> Span:
-    return Span(kind=kind, start_s=start_s, end_s=end_s, micro_batch=micro_batch, cause=cause and cause.value)
+def _span(kind: SpanKind, start_s: float, end_s: float, action: Action, cause: WaitCause | None = None) -> Span:
+    is_update = action.kind is ActionKind.UPDATE
+    return Span(
+        kind=kind,
+        start_s=start_s,
+        end_s=end_s,
+        micro_batch=None if is_update else action.micro_batch,
+        chunk=None if is_update else action.chunk,
+        cause=cause and cause.value,
+    )
 
 
 def simulate(
-    schedule: Actions,
+    schedule: Schedule,
+    costs: Costs,
     *,
-    forward_s: Sequence[float],
-    backward_s: Sequence[float],
-    links: Sequence[Link] = (),
+    overlap: bool = True,
     concurrency: float | None = None,
+    slowdowns: Sequence[float] | None = None,
+    reduction_s: Sequence[float] = (),
+    barrier_s: float = 0.0,
+    optimizer_s: Sequence[float] = (),
 ) -> Simulation:
-    """Predict one step; the schedule must be valid.
+    """Predict one step; the schedule must be valid (`validate`).
 
-    `forward_s` and `backward_s` are a stage's seconds for one micro-batch when it computes alone; `links[i]` joins
-    stages i and i+1, free of cost if there are none.
+    `slowdowns` multiplies the seconds of each rank (a straggler). `reduction_s` is what summing a stage's gradients
+    over replicas takes, stage by stage; a rank sums a chunk's as soon as its last gradient is there, while it computes
+    on. `barrier_s` is the global norm's all-reduce; `optimizer_s` each rank's update, after the barrier or, in an
+    asynchronous schedule, at each `O` action. `overlap` False (a rank waits for its messages to arrive) goes with a
+    device for each rank only.
     """
-    run = _Run(schedule, forward_s, backward_s, links or [Link()] * (len(schedule) - 1), concurrency)
-    run.play()
+    program = _Program(schedule, costs, slowdowns, optimizer_s if schedule.is_asynchronous else ())
+    if concurrency is None or concurrency >= schedule.num_ranks:
+        play = _play_apart(program, overlap=overlap)
+    else:
+        play = _SharedPlay(program, concurrency).run()
+    makespan_s = max(play.ended, default=0.0)
+    sent = play.sent if not overlap else play.ended
+    updates = tuple(optimizer_s) if optimizer_s and not schedule.is_asynchronous else (0.0,) * schedule.num_ranks
+    reduced = tuple(_reduced(schedule, rank, program.of_rank(play.ended, rank), reduction_s)
+                    for rank in range(schedule.num_ranks))  # fmt: skip
+    last_sent = max(sent, default=0.0)
     return Simulation(
         schedule=schedule,
-        started_s=tuple(map(tuple, run.started)),
-        ended_s=tuple(map(tuple, run.ended)),
-        makespan_s=run.now,
+        started_s=program.by_rank(play.started),
+        ended_s=program.by_rank(play.ended),
+        sent_s=program.by_rank(sent),
+        makespan_s=max(makespan_s, last_sent),
+        reduced_s=reduced,
+        step_s=max(makespan_s, last_sent, *reduced) + barrier_s + shared_seconds(updates, concurrency),
+        optimizer_s=_stretched(updates, concurrency),
     )
 
 
 def shared_seconds(work_s: Sequence[float], concurrency: float | None) -> float:
-    """Give the time until all stages, started together, have done their work once, the device or devices shared."""
+    """Give the time until all ranks, started together, have done their work once, the device or devices shared."""
     if concurrency is None:
         return max(work_s)
     now = done = 0.0
@@ -106,85 +201,223 @@ def shared_seconds(work_s: Sequence[float], concurrency: float | None) -> float:
     return now
 
 
+def _stretched(work_s: tuple[float, ...], concurrency: float | None) -> tuple[float, ...]:
+    """Give what work started together takes each rank: those that share a node slow each other down alike."""
+    longest = max(work_s)
+    stretch = shared_seconds(work_s, concurrency) / longest if longest else 1.0
+    return tuple(work * stretch for work in work_s)
+
+
 def _rate(running: int, concurrency: float | None) -> float:
     return 1.0 if concurrency is None or running <= concurrency else concurrency / running
 
 
-class _Run:
-    """The state of one simulation.
+def _reduced(schedule: Schedule, rank: int, ended: Sequence[float], reduction_s: Sequence[float]) -> float:
+    """Give when a rank has the sums of its gradients; a chunk's are summed once its last gradient is there."""
+    if not reduction_s:
+        return 0.0
+    last: dict[int, float] = {}
+    for action, end in zip(schedule.ranks[rank], ended, strict=True):
+        if action.kind in {ActionKind.BACKWARD, ActionKind.WEIGHT}:
+            last[schedule.stage_of(rank, action)] = end
+    now = 0.0
+    for stage, end in sorted(last.items(), key=lambda item: item[1]):
+        now = max(now, end) + reduction_s[stage]
+    return now
 
-    Shared computing is exact and fast through a second clock, `worked`: the work that a stage computing since time 0
-    would have done. All computing stages advance by it alike, so that an action's end is fixed on it when the action
-    starts.
+
+class _Program:
+    """A schedule and its costs as flat arrays: one entry an action, rank after rank in their lists' order.
+
+    An action has at most one source on another stage (what it receives) and one target (what it sends to), so that
+    playing it touches a handful of numbers.
     """
 
     def __init__(
-        self,
-        schedule: Actions,
-        forward_s: Sequence[float],
-        backward_s: Sequence[float],
-        links: Sequence[Link],
-        concurrency: float | None,
+        self, schedule: Schedule, costs: Costs, slowdowns: Sequence[float] | None, update_s: Sequence[float]
     ) -> None:
+        self.num_ranks = schedule.num_ranks
+        self.offsets = [0, *accumulate(map(len, schedule.ranks))]
+        size = self.offsets[-1]
+        self.rank_of = [rank for rank, actions in enumerate(schedule.ranks) for _ in actions]
+        self.seconds = [0.0] * size
+        self.source = [-1] * size
+        self.target = [-1] * size
+        self.link: list[tuple[int, float, float]] = [(-1, 0.0, 0.0)] * size  # its number, message_s, latency_s
+        self._lay_out(schedule, costs, slowdowns or [1.0] * self.num_ranks, update_s)
+
+    def of_rank(self, values: list[float], rank: int) -> list[float]:
+        return values[self.offsets[rank] : self.offsets[rank + 1]]
+
+    def by_rank(self, values: list[float]) -> Times:
+        return tuple(tuple(self.of_rank(values, rank)) for rank in range(self.num_ranks))
+
+    def _lay_out(self, schedule: Schedule, costs: Costs, slowdowns: Sequence[float], update_s: Sequence[float]) -> None:
+        stages = schedule.num_stages
+        forwards = [-1] * (schedule.num_micro_batches * stages)
+        gradients = [-1] * len(forwards)
+        backward_s = [i + w for i, w in zip(costs.input_s, costs.weight_s, strict=True)]
+        seconds_of = {
+            ActionKind.FORWARD: costs.forward_s,
+            ActionKind.BACKWARD: backward_s,
+            ActionKind.INPUT: costs.input_s,
+            ActionKind.WEIGHT: costs.weight_s,
+        }
+        number = 0
+        for rank, actions in enumerate(schedule.ranks):
+            factor = slowdowns[rank] / (costs.speeds[rank] if costs.speeds else 1.0)
+            stages_of = [of_rank[rank] for of_rank in schedule.stages_of]
+            for kind, micro_batch, chunk, _ in actions:
+                if kind is ActionKind.UPDATE:
+                    self.seconds[number] = update_s[rank] * slowdowns[rank] if update_s else 0.0
+                else:
+                    stage = stages_of[schedule.route_of[micro_batch]][chunk]
+                    self.seconds[number] = seconds_of[kind][stage] * factor
+                    if kind is ActionKind.FORWARD:
+                        forwards[micro_batch * stages + stage] = number
+                    elif kind in GIVES_GRADIENT:
+                        gradients[micro_batch * stages + stage] = number
+                number += 1
+        self._connect(forwards, gradients, stages, costs)
+
+    def _connect(self, forwards: list[int], gradients: list[int], stages: int, costs: Costs) -> None:
+        links: dict[tuple[int, int], tuple[int, float, float]] = {}
+        pairs = [(n, n + 1) for n in range(len(forwards) - 1) if (n + 1) % stages]
+        sent = [(forwards[here], forwards[there]) for here, there in pairs]
+        sent += [(gradients[there], gradients[here]) for here, there in pairs if gradients[there] >= 0]
+        for source, target in sent:
+            self.source[target] = source
+            self.target[source] = target
+            ends = self.rank_of[source], self.rank_of[target]
+            if ends[0] == ends[1]:
+                continue
+            if ends not in links:
+                link = costs.between(*ends)
+                links[ends] = (len(links), link.message_s, link.latency_s)
+            self.link[source] = links[ends]
+        self.num_links = len(links)
+
+
+@dataclass(slots=True)
+class _Play:
+    """When each action started and ended, and when its rank was free again."""
+
+    started: list[float]
+    ended: list[float]
+    sent: list[float]
+
+
+def _play_apart(program: _Program, *, overlap: bool) -> _Play:
+    """Play ranks with a device each: times follow from the lists alone, so each rank runs on as far as it can.
+
+    A link's messages leave in the order of their sender's list, so this one pass knows when each one passes.
+    """
+    size = len(program.seconds)
+    started, ended, sent = [0.0] * size, [0.0] * size, [0.0] * size
+    arrived = [-1.0] * size
+    link_free = [0.0] * program.num_links
+    source, target, links, seconds = program.source, program.target, program.link, program.seconds
+    position, free = program.offsets[:-1], [0.0] * program.num_ranks
+    awake = list(range(program.num_ranks))
+    while awake:
+        rank = awake.pop()
+        now, action, end_of_list = free[rank], position[rank], program.offsets[rank + 1]
+        while action < end_of_list:
+            if source[action] >= 0:
+                arrival = arrived[action]
+                if arrival < 0:
+                    break
+                now = max(now, arrival)
+            started[action] = now
+            now += seconds[action]
+            ended[action] = now
+            receiver = target[action]
+            if receiver >= 0:
+                number, message_s, latency_s = links[action]
+                if number < 0:
+                    arrived[receiver] = now
+                else:
+                    leaves = max(now, link_free[number]) + message_s
+                    link_free[number] = leaves
+                    arrived[receiver] = leaves + latency_s
+                    if not overlap:
+                        now = leaves + latency_s
+                    other = program.rank_of[receiver]
+                    if position[other] == receiver:
+                        awake.append(other)
+            sent[action] = now
+            action += 1
+        position[rank], free[rank] = action, now
+    return _Play(started, ended, sent)
+
+
+class _SharedPlay:
+    """Plays ranks that share processors, event by event.
+
+    Shared computing is exact and fast through a second clock, `worked`: the work that a rank computing since time 0
+    would have done. All computing ranks advance by it alike, so that an action's end is fixed on it when the action
+    starts.
+    """
+
+    def __init__(self, program: _Program, concurrency: float) -> None:
+        size = len(program.seconds)
         self.now = self.worked = 0.0
-        self.started: list[list[float]] = [[] for _ in schedule]
-        self.ended: list[list[float]] = [[] for _ in schedule]
-        self._schedule = schedule
-        self._seconds = {ActionKind.FORWARD: forward_s, ActionKind.BACKWARD: backward_s}
-        self._links = links
+        self._program = program
         self._concurrency = concurrency
-        self._received: list[set[Action]] = [set() for _ in schedule]  # what each stage has from its neighbours
-        self._link_free = dict.fromkeys(((s, d) for s in range(len(schedule)) for d in (-1, 1)), 0.0)
-        self._computing: list[tuple[float, int]] = []  # (end on the clock `worked`, stage)
-        self._travelling: list[tuple[float, int, int, Action]] = []  # (arrival, order, stage, what it comes from)
+        self._play = _Play([0.0] * size, [0.0] * size, [0.0] * size)
+        self._has_arrived = [source < 0 for source in program.source]
+        self._position = program.offsets[:-1]
+        self._is_computing = [False] * program.num_ranks
+        self._link_free = [0.0] * program.num_links
+        self._computing: list[tuple[float, int]] = []  # (end on the clock `worked`, rank)
+        self._travelling: list[tuple[float, int, int]] = []  # (arrival, order, the action that waits for it)
         self._order = count()
 
-    def play(self) -> None:
+    def run(self) -> _Play:
         """Run to the end."""
-        for stage in range(len(self._schedule)):
-            self._start(stage)
+        for rank in range(self._program.num_ranks):
+            self._start(rank)
         while self._computing or self._travelling:
             self._start(self._advance())
+        return self._play
 
     def _advance(self) -> int:
-        """Go to the next moment at which something happens; give the stage to which it does."""
+        """Go to the next moment at which something happens; give the rank to which it does."""
         rate = _rate(len(self._computing), self._concurrency)
         ends_in = (self._computing[0][0] - self.worked) / rate if self._computing else float("inf")
         if self._travelling and self._travelling[0][0] - self.now <= ends_in:
-            arrival, _, stage, action = heapq.heappop(self._travelling)
+            arrival, _, action = heapq.heappop(self._travelling)
             self.worked += (arrival - self.now) * rate
             self.now = arrival
-            self._received[stage].add(action)
-            return stage
+            self._has_arrived[action] = True
+            return self._program.rank_of[action]
         self.now += ends_in
-        self.worked, stage = heapq.heappop(self._computing)
-        self._end(stage)
-        return stage
+        self.worked, rank = heapq.heappop(self._computing)
+        self._end(rank)
+        return rank
 
-    def _start(self, stage: int) -> None:
-        """Start the stage's next action if it is free and what the action needs is at hand."""
-        position = len(self.ended[stage])
-        if len(self.started[stage]) > position or position == len(self._schedule[stage]):
+    def _start(self, rank: int) -> None:
+        """Start the rank's next action if it is free and what the action needs is at hand."""
+        action = self._position[rank]
+        if self._is_computing[rank] or action == self._program.offsets[rank + 1] or not self._has_arrived[action]:
             return
-        action = self._schedule[stage][position]
-        if self._is_first_to(stage, action) or action in self._received[stage]:
-            self.started[stage].append(self.now)
-            heapq.heappush(self._computing, (self.worked + self._seconds[action.kind][stage], stage))
+        self._is_computing[rank] = True
+        self._play.started[action] = self.now
+        heapq.heappush(self._computing, (self.worked + self._program.seconds[action], rank))
 
-    def _is_first_to(self, stage: int, action: Action) -> bool:
-        """Say whether the action waits for no neighbour: forwards begin at the first stage, backwards at the last."""
-        return stage == (0 if action.kind is ActionKind.FORWARD else len(self._schedule) - 1)
-
-    def _end(self, stage: int) -> None:
-        """Book the end of the stage's action, and send what it made."""
-        action = self._schedule[stage][len(self.ended[stage])]
-        self.ended[stage].append(self.now)
-        direction = 1 if action.kind is ActionKind.FORWARD else -1
-        if 0 <= stage + direction < len(self._schedule):
-            self._send(stage, direction, action)
-
-    def _send(self, stage: int, direction: int, action: Action) -> None:
-        link = self._links[min(stage, stage + direction)]
-        free = max(self.now, self._link_free[stage, direction]) + link.message_s
-        self._link_free[stage, direction] = free
-        heapq.heappush(self._travelling, (free + link.latency_s, next(self._order), stage + direction, action))
+    def _end(self, rank: int) -> None:
+        """Book the end of the rank's action, and send what it made."""
+        action = self._position[rank]
+        self._is_computing[rank] = False
+        self._position[rank] += 1
+        self._play.ended[action] = self._play.sent[action] = self.now
+        receiver = self._program.target[action]
+        if receiver < 0:
+            return
+        number, message_s, latency_s = self._program.link[action]
+        if number < 0:
+            self._has_arrived[receiver] = True
+            return
+        leaves = max(self.now, self._link_free[number]) + message_s
+        self._link_free[number] = leaves
+        heapq.heappush(self._travelling, (leaves + latency_s, next(self._order), receiver))

@@ -27,14 +27,15 @@ class Span(Value):
     """One stretch of one stage's time.
 
     `start_s` and `end_s` count from the step's start. A full backward pass is one BACKWARD_INPUT span (it includes the
-    weight gradient); schedules that split it have both kinds. `cause` names what a waiting span waited for
-    (`warm-up`, `drain`, `upstream`, `downstream`).
+    weight gradient); schedules that split it have both kinds. `cause` names what a waiting span waited for, as
+    `schedules.causes.WaitCause` has it.
     """
 
     kind: SpanKind
     start_s: float
     end_s: float
     micro_batch: int | None = None
+    chunk: int | None = None  # of the rank, where an action ran on one
     cause: str | None = None
 
 

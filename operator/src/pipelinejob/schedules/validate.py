@@ -7,6 +7,7 @@ a link's next message when it has taken the one before it, so that a rank can be
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
+from itertools import pairwise
 
 from pipelinejob.schedules.actions import (
     GIVES_GRADIENT,
@@ -130,16 +131,16 @@ class _Play:
         self._is_rendezvous = is_rendezvous
         self._done: set[tuple[int, ActionKind, int, int]] = set()
         self._position = [0] * schedule.num_ranks
-        self._blocked_send: dict[int, Need] = {}  # rank -> the action whose message cannot leave, as its sender knows it
+        self._unsent: dict[int, Action] = {}  # of each rank that a send holds up, the action whose message it is
         self._links: defaultdict[_Link, deque[int]] = defaultdict(deque)  # micro-batches sent and not yet taken
-        self._posted: dict[_Link, int] = {}
+        self._neighbours = _neighbours(schedule)
 
     def run(self) -> None:
         awake = set(range(self._schedule.num_ranks))
         while awake:
             rank = awake.pop()
             if self._advance(rank):
-                awake |= set(range(self._schedule.num_ranks)) - {rank}
+                awake |= self._neighbours[rank]
         for rank, actions in enumerate(self._schedule.ranks):
             if self._position[rank] < len(actions):
                 raise ScheduleError(self._complaint(rank, actions[self._position[rank]]))
@@ -149,7 +150,7 @@ class _Play:
         actions, moved = self._schedule.ranks[rank], False
         while self._position[rank] < len(actions):
             action = actions[self._position[rank]]
-            if rank not in self._blocked_send:
+            if rank not in self._unsent:
                 if self._missing(rank, action) is not None:
                     break
                 self._finish(rank, action)
@@ -162,13 +163,10 @@ class _Play:
 
     def _missing(self, rank: int, action: Action) -> Need | None:
         for need in needs(self._schedule, rank, action, self._producers):
-            if (need.rank, *need.action[:3]) not in self._done or (need.rank in self._blocked_send and self._is_held(need)):
+            is_done = (need.rank, *need.action[:3]) in self._done
+            if not is_done or self._unsent.get(need.rank) == need.action:
                 return need
         return None
-
-    def _is_held(self, need: Need) -> bool:
-        blocked = self._blocked_send[need.rank]
-        return blocked.action == need.action
 
     def _finish(self, rank: int, action: Action) -> None:
         self._done.add((rank, *action[:3]))
@@ -182,12 +180,10 @@ class _Play:
         if target is None or target == rank:
             return True
         link = self._link(Need(rank, action), target)
-        if self._is_rendezvous and self._links[link] and rank not in self._blocked_send:
-            self._blocked_send[rank] = Need(rank, action)
-        if rank in self._blocked_send:
-            if self._links[link]:
-                return False
-            del self._blocked_send[rank]
+        if self._is_rendezvous and self._links[link]:
+            self._unsent[rank] = action
+            return False
+        self._unsent.pop(rank, None)
         self._links[link].append(action.micro_batch)
         return True
 
@@ -207,7 +203,7 @@ class _Play:
         return sent.rank, target, stage, sent.action.kind is ActionKind.FORWARD
 
     def _complaint(self, rank: int, action: Action) -> str:
-        if rank in self._blocked_send:
+        if rank in self._unsent:
             target = self._target(rank, action)
             return (
                 f"rank {rank} waits for ever to send what {action} made: rank {target} never takes the message before"
@@ -219,3 +215,12 @@ class _Play:
             f"rank {rank} waits for ever before {action}: it needs {missing.action} of rank {missing.rank},"
             " which never ends"
         )
+
+
+def _neighbours(schedule: Schedule) -> tuple[frozenset[int], ...]:
+    """Give the ranks whose waiting a rank can end: those that it sends to, and those that it takes from."""
+    pairs = {pair for route in schedule.routes for pair in pairwise(route)}
+    return tuple(
+        frozenset(other for pair in pairs if rank in pair for other in pair if other != rank)
+        for rank in range(schedule.num_ranks)
+    )
