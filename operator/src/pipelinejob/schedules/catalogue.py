@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipelinejob.schedules import flush
+from pipelinejob.schedules import asynchronous, flush
 from pipelinejob.schedules.actions import Schedule, ScheduleError
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
@@ -39,6 +39,18 @@ _FAMILIES = (
         title="alternate forward and backward once warm; less memory than GPipe",
         source="Narayanan et al. 2021, arXiv 2006.09503",
         make=lambda s: flush.one_f_one_b(s.num_ranks, s.num_micro_batches),
+    ),
+    Family(
+        name=ScheduleName.PIPEDREAM,
+        title="asynchronous: update after each micro-batch, stashing weights",
+        source="Narayanan et al. 2019, arXiv 1806.03377",
+        make=asynchronous.pipedream,
+    ),
+    Family(
+        name=ScheduleName.PIPEDREAM_2BW,
+        title="asynchronous: update after each batch by gradients one batch late; two weight versions",
+        source="Narayanan et al. 2021, arXiv 2006.09503",
+        make=asynchronous.pipedream_2bw,
     ),
 )
 

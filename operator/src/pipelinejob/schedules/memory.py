@@ -34,15 +34,13 @@ def peak_in_flight(actions: Sequence[Action]) -> int:
 def live_versions(actions: Sequence[Action]) -> int:
     """Count the weight versions that a rank must hold at once, at most.
 
-    The newest is always held; an older one from its last update on until the last action that uses it. Synchronous
-    lists hold one.
+    The newest is always held, an older one until the last action that uses it; an update whose old version nobody will
+    use again is made in place. Synchronous lists hold one.
     """
     last_use = {action.version: position for position, action in enumerate(actions) if action.version is not None}
     live, peak = {0}, 1
     for position, action in enumerate(actions):
         if action.kind is ActionKind.UPDATE:
-            live.add(action.micro_batch)
+            live = {version for version in live if last_use.get(version, -1) > position} | {action.micro_batch}
             peak = max(peak, len(live))
-        newest = max(live)
-        live = {version for version in live if version == newest or last_use.get(version, -1) > position}
     return peak
