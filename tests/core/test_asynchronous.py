@@ -45,7 +45,7 @@ def test_the_last_update_gathers_the_rest():
     assert [str(update) for update in updates] == ["O1", "O2", "O3"]
 
 
-@given(p=few, m=st.integers(9, 20))
+@given(p=few, m=st.integers(18, 24))
 def test_a_rank_of_pipedream_holds_as_many_versions_as_ranks_from_it_on(p, m):
     schedule = pipedream(setting(p, m))
 
