@@ -1,12 +1,13 @@
 """The plan: the contract between the operator, which makes it, and the trainer, which plays it.
 
-It names its schedule and parameters, never every expanded action, so that it stays far below the 1 MiB of a config map.
+It stays far below the 1 MiB of a config map: a schedule that follows from its name and sizes is rebuilt from them, one
+that depends on costs or was written by hand travels packed (`playing.schedule_of` gives either).
 """
 
 from enum import StrEnum
 from typing import Literal
 
-from pipelinejob.spec import Checkpoint, Data, Device, Model, Parallelism, Schedule, Training
+from pipelinejob.spec import Checkpoint, Data, Device, Evaluation, Model, Parallelism, ScheduleSpec, Training
 from pipelinejob.values import Value
 
 
@@ -18,19 +19,37 @@ class CostSource(StrEnum):
     EQUAL = "equal"  # nothing is known of a user's own layers: all alike, a millisecond each; only ratios mean anything
 
 
+LayerRange = tuple[int, int]  # [first, end)
+
+
 class StagePlan(Value):
-    """One stage: its layers [first_layer, end_layer) and what is expected of it, for one micro-batch or one step."""
+    """One rank of a pipeline, which is one pod: what it holds, and what is expected of it.
+
+    `chunks` are the ranges of layers that it holds, in the order of `Schedule.held_by`, each once. Seconds are a
+    micro-batch's in all of them together; where micro-batches take several routes, their mean.
+    """
 
     stage: int
-    first_layer: int
-    end_layer: int
+    chunks: tuple[LayerRange, ...]
     forward_s: float
-    backward_s: float
-    optimizer_s: float = 0.0  # each step
-    output_bytes: int  # sent to the next stage, each micro-batch; 0 for the last
+    backward_input_s: float
+    backward_weight_s: float
+    optimizer_s: float = 0.0  # each update
+    output_bytes: int  # sent to other ranks on the way forward, each micro-batch
     parameter_bytes: int  # fp32 parameters
     memory_bytes: int  # predicted peak: parameters, gradients, optimiser state, activations in flight
     bubble_ratio: float  # predicted, timeline.bubble_ratio
+    recompute: bool = False
+
+    @property
+    def backward_s(self) -> float:
+        """Give the seconds of a full backward pass."""
+        return self.backward_input_s + self.backward_weight_s
+
+    @property
+    def num_layers(self) -> int:
+        """Count the layers that the rank holds."""
+        return sum(end - first for first, end in self.chunks)
 
 
 class Prediction(Value):
@@ -65,19 +84,26 @@ class Placement(Value):
 
 
 class Plan(Value):
-    """Everything a trainer needs, and everything that was promised."""
+    """Everything a trainer needs, and everything that was promised.
 
-    version: Literal[1] = 1
+    `cuts` are the layers of each stage of a route, first stage first; `stages` what each rank holds of them.
+    `schedule_actions` is the schedule's text form, packed, where it does not follow from `schedule` alone.
+    """
+
+    version: Literal[2] = 2
     namespace: str
     name: str
     model: Model
     data: Data
     parallelism: Parallelism
-    schedule: Schedule
+    schedule: ScheduleSpec
     training: Training
+    evaluation: Evaluation | None = None
     checkpoint: Checkpoint
     device: Device
+    cuts: tuple[LayerRange, ...]
     stages: tuple[StagePlan, ...]
+    schedule_actions: str | None = None
     prediction: Prediction
     placement: Placement | None = None
 

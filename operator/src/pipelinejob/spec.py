@@ -12,10 +12,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from pipelinejob.rules import Rule, changing_only_while_suspended, ruled, rules_extra, unchanging
+from pipelinejob.schedule_spec import LAYERS, LAYERS_KNOWN, SCHEDULE_RULES, ScheduleSpec
+from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.values import Value
 from pipelinejob.workload import Corpus, Data, GptModel, Model
 
-# Model and data stand in a file of their own, but belong to the spec like the rest.
+# Model, data and schedule stand in files of their own, but belong to the spec like the rest.
 __all__ = [
     "MAX_RANKS",
     "Checkpoint",
@@ -23,6 +25,7 @@ __all__ = [
     "Corpus",
     "Data",
     "Device",
+    "Evaluation",
     "FailurePolicy",
     "FailureRule",
     "GptModel",
@@ -33,8 +36,8 @@ __all__ = [
     "PipelineJobSpec",
     "Precision",
     "RestartAction",
-    "Schedule",
     "ScheduleName",
+    "ScheduleSpec",
     "StageTemplate",
     "Topology",
     "TopologyScope",
@@ -47,17 +50,7 @@ PodTemplate = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-p
 SECONDS_LIMIT = 2**31 - 1
 MAX_RANKS = 2048  # more would not fit into one object's status
 
-# The embedding and the head of a built-in model count as layers.
-_LAYERS = "(has(self.model.gpt) ? self.model.gpt.numLayers + 2 : has(self.model.numLayers) ? self.model.numLayers : 0)"
 _NODE = "['node', 'kubernetes.io/hostname']"  # a level below all others, which need not be listed
-_LAYERS_KNOWN = "(has(self.model.gpt) || has(self.model.numLayers))"
-
-
-class ScheduleName(StrEnum):
-    """Micro-batch schedules this version can play."""
-
-    GPIPE = "GPipe"
-    ONE_F_ONE_B = "1F1B"
 
 
 class Precision(StrEnum):
@@ -115,16 +108,6 @@ class Parallelism(Value):
     ] = 1
 
 
-class Schedule(Value):
-    """The order in which a stage works through the micro-batches of a step."""
-
-    name: Annotated[
-        ScheduleName, Field(description="GPipe: all forwards, then all backwards. 1F1B: alternate, less memory.")
-    ] = ScheduleName.ONE_F_ONE_B
-    micro_batches: Annotated[int, Field(ge=1, le=65536, description="Micro-batches in a step, for each replica.")]
-    micro_batch_size: Annotated[int, Field(ge=1, le=65536, description="Sequences in a micro-batch.")] = 1
-
-
 class Partition(Value):
     """Which layers stand on which stage; chosen by cost if unset."""
 
@@ -132,8 +115,9 @@ class Partition(Value):
         tuple[LayerCount, ...] | None,
         Field(
             min_length=1,
-            max_length=1024,
-            description="Layers on each stage, first to last; embedding and head of a built-in model count as layers.",
+            max_length=4096,
+            description="Layers of each stretch, first to last: one a stage, or, where the schedule gives a stage "
+            "several, pipeline * virtualStages. Embedding and head of a built-in model count as layers.",
             json_schema_extra={"x-kubernetes-list-type": "atomic"},
         ),
     ] = None
@@ -242,6 +226,30 @@ class Training(Value):
     precision: Annotated[Precision, Field(description="fp32 or bf16 arithmetic; master weights are fp32.")] = (
         Precision.FP32
     )
+    preflight: Annotated[
+        bool,
+        Field(
+            description="Before the first step, compare one step's gradients of a shrunk model with a single "
+            "process's, and fail if they differ."
+        ),
+    ] = False
+
+
+class Evaluation(Value):
+    """When and on what the model is evaluated, with the forward passes of the job's schedule."""
+
+    interval_steps: Annotated[int, Field(ge=1, le=1_000_000_000, description="Steps between evaluations.")]
+    batches: Annotated[int, Field(ge=1, le=65536, description="Batches of each evaluation, as large as a step's.")] = 1
+    paths: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] | None,
+        Field(
+            min_length=1,
+            max_length=64,
+            description="Files, or globs of files, to evaluate on, readable in every first and last stage; "
+            "the training text if unset.",
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        ),
+    ] = None
 
 
 class CheckpointVolume(Value):
@@ -330,27 +338,20 @@ class PipelineJobSpec(Value):
 
     model_config = ruled(
         Rule(
-            rule=f"!{_LAYERS_KNOWN} || self.parallelism.pipeline <= {_LAYERS}",
+            rule=f"!{LAYERS_KNOWN} || self.parallelism.pipeline <= {LAYERS}",
             message="more stages than layers; use at most one stage for each layer "
             "(embedding and head of a built-in model count as layers)",
             says="%d stages cannot share %d layers; use at most %d",
-            values=("self.parallelism.pipeline", _LAYERS, _LAYERS),
+            values=("self.parallelism.pipeline", LAYERS, LAYERS),
             field=".parallelism.pipeline",
         ),
         Rule(
-            rule="!has(self.partition.layers) || size(self.partition.layers) == self.parallelism.pipeline",
-            message="partition.layers must have one entry for each of the parallelism.pipeline stages",
-            says="%d entries for %d stages; give one for each stage, or leave partition out to have it chosen",
-            values=("size(self.partition.layers)", "self.parallelism.pipeline"),
-            field=".partition.layers",
-        ),
-        Rule(
-            rule=f"!has(self.partition.layers) || !{_LAYERS_KNOWN} || self.partition.layers.sum() == {_LAYERS}",
+            rule=f"!has(self.partition.layers) || !{LAYERS_KNOWN} || self.partition.layers.sum() == {LAYERS}",
             message="the entries of partition.layers must add up to the model's layers "
             "(embedding and head of a built-in model count as layers)",
             says="the entries add up to %d, the model has %d layers (a built-in one with embedding and head); "
             "make them equal, or leave partition out to have it chosen",
-            values=("self.partition.layers.sum()", _LAYERS),
+            values=("self.partition.layers.sum()", LAYERS),
             field=".partition.layers",
         ),
         Rule(
@@ -360,18 +361,29 @@ class PipelineJobSpec(Value):
             values=("self.parallelism.pipeline - 1",),
             field=".stageTemplates",
         ),
+        *SCHEDULE_RULES,
         unchanging("model", why="the checkpoints hold this one"),
         unchanging("data", why="the position in it is part of the checkpoints"),
         *map(
             changing_only_while_suspended,
-            ("parallelism", "schedule", "partition", "topology", "training", "checkpoint", "device", "gpuResource"),
+            (
+                "parallelism",
+                "schedule",
+                "partition",
+                "topology",
+                "training",
+                "evaluation",
+                "checkpoint",
+                "device",
+                "gpuResource",
+            ),
         ),
     )
 
     model: Annotated[Model, Field(description="The model: a built-in family by its sizes, or your own layers.")]
     data: Annotated[Data, Field(description="The training text.")]
     parallelism: Annotated[Parallelism, Field(description="How many ways the work is split.")]
-    schedule: Annotated[Schedule, Field(description="The order in which a stage works through micro-batches.")]
+    schedule: Annotated[ScheduleSpec, Field(description="The order in which a stage works through micro-batches.")]
     partition: Annotated[Partition, Field(description="Which layers stand on which stage; by cost if unset.")] = (
         Partition()
     )
@@ -379,6 +391,9 @@ class PipelineJobSpec(Value):
         Topology()
     )
     training: Annotated[Training, Field(description="What is trained, how far, and how.")]
+    evaluation: Annotated[
+        Evaluation | None, Field(description="When and on what the model is evaluated; never if unset.")
+    ] = None
     checkpoint: Annotated[Checkpoint, Field(description="When and where the state is saved.")] = Checkpoint()
     device: Annotated[Device, Field(description="gpu: `tensor` GPUs a stage over NCCL. cpu: processors over gloo.")] = (
         Device.GPU

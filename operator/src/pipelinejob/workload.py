@@ -48,6 +48,13 @@ class GptModel(Value):
     vocabulary_size: Annotated[
         int, Field(ge=2, le=1_000_000, description="Number of tokens; 256 for bytes, more to pad it.")
     ] = BYTE_VALUES
+    dropout: Annotated[
+        float,
+        Field(ge=0, lt=1, description="Share of the residual branches' and the embedding's elements that are dropped."),
+    ] = 0.0
+    tie_embeddings: Annotated[
+        bool, Field(description="The head multiplies with the embedding's table instead of one of its own.")
+    ] = False
 
 
 class Model(Value):

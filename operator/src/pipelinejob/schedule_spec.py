@@ -1,0 +1,341 @@
+"""The type of `spec.schedule`, and what a schedule and the rest of a spec must satisfy together."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipelinejob.rules import Reason, Rule, ruled
+from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
+from pipelinejob.values import Value
+
+MAX_WRITTEN = 2**21  # micro-batches times stages of a route: every rank writes the whole schedule out before it begins
+MAX_TEXT = 2**17  # characters of `actions`: `kubectl apply` keeps a second copy, of 256 KiB at most
+
+# The embedding and the head of a built-in model count as layers.
+LAYERS = "(has(self.model.gpt) ? self.model.gpt.numLayers + 2 : has(self.model.numLayers) ? self.model.numLayers : 0)"
+LAYERS_KNOWN = "(has(self.model.gpt) || has(self.model.numLayers))"
+
+
+def _one_of(*schedules: ScheduleName) -> str:
+    return f"[{', '.join(repr(name.value) for name in schedules)}]"
+
+
+# What `schedules.catalogue` knows of each family, as CEL must know it too; tests/contract compares the two.
+_CHOOSES_CHUNKS = _one_of(ScheduleName.INTERLEAVED, ScheduleName.LOOPED_BFS, ScheduleName.HANAYO, ScheduleName.AUTO)
+_TWO_CHUNKS = _one_of(
+    ScheduleName.INTERLEAVED,
+    ScheduleName.LOOPED_BFS,
+    ScheduleName.HANAYO,
+    ScheduleName.ZB_V,
+    ScheduleName.V_HALF,
+    ScheduleName.V_MIN,
+    ScheduleName.DUALPIPE_V,
+)
+_BIDIRECTIONAL = _one_of(ScheduleName.DUALPIPE, ScheduleName.CHIMERA)
+_ASYNCHRONOUS = _one_of(*sorted(ASYNCHRONOUS))
+_CAPPED = _one_of(
+    ScheduleName.AUTO,
+    ScheduleName.ZB_H1,
+    ScheduleName.ZB_H2,
+    ScheduleName.ZB_1P,
+    ScheduleName.ZB_2P,
+    ScheduleName.ZB_V,
+)
+_ROUTE_OPEN = _one_of(ScheduleName.AUTO, ScheduleName.CUSTOM)  # only the planner knows their stages
+_CHUNKS = (
+    f"(has(self.schedule.virtualStages) ? self.schedule.virtualStages : self.schedule.name in {_TWO_CHUNKS} ? 2 : 1)"
+)
+_STAGES = f"self.parallelism.pipeline * {_CHUNKS}"
+_INTERVAL = "(has(self.schedule.updateInterval) ? self.schedule.updateInterval : self.parallelism.pipeline)"
+
+
+class ScheduleSpec(Value):
+    """The order in which a stage works through the micro-batches of a step."""
+
+    model_config = ruled(
+        Rule(
+            rule=f"self.name != '{ScheduleName.FORWARD_ONLY}'",
+            message="ForwardOnly has no backward pass and trains nothing; use 1F1B, or another one "
+            "(evaluation plays the forward passes of whichever it is)",
+            field=".name",
+        ),
+        Rule(
+            rule=f"!has(self.virtualStages) || self.name in {_CHOOSES_CHUNKS}",
+            message="virtualStages goes with Interleaved1F1B, LoopedBFS, Hanayo and auto only; "
+            "leave it out, or use one of them",
+            says="%s has its own number of virtual stages; leave this out, or use Interleaved1F1B, LoopedBFS, Hanayo "
+            "or auto",
+            values=("self.name",),
+            field=".virtualStages",
+            reason=Reason.FORBIDDEN,
+        ),
+        Rule(
+            rule=f"!has(self.virtualStages) || self.name != '{ScheduleName.HANAYO}' || self.virtualStages % 2 == 0",
+            message="virtualStages must be even with Hanayo: a wave goes down the stages and up again",
+            says="%d is odd, but a wave of Hanayo goes down the stages and up again; use an even number",
+            values=("self.virtualStages",),
+            field=".virtualStages",
+        ),
+        Rule(
+            rule="!has(self.batchSize) || (self.batchSize <= self.microBatches * self.microBatchSize"
+            " && self.batchSize > (self.microBatches - 1) * self.microBatchSize)",
+            message="batchSize must fill all micro-batches but the last, and leave something for that one: "
+            "more than (microBatches - 1) * microBatchSize, at most microBatches * microBatchSize",
+            says="%d sequences do not make %d micro-batches of at most %d; use %d to %d, or leave it out",
+            values=(
+                "self.batchSize",
+                "self.microBatches",
+                "self.microBatchSize",
+                "(self.microBatches - 1) * self.microBatchSize + 1",
+                "self.microBatches * self.microBatchSize",
+            ),
+            field=".batchSize",
+        ),
+        Rule(
+            rule=f"!has(self.batchSize) || !(self.name in {_ASYNCHRONOUS})",
+            message="batchSize goes with synchronous schedules only: asynchronous updates gather whole micro-batches; "
+            "leave it out",
+            field=".batchSize",
+            reason=Reason.FORBIDDEN,
+        ),
+        Rule(
+            rule=f"self.name != '{ScheduleName.CUSTOM}' || has(self.actions)",
+            message="actions is compulsory with custom; write one line of actions for each stage, "
+            "or name another schedule",
+            field=".actions",
+            reason=Reason.REQUIRED,
+        ),
+        Rule(
+            rule=f"self.name == '{ScheduleName.CUSTOM}' || !has(self.actions)",
+            message="actions goes with custom only; leave it out, or set name to custom",
+            field=".actions",
+            reason=Reason.FORBIDDEN,
+        ),
+        Rule(
+            rule=f"!has(self.memoryCap) || self.name in {_CAPPED}",
+            message="memoryCap goes with auto and the ZB schedules only; leave it out, or use auto",
+            says="%s holds what it holds, whatever the cap; leave this out, or use auto or one of the ZB schedules",
+            values=("self.name",),
+            field=".memoryCap",
+            reason=Reason.FORBIDDEN,
+        ),
+        Rule(
+            rule=f"!has(self.updateInterval) || self.name in {_ASYNCHRONOUS}",
+            message="updateInterval goes with the asynchronous PipeDream and PipeDream-2BW only; the others update "
+            "once a step; leave it out",
+            field=".updateInterval",
+            reason=Reason.FORBIDDEN,
+        ),
+        Rule(
+            rule=f"!has(self.updateInterval) || self.name != '{ScheduleName.PIPEDREAM}' || self.updateInterval == 1",
+            message="PipeDream updates after every micro-batch; leave updateInterval out, or use PipeDream-2BW",
+            field=".updateInterval",
+        ),
+        Rule(
+            rule="!has(self.updateInterval) || self.updateInterval <= self.microBatches",
+            message="updateInterval must be at most microBatches",
+            says="%d micro-batches to an update are more than the %d of a step; use at most %d",
+            values=("self.updateInterval", "self.microBatches", "self.microBatches"),
+            field=".updateInterval",
+        ),
+        Rule(
+            rule=f"!self.verticalSync || self.name in {_ASYNCHRONOUS}",
+            message="verticalSync goes with the asynchronous PipeDream and PipeDream-2BW only; with the others all "
+            "stages use the same weights anyhow; leave it out",
+            field=".verticalSync",
+            reason=Reason.FORBIDDEN,
+        ),
+        Rule(
+            rule="!has(self.recomputeStages) || self.recompute",
+            message="recomputeStages narrows recompute, which is false; set it to true, or leave this out",
+            field=".recomputeStages",
+        ),
+    )
+
+    name: Annotated[
+        ScheduleName,
+        Field(
+            description="The schedule, by its paper's name: `pipelinejob schedule list` shows what each one costs and "
+            "holds. auto: the best one for the stages' costs and memory. custom: the one in `actions`."
+        ),
+    ] = ScheduleName.ONE_F_ONE_B
+    micro_batches: Annotated[int, Field(ge=1, le=65536, description="Micro-batches in a step, for each replica.")]
+    micro_batch_size: Annotated[int, Field(ge=1, le=65536, description="Sequences in a micro-batch.")] = 1
+    batch_size: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=2**32,
+            description="Sequences in a step, for each replica, where the last micro-batch is to be smaller; "
+            "microBatches * microBatchSize if unset. Losses count by tokens.",
+        ),
+    ] = None
+    virtual_stages: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=64,
+            description="Stretches of layers on each stage, with Interleaved1F1B, LoopedBFS, Hanayo and auto; "
+            "the schedule's usual number if unset.",
+        ),
+    ] = None
+    actions: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=MAX_TEXT,
+            description="With custom: the schedule itself, one line of actions a stage, as in F0 F1 B0 B1, after lines "
+            "of routes where a stage holds several stretches of layers.",
+        ),
+    ] = None
+    memory_cap: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=65536)], ...] | None,
+        Field(
+            min_length=1,
+            max_length=1024,
+            description="Most activations a stage may hold, in micro-batches: one number for all stages, or one each. "
+            "With auto, what the devices' memory leaves if unset.",
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        ),
+    ] = None
+    update_interval: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=65536,
+            description="Micro-batches that an update of PipeDream-2BW gathers, at least as many as stages; "
+            "as many as stages if unset.",
+        ),
+    ] = None
+    vertical_sync: Annotated[
+        bool,
+        Field(description="Asynchronous schedules: every stage uses the weight version that the first one used."),
+    ] = False
+    recompute: Annotated[
+        bool,
+        Field(description="Keep only what a stage receives, and compute the rest again before its backward pass."),
+    ] = False
+    recompute_stages: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=1023)], ...] | None,
+        Field(
+            min_length=1,
+            max_length=1024,
+            description="The stages that recompute; all if unset.",
+            json_schema_extra={"x-kubernetes-list-type": "set"},
+        ),
+    ] = None
+
+    @property
+    def sequences(self) -> int:
+        """Give the sequences of a step, for each replica."""
+        return self.batch_size or self.micro_batches * self.micro_batch_size
+
+    @property
+    def micro_batch_sizes(self) -> tuple[int, ...]:
+        """Give the sequences of each micro-batch; only the last may have fewer."""
+        full = self.micro_batches - 1
+        return (self.micro_batch_size,) * full + (self.sequences - full * self.micro_batch_size,)
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Say whether weights change within a step."""
+        return self.name in ASYNCHRONOUS
+
+    def recomputes(self, stage: int) -> bool:
+        """Say whether a stage computes its activations again."""
+        return self.recompute and (self.recompute_stages is None or stage in self.recompute_stages)
+
+
+# Rules of a whole spec.
+SCHEDULE_RULES = (
+    Rule(
+        rule=f"!{LAYERS_KNOWN} || self.parallelism.pipeline > {LAYERS} || {_STAGES} <= {LAYERS}",
+        message="the schedule gives each stage several stretches of layers, more in all than there are layers; "
+        "use fewer stages, fewer virtualStages, or 1F1B",
+        says="%s gives %d stages %d stretches of layers each, which %d layers cannot fill; use at most %d stages, "
+        "fewer virtualStages, or 1F1B",
+        values=(
+            "self.schedule.name",
+            "self.parallelism.pipeline",
+            _CHUNKS,
+            LAYERS,
+            f"{LAYERS} / {_CHUNKS}",
+        ),
+        field=".schedule",
+    ),
+    Rule(
+        rule=f"self.schedule.name in {_ROUTE_OPEN} || !has(self.partition.layers)"
+        f" || size(self.partition.layers) == {_STAGES}",
+        message="partition.layers must have one entry for each of the parallelism.pipeline stages, "
+        "times the stretches of layers that the schedule gives each one",
+        says="%d entries for %d stages times %d stretches of layers each; give one for each, or leave partition out to "
+        "have it chosen",
+        values=("size(self.partition.layers)", "self.parallelism.pipeline", _CHUNKS),
+        field=".partition.layers",
+    ),
+    Rule(
+        rule=f"!(self.schedule.name in {_ROUTE_OPEN}) || !has(self.partition.layers)"
+        " || size(self.partition.layers) % self.parallelism.pipeline == 0",
+        message="partition.layers must have as many entries for each of the parallelism.pipeline stages",
+        says="%d entries are no multiple of %d stages; give as many for each stage, or leave partition out to have "
+        "it chosen",
+        values=("size(self.partition.layers)", "self.parallelism.pipeline"),
+        field=".partition.layers",
+    ),
+    Rule(
+        rule=f"!(self.schedule.name in {_BIDIRECTIONAL}) || self.parallelism.pipeline % 2 == 0",
+        message="DualPipe and Chimera run from both ends and need an even number of stages; use one, or DualPipeV",
+        says="%s runs from both ends and needs an even number of stages, not %d; use one, or DualPipeV",
+        values=("self.schedule.name", "self.parallelism.pipeline"),
+        field=".parallelism.pipeline",
+    ),
+    Rule(
+        rule="!has(self.schedule.memoryCap) || size(self.schedule.memoryCap) in [1, self.parallelism.pipeline]",
+        message="schedule.memoryCap must have one entry for all stages, or one for each",
+        says="%d entries for %d stages; give one for all, or one for each",
+        values=("size(self.schedule.memoryCap)", "self.parallelism.pipeline"),
+        field=".schedule.memoryCap",
+    ),
+    Rule(
+        rule="!has(self.schedule.recomputeStages)"
+        " || self.schedule.recomputeStages.all(stage, stage < self.parallelism.pipeline)",
+        message="schedule.recomputeStages names a stage that does not exist; stages count from 0 to "
+        "parallelism.pipeline - 1",
+        says="a stage is named that does not exist; the stages are 0 to %d",
+        values=("self.parallelism.pipeline - 1",),
+        field=".schedule.recomputeStages",
+    ),
+    Rule(
+        rule=f"self.schedule.name != '{ScheduleName.PIPEDREAM_2BW}'"
+        f" || ({_INTERVAL} >= self.parallelism.pipeline && {_INTERVAL} <= self.schedule.microBatches)",
+        message="PipeDream-2BW keeps two weight versions, which suffices only if an update gathers at least as "
+        "many micro-batches as there are stages, and a step holds one: pipeline <= updateInterval <= microBatches",
+        says="an update of %d micro-batches must gather at least as many as the %d stages, and at most the %d of a "
+        "step; change one of them",
+        values=(_INTERVAL, "self.parallelism.pipeline", "self.schedule.microBatches"),
+        field=".schedule",
+    ),
+    Rule(
+        rule=f"!(self.schedule.name in {_ASYNCHRONOUS}) || self.training.clipNorm == 0.0",
+        message="clipNorm must be 0 with an asynchronous schedule: there is no moment at which the gradients of all "
+        "stages are known, so that their global norm is not; set it to 0, or use a synchronous schedule",
+        says="%s has no moment at which the gradients of all stages, and so their global norm, are known; "
+        "set clipNorm to 0, or use a synchronous schedule",
+        values=("self.schedule.name",),
+        field=".training.clipNorm",
+    ),
+    Rule(
+        rule=f"!(self.schedule.name in {_ASYNCHRONOUS}) || !has(self.model.gpt) || !self.model.gpt.tieEmbeddings",
+        message="tieEmbeddings cannot be with an asynchronous schedule: embedding and head update at different "
+        "times, and their two copies would drift apart; set it to false, or use a synchronous schedule",
+        field=".model.gpt.tieEmbeddings",
+    ),
+    Rule(
+        rule=f"{_STAGES} * self.schedule.microBatches <= {MAX_WRITTEN}",
+        message=f"stages * microBatches must be at most {MAX_WRITTEN}; use fewer and larger micro-batches",
+        says=f"%d micro-batches on %d stages are more than a schedule of {MAX_WRITTEN} can list; "
+        "use fewer and larger ones",
+        values=("self.schedule.microBatches", _STAGES),
+        field=".schedule.microBatches",
+    ),
+)
