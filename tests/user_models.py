@@ -34,6 +34,12 @@ def without_parameters_in_front() -> list[nn.Module]:
     return [nn.Identity(), nn.Embedding(256, 8), nn.Linear(8, 256)]
 
 
+def tied() -> list[nn.Module]:
+    embedding, head = nn.Embedding(256, 8), nn.Linear(8, 256, bias=False)
+    head.weight = embedding.weight
+    return [embedding, Half(8), head]
+
+
 def no_logits() -> list[nn.Module]:
     return [nn.Embedding(256, 8), nn.Flatten()]
 

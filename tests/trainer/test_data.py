@@ -9,14 +9,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelinejob.spec import Corpus, Data, Schedule
-from pipelinejob_trainer.data import Dataset, Text, open_dataset
+from pipelinejob.spec import Corpus, Data, Evaluation, ScheduleSpec
+from pipelinejob_trainer.data import Dataset, open_dataset, open_evaluation
 from pipelinejob_trainer.errors import UserError
+from pipelinejob_trainer.text import Text
 
 
-def dataset(data: Data, *, micro_batches: int = 2, size: int = 2, replicas: int = 1, seed: int = 3) -> Dataset:
-    schedule = Schedule(micro_batches=micro_batches, micro_batch_size=size)
-    return open_dataset(data, schedule=schedule, replicas=replicas, seed=seed)
+def dataset(
+    data: Data,
+    *,
+    micro_batches: int = 2,
+    size: int = 2,
+    batch_size: int | None = None,
+    replicas: int = 1,
+    seed: int = 3,
+    evaluation: Evaluation | None = None,
+) -> Dataset:
+    schedule = ScheduleSpec(micro_batches=micro_batches, micro_batch_size=size, batch_size=batch_size)
+    return open_dataset(data, schedule=schedule, replicas=replicas, seed=seed, evaluation=evaluation)
 
 
 def test_targets_are_the_inputs_one_token_on(text: Path) -> None:
@@ -55,6 +65,58 @@ def test_two_replicas_share_what_one_reads_alone(text: Path) -> None:
     shared = [two.batch(4, replica, micro_batch)[0] for replica in range(2) for micro_batch in range(3)]
 
     assert torch.equal(torch.cat(shared), torch.cat([one.batch(4, 0, micro_batch)[0] for micro_batch in range(6)]))
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_unequal_micro_batches_share_the_same_sequences_as_equal_ones(text: Path, step: int) -> None:
+    data = Data(paths=(str(text),), sequence_length=8)
+    unequal = dataset(data, micro_batches=3, size=4, batch_size=10, replicas=2)
+    equal = dataset(data, micro_batches=5, size=2, replicas=2)
+    pieces = [unequal.batch(step, replica, k)[0] for replica in range(2) for k in range(3)]
+
+    assert [len(piece) for piece in pieces] == [4, 4, 2, 4, 4, 2]
+    assert torch.equal(torch.cat(pieces), torch.cat([equal.batch(step, r, k)[0] for r in range(2) for k in range(5)]))
+
+
+def test_the_last_twentieth_of_the_text_is_evaluated_on_and_not_trained_on(tmp_path: Path) -> None:
+    path = tmp_path / "numbers"
+    path.write_bytes(b"".join(number.to_bytes(2) for number in range(2000)))
+    data, evaluation = Data(paths=(str(path),), sequence_length=2), Evaluation(interval_steps=1)
+    training = dataset(data, seed=0, evaluation=evaluation)
+    held_out = open_evaluation(data, evaluation, beside=training)
+
+    assert training.text.size == 3800
+    assert held_out.text.size == 200
+    assert training.text.read(3798, 2).tobytes() == (1899).to_bytes(2)
+    assert held_out.text.read(0, 2).tobytes() == (1900).to_bytes(2)
+
+
+def test_an_evaluation_reads_the_same_batches_every_time(text: Path) -> None:
+    data, evaluation = Data(paths=(str(text),), sequence_length=8), Evaluation(interval_steps=1, batches=2)
+    once, again = (open_evaluation(data, evaluation, beside=dataset(data, evaluation=evaluation)) for _ in range(2))
+
+    assert torch.equal(once.batch(2, 0, 1)[0], again.batch(2, 0, 1)[0])
+    assert not torch.equal(once.batch(1, 0, 1)[0], once.batch(2, 0, 1)[0])
+
+
+def test_with_a_text_of_its_own_to_evaluate_on_all_of_the_text_is_trained_on(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"other text")
+    data = Data(paths=(str(text),), sequence_length=4)
+    evaluation = Evaluation(interval_steps=1, paths=(f"{tmp_path}/other",))
+    training = dataset(data, evaluation=evaluation)
+
+    assert training.text.size == text.stat().st_size
+    assert open_evaluation(data, evaluation, beside=training).text.read(0, 5).tobytes() == b"other"
+
+
+def test_a_held_out_text_shorter_than_a_sequence_says_where_to_give_more(text: Path) -> None:
+    data, evaluation = Data(paths=(str(text),), sequence_length=1000), Evaluation(interval_steps=1)
+
+    with pytest.raises(
+        UserError, match=r"last 5 % of the text has 1000 bytes, .* 1001; give evaluation\.paths"
+    ) as caught:
+        open_evaluation(data, evaluation, beside=dataset(data, evaluation=evaluation))
+    assert caught.value.reason == "DataTooShort"
 
 
 @settings(max_examples=25, deadline=None)
@@ -143,7 +205,7 @@ def test_a_text_that_shrinks_during_a_run_is_an_error(text: Path) -> None:
 
 
 def test_a_byte_outside_the_vocabulary_is_an_error(text: Path) -> None:
-    schedule = Schedule(micro_batches=1, micro_batch_size=8)
+    schedule = ScheduleSpec(micro_batches=1, micro_batch_size=8)
     data = Data(paths=(str(text),), sequence_length=64)
     narrow = open_dataset(data, schedule=schedule, replicas=1, seed=0, vocabulary_size=100)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipelinejob.spec import Data, Model
+from pipelinejob.spec import Data, GptModel, Model
 from pipelinejob_trainer.errors import UserError
-from pipelinejob_trainer.models import build_layers, num_layers
+from pipelinejob_trainer.models import build_layers, build_part, named_parameters, num_layers
 from pipelines import TINY_GPT, Job, run_threads, run_unsplit
 
 DATA = Data(paths=("unused",), sequence_length=16)
@@ -61,6 +61,91 @@ def test_a_gpt_starts_as_knowing_nothing(text: Path) -> None:
     outcome = run_unsplit(Job(text=text, steps=1))
 
     assert outcome.losses[0] == pytest.approx(torch.log(torch.tensor(256.0)).item(), abs=0.05)
+
+
+TIED = Model(gpt=GptModel(num_layers=2, hidden_size=16, num_heads=2, tie_embeddings=True))
+TIED_BY_USER = Model(entrypoint="user_models:tied", num_layers=3)
+tied_models = pytest.mark.parametrize(
+    ("model", "table"),
+    [(TIED, "layers.0.token.weight"), (TIED_BY_USER, "layers.0.weight")],
+    ids=["gpt", "entrypoint"],
+)
+
+
+@tied_models
+def test_a_tied_head_goes_by_the_embeddings_name_and_starts_with_its_bits(model: Model, table: str) -> None:
+    end = num_layers(model)
+    embedding = build_part(model, DATA, stretches=[(0, 1)], seed=5)
+    head = build_part(model, DATA, stretches=[(end - 1, end)], seed=5)
+    original, copy = (named_parameters(part.chunks)[table] for part in (embedding, head))
+
+    assert head.shared == embedding.shared == {table: (0, end - 1)}
+    assert torch.equal(original, copy)
+    assert not any("logits" in name for name in named_parameters(head.chunks))
+
+
+@tied_models
+def test_a_rank_with_embedding_and_head_in_two_chunks_holds_one_table(model: Model, table: str) -> None:
+    end = num_layers(model)
+    part = build_part(model, DATA, stretches=[(0, 1), (end - 1, end)], seed=5)
+    (embedding,), (head,) = part.chunks
+
+    assert dict(head.named_parameters())[table] is dict(embedding.named_parameters())[table]
+    assert list(named_parameters(part.chunks)).count(table) == 1
+
+
+def test_a_tied_head_multiplies_with_the_embeddings_table() -> None:
+    (embedding,), (head,) = build_part(TIED, DATA, stretches=[(0, 1), (3, 4)], seed=5).chunks
+    stream = torch.randn(1, 4, 16)
+
+    assert torch.equal(head.module(stream), head.module.norm(stream) @ embedding.module.token.weight.T)
+
+
+def test_a_layer_that_stands_in_two_chunks_is_one_object() -> None:
+    part = build_part(TINY_GPT, DATA, stretches=[(1, 3), (2, 3)], seed=5)
+
+    assert part.chunks[0][1] is part.chunks[1][0]
+
+
+@pytest.fixture
+def dropping() -> Model:
+    return Model(gpt=GptModel(num_layers=1, hidden_size=16, num_heads=2, dropout=0.5))
+
+
+def test_dropout_is_on_while_training_and_off_while_evaluating(dropping: Model) -> None:
+    embedding, block, _ = (layer.module for layer in build_layers(dropping, DATA, first=0, end=3, seed=1))
+    tokens, stream = torch.arange(8).view(1, 8), torch.randn(1, 8, 16)
+
+    assert (embedding(tokens) == 0).float().mean() == pytest.approx(0.5, abs=0.15)
+    assert not torch.equal(block(stream), block(stream))
+    assert torch.equal(block.eval()(stream), block(stream))
+    assert (embedding.eval()(tokens) == 0).sum() == 0
+
+
+def test_a_block_drops_from_both_of_its_branches(dropping: Model) -> None:
+    block = build_layers(dropping, DATA, first=1, end=2, seed=1)[0].module
+    for branch in (block.attention_out, block.feed_forward_out):
+        nn.init.zeros_(branch.weight)
+        nn.init.ones_(branch.bias)
+
+    # Each branch adds 1 / (1 - 0.5) where it is kept.
+    assert block(torch.zeros(1, 8, 16)).unique().tolist() == [0, 2, 4]
+
+
+def test_attention_drops_probabilities_while_training(dropping: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = build_layers(dropping, DATA, first=1, end=2, seed=1)[0].module
+    shares = []
+
+    def spy(*tensors: torch.Tensor, is_causal: bool, dropout_p: float) -> torch.Tensor:
+        shares.append(dropout_p)
+        return attention(*tensors, is_causal=is_causal, dropout_p=dropout_p)
+
+    attention = nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", spy)
+    block(torch.zeros(1, 8, 16))
+    block.eval()(torch.zeros(1, 8, 16))
+
+    assert shares == [0.5, 0.0]
 
 
 def test_attention_sees_no_later_token() -> None:

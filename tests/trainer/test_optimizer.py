@@ -45,6 +45,13 @@ def test_the_rate_warms_up_and_falls_to_a_tenth(step: int, rate: float) -> None:
     assert learning_rate(training, step) == pytest.approx(rate)
 
 
+def test_the_rate_of_an_update_within_a_step_lies_between_those_of_the_steps() -> None:
+    training = Training(steps=14, learning_rate=1.0, warmup_steps=4)
+
+    assert learning_rate(training, 1.5) == pytest.approx(0.375)
+    assert 0.55 < learning_rate(training, 8.75) < learning_rate(training, 8.25) < learning_rate(training, 8)
+
+
 def test_without_warm_up_the_first_step_is_near_the_peak() -> None:
     assert learning_rate(Training(steps=1000, learning_rate=1.0), 1) == pytest.approx(1.0, abs=1e-4)
 
@@ -65,3 +72,12 @@ def test_the_squared_norm_is_that_of_all_gradients() -> None:
         parameter.grad = torch.full((2, 2), 3.0)
 
     assert math.sqrt(float(optimizer.squared_norm())) == pytest.approx(math.sqrt(8 * 9))
+
+
+def test_the_squared_norm_of_some_parameters_leaves_the_others_out() -> None:
+    parameters = {name: torch.nn.Parameter(torch.zeros(2, 2)) for name in "ab"}
+    optimizer = AdamW(parameters.items(), weight_decay=0.0)
+    for value, parameter in enumerate(parameters.values(), start=1):
+        parameter.grad = torch.full((2, 2), float(value))
+
+    assert float(optimizer.squared_norm({"b"})) == pytest.approx(4 * 4)

@@ -1,4 +1,4 @@
-"""AdamW over a stage's parameters, the learning rate of a step, and clipping by the gradient norm of the whole model.
+"""AdamW over a rank's parameters, the learning rate of a step, and clipping by the gradient norm of the whole model.
 
 The arithmetic is torch.optim.AdamW's (Loshchilov and Hutter, 2019, arXiv 1711.05101) on torch's own foreach kernels.
 Only its class is not used: making one imports torch._dynamo, four seconds of a stage's start, and it names its state by
@@ -6,7 +6,7 @@ position, where a checkpoint that may be split differently needs names.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import (  # the kernels under torch.optim; torch gives them no public names
@@ -28,8 +28,11 @@ _EPSILON = 1e-8
 _FINAL_SHARE = 0.1  # of the peak learning rate
 
 
-def learning_rate(training: Training, step: int) -> float:
-    """Give the learning rate of a step (1 is the first): linear warm-up, then a cosine down to a tenth."""
+def learning_rate(training: Training, step: float) -> float:
+    """Give the learning rate of a step (1 is the first): linear warm-up, then a cosine down to a tenth.
+
+    An update within a step counts as the share of the step that is done with it.
+    """
     if step <= training.warmup_steps:
         return training.learning_rate * step / training.warmup_steps
     decay_steps = training.steps - training.warmup_steps
@@ -55,9 +58,12 @@ class AdamW:
         self._matrices = [each for each in self.parameters.values() if each.dim() > 1]
 
     @torch.no_grad()
-    def squared_norm(self) -> torch.Tensor:
-        """Give the squared norm of this stage's gradients, float64, where they are; on the CPU if there are none."""
-        gradients = self._gradients()
+    def squared_norm(self, names: Collection[str] | None = None) -> torch.Tensor:
+        """Give the squared norm of the gradients of these parameters, or of all, float64, where they are.
+
+        Without any gradients it is on the CPU.
+        """
+        gradients = self._gradients(names)
         if not gradients:
             return torch.zeros((), dtype=torch.float64)
         return torch.stack(list(_foreach_norm(gradients))).double().square().sum()
@@ -87,12 +93,13 @@ class AdamW:
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def _gradients(self) -> list[torch.Tensor]:
+    def _gradients(self, names: Collection[str] | None = None) -> list[torch.Tensor]:
         # A layer that a step did not use has none; its moments must still decay, on every replica alike.
         for parameter in self.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        return [each.grad for each in self.parameters.values() if each.grad is not None]
+        wanted = (each for name, each in self.parameters.items() if names is None or name in names)
+        return [each.grad for each in wanted if each.grad is not None]
 
 
 def _values(tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:

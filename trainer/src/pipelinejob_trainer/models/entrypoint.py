@@ -1,11 +1,13 @@
 """A user's own model: `package.module:function`, called with the manifest's arguments, gives the list of layers.
 
 An element is a module, or a function without arguments that makes one. Functions are called for this stage's layers
-only, so a model that fits in no single host's memory can be given too.
+only, so a model that fits in no single host's memory can be given too. A parameter that stands in two modules is shared
+by them, however the layers are split; functions can share none, as nobody sees both of what they make.
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -15,8 +17,16 @@ from torch import nn
 from pipelinejob_trainer.errors import UserError
 
 
-def load(entrypoint: str, arguments: Mapping[str, str], *, expected: int) -> list[tuple[str, Callable[[], nn.Module]]]:
-    """Call the entry point; give each layer's name and what makes it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """Each layer's name and what makes it, and the parameters that are an earlier layer's, by global names."""
+
+    parts: Sequence[tuple[str, Callable[[], nn.Module]]]
+    tied: Mapping[str, str]
+
+
+def load(entrypoint: str, arguments: Mapping[str, str], *, expected: int) -> Layers:
+    """Call the entry point.
 
     Raises UserError(BadEntrypoint) saying what is wrong with it.
     """
@@ -29,7 +39,19 @@ def load(entrypoint: str, arguments: Mapping[str, str], *, expected: int) -> lis
             entrypoint,
             f"returned {len(layers)} layers but spec.model.numLayers says {expected}; write {len(layers)} there",
         )
-    return [_part(entrypoint, index, layer) for index, layer in enumerate(layers)]
+    return Layers(parts=[_part(entrypoint, index, layer) for index, layer in enumerate(layers)], tied=_tied(layers))
+
+
+def _tied(layers: Sequence[object]) -> dict[str, str]:
+    owners: dict[int, tuple[int, str]] = {}
+    tied = {}
+    for index, layer in enumerate(layers):
+        for local, parameter in layer.named_parameters() if isinstance(layer, nn.Module) else ():
+            name = f"layers.{index}.{local}"
+            owner, owners_name = owners.setdefault(id(parameter), (index, name))
+            if owner != index:
+                tied[name] = owners_name
+    return tied
 
 
 def _find(entrypoint: str) -> Callable[..., object]:

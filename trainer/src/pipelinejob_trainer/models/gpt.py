@@ -1,9 +1,11 @@
 """A decoder-only transformer: learned positions, pre-norm blocks, GELU, the dialect of GPT-2 (Radford et al., 2019).
 
-The global list is embedding, blocks, head. Head and embedding share no weights: tied weights would tie two stages.
+The global list is embedding, blocks, head. With `tieEmbeddings` the head has no weight of its own but the embedding's
+token table (Press and Wolf 2017, arXiv 1608.05859). Dropout (Srivastava et al. 2014) stands where GPT-2 has it: on what
+the embedding gives, on attention's probabilities, and on what attention and feed-forward layer add to the stream.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -22,12 +24,13 @@ class Embedding(nn.Module):
         super().__init__()
         self.token = nn.Embedding(model.vocabulary_size, model.hidden_size)
         self.position = nn.Embedding(sequence_length, model.hidden_size)
+        self.dropout = nn.Dropout(model.dropout)
         for table in (self.token, self.position):
             nn.init.normal_(table.weight, std=_INITIAL_DEVIATION)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        embedded: torch.Tensor = self.token(tokens) + self.position(positions)
+        embedded: torch.Tensor = self.dropout(self.token(tokens) + self.position(positions))
         return embedded
 
 
@@ -45,6 +48,7 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(hidden)
         self.feed_forward_in = nn.Linear(hidden, feed_forward)
         self.feed_forward_out = nn.Linear(feed_forward, hidden)
+        self.dropout = nn.Dropout(model.dropout)
         # Each block adds to the residual stream twice; without the root its variance would grow with depth.
         residual_deviation = _INITIAL_DEVIATION / (2 * model.num_layers) ** 0.5
         _initialise(self.qkv, _INITIAL_DEVIATION)
@@ -55,15 +59,17 @@ class Block(nn.Module):
     def forward(self, stream: torch.Tensor) -> torch.Tensor:
         stream = stream + self._attend(self.attention_norm(stream))
         inner = functional.gelu(self.feed_forward_in(self.feed_forward_norm(stream)))
-        result: torch.Tensor = stream + self.feed_forward_out(inner)
+        result: torch.Tensor = stream + self.dropout(self.feed_forward_out(inner))
         return result
 
     def _attend(self, normed_bth: torch.Tensor) -> torch.Tensor:
         batch, sequence, hidden = normed_bth.shape
         qkv = self.qkv(normed_bth).view(batch, sequence, 3, self.num_heads, hidden // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        result: torch.Tensor = self.attention_out(mixed.transpose(1, 2).reshape(batch, sequence, hidden))
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, dropout_p=self.dropout.p if self.training else 0.0
+        )
+        result: torch.Tensor = self.dropout(self.attention_out(mixed.transpose(1, 2).reshape(batch, sequence, hidden)))
         return result
 
 
@@ -84,6 +90,11 @@ class Head(nn.Module):
 def num_layers(model: GptModel) -> int:
     """Count embedding, blocks and head."""
     return model.num_layers + 2
+
+
+def tied(model: GptModel) -> Mapping[str, str]:
+    """Give the parameters that are another layer's: their global names, to that layer's."""
+    return {f"layers.{model.num_layers + 1}.logits.weight": "layers.0.token.weight"} if model.tie_embeddings else {}
 
 
 def part(model: GptModel, *, index: int, sequence_length: int) -> tuple[str, Callable[[], nn.Module]]:
