@@ -6,22 +6,46 @@ operations and bytes counted exactly, over nominal speeds of a device. Those are
 """
 
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic import model_validator
 
 from pipelinejob.plan import CostSource
-from pipelinejob.spec import Data, Device, GptModel, Model, Precision, Schedule, Training
+from pipelinejob.spec import Data, Device, GptModel, Model, Precision, ScheduleSpec, Training
 from pipelinejob.values import Value
 
 
 class LayerCost(Value):
-    """One layer, for one micro-batch of the job's schedule. Seconds are of one stage working alone on its device."""
+    """One layer, for one micro-batch of the job's schedule. Seconds are of one stage working alone on its device.
+
+    A full backward pass takes both halves. The first layer of a model has no input to give a gradient to; what it says
+    of it is not counted.
+    """
 
     name: str
     forward_s: float
-    backward_s: float  # the full backward pass
-    optimizer_s: float = 0.0  # each step
+    backward_input_s: float  # the gradient of what the layer receives
+    backward_weight_s: float  # the gradients of its parameters
+    optimizer_s: float = 0.0  # each update
     parameter_bytes: int  # fp32 parameters
     activation_bytes: int  # kept from forward to backward
     output_bytes: int  # what the next layer receives
+
+    @model_validator(mode="before")
+    @classmethod
+    def _halve(cls, value: Any) -> Any:
+        # Profiles measured before the backward pass was split know only the whole of it. A product's two gradients cost
+        # alike, so halves are the best guess; the sum, which is all that unsplit schedules look at, stays as measured.
+        if isinstance(value, dict) and "backwardS" in value:
+            half = value["backwardS"] / 2
+            rest = {key: other for key, other in value.items() if key != "backwardS"}
+            return {"backwardInputS": half, "backwardWeightS": half, **rest}
+        return value
+
+    @property
+    def backward_s(self) -> float:
+        """Give the seconds of a full backward pass."""
+        return self.backward_input_s + self.backward_weight_s
 
     @property
     def compute_s(self) -> float:
@@ -98,7 +122,6 @@ CPU_CORE = NominalDevice(
     link_bytes_per_s=1.25e9,
 )
 
-_BACKWARD = 2  # operations of a backward pass per operation of a forward pass: each product has two gradients
 _EQUAL_FORWARD_S = 1e-3
 _FP32_BYTES = 4
 
@@ -134,7 +157,7 @@ def layer_names(model: Model) -> tuple[str, ...]:
 
 
 def analytic_profile(
-    model: Model, data: Data, schedule: Schedule, training: Training, *, device: Device, product: str = ""
+    model: Model, data: Data, schedule: ScheduleSpec, training: Training, *, device: Device, product: str = ""
 ) -> Profile:
     """Derive a profile from sizes and data sheets.
 
@@ -162,7 +185,8 @@ def _equal_layer(name: str) -> LayerCost:
     return LayerCost(
         name=name,
         forward_s=_EQUAL_FORWARD_S,
-        backward_s=_BACKWARD * _EQUAL_FORWARD_S,
+        backward_input_s=_EQUAL_FORWARD_S,
+        backward_weight_s=_EQUAL_FORWARD_S,
         parameter_bytes=0,
         activation_bytes=0,
         output_bytes=0,
@@ -171,10 +195,16 @@ def _equal_layer(name: str) -> LayerCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Count:
-    """What a layer does and keeps, for one micro-batch's forward pass."""
+    """What a layer does and keeps, for one micro-batch.
+
+    Operations are of a forward pass: `products` with matrices of parameters, whose gradients by input and by weight
+    take as many again each, and `scores`, products of two activations, whose two gradients are both by input.
+    """
 
     parameters: int
-    flops: int
+    products: int
+    scores: int = 0
+    is_lookup: bool = False  # has no gradient by input
     activation_bytes: int
     output_bytes: int
 
@@ -186,7 +216,7 @@ class _Shape:
     each (Narayanan et al. 2021, arXiv 2104.04473, appendix). What is kept for the backward pass follows Korthikanti et
     al. 2022 (arXiv 2205.05198, section 4.1), whose 34sbh + 5as^2b bytes a block become, without dropout and with
     attention that keeps no s x s matrix: 8nh + 2nf elements, two nh of them (the residual stream, as both norms receive
-    it) fp32 always.
+    it) fp32 always. Dropout adds a mask of one byte an element: on each of a block's two branches, and the embedding.
     """
 
     def __init__(self, model: GptModel, *, tokens: int, sequence: int, precision: Precision) -> None:
@@ -195,6 +225,7 @@ class _Shape:
         self.v = model.vocabulary_size
         self.n = tokens
         self.s = sequence
+        self.mask_bytes = tokens * self.h if model.dropout else 0
         self.element = _FP32_BYTES if precision is Precision.FP32 else 2  # of what matrices multiply
 
     @property
@@ -206,8 +237,9 @@ class _Shape:
         """Count token and position tables; a look-up and an addition."""
         return _Count(
             parameters=self.v * self.h + self.s * self.h,
-            flops=self.n * self.h,
-            activation_bytes=self.n * 8,  # the tokens, as 64-bit numbers
+            products=self.n * self.h,
+            is_lookup=True,
+            activation_bytes=self.n * 8 + self.mask_bytes,  # the tokens, as 64-bit numbers
             output_bytes=self.stream_bytes,
         )
 
@@ -216,8 +248,9 @@ class _Shape:
         h, f, n = self.h, self.f, self.n
         return _Count(
             parameters=4 * h * h + 4 * h + 2 * h * f + h + f + 4 * h,
-            flops=2 * n * (4 * h * h + 2 * h * f) + 4 * n * self.s * h,
-            activation_bytes=2 * self.stream_bytes + n * (6 * h + 2 * f) * self.element,
+            products=2 * n * (4 * h * h + 2 * h * f),
+            scores=4 * n * self.s * h,
+            activation_bytes=2 * self.stream_bytes + n * (6 * h + 2 * f) * self.element + 2 * self.mask_bytes,
             output_bytes=self.stream_bytes,
         )
 
@@ -226,7 +259,7 @@ class _Shape:
         h, n, v = self.h, self.n, self.v
         return _Count(
             parameters=2 * h + h * v,
-            flops=2 * n * h * v,
+            products=2 * n * h * v,
             activation_bytes=self.stream_bytes + n * h * self.element + n * v * (self.element + _FP32_BYTES),
             output_bytes=n * v * self.element,
         )
@@ -235,13 +268,16 @@ class _Shape:
 def _layer(name: str, count: _Count, device: NominalDevice, precision: Precision) -> LayerCost:
     """Turn counts into seconds: a pass takes as long as its operations or its memory traffic, whichever is longer."""
     parameter_bytes = count.parameters * _FP32_BYTES
-    operations_s = count.flops / (device.attained * device.flops[precision])
     traffic_s = (count.activation_bytes + count.output_bytes) / device.memory_bytes_per_s
-    forward_s = max(operations_s, traffic_s)
+
+    def pass_s(operations: int) -> float:
+        return max(operations / (device.attained * device.flops[precision]), traffic_s)
+
     return LayerCost(
         name=name,
-        forward_s=forward_s,
-        backward_s=_BACKWARD * forward_s,
+        forward_s=pass_s(count.products + count.scores),
+        backward_input_s=0.0 if count.is_lookup else pass_s(count.products + 2 * count.scores),
+        backward_weight_s=pass_s(count.products),
         optimizer_s=7 * parameter_bytes / device.memory_bytes_per_s,  # AdamW reads four numbers and writes three
         parameter_bytes=parameter_bytes,
         activation_bytes=count.activation_bytes,

@@ -236,11 +236,6 @@ class ScheduleSpec(Value):
         full = self.micro_batches - 1
         return (self.micro_batch_size,) * full + (self.sequences - full * self.micro_batch_size,)
 
-    @property
-    def is_asynchronous(self) -> bool:
-        """Say whether weights change within a step."""
-        return self.name in ASYNCHRONOUS
-
     def recomputes(self, stage: int) -> bool:
         """Say whether a stage computes its activations again."""
         return self.recompute and (self.recompute_stages is None or stage in self.recompute_stages)
