@@ -44,10 +44,11 @@ def seconds(selector: str) -> str:
 
 def seconds_per_step(selector: str) -> str:
     """Give the seconds each step spends in some states, stage by stage."""
-    steps = f"sum by (stage, replica) (rate(pipelinejob_steps_total{{{JOB}}}[{WINDOW}]))"
-    return f"{seconds(selector)} / ({steps} > 0)"
+    return f"{seconds(selector)} / ({STEPS} > 0)"
 
 
+STEPS = f"sum by (stage, replica) (rate(pipelinejob_steps_total{{{JOB}}}[{WINDOW}]))"
+IDLE_BY_CAUSE = f"sum by (cause, stage, replica) (rate(pipelinejob_stage_idle_seconds_total{{{JOB}}}[{WINDOW}]))"
 BUBBLE = f"{seconds(WAITING)} / ({seconds(WAITING)} + {seconds(COMPUTE)})"
 LAST_STAGE_OF_FIRST_REPLICA = f'max by (namespace, pipelinejob) (pipelinejob_loss{{{JOB}, replica="0"}})'
 
@@ -111,8 +112,11 @@ JOB_ROWS: dict[str, tuple[Chart, ...]] = {
             title="Loss",
             unit="short",
             width=12,
-            sentence="Nats per token, mean over the global batch (measured).",
-            queries={"{{pipelinejob}}": LAST_STAGE_OF_FIRST_REPLICA},
+            sentence="Nats per token, mean over the global batch, and of the last evaluation (measured).",
+            queries={
+                "{{pipelinejob}}": LAST_STAGE_OF_FIRST_REPLICA,
+                "{{pipelinejob}}, evaluation": f"max by (namespace, pipelinejob) (pipelinejob_evaluation_loss{{{JOB}}})",
+            },
         ),
         Chart(
             title="Gradient norm",
@@ -174,8 +178,19 @@ JOB_ROWS: dict[str, tuple[Chart, ...]] = {
             },
         ),
         Chart(
+            title="What waits were for, each step",
+            unit="s",
+            kind="stacked",
+            width=12,
+            sentence="Seconds a stage waits in a step, by cause, mean over stages (measured).",
+            queries={
+                "{{cause}}": f"avg by (cause) ({IDLE_BY_CAUSE} / on (stage, replica) group_left () ({STEPS} > 0))",
+            },
+        ),
+        Chart(
             title="Memory peak of each stage",
             unit="bytes",
+            width=12,
             sentence="Peak memory of each stage's process (measured).",
             queries={
                 "stage {{stage}}, replica {{replica}}, {{kind}}": f"max by (stage, replica, kind) (pipelinejob_memory_bytes{{{JOB}}})",

@@ -10,13 +10,26 @@ import sys
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 from pipelinejob import names
 from pipelinejob.plan import CostSource, Plan, Prediction, StagePlan
+from pipelinejob.playing import setting_of
 from pipelinejob.progress import Progress, StepRecord, Termination
-from pipelinejob.spec import Checkpoint, Data, Device, GptModel, Model, Parallelism, Schedule, Training
+from pipelinejob.schedules.catalogue import build
+from pipelinejob.spec import (
+    Checkpoint,
+    Data,
+    Device,
+    Evaluation,
+    GptModel,
+    Model,
+    Parallelism,
+    ScheduleSpec,
+    Training,
+)
 from processes import free_ports, wait_until
 
 TINY = Model(gpt=GptModel(num_layers=2, hidden_size=16, num_heads=2))
@@ -24,41 +37,55 @@ TINY = Model(gpt=GptModel(num_layers=2, hidden_size=16, num_heads=2))
 
 def plan(
     *layers: int,
+    ranks: int | None = None,
     replicas: int = 1,
     model: Model = TINY,
     data: Data | None = None,
-    schedule: Schedule | None = None,
+    schedule: ScheduleSpec | None = None,
     training: dict[str, Any] | None = None,
     checkpoint: dict[str, Any] | None = None,
+    evaluation: Evaluation | None = None,
 ) -> Plan:
-    """Give a plan whose stages have these numbers of layers; predictions are placeholders."""
-    ends = [sum(layers[: stage + 1]) for stage in range(len(layers))]
-    stages = tuple(
-        StagePlan(
-            stage=stage,
-            first_layer=end - count,
-            end_layer=end,
-            forward_s=0.001,
-            backward_s=0.002,
-            output_bytes=1024,
-            parameter_bytes=4096,
-            memory_bytes=2**20,
-            bubble_ratio=0.25,
-        )
-        for stage, (count, end) in enumerate(zip(layers, ends, strict=True))
-    )
+    """Give a plan whose schedule's stages have these numbers of layers; predictions are placeholders.
+
+    `ranks` is how many ranks the stages stand on, where the schedule gives each several.
+    """
+    spec = schedule or ScheduleSpec(micro_batches=2, micro_batch_size=2)
+    num_ranks = ranks or len(layers)
+    cuts = tuple(pairwise(accumulate(layers, initial=0)))
+    held = build(spec.name, setting_of(spec, num_ranks)).held_by
     return Plan(
         namespace="default",
         name="job",
         model=model,
         data=data or Data(corpus="python-stdlib", sequence_length=16),
-        parallelism=Parallelism(pipeline=len(layers), data=replicas),
-        schedule=schedule or Schedule(micro_batches=2, micro_batch_size=2),
+        parallelism=Parallelism(pipeline=num_ranks, data=replicas),
+        schedule=spec,
         training=Training(**{"steps": 6, "learning_rate": 0.01, "warmup_steps": 2, "seed": 7, **(training or {})}),
+        evaluation=evaluation,
         checkpoint=Checkpoint(**{"interval_steps": 3, **(checkpoint or {})}),
         device=Device.CPU,
-        stages=stages,
+        cuts=cuts,
+        stages=tuple(
+            _stage(rank, tuple(dict.fromkeys(cuts[each.stage] for each in held(rank))), recompute=spec.recomputes(rank))
+            for rank in range(num_ranks)
+        ),
         prediction=Prediction(step_s=0.1, tokens_per_s=100.0, bubble_ratio=0.25, source=CostSource.ANALYTIC),
+    )
+
+
+def _stage(stage: int, chunks: tuple[tuple[int, int], ...], *, recompute: bool) -> StagePlan:
+    return StagePlan(
+        stage=stage,
+        chunks=chunks,
+        forward_s=0.001,
+        backward_input_s=0.001,
+        backward_weight_s=0.001,
+        output_bytes=1024,
+        parameter_bytes=4096,
+        memory_bytes=2**20,
+        bubble_ratio=0.25,
+        recompute=recompute,
     )
 
 

@@ -16,11 +16,10 @@ from pipelinejob_trainer.checkpoint import CheckpointFailedError, Checkpoints
 from pipelinejob_trainer.checkpoint_folder import CheckpointFolder
 from pipelinejob_trainer.errors import SupersededError, UserError
 from pipelinejob_trainer.gang import Gang
-from pipelinejob_trainer.models import LayerEntry, build_layers
+from pipelinejob_trainer.models import build_part
 from pipelinejob_trainer.optimizer import AdamW
 from pipelinejob_trainer.parallel import process_groups
 from pipelinejob_trainer.sample import load_newest
-from pipelinejob_trainer.stage import Stage
 
 
 @pytest.fixture(scope="module")
@@ -43,36 +42,25 @@ class Run:
         self.folder = CheckpointFolder(root)
         self.folder.prepare(who="test")
         self.checkpoints = Checkpoints(self.folder, gang, attempt=attempt, keep=keep, warn=self.warnings.append)
-        self.module = _stage(build_layers(plan(4).model, plan(4).data, first=first, end=end, seed=attempt)).module
-        self.optimizer = AdamW(self.module.named_parameters(), weight_decay=0.1)
+        self.part = build_part(plan(4).model, plan(4).data, stretches=[(first, end)], seed=attempt)
+        self.optimizer = AdamW(self.part.named_parameters().items(), weight_decay=0.1)
 
     def resume(self) -> int:
-        resumed = self.checkpoints.resume(snapshot.wanted(self.module, self.optimizer))
+        resumed = self.checkpoints.resume(snapshot.wanted(self.part, self.optimizer))
         if resumed is None:
             return 0
-        snapshot.restore(self.module, self.optimizer, resumed.tensors)
+        snapshot.restore(self.part, self.optimizer, resumed.tensors)
         return resumed.step
 
     def save(self, step: int) -> None:
         """Change everything a bit, and save."""
-        for tensor in snapshot.take(self.module, self.optimizer, step=step).tensors.values():
+        for tensor in snapshot.take(self.part, self.optimizer, step=step).tensors.values():
             tensor.add_(step)
-        self.checkpoints.save(snapshot.take(self.module, self.optimizer, step=step, loss=1 / step))
+        self.checkpoints.save(snapshot.take(self.part, self.optimizer, step=step, loss=1 / step))
 
     def state(self) -> dict[str, torch.Tensor]:
-        tensors = snapshot.take(self.module, self.optimizer, step=0).tensors
+        tensors = snapshot.take(self.part, self.optimizer, step=0).tensors
         return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def _stage(layers: list[LayerEntry]) -> Stage:
-    return Stage(
-        layers,
-        is_first=layers[0].index == 0,
-        is_last=layers[-1].index == 3,
-        loss_weight=1.0,
-        precision=plan(4).training.precision,
-        device=torch.device("cpu"),
-    )
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -145,7 +133,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path, gang
 def test_a_damaged_checkpoint_is_not_sampled_from(tmp_path: Path, gang: Gang) -> None:
     saved(tmp_path, gang, 5, 10)
     _flip_a_bit(tmp_path / "step-00000010" / "stage-00000.safetensors")
-    model = Run(tmp_path / "other", gang).module
+    model = Run(tmp_path / "other", gang).part
 
     assert load_newest(model, CheckpointFolder(tmp_path)) == 5
 
@@ -217,7 +205,7 @@ def test_a_checkpoint_that_slipped_past_the_fence_is_no_ones_history(tmp_path: P
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, gang: Gang) -> None:
     saved(tmp_path, gang, 5)
     other = Run(tmp_path, gang, attempt=2)
-    wanted = snapshot.wanted(other.module, other.optimizer) | {"parameter/layers.9.weight": torch.Size([3])}
+    wanted = snapshot.wanted(other.part, other.optimizer) | {"parameter/layers.9.weight": torch.Size([3])}
 
     with pytest.raises(UserError, match=r"layers\.9\.weight has shape \(3,\), the checkpoint has none") as error:
         other.checkpoints.resume(wanted)

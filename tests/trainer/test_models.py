@@ -8,7 +8,7 @@ from torch import nn
 
 from pipelinejob.spec import Data, GptModel, Model
 from pipelinejob_trainer.errors import UserError
-from pipelinejob_trainer.models import build_layers, build_part, named_parameters, num_layers
+from pipelinejob_trainer.models import build_layers, build_part, num_layers
 from pipelines import TINY_GPT, Job, run_threads, run_unsplit
 
 DATA = Data(paths=("unused",), sequence_length=16)
@@ -77,11 +77,11 @@ def test_a_tied_head_goes_by_the_embeddings_name_and_starts_with_its_bits(model:
     end = num_layers(model)
     embedding = build_part(model, DATA, stretches=[(0, 1)], seed=5)
     head = build_part(model, DATA, stretches=[(end - 1, end)], seed=5)
-    original, copy = (named_parameters(part.chunks)[table] for part in (embedding, head))
+    original, copy = (part.named_parameters()[table] for part in (embedding, head))
 
     assert head.shared == embedding.shared == {table: (0, end - 1)}
     assert torch.equal(original, copy)
-    assert not any("logits" in name for name in named_parameters(head.chunks))
+    assert not any("logits" in name for name in head.named_parameters())
 
 
 @tied_models
@@ -91,7 +91,7 @@ def test_a_rank_with_embedding_and_head_in_two_chunks_holds_one_table(model: Mod
     (embedding,), (head,) = part.chunks
 
     assert dict(head.named_parameters())[table] is dict(embedding.named_parameters())[table]
-    assert list(named_parameters(part.chunks)).count(table) == 1
+    assert list(part.named_parameters()).count(table) == 1
 
 
 def test_a_tied_head_multiplies_with_the_embeddings_table() -> None:

@@ -222,8 +222,8 @@ def test_no_metric_has_a_step_or_a_micro_batch_for_a_label() -> None:
     }
 
     assert labels == {
-        "namespace", "pipelinejob", "stage", "replica", "state", "kind", "direction", "le",
-        "schedule", "first_layer", "end_layer", "device",
+        "namespace", "pipelinejob", "stage", "replica", "state", "cause", "kind", "direction", "le",
+        "schedule", "layers", "device",
     }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ class Progress(Value):
     phase: Phase
     step: int  # optimiser steps completed, over all attempts
     loss: float | None = None  # nats per token, mean over the global batch; the same on every rank
+    evaluation_loss: float | None = None  # of the last evaluation
     gradient_norm: float | None = None
     tokens_per_s: float | None = None  # of the whole job
     step_s: float | None = None
@@ -44,6 +45,7 @@ class StepRecord(Value):
 
     step: int  # 1 is the first
     loss: float
+    evaluation_loss: float | None = None  # where the step ended with an evaluation
     gradient_norm: float
     learning_rate: float
     step_s: float

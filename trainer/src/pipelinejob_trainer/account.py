@@ -15,14 +15,20 @@ _STUCK_S = 300.0
 _STUCK_STEPS = 20.0
 _STUCK_BEFORE_FIRST_STEP_S = 1800.0
 _STUCK_SAVING_S = 1800.0
+_STUCK_EVALUATING_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutcome:
-    """What is known on every rank when a step ends."""
+    """What is known on every rank when a step ends.
+
+    `gradient_norm` is before clipping; of an asynchronous schedule, of each rank's last update. `evaluation_loss` is
+    there where the step ended with an evaluation.
+    """
 
     step: int
     loss: float
+    evaluation_loss: float | None = None
     gradient_norm: float
     learning_rate: float
     step_s: float
@@ -74,7 +80,7 @@ class Account:
             step_s=outcome.step_s,
         )
         self._longest_step_s = max(self._longest_step_s, outcome.step_s)
-        self._expect_within(max(_STUCK_S, _STUCK_STEPS * self._longest_step_s))
+        self._expect_step()
 
     def add_timeline(self, timeline: StageTimeline) -> None:
         """Note what a step's time went to."""
@@ -89,6 +95,16 @@ class Account:
             seconds={kind: seconds for kind, seconds in self._seconds.items() if seconds},
         )
 
+    def begin_evaluation(self) -> None:
+        """Note that the model is being evaluated, which may take long."""
+        self._expect_within(_STUCK_EVALUATING_S)
+
+    def add_evaluation(self, loss: float) -> None:
+        """Note how an evaluation went."""
+        self.numbers.evaluation_loss.set(loss)
+        self._update(evaluation_loss=loss)
+        self._expect_step()
+
     def begin_checkpoint(self) -> None:
         """Note that a checkpoint is being written, which may take long."""
         self._expect_within(_STUCK_SAVING_S)
@@ -100,7 +116,7 @@ class Account:
         self.numbers.checkpoint_step.set(step)
         self.numbers.checkpoint_time.set(time.time())
         self._update(checkpoint_step=step)
-        self._expect_within(max(_STUCK_S, _STUCK_STEPS * self._longest_step_s))
+        self._expect_step()
 
     def set_memory(self, *, peak_bytes: int, parameter_bytes: int, optimizer_bytes: int) -> None:
         """Say what this stage's memory holds."""
@@ -139,6 +155,9 @@ class Account:
         # One assignment: a reader in another thread sees the account before or after, never between.
         self._progress = self._progress.model_copy(update=changes)
 
+    def _expect_step(self) -> None:
+        self._expect_within(max(_STUCK_S, _STUCK_STEPS * self._longest_step_s))
+
     def _expect_within(self, seconds: float) -> None:
         self._patience_s = seconds
         self._deadline = time.monotonic() + seconds
@@ -150,8 +169,7 @@ class Account:
 
 def tokens_per_step(plan: Plan) -> int:
     """Give the tokens that one optimiser step learns from."""
-    sequences = plan.schedule.micro_batches * plan.schedule.micro_batch_size * plan.parallelism.data
-    return sequences * plan.data.sequence_length
+    return plan.schedule.sequences * plan.parallelism.data * plan.data.sequence_length
 
 
 def _share(timeline: StageTimeline) -> tuple[float, float, float]:

@@ -1,6 +1,6 @@
 """How a gang saves and resumes: every rank calls these functions at the same point, and all come to the same end.
 
-A stage's file is written by its first replica only; the others hold the same bits. Rank 0 alone touches what is shared:
+A rank's file is written by its first replica only; the others hold the same bits. Rank 0 alone touches what is shared:
 manifest, fence, names, deletions. Why not torch.distributed.checkpoint: docs/decisions/0004-checkpoints.md.
 """
 

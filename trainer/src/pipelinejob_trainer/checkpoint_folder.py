@@ -3,7 +3,8 @@
     checkpoints/
         fence.json                who may publish here, and from which step it went on
         step-00000100/
-            stage-00000.safetensors   one file a stage, tensors by global name, so any other split can read them
+            stage-00000.safetensors   one file a stage, tensors by global name, so any other split can read them; each
+                                      name stands in one file, whichever ranks hold it
             manifest.json
             SHA256SUMS                `sha256sum -c SHA256SUMS` checks a checkpoint by hand
 

@@ -1,13 +1,17 @@
 """Every metric of a stage, declared here only. Base units, bounded labels: never a step or a micro-batch."""
 
+import math
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import generate_latest
 
-from pipelinejob.plan import Plan
-from pipelinejob.timeline import SpanKind, StageTimeline
+from pipelinejob.plan import Plan, StagePlan
+from pipelinejob.schedules.causes import WaitCause
+from pipelinejob.timeline import WAITING, SpanKind, StageTimeline
 
 _LABELS = ("namespace", "pipelinejob", "stage", "replica")
 _STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 150.0, 600.0)
+_OTHER = "other"  # what a rank waited for when it waited for nobody: between steps, mostly
 _CHECKPOINT_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 150.0, 600.0, 1800.0)
 
 
@@ -36,6 +40,13 @@ class Metrics:
             registry=self._registry,
         )
         self._seconds = {kind: seconds.labels(**self._own, state=kind.value) for kind in SpanKind}
+        idle = Counter(
+            "pipelinejob_stage_idle_seconds",
+            "What the seconds in the states send, recv and idle were lost to.",
+            (*_LABELS, "cause"),
+            registry=self._registry,
+        )
+        self._idle = {cause: idle.labels(**self._own, cause=cause) for cause in (*WaitCause, _OTHER)}
         self.step_duration = Histogram(
             "pipelinejob_step_duration_seconds",
             "Wall time of an optimiser step.",
@@ -80,6 +91,12 @@ class Metrics:
 
     def _declare_plan(self, plan: Plan, stage: int) -> None:
         planned = plan.stages[stage]
+        if plan.evaluation is not None:
+            self.evaluation_loss = self._gauge(
+                "pipelinejob_evaluation_loss",
+                "Mean loss of the last evaluation, in nats per token; NaN before the first.",
+            )
+            self.evaluation_loss.set(math.nan)
         self._gauge("pipelinejob_stage_predicted_bubble_ratio", "Bubble that the plan predicts.").set(
             planned.bubble_ratio
         )
@@ -90,20 +107,18 @@ class Metrics:
         Gauge(
             "pipelinejob_stage_info",
             "What this stage is; always 1.",
-            (*_LABELS, "schedule", "first_layer", "end_layer", "device"),
+            (*_LABELS, "schedule", "layers", "device"),
             registry=self._registry,
-        ).labels(
-            **self._own,
-            schedule=plan.schedule.name.value,
-            first_layer=str(planned.first_layer),
-            end_layer=str(planned.end_layer),
-            device=plan.device.value,
-        ).set(1)
+        ).labels(**self._own, schedule=plan.schedule.name.value, layers=_layers(planned), device=plan.device.value).set(
+            1
+        )
 
     def add_timeline(self, timeline: StageTimeline) -> None:
         """Count a step's seconds."""
         for span in timeline.spans:
             self._seconds[span.kind].inc(span.end_s - span.start_s)
+            if span.kind in WAITING:
+                self._idle[span.cause or _OTHER].inc(span.end_s - span.start_s)
 
     def render(self) -> bytes:
         """Give all metrics in Prometheus' text format."""
@@ -114,3 +129,7 @@ class Metrics:
 
     def _gauge(self, name: str, help_text: str) -> Gauge:
         return Gauge(name, help_text, _LABELS, registry=self._registry).labels(**self._own)
+
+
+def _layers(planned: StagePlan) -> str:
+    return ",".join(f"{first}-{end - 1}" for first, end in planned.chunks)

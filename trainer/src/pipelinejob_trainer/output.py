@@ -40,8 +40,9 @@ class Output:
             with self._steps.open(
                 "a", encoding="utf-8"
             ) as file:  # one write: a killed writer tears the last line at most
-                file.write(self._record(outcome).model_dump_json(by_alias=True) + "\n")
-        if time.monotonic() >= self._line_due or outcome.step == self._num_steps:
+                file.write(self._record(outcome).model_dump_json(by_alias=True, exclude_none=True) + "\n")
+        is_due = time.monotonic() >= self._line_due or outcome.evaluation_loss is not None
+        if is_due or outcome.step == self._num_steps:
             self._line_due = time.monotonic() + _LINE_EVERY_S
             say(self._line(outcome))
 
@@ -65,6 +66,7 @@ class Output:
         return StepRecord(
             step=outcome.step,
             loss=outcome.loss,
+            evaluation_loss=outcome.evaluation_loss,
             gradient_norm=outcome.gradient_norm,
             learning_rate=outcome.learning_rate,
             step_s=outcome.step_s,
@@ -74,9 +76,10 @@ class Output:
         )
 
     def _line(self, outcome: StepOutcome) -> str:
+        evaluation = "" if outcome.evaluation_loss is None else f"  evaluation loss {outcome.evaluation_loss:.4f}"
         return (
-            f"step {outcome.step}/{self._num_steps}  loss {outcome.loss:.4f}  gradient norm {outcome.gradient_norm:.3f}"
-            f"  {outcome.step_s:.3f} s  {outcome.tokens_per_s:.0f} tokens/s"
+            f"step {outcome.step}/{self._num_steps}  loss {outcome.loss:.4f}{evaluation}"
+            f"  gradient norm {outcome.gradient_norm:.3f}  {outcome.step_s:.3f} s  {outcome.tokens_per_s:.0f} tokens/s"
         )
 
 

@@ -1,4 +1,4 @@
-"""Text from a trained model: the newest sound checkpoint, read into one process, however many stages wrote it."""
+"""Text from a trained model: the newest sound checkpoint, read into one process, whatever schedule wrote it."""
 
 import sys
 from dataclasses import dataclass
@@ -10,9 +10,8 @@ from pipelinejob.plan import Plan
 from pipelinejob_trainer import snapshot
 from pipelinejob_trainer.checkpoint_folder import CheckpointFolder, DamagedCheckpointError
 from pipelinejob_trainer.errors import UserError
-from pipelinejob_trainer.models import build_layers, num_layers
+from pipelinejob_trainer.models import Part, build_part, num_layers
 from pipelinejob_trainer.output import warn
-from pipelinejob_trainer.stage import Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +35,7 @@ def main(plan: Plan, checkpoints: Path, request: Request) -> None:
     sys.stdout.write(request.prompt + generated + "\n")
 
 
-def load_newest(model: torch.nn.Module, folder: CheckpointFolder) -> int:
+def load_newest(model: Part, folder: CheckpointFolder) -> int:
     """Read the newest sound checkpoint's parameters; give its step.
 
     Raises UserError when there is none, or it is of another model.
@@ -57,7 +56,7 @@ def load_newest(model: torch.nn.Module, folder: CheckpointFolder) -> int:
 
 
 @torch.no_grad()
-def generate(model: torch.nn.Module, request: Request, *, context: int) -> str:
+def generate(model: Part, request: Request, *, context: int) -> str:
     """Give `request.tokens` bytes as text; what is no UTF-8 becomes U+FFFD."""
     dice = torch.Generator().manual_seed(request.seed)
     tokens = list(request.prompt.encode() or b"\n")
@@ -67,10 +66,10 @@ def generate(model: torch.nn.Module, request: Request, *, context: int) -> str:
     return bytes(tokens[-request.tokens :]).decode(errors="replace")
 
 
-def _last_logits(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+def _last_logits(model: Part, tokens: torch.Tensor) -> torch.Tensor:
     output = tokens
-    for layer in model.layers.children():  # type: ignore[union-attr] # a ModuleDict
-        output = layer(output)
+    for layer in model.layers:
+        output = layer.module(output)
     return output[0, -1, :256].float()  # tokens are bytes, though a vocabulary may be padded
 
 
@@ -81,14 +80,8 @@ def _choose(logits: torch.Tensor, temperature: float, dice: torch.Generator) -> 
     return int(torch.multinomial(likely, 1, generator=dice))
 
 
-def _model(plan: Plan) -> torch.nn.Module:
-    layers = build_layers(plan.model, plan.data, first=0, end=num_layers(plan.model), seed=plan.training.seed)
-    whole = Stage(
-        layers,
-        is_first=True,
-        is_last=True,
-        loss_weight=1.0,
-        precision=plan.training.precision,
-        device=torch.device("cpu"),
-    )
-    return whole.module.float().eval()
+def _model(plan: Plan) -> Part:
+    whole = build_part(plan.model, plan.data, stretches=[(0, num_layers(plan.model))], seed=plan.training.seed)
+    for layer in whole.layers:
+        layer.module.float().eval()
+    return whole

@@ -1,14 +1,16 @@
-"""All of a stage's state as one value: what must be kept so that a resumed run equals one that never stopped.
+"""All of a rank's state as one value: what must be kept so that a resumed run equals one that never stopped.
 
 Data order and random numbers are no part of it: both are functions of the seed and the step (`data.py`,
-`Runtime.run_step`), so the step number is their state, and a snapshot can be restored by any number of stages.
+`randomness.py`), so the step number is their state. Tensors go by global names, so that a snapshot can be restored
+under any schedule, by any number of ranks. What stands on several ranks, equal on all, is given by one of them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
+from pipelinejob_trainer.models import Part
 from pipelinejob_trainer.optimizer import AdamW
 
 _PARAMETER = "parameter"
@@ -26,36 +28,41 @@ class Snapshot:
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
 
 
-def take(module: torch.nn.Module, optimizer: AdamW | None, *, step: int, loss: float | None = None) -> Snapshot:
-    """Give the state of a stage, without copying it: valid until the next step."""
-    return Snapshot(step=step, loss=loss, tensors=_tensors(module, optimizer))
+def take(
+    part: Part,
+    optimizer: AdamW | None,
+    *,
+    step: int,
+    loss: float | None = None,
+    is_mine: Callable[[str], bool] = lambda _: True,
+) -> Snapshot:
+    """Give the state of a rank, without copying it: valid until the next step.
+
+    `is_mine` says of a global name whether this rank is the one that gives it.
+    """
+    tensors = {name: each for name, each in _tensors(part, optimizer).items() if is_mine(name.partition("/")[2])}
+    return Snapshot(step=step, loss=loss, tensors=tensors)
 
 
 @torch.no_grad()
-def restore(module: torch.nn.Module, optimizer: AdamW | None, tensors: Mapping[str, torch.Tensor]) -> None:
+def restore(part: Part, optimizer: AdamW | None, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put tensors where `take` would find them; every one is given, of the right shape."""
-    for name, target in _tensors(module, optimizer).items():
+    for name, target in _tensors(part, optimizer).items():
         target.copy_(tensors[name])
 
 
-def wanted(module: torch.nn.Module, optimizer: AdamW | None) -> dict[str, torch.Size]:
+def wanted(part: Part, optimizer: AdamW | None) -> dict[str, torch.Size]:
     """Name the tensors that `restore` needs, and their shapes."""
-    return {name: tensor.shape for name, tensor in _tensors(module, optimizer).items()}
+    return {name: tensor.shape for name, tensor in _tensors(part, optimizer).items()}
 
 
-def _tensors(module: torch.nn.Module, optimizer: AdamW | None) -> dict[str, torch.Tensor]:
-    # state_dict and not buffers(): what a layer declares as not persistent is its own to make again.
-    buffers = _persistent_buffers(module)
-    tensors = dict(_named(_PARAMETER, module.named_parameters())) | dict(_named(_BUFFER, buffers.items()))
+def _tensors(part: Part, optimizer: AdamW | None) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = dict(_named(_PARAMETER, part.named_parameters().items()))
+    tensors |= dict(_named(_BUFFER, part.named_buffers().items()))
     if optimizer is not None:
         tensors |= dict(_named(_FIRST_MOMENT, optimizer.first_moments.items()))
         tensors |= dict(_named(_SECOND_MOMENT, optimizer.second_moments.items()))
     return {name: tensor.detach() for name, tensor in tensors.items()}
-
-
-def _persistent_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    kept = module.state_dict(keep_vars=True)
-    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
 
 
 def _named(kind: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, torch.Tensor]]:

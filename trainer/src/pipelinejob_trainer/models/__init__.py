@@ -9,7 +9,7 @@ A parameter is known everywhere by its global name, `layers.<index>.<parameter>`
 to the embedding) has one name, the earlier layer's; each rank that has either layer holds it, equal on all of them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -36,6 +36,13 @@ class LayerEntry:
             own = _global_name(self.index, name)
             yield self.tied.get(own, own), parameter
 
+    def named_buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Give the layer's buffers by their global names; what it declares as not persistent is its own to make."""
+        kept = self.module.state_dict(keep_vars=True)
+        for name, buffer in self.module.named_buffers():
+            if name in kept:
+                yield _global_name(self.index, name), buffer
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
@@ -47,6 +54,19 @@ class Part:
 
     chunks: tuple[tuple[LayerEntry, ...], ...]
     shared: Mapping[str, tuple[int, ...]]
+
+    @property
+    def layers(self) -> Iterator[LayerEntry]:
+        """Give the layers, each once."""
+        return iter({layer.index: layer for chunk in self.chunks for layer in chunk}.values())
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Give all parameters by their global names, each once."""
+        return {name: each for layer in self.layers for name, each in layer.named_parameters()}
+
+    def named_buffers(self) -> dict[str, torch.Tensor]:
+        """Give all buffers that a checkpoint keeps, by their global names."""
+        return {name: each for layer in self.layers for name, each in layer.named_buffers()}
 
 
 def num_layers(model: Model) -> int:
@@ -79,9 +99,9 @@ def build_part(model: Model, data: Data, *, stretches: Sequence[tuple[int, int]]
     )
 
 
-def named_parameters(chunks: Iterable[Iterable[LayerEntry]]) -> dict[str, nn.Parameter]:
-    """Give all parameters of a rank by their global names, in order, each once."""
-    return {name: each for chunk in chunks for layer in chunk for name, each in layer.named_parameters()}
+def layer_of(name: str) -> int:
+    """Give the layer that a global name is of."""
+    return int(name.split(".", 2)[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +114,7 @@ class _Source:
 
     def entry(self, index: int) -> LayerEntry:
         name, make = self.parts[index]
-        tied = {mine: theirs for mine, theirs in self.tied.items() if _layer_of(mine) == index}
+        tied = {mine: theirs for mine, theirs in self.tied.items() if layer_of(mine) == index}
         with _seeded(self.seed, index):
             return LayerEntry(index=index, name=name, module=make(), tied=tied)
 
@@ -115,7 +135,7 @@ def _share(entries: dict[int, LayerEntry], source: _Source) -> None:
     owners = dict(entries)
     for entry in entries.values():
         for mine, theirs in entry.tied.items():
-            owner = owners.setdefault(_layer_of(theirs), source.entry(_layer_of(theirs)))
+            owner = owners.setdefault(layer_of(theirs), source.entry(layer_of(theirs)))
             _set_parameter(entry.module, _local_name(mine), owner.module.get_parameter(_local_name(theirs)))
 
 
@@ -126,17 +146,13 @@ def _set_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> Non
 
 def _users(tied: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
     return {
-        name: (_layer_of(name), *(_layer_of(user) for user, owner in tied.items() if owner == name))
+        name: (layer_of(name), *(layer_of(user) for user, owner in tied.items() if owner == name))
         for name in tied.values()
     }
 
 
 def _global_name(index: int, name: str) -> str:
     return f"layers.{index}.{name}"
-
-
-def _layer_of(name: str) -> int:
-    return int(name.split(".", 2)[1])
 
 
 def _local_name(name: str) -> str:
