@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipelinejob.schedules import asynchronous, flush
+from pipelinejob.schedules import asynchronous, flush, interleaved
 from pipelinejob.schedules.actions import Schedule, ScheduleError
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
@@ -39,6 +39,29 @@ _FAMILIES = (
         title="alternate forward and backward once warm; less memory than GPipe",
         source="Narayanan et al. 2021, arXiv 2006.09503",
         make=lambda s: flush.one_f_one_b(s.num_ranks, s.num_micro_batches),
+    ),
+    Family(
+        name=ScheduleName.INTERLEAVED,
+        title="1F1B over several chunks a rank; a bubble v times as short",
+        source="Narayanan et al. 2021, arXiv 2104.04473",
+        make=lambda s: interleaved.interleaved_1f1b(s.num_ranks, s.num_micro_batches, s.chunks(2)),
+        usual_chunks=2,
+        chunk_choice=True,
+    ),
+    Family(
+        name=ScheduleName.LOOPED_BFS,
+        title="all forwards chunk by chunk, then all backwards",
+        source="Lamy-Poirier 2023, arXiv 2211.05953",
+        make=lambda s: interleaved.looped_bfs(s.num_ranks, s.num_micro_batches, s.chunks(2)),
+        usual_chunks=2,
+        chunk_choice=True,
+    ),
+    Family(
+        name=ScheduleName.FORWARD_ONLY,
+        title="forwards alone",
+        source="evaluation and inference",
+        make=lambda s: interleaved.forward_only(s.num_ranks, s.num_micro_batches, s.chunks(1)),
+        chunk_choice=True,
     ),
     Family(
         name=ScheduleName.PIPEDREAM,
