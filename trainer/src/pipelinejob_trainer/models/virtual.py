@@ -1,7 +1,21 @@
 """Virtual compute: layers that wait instead of reckoning, so that two cores host a truly parallel pipeline.
 
-Weights, autograd, links and book-keeping are real, the time of each layer's passes is made up to its length by a
-calibrated wait inside autograd functions. Use it as `entrypoint: pipelinejob_trainer.models.virtual:layers`.
+Weights, autograd, links and book-keeping are real; how long a layer's forward pass takes, and each of its two
+gradients, is made up by calibrated waits inside autograd functions. Use it as
+`entrypoint: pipelinejob_trainer.models.virtual:layers`.
+
+    logits <- wait F / stamp <- times weight <- wait I <- received
+                                     |
+                                   wait W
+                                     |
+                                   weight
+
+A backward pass runs against the arrows. The input gradient's wait is on the way to what was received, the weight
+gradient's on the weight's own branch, so that a full backward pass takes I + W, and one in two halves I, then W.
+
+The first layer embeds and costs nothing, so that a stage with it costs what others do: there the first half of a
+backward pass goes back to the output of that very layer. Logits are the last layer's output as it is (it is as wide as
+the vocabulary), so there is no head that would cost.
 """
 
 import time
@@ -9,37 +23,53 @@ import time
 import torch
 from torch import nn
 
+from pipelinejob_trainer.errors import UserError
+
 _VOCABULARY_SIZE = 256
 
 
-class Wait:
-    """A wait of a given length that counts from its start, and learns by how much this machine's sleeps overshoot."""
+class Sleeper:
+    """Sleeps to a moment, and learns by how much this machine's sleeps overshoot.
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._overshoot_s = 0.0
+    It sleeps up to a margin before the moment and then looks at the clock until it has come. The margin is a running
+    estimate of what four sleeps in five overshoot by: long enough that most end on the microsecond, short enough that
+    eight processes do not keep each other off two cores.
+    """
 
-    def until_passed_since(self, start_s: float) -> None:
-        """Return when the wait's length has passed since `start_s`."""
-        pause_s = self._seconds - (time.perf_counter() - start_s) - self._overshoot_s
-        if pause_s <= 0:
-            return
-        time.sleep(pause_s)
-        late_s = time.perf_counter() - start_s - self._seconds
-        # A small step towards what was seen: one late wake-up on a busy machine must not shorten the waits after it.
-        self._overshoot_s = max(0.0, self._overshoot_s + 0.1 * min(late_s, 1e-3))
+    _LARGEST_MARGIN_S = 200e-6
+    _UP_S, _DOWN_S = 8e-6, 2e-6  # one step up for four down: the estimate rests where one sleep in five is late
+
+    def __init__(self) -> None:
+        self._margin_s = 100e-6
+
+    def sleep_until(self, moment_s: float) -> None:
+        """Return once time.perf_counter() is at `moment_s`."""
+        pause_s = moment_s - time.perf_counter() - self._margin_s
+        if pause_s > 0:
+            time.sleep(pause_s)
+            is_late = time.perf_counter() > moment_s
+            learned_s = self._margin_s + (self._UP_S if is_late else -self._DOWN_S)
+            self._margin_s = min(max(learned_s, 0.0), self._LARGEST_MARGIN_S)
+        while time.perf_counter() < moment_s:
+            pass
+
+
+_SLEEPER = Sleeper()
 
 
 class _Pass:
-    """One micro-batch's way through a layer: when its forward pass began, and when its backward pass did."""
+    """One micro-batch's way through a layer, forth or back: how long it takes, and when it began."""
 
-    def __init__(self, waits: tuple[Wait, Wait]) -> None:
-        self.forward_wait, self.backward_wait = waits
+    __slots__ = ("forward_s", "input_s", "start_s")
+
+    def __init__(self, forward_s: float, input_s: float) -> None:
+        self.forward_s = forward_s
+        self.input_s = input_s
         self.start_s = time.perf_counter()
 
 
 class _Entrance(torch.autograd.Function):
-    """Where a layer's backward pass ends: waits until it has taken its time."""
+    """Where a layer's input gradient is done: waits until it has taken its time."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, passing: _Pass) -> torch.Tensor:
@@ -49,17 +79,17 @@ class _Entrance(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         passing: _Pass = ctx.passing  # type: ignore[attr-defined] # as above
-        passing.backward_wait.until_passed_since(passing.start_s)
+        _SLEEPER.sleep_until(passing.start_s + passing.input_s)
         return gradient, None
 
 
 class _Exit(torch.autograd.Function):
-    """Where a layer's forward pass ends, and its backward pass begins."""
+    """Where a layer's forward pass is done, and its backward pass begins."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, passing: _Pass) -> torch.Tensor:
         ctx.passing = passing  # type: ignore[attr-defined] # as above
-        passing.forward_wait.until_passed_since(passing.start_s)
+        _SLEEPER.sleep_until(passing.start_s + passing.forward_s)
         return x.view_as(x)
 
     @staticmethod
@@ -68,33 +98,64 @@ class _Exit(torch.autograd.Function):
         return gradient, None
 
 
-class Virtual(nn.Module):
-    """One layer of virtual compute; the first embeds tokens, the last gives logits."""
+class _Weight(torch.autograd.Function):
+    """A weight as its layer uses it: its gradient takes time of its own."""
 
-    def __init__(self, *, forward_s: float, backward_s: float, width: int, is_first: bool, is_last: bool) -> None:
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, weight: torch.Tensor, seconds: float) -> torch.Tensor:
+        ctx.seconds = seconds  # type: ignore[attr-defined] # as above
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        _SLEEPER.sleep_until(time.perf_counter() + ctx.seconds)  # type: ignore[attr-defined] # as above
+        return gradient, None
+
+
+class Virtual(nn.Module):
+    """One layer of virtual compute: takes and gives (batch, sequence, vocabulary)."""
+
+    def __init__(self, *, forward_s: float, input_s: float, weight_s: float) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(_VOCABULARY_SIZE, width) if is_first else nn.Identity()
-        self.scale = nn.Parameter(torch.ones(width))
-        self.logits = nn.Linear(width, _VOCABULARY_SIZE) if is_last else nn.Identity()
-        self._waits = (Wait(forward_s), Wait(backward_s))
+        self.scale = nn.Parameter(torch.ones(_VOCABULARY_SIZE))
+        self._forward_s = forward_s
+        self._input_s = input_s
+        self._weight_s = weight_s
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        passing = _Pass(self._waits)
-        entered = _Entrance.apply(self.embedding(x), passing)
-        result: torch.Tensor = _Exit.apply(self.logits(entered * self.scale), passing)
+        passing = _Pass(self._forward_s, self._input_s)
+        # autograd runs first what was made last. Made before the entrance, the weight waits after it in a full backward
+        # pass, and not between the two ends of the input gradient's clock.
+        scale = _Weight.apply(self.scale, self._weight_s)
+        result: torch.Tensor = _Exit.apply(_Entrance.apply(x, passing) * scale, passing)
         return result
 
 
-def layers(*, forward_ms: str, backward_ms: str, layers: str, width: str = "32") -> list[nn.Module]:
-    """Make `layers` equal layers whose passes over a micro-batch take `forward_ms` and `backward_ms` each."""
+def layers(*, forward_ms: str, input_ms: str, weight_ms: str, layers: str = "1", speed: str = "1") -> list[nn.Module]:
+    """Make an embedding, which takes no time, and `layers` layers of virtual compute: one more than `layers` says.
+
+    A layer's forward pass takes `forward_ms` for a micro-batch, the gradient of its input `input_ms`, those of its
+    weights `weight_ms`; each is one number for all layers, or one for each, apart by commas. `speed` divides all of
+    them: that of this process's device. Raises UserError for another number of costs than of layers.
+    """
     count = int(layers)
-    return [
-        Virtual(
-            forward_s=float(forward_ms) / 1000,
-            backward_s=float(backward_ms) / 1000,
-            width=int(width),
-            is_first=index == 0,
-            is_last=index == count - 1,
-        )
-        for index in range(count)
+    costs_s = [
+        _costs_s(name, given, count, float(speed))
+        for name, given in (("forward_ms", forward_ms), ("input_ms", input_ms), ("weight_ms", weight_ms))
     ]
+    return [
+        nn.Embedding(_VOCABULARY_SIZE, _VOCABULARY_SIZE),
+        *(
+            Virtual(forward_s=forward_s, input_s=input_s, weight_s=weight_s)
+            for forward_s, input_s, weight_s in zip(*costs_s, strict=True)
+        ),
+    ]
+
+
+def _costs_s(name: str, given: str, count: int, speed: float) -> list[float]:
+    values = [float(value) / 1000 / speed for value in given.split(",")]
+    if len(values) not in {1, count}:
+        raise UserError(
+            "BadModel", f"{name} gives the costs of {len(values)} layers, layers says {count}; give 1 or {count}"
+        )
+    return values * (count // len(values))
