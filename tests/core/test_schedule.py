@@ -145,14 +145,15 @@ def test_what_cannot_be_played_is_refused_with_rank_and_action(text, problem):
 
 
 def test_a_deadlock_that_only_sends_that_wait_would_meet_is_found():
-    # Rank 1 wants micro-batch 1 first; rank 0 sends 0 first, and where a send waits for its receive, never gets on.
+    # Rank 1 wants micro-batch 2 first; rank 0 sends 0 and 1 first, and where a send waits for its receive, stops there.
     with pytest.raises(ScheduleError) as error:
-        validate(parse("F0 F1 B1 B0\nF1 B1 F0 B0"))
+        validate(parse("F0 F1 F2 B2 B1 B0\nF2 B2 F1 B1 F0 B0"))
 
     assert str(error.value) == (
-        "rank 0 waits for ever to send what F1 made: rank 1 never takes the message before it on that link, and with"
+        "rank 0 waits for ever to send what F2 made: rank 1 never takes the messages before it on that link, and with"
         " sends that wait for their receivers nothing moves"
     )
+    validate(parse("F0 F1 B1 B0\nF1 B1 F0 B0"))
 
 
 def test_a_rank_above_its_cap_is_refused():

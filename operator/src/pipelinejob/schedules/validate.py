@@ -1,8 +1,8 @@
 """The proof that a schedule can be played: whole, in order, without deadlock, within its memory.
 
 Deadlock is ruled out under both ways in which sends behave. *Buffered*: a message leaves its rank at once (gloo,
-queues). *Rendezvous*: a message leaves only once its receiver has posted the receive, and a rank posts the receive of
-a link's next message when it has taken the one before it, so that a rank can be held up by a send.
+queues). *Rendezvous*: a message leaves only once its receiver has posted the receive, and a rank has the receives of a
+link's next `RECEIVES_AHEAD` messages posted, so that a send further ahead holds its rank up.
 """
 
 from collections import Counter, defaultdict, deque
@@ -20,6 +20,8 @@ from pipelinejob.schedules.actions import (
     needs,
 )
 from pipelinejob.schedules.memory import peak_activations
+
+RECEIVES_AHEAD = 2  # as the trainer's links have it
 
 _Link = tuple[int, int, int, bool]  # sending rank, receiving rank, sending stage, whether activations
 
@@ -180,7 +182,7 @@ class _Play:
         if target is None or target == rank:
             return True
         link = self._link(Need(rank, action), target)
-        if self._is_rendezvous and self._links[link]:
+        if self._is_rendezvous and len(self._links[link]) >= RECEIVES_AHEAD:
             self._unsent[rank] = action
             return False
         self._unsent.pop(rank, None)
@@ -206,8 +208,8 @@ class _Play:
         if rank in self._unsent:
             target = self._target(rank, action)
             return (
-                f"rank {rank} waits for ever to send what {action} made: rank {target} never takes the message before"
-                " it on that link, and with sends that wait for their receivers nothing moves"
+                f"rank {rank} waits for ever to send what {action} made: rank {target} never takes the messages"
+                " before it on that link, and with sends that wait for their receivers nothing moves"
             )
         missing = self._missing(rank, action)
         assert missing is not None, "a rank that waits, waits for something"
