@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipelinejob.schedules import asynchronous, flush, interleaved
+from pipelinejob.schedules import asynchronous, flush, interleaved, zero_bubble
 from pipelinejob.schedules.actions import Schedule, ScheduleError
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
@@ -55,6 +55,20 @@ _FAMILIES = (
         make=lambda s: interleaved.looped_bfs(s.num_ranks, s.num_micro_batches, s.chunks(2)),
         usual_chunks=2,
         chunk_choice=True,
+    ),
+    Family(
+        name=ScheduleName.ZB_H1,
+        title="1F1B with split backwards: a third of its bubble in the same memory",
+        source="Qi et al. 2024, arXiv 2401.10241",
+        make=lambda s: zero_bubble.zb_h1(s.num_ranks, s.num_micro_batches),
+        is_split=True,
+    ),
+    Family(
+        name=ScheduleName.ZB_H2,
+        title="no bubble within a rank's span, for twice the memory of 1F1B",
+        source="Qi et al. 2024, arXiv 2401.10241",
+        make=lambda s: zero_bubble.zb_h2(s.num_ranks, s.num_micro_batches),
+        is_split=True,
     ),
     Family(
         name=ScheduleName.FORWARD_ONLY,
