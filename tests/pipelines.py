@@ -5,7 +5,9 @@ import pickle
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,26 @@ import torch
 from torch import distributed
 from torch.nn import functional
 
-from pipelinejob.schedule import stage_actions
-from pipelinejob.spec import Data, GptModel, Model, Precision, Schedule, ScheduleName
+import inprocess
+from pipelinejob.schedules import catalogue
+from pipelinejob.schedules.actions import Schedule
+from pipelinejob.schedules.causes import WaitCause
+from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.schedules.setting import Setting
+from pipelinejob.spec import Data, GptModel, Model, Precision
 from pipelinejob.timeline import SpanKind, StageTimeline
-from pipelinejob_trainer.data import Dataset, open_dataset
+from pipelinejob_trainer.asynchronous import Update
+from pipelinejob_trainer.data import Dataset
 from pipelinejob_trainer.link import Links, QueueLink
-from pipelinejob_trainer.models import build_layers, num_layers
-from pipelinejob_trainer.parallel import connect, process_groups, sum_gradients
+from pipelinejob_trainer.models import Part as ModelPart
+from pipelinejob_trainer.models import build_part, layer_of, num_layers
+from pipelinejob_trainer.parallel import connect, process_groups
+from pipelinejob_trainer.randomness import reseeder, seed_of_pass
 from pipelinejob_trainer.recorder import Recorder
+from pipelinejob_trainer.reduction import Reducer, Share, SumOver, buckets, share_of, sums_over_groups
 from pipelinejob_trainer.runtime import Runtime
 from pipelinejob_trainer.stage import Stage
+from pipelinejob_trainer.text import training_text
 
 CPU = torch.device("cpu")
 TINY_GPT = Model(gpt=GptModel(num_layers=4, hidden_size=16, num_heads=2))
@@ -30,17 +42,26 @@ TINY_GPT = Model(gpt=GptModel(num_layers=4, hidden_size=16, num_heads=2))
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the trainer's tests train."""
+    """What the trainer's tests train. `stages` are ranks of one pipeline; `cuts` the layers of each stage of a route.
+
+    `schedule` is one by name, or any other. `rows` are the sequences of each micro-batch.
+    """
 
     text: Path
     model: Model = TINY_GPT
     stages: int = 4
     replicas: int = 1
-    schedule: ScheduleName = ScheduleName.ONE_F_ONE_B
+    schedule: ScheduleName | Schedule = ScheduleName.ONE_F_ONE_B
+    chunks: int | None = None
     micro_batches: int = 6
     micro_batch_size: int = 2
+    unequal_rows: tuple[int, ...] | None = None
+    cuts: tuple[tuple[int, int], ...] | None = None
     sequence_length: int = 16
     precision: Precision = Precision.FP32
+    recompute: bool = False
+    update_interval: int | None = None
+    vertical_sync: bool = False
     seed: int = 7
     steps: int = 2
 
@@ -48,16 +69,40 @@ class Job:
     def data(self) -> Data:
         return Data(paths=(str(self.text),), sequence_length=self.sequence_length)
 
-    def dataset(self) -> Dataset:
-        schedule = Schedule(
-            name=self.schedule, micro_batches=self.micro_batches, micro_batch_size=self.micro_batch_size
-        )
-        return open_dataset(self.data, schedule=schedule, replicas=self.replicas, seed=self.seed)
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return self.unequal_rows or (self.micro_batch_size,) * self.micro_batches
 
-    def layers_of(self, stage: int) -> tuple[int, int]:
-        """Cut the list of layers as evenly as it goes."""
-        layers = num_layers(self.model)
-        return stage * layers // self.stages, (stage + 1) * layers // self.stages
+    @cached_property
+    def built(self) -> Schedule:
+        if isinstance(self.schedule, Schedule):
+            return self.schedule
+        setting = Setting(
+            num_ranks=self.stages,
+            num_micro_batches=self.micro_batches,
+            num_chunks=self.chunks,
+            update_interval=self.update_interval,
+            vertical_sync=self.vertical_sync,
+        )
+        return catalogue.build(self.schedule, setting)
+
+    def dataset(self) -> Dataset:
+        return Dataset(
+            text=training_text(self.data, None),
+            sequence_length=self.sequence_length,
+            rows=self.rows,
+            replicas=self.replicas,
+            seed=self.seed,
+        )
+
+    def cut(self) -> tuple[tuple[int, int], ...]:
+        """Give the layers of each stage of a route: as evenly as it goes, unless said otherwise."""
+        layers, stages = num_layers(self.model), self.built.num_stages
+        assert layers >= stages, f"{layers} layers are too few for {stages} stages"
+        return self.cuts or tuple((s * layers // stages, (s + 1) * layers // stages) for s in range(stages))
+
+    def share(self, layers: tuple[int, ...]) -> Share:
+        return share_of(layers, cuts=self.cut(), routes=self.built.routes, replicas=self.replicas)
 
 
 @dataclass(kw_only=True)
@@ -69,118 +114,139 @@ class Outcome:
     timelines: list[StageTimeline] = field(default_factory=list)
 
 
-def make_runtime(job: Job, *, rank: int, links: Links) -> tuple[Stage, Recorder, Runtime]:
-    """Put a rank together."""
-    replica, stage_index = divmod(rank, job.stages)
-    first, end = job.layers_of(stage_index)
-    stage = Stage(
-        build_layers(job.model, job.data, first=first, end=end, seed=job.seed),
-        is_first=stage_index == 0,
-        is_last=stage_index == job.stages - 1,
-        loss_weight=1 / (job.micro_batches * job.replicas),
-        precision=job.precision,
-        device=CPU,
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """A rank, put together."""
+
+    part: ModelPart
+    chunks: tuple[Stage, ...]
+    recorder: Recorder
+    runtime: Runtime
+
+
+def make_rank(
+    job: Job, *, rank: int, links: Links, sum_over: SumOver | None = None, update: Update | None = None
+) -> Rank:
+    """Put a rank together; `rank` counts over all replicas."""
+    replica, within = divmod(rank, job.stages)
+    schedule, cut = job.built, job.cut()
+    held = schedule.held_by(within)
+    part = build_part(job.model, job.data, stretches=[cut[each.stage] for each in held], seed=job.seed)
+    chunks = tuple(
+        Stage(
+            layers,
+            is_first=each.stage == 0,
+            is_last=each.stage == schedule.num_stages - 1,
+            precision=job.precision,
+            device=CPU,
+            recompute=job.recompute,
+            is_split=schedule.is_split,
+        )
+        for each, layers in zip(held, part.chunks, strict=True)
     )
-    recorder = Recorder(replica=replica, stage=stage_index, device=CPU)
+    recorder = Recorder(replica=replica, stage=within, device=CPU)
     runtime = Runtime(
-        actions=stage_actions(job.schedule, stage_index, job.stages, job.micro_batches),
-        stage=stage,
+        schedule=schedule,
+        rank=within,
+        chunks=chunks,
         links=links,
         recorder=recorder,
         batches=job.dataset(),
+        rows=job.rows,
         replica=replica,
+        num_replicas=job.replicas,
         seed=job.seed,
+        reducer=None if sum_over is None else make_reducer(job, part, sum_over),
+        update=update,
     )
-    return stage, recorder, runtime
+    return Rank(part=part, chunks=chunks, recorder=recorder, runtime=runtime)
 
 
-def run_steps(
-    job: Job, stage: Stage, recorder: Recorder, runtime: Runtime, *, barrier: Callable[[], object]
-) -> Outcome:
+def make_reducer(job: Job, part: ModelPart, sum_over: SumOver) -> Reducer:
+    parameters = part.named_parameters()
+    shares = {name: job.share(part.shared.get(name, (layer_of(name),))) for name in parameters}
+    return Reducer(buckets(parameters, shares), sum_over)
+
+
+def run_steps(job: Job, rank: Rank, *, barrier: Callable[[], object]) -> Outcome:
     """Run one rank's steps, each to its barrier."""
     outcome = Outcome()
     for step in range(1, job.steps + 1):
-        outcome.losses.append(float(runtime.run_step(step).loss_sum))
-        with recorder.span(SpanKind.IDLE, cause="drain"):
+        outcome.losses.append(float(rank.runtime.run_step(step).loss_sum))
+        with rank.recorder.span(SpanKind.IDLE, cause=WaitCause.BARRIER):
             barrier()
-        timeline = recorder.finish_step()
+        timeline = rank.recorder.finish_step()
         assert timeline is not None
         outcome.timelines.append(timeline)
-    outcome.gradients = {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
+        keep_gradients(rank.part, outcome)
     return outcome
+
+
+def keep_gradients(part: ModelPart, outcome: Outcome) -> None:
+    """Add a step's gradients to the outcome, and clear them."""
+    for name, parameter in part.named_parameters().items():
+        if parameter.grad is not None:
+            before = outcome.gradients.get(name)
+            outcome.gradients[name] = parameter.grad if before is None else before + parameter.grad
+            parameter.grad = None
 
 
 def run_unsplit(job: Job) -> Outcome:
     """Train the whole model the plain way: no stage, no runtime, one micro-batch after the other."""
-    layers = build_layers(job.model, job.data, first=0, end=num_layers(job.model), seed=job.seed)
-    dataset, outcome = job.dataset(), Outcome()
-    weight = 1 / (job.micro_batches * job.replicas)
+    part = build_part(job.model, job.data, stretches=[(0, num_layers(job.model))], seed=job.seed)
+    outcome, reseed = Outcome(), reseeder(CPU)
+    for layer in part.layers:
+        layer.module.train()
     for step in range(1, job.steps + 1):
         losses = []
-        for replica in range(job.replicas):
-            for micro_batch in range(job.micro_batches):
-                stream, targets = dataset.batch(step, replica, micro_batch)
-                with torch.autocast("cpu", torch.bfloat16, enabled=job.precision is Precision.BF16):
-                    for layer in layers:
-                        stream = layer.module(stream)
-                loss = functional.cross_entropy(stream.float().flatten(0, -2), targets.flatten()) * weight
-                loss.backward()
-                losses.append(loss.detach())
+        for sample in range(job.replicas * job.micro_batches):
+            replica, k = divmod(sample, job.micro_batches)
+            stream, targets = job.dataset().batch(step, replica, k)
+            weight = job.rows[k] / (job.replicas * sum(job.rows))
+            with torch.autocast("cpu", torch.bfloat16) if job.precision is Precision.BF16 else nullcontext():
+                for layer in part.layers:
+                    reseed(seed_of_pass(job.seed, step, sample), layer.index)
+                    stream = layer.module(stream)
+            loss = functional.cross_entropy(stream.float().flatten(0, -2), targets.flatten()) * weight
+            loss.backward()
+            losses.append(loss.detach())
         outcome.losses.append(float(torch.stack(losses).sum()))
-    for layer in layers:
-        for name, parameter in layer.module.named_parameters():
-            if parameter.grad is not None:
-                outcome.gradients[f"layers.{layer.index}.{name}"] = parameter.grad
+        keep_gradients(part, outcome)
     return outcome
 
 
-def run_threads(job: Job) -> Outcome:
-    """Run a pipeline whose stages are threads of this process."""
-    activations = [QueueLink() for _ in range(job.stages - 1)]
-    gradients = [QueueLink() for _ in range(job.stages - 1)]
-    outcomes: dict[int, Outcome] = {}
-    errors: list[BaseException] = []
-
-    last = job.stages - 1
-    all_links = [
-        Links(
-            activations_in=activations[stage - 1] if stage else None,
-            gradients_out=gradients[stage - 1] if stage else None,
-            activations_out=activations[stage] if stage < last else None,
-            gradients_in=gradients[stage] if stage < last else None,
-        )
-        for stage in range(job.stages)
-    ]
+def run_threads(job: Job, *, at_once: bool = False, sums: inprocess.Sums | None = None) -> Outcome:
+    """Run a pipeline whose ranks are threads of this process, one at work at a time, or all of them `at_once`."""
+    baton = inprocess.Baton(is_needed=not at_once)
+    sums = sums or inprocess.Sums(baton)
+    links = [each for _ in range(job.replicas) for each in inprocess.links(job.built, baton)]
     # Made one after the other: torch's random state, from which initial weights come, is the whole process's.
-    ranks = [make_runtime(job, rank=stage, links=links) for stage, links in enumerate(all_links)]
+    ranks = [make_rank(job, rank=rank, links=each, sum_over=sums.of(rank)) for rank, each in enumerate(links)]
+    barrier = threading.Barrier(len(ranks))
 
-    barrier = threading.Barrier(job.stages)
+    def meet() -> None:
+        with baton.let_go():
+            barrier.wait(timeout=inprocess.TIMEOUT_S)
 
-    def work(stage: int) -> None:
-        try:
-            outcomes[stage] = run_steps(job, *ranks[stage], barrier=lambda: barrier.wait(timeout=60))
-        except Exception as error:  # noqa: BLE001 # handed to the test, whatever it is
-            errors.append(error)
-            barrier.abort()
-            for link in (all_links[stage].activations_out, all_links[stage].gradients_out):
-                if isinstance(link, QueueLink):
-                    link.close()
+    def leave(rank: int) -> None:
+        barrier.abort()
+        for link in links[rank].outboxes.values():
+            assert isinstance(link, QueueLink)
+            link.close()
 
-    threads = [threading.Thread(target=work, args=(stage,)) for stage in range(job.stages)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-    if errors:
-        raise errors[0]
-    return merged([outcomes[stage] for stage in range(job.stages)])
+    outcomes = inprocess.run_ranks(
+        lambda rank: run_steps(job, ranks[rank], barrier=meet), len(ranks), baton, on_error=leave
+    )
+    assert all(chunk.num_in_flight == 0 for rank in ranks for chunk in rank.chunks)
+    return merged(outcomes)
 
 
 def merged(outcomes: list[Outcome]) -> Outcome:
-    """Lay the ranks' outcomes together: losses add up, each name's gradient is on the ranks of one stage."""
+    """Lay the ranks' outcomes together: losses add up; what several ranks hold must be equal on all of them."""
     whole = Outcome(losses=[sum(losses) for losses in zip(*(outcome.losses for outcome in outcomes), strict=True)])
     for outcome in outcomes:
-        whole.gradients |= outcome.gradients
+        for name, gradient in outcome.gradients.items():
+            assert torch.equal(whole.gradients.setdefault(name, gradient), gradient), f"{name} differs between ranks"
         whole.timelines += outcome.timelines
     return whole
 
@@ -212,15 +278,20 @@ def run_processes(
     return [collected[rank] for rank in sorted(collected)]
 
 
-def gloo_rank(rank: int, job: Job) -> Outcome:
-    """Run one rank over gloo, gradients summed over replicas after the last step."""
-    torch.set_num_threads(1)
+def connect_all(job: Job) -> tuple[Links, SumOver]:
+    """Connect this process with the job's other ranks over gloo."""
     groups = process_groups(pipeline=job.stages, data=job.replicas)
-    links = connect(groups, pipeline=job.stages, data=job.replicas, device=CPU)
-    stage, recorder, runtime = make_runtime(job, rank=rank, links=links)
-    outcome = run_steps(job, stage, recorder, runtime, barrier=distributed.barrier)
-    sum_gradients((parameter for _, parameter in stage.named_parameters()), groups.data)
-    return outcome
+    links = connect(groups, routes=job.built.routes, rows=job.rows, data=job.replicas, device=CPU)
+    layers = range(num_layers(job.model))
+    shared = build_part(job.model, job.data, stretches=[(0, 1)], seed=job.seed).shared
+    return links, sums_over_groups(job.share(each) for each in (*((layer,) for layer in layers), *shared.values()))
+
+
+def gloo_rank(rank: int, job: Job) -> Outcome:
+    """Run one rank over gloo."""
+    torch.set_num_threads(1)
+    links, sum_over = connect_all(job)
+    return run_steps(job, make_rank(job, rank=rank, links=links, sum_over=sum_over), barrier=distributed.barrier)
 
 
 def run_gloo(job: Job) -> Outcome:

@@ -3,14 +3,14 @@
 A collective that fails means that a rank went away, so every error of one becomes PeerLostError, here and nowhere else.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import distributed
 
 from pipelinejob_trainer.errors import PeerLostError
-from pipelinejob_trainer.parallel import Groups, sum_gradients
+from pipelinejob_trainer.parallel import Groups
 
 
 class Gang:
@@ -33,11 +33,6 @@ class Gang:
         with peer_errors():
             distributed.all_reduce(values, group=self._groups.world)
         return [float(value) for value in values.tolist()]
-
-    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Add this stage's gradients up over the replicas."""
-        with peer_errors():
-            sum_gradients(parameters, self._groups.data)
 
     def agree(self, numbers: Sequence[int]) -> list[int]:
         """Give the leader's numbers, on every rank."""

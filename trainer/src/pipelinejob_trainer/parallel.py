@@ -1,17 +1,19 @@
-"""How ranks are laid out and who talks to whom: rank = replica * pipeline + stage."""
+"""How ranks are laid out and who talks to whom: global rank = replica * pipeline + rank in the pipeline."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import torch
 from torch import distributed
 
-from pipelinejob_trainer.link import Channel, DistributedReceiver, DistributedSender, Links
+from pipelinejob.schedules.actions import Route
+from pipelinejob_trainer.link import Channel, DistributedInbox, DistributedOutbox, Links, Shapes
 
 
 def rank_of(replica: int, stage: int, *, pipeline: int) -> int:
-    """Give the rank of a stage of a replica."""
+    """Give the global rank of a rank of a replica's pipeline."""
     return replica * pipeline + stage
 
 
@@ -20,8 +22,8 @@ class Groups:
     """This rank's process groups."""
 
     world: distributed.ProcessGroup
-    pipeline: distributed.ProcessGroup  # the stages of this replica, in order
-    data: distributed.ProcessGroup  # the replicas of this stage, in order
+    pipeline: distributed.ProcessGroup  # the ranks of this replica, in order
+    data: distributed.ProcessGroup  # the replicas of this rank, in order
 
 
 def process_groups(*, pipeline: int, data: int) -> Groups:
@@ -31,48 +33,53 @@ def process_groups(*, pipeline: int, data: int) -> Groups:
     assert distributed.get_world_size() == pipeline * data, "one rank for each stage of each replica"
     replica, stage = divmod(rank, pipeline)
     # Every rank must take part in forming every group, its own or not.
-    pipelines = [_group(rank_of(each, s, pipeline=pipeline) for s in range(pipeline)) for each in range(data)]
-    datas = [_group(rank_of(each, s, pipeline=pipeline) for each in range(data)) for s in range(pipeline)]
+    pipelines = [new_group(rank_of(each, s, pipeline=pipeline) for s in range(pipeline)) for each in range(data)]
+    datas = [new_group(rank_of(each, s, pipeline=pipeline) for each in range(data)) for s in range(pipeline)]
     return Groups(world=world, pipeline=pipelines[replica], data=datas[stage])
 
 
-def connect(groups: Groups, *, pipeline: int, data: int, device: torch.device) -> Links:
-    """Link this rank to its neighbours; every rank calls it, at the same point."""
-    rank = distributed.get_rank()
-    links: dict[str, DistributedSender | DistributedReceiver] = {}
-    for replica in range(data):
-        for stage in range(pipeline - 1):
-            here, there = (rank_of(replica, s, pipeline=pipeline) for s in (stage, stage + 1))
-            for source, target, name in ((here, there, "activations"), (there, here, "gradients")):
-                group = groups.world if device.type == "cpu" else _group((source, target))
-                if rank == source:
-                    links[f"{name}_out"] = DistributedSender(Channel(group=group, peer=target, device=device))
-                elif rank == target:
-                    links[f"{name}_in"] = DistributedReceiver(Channel(group=group, peer=source, device=device))
-    return Links(**links)  # type: ignore[arg-type] # a name ending in _out holds a sender, one in _in a receiver
+def connect(groups: Groups, *, routes: Sequence[Route], rows: Sequence[int], data: int, device: torch.device) -> Links:
+    """Link this rank to all that a route leads to from it or to it; every rank calls it, at the same point.
 
-
-@torch.no_grad()
-def sum_gradients(parameters: Iterable[torch.nn.Parameter], group: distributed.ProcessGroup) -> None:
-    """Add up gradients over the replicas of a stage, in place, in one all-reduce of each type.
-
-    Stages scale their losses by the number of replicas already, so the sum is the mean over the global batch.
+    `rows` are the sequences of each micro-batch.
     """
-    if distributed.get_world_size(group) == 1:
-        return
-    by_type: dict[torch.dtype, list[torch.Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-    for gradients in by_type.values():
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        distributed.all_reduce(flat, group=group)
-        pieces = torch.split(flat, [gradient.numel() for gradient in gradients])
-        for gradient, piece in zip(gradients, pieces, strict=True):
-            gradient.copy_(piece.view_as(gradient))
+    pipeline = max(routes[0]) + 1
+    ways = sorted({way for route in routes for hop in pairwise(route) for way in (hop, hop[::-1]) if hop[0] != hop[1]})
+    shapes = Shapes(rows)
+    outboxes, inboxes = {}, {}
+    for replica in range(data):
+        for way in ways:
+            source, target = (rank_of(replica, end, pipeline=pipeline) for end in way)
+            group = groups.world if device.type == "cpu" else _introduced(source, target, device)
+            if groups.world.rank() == source:
+                outboxes[way[1]] = DistributedOutbox(_channel(groups, group, target, device, shapes))
+            elif groups.world.rank() == target:
+                inboxes[way[0]] = DistributedInbox(_channel(groups, group, source, device, shapes))
+    return Links(outboxes=outboxes, inboxes=inboxes)
 
 
-def _group(ranks: Iterable[int]) -> distributed.ProcessGroup:
+def new_group(ranks: Iterable[int]) -> distributed.ProcessGroup:
+    """Form a group; every rank calls it, its own group or not, at the same point."""
     # A rank outside the group gets a number instead; no such rank uses what it gets.
     return cast(distributed.ProcessGroup, distributed.new_group(list(ranks)))
+
+
+def _channel(
+    groups: Groups, group: distributed.ProcessGroup, peer: int, device: torch.device, shapes: Shapes
+) -> Channel:
+    return Channel(group=group, peer=peer, world=groups.world, device=device, shapes=shapes)
+
+
+def _introduced(source: int, target: int, device: torch.device) -> distributed.ProcessGroup:
+    """Form an NCCL group of two and let a first message pass.
+
+    NCCL's two ends meet at their first message, and wait for each other there; in the middle of a step, two ranks that
+    each sent first would wait for ever.
+    """
+    group = new_group((source, target))
+    token = torch.zeros(1, device=device)
+    if distributed.get_rank() == source:
+        distributed.send(token, target, group=group)
+    elif distributed.get_rank() == target:
+        distributed.recv(token, source, group=group)
+    return group

@@ -22,6 +22,7 @@ class State:
     kind: SpanKind
     micro_batch: int | None = None
     cause: str | None = None
+    chunk: int | None = None
 
 
 IDLE = State(SpanKind.IDLE)
@@ -154,6 +155,7 @@ class Recorder:
                         start_s=start_s,
                         end_s=end_s,
                         micro_batch=state.micro_batch,
+                        chunk=state.chunk,
                         cause=state.cause,
                     )
                 )

@@ -1,64 +1,96 @@
-"""Plays a rank's list of actions. It knows no schedule by name: what to do, and in which order, is all in the list.
-
-What to receive and send follows from an action and the stage's place: F3 needs the activation of micro-batch 3 from
-upstream and gives one downstream, B3 the gradient from downstream and gives one upstream.
-"""
+"""Plays a rank's list of actions. It knows no schedule by name: what to do, and in which order, is all in the list."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
-from pipelinejob.schedule import Action, ActionKind, wait_causes
+from pipelinejob.schedules.actions import ActionKind, Schedule
+from pipelinejob.schedules.causes import WaitCause
 from pipelinejob.timeline import SpanKind
-from pipelinejob_trainer.data import mix
+from pipelinejob_trainer.asynchronous import Asynchronous, Update, check_shares
+from pipelinejob_trainer.feed import Batches, Feed
 from pipelinejob_trainer.link import Links
+from pipelinejob_trainer.program import Program, bind
 from pipelinejob_trainer.recorder import IDLE, Recorder, State
+from pipelinejob_trainer.reduction import Reducer
 from pipelinejob_trainer.stage import Stage
-
-
-class Batches(Protocol):
-    """What a Dataset gives."""
-
-    def batch(self, step: int, replica: int, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give inputs and targets of a micro-batch."""
+from pipelinejob_trainer.tasks import Evaluation, Moment, Seat, Training, loss_weights
+from pipelinejob_trainer.versions import Versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
     """What a step gave beside gradients.
 
-    `loss_sum` is this rank's part of the global batch's mean loss: summed over all ranks it is that mean, in nats per
-    token. It is zero on all but last stages, and stays on the device.
+    `loss_sum` is this rank's seat of the global batch's mean loss: summed over all ranks it is that mean, in nats per
+    token. It is zero on ranks without a last stage, and stays on the device.
     """
 
     loss_sum: torch.Tensor
 
 
 class Runtime:
-    """A stage at work on its list of actions."""
+    """A rank at work on its list of actions."""
 
     def __init__(
         self,
         *,
-        actions: Sequence[Action],
-        stage: Stage,
+        schedule: Schedule,
+        rank: int,
+        chunks: Sequence[Stage],
         links: Links,
         recorder: Recorder,
         batches: Batches | None,
+        rows: Sequence[int],
         seed: int,
         replica: int = 0,
+        num_replicas: int = 1,
+        reducer: Reducer | None = None,
+        update: Update | None = None,
     ) -> None:
-        """Take what this rank has; `batches` may be None on a stage that is neither first nor last."""
-        self._actions = tuple(actions)
-        self._stage = stage
-        self._links = links
+        """Take what this rank has.
+
+        `rank` counts within the pipeline; `chunks` are as `schedule.held_by(rank)` orders them. `batches` may be None
+        where the rank has neither a first nor a last stage. `rows` are the sequences of each micro-batch. `update` is
+        for asynchronous schedules only.
+        """
         self._recorder = recorder
         self._batches = batches
+        self._chunks = tuple(chunks)
         self._replica = replica
-        self._seed = seed
-        self._causes = wait_causes(self._actions)
+        self._reducer = reducer
+        self._moment = Moment()
+        self._versions = _versions(self._chunks) if schedule.is_asynchronous else None
+        seat = Seat(
+            schedule=schedule,
+            rank=rank,
+            chunks=dict(zip(schedule.held_by(rank), self._chunks, strict=True)),
+            weights=loss_weights(schedule, rows, replicas=num_replicas),
+            first_sample=replica * schedule.num_micro_batches,
+        )
+        self._feed = self._make_feed(seat)
+        self._training = bind(
+            schedule,
+            rank,
+            tasks=self._make_tasks(seat, seed, update),
+            links=links,
+            feed=self._feed,
+            switch=recorder.switch,
+        )
+        self._evaluation = bind(
+            schedule.forward_only(),
+            rank,
+            tasks=Evaluation(seat=seat, moment=self._moment),
+            links=links,
+            feed=self._feed,
+            switch=_unrecorded,
+        )
+
+    @property
+    def peak_versions(self) -> int:
+        """Count the weight versions that were live at once, at most."""
+        return 1 if self._versions is None else self._versions.peak
 
     def run_step(self, step: int) -> StepResult:
         """Do forward and backward of a whole step; gradients are added to what the parameters hold.
@@ -66,67 +98,70 @@ class Runtime:
         Raises PeerLostError when a neighbour went away, UserError for data or layers that cannot be used.
         """
         self._recorder.begin_step(step)
-        # Dropout and the like draw from torch's state; set from the step's number, it needs no place in a checkpoint.
-        torch.manual_seed(mix(self._seed, step, self._replica, self._stage.first_layer))
-        self._expect()
-        losses = []
-        for action, cause in zip(self._actions, self._causes, strict=True):
-            if action.kind is ActionKind.FORWARD:
-                losses.append(self._forward(step, action.micro_batch, cause))
-            else:
-                self._backward(action.micro_batch, cause)
-        self._flush()
+        if self._versions is not None:
+            self._versions.begin()
+        self._play(self._training, step, self._batches)
+        if self._reducer is not None:
+            self._recorder.switch(_AT_THE_END)
+            self._reducer.wait()
         self._recorder.switch(IDLE)
-        loss_sum = torch.stack(losses).sum() if self._stage.is_last else torch.zeros((), device=self._stage.device)
-        return StepResult(loss_sum=loss_sum)
+        return self._result()
 
-    def _expect(self) -> None:
-        for kind, receiver in (
-            (ActionKind.FORWARD, self._links.activations_in),
-            (ActionKind.BACKWARD, self._links.gradients_in),
-        ):
-            if receiver is not None:
-                receiver.expect([action.micro_batch for action in self._actions if action.kind is kind])
+    def evaluate(self, step: int, batches: Batches | None = None) -> StepResult:
+        """Run the forwards of a step and keep nothing; `batches` stand in for those that are trained on.
 
-    def _forward(self, step: int, micro_batch: int, cause: str) -> torch.Tensor:
-        inputs, targets = self._data(step, micro_batch)
-        if self._links.activations_in is not None:
-            self._recorder.switch(State(SpanKind.RECV, micro_batch, cause))
-            inputs = self._links.activations_in.receive(micro_batch)
-        assert inputs is not None, "a stage is first or has a link upstream"
-        self._recorder.switch(State(SpanKind.FORWARD, micro_batch))
-        output = self._stage.forward(micro_batch, inputs, targets)
-        if self._links.activations_out is not None:
-            self._recorder.switch(State(SpanKind.SEND, micro_batch))
-            self._links.activations_out.send(micro_batch, output)
-        return output
+        Nothing is recorded of it. Raises what `run_step` does.
+        """
+        for chunk in self._chunks:
+            chunk.module.eval()
+        self._play(self._evaluation, step, batches or self._batches)
+        for chunk in self._chunks:
+            chunk.module.train()
+        return self._result()
 
-    def _backward(self, micro_batch: int, cause: str) -> None:
-        gradient = None
-        if self._links.gradients_in is not None:
-            self._recorder.switch(State(SpanKind.RECV, micro_batch, cause))
-            gradient = self._links.gradients_in.receive(micro_batch)
-        self._recorder.switch(State(SpanKind.BACKWARD_INPUT, micro_batch))
-        gradient = self._stage.backward(micro_batch, gradient)
-        if self._links.gradients_out is not None:
-            assert gradient is not None, "only the first stage gives no gradient, and it has no link upstream"
-            self._recorder.switch(State(SpanKind.SEND, micro_batch))
-            self._links.gradients_out.send(micro_batch, gradient)
+    def _play(self, program: Program, step: int, batches: Batches | None) -> None:
+        self._moment.begin(step)
+        self._feed.begin(batches, step)
+        program.play()
 
-    def _data(self, step: int, micro_batch: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        stage = self._stage
-        if not (stage.is_first or stage.is_last):
-            return None, None
-        assert self._batches is not None, "first and last stages have data"
-        self._recorder.switch(State(SpanKind.DATA, micro_batch))
-        inputs, targets = self._batches.batch(step, self._replica, micro_batch)
-        return (
-            inputs.to(stage.device) if stage.is_first else None,
-            targets.to(stage.device) if stage.is_last else None,
+    def _result(self) -> StepResult:
+        losses = self._moment.losses
+        return StepResult(
+            loss_sum=torch.stack(losses).sum() if losses else torch.zeros((), device=self._chunks[0].device)
         )
 
-    def _flush(self) -> None:
-        self._recorder.switch(State(SpanKind.SEND))
-        for sender in (self._links.activations_out, self._links.gradients_out):
-            if sender is not None:
-                sender.flush()
+    def _make_tasks(self, seat: Seat, seed: int, update: Update | None) -> Training:
+        moment, reducer, switch = self._moment, self._reducer, self._recorder.switch
+        if self._versions is None:
+            return Training(seat=seat, moment=moment, seed=seed, reducer=reducer, switch=switch)
+        assert update is not None, "an asynchronous schedule updates within the step"
+        check_shares(reducer)
+        return Asynchronous(
+            seat=seat,
+            moment=moment,
+            seed=seed,
+            reducer=reducer,
+            switch=switch,
+            versions=self._versions,
+            update=update,
+        )
+
+    def _make_feed(self, seat: Seat) -> Feed:
+        forwards = [action for action in seat.actions if action.kind is ActionKind.FORWARD]
+        return Feed(
+            replica=self._replica,
+            device=self._chunks[0].device,
+            inputs_of=(action.micro_batch for action in forwards if seat.held(action).stage == 0),
+            targets_of=(a.micro_batch for a in forwards if seat.held(a).stage == seat.schedule.num_stages - 1),
+        )
+
+
+def _versions(chunks: Sequence[Stage]) -> Versions:
+    return Versions({index: layer for chunk in chunks for index, layer in chunk.layers}.items())
+
+
+_AT_THE_END = State(SpanKind.IDLE, cause=WaitCause.BARRIER)
+
+
+def _unrecorded(_: State) -> None:
+    """Record nothing."""

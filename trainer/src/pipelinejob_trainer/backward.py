@@ -1,0 +1,172 @@
+"""A backward pass in two halves: the gradient of what a stage received, and later those of its parameters.
+
+The first half walks autograd's graph from the output to what was received and reckons nothing else. A node on that way
+where parameters join, at once or through a cast or a transposition, is a **junction**:
+
+    output <- linear2 <- gelu <- linear1 <- received
+                 |                  |
+              weight2            weight1
+
+The gradient that arrives at each junction is kept. The second half starts at the junctions with what was kept, one by
+one, and goes aside only, so that nothing of the first half's way is reckoned again.
+
+A parameter that joins at several junctions has a gradient in the first half: from the upper of its junctions the second
+half would have to come down the first half's way to reach the lower one. Where nothing was received, on the first
+stage, the first half goes back to an **entrance** inside of it, and what lies below is the second half's.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from pipelinejob_trainer.saved import SavedTensors
+
+_Edges = tuple[tuple[Node, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Junction:
+    """A node on the way where parameters join, and the edges by which gradients come to it."""
+
+    node: Node
+    edges: tuple[GradientEdge, ...]
+    parameters: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How the first half goes. `repeated` are the parameters of several junctions."""
+
+    junctions: tuple[Junction, ...]
+    repeated: tuple[torch.Tensor, ...]
+
+
+class SplitBackward:
+    """One micro-batch's backward pass, half by half.
+
+    `root` is a scalar that starts it. `entrance` is where the first half goes back to: what was received, or a place
+    inside the graph; None leaves all to the second half.
+    """
+
+    def __init__(self, root: torch.Tensor, entrance: GradientEdge | None, saved: SavedTensors) -> None:
+        self._root = root
+        self._entrance = entrance
+        self._saved = saved
+        self._junctions: Sequence[Junction] = ()
+        self._kept: Sequence[torch.Tensor | None] = ()
+        self._is_all_left = True
+
+    def input_half(self) -> torch.Tensor | None:
+        """Give the gradient of the entrance, None if it has none; keep what the second half needs."""
+        if self._entrance is None:
+            return None
+        way = find_way(self._root, self._entrance)
+        if way is None:
+            return None
+        self._is_all_left = False
+        self._junctions = way.junctions
+        edges = [edge for junction in way.junctions for edge in junction.edges]
+        with self._saved.watching(junction.node for junction in way.junctions):
+            gradient, *others = torch.autograd.grad(
+                self._root, (self._entrance, *edges, *_edges_of(way.repeated)), retain_graph=True, allow_unused=True
+            )
+        self._kept = others[: len(edges)]
+        _accumulate(way.repeated, others[len(edges) :])
+        self._saved.let_go_of_the_way()
+        return gradient
+
+    def weight_half(self) -> None:
+        """Add the rest to the parameters' gradients; everything is let go of."""
+        if self._is_all_left:
+            self._root.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+            return
+        kept = iter(self._kept)
+        for junction in self._junctions:
+            pairs = [(edge, gradient) for edge in junction.edges if (gradient := next(kept)) is not None]
+            if pairs:
+                edges, gradients = zip(*pairs, strict=True)
+                torch.autograd.backward(edges, gradients, inputs=junction.parameters)
+        self._kept = self._junctions = ()
+
+
+def find_way(root: torch.Tensor, entrance: GradientEdge) -> Way | None:
+    """Find the way from the root back to the entrance; None if there is none."""
+    assert root.grad_fn is not None, "a root that needs no gradient starts no backward pass"
+    goal = entrance.node
+    edges_of = _children_first(root.grad_fn)
+    on_way: set[Node] = set()
+    aside: dict[Node, tuple[torch.Tensor, ...]] = {}  # the parameters that a node off the way leads to
+    joining: dict[Node, tuple[torch.Tensor, ...]] = {}  # those that join at a node on it
+    for node, edges in edges_of.items():
+        below = [child for child, _ in edges if child not in on_way]
+        parameters = _union(aside[child] for child in below)
+        if node is goal or len(below) < len(edges):
+            on_way.add(node)
+            joining[node] = parameters
+        else:
+            aside[node] = parameters if edges else _leaf(node)
+    if root.grad_fn not in on_way:
+        return None
+    return _way(edges_of, joining)
+
+
+def _way(edges_of: dict[Node, _Edges], joining: dict[Node, tuple[torch.Tensor, ...]]) -> Way:
+    counts: dict[torch.Tensor, int] = {}
+    for parameters in joining.values():
+        for parameter in parameters:
+            counts[parameter] = counts.get(parameter, 0) + 1
+    slots: dict[Node, dict[int, None]] = {}
+    for node in joining:
+        for child, slot in edges_of[node]:
+            slots.setdefault(child, {})[slot] = None
+    junctions = []
+    for node, parameters in joining.items():
+        single = tuple(each for each in parameters if counts[each] == 1)
+        if single:
+            edges = tuple(GradientEdge(node, slot) for slot in slots.get(node, (0,)))
+            junctions.append(Junction(node, edges, single))
+    return Way(tuple(junctions), tuple(parameter for parameter, count in counts.items() if count > 1))
+
+
+def _children_first(root: Node) -> dict[Node, _Edges]:
+    """Give all nodes under a root, each one after those that it hands gradients to, and where it hands them."""
+    edges_of: dict[Node, _Edges] = {}
+    finished: dict[Node, _Edges] = {}
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        if node in edges_of:
+            finished[node] = edges_of[node]
+            stack.pop()
+            continue
+        edges = edges_of[node] = tuple(edge for edge in node.next_functions if edge[0] is not None)  # type: ignore[misc]
+        stack.extend(child for child, _ in edges if child not in edges_of)
+    return finished
+
+
+def _leaf(node: Node) -> tuple[torch.Tensor, ...]:
+    variable = getattr(node, "variable", None)  # only nodes that end in a leaf have it
+    return () if variable is None else (variable,)
+
+
+def _union(groups: Iterable[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+    filled = [group for group in groups if group]
+    if len(filled) <= 1:
+        return filled[0] if filled else ()
+    return tuple(dict.fromkeys(each for group in filled for each in group))
+
+
+def _edges_of(tensors: Iterable[torch.Tensor]) -> tuple[GradientEdge, ...]:
+    return tuple(map(get_gradient_edge, tensors))
+
+
+def _accumulate(parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            continue
+        if parameter.grad is None:
+            parameter.grad = gradient
+        else:
+            parameter.grad += gradient
