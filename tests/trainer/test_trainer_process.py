@@ -232,7 +232,10 @@ def test_a_profile_covers_every_layer_and_the_link() -> None:
 
     assert [layer.name for layer in profile.layers] == ["embedding", "block-0", "block-1", "head"]
     assert profile.source is CostSource.PROFILED
-    assert all(layer.forward_s > 0 and layer.backward_s > 0 and layer.optimizer_s > 0 for layer in profile.layers)
+    assert all(
+        layer.forward_s > 0 and layer.backward_weight_s > 0 and layer.optimizer_s > 0 for layer in profile.layers
+    )
+    assert all(layer.backward_input_s > 0.1 * layer.backward_weight_s for layer in profile.layers[1:])
     assert [layer.output_bytes for layer in profile.layers] == [2 * 16 * 16 * 4] * 3 + [0]
     assert profile.layers[0].parameter_bytes == (256 + 16) * 16 * 4
     assert profile.layers[1].activation_bytes > 2 * 16 * 16 * 4

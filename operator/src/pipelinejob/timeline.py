@@ -16,6 +16,7 @@ class SpanKind(StrEnum):
     OPTIMIZER = "optimizer"
     DATA = "data"
     CHECKPOINT = "checkpoint"
+    EVALUATION = "evaluation"
     IDLE = "idle"  # waiting for the other stages at the end of a step, or for no reason of the above
 
 
@@ -63,7 +64,7 @@ class Timeline(Value):
 def bubble_ratio(spans: tuple[Span, ...]) -> float:
     """Give the share of the schedule's time that a stage spent waiting: waiting / (waiting + compute).
 
-    Optimiser, data and checkpoint time belong to no schedule and count on neither side, so that a balanced pipeline
+    Optimiser, data, checkpoint and evaluation time belong to no schedule and count on neither side, so that a balanced pipeline
     without communication has (p-1)/(m+p-1) under GPipe and 1F1B.
     """
     compute = sum(span.end_s - span.start_s for span in spans if span.kind in COMPUTE)

@@ -49,7 +49,7 @@ def _train(config: Config, plan: Plan, account: Account, words: LastWords) -> No
     from pipelinejob_trainer import loop, process  # noqa: PLC0415  # torch, see above
 
     prepared = loop.Preparation(config, plan)
-    membership = process.join(config, plan, prepared.device)
+    membership = process.join(config, prepared.rank)
     liveness = process.watch_over(
         membership, on_lost=lambda rank: _leave_bereft(rank, plan.parallelism.pipeline, account, words)
     )

@@ -7,7 +7,7 @@ from prometheus_client.exposition import generate_latest
 
 from pipelinejob.plan import Plan, StagePlan
 from pipelinejob.schedules.causes import WaitCause
-from pipelinejob.timeline import WAITING, SpanKind, StageTimeline
+from pipelinejob.timeline import WAITING, Span, SpanKind, StageTimeline
 
 _LABELS = ("namespace", "pipelinejob", "stage", "replica")
 _STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 150.0, 600.0)
@@ -118,7 +118,7 @@ class Metrics:
         for span in timeline.spans:
             self._seconds[span.kind].inc(span.end_s - span.start_s)
             if span.kind in WAITING:
-                self._idle[span.cause or _OTHER].inc(span.end_s - span.start_s)
+                self._idle[_cause(span)].inc(span.end_s - span.start_s)
 
     def render(self) -> bytes:
         """Give all metrics in Prometheus' text format."""
@@ -129,6 +129,10 @@ class Metrics:
 
     def _gauge(self, name: str, help_text: str) -> Gauge:
         return Gauge(name, help_text, _LABELS, registry=self._registry).labels(**self._own)
+
+
+def _cause(span: Span) -> str:
+    return span.cause or (WaitCause.SEND if span.kind is SpanKind.SEND else _OTHER)
 
 
 def _layers(planned: StagePlan) -> str:

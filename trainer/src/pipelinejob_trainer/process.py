@@ -1,6 +1,6 @@
 """torch.distributed's life in this process: choose the device, meet the gang, part from it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +17,8 @@ from pipelinejob_trainer.gang import Gang, peer_errors
 from pipelinejob_trainer.link import Links
 from pipelinejob_trainer.liveness import Liveness, neighbours
 from pipelinejob_trainer.parallel import connect, process_groups, rank_of
+from pipelinejob_trainer.rank import Rank
+from pipelinejob_trainer.reduction import SumOver, sums_over_groups
 
 # Pods of a gang start together, but one may have to pull its image first.
 _RENDEZVOUS_TIMEOUT = timedelta(minutes=15)
@@ -27,10 +29,14 @@ _OPERATION_TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """This rank's place in a gang that has met."""
+    """This rank's place in a gang that has met.
+
+    `link` makes links to the neighbours, for micro-batches of so many sequences; all ranks call it at the same point.
+    """
 
     gang: Gang
-    links: Links
+    link: Callable[[Sequence[int]], Links]
+    sum_over: SumOver
     rendezvous: Address
     prefix: str  # of this attempt's keys in the rendezvous store
 
@@ -51,25 +57,31 @@ def choose_device(plan: Plan) -> torch.device:
     return device
 
 
-def join(config: Config, plan: Plan, device: torch.device) -> Membership:
-    """Wait until all ranks of this attempt are here, and connect them.
+def join(config: Config, rank: Rank) -> Membership:
+    """Wait until all ranks of this attempt are here, and form the groups in which they work together.
 
     Raises PeerLostError when one does not come, or goes away meanwhile.
     """
-    num_stages, num_replicas = plan.parallelism.pipeline, plan.parallelism.data
-    rank, size = rank_of(config.replica, config.stage, pipeline=num_stages), num_stages * num_replicas
+    parallelism = rank.plan.parallelism
+    num_stages, num_replicas = parallelism.pipeline, parallelism.data
+    number, size = rank_of(config.replica, config.stage, pipeline=num_stages), num_stages * num_replicas
     prepare_environment(config.rendezvous)
     # Ranks of an older attempt that come late find nobody under their prefix.
     prefix = f"{config.namespace}/{config.job}/attempt-{config.attempt}"
     with _meeting(config.rendezvous):
-        store = PrefixStore(prefix, _store(config.rendezvous, rank=rank, is_master=rank == 0))
-        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_OPERATION_TIMEOUT)
+        store = PrefixStore(prefix, _store(config.rendezvous, rank=number, is_master=number == 0))
+        backend = "gloo" if rank.device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        distributed.init_process_group(backend, store=store, rank=number, world_size=size, timeout=_OPERATION_TIMEOUT)
     with peer_errors():
         groups = process_groups(pipeline=num_stages, data=num_replicas)
-        links = connect(groups, pipeline=num_stages, data=num_replicas, device=device)
+        sum_over = sums_over_groups(rank.layout.all_shares(rank.part))
+    routes = rank.layout.schedule.routes
     return Membership(
-        gang=Gang(groups, num_stages=num_stages), links=links, rendezvous=config.rendezvous, prefix=prefix
+        gang=Gang(groups, num_stages=num_stages),
+        link=lambda rows: connect(groups, routes=routes, rows=rows, data=num_replicas, device=rank.device),
+        sum_over=sum_over,
+        rendezvous=config.rendezvous,
+        prefix=prefix,
     )
 
 

@@ -1,7 +1,7 @@
 """What each layer costs on this device: the measured Profile that a plan can be made from.
 
 A layer is measured as the run will play it: as a stage of its own, with the run's micro-batch, precision and number of
-threads. Blocks of a built-in model are equal, so one of them speaks for all.
+threads, its backward pass whole or in halves. Blocks of a built-in model are equal, so one of them speaks for all.
 """
 
 import math
@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from statistics import median
 
@@ -20,6 +20,7 @@ from torch.distributed import HashStore, ProcessGroupGloo  # type: ignore[attr-d
 
 from pipelinejob.cost import LayerCost, Profile
 from pipelinejob.plan import CostSource, Plan
+from pipelinejob.playing import schedule_of
 from pipelinejob.spec import Device
 from pipelinejob_trainer.config import Address, prepare_environment
 from pipelinejob_trainer.data import Dataset, open_dataset
@@ -72,7 +73,7 @@ def measure(plan: Plan) -> Profile:
 
 
 def _measure_layers(plan: Plan, data: Dataset, device: torch.device) -> list[LayerCost]:
-    count = num_layers(plan.model)
+    count, is_split = num_layers(plan.model), schedule_of(plan).is_split
     tokens, targets = (each.to(device) for each in data.batch(1, 0, 0))
     costs: list[LayerCost] = []
     received = tokens
@@ -81,9 +82,32 @@ def _measure_layers(plan: Plan, data: Dataset, device: torch.device) -> list[Lay
             costs.append(costs[1].model_copy(update={"name": f"block-{index - 1}"}))
             continue
         entry = build_layers(plan.model, plan.data, first=index, end=index + 1, seed=plan.training.seed)[0]
-        cost, received = _Bench(plan, entry, received, targets, device, count=count).measure()
+        bench = _Bench(plan, entry, received, targets, device, is_last=index == count - 1)
+        cost, received = bench.measure(is_split=is_split)
         costs.append(cost)
     return costs
+
+
+@dataclass(slots=True)
+class _Times:
+    """What each pass took, micro-batch by micro-batch."""
+
+    forward: list[float] = field(default_factory=list)
+    backward: list[float] = field(default_factory=list)
+    backward_input: list[float] = field(default_factory=list)
+    backward_weight: list[float] = field(default_factory=list)
+
+    def typical(self, *, is_split: bool) -> tuple[float, float, float]:
+        """Give the seconds of forward, input gradient and weight gradient.
+
+        Where backward passes are whole, their halves are shares of the whole one, which walks the graph only once.
+        """
+        forward, whole, first, second = (
+            median(times[_WARM_UPS:])
+            for times in (self.forward, self.backward, self.backward_input, self.backward_weight)
+        )
+        scale = 1.0 if is_split else whole / (first + second)
+        return forward, first * scale, second * scale
 
 
 class _Bench:
@@ -97,55 +121,64 @@ class _Bench:
         targets: torch.Tensor,
         device: torch.device,
         *,
-        count: int,
+        is_last: bool,
     ) -> None:
         self._name = entry.name
         self._device = device
         self._received = received
-        self._targets = targets
-        self._stage = Stage(
-            [entry],
-            is_first=entry.index == 0,
-            is_last=entry.index == count - 1,
-            loss_weight=1.0,
-            precision=plan.training.precision,
-            device=device,
+        self._targets = targets if is_last else None
+        self._whole, self._split = (
+            Stage(
+                [entry],
+                is_first=entry.index == 0,
+                is_last=is_last,
+                precision=plan.training.precision,
+                device=device,
+                is_split=is_split,
+            )
+            for is_split in (False, True)
         )
-        self._stage.module.float()
-        self._optimizer = AdamW(self._stage.named_parameters(), weight_decay=plan.training.weight_decay)
+        entry.module.float()
+        self._optimizer = AdamW(entry.named_parameters(), weight_decay=plan.training.weight_decay)
         self._learning_rate = plan.training.learning_rate
 
-    def measure(self) -> tuple[LayerCost, torch.Tensor]:
+    def measure(self, *, is_split: bool) -> tuple[LayerCost, torch.Tensor]:
         """Give the layer's cost, and what the next layer receives."""
         output, activation_bytes = self._observe_forward()
-        gradient = None if self._stage.is_last else torch.ones_like(output)
-        forwards, backwards = [], []
-        began = time.perf_counter()
-        for repeat in range(_WARM_UPS + _REPEATS):
-            forwards.append(self._seconds(self._forward))
-            backwards.append(self._seconds(lambda: self._stage.backward(0, gradient)))
-            if repeat >= _WARM_UPS and time.perf_counter() - began > _LAYER_BUDGET_S:
-                break
-        parameters = sum(each.nbytes for each in self._optimizer.parameters.values())
+        forward_s, backward_input_s, backward_weight_s = self._time_passes(output).typical(is_split=is_split)
         cost = LayerCost(
             name=self._name,
-            forward_s=median(forwards[_WARM_UPS:]),
-            backward_s=median(backwards[_WARM_UPS:]),
+            forward_s=forward_s,
+            backward_input_s=backward_input_s,
+            backward_weight_s=backward_weight_s,
             optimizer_s=self._optimizer_s(),
-            parameter_bytes=parameters,
+            parameter_bytes=sum(each.nbytes for each in self._optimizer.parameters.values()),
             activation_bytes=activation_bytes,
-            output_bytes=0 if self._stage.is_last else output.nbytes,
+            output_bytes=0 if self._whole.is_last else output.nbytes,
         )
         return cost, output
 
-    def _forward(self) -> torch.Tensor:
-        received = self._received.detach().clone()
-        return self._stage.forward(0, received, self._targets if self._stage.is_last else None)
+    def _time_passes(self, output: torch.Tensor) -> _Times:
+        gradient = None if self._whole.is_last else torch.ones_like(output)
+        times = _Times()
+        began = time.perf_counter()
+        for repeat in range(_WARM_UPS + _REPEATS):
+            times.forward.append(self._seconds(lambda: self._forward(self._whole)))
+            times.backward.append(self._seconds(lambda: self._whole.backward(0, gradient)))
+            self._forward(self._split)
+            times.backward_input.append(self._seconds(lambda: self._split.backward_input(0, gradient)))
+            times.backward_weight.append(self._seconds(lambda: self._split.backward_weight(0)))
+            if repeat >= _WARM_UPS and time.perf_counter() - began > _LAYER_BUDGET_S:
+                break
+        return times
+
+    def _forward(self, stage: Stage) -> torch.Tensor:
+        return stage.forward(0, self._received.detach().clone(), self._targets)
 
     def _observe_forward(self) -> tuple[torch.Tensor, int]:
         """Run forward once; count the distinct memory that it keeps for backward, parameters aside."""
         kept: dict[int, int] = {}
-        known = {each.untyped_storage().data_ptr() for each in self._stage.module.parameters()}
+        known = {each.untyped_storage().data_ptr() for each in self._optimizer.parameters.values()}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
@@ -154,8 +187,8 @@ class _Bench:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = self._forward()
-        self._stage.backward(0, None if self._stage.is_last else torch.ones_like(output))
+            output = self._forward(self._whole)
+        self._whole.backward(0, None if self._whole.is_last else torch.ones_like(output))
         return output, sum(kept.values())
 
     def _optimizer_s(self) -> float:

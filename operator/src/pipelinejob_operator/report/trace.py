@@ -24,6 +24,7 @@ _COLOURS = {
     SpanKind.IDLE: "grey",
     SpanKind.DATA: "olive",
     SpanKind.CHECKPOINT: "black",
+    SpanKind.EVALUATION: "olive",
 }
 _LETTERS = {SpanKind.FORWARD: "F", SpanKind.BACKWARD_INPUT: "B", SpanKind.BACKWARD_WEIGHT: "W"}
 _MEASURED_PID = 1000  # predicted processes count from 0
