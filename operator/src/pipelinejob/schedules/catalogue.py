@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipelinejob.schedules import asynchronous, flush, interleaved, zero_bubble
+from pipelinejob.schedules import asynchronous, bidirectional, flush, interleaved, wave, zero_bubble
 from pipelinejob.schedules.actions import Schedule, ScheduleError
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
@@ -76,6 +76,27 @@ _FAMILIES = (
         source="evaluation and inference",
         make=lambda s: interleaved.forward_only(s.num_ranks, s.num_micro_batches, s.chunks(1)),
         chunk_choice=True,
+    ),
+    Family(
+        name=ScheduleName.DUALPIPE,
+        title="both directions, each forward paired with the other direction's backward; two copies of the weights",
+        source="DeepSeek-AI 2024, arXiv 2412.19437",
+        make=bidirectional.dualpipe,
+        is_split=True,
+    ),
+    Family(
+        name=ScheduleName.HANAYO,
+        title="1F1B in waves, the route turning round at both ends",
+        source="Liu et al. 2023, arXiv 2308.15762",
+        make=wave.hanayo,
+        usual_chunks=2,
+        chunk_choice=True,
+    ),
+    Family(
+        name=ScheduleName.CHIMERA,
+        title="1F1B from both ends at once; two copies of the weights",
+        source="Li and Hoefler 2021, arXiv 2107.06925",
+        make=bidirectional.chimera,
     ),
     Family(
         name=ScheduleName.PIPEDREAM,

@@ -1,0 +1,168 @@
+"""Chimera, DualPipe and Hanayo: lists, bubbles and memory against their papers' formulas."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelinejob.schedules.actions import ActionKind, Producers, ScheduleError, needs
+from pipelinejob.schedules.bidirectional import chimera, dualpipe
+from pipelinejob.schedules.costs import Costs, equal_shares
+from pipelinejob.schedules.memory import peak_activations
+from pipelinejob.schedules.setting import Setting
+from pipelinejob.schedules.text import render
+from pipelinejob.schedules.validate import validate
+from pipelinejob.schedules.wave import hanayo
+from pipelinejob.simulate import simulate
+
+
+def setting(p, m, v=None):
+    return Setting(num_ranks=p, num_micro_batches=m, num_chunks=v)
+
+
+def idle(schedule, *, forward_s=1.0, input_s=1.0, weight_s=1.0):
+    """Give the makespan less a rank's work, in the unit of a rank's share."""
+    costs = equal_shares(schedule.num_ranks, forward_s=forward_s, input_s=input_s, weight_s=weight_s)
+    work = schedule.num_micro_batches * (forward_s + input_s + weight_s)
+    return simulate(schedule, costs(schedule.routes)).makespan_s - work
+
+
+def test_chimera_enters_the_pipeline_at_both_ends():
+    assert render(chimera(setting(4, 4))).splitlines() == [
+        "route 0 1 2 3: 0 2",
+        "route 3 2 1 0: 1 3",
+        "F0 F2 F1 B1 F3 B3 B0 B2",
+        "F0 F1 F2 F3 B1 B0 B3 B2",
+        "F1 F0 F3 F2 B0 B1 B2 B3",
+        "F1 F3 F0 B0 F2 B2 B1 B3",
+    ]
+
+
+@pytest.mark.parametrize("p", [2, 4, 6, 8])
+@pytest.mark.parametrize("units", [1, 2, 3])
+def test_chimeras_bubble_is_the_papers_where_backward_and_forward_are_alike(p, units):
+    """(D-2)/(2N+D-2) of the makespan: D-2 forwards are lost."""
+    assert idle(chimera(setting(p, units * p)), input_s=0.5, weight_s=0.5) == p - 2
+
+
+@pytest.mark.parametrize("p", [2, 4, 6, 8])
+def test_chimeras_bubble_is_the_papers_where_a_backward_takes_two_forwards(p):
+    """(D-2)/(3N/2+D-2) of the makespan, N = D: 2(D-2) forwards are lost."""
+    assert idle(chimera(setting(p, p))) == 2 * (p - 2)
+
+
+@pytest.mark.parametrize("p", [2, 4, 6, 8])
+def test_chimera_holds_half_the_depth_and_one_more_at_the_ends(p):
+    inward = [min(i, p - 1 - i) for i in range(p)]
+
+    assert peak_activations(chimera(setting(p, p))) == tuple(p / 2 + 1 + i for i in inward)
+    assert max(peak_activations(chimera(setting(p, 4 * p)))) == p
+
+
+@given(p=st.sampled_from([2, 4, 6]), m=st.integers(1, 20))
+def test_chimera_can_be_played_with_any_number_of_micro_batches(p, m):
+    validate(chimera(setting(p, m)))
+
+
+@pytest.mark.parametrize("p", [2, 4, 6, 8, 12])
+@pytest.mark.parametrize("extra", [0, 2, 8])
+def test_dualpipe_loses_less_than_its_formula_as_a_pairs_parts_need_not_wait_for_each_other(p, extra):
+    schedule = dualpipe(setting(p, 2 * p + extra))
+    f, i, w = 18.5, 18.1, 9.3
+
+    validate(schedule)
+    assert idle(schedule, forward_s=f, input_s=i, weight_s=w) == pytest.approx((p / 2 - 1) * (f + i - w))
+    assert peak_activations(schedule) == (p + 1,) * p
+
+
+def played_in_pairs(schedule, costs):
+    """Give the makespan where a forward with a backward of the other direction right behind it is one action."""
+    producers, ends = Producers(schedule), {}
+    seconds = {
+        ActionKind.FORWARD: costs.forward_s[0],
+        ActionKind.BACKWARD: costs.input_s[0] + costs.weight_s[0],
+        ActionKind.INPUT: costs.input_s[0],
+        ActionKind.WEIGHT: costs.weight_s[0],
+    }
+    todo = [_paired(schedule, actions) for actions in schedule.ranks]
+    free, moved = [0.0] * schedule.num_ranks, True
+    while moved:
+        moved = False
+        for rank, groups in enumerate(todo):
+            while groups:
+                own = {(rank, action) for action in groups[0]}
+                wanted = {need for action in groups[0] for need in needs(schedule, rank, action, producers)} - own
+                if not all(need in ends for need in wanted):
+                    break
+                start = max([free[rank], *(ends[need] for need in wanted)])
+                free[rank] = start + sum(seconds[action.kind] for action in groups[0])
+                ends |= dict.fromkeys(((rank, action) for action in groups.pop(0)), free[rank])
+                moved = True
+    assert not any(todo)
+    return max(free)
+
+
+def _paired(schedule, actions):
+    groups = [[actions[0]]]
+    for before, action in pairwise(actions):
+        is_pair = (before.kind, action.kind) == (ActionKind.FORWARD, ActionKind.BACKWARD)
+        crosses = schedule.route_of[before.micro_batch] != schedule.route_of[action.micro_batch]
+        if is_pair and crosses:
+            groups[-1].append(action)
+        else:
+            groups.append([action])
+    return groups
+
+
+@pytest.mark.parametrize("p", [2, 4, 6, 8])
+def test_dualpipe_in_pairs_that_cannot_be_parted_has_the_bubble_of_its_formula(p):
+    """(p/2-1)(F&B + B - 3W) with F&B = F + B: README of DeepSeek's DualPipe, B = I + W; exact where F = I."""
+    schedule = dualpipe(setting(p, 2 * p))
+    f, i, w = 18.5, 18.5, 9.3
+    costs = Costs(forward_s=(f,) * p, input_s=(i,) * p, weight_s=(w,) * p)
+
+    lost = played_in_pairs(schedule, costs) - 2 * p * (f + i + w)
+    assert lost == pytest.approx((p / 2 - 1) * ((f + i + w) + (i + w) - 3 * w))
+
+
+@pytest.mark.parametrize("p", [2, 3, 4, 8])
+@pytest.mark.parametrize("units", [1, 2, 4])
+def test_one_wave_of_hanayo_loses_two_thirds_of_what_1f1b_does(p, units):
+    schedule = hanayo(setting(p, units * p))
+
+    assert idle(schedule) == pytest.approx(4 * (p - 1) / 2)
+    assert max(peak_activations(schedule)) <= p + 0.5
+
+
+@pytest.mark.parametrize(("p", "m", "lost"), [(2, 4, 4 / 4), (4, 4, 13 / 4), (4, 8, 16 / 4), (8, 8, 30 / 4)])
+def test_two_waves_of_hanayo_lose_less_still(p, m, lost):
+    assert idle(hanayo(setting(p, m, v=4))) == pytest.approx(lost)
+
+
+@given(p=st.integers(1, 5), m=st.integers(1, 10), w=st.integers(1, 3))
+def test_hanayo_can_be_played_whatever_the_sizes(p, m, w):
+    schedule = hanayo(setting(p, m, v=2 * w))
+
+    validate(schedule)
+    assert schedule.num_stages == 2 * w * p
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes", "problem"),
+    [
+        (chimera, (3, 6), "Chimera runs from both ends and needs an even number of ranks, not 3"),
+        (
+            dualpipe,
+            (4, 7),
+            "7 micro-batches cannot fill DualPipe on 4 ranks; use an even number, at least 8, or Chimera",
+        ),
+        (hanayo, (4, 8, 3), "3 chunks on a rank are no whole number of waves; Hanayo needs an even number"),
+        (hanayo, (4, 8, 1), "1 chunks on a rank are too few; this schedule needs at least 2"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_with_the_way_out(make, sizes, problem):
+    with pytest.raises(ScheduleError) as error:
+        make(setting(*sizes))
+
+    assert str(error.value) == problem
