@@ -88,7 +88,7 @@ _FAMILIES = (
         name=ScheduleName.HANAYO,
         title="1F1B in waves, the route turning round at both ends",
         source="Liu et al. 2023, arXiv 2308.15762",
-        make=wave.hanayo,
+        make=lambda s: wave.hanayo(s.num_ranks, s.num_micro_batches, s.chunks(2, least=2)),
         usual_chunks=2,
         chunk_choice=True,
     ),

@@ -1,14 +1,6 @@
 """Hanayo's waves: one route that runs up and down the ranks, several times."""
 
-from pipelinejob.schedules.actions import (
-    Action,
-    B,
-    F,
-    Schedule,
-    ScheduleError,
-    folded,
-    one_route,
-)
+from pipelinejob.schedules.actions import Action, B, F, Schedule, ScheduleError, folded, one_route
 
 
 def hanayo(num_ranks: int, num_micro_batches: int, num_chunks: int) -> Schedule:
@@ -16,15 +8,13 @@ def hanayo(num_ranks: int, num_micro_batches: int, num_chunks: int) -> Schedule:
 
     p = 2, w = 1, m = 2, a backward as long as a forward:
 
-        rank 0  F0 -- F1 F0.1 B0.1 F1.1 B1.1 B0 -- B1
+        rank 0  F0 F1 -- F0.1 B0.1 F1.1 B1.1 B0 -- B1
         rank 1  -- F0 F0.1 F1 F1.1 B0.1 B0 B1.1 B1 --
 
     Micro-batch j of a unit passes stage s, forward, in slot s + 2j and, backward, in slot 2S - 1 - s + 2j, where
-    S = 2wp; the next unit follows 4wp slots later. On no rank do two fall together, and between its first and its last
-    slot a rank has next to no empty ones: with backward and forward equally long, p dividing m,
-    bubble = (p-1)F/w, half a wth of 1F1B's. With backward twice as long it is (m/p + 1)(p-1)F/w: there the units leave
-    gaps. Rank i holds p - (p-1-i)/(2w) micro-batches or, of fewer, all. Where p does not divide m, the last unit is
-    shorter.
+    S = 2wp; the next unit follows 4wp slots later. On no rank do two fall together. With backward and forward equally
+    long, p dividing m, bubble = (p-1)F/w, a 2w-th of 1F1B's. With backward twice as long it is (m/p + 1)(p-1)F/w: then
+    units leave gaps. Rank i holds p - (p-1-i)/(2w) micro-batches. Where p does not divide m, the last unit is shorter.
 
     Raises ScheduleError for an odd number of chunks.
     """

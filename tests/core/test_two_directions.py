@@ -1,4 +1,4 @@
-"""Chimera, DualPipe and Hanayo: lists, bubbles and memory against their papers' formulas."""
+"""Chimera and DualPipe: lists, bubbles and memory against their papers' formulas."""
 
 from itertools import pairwise
 
@@ -13,12 +13,11 @@ from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.text import render
 from pipelinejob.schedules.validate import validate
-from pipelinejob.schedules.wave import hanayo
 from pipelinejob.simulate import simulate
 
 
-def setting(p, m, v=None):
-    return Setting(num_ranks=p, num_micro_batches=m, num_chunks=v)
+def setting(p, m):
+    return Setting(num_ranks=p, num_micro_batches=m)
 
 
 def idle(schedule, *, forward_s=1.0, input_s=1.0, weight_s=1.0):
@@ -126,28 +125,6 @@ def test_dualpipe_in_pairs_that_cannot_be_parted_has_the_bubble_of_its_formula(p
     assert lost == pytest.approx((p / 2 - 1) * ((f + i + w) + (i + w) - 3 * w))
 
 
-@pytest.mark.parametrize("p", [2, 3, 4, 8])
-@pytest.mark.parametrize("units", [1, 2, 4])
-def test_one_wave_of_hanayo_loses_two_thirds_of_what_1f1b_does(p, units):
-    schedule = hanayo(setting(p, units * p))
-
-    assert idle(schedule) == pytest.approx(4 * (p - 1) / 2)
-    assert max(peak_activations(schedule)) <= p + 0.5
-
-
-@pytest.mark.parametrize(("p", "m", "lost"), [(2, 4, 4 / 4), (4, 4, 13 / 4), (4, 8, 16 / 4), (8, 8, 30 / 4)])
-def test_two_waves_of_hanayo_lose_less_still(p, m, lost):
-    assert idle(hanayo(setting(p, m, v=4))) == pytest.approx(lost)
-
-
-@given(p=st.integers(1, 5), m=st.integers(1, 10), w=st.integers(1, 3))
-def test_hanayo_can_be_played_whatever_the_sizes(p, m, w):
-    schedule = hanayo(setting(p, m, v=2 * w))
-
-    validate(schedule)
-    assert schedule.num_stages == 2 * w * p
-
-
 @pytest.mark.parametrize(
     ("make", "sizes", "problem"),
     [
@@ -157,8 +134,6 @@ def test_hanayo_can_be_played_whatever_the_sizes(p, m, w):
             (4, 7),
             "7 micro-batches cannot fill DualPipe on 4 ranks; use an even number, at least 8, or Chimera",
         ),
-        (hanayo, (4, 8, 3), "3 chunks on a rank are no whole number of waves; Hanayo needs an even number"),
-        (hanayo, (4, 8, 1), "1 chunks on a rank are too few; this schedule needs at least 2"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused_with_the_way_out(make, sizes, problem):
