@@ -1,5 +1,6 @@
 """Models as a user might bring them, good and bad, for `spec.model.entrypoint`."""
 
+import random
 from collections.abc import Callable
 
 import torch
@@ -77,6 +78,21 @@ class Nan(nn.Module):
 
 def makes_nan() -> list[nn.Module]:
     return [nn.Embedding(256, 8), Nan(), nn.Linear(8, 256)]
+
+
+class Moody(nn.Module):
+    """Draws where nobody can make it draw the same again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) * (1 + random.random())
+
+
+def moody() -> list[nn.Module]:
+    return [nn.Embedding(256, 8), Moody(), nn.Linear(8, 256)]
 
 
 def dropout_in_each_layer() -> list[nn.Module]:

@@ -7,21 +7,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from gangs import Gang, plan
 from pipelinejob import names
 from pipelinejob.plan import Plan
 from pipelinejob.progress import ExitCode, Phase
-from pipelinejob.spec import Model, Schedule
+from pipelinejob.schedules.causes import WaitCause
+from pipelinejob.spec import Evaluation, GptModel, Model, ScheduleName, ScheduleSpec
 from pipelinejob.timeline import Timeline
+from pipelinejob_trainer.checkpoint_folder import CheckpointFolder
+from pipelinejob_trainer.data import open_dataset, open_evaluation
+from pipelinejob_trainer.models import build_part
+from pipelinejob_trainer.sample import load_newest
 
 TESTS = Path(__file__).parents[1]
 STEPS = 80
+TIED = Model(gpt=GptModel(num_layers=2, hidden_size=16, num_heads=2, dropout=0.1, tie_embeddings=True))
 # Dropout in every layer: random state that a resumed run must find again.
 MODEL = Model(entrypoint="user_models:dropout_in_each_layer", num_layers=4)
 
@@ -110,22 +119,99 @@ def test_when_a_stage_is_killed_the_others_leave_within_seconds_and_the_next_att
     assert_same_end(gang, undisturbed)
 
 
-def test_a_checkpoint_of_four_stages_goes_on_as_two(make: Callable[[Plan], Gang]) -> None:
-    four = make(plan(1, 1, 1, 1)).finish()
-    losses, names_of_state = four.losses(), state(four, 6).keys()
-    shutil.rmtree(four.checkpoints / "step-00000006")
-    two = Gang(four.folder, plan(3, 1), attempt=1, environment=four.environment)
+def scheduled(name: ScheduleName, *layers: int, ranks: int | None = None, **changes: Any) -> Plan:
+    """A tied GPT under a schedule."""
+    schedule = ScheduleSpec(name=name, micro_batches=4, micro_batch_size=2)
+    return plan(*layers, ranks=ranks, model=TIED, schedule=schedule, **changes)
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        scheduled(ScheduleName.ONE_F_ONE_B, 3, 1),
+        scheduled(ScheduleName.ZB_H1, 1, 3),
+        scheduled(ScheduleName.INTERLEAVED, 1, 1, 1, 1, ranks=2),
+    ],
+    ids=lambda later: later.schedule.name.value,
+)
+def test_a_checkpoint_of_four_stages_goes_on_as_two_ranks_of_any_schedule(
+    make: Callable[[Plan], Gang], four: Gang, later: Plan
+) -> None:
+    folder = four.folder.with_name(f"{four.folder.name}-{later.schedule.name}")
+    shutil.copytree(four.folder, folder)
+    shutil.rmtree(folder / "checkpoints" / "step-00000006")
+    two = Gang(folder, later, attempt=1, environment=four.environment)
 
     two.start().finish()
 
     assert "resumed from the checkpoint of step 3" in two.logs()
-    assert two.losses() == pytest.approx(losses, rel=1e-6)
-    assert state(two, 6).keys() == names_of_state
+    assert two.losses() == pytest.approx(four.losses(), rel=1e-6)
+    assert state(two, 6).keys() == state(four, 6).keys()
+
+
+@pytest.fixture(scope="module")
+def four(make: Callable[[Plan], Gang]) -> Gang:
+    return make(scheduled(ScheduleName.ONE_F_ONE_B, 1, 1, 1, 1)).finish()
+
+
+def test_a_tied_table_is_saved_once_and_under_the_embeddings_name(four: Gang) -> None:
+    shards = [load_file(shard) for shard in sorted((four.checkpoints / "step-00000006").glob("*.safetensors"))]
+
+    assert [shard for shard, tensors in enumerate(shards) if "parameter/layers.0.token.weight" in tensors] == [0]
+    assert not any("logits" in name for shard in shards for name in shard)
+
+
+def test_an_evaluation_gives_the_unsplit_models_loss_on_text_that_is_not_trained_on(
+    make: Callable[[Plan], Gang],
+) -> None:
+    evaluation = Evaluation(interval_steps=4, batches=2)
+    evaluated = scheduled(ScheduleName.INTERLEAVED, 1, 1, 1, 1, ranks=2, evaluation=evaluation, replicas=2)
+    gang = make(evaluated).finish()
+
+    losses = {record.step: record.evaluation_loss for record in gang.steps()}
+    assert [step for step, loss in losses.items() if loss is not None] == [4, 6]
+    assert losses[6] == pytest.approx(unsplit_loss(evaluated, CheckpointFolder(gang.checkpoints)), rel=1e-6)
+    assert losses[6] != losses[4]
+    assert "evaluation loss" in gang.logs()
+
+
+def unsplit_loss(evaluated: Plan, folder: CheckpointFolder) -> float:
+    """Mean loss over the evaluation's batches, of the whole model in this process."""
+    whole = build_part(evaluated.model, evaluated.data, stretches=[(0, 4)], seed=0)
+    load_newest(whole, folder)
+    assert evaluated.evaluation is not None
+    training = open_dataset(
+        evaluated.data, schedule=evaluated.schedule, replicas=2, seed=7, evaluation=evaluated.evaluation
+    )
+    batches = open_evaluation(evaluated.data, evaluated.evaluation, beside=training)
+    losses = []
+    for step, replica, micro_batch in product((1, 2), (0, 1), range(4)):
+        stream, targets = batches.batch(step, replica, micro_batch)
+        for layer in whole.layers:
+            stream = layer.module.eval()(stream)
+        losses.append(nn.functional.cross_entropy(stream.flatten(0, -2), targets.flatten()).item())
+    return sum(losses) / len(losses)
+
+
+def test_an_asynchronous_run_that_is_resumed_equals_one_that_never_stopped(make: Callable[[Plan], Gang]) -> None:
+    schedule = ScheduleSpec(name=ScheduleName.PIPEDREAM, micro_batches=4, micro_batch_size=2)
+    wanted = plan(1, 1, 1, 1, model=MODEL, schedule=schedule, training={"clip_norm": 0}, checkpoint={"keep": 3})
+    whole = make(wanted).finish()
+    resumed = Gang(whole.folder.with_name(f"{whole.folder.name}-resumed"), wanted, environment=whole.environment)
+    shutil.copytree(whole.folder, resumed.folder)
+    shutil.rmtree(resumed.checkpoints / "step-00000006")
+
+    resumed.attempt = 1
+    resumed.start().finish()
+
+    assert "resumed from the checkpoint of step 3" in resumed.logs()
+    assert resumed.losses() == whole.losses()
+    assert all(torch.equal(tensor, state(whole, 6)[name]) for name, tensor in state(resumed, 6).items())
 
 
 def test_two_replicas_train_as_one_with_twice_the_micro_batches(make: Callable[[Plan], Gang]) -> None:
-    two = make(plan(2, 2, replicas=2, schedule=Schedule(micro_batches=2, micro_batch_size=2))).finish()
-    one = make(plan(2, 2, schedule=Schedule(micro_batches=4, micro_batch_size=2))).finish()
+    two = make(plan(2, 2, replicas=2, schedule=ScheduleSpec(micro_batches=2, micro_batch_size=2))).finish()
+    one = make(plan(2, 2, schedule=ScheduleSpec(micro_batches=4, micro_batch_size=2))).finish()
 
     assert two.losses() == pytest.approx(one.losses(), rel=1e-5)
 
@@ -179,6 +265,11 @@ def test_a_running_stage_can_be_watched(make: Callable[[Plan], Gang]) -> None:
     walls = re.findall(r"pipelinejob_step_duration_seconds_sum\{.*\} (\S+)", metrics)
     assert {name for name, _ in states} >= {"forward", "backward_input", "recv", "optimizer", "idle"}
     assert sum(float(seconds) for _, seconds in states) == pytest.approx(float(walls[0]), rel=0.01)
+    waiting = sum(float(seconds) for name, seconds in states if name in {"send", "recv", "idle"})
+    causes = dict(re.findall(r'pipelinejob_stage_idle_seconds_total\{.*cause="([\w-]+)".*\} (\S+)', metrics))
+    assert set(causes) == {*WaitCause, "other"}
+    assert sum(map(float, causes.values())) == pytest.approx(waiting, rel=1e-6)
+    assert float(causes["barrier"]) > 0
     received = re.findall(r'pipelinejob_p2p_bytes_total\{.*direction="recv".*\} (\S+)', metrics)
     steps = re.findall(r"pipelinejob_steps_total\{.*\} (\S+)", metrics)
     assert float(received[0]) == float(steps[0]) * 2 * (2 * 16 * 16 * 4)  # two micro-batches (2, 16, 16) of fp32

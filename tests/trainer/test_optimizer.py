@@ -1,12 +1,15 @@
-"""AdamW against torch's own, the learning rate, and clipping."""
+"""AdamW against torch's own, the learning rate, clipping, and when updates are made."""
 
 import math
 
 import pytest
 import torch
 
-from pipelinejob.spec import Training
+from gangs import plan
+from pipelinejob.spec import ScheduleName, ScheduleSpec, Training
 from pipelinejob_trainer.optimizer import AdamW, clip_factor, learning_rate
+from pipelinejob_trainer.rank import put_together
+from pipelinejob_trainer.updates import Updates
 
 
 def test_it_is_torchs_adamw_with_decay_on_matrices_only() -> None:
@@ -81,3 +84,53 @@ def test_the_squared_norm_of_some_parameters_leaves_the_others_out() -> None:
         parameter.grad = torch.full((2, 2), float(value))
 
     assert float(optimizer.squared_norm({"b"})) == pytest.approx(4 * 4)
+
+
+def updates(name: ScheduleName, **training: float) -> Updates:
+    schedule = ScheduleSpec(name=name, micro_batches=4, micro_batch_size=2)
+    wanted = plan(4, schedule=schedule, training={"clip_norm": 0.5, **training})
+    return Updates(put_together(wanted, index=0, replica=0, device=torch.device("cpu")))
+
+
+def set_gradients(of: Updates, value: float) -> None:
+    for parameter in of.optimizer.parameters.values():
+        parameter.grad = torch.full_like(parameter, value)
+
+
+def test_a_synchronous_step_updates_once_by_clipped_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = updates(ScheduleName.ONE_F_ONE_B, learning_rate=1.0, steps=14, warmup_steps=4)
+    calls = record_steps(made, monkeypatch)
+    made.begin(2)
+    set_gradients(made, 1.0)
+
+    rate = made.end(gradient_norm=2.0)
+
+    assert rate == 0.5
+    assert calls == [(2, 0.5, 0.25)]
+    assert all(parameter.grad is None for parameter in made.optimizer.parameters.values())
+
+
+def test_an_asynchronous_step_updates_with_each_version_at_the_rate_of_its_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = updates(ScheduleName.PIPEDREAM, clip_norm=0.0, learning_rate=1.0, steps=14, warmup_steps=4)
+    calls = record_steps(made, monkeypatch)
+    made.begin(2)
+    for number in range(1, 5):
+        set_gradients(made, float(number))
+        made.within_step(number)
+    count = sum(parameter.numel() for parameter in made.optimizer.parameters.values())
+
+    assert float(made.squared_norm()) == pytest.approx(4.0**2 * count)
+    assert made.end(gradient_norm=100.0) == 0.5
+    assert calls == [(5, 0.3125, 1.0), (6, 0.375, 1.0), (7, 0.4375, 1.0), (8, 0.5, 1.0)]
+
+
+def record_steps(made: Updates, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float, float]]:
+    calls = []
+
+    def step(number: int, *, rate: float, gradient_factor: float = 1.0) -> None:
+        calls.append((number, rate, gradient_factor))
+
+    monkeypatch.setattr(made.optimizer, "step", step)
+    return calls
