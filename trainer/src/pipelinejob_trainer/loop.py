@@ -45,8 +45,7 @@ class Preparation:
         self.folder.prepare(who=config.pod)
         device = process.choose_device(plan)
         self.rank = put_together(plan, index=config.stage, replica=config.replica, device=device)
-        is_last = any(stage.is_last for stage in self.rank.stages)
-        self.output = Output(config, is_spokesman=is_last and config.replica == 0, num_steps=plan.training.steps)
+        self.output = Output(config, is_spokesman=self.rank.is_spokesman, num_steps=plan.training.steps)
         self.batches = _open_data(plan) if self.rank.sees_text else None
         self.evaluation_batches = _open_evaluation(plan, self.batches)
 

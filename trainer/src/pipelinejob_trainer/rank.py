@@ -33,6 +33,11 @@ class Rank:
         """Say whether it has a first or last stage; stages between see no text, and need not be able to."""
         return any(stage.is_first or stage.is_last for stage in self.stages)
 
+    @property
+    def is_spokesman(self) -> bool:
+        """Say whether it is the one that tells of the job's steps: where the first route of the first replica ends."""
+        return self.replica == 0 and self.layout.schedule.routes[0][-1] == self.index
+
     def owns(self, name: str) -> bool:
         """Say whether it speaks for a parameter or buffer, which may live on other ranks too."""
         return self.replica == 0 and self.layout.owner_of(name) == self.index
