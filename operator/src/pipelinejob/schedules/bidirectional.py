@@ -4,9 +4,10 @@ Each stage stands on two ranks, i and p-1-i, each with a copy of its weights: tw
 gradients are summed over both copies. p must be even.
 """
 
-from pipelinejob.schedules.actions import Action, B, F, I, Route, Schedule, ScheduleError, W, straight
+from pipelinejob.schedules.actions import Action, RankActions, Route, Schedule, ScheduleError, straight
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.unit_time import Candidate, play_rule
+from pipelinejob.schedules.v_shaped import dualpipe_v
 
 
 def chimera(setting: Setting) -> Schedule:
@@ -22,7 +23,7 @@ def chimera(setting: Setting) -> Schedule:
     the routes by turns, and a rank prefers the backward of the oldest micro-batch to any forward.
     """
     p, m = setting.num_ranks, setting.num_micro_batches
-    there, back = _routes(p, "Chimera")
+    there, back = _routes(p, "Chimera", instead="Hanayo")
     schedule = play_rule(
         (there, back), tuple(k % 2 for k in range(m)), _oldest_backward_first, caps=[p] * p, forward=1, backward=1
     )
@@ -37,94 +38,37 @@ def _oldest_backward_first(candidate: Candidate) -> tuple[int, ...]:
 def dualpipe(setting: Setting) -> Schedule:
     """Pair forwards of one direction with backwards of the other: DualPipe (DeepSeek-V3, arXiv 2412.19437, fig. 5).
 
+    It is DualPipeV on half of the ranks with half of the micro-batches, cut at its fold: the ranks that a micro-batch
+    would come back on are ranks of their own, to which another one comes from the other end. The first half of the
+    micro-batches enter at rank 0.
+
     Weight gradients are put off at both ends only. bubble = (p/2-1)(F&B + B - 3W), B being a full backward and F&B a
     forward and a backward that overlap; a pair whose parts run one after the other and need not wait for each other's
-    input has (p/2-1)(F+I-W), less by (p/2-1)I than the formula with F&B = F+B. Every rank holds p+1 micro-batches.
-    m must be even and at least 2p.
+    input has (p/2-1)(F+I-W), less by (p/2-1)I than the formula with F&B = F+B. Every rank holds p+1 micro-batches. So
+    for even m from 2p on; an odd one is the next even one less its last micro-batch.
     """
     p, m = setting.num_ranks, setting.num_micro_batches
-    routes = _routes(p, "DualPipe")
-    if m % 2 or m < 2 * p:
-        raise ScheduleError(
-            f"{m} micro-batches cannot fill DualPipe on {p} ranks; use an even number, at least {2 * p}, or Chimera"
-        )
-    ends = (range(m // 2), range(m // 2, m))
-    ranks = tuple(_Pairing(p, rank, ends).actions() for rank in range(p))
-    return Schedule(routes=routes, route_of=(0,) * (m // 2) + (1,) * (m // 2), ranks=ranks)
+    routes = _routes(p, "DualPipe", instead="DualPipeV")
+    num_down = (m + 1) // 2
+    half = dualpipe_v(p // 2, num_down)
+    downwards = [_cut(actions, (0, num_down), m) for actions in half.ranks]
+    upwards = [_cut(actions, (num_down, 0), m) for actions in half.ranks]
+    return Schedule(
+        routes=routes, route_of=(0,) * num_down + (1,) * (m - num_down), ranks=(*downwards, *reversed(upwards))
+    )
 
 
-class _Pairing:
-    """One rank's list, in the paper's eight phases. `near` micro-batches enter at the rank's own half, `far` ones not.
-
-    Of a pipeline's half of h ranks this is the i-th from its end; a phase that fills lets forwards run ahead, i.e. more
-    of them at the end than in the middle.
-    """
-
-    def __init__(self, num_ranks: int, rank: int, ends: tuple[range, range]) -> None:
-        self._num_ranks = num_ranks
-        self._inward = min(rank, num_ranks - 1 - rank)
-        near, far = ends if rank < num_ranks // 2 else ends[::-1]
-        self._forwards = {"near": iter(near), "far": iter(far)}
-        self._backwards = {"near": iter(near), "far": iter(far)}
-        self._each = len(near)
-        self._actions: list[Action] = []
-        self._put_off: list[Action] = []
-
-    def actions(self) -> tuple[Action, ...]:
-        inward, outward = self._inward + 1, self._num_ranks // 2 - self._inward - 1
-        for _ in range(2 * outward):
-            self._forward("near")
-        for _ in range(inward):
-            self._forward("near")
-            self._forward("far")
-        for _ in range(outward):
-            self._input_gradient("far")
-            self._weight_gradient()
-            self._forward("far")
-        for _ in range(self._each - self._num_ranks + inward):
-            self._pair("near", "far")
-            self._pair("far", "near")
-        for _ in range(outward):
-            self._backward("far")
-            self._pair("far", "near")
-        self._drain(inward)
-        for _ in range(outward):
-            self._weight_gradient()
-            self._input_gradient("near")
-        while self._put_off:
-            self._weight_gradient()
-        return tuple(self._actions)
-
-    def _drain(self, inward: int) -> None:
-        """Run 2 * inward backwards, by turns from both ends; the later half puts its weight gradients off."""
-        for number in range(2 * inward):
-            end = "near" if number % 2 else "far"
-            if number < inward:
-                self._backward(end)
-            else:
-                self._input_gradient(end)
-
-    def _pair(self, forward: str, backward: str) -> None:
-        self._forward(forward)
-        self._backward(backward)
-
-    def _forward(self, end: str) -> None:
-        self._actions.append(F(next(self._forwards[end])))
-
-    def _backward(self, end: str) -> None:
-        self._actions.append(B(next(self._backwards[end])))
-
-    def _input_gradient(self, end: str) -> None:
-        micro_batch = next(self._backwards[end])
-        self._actions.append(I(micro_batch))
-        self._put_off.append(W(micro_batch))
-
-    def _weight_gradient(self) -> None:
-        self._actions.append(self._put_off.pop(0))
+def _cut(actions: RankActions, first_of_chunk: tuple[int, int], num_micro_batches: int) -> RankActions:
+    """Let each chunk be a direction, with micro-batches of its own; the last one upwards may be missing."""
+    renamed = (Action(a.kind, first_of_chunk[a.chunk] + a.micro_batch) for a in actions)
+    return tuple(action for action in renamed if action.micro_batch < num_micro_batches)
 
 
-def _routes(num_ranks: int, name: str) -> tuple[Route, Route]:
+def _routes(num_ranks: int, name: str, *, instead: str) -> tuple[Route, Route]:
     if num_ranks % 2:
-        raise ScheduleError(f"{name} runs from both ends and needs an even number of ranks, not {num_ranks}")
+        raise ScheduleError(
+            f"{name} runs from both ends and needs an even number of ranks, not {num_ranks}; use"
+            f" {num_ranks + 1}, or {instead}"
+        )
     there = straight(num_ranks)
     return there, there[::-1]

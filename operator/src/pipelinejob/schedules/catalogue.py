@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipelinejob.schedules import asynchronous, bidirectional, flush, interleaved, wave, zero_bubble
+from pipelinejob.schedules import asynchronous, bidirectional, flush, interleaved, v_shaped, wave, zero_bubble
 from pipelinejob.schedules.actions import Schedule, ScheduleError
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
@@ -68,6 +68,38 @@ _FAMILIES = (
         title="no bubble within a rank's span, for twice the memory of 1F1B",
         source="Qi et al. 2024, arXiv 2401.10241",
         make=lambda s: zero_bubble.zb_h2(s.num_ranks, s.num_micro_batches),
+        is_split=True,
+    ),
+    Family(
+        name=ScheduleName.ZB_V,
+        title="split backwards along a V: no bubble within a rank's span at 1F1B's memory",
+        source="Qi et al. 2024, arXiv 2401.10241",
+        make=lambda s: v_shaped.zb_v(s.num_ranks, s.num_micro_batches),
+        usual_chunks=2,
+        is_split=True,
+    ),
+    Family(
+        name=ScheduleName.V_HALF,
+        title="split backwards along a V at half of 1F1B's memory",
+        source="Qi et al. 2024, arXiv 2405.15362",
+        make=lambda s: v_shaped.v_half(s.num_ranks, s.num_micro_batches),
+        usual_chunks=2,
+        is_split=True,
+    ),
+    Family(
+        name=ScheduleName.V_MIN,
+        title="split backwards along a V at a third of 1F1B's memory",
+        source="Qi et al. 2024, arXiv 2405.15362",
+        make=lambda s: v_shaped.v_min(s.num_ranks, s.num_micro_batches),
+        usual_chunks=2,
+        is_split=True,
+    ),
+    Family(
+        name=ScheduleName.DUALPIPE_V,
+        title="DualPipe cut in half: along a V, weights once",
+        source="DeepSeek-AI 2025, github.com/deepseek-ai/DualPipe",
+        make=lambda s: v_shaped.dualpipe_v(s.num_ranks, s.num_micro_batches),
+        usual_chunks=2,
         is_split=True,
     ),
     Family(
