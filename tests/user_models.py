@@ -95,6 +95,23 @@ def moody() -> list[nn.Module]:
     return [nn.Embedding(256, 8), Moody(), nn.Linear(8, 256)]
 
 
+def wrapped(*, how: str) -> list[nn.Module]:
+    """Wrap the middle layer as `how` says; a process group must be there."""
+    middle: nn.Module = nn.Sequential(nn.Linear(8, 8))
+    if how == "ddp":
+        middle = nn.parallel.DistributedDataParallel(middle)
+    elif how == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh  # these take seconds
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(middle[0], mesh=init_device_mesh("cpu", (1,)))
+    elif how == "compile":
+        middle = torch.compile(middle)
+    else:
+        middle[0].compile()
+    return [nn.Embedding(256, 8), middle, nn.Linear(8, 256)]
+
+
 def dropout_in_each_layer() -> list[nn.Module]:
     inner = [nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3)) for _ in range(2)]
     return [nn.Embedding(256, 8), *inner, nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 256))]

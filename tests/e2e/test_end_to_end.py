@@ -216,6 +216,7 @@ def example(*, name: str = "stdlib-gpt", steps: int, interval: int) -> dict[str,
     spec["training"] |= {"steps": steps, "warmupSteps": 5}
     spec["schedule"]["microBatchSize"] = 1
     spec["checkpoint"] = {"intervalSteps": interval, "volume": {"claimName": "checkpoints"}}
+    spec["evaluation"] = {"intervalSteps": interval}
     # Two processors a node: three stages of 0.6 fit, four do not.
     resources = {"requests": {"cpu": "600m", "memory": "256Mi"}}
     spec["template"] = {"spec": {"containers": [{"name": "trainer", "resources": resources}]}}

@@ -114,6 +114,30 @@ def test_a_plan_is_shrunk_in_width_and_length_and_keeps_its_layers_and_its_sched
     assert (small.cuts, small.schedule.name) == (large.cuts, ScheduleName.ZB_H1)
 
 
+@pytest.mark.usefixtures("membership")
+@pytest.mark.parametrize(
+    ("how", "name", "sentence"),
+    [
+        ("ddp", ScheduleName.ONE_F_ONE_B, "layer 1 is wrapped in DistributedDataParallel"),
+        ("fsdp", ScheduleName.ZB_H1, "layer 1, 0 is wrapped in FSDPModule"),
+        ("compile", ScheduleName.ZB_H1, "layer 1 is compiled by torch.compile, whose backward pass is one piece"),
+        ("compile the inner one", ScheduleName.ZB_H1, "layer 1, 0 is compiled"),
+    ],
+)
+def test_layers_that_would_be_trained_wrongly_are_refused(how: str, name: ScheduleName, sentence: str) -> None:
+    model = Model(entrypoint="user_models:wrapped", num_layers=3, arguments={"how": how})
+
+    with pytest.raises(UserError, match=sentence):
+        put_together(one_rank(name, model=model), index=0, replica=0, device=CPU)
+
+
+@pytest.mark.parametrize("how", ["compile", "compile the inner one"])
+def test_compiled_layers_are_taken_where_backward_passes_are_whole(how: str) -> None:
+    model = Model(entrypoint="user_models:wrapped", num_layers=3, arguments={"how": how})
+
+    put_together(one_rank(ScheduleName.ONE_F_ONE_B, model=model), index=0, replica=0, device=CPU)
+
+
 @pytest.mark.xdist_group("gangs")
 def test_layers_that_draw_beside_torch_end_every_rank_with_one_sentence(tmp_path: Path) -> None:
     model = Model(entrypoint="user_models:moody", num_layers=3)

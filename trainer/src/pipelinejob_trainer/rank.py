@@ -10,6 +10,7 @@ from pipelinejob_trainer.feed import Batches
 from pipelinejob_trainer.layout import Layout, layout_of
 from pipelinejob_trainer.link import Links
 from pipelinejob_trainer.models import Part, build_part
+from pipelinejob_trainer.models.refusals import check_layer
 from pipelinejob_trainer.recorder import Recorder
 from pipelinejob_trainer.reduction import Reducer, SumOver, buckets
 from pipelinejob_trainer.runtime import Runtime
@@ -71,11 +72,12 @@ class Rank:
 def put_together(plan: Plan, *, index: int, replica: int, device: torch.device) -> Rank:
     """Build a rank's layers.
 
-    Raises UserError for layers that cannot be built.
+    Raises UserError for layers that cannot be built, or that would be trained wrongly.
     """
     layout = layout_of(plan)
     part = build_part(plan.model, plan.data, stretches=layout.stretches(index), seed=plan.training.seed)
     for layer in part.layers:
+        check_layer(layer.index, layer.module, is_split=layout.schedule.is_split)
         layer.module.float()  # masters are fp32, whatever a user's layers were made in
     last = layout.schedule.num_stages - 1
     stages = tuple(
