@@ -71,7 +71,8 @@ def check(rank: Rank, membership: Membership) -> str:
             " train this model as written; look for layers that share state or draw random numbers beside torch's, try"
             " spec.schedule.name 1F1B, and report it if your layers are not the reason",
         )
-    return f"preflight: one step's gradients agree with a single process's; largest relative error {worst.error:.1e}"
+    how = f"largest relative error {worst.error:.1e}, of {worst.name}" if worst.error else "bit for bit"
+    return f"preflight: one step's gradients agree with a single process's ({how})"
 
 
 def shrunk(plan: Plan) -> Plan:
