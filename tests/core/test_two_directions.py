@@ -1,19 +1,18 @@
 """Chimera and DualPipe: lists, bubbles and memory against their papers' formulas."""
 
-from itertools import pairwise
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelinejob.schedules.actions import ActionKind, Producers, ScheduleError, needs
+from pipelinejob.schedules.actions import ScheduleError
 from pipelinejob.schedules.bidirectional import chimera, dualpipe
-from pipelinejob.schedules.costs import Costs, equal_shares
+from pipelinejob.schedules.costs import equal_shares
 from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.text import render
 from pipelinejob.schedules.validate import validate
 from pipelinejob.simulate import simulate
+from schedule_oracles import makespan_in_pairs
 
 
 def setting(p, m):
@@ -75,53 +74,14 @@ def test_dualpipe_loses_less_than_its_formula_as_a_pairs_parts_need_not_wait_for
     assert peak_activations(schedule) == (p + 1,) * p
 
 
-def played_in_pairs(schedule, costs):
-    """Give the makespan where a forward with a backward of the other direction right behind it is one action."""
-    producers, ends = Producers(schedule), {}
-    seconds = {
-        ActionKind.FORWARD: costs.forward_s[0],
-        ActionKind.BACKWARD: costs.input_s[0] + costs.weight_s[0],
-        ActionKind.INPUT: costs.input_s[0],
-        ActionKind.WEIGHT: costs.weight_s[0],
-    }
-    todo = [_paired(schedule, actions) for actions in schedule.ranks]
-    free, moved = [0.0] * schedule.num_ranks, True
-    while moved:
-        moved = False
-        for rank, groups in enumerate(todo):
-            while groups:
-                own = {(rank, action) for action in groups[0]}
-                wanted = {need for action in groups[0] for need in needs(schedule, rank, action, producers)} - own
-                if not all(need in ends for need in wanted):
-                    break
-                start = max([free[rank], *(ends[need] for need in wanted)])
-                free[rank] = start + sum(seconds[action.kind] for action in groups[0])
-                ends |= dict.fromkeys(((rank, action) for action in groups.pop(0)), free[rank])
-                moved = True
-    assert not any(todo)
-    return max(free)
-
-
-def _paired(schedule, actions):
-    groups = [[actions[0]]]
-    for before, action in pairwise(actions):
-        is_pair = (before.kind, action.kind) == (ActionKind.FORWARD, ActionKind.BACKWARD)
-        crosses = schedule.route_of[before.micro_batch] != schedule.route_of[action.micro_batch]
-        if is_pair and crosses:
-            groups[-1].append(action)
-        else:
-            groups.append([action])
-    return groups
-
-
 @pytest.mark.parametrize("p", [2, 4, 6, 8])
 def test_dualpipe_in_pairs_that_cannot_be_parted_has_the_bubble_of_its_formula(p):
     """(p/2-1)(F&B + B - 3W) with F&B = F + B: README of DeepSeek's DualPipe, B = I + W; exact where F = I."""
     schedule = dualpipe(setting(p, 2 * p))
     f, i, w = 18.5, 18.5, 9.3
-    costs = Costs(forward_s=(f,) * p, input_s=(i,) * p, weight_s=(w,) * p)
 
-    lost = played_in_pairs(schedule, costs) - 2 * p * (f + i + w)
+    lost = makespan_in_pairs(schedule, forward_s=f, input_s=i, weight_s=w) - 2 * p * (f + i + w)
+
     assert lost == pytest.approx((p / 2 - 1) * ((f + i + w) + (i + w) - 3 * w))
 
 
