@@ -72,7 +72,7 @@ def _check_interval(interval: int, setting: Setting) -> None:
     if interval > setting.num_micro_batches:
         raise ScheduleError(
             f"updates of {interval} micro-batches do not fit into a step of {setting.num_micro_batches};"
-            f" gather at most {setting.num_micro_batches}"
+            f" gather at most {setting.num_micro_batches}, or run at least {interval} of them"
         )
 
 
