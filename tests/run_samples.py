@@ -5,9 +5,14 @@ import random
 
 from pipelinejob.plan import CostSource, Plan, Prediction, StagePlan
 from pipelinejob.progress import StepRecord
-from pipelinejob.schedule import build
-from pipelinejob.simulate import Link, simulate
-from pipelinejob.spec import Checkpoint, Data, Device, GptModel, Model, Parallelism, Schedule, Training
+from pipelinejob.schedules.actions import Schedule
+from pipelinejob.schedules.catalogue import build
+from pipelinejob.schedules.causes import WaitCause
+from pipelinejob.schedules.costs import Link, equal_shares
+from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.schedules.setting import Setting
+from pipelinejob.simulate import Simulation, simulate
+from pipelinejob.spec import Checkpoint, Data, Device, GptModel, Model, Parallelism, ScheduleSpec, Training
 from pipelinejob.status import PipelineJobStatus, State
 from pipelinejob.timeline import Span, SpanKind, StageTimeline, Timeline
 
@@ -18,14 +23,14 @@ MICRO_BATCHES = 8
 def plan(steps: int = 300) -> Plan:
     """Give a plan of four stages of a small GPT."""
     seconds = predicted()
-    bounds = (0, 3, 5, 7, 10)
+    cuts = ((0, 3), (3, 5), (5, 7), (7, 10))
     stages = tuple(
         StagePlan(
             stage=stage,
-            first_layer=bounds[stage],
-            end_layer=bounds[stage + 1],
+            chunks=(cuts[stage],),
             forward_s=0.004,
-            backward_s=0.008,
+            backward_input_s=0.004,
+            backward_weight_s=0.004,
             optimizer_s=0.001,
             output_bytes=0 if stage == NUM_STAGES - 1 else 65536,
             parameter_bytes=1_600_000,
@@ -41,10 +46,11 @@ def plan(steps: int = 300) -> Plan:
         model=Model(gpt=GptModel(num_layers=8, hidden_size=128, num_heads=4)),
         data=Data(corpus="python-stdlib"),
         parallelism=Parallelism(pipeline=NUM_STAGES),
-        schedule=Schedule(name="1F1B", micro_batches=MICRO_BATCHES, micro_batch_size=4),
+        schedule=ScheduleSpec(name="1F1B", micro_batches=MICRO_BATCHES, micro_batch_size=4),
         training=Training(steps=steps, learning_rate=3e-3),
         checkpoint=Checkpoint(),
         device=Device.CPU,
+        cuts=cuts,
         stages=stages,
         prediction=Prediction(
             step_s=step_s, tokens_per_s=4096 / step_s, bubble_ratio=3 / 11, source=CostSource.PROFILED
@@ -52,19 +58,24 @@ def plan(steps: int = 300) -> Plan:
     )
 
 
-def predicted() -> Timeline:
+def schedule(name: str = "1F1B") -> Schedule:
+    """Give the schedule that is played."""
+    return build(ScheduleName(name), Setting(num_ranks=NUM_STAGES, num_micro_batches=MICRO_BATCHES))
+
+
+def predicted(name: str = "1F1B") -> Timeline:
     """Give the planned step."""
-    return _simulated(0.004, 0.008, 0.0).timeline
+    return _simulated(name, 0.004, 0.008, 0.0).timeline
 
 
-def measured(steps: int = 3) -> Timeline:
+def measured(steps: int = 3, name: str = "1F1B") -> Timeline:
     """Give the last steps as if measured: a little slower, each a little different, with an optimiser and its wait."""
     stages: list[StageTimeline] = []
     for step in range(steps):
-        for each in _simulated(0.0042 + 0.0001 * step, 0.0085, 0.0002).timeline.stages:
+        for each in _simulated(name, 0.0042 + 0.0001 * step, 0.0085, 0.0002).timeline.stages:
             end = each.spans[-1].end_s
             tail = (
-                Span(kind=SpanKind.IDLE, start_s=end, end_s=end + 0.0006),
+                Span(kind=SpanKind.IDLE, start_s=end, end_s=end + 0.0006, cause=WaitCause.BARRIER),
                 Span(kind=SpanKind.OPTIMIZER, start_s=end + 0.0006, end_s=end + 0.0016),
             )
             stages.append(each.model_copy(update={"step": 298 + step, "spans": (*each.spans, *tail)}))
@@ -94,11 +105,13 @@ def status() -> PipelineJobStatus:
     return PipelineJobStatus(state=State.SUCCEEDED, attempt=2, restarts=1, step=300, steps=300)
 
 
-def _simulated(forward_s: float, backward_s: float, latency_s: float):
-    schedule = build("1F1B", NUM_STAGES, MICRO_BATCHES)
-    return simulate(
-        schedule,
-        forward_s=[forward_s] * NUM_STAGES,
-        backward_s=[backward_s] * NUM_STAGES,
-        links=[Link(latency_s=latency_s)] * (NUM_STAGES - 1),
+def _simulated(name: str, forward_s: float, backward_s: float, latency_s: float) -> Simulation:
+    costs = equal_shares(
+        NUM_STAGES,
+        forward_s=forward_s,
+        input_s=backward_s / 2,
+        weight_s=backward_s / 2,
+        link=Link(latency_s=latency_s),
     )
+    played = schedule(name)
+    return simulate(played, costs(played.routes))

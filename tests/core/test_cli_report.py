@@ -8,10 +8,16 @@ import pytest
 
 import run_samples
 from pipelinejob.plan import CostSource
+from pipelinejob.schedules.catalogue import FAMILIES
+from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.status import PipelineJobStatus, State
 from pipelinejob.timeline import Span, SpanKind, StageTimeline, Timeline
-from pipelinejob_operator.report.charts import seconds, ticks
+from pipelinejob_operator.report.gantt import Panel, gantt
 from pipelinejob_operator.report.html import html_report, typical_step
+from pipelinejob_operator.report.looks import BACKWARD, INPUT, LOOKS, WEIGHT, style_sheet
+from pipelinejob_operator.report.marks import row
+from pipelinejob_operator.report.numbers import plain, seconds, ticks
+from pipelinejob_operator.report.run_view import layers
 from pipelinejob_operator.report.summary import RunSummary, seconds_by_cause, summarise
 from pipelinejob_operator.report.trace import chrome_trace, offsets
 
@@ -32,6 +38,7 @@ def page(made: RunSummary | None = None, **changes: object) -> str:
         "steps": run_samples.steps(),
         "predicted": run_samples.predicted(),
         "measured": run_samples.measured(),
+        "schedule": run_samples.schedule(),
     }
     return html_report(made or summary(), **{**content, **changes})
 
@@ -46,7 +53,7 @@ def test_the_summary_lays_measured_beside_predicted() -> None:
     assert made.bubble_ratio.measured == pytest.approx(0.28, abs=0.02)
     assert made.step_s.measured == pytest.approx(0.155, abs=0.005)
     assert made.tokens_per_s.measured == pytest.approx(4096 / made.step_s.measured)
-    assert [stage.first_layer for stage in made.stages] == [0, 3, 5, 7]
+    assert [stage.chunks for stage in made.stages] == [((0, 3),), ((3, 5),), ((5, 7),), ((7, 10),)]
 
 
 def test_a_wait_is_counted_under_its_cause_and_every_second_once() -> None:
@@ -60,18 +67,17 @@ def test_a_wait_is_counted_under_its_cause_and_every_second_once() -> None:
 
 
 def test_a_run_without_a_step_still_has_a_summary_and_a_report() -> None:
-    nothing = Timeline(source="measured", stages=())
     made = summarise(
         run_samples.plan(),
         status=PipelineJobStatus(state=State.FAILED),
         steps=(),
         predicted=run_samples.predicted(),
-        measured=nothing,
+        measured=NOTHING,
     )
 
     assert made.loss_last is None
     assert made.step_s.measured is None
-    written = page(made, steps=(), measured=nothing)
+    written = page(made, steps=(), measured=NOTHING)
     assert "No step was completed." in written
     assert "predicted; not measured" in written
 
@@ -124,17 +130,148 @@ def test_every_element_of_the_report_is_closed_and_its_pictures_are_named() -> N
     checker.close()
 
     assert checker.open == []
-    assert checker.pictures == 4
+    assert checker.pictures == 3  # the loss, the timelines, the bars
 
 
-def test_each_picture_is_well_formed_xml_and_both_timelines_share_a_scale() -> None:
+def pictures(written: str) -> list[ET.Element]:
+    return [ET.fromstring(f"<svg{rest.split('</svg>')[0]}</svg>") for rest in written.split("<svg")[1:]]
+
+
+def texts(picture: ET.Element) -> list[str]:
+    return [element.text or "" for element in picture.iter("text")]
+
+
+def test_planned_and_measured_stand_above_each_other_on_one_time_axis() -> None:
+    _, timelines, _ = pictures(page())
+
+    said = texts(timelines)
+    assert said.index("Predicted, before the run") < said.index("Measured, step 299")
+    assert [name for name in said if name.startswith("stage ")] == [f"stage {n}" for n in (0, 1, 2, 3)] * 2
+    assert [int(tick.split()[0]) for tick in said if tick.endswith(" ms")] == [20, 40, 60, 80, 100, 120, 140]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_schedule_is_reported(name: ScheduleName) -> None:
+    written = page(
+        predicted=run_samples.predicted(name),
+        measured=run_samples.measured(name=name),
+        schedule=run_samples.schedule(name),
+    )
+
+    drawn = {element.get("class", "").split()[0] for each in pictures(written) for element in each.iter("rect")}
+    assert "forward" in drawn
+    assert drawn <= {look.key for look in LOOKS.values()} | {"unseen"}
+    assert ("weight" in drawn, "input" in drawn) == (run_samples.schedule(name).is_split,) * 2
+    assert "<li><i" in written
+
+
+def test_idle_time_is_named_by_its_causes_in_bars_and_legends() -> None:
     written = page()
-    pictures = [f"<svg{rest.split('</svg>')[0]}</svg>" for rest in written.split("<svg")[1:]]
 
-    planned, seen = (ET.fromstring(picture) for picture in pictures[1:3])
-    scales = [[text.text for text in picture.iter("text") if "ms" in (text.text or "")] for picture in (planned, seen)]
-    assert scales[0] == scales[1]
-    assert scales[0]
+    for cause in ("warm-up", "cool-down", "for an activation", "for a gradient", "at the barrier"):
+        assert f"waiting: {cause}</li>" in written or f"waiting {cause}</li>" in written
+    assert not [old for old in ("upstream", "downstream", "drain") if old in written]
+
+
+def test_all_that_is_drawn_has_a_colour_and_no_two_kinds_of_work_look_alike_to_colour_blind_eyes() -> None:
+    sheet = style_sheet()
+
+    assert all(f".{look.key}{{fill:#" in sheet for look in LOOKS.values())
+    colours = [look.shaded(shade) for look in LOOKS.values() if look.letter for shade in (0, 1)]
+    apart = {(a, b): seen_apart(a, b) for a in colours for b in colours if a < b}
+    assert min(apart.values()) > 6, min(apart, key=apart.__getitem__)
+
+
+def seen_apart(one: str, other: str) -> float:
+    """Give the distance of two colours (OKLab, hundredths; 2 is just noticeable) to whom tells them apart least."""
+    return min(
+        100 * sum((a - b) ** 2 for a, b in zip(oklab(eye, one), oklab(eye, other), strict=True)) ** 0.5
+        for eye in (NORMAL, PROTANOPIA, DEUTERANOPIA, TRITANOPIA)
+    )
+
+
+Matrix = tuple[tuple[float, float, float], ...]
+NORMAL: Matrix = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+# Machado, Oliveira and Fernandes 2009, at full severity.
+PROTANOPIA: Matrix = ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998))
+DEUTERANOPIA: Matrix = (
+    (0.367322, 0.860646, -0.227968),
+    (0.280085, 0.672501, 0.047413),
+    (-0.011820, 0.042940, 0.968881),
+)
+TRITANOPIA: Matrix = ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900))
+# Ottosson 2020.
+TO_LMS: Matrix = (
+    (0.4122215, 0.5363325, 0.0514460),
+    (0.2119035, 0.6806995, 0.1073970),
+    (0.0883025, 0.2817188, 0.6299787),
+)
+TO_LAB: Matrix = (
+    (0.2104543, 0.7936178, -0.0040720),
+    (1.9779985, -2.4285922, 0.4505937),
+    (0.0259040, 0.7827718, -0.8086758),
+)
+
+
+def oklab(eye: Matrix, colour: str) -> list[float]:
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    light = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    seen = [min(1.0, max(0.0, value)) for value in times(eye, light)]
+    return times(TO_LAB, [value ** (1 / 3) for value in times(TO_LMS, seen)])
+
+
+def times(matrix: Matrix, vector: list[float]) -> list[float]:
+    return [sum(a * b for a, b in zip(line, vector, strict=True)) for line in matrix]
+
+
+def test_a_split_backward_is_drawn_as_its_halves_and_a_whole_one_as_one() -> None:
+    spans = (
+        Span(kind=SpanKind.BACKWARD_INPUT, start_s=0, end_s=1, micro_batch=0, chunk=0),
+        Span(kind=SpanKind.BACKWARD_INPUT, start_s=1, end_s=2, micro_batch=0, chunk=1),
+        Span(kind=SpanKind.BACKWARD_WEIGHT, start_s=2, end_s=3, micro_batch=0, chunk=1),
+    )
+
+    marks = row(StageTimeline(stage=0, step=1, spans=spans), "stage 0", write=plain).marks
+
+    assert [mark.look for mark in marks] == [BACKWARD, INPUT, WEIGHT]
+    assert [mark.labels[0] for mark in marks] == ["B0", "I0.1", "W0.1"]
+    assert [mark.shade for mark in marks] == [0, 1, 1]
+
+
+def test_directions_are_told_apart_and_a_tip_names_the_stage() -> None:
+    schedule = run_samples.schedule("DualPipe")
+    (first, *_) = run_samples.predicted("DualPipe").stages
+
+    marks = {
+        mark.labels[0]: mark for mark in row(first, "stage 0", write=plain, schedule=schedule).marks if mark.labels
+    }
+
+    assert (marks["F0"].shade, marks["F4"].shade) == (0, 1)
+    assert "stage 0 of 4" in marks["F0"].tip
+    assert "stage 3 of 4" in marks["F4"].tip
+
+
+def test_an_asynchronous_schedules_actions_show_their_weight_version() -> None:
+    schedule = run_samples.schedule("PipeDream")
+    (first, *_) = run_samples.predicted("PipeDream").stages
+
+    labels = [mark.labels[0] for mark in row(first, "stage 0", write=plain, schedule=schedule).marks if mark.labels]
+
+    assert labels[:8] == ["F0@0", "F1@0", "F2@0", "F3@0", "B0@0", "O", "F4@1", "B1@0"]
+
+
+def test_a_chart_of_very_many_actions_is_one_shape_for_each_look_of_a_rank() -> None:
+    spans = tuple(
+        Span(kind=kind, start_s=2.0 * k + half, end_s=2.0 * k + half + 1, micro_batch=k)
+        for k in range(10_000)
+        for half, kind in enumerate((SpanKind.FORWARD, SpanKind.BACKWARD_INPUT))
+    )
+    drawn = row(StageTimeline(stage=0, step=1, spans=spans), "stage 0", write=plain)
+
+    picture = ET.fromstring(gantt([Panel(rows=(drawn,))], span_s=20_000, label="many", write=plain))
+
+    assert [path.get("class") for path in picture.iter("path")] == ["forward", "backward"]
+    assert not list(picture.iter("rect"))
 
 
 def test_numbers_say_whether_they_are_measured_or_predicted() -> None:
@@ -161,7 +298,7 @@ def test_the_typical_step_is_the_median_of_the_steps_that_all_ranks_kept() -> No
 
 
 def test_the_trace_has_a_process_for_each_source_and_a_track_for_each_stage() -> None:
-    events = json.loads(chrome_trace(run_samples.predicted(), run_samples.measured()))["traceEvents"]
+    events = traced(run_samples.predicted(), run_samples.measured())
 
     names = {event["args"]["name"] for event in events if event["ph"] == "M"}
     assert names == {"predicted, replica 0", "measured, replica 0", "stage 0", "stage 1", "stage 2", "stage 3"}
@@ -170,14 +307,35 @@ def test_the_trace_has_a_process_for_each_source_and_a_track_for_each_stage() ->
     assert "F0" in {event["name"] for event in spans}
 
 
-def test_every_arrow_of_the_trace_ends_where_another_stage_took_the_message() -> None:
-    events = json.loads(chrome_trace(run_samples.predicted(), Timeline(source="measured", stages=())))["traceEvents"]
+def traced(predicted: Timeline, measured: Timeline, name: str = "1F1B") -> list[dict]:
+    return json.loads(chrome_trace(predicted, measured, run_samples.schedule(name)))["traceEvents"]
+
+
+NOTHING = Timeline(source="measured", stages=())
+
+
+@pytest.mark.parametrize(("name", "num_stages"), [("1F1B", 4), ("Interleaved1F1B", 8), ("ZB-V", 8), ("DualPipe", 4)])
+def test_every_arrow_of_the_trace_follows_a_micro_batch_to_the_next_stage_of_its_route(
+    name: str, num_stages: int
+) -> None:
+    events = traced(run_samples.predicted(name), NOTHING, name)
 
     sent = {event["id"]: event for event in events if event["ph"] == "s"}
     taken = {event["id"]: event for event in events if event["ph"] == "f"}
     assert sent.keys() == taken.keys()
-    assert len(sent) == 2 * 3 * 8
+    assert len(sent) == 2 * (num_stages - 1) * 8
     assert all(taken[each]["ts"] >= sent[each]["ts"] - 1e-6 for each in sent)
+
+
+def test_a_v_hands_on_within_its_last_rank_and_a_loop_from_the_last_to_the_first() -> None:
+    def turns(name: str) -> set[tuple[int, int]]:
+        events = traced(run_samples.predicted(name), NOTHING, name)
+        sent = {event["id"]: event["tid"] for event in events if event["ph"] == "s" and event["name"] == "activation"}
+        return {(sent[event["id"]], event["tid"]) for event in events if event["ph"] == "f" and event["id"] in sent}
+
+    assert turns("ZB-V") == {(0, 1), (1, 2), (2, 3), (3, 3), (3, 2), (2, 1), (1, 0)}
+    assert turns("Interleaved1F1B") == {(0, 1), (1, 2), (2, 3), (3, 0)}
+    assert turns("Chimera") == {(0, 1), (1, 2), (2, 3), (3, 2), (2, 1), (1, 0)}
 
 
 def test_steps_line_up_by_their_common_clock_or_else_end_to_end() -> None:
@@ -198,6 +356,27 @@ def test_steps_line_up_by_their_common_clock_or_else_end_to_end() -> None:
 )
 def test_durations_read_well(value: float | None, written: str) -> None:
     assert seconds(value) == written
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (None, "–"),
+        (0, "0"),
+        (33.0, "33"),
+        (0.601, "0.601"),
+        (28.5, "28.5"),
+        (1310.405, "1,310.4"),
+        (123456.7, "123,457"),
+    ],
+)
+def test_times_without_a_unit_read_well(value: float | None, written: str) -> None:
+    assert plain(value) == written
+
+
+def test_several_stretches_of_layers_are_all_named() -> None:
+    assert layers([(0, 3)]) == "0-2"
+    assert layers([(0, 3), (9, 10)]) == "0-2, 9"
 
 
 def test_ticks_are_round_and_inside() -> None:

@@ -12,6 +12,7 @@ from pipelinejob_operator.cli.exits import EPILOG, Exit, complain, ending_of
 from pipelinejob_operator.cli.output import Format, FormatOption, write
 from pipelinejob_operator.cli.plan import plan
 from pipelinejob_operator.cli.run import run
+from pipelinejob_operator.cli.schedule import app as schedule
 from pipelinejob_operator.cli.validate import validate
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(plan)
 app.command()(validate)
+app.add_typer(schedule, name="schedule")
 
 
 @app.command()

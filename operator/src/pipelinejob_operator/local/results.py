@@ -3,6 +3,7 @@
 from pipelinejob.cost import Profile
 from pipelinejob.plan import Plan
 from pipelinejob.planner import predicted_timeline
+from pipelinejob.playing import schedule_of
 from pipelinejob.status import PipelineJobStatus
 from pipelinejob.timeline import Timeline
 from pipelinejob_operator.local.runfolder import RunFolder
@@ -16,12 +17,12 @@ def write_results(
 ) -> RunSummary:
     """Read what the stages wrote, lay it beside the plan, and write the three files."""
     steps, measured = folder.read_steps(), folder.read_timelines()
-    predicted = predicted_timeline(plan, profile)
+    predicted, schedule = predicted_timeline(plan, profile), schedule_of(plan)
     summary = summarise(plan, status=status, steps=steps, predicted=predicted, measured=measured)
     if not plan.prediction.is_absolute:
         predicted = Timeline(source="predicted", stages=())  # its seconds would mean nothing
-    report = html_report(summary, steps=steps, predicted=predicted, measured=measured, sample=sample)
+    report = html_report(summary, steps=steps, predicted=predicted, measured=measured, schedule=schedule, sample=sample)
     folder.write(folder.summary, summary.model_dump_json(by_alias=True, indent=2))
     folder.write(folder.report, report)
-    folder.write(folder.trace, chrome_trace(predicted, measured))
+    folder.write(folder.trace, chrome_trace(predicted, measured, schedule))
     return summary

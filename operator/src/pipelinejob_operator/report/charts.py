@@ -1,60 +1,20 @@
-"""The report's pictures as SVG: the loss, the timelines, where each stage's time went. Pure: data in, markup out."""
+"""The report's pictures as SVG: the loss, and where each rank's time went. Pure: data in, markup out."""
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from pipelinejob.progress import StepRecord
-from pipelinejob.timeline import WAITING, Span, SpanKind, StageTimeline
-from pipelinejob_operator.report.summary import StageSummary
+from pipelinejob_operator.report.looks import LOOKS, Look, look_of, shade_class
+from pipelinejob_operator.report.marks import Writer
+from pipelinejob_operator.report.numbers import percent, ticks
+from pipelinejob_operator.report.numbers import seconds as seconds  # noqa: PLC0414  # others know it from here
+from pipelinejob_operator.report.svg import LEFT, WIDTH, line, opened, rect, text
 
-WIDTH = 1076
-_LEFT = 64  # room for the axis' and the stages' names
-_LETTERS = {SpanKind.FORWARD: "F", SpanKind.BACKWARD_INPUT: "B", SpanKind.BACKWARD_WEIGHT: "W"}
-_LETTER_MIN_PX = 15
 _MAX_POINTS = 1200  # more than this the screen can't show
-# In the order in which the bars are stacked: what is wanted first, what is not last.
-CAUSES = {
-    "forward": ("forward", "forward"),
-    "backward_input": ("backward", "backward"),
-    "backward_weight": ("weight", "backward, weights"),
-    "optimizer": ("optimizer", "optimizer"),
-    "data": ("data", "data"),
-    "checkpoint": ("checkpoint", "checkpoint"),
-    "send": ("send", "sending"),
-    "warm-up": ("warm-up", "waiting: warm-up"),
-    "upstream": ("upstream", "waiting: previous stage"),
-    "downstream": ("downstream", "waiting: next stage"),
-    "drain": ("drain", "waiting: drain"),
-    "replicas": ("replicas", "waiting: replicas"),
-    "recv": ("wait", "waiting"),
-    "idle": ("idle", "idle"),
-}
-
-# White text stands on these by day and night, black text on those below.
-_DARK = frozenset({"forward", "backward_input", "backward_weight", "optimizer"})
-_BRIGHT = frozenset({"send", "data"})
-
-
-def seconds(value: float | None) -> str:
-    """Write a duration so that a person can compare it."""
-    if value is None:
-        return "–"
-    if value >= 1:
-        return f"{value:.3g} s" if value < 100 else f"{value:.0f} s"  # noqa: PLR2004  # three digits either way
-    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"  # noqa: PLR2004
-
-
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Give round numbers that cover [low, high]."""
-    if high <= low:
-        return [low]
-    raw = (high - low) / count
-    magnitude = 10 ** math.floor(math.log10(raw))
-    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= raw)
-    first = math.ceil(low / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+_MIN_SHARE_PX = 44  # room for "12.3 %"
 
 
 def loss_curve(steps: Sequence[StepRecord], height: int = 280) -> str:
@@ -68,41 +28,30 @@ def loss_curve(steps: Sequence[StepRecord], height: int = 280) -> str:
     last = max(points[-1].step, points[0].step + 1)
 
     def x(step: float) -> float:
-        return _LEFT + (step - points[0].step) / (last - points[0].step) * (right - _LEFT)
+        return LEFT + (step - points[0].step) / (last - points[0].step) * (right - LEFT)
 
     def y(loss: float) -> float:
         return bottom - (loss - low) / (high - low) * (bottom - top)
 
-    parts = [
-        _svg_open(height, f"Loss from {points[0].loss:.3f} at the first step to {points[-1].loss:.3f} at the last")
-    ]
+    parts = [opened(height, f"Loss from {points[0].loss:.3f} at the first step to {points[-1].loss:.3f} at the last")]
     for tick in ticks(low, high):
-        parts += [_line(_LEFT, y(tick), right, y(tick)), _text(_LEFT - 10, y(tick) + 4, f"{tick:g}", anchor="end")]
+        parts += [line(LEFT, y(tick), right, y(tick)), text(LEFT - 10, y(tick) + 4, f"{tick:g}", anchor="end")]
     for tick in ticks(points[0].step, last, 8):
-        parts.append(_text(x(tick), bottom + 20, f"{tick:g}", anchor="middle"))
-    parts.append(_text(right, bottom + 34, "step", anchor="end"))
+        parts.append(text(x(tick), bottom + 20, f"{tick:g}", anchor="middle"))
+    parts.append(text(right, bottom + 34, "step", anchor="end"))
     raw = " ".join(f"{x(point.step):.1f},{y(point.loss):.1f}" for point in points)
     mean = " ".join(f"{x(point.step):.1f},{y(loss):.1f}" for point, loss in zip(points, smoothed(points), strict=True))
-    parts.append(
-        f'<polyline points="{raw}" fill="none" stroke="var(--accent)" stroke-opacity=".32" stroke-width="1.2"/>'
-    )
-    parts.append(
-        f'<polyline points="{mean}" fill="none" stroke="var(--accent)" stroke-width="2.4" stroke-linejoin="round"/>'
-    )
+    parts.append(f'<polyline class="loss raw" points="{raw}"/><polyline class="loss" points="{mean}"/>')
     for before, after in itertools.pairwise(points):
         if after.attempt != before.attempt:
-            parts.append(
-                f'<line x1="{x(after.step):.1f}" x2="{x(after.step):.1f}" y1="{top}" y2="{bottom}" stroke="var(--bad)" '
-                f'stroke-dasharray="3 4"><title>attempt {after.attempt} began at step {after.step}</title></line>'
-            )
+            tip = f"<title>attempt {after.attempt} began at step {after.step}</title>"
+            mark = line(x(after.step), top, x(after.step), bottom, style="attempt")
+            parts.append(mark.removesuffix("/>") + f">{tip}</line>")
     every = max(1, len(points) // 200)
     for point in points[::every]:
         tip = f"step {point.step}\nloss {point.loss:.4f}\n{point.tokens_per_s:,.0f} tokens/s"
-        width = (right - _LEFT) / max(1, len(points[::every]))
-        parts.append(
-            f'<rect x="{x(point.step) - width / 2:.1f}" y="{top}" width="{width:.1f}" height="{bottom - top}" '
-            f'fill="transparent" data-tip="{escape(tip)}"/>'
-        )
+        width = (right - LEFT) / max(1, len(points[::every]))
+        parts.append(rect(x(point.step) - width / 2, top, width, bottom - top, style="unseen", tip=tip))
     return "".join([*parts, "</svg>"])
 
 
@@ -124,110 +73,59 @@ def smoothed(points: Sequence[StepRecord]) -> list[float]:
     return means
 
 
-def gantt(stages: Sequence[StageTimeline], *, starts: Sequence[float], span_s: float, label: str) -> str:
-    """Draw ranks' spans below each other; `span_s` seconds fill the width, so that two charts share a scale."""
-    row, gap, axis = 26, 5, 24
-    height = len(stages) * (row + gap) + axis
-    scale = (WIDTH - _LEFT - 4) / span_s
-    parts = [_svg_open(height, label)]
-    bottom = height - axis
-    for tick in ticks(0, span_s, 8):
-        at = _LEFT + tick * scale
-        parts += [_line(at, 0, at, bottom), _text(at, bottom + 17, seconds(tick) if tick else "0", anchor="middle")]
-    several = len({stage.replica for stage in stages}) > 1
-    for index, (stage, start) in enumerate(zip(stages, starts, strict=True)):
-        top = index * (row + gap)
-        name = f"r{stage.replica} s{stage.stage}" if several else f"stage {stage.stage}"
-        parts.append(_text(_LEFT - 10, top + row / 2 + 4, name, anchor="end"))
-        parts += _row(stage, start, top, row, scale)
-    return "".join([*parts, "</svg>"])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """Where one rank's time went: seconds by span kind, or by cause of a wait."""
+
+    name: str
+    seconds: Mapping[str, float]
 
 
-def _row(stage: StageTimeline, start_s: float, top: float, height: float, scale: float) -> Iterator[str]:
-    for span in stage.spans:
-        x, width = _LEFT + (start_s + span.start_s) * scale, (span.end_s - span.start_s) * scale
-        is_wait = span.kind in WAITING
-        inset = height * 0.32 if is_wait else 0
-        colour = "wait" if is_wait and span.kind is not SpanKind.SEND else CAUSES[span.kind.value][0]
-        tip = span_tip(stage, span)
-        gap = 0.6 if width > 3 else 0  # noqa: PLR2004  # thinner ones would vanish
-        yield (
-            f'<rect x="{x:.2f}" y="{top + inset:.1f}" width="{max(width - gap, 0.2):.2f}" '
-            f'height="{height - 2 * inset:.1f}" rx="{2.5 if width > 6 and not is_wait else 0}" '  # noqa: PLR2004
-            f'fill="var(--{colour})" data-tip="{escape(tip)}"><title>{escape(tip)}</title></rect>'
-        )
-        letter = _LETTERS.get(span.kind)
-        if letter and span.micro_batch is not None and width >= _LETTER_MIN_PX:
-            text = f"{letter}{span.micro_batch}" if width >= _LETTER_MIN_PX * 1.5 else str(span.micro_batch)
-            yield _text(x + width / 2, top + height / 2 + 4, text, anchor="middle", style="on")
-
-
-def span_tip(stage: StageTimeline, span: Span) -> str:
-    """Say what a span is."""
-    name = CAUSES[span.cause if span.cause in CAUSES and span.kind in WAITING else span.kind.value][1]
-    batch = f" of micro-batch {span.micro_batch}" if span.micro_batch is not None else ""
-    return f"stage {stage.stage}: {name}{batch}\n{seconds(span.end_s - span.start_s)}, from {seconds(span.start_s)}"
-
-
-def bars(stages: Sequence[StageSummary]) -> str:
-    """Draw where a mean step of each rank went, in shares of its wall time."""
+def bars(found: Sequence[Bar], *, label: str, write: Writer, width: float = WIDTH) -> str:
+    """Draw where a step of each rank went, in shares of its time."""
     row, gap, axis = 24, 8, 24
-    height = len(stages) * (row + gap) + axis
-    scale = WIDTH - _LEFT - 4
-    parts = [_svg_open(height, "Where each stage's time went, measured")]
-    for percent in range(0, 101, 20):
-        at = _LEFT + percent / 100 * scale
-        parts += [_line(at, 0, at, height - axis), _text(at, height - 7, f"{percent} %", anchor="middle")]
-    several = len({stage.replica for stage in stages}) > 1
-    for index, stage in enumerate(stages):
+    height = len(found) * (row + gap) + axis
+    scale = width - LEFT - 4
+    parts = [opened(height, label, width=width)]
+    for share in range(0, 101, 20):
+        at = LEFT + share / 100 * scale
+        parts += [line(at, 0, at, height - axis), text(at, height - 7, f"{share} %", anchor="middle")]
+    for index, bar in enumerate(found):
         top = index * (row + gap)
-        name = f"r{stage.replica} s{stage.stage}" if several else f"stage {stage.stage}"
-        parts.append(_text(_LEFT - 10, top + row / 2 + 4, name, anchor="end"))
-        parts += _stack(stage, top, row, scale)
+        parts.append(text(LEFT - 10, top + row / 2 + 4, bar.name, anchor="end"))
+        parts += _stack(bar, top, row, scale, write)
     return "".join([*parts, "</svg>"])
 
 
-def _stack(stage: StageSummary, top: float, height: float, scale: float) -> Iterator[str]:
-    total = sum(stage.seconds.values()) or 1.0
-    x = float(_LEFT)
-    for cause in _in_order(stage.seconds):
-        colour, name = CAUSES.get(cause, ("wait", f"waiting: {cause}"))
-        share = stage.seconds[cause] / total
-        width = share * scale
-        tip = f"stage {stage.stage}: {name}\n{share:.1%} of a step, {seconds(stage.seconds[cause])}"
-        yield (
-            f'<rect x="{x:.2f}" y="{top}" width="{width:.2f}" height="{height}" fill="var(--{colour})" '
-            f'data-tip="{escape(tip)}"><title>{escape(tip)}</title></rect>'
-        )
-        if width > 44:  # noqa: PLR2004  # room for "12.3 %"
-            style = "on" if cause in _DARK else "ink" if cause in _BRIGHT else "strong"
-            yield _text(x + width / 2, top + height / 2 + 4, f"{share:.1%}", anchor="middle", style=style)
+def _stack(bar: Bar, top: float, height: float, scale: float, write: Writer) -> Iterator[str]:
+    total = sum(bar.seconds.values()) or 1.0
+    x = float(LEFT)
+    for name in in_order(bar.seconds):
+        look, spent = look_of(name), bar.seconds[name]
+        width = spent / total * scale
+        tip = f"{bar.name}: {look.name}\n{percent(spent / total)} of a step, {write(spent)}"
+        yield rect(x, top, max(width - 0.6, 0), height, style=look.key, tip=tip)
+        if width > _MIN_SHARE_PX:
+            style = look.ink() if look.is_work else "strong"
+            yield text(x + width / 2, top + height / 2 + 4, percent(spent / total), anchor="middle", style=style)
         x += width
 
 
-def legend(causes: Sequence[str]) -> str:
-    """Explain the colours of those causes."""
-    items = [CAUSES.get(cause, ("wait", f"waiting: {cause}")) for cause in _in_order(causes)]
-    return (
-        '<ul class="legend">'
-        + "".join(f'<li><i style="background:var(--{colour})"></i>{escape(name)}</li>' for colour, name in items)
-        + "</ul>"
-    )
+def legend(looks: Sequence[Look], *, shades: Mapping[int, str] | None = None) -> str:
+    """Explain looks, and what shades stand for, for a page."""
+    items = [f'<li><i class="{look.key}"></i>{escape(look.name)}</li>' for look in looks]
+    for shade, name in (shades or {}).items():
+        swatches = "".join(f'<i class="{look.key}{shade_class(shade)}"></i>' for look in looks if look.letter)
+        items.append(f"<li>{swatches}{escape(name)}</li>")
+    return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def _in_order(causes: Sequence[str] | dict[str, float]) -> list[str]:
-    order = list(CAUSES)
-    return sorted(causes, key=lambda cause: order.index(cause) if cause in CAUSES else len(order))
+def looks_of(names: Collection[str]) -> list[Look]:
+    """Give the looks of span kinds and causes, each once, in the order of legends."""
+    return list({look.key: look for look in map(look_of, in_order(names))}.values())
 
 
-def _svg_open(height: float, label: str) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="var(--grid)"/>'
-
-
-def _text(x: float, y: float, text: str, *, anchor: str, style: str = "") -> str:
-    styled = f' class="{style}"' if style else ""
-    return f'<text{styled} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def in_order(names: Collection[str]) -> list[str]:
+    """Put span kinds and causes into the order in which they are stacked and explained."""
+    order = list(LOOKS)
+    return sorted(names, key=lambda name: order.index(name) if name in LOOKS else len(order))

@@ -8,11 +8,14 @@ from html import escape
 
 from pipelinejob.plan import CostSource
 from pipelinejob.progress import StepRecord
-from pipelinejob.timeline import WAITING, SpanKind, StageTimeline, Timeline
+from pipelinejob.schedules.actions import Schedule
+from pipelinejob.timeline import SpanKind, StageTimeline, Timeline
 from pipelinejob_operator.report import charts
-from pipelinejob_operator.report.charts import seconds
+from pipelinejob_operator.report.gantt import Panel, gantt
+from pipelinejob_operator.report.marks import looks_in, row, shades_of
+from pipelinejob_operator.report.numbers import percent, seconds
+from pipelinejob_operator.report.page import page, section
 from pipelinejob_operator.report.run_view import layers
-from pipelinejob_operator.report.style import SCRIPT, STYLE
 from pipelinejob_operator.report.summary import Pair, RunSummary, StageSummary
 from pipelinejob_operator.report.trace import offsets
 
@@ -25,25 +28,20 @@ def html_report(
     steps: Sequence[StepRecord],
     predicted: Timeline,
     measured: Timeline,
+    schedule: Schedule | None = None,
     sample: str | None = None,
 ) -> str:
-    """Write the whole page."""
+    """Write the whole page; the schedule tells the directions of one with several routes apart."""
     sections = [
         _facts(summary),
         _loss(steps),
-        _timelines(predicted, measured),
+        _timelines(predicted, measured, schedule),
         _idle(summary),
         _stages(summary),
         _sample(sample),
     ]
-    title = escape(f"{summary.name} · PipelineJob report")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style></head><body><main>"
-        f"{_header(summary)}{''.join(sections)}{_footer(summary)}"
-        f'</main><div id="tip" aria-hidden="true"></div><script>{SCRIPT}</script></body></html>\n'
-    )
+    title = f"{summary.name} · PipelineJob report"
+    return page(title, _header(summary) + "".join(sections) + _footer(summary))
 
 
 def _header(summary: RunSummary) -> str:
@@ -70,7 +68,7 @@ def _facts(summary: RunSummary) -> str:
         ("Steps", f"{summary.steps:,} of {summary.steps_wanted:,}", f"in {seconds(summary.training_s)} of training"),
         ("Step time", *_both(summary.step_s, seconds)),
         ("Tokens per second", *_both(summary.tokens_per_s, _count)),
-        ("Bubble, mean over stages", *_both(summary.bubble_ratio, _percent)),
+        ("Bubble, mean over stages", *_both(summary.bubble_ratio, percent)),
         ("Restarts", str(summary.restarts), f"{summary.attempts} attempt{'s' * (summary.attempts != 1)}"),
     ]
     items = "".join(
@@ -82,66 +80,86 @@ def _facts(summary: RunSummary) -> str:
 
 def _loss(steps: Sequence[StepRecord]) -> str:
     if not steps:
-        return _section("Loss", '<p class="note">No step was completed.</p>')
+        return section("Loss", '<p class="note">No step was completed.</p>')
     note = '<p class="note">Measured, every step; the strong line is its running mean.</p>'
-    return _section("Loss", note + charts.loss_curve(steps))
+    return section("Loss", note + charts.loss_curve(steps))
 
 
-def _timelines(predicted: Timeline, measured: Timeline) -> str:
-    if not predicted.stages and not measured.stages:
-        return ""
+def _timelines(predicted: Timeline, measured: Timeline, schedule: Schedule | None) -> str:
     planned = tuple(stage for stage in predicted.stages if stage.replica == 0)
     seen = typical_step(measured)
-    starts = offsets(seen)
-    ordered = [starts[stage.replica, stage.stage, stage.step] for stage in seen]
-    width = max(_end(planned, [0.0] * len(planned)), _end(seen, ordered))
-    note = (
-        '<p class="note">One step, both on the same scale. Numbers are micro-batches: F forward, B backward; '
-        "thin bars are waiting.</p>"
-    )
-    parts = [
-        note,
-        "<h3>Predicted, before the run</h3>",
-        charts.gantt(planned, starts=[0.0] * len(planned), span_s=width, label="Predicted timeline of one step")
-        if planned
-        else '<p class="note">What these layers cost was not known before the run, so no timeline was predicted.</p>',
-    ]
+    panels = [_panel("Predicted, before the run", planned, [0.0] * len(planned), schedule)] if planned else []
     if seen:
-        parts += [
-            f"<h3>Measured, step {seen[0].step}</h3>",
-            charts.gantt(seen, starts=ordered, span_s=width, label=f"Measured timeline of step {seen[0].step}"),
-        ]
-    else:
-        parts.append('<p class="note">No timeline was measured.</p>')
-    kinds = {"recv" if span.kind in WAITING and span.kind.value != "send" else span.kind.value
-             for stage in (*planned, *seen) for span in stage.spans}  # fmt: skip
-    return _section("Timeline", "".join(parts) + charts.legend(sorted(kinds)))
+        starts = offsets(seen)
+        ordered = [starts[stage.replica, stage.stage, stage.step] for stage in seen]
+        panels.append(_panel(f"Measured, step {seen[0].step}", seen, ordered, schedule))
+    if not panels:
+        return ""
+    rows = [row for panel in panels for row in panel.rows]
+    missing = [
+        *(
+            ["What these layers cost was not known before the run, so no timeline was predicted."]
+            if not planned
+            else []
+        ),
+        *(["No timeline was measured."] if not seen else []),
+    ]
+    note = " ".join(["One step, on one time axis. Numbers are micro-batches; thin bars are waiting.", *missing])
+    chart = gantt(
+        panels, span_s=max(row.end_s for row in rows), label="Timelines of one step, on one axis", write=seconds
+    )
+    explained = charts.legend(looks_in(rows), shades=shades_of(schedule) if schedule else {})
+    return section("Timeline", f'<p class="note">{note}</p>{chart}{explained}')
+
+
+def _panel(title: str, stages: Sequence[StageTimeline], starts: Sequence[float], schedule: Schedule | None) -> Panel:
+    rows = (
+        row(stage, f"stage {stage.stage}", write=seconds, schedule=schedule, start_s=start)
+        for stage, start in zip(stages, starts, strict=True)
+    )
+    return Panel(title=title, rows=tuple(rows))
 
 
 def typical_step(measured: Timeline) -> tuple[StageTimeline, ...]:
-    """Give replica 0's ranks in the step of median length, of those that all kept and that wrote no checkpoint."""
+    """Give replica 0's ranks in the step of median length, of those that all kept.
+
+    Steps that wrote a checkpoint or evaluated count only where there are no others.
+    """
     stages = [stage for stage in measured.stages if stage.replica == 0 and stage.spans]
     numbers = {stage.stage for stage in stages}
     by_step = {step: sorted((s for s in stages if s.step == step), key=lambda s: s.stage)
                for step in {stage.step for stage in stages}}  # fmt: skip
     whole = [found for found in by_step.values() if {stage.stage for stage in found} == numbers]
-    plain = [found for found in whole if not any(map(_has_checkpoint, found))]
+    plain = [found for found in whole if not any(map(_has_more, found))]
     whole = plain or whole
     whole.sort(key=lambda found: max(stage.spans[-1].end_s for stage in found))
     return tuple(whole[len(whole) // 2]) if whole else ()
 
 
-def _has_checkpoint(stage: StageTimeline) -> bool:
-    return any(span.kind is SpanKind.CHECKPOINT for span in stage.spans)
+def _has_more(stage: StageTimeline) -> bool:
+    return any(span.kind in {SpanKind.CHECKPOINT, SpanKind.EVALUATION} for span in stage.spans)
 
 
 def _idle(summary: RunSummary) -> str:
     measured = [stage for stage in summary.stages if stage.seconds]
     if not measured:
         return ""
-    causes = sorted({cause for stage in measured for cause, spent in stage.seconds.items() if spent > 0})
+    several = len({stage.replica for stage in summary.stages}) > 1
+    found = [charts.Bar(name=_short_name(stage, several=several), seconds=_spent(stage)) for stage in measured]
+    spent = {cause for bar in found for cause, seconds_of in bar.seconds.items() if seconds_of > 0}
     note = '<p class="note">Measured, the mean of the last steps, in shares of a step.</p>'
-    return _section("Where the time went", note + charts.bars(measured) + charts.legend(causes))
+    bars = charts.bars(found, label="Where each stage's time went, measured", write=seconds)
+    return section("Where the time went", note + bars + charts.legend(charts.looks_of(spent)))
+
+
+def _spent(stage: StageSummary) -> dict[str, float]:
+    """Give a stage's seconds, those of backwards named for what they are where weight gradients come apart."""
+    name = "input" if stage.seconds.get(SpanKind.BACKWARD_WEIGHT) else SpanKind.BACKWARD_INPUT.value
+    return {name if kind == SpanKind.BACKWARD_INPUT else kind: spent for kind, spent in stage.seconds.items()}
+
+
+def _short_name(stage: StageSummary, *, several: bool) -> str:
+    return f"r{stage.replica} s{stage.stage}" if several else f"stage {stage.stage}"
 
 
 def _stages(summary: RunSummary) -> str:
@@ -159,7 +177,7 @@ def _stages(summary: RunSummary) -> str:
         "process. "
         f"Predicted from {_SOURCES[summary.cost_source]}. {escape(summary.crowding or '')}</p>"
     )
-    return _section("Stages", f'{note}<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>')
+    return section("Stages", f'{note}<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>')
 
 
 _SOURCES = {
@@ -171,10 +189,10 @@ _SOURCES = {
 
 def _stage_row(stage: StageSummary, *, several: bool) -> str:
     name = f"replica {stage.replica}, stage {stage.stage}" if several else str(stage.stage)
-    held = layers(stage.first_layer, stage.end_layer)
+    held = layers(stage.chunks)
     cells = [
-        *_cells(stage.utilization_ratio, _percent),
-        *_cells(stage.bubble_ratio, _percent),
+        *_cells(stage.utilization_ratio, percent),
+        *_cells(stage.bubble_ratio, percent),
         *_cells(stage.memory_bytes, _bytes),
     ]
     return (
@@ -186,7 +204,7 @@ def _stage_row(stage: StageSummary, *, several: bool) -> str:
 def _sample(sample: str | None) -> str:
     if not sample:
         return ""
-    return _section("A sample of the trained model", f'<div class="scroll"><pre>{escape(sample)}</pre></div>')
+    return section("A sample of the trained model", f'<div class="scroll"><pre>{escape(sample)}</pre></div>')
 
 
 def _footer(summary: RunSummary) -> str:
@@ -197,15 +215,6 @@ def _footer(summary: RunSummary) -> str:
     )
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
-
-
-def _end(stages: Sequence[StageTimeline], starts: Sequence[float]) -> float:
-    ends = [start + stage.spans[-1].end_s for stage, start in zip(stages, starts, strict=True) if stage.spans]
-    return max(ends, default=0.0)
-
-
 def _both(pair: Pair, write: _Writer) -> tuple[str, str]:
     if pair.measured is None:
         return write(pair.predicted), "predicted; not measured"
@@ -214,10 +223,6 @@ def _both(pair: Pair, write: _Writer) -> tuple[str, str]:
 
 def _cells(pair: Pair, write: _Writer) -> tuple[str, str]:
     return f'<td class="predicted">{write(pair.predicted)}</td>', f"<td>{write(pair.measured)}</td>"
-
-
-def _percent(ratio: float | None) -> str:
-    return "–" if ratio is None else f"{ratio:.1%}"
 
 
 def _count(number: float | None) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelinejob.plan import Plan
+from pipelinejob.plan import LayerRange, Plan
 from pipelinejob.progress import Progress
 from pipelinejob.status import PipelineJobStatus, State
 
@@ -38,9 +38,9 @@ class RunView:
     stages: tuple[StageView, ...]
 
 
-def layers(first: int, end: int) -> str:
-    """Write which layers a stage holds: `3-5`, or `3` for one."""
-    return str(first) if end == first + 1 else f"{first}-{end - 1}"
+def layers(chunks: Sequence[LayerRange]) -> str:
+    """Write which layers a stage holds: `3-5`, `3` for one, `0-2, 9-11` for two stretches."""
+    return ", ".join(str(first) if end == first + 1 else f"{first}-{end - 1}" for first, end in chunks)
 
 
 class Pace:
@@ -90,7 +90,7 @@ def _stage(plan: Plan, replica: int, stage: int, account: Progress | None) -> St
     return StageView(
         replica=replica,
         stage=stage,
-        layers=layers(planned.first_layer, planned.end_layer),
+        layers=layers(planned.chunks),
         phase=account.phase.value if account else "Starting",
         utilization_ratio=account.utilization_ratio if account else None,
         bubble_ratio=account.bubble_ratio if account else None,

@@ -5,25 +5,17 @@ STYLE = """
   color-scheme: light dark;
   --page: #f6f7f9; --card: #ffffff; --ink: #1b1f27; --soft: #5b6472; --line: #e2e5ea; --grid: #eceef2;
   --accent: #2f6fde; --good: #1a7f4b; --bad: #c0352b;
-  --forward: #3b7ddd; --backward: #e8833a; --weight: #b5651d; --optimizer: #7a5ac7; --send: #d4a72c; --data: #2a9d8f;
-  --checkpoint: #a3adbd; --wait: #dfe3ea; --wait-ink: #8a93a3;
-  --warm-up: #a9c3ec; --upstream: #cfd6e1; --downstream: #b9c2d1; --drain: #f2c9a5;
-  --replicas: #cdbfe8; --idle: #e3e6ec;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #12151b; --card: #1a1e26; --ink: #e8ebf0; --soft: #9aa4b2; --line: #2c323d; --grid: #252a34;
     --accent: #6ea3ff; --good: #4ec38a; --bad: #ff8077;
-    --forward: #4f8ff0; --backward: #f0934d; --weight: #cf8140; --optimizer: #9a7fe0; --send: #e0b84a; --data: #45b8aa;
-    --checkpoint: #5f6b80; --wait: #2c323d; --wait-ink: #7f8896;
-    --warm-up: #38507a; --upstream: #3b4453; --downstream: #4c5667; --drain: #6e5138;
-    --replicas: #54487a; --idle: #323945;
   }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); line-height: 1.5;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 36px 24px 64px; }
+main { max-width: 1120px; margin: 0 auto; padding: 36px 24px 64px; } main.wide { max-width: 1640px; }
 header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 6px 14px; margin-bottom: 22px; }
 h1 { font-size: 26px; letter-spacing: -.01em; margin: 0; }
 h2 { font-size: 17px; margin: 0 0 2px; }
@@ -40,13 +32,18 @@ p { margin: 0; } .soft { color: var(--soft); } .note { color: var(--soft); font-
 section { padding: 20px 22px; margin-bottom: 16px; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font-size: 12px; fill: var(--soft); font-family: inherit; font-variant-numeric: tabular-nums; }
-svg .on { fill: #fff; font-size: 10.5px; font-weight: 600; pointer-events: none; }
-svg .strong { fill: var(--ink); } svg .ink { fill: #1b1f27; }
+svg .on-dark, svg .on-light { font-size: 10.5px; font-weight: 600; pointer-events: none; }
+svg .on-dark { fill: #fff; } svg .on-light { fill: #10141b; } svg .strong { fill: var(--ink); font-weight: 600; }
+.grid { stroke: var(--grid); } .unseen { fill: transparent; }
+.loss { fill: none; stroke: var(--accent); stroke-width: 2.4; stroke-linejoin: round; }
+.loss.raw { stroke-opacity: .32; stroke-width: 1.2; } .attempt { stroke: var(--bad); stroke-dasharray: 3 4; }
+.held { fill: var(--accent); fill-opacity: .28; stroke: var(--accent); }
+.cap { stroke: var(--bad); stroke-dasharray: 5 4; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 12px 0 0; padding: 0; list-style: none;
   font-size: 12.5px; color: var(--soft); }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px;
   vertical-align: -1px; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .lead { margin: -12px 0 20px; } summary { cursor: pointer; color: var(--soft); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 7px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-size: 12.5px; font-weight: 600; } tbody tr:last-child > * { border-bottom: 0; }
@@ -56,15 +53,19 @@ tbody th { color: var(--ink); font-size: inherit; }
 td.predicted { color: var(--soft); }
 pre { font: 13px/1.5 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; margin: 10px 0 0; }
 footer { color: var(--soft); font-size: 13px; padding: 4px 2px; } code { font-size: .93em; }
-[data-tip] { cursor: default; } [data-tip]:hover { opacity: .82; }
+[data-tip] { cursor: default; } [data-tip]:hover { opacity: .82; } .unseen[data-tip]:hover { fill: var(--grid); }
 #tip { position: fixed; z-index: 9; pointer-events: none; background: var(--ink); color: var(--page); font-size: 12.5px;
   padding: 5px 9px; border-radius: 7px; white-space: pre-line; opacity: 0; transition: opacity .08s; }
 @media print { body { background: none; } section, .fact { break-inside: avoid; } }
 """
 
-# Every tip is a <title> as well, so nothing is lost without the script.
+# What is shown when pointed at is a <title>, so nothing is lost without the script; with it, tips come at once.
 SCRIPT = """
 const tip = document.getElementById('tip');
+for (const title of document.querySelectorAll('svg title')) {
+  title.parentNode.dataset.tip = title.textContent;
+  title.remove();
+}
 addEventListener('pointermove', event => {
   const mark = event.target.closest('[data-tip]');
   tip.style.opacity = mark ? 1 : 0;

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import mean, median
 
-from pipelinejob.plan import CostSource, Plan, StagePlan
+from pipelinejob.plan import CostSource, LayerRange, Plan, StagePlan
 from pipelinejob.progress import StepRecord
 from pipelinejob.spec import ScheduleName
 from pipelinejob.status import PipelineJobStatus
@@ -26,8 +26,7 @@ class StageSummary(Value):
 
     replica: int
     stage: int
-    first_layer: int
-    end_layer: int
+    chunks: tuple[LayerRange, ...]  # of layers, [first, end)
     parameters: int | None  # None: nothing was known of the layers before the run
     utilization_ratio: Pair  # compute / the step's wall time
     bubble_ratio: Pair  # timeline.bubble_ratio
@@ -120,8 +119,7 @@ def summarise(
 
 def tokens_per_step(plan: Plan) -> int:
     """Give the tokens that one optimiser step learns from."""
-    samples = plan.schedule.micro_batches * plan.schedule.micro_batch_size * plan.parallelism.data
-    return samples * plan.data.sequence_length
+    return plan.schedule.sequences * plan.parallelism.data * plan.data.sequence_length
 
 
 def seconds_by_cause(timelines: Sequence[StageTimeline]) -> dict[str, float]:
@@ -152,8 +150,7 @@ def _stage(
     return StageSummary(
         replica=replica,
         stage=stage.stage,
-        first_layer=stage.first_layer,
-        end_layer=stage.end_layer,
+        chunks=stage.chunks,
         parameters=stage.parameter_bytes // 4 if plan.prediction.is_absolute else None,
         utilization_ratio=Pair(
             predicted=_compute_s(planned) / plan.prediction.step_s if planned else None,

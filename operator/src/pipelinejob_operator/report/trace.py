@@ -1,16 +1,19 @@
 """Timelines as a Chrome trace, for https://ui.perfetto.dev or chrome://tracing. Pure: timelines in, JSON out.
 
-A process for each replica, predicted and measured apart, and in it a track for each stage; arrows from a forward to the
-next stage's, from a backward to the previous one's.
+A process for each replica, predicted and measured apart, and in it a track for each rank; arrows follow each
+micro-batch along its route, forwards and back, to the same rank where the route turns round on it.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
+from pipelinejob.schedules.actions import Schedule
 from pipelinejob.timeline import Span, SpanKind, StageTimeline, Timeline
+from pipelinejob_operator.report.marks import Mark, row
+from pipelinejob_operator.report.numbers import seconds
 
 _US = 1e6
 # Names of Chrome's own palette.
@@ -26,13 +29,12 @@ _COLOURS = {
     SpanKind.CHECKPOINT: "black",
     SpanKind.EVALUATION: "olive",
 }
-_LETTERS = {SpanKind.FORWARD: "F", SpanKind.BACKWARD_INPUT: "B", SpanKind.BACKWARD_WEIGHT: "W"}
 _MEASURED_PID = 1000  # predicted processes count from 0
 
 
-def chrome_trace(predicted: Timeline, measured: Timeline) -> bytes:
-    """Write both timelines as one trace."""
-    events = [*_process_events(predicted, 0), *_process_events(measured, _MEASURED_PID)]
+def chrome_trace(predicted: Timeline, measured: Timeline, schedule: Schedule) -> bytes:
+    """Write both timelines of a schedule as one trace."""
+    events = [*_process_events(predicted, schedule, 0), *_process_events(measured, schedule, _MEASURED_PID)]
     return orjson.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
 
 
@@ -53,7 +55,7 @@ def offsets(stages: Sequence[StageTimeline]) -> dict[tuple[int, int, int], float
     return {identity: starts[each.step] for identity, each in identities.items()}
 
 
-def _process_events(timeline: Timeline, first_pid: int) -> Iterator[dict[str, Any]]:
+def _process_events(timeline: Timeline, schedule: Schedule, first_pid: int) -> Iterator[dict[str, Any]]:
     starts = offsets(timeline.stages)
     for replica in sorted({each.replica for each in timeline.stages}):
         yield _name("process_name", first_pid + replica, 0, f"{timeline.source}, replica {replica}")
@@ -61,22 +63,25 @@ def _process_events(timeline: Timeline, first_pid: int) -> Iterator[dict[str, An
         yield _name("thread_name", first_pid + rank[0], rank[1], f"stage {rank[1]}")
     for each in timeline.stages:
         start = starts[each.replica, each.stage, each.step]
-        for span in each.spans:
-            yield _event(each, span, first_pid + each.replica, start)
-    yield from _arrows(timeline, first_pid, starts)
+        drawn = row(each, f"stage {each.stage}", write=seconds, schedule=schedule)
+        for span, mark in zip(each.spans, drawn.marks, strict=True):
+            yield _event(each, span, mark, first_pid + each.replica, start)
+    yield from _arrows(timeline, schedule, first_pid, starts)
 
 
-def _event(stage: StageTimeline, span: Span, pid: int, start_s: float) -> dict[str, Any]:
+def _event(stage: StageTimeline, span: Span, mark: Mark, pid: int, start_s: float) -> dict[str, Any]:
     arguments: dict[str, Any] = {"step": stage.step, "kind": span.kind.value}
     if span.micro_batch is not None:
         arguments["microBatch"] = span.micro_batch
+    if span.chunk is not None:
+        arguments["chunk"] = span.chunk
     if span.cause:
         arguments["cause"] = span.cause
     return {
         "ph": "X",
         "pid": pid,
         "tid": stage.stage,
-        "name": _label(span),
+        "name": mark.labels[0] if mark.labels else mark.look.name,
         "cat": span.kind.value,
         "cname": _COLOURS[span.kind],
         "ts": (start_s + span.start_s) * _US,
@@ -85,35 +90,53 @@ def _event(stage: StageTimeline, span: Span, pid: int, start_s: float) -> dict[s
     }
 
 
-def _label(span: Span) -> str:
-    letter = _LETTERS.get(span.kind)
-    if letter and span.micro_batch is not None:
-        return f"{letter}{span.micro_batch}"
-    return f"{span.kind.value}: {span.cause}" if span.cause else span.kind.value
-
-
-def _arrows(timeline: Timeline, first_pid: int, starts: dict[tuple[int, int, int], float]) -> Iterator[dict[str, Any]]:
-    ends: defaultdict[tuple[int, int, int], dict[tuple[SpanKind, int], Span]] = defaultdict(dict)
+def _arrows(
+    timeline: Timeline, schedule: Schedule, first_pid: int, starts: dict[tuple[int, int, int], float]
+) -> Iterator[dict[str, Any]]:
+    """Give an arrow for each message, from the end of the span that made it to the start of the one that took it."""
+    found: defaultdict[tuple[int, int], dict[_Pass, _Moment]] = defaultdict(dict)
     for each in timeline.stages:
+        start = starts[each.replica, each.stage, each.step]
         for span in each.spans:
-            if span.kind in {SpanKind.FORWARD, SpanKind.BACKWARD_INPUT} and span.micro_batch is not None:
-                ends[each.replica, each.stage, each.step][span.kind, span.micro_batch] = span
-    for (replica, stage, step), spans in ends.items():
-        for (kind, micro_batch), span in spans.items():
-            other = stage + (1 if kind is SpanKind.FORWARD else -1)
-            target = ends.get((replica, other, step), {}).get((kind, micro_batch))
-            if target is None:
-                continue
-            pid = first_pid + replica
-            common = {
-                "cat": "message",
-                "name": "activation" if kind is SpanKind.FORWARD else "gradient",
-                "id": f"{pid}.{step}.{stage}.{kind.value}.{micro_batch}",
-                "pid": pid,
-            }
-            sent, taken = starts[replica, stage, step] + span.end_s, starts[replica, other, step] + target.start_s
-            yield {**common, "ph": "s", "tid": stage, "ts": sent * _US}
-            yield {**common, "ph": "f", "bp": "e", "tid": other, "ts": taken * _US}
+            if span.kind in _PASSES and span.micro_batch is not None and span.micro_batch < schedule.num_micro_batches:
+                stage = schedule.stages_of[schedule.route_of[span.micro_batch]][each.stage][span.chunk or 0]
+                moment = _Moment(each.stage, start + span.start_s, start + span.end_s)
+                found[each.replica, each.step][_Pass(span.kind, span.micro_batch, stage)] = moment
+    for (replica, step), passes in found.items():
+        for made, sent in passes.items():
+            taken = passes.get(made._replace(stage=made.stage + (1 if made.kind is SpanKind.FORWARD else -1)))
+            if taken is not None:
+                yield from _arrow(made, sent, taken, step=step, pid=first_pid + replica)
+
+
+_PASSES = frozenset({SpanKind.FORWARD, SpanKind.BACKWARD_INPUT})
+
+
+class _Pass(NamedTuple):
+    """A micro-batch's way through a stage of its route."""
+
+    kind: SpanKind
+    micro_batch: int
+    stage: int
+
+
+class _Moment(NamedTuple):
+    """Where and when it was."""
+
+    rank: int
+    start_s: float
+    end_s: float
+
+
+def _arrow(made: _Pass, sent: _Moment, taken: _Moment, *, step: int, pid: int) -> Iterator[dict[str, Any]]:
+    common = {
+        "cat": "message",
+        "name": "activation" if made.kind is SpanKind.FORWARD else "gradient",
+        "id": f"{pid}.{step}.{made.stage}.{made.kind.value}.{made.micro_batch}",
+        "pid": pid,
+    }
+    yield {**common, "ph": "s", "tid": sent.rank, "ts": sent.end_s * _US}
+    yield {**common, "ph": "f", "bp": "e", "tid": taken.rank, "ts": taken.start_s * _US}
 
 
 def _name(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:

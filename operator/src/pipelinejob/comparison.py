@@ -1,0 +1,121 @@
+"""What schedules come to for the same sizes and costs: each one made, simulated, and judged by the same measures."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from pipelinejob.schedules.actions import Schedule, ScheduleError
+from pipelinejob.schedules.catalogue import FAMILIES, build, family
+from pipelinejob.schedules.memory import live_versions, peak_activations
+from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.schedules.setting import Setting
+from pipelinejob.simulate import Simulation, simulate
+
+# Forwards alone train nothing, so their time compares with no other's.
+COMPARABLE = tuple(name for name in FAMILIES if name is not ScheduleName.FORWARD_ONLY)
+
+_STEADY_FROM = 4  # times the ranks: so many micro-batches on, each further one takes an asynchronous schedule as long
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One schedule, played. `caps` bounds each rank's activations, in shares of a micro-batch."""
+
+    name: ScheduleName
+    simulation: Simulation
+    caps: tuple[float, ...] | None = None
+    lower_bound_s: float | None = None  # of any schedule for these costs and caps, where it was asked for
+    steady_bubble_rate: float | None = None  # of asynchronous ones: between filling and emptying
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.simulation.schedule
+
+    @cached_property
+    def peak_activations(self) -> tuple[float, ...]:
+        """Give the most that each rank holds at once, in shares of a micro-batch."""
+        return peak_activations(self.schedule)
+
+    @property
+    def over_cap(self) -> int | None:
+        """Give the first rank that holds more than its cap."""
+        pairs = zip(self.peak_activations, self.caps or (), strict=bool(self.caps))
+        return next((rank for rank, (peak, cap) in enumerate(pairs) if peak > cap), None)
+
+    @cached_property
+    def weight_versions(self) -> tuple[int, ...]:
+        """Count the weight versions that each rank holds at once, at most."""
+        return tuple(map(live_versions, self.schedule.ranks))
+
+    @property
+    def weight_copies(self) -> float:
+        """Give how often the pipeline holds the model's weights: twice where micro-batches enter at both ends."""
+        schedule = self.schedule
+        held = (len({stage for _, stage in schedule.held_by(rank)}) for rank in range(schedule.num_ranks))
+        return sum(held) / schedule.num_stages
+
+    @property
+    def distance(self) -> float | None:
+        """Give how much longer than the lower bound it takes, as a share of the bound."""
+        return None if self.lower_bound_s is None else self.simulation.makespan_s / self.lower_bound_s - 1
+
+
+def outcome(
+    name: ScheduleName, setting: Setting, *, overlap: bool = True, slowdowns: Sequence[float] | None = None
+) -> Outcome:
+    """Make a schedule and play it, a device for each rank.
+
+    Raises ScheduleError when it does not exist for these sizes.
+    """
+    schedule = build(name, setting)
+    costs = setting.costs_of(*schedule.routes)
+    return Outcome(
+        name=name,
+        simulation=simulate(schedule, costs, overlap=overlap, slowdowns=slowdowns),
+        caps=setting.activation_caps,
+        steady_bubble_rate=(
+            _steady_bubble_rate(name, setting, overlap=overlap, slowdowns=slowdowns)
+            if schedule.is_asynchronous
+            else None
+        ),
+    )
+
+
+def compare(
+    names: Iterable[ScheduleName],
+    setting: Setting,
+    *,
+    overlap: bool = True,
+    slowdowns: Sequence[float] | None = None,
+) -> tuple[tuple[Outcome, ...], dict[ScheduleName, str]]:
+    """Play each schedule; give those that exist, shortest first and those beyond the caps last, and why others do not.
+
+    What is equally short stands in the order of `names`. A number of chunks is asked only of schedules that have a
+    choice.
+    """
+    found: list[Outcome] = []
+    missing: dict[ScheduleName, str] = {}
+    for name in names:
+        try:
+            asked = setting if family(name).chunk_choice else replace(setting, num_chunks=None)
+            found.append(outcome(name, asked, overlap=overlap, slowdowns=slowdowns))
+        except ScheduleError as error:
+            missing[name] = str(error)
+    found.sort(key=lambda each: (each.over_cap is not None, round(each.simulation.makespan_s, 9)))
+    return tuple(found), missing
+
+
+def _steady_bubble_rate(
+    name: ScheduleName, setting: Setting, *, overlap: bool, slowdowns: Sequence[float] | None
+) -> float:
+    """Give the bubble rate of the micro-batches by which one long step is longer than another."""
+    interval = setting.update_interval or setting.num_ranks
+    short = interval * -(-_STEADY_FROM * setting.num_ranks // interval)
+
+    def played(num_micro_batches: int) -> Simulation:
+        schedule = build(name, replace(setting, num_micro_batches=num_micro_batches))
+        return simulate(schedule, setting.costs_of(*schedule.routes), overlap=overlap, slowdowns=slowdowns)
+
+    before, after = played(short), played(2 * short)
+    compute_s = (sum(after.compute_s) - sum(before.compute_s)) / setting.num_ranks
+    return 1 - compute_s / (after.makespan_s - before.makespan_s)

@@ -1,0 +1,92 @@
+"""What is told of one schedule, in a terminal and on a page alike. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+from pipelinejob.comparison import Outcome
+from pipelinejob.schedules.causes import WaitCause
+from pipelinejob.simulate import Simulation
+from pipelinejob_operator.report.numbers import percent, plain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleView:
+    """A schedule, played, and what is known of it."""
+
+    outcome: Outcome
+    title: str
+    source: str
+
+    @property
+    def sizes(self) -> str:
+        """Say how large it is."""
+        schedule = self.outcome.schedule
+        chunks = len(schedule.stages_of[0][0])
+        parts = [
+            _counted(schedule.num_ranks, "rank"),
+            _counted(schedule.num_micro_batches, "micro-batch", "micro-batches"),
+            *([f"{chunks} chunks on each"] if chunks > 1 else []),
+            *([f"{len(schedule.routes)} directions"] if len(schedule.routes) > 1 else []),
+        ]
+        return ", ".join(parts)
+
+    @property
+    def times(self) -> str:
+        """Say how long it takes, and what of that is bubble."""
+        simulation = self.outcome.simulation
+        ideal = sum(simulation.compute_s) / len(simulation.compute_s)
+        by_span = percent(simulation.span_bubble_rate)
+        bubble = percent(simulation.bubble_rate)
+        aside = f", {by_span} by the longest span of a rank" if by_span != bubble else ""
+        return f"makespan {plain(simulation.makespan_s)}, ideal {plain(ideal)}: bubble {bubble}{aside}"
+
+    @property
+    def memory(self) -> str:
+        """Say what each rank holds at most."""
+        outcome = self.outcome
+        parts = [f"peak activations {ranks_line(outcome.peak_activations)}"]
+        if max(outcome.weight_versions) > 1:
+            parts.append(f"weight versions {ranks_line(outcome.weight_versions)}")
+        if outcome.weight_copies > 1:
+            parts.append(f"weights held {outcome.weight_copies:g} times")
+        if outcome.over_cap is not None and outcome.caps is not None:
+            parts.append(f"over the cap of {outcome.caps[outcome.over_cap]:g} on rank {outcome.over_cap}")
+        return "; ".join(parts)
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Give all of it, line by line."""
+        steady = self.outcome.steady_bubble_rate
+        more = (
+            ()
+            if steady is None
+            else (
+                f"asynchronous: the bubble is that of one step of filling and emptying; in between {percent(steady)}",
+            )
+        )
+        return (self.sizes, self.times, self.memory, *more)
+
+
+def ranks_line(values: Iterable[float]) -> str:
+    """Write one number for each rank, those of neighbours that have the same together."""
+    runs = [(value, len(list(run))) for value, run in groupby(values)]
+    if len(runs) == 1:
+        return f"{runs[0][0]:g} on each rank"
+    return " ".join(f"{value:g}" if count == 1 else f"{count}x{value:g}" for value, count in runs)
+
+
+def by_rank(simulation: Simulation) -> dict[str, list[float]]:
+    """Give each rank's idle time by cause."""
+    return {cause.value: [idle[cause] for idle in simulation.idle_s] for cause in WaitCause}
+
+
+def idle_shares(simulation: Simulation) -> list[tuple[str, float]]:
+    """Give the causes of idle time with their mean share of the makespan, largest first; none that are 0."""
+    whole = simulation.makespan_s * simulation.schedule.num_ranks
+    shares = [(cause, sum(seconds) / whole) for cause, seconds in by_rank(simulation).items()]
+    return sorted((each for each in shares if each[1] > 1e-9), key=lambda each: -each[1])  # noqa: PLR2004  # rounding
+
+
+def _counted(number: int, one: str, several: str = "") -> str:
+    return f"{number} {one if number == 1 else several or one + 's'}"
