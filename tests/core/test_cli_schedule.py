@@ -21,7 +21,7 @@ from pipelinejob.simulate import simulate
 from pipelinejob_operator.cli import main
 from pipelinejob_operator.cli.gantt import row_lines
 from pipelinejob_operator.report.numbers import plain
-from pipelinejob_operator.report.schedule_page import rows_of
+from pipelinejob_operator.report.schedule_view import rows_of
 
 # The first row of the zero-bubble paper's table (Qi et al. 2024, arXiv 2401.10241).
 PAPER = (

@@ -5,11 +5,10 @@ from html import escape
 
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.text import render
-from pipelinejob.simulate import Simulation
 from pipelinejob_operator.report import charts
 from pipelinejob_operator.report.gantt import Curve, Panel, body, curves, gantt, height_of, readable_width
 from pipelinejob_operator.report.looks import LOOKS, Look, shade_class, style_sheet
-from pipelinejob_operator.report.marks import Row, looks_in, row, shades_of
+from pipelinejob_operator.report.marks import Row, looks_in, shades_of
 from pipelinejob_operator.report.numbers import plain
 from pipelinejob_operator.report.page import page, section
 from pipelinejob_operator.report.schedule_view import ScheduleView
@@ -31,7 +30,7 @@ text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","DejaVu San
 
 def schedule_picture(view: ScheduleView) -> str:
     """Draw a schedule as one SVG file that stands alone."""
-    panel = _panel(view)
+    panel = Panel(rows=view.rows)
     span_s = view.outcome.simulation.makespan_s
     width = readable_width([panel], span_s)
     below = _TOP + height_of([panel]) + _LINE
@@ -77,7 +76,7 @@ def _picture_legend(looks: Sequence[Look], shades: Mapping[int, str], top: float
 def schedule_page(view: ScheduleView) -> str:
     """Write the page of one schedule."""
     outcome, simulation = view.outcome, view.outcome.simulation
-    panel = _panel(view)
+    panel = Panel(rows=view.rows)
     width = max(_PAGE_WIDTH, readable_width([panel], simulation.makespan_s))
     chart = gantt([panel], span_s=simulation.makespan_s, label="Timeline of one step", write=plain, width=width)
     held = curves(
@@ -101,7 +100,7 @@ def schedule_page(view: ScheduleView) -> str:
             + charts.legend(looks_in(panel.rows), shades=shades_of(outcome.schedule)),
         ),
         section("Activations held", _note(_held_note(view)) + _scrolled(held, width)),
-        _idle(simulation),
+        _idle(view),
         _actions(view),
     ]
     return page(f"{outcome.name} · PipelineJob schedule", _header(view) + "".join(sections), is_wide=True)
@@ -112,7 +111,7 @@ _NUMBERS = "Numbers are micro-batches, after a point the chunk; shades tell chun
 
 def comparison_page(views: Sequence[ScheduleView], missing: Mapping[ScheduleName, str], *, sizes: str) -> str:
     """Write the page of several schedules, one above the other on one time axis, and those that cannot be."""
-    panels = [_panel(view, title=f"{view.outcome.name}: {view.times}; {view.memory}") for view in views]
+    panels = [Panel(rows=view.rows, title=f"{view.outcome.name}: {view.times}; {view.memory}") for view in views]
     rows = [row for panel in panels for row in panel.rows]
     span_s = max(view.outcome.simulation.makespan_s for view in views)
     width = max(_PAGE_WIDTH, readable_width(panels, span_s))
@@ -124,17 +123,6 @@ def comparison_page(views: Sequence[ScheduleView], missing: Mapping[ScheduleName
     ]
     header = f'<header><h1>Schedules compared</h1><p class="soft">{escape(sizes)}</p></header>'
     return page("Schedules compared · PipelineJob", header + "".join(sections), is_wide=True)
-
-
-def _panel(view: ScheduleView, *, title: str = "") -> Panel:
-    simulation = view.outcome.simulation
-    return Panel(title=title, rows=rows_of(simulation))
-
-
-def rows_of(simulation: Simulation) -> tuple[Row, ...]:
-    """Make rows of a played schedule, to be drawn on pages and in terminals alike; times in the costs' own unit."""
-    ranks = simulation.timeline.stages
-    return tuple(row(rank, f"rank {rank.stage}", write=plain, schedule=simulation.schedule) for rank in ranks)
 
 
 def _header(view: ScheduleView) -> str:
@@ -150,9 +138,8 @@ def _held_note(view: ScheduleView) -> str:
     return f"Micro-batches whose activations a rank holds, in shares of one; the number is the peak{cap}."
 
 
-def _idle(simulation: Simulation) -> str:
-    drawn = rows_of(simulation)
-    bars = [charts.Bar(name=each.name, seconds=_spent(each)) for each in drawn]
+def _idle(view: ScheduleView) -> str:
+    bars = [charts.Bar(name=each.name, seconds=_spent(each)) for each in view.rows]
     names = {name for bar in bars for name in bar.seconds}
     chart = charts.bars(bars, label="Where each rank's time goes", write=plain, width=_PAGE_WIDTH)
     return section("Where the time goes", _note("Of the makespan.") + chart + charts.legend(charts.looks_of(names)))

@@ -2,21 +2,28 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 from pipelinejob.comparison import Outcome
 from pipelinejob.schedules.causes import WaitCause
 from pipelinejob.simulate import Simulation
+from pipelinejob_operator.report.marks import Row, row
 from pipelinejob_operator.report.numbers import percent, plain
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ScheduleView:
     """A schedule, played, and what is known of it."""
 
     outcome: Outcome
     title: str
     source: str
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """Give what is drawn of it, on pages and in terminals alike; times in the costs' own unit."""
+        return rows_of(self.outcome.simulation)
 
     @property
     def sizes(self) -> str:
@@ -66,6 +73,12 @@ class ScheduleView:
             )
         )
         return (self.sizes, self.times, self.memory, *more)
+
+
+def rows_of(simulation: Simulation) -> tuple[Row, ...]:
+    """Make a row of each rank, times in the costs' own unit."""
+    ranks = simulation.timeline.stages
+    return tuple(row(rank, f"rank {rank.stage}", write=plain, schedule=simulation.schedule) for rank in ranks)
 
 
 def ranks_line(values: Iterable[float]) -> str:

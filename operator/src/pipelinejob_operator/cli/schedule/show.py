@@ -39,7 +39,7 @@ from pipelinejob_operator.cli.schedule.asked import (
 )
 from pipelinejob_operator.report.marks import shades_of
 from pipelinejob_operator.report.numbers import percent, plain
-from pipelinejob_operator.report.schedule_page import rows_of, schedule_page, schedule_picture
+from pipelinejob_operator.report.schedule_page import schedule_page, schedule_picture
 from pipelinejob_operator.report.schedule_view import ScheduleView, by_rank, idle_shares
 
 
@@ -213,7 +213,7 @@ def _draw(view: ScheduleView, console: Console) -> None:
     console.print(view.source, style="dim", markup=False)
     for line in view.facts:
         console.print(line, markup=False)
-    rows = rows_of(simulation)
+    rows = view.rows
     console.print()
     for text in row_lines(rows, console.width, write=plain, has_colours=has_colours, in_cells=True):
         console.print(text, no_wrap=True, crop=False, soft_wrap=True)
