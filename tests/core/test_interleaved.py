@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelinejob.schedules.costs import equal_shares
+from pipelinejob.schedules.costs import Link, equal_shares
 from pipelinejob.schedules.flush import one_f_one_b
 from pipelinejob.schedules.interleaved import forward_only, interleaved_1f1b, looped_bfs
 from pipelinejob.schedules.memory import peak_activations
@@ -140,3 +140,32 @@ def test_forwards_alone_fill_the_pipeline_once(p, m, v, expected):
 
 def test_forwards_alone_run_in_order():
     assert render(forward_only(2, 3, 1)) == "F0 F1 F2\nF0 F1 F2\n"
+
+
+# arXiv 2401.10241, as recalled: p, m, v, milliseconds of F, I, W and a message; 1F1B-I's rate there, and ours
+PAPER = [
+    (8, 24, 3, 18.522, 18.086, 9.337, 0.601, 0.1055, 0.1090),
+    (8, 32, 3, 18.513, 18.086, 9.331, 0.626, 0.0818, 0.0847),
+    (8, 64, 3, 18.546, 18.097, 9.321, 0.762, 0.0443, 0.0461),
+    (8, 24, 4, 29.718, 29.444, 19.927, 0.527, 0.0808, 0.0827),
+    (8, 32, 4, 29.802, 29.428, 19.530, 0.577, 0.0628, 0.0644),
+    (8, 64, 4, 29.935, 29.621, 19.388, 0.535, 0.0320, 0.0328),
+    (16, 48, 3, 11.347, 11.248, 8.132, 0.377, 0.1104, 0.1136),
+    (16, 64, 3, 11.307, 11.254, 8.101, 0.379, 0.0852, 0.0878),
+    (16, 128, 3, 11.325, 11.308, 8.109, 0.378, 0.0445, 0.0459),
+    (32, 96, 2, 10.419, 10.207, 7.715, 0.408, 0.1493, 0.1528),
+    (32, 128, 2, 10.408, 10.204, 7.703, 0.408, 0.1164, 0.1192),
+    (32, 256, 2, 10.402, 10.248, 7.698, 0.460, 0.0624, 0.0641),
+]
+
+
+@pytest.mark.parametrize("row", PAPER, ids=lambda row: f"p{row[0]}-m{row[1]}-F{row[3]}")
+def test_the_zero_bubble_papers_rates_count_p_messages_less(row):
+    p, m, v, forward, input_, weight, message, papers, ours = row
+    costs = equal_shares(p, forward_s=forward, input_s=input_, weight_s=weight, link=Link(latency_s=message))
+
+    schedule = interleaved_1f1b(p, m, v)
+    result = simulate(schedule, costs(schedule.routes))
+
+    assert round(result.span_bubble_rate, 4) == ours
+    assert round(1 - result.compute_s[0] / (result.longest_span_s - p * message), 4) == papers
