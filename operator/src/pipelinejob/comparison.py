@@ -91,14 +91,19 @@ def compare(
     """Play each schedule; give those that exist, shortest first and those beyond the caps last, and why others do not.
 
     What is equally short stands in the order of `names`. A number of chunks is asked only of schedules that have a
-    choice.
+    choice, and `auto` alone is made for the caps: the others are what their papers made them, and judged by the caps.
     """
     found: list[Outcome] = []
     missing: dict[ScheduleName, str] = {}
     for name in names:
         try:
-            asked = setting if family(name).chunk_choice else replace(setting, num_chunks=None)
-            found.append(outcome(name, asked, overlap=overlap, slowdowns=slowdowns))
+            asked = replace(
+                setting,
+                num_chunks=setting.num_chunks if family(name).chunk_choice else None,
+                activation_caps=setting.activation_caps if name is ScheduleName.AUTO else None,
+            )
+            played = outcome(name, asked, overlap=overlap, slowdowns=slowdowns)
+            found.append(replace(played, caps=setting.activation_caps))
         except ScheduleError as error:
             missing[name] = str(error)
     found.sort(key=lambda each: (each.over_cap is not None, round(each.simulation.makespan_s, 9)))

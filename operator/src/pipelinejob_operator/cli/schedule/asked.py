@@ -45,7 +45,7 @@ IntervalOption = Annotated[
     int | None,
     typer.Option(metavar="COUNT", help="Micro-batches that an asynchronous schedule gathers for an update."),
 ]
-EACH = "Each TIME, FACTOR and COUNT is one number for all ranks, or one for each, with commas between. "
+EACH = "Each TIME, FACTOR and COUNT is one number for all ranks, or one for each, with commas between."
 
 
 class AskedError(PipelineJobError):

@@ -16,7 +16,6 @@ from pipelinejob.schedules.catalogue import FAMILIES, family
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob_operator.cli.output import Format, FormatOption, write
 from pipelinejob_operator.cli.schedule.asked import (
-    EACH,
     AskedError,
     BlockingOption,
     CapOption,
@@ -94,9 +93,6 @@ def compare(
     write([_entry(each) for each in found], output, lambda: _print(found, missing))
     if output is not Format.TABLE:
         _say_missing(missing)
-
-
-compare.__doc__ = f"{compare.__doc__}\n\n{EACH}"
 
 
 def _names(written: str) -> list[ScheduleName]:

@@ -19,7 +19,6 @@ from pipelinejob.simulate import simulate
 from pipelinejob_operator.cli.gantt import legend_line, readable_width, row_lines
 from pipelinejob_operator.cli.output import Format, write
 from pipelinejob_operator.cli.schedule.asked import (
-    EACH,
     AskedError,
     BlockingOption,
     CapOption,
@@ -122,9 +121,6 @@ def show(
     if html is not None:
         write_file("--html", html, schedule_page(view))
     _write(view, output, width)
-
-
-show.__doc__ = f"{show.__doc__}\n\n{EACH}"
 
 
 def _written(
