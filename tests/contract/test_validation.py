@@ -29,7 +29,7 @@ def test_a_good_manifest_is_read(changes):
 def test_all_mistakes_are_named_at_once():
     changes = {
         "spec.parallelism.pipeline": 11,
-        "spec.schedule.name": "DualPipe",
+        "spec.schedule.name": "TwoPipe",
         "spec.data": {},
         "spec.training": ABSENT,
     }

@@ -61,7 +61,7 @@ def random_setting(name, stages, m, link):
     return schedule, model(schedule.routes)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     name=st.sampled_from(sorted(FAMILIES)),
     stages=stage_lists,
@@ -82,7 +82,7 @@ def test_every_second_of_every_rank_is_in_exactly_one_span(name, stages, m, link
             assert bubble_ratio(stage.spans) == pytest.approx(ratio, abs=1e-9)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     name=st.sampled_from(sorted(FAMILIES)),
     stages=stage_lists,
@@ -99,7 +99,7 @@ def test_idle_seconds_by_cause_and_computing_add_up_to_the_step(name, stages, m,
         assert overlap is False or idle[WaitCause.SEND] == 0
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(name=st.sampled_from(sorted(FAMILIES)), stages=stage_lists, m=st.integers(1, 8), link=links)
 def test_both_ways_of_playing_agree_where_they_must(name, stages, m, link):
     """Ranks that share almost as many processors as there are ranks are as fast as ranks with one each."""
@@ -111,7 +111,7 @@ def test_both_ways_of_playing_agree_where_they_must(name, stages, m, link):
     assert shared.makespan_s == pytest.approx(apart.makespan_s, rel=1e-6)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(name=st.sampled_from(sorted(FAMILIES)), stages=stage_lists, m=st.integers(1, 8), concurrency=st.integers(1, 3))
 def test_shared_cores_lose_nothing_and_win_nothing(name, stages, m, concurrency):
     """All work is done, k cores do at most k seconds of it a second, and sharing is never faster than not sharing."""

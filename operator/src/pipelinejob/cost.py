@@ -18,8 +18,7 @@ from pipelinejob.values import Value
 class LayerCost(Value):
     """One layer, for one micro-batch of the job's schedule. Seconds are of one stage working alone on its device.
 
-    A full backward pass takes both halves. The first layer of a model has no input to give a gradient to; what it says
-    of it is not counted.
+    A full backward pass takes both halves.
     """
 
     name: str

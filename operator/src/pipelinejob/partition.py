@@ -44,7 +44,7 @@ def partition(
     loads = _Loads(costs, speeds or [1.0] * num_stages, memory, memory_limits)
     bottleneck = _bottleneck(loads, num_stages)
     if bottleneck is None:
-        raise SpecError(PATH, _does_not_fit(num_stages, memory_limits or ()))
+        raise SpecError(PATH, does_not_fit(num_stages, memory_limits or ()))
     _, cuts = _solve(loads, num_stages, lambda best, load: best + load * load, limit=bottleneck * _TIE)
     return tuple(pairwise(cuts))
 
@@ -64,7 +64,7 @@ def _bottleneck(loads: "_Loads", num_stages: int) -> float | None:
         limit *= 2
 
 
-def _does_not_fit(num_stages: int, limits: Sequence[float]) -> str:
+def does_not_fit(num_stages: int, limits: Sequence[float]) -> str:
     gib = max(limits, default=0.0) / 2**30
     return (
         f"no split of the layers over {num_stages} stages fits into {gib:.1f} GiB a stage; "

@@ -3,14 +3,19 @@
 import base64
 import binascii
 import zlib
+from collections.abc import Iterator
 
+from pipelinejob.errors import SpecError
 from pipelinejob.plan import Plan
 from pipelinejob.schedule_spec import ScheduleSpec
 from pipelinejob.schedules.actions import Schedule, ScheduleError
 from pipelinejob.schedules.catalogue import build
-from pipelinejob.schedules.costs import CostModel
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.text import parse, render
+from pipelinejob.schedules.validate import validate
+from pipelinejob.spec import PipelineJobSpec
+
+ACTIONS = "spec.schedule.actions"
 
 
 def schedule_of(plan: Plan) -> Schedule:
@@ -23,29 +28,60 @@ def schedule_of(plan: Plan) -> Schedule:
     return build(plan.schedule.name, setting_of(plan.schedule, plan.parallelism.pipeline))
 
 
-def setting_of(
-    spec: ScheduleSpec,
-    num_ranks: int,
-    *,
-    costs: CostModel | None = None,
-    activation_caps: tuple[float, ...] | None = None,
-) -> Setting:
-    """Give what a spec's schedule is made for; `activation_caps` where the spec has no memoryCap of its own."""
-    caps = activation_caps if spec.memory_cap is None else spread(spec.memory_cap, num_ranks)
+def setting_of(spec: ScheduleSpec, num_ranks: int) -> Setting:
+    """Give what a spec's schedule is made for, but for the costs; a single memoryCap is every rank's."""
+    caps = spec.memory_cap
     return Setting(
         num_ranks=num_ranks,
         num_micro_batches=spec.micro_batches,
         num_chunks=spec.virtual_stages,
-        costs=costs,
-        activation_caps=caps,
+        activation_caps=caps * num_ranks if caps is not None and len(caps) == 1 else caps,
         update_interval=spec.update_interval,
         vertical_sync=spec.vertical_sync,
     )
 
 
-def spread(caps: tuple[float, ...], num_ranks: int) -> tuple[float, ...]:
-    """Give each rank its cap; a single one is every rank's."""
-    return caps * num_ranks if len(caps) == 1 else caps
+def written_schedule(spec: PipelineJobSpec) -> Schedule:
+    """Give the schedule that a spec's own `actions` describe, proven.
+
+    Raises SpecError where they cannot be read or played, or do not go with the rest of the spec.
+    """
+    assert spec.schedule.actions is not None, "the CRD demands actions with custom"
+    try:
+        schedule = parse(spec.schedule.actions)
+        validate(schedule)
+    except ScheduleError as error:
+        raise SpecError(ACTIONS, str(error)) from error
+    for problem in _written_problems(schedule, spec):
+        raise SpecError(ACTIONS, problem)
+    return schedule
+
+
+def _written_problems(schedule: Schedule, spec: PipelineJobSpec) -> Iterator[str]:
+    num_ranks, num_micro_batches = spec.parallelism.pipeline, spec.schedule.micro_batches
+    if schedule.num_ranks != num_ranks:
+        yield f"{schedule.num_ranks} lines of actions for {num_ranks} stages; write one for each"
+    if schedule.num_micro_batches != num_micro_batches:
+        yield (
+            f"the actions are of {schedule.num_micro_batches} micro-batches but microBatches is {num_micro_batches};"
+            " make them equal"
+        )
+    if schedule.is_forward_only:
+        yield "there are only forwards, which train nothing; add backwards, as in F0 B0"
+    if not schedule.is_asynchronous:
+        return
+    if spec.training.clip_norm:
+        yield (
+            "weights are updated within the step, when the gradients' global norm is not known; set"
+            " spec.training.clipNorm to 0, or leave out the O actions"
+        )
+    if spec.model.tied_bytes:
+        yield (
+            "weights are updated within the step, and the two copies of a tied embedding would drift apart; set"
+            " tieEmbeddings to false, or leave out the O actions"
+        )
+    if spec.schedule.batch_size is not None:
+        yield "asynchronous updates gather whole micro-batches; leave batchSize out, or leave out the O actions"
 
 
 def packed(schedule: Schedule) -> str:

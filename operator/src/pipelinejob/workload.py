@@ -116,6 +116,12 @@ class Model(Value):
         Field(max_length=64, description="Keyword arguments for `entrypoint`, all strings."),
     ] = {}  # noqa: RUF012  # pydantic copies it
 
+    @property
+    def tied_bytes(self) -> int:
+        """Give the bytes of the fp32 table that embedding and head share; 0 if each has its own."""
+        gpt = self.gpt
+        return 4 * gpt.vocabulary_size * gpt.hidden_size if gpt is not None and gpt.tie_embeddings else 0
+
 
 class Data(Value):
     """The training text. Exactly one of `corpus` and `paths`."""

@@ -172,7 +172,7 @@ def _stage_table(made: Plan) -> Table:
     for stage in made.stages:
         cells = [
             str(stage.stage),
-            layers(stage.first_layer, stage.end_layer),
+            layers(stage.chunks),
             f"{stage.parameter_bytes // 4:,}" if is_absolute else "–",
             seconds(stage.forward_s if is_absolute else None),
             seconds(stage.backward_s if is_absolute else None),

@@ -22,7 +22,7 @@ def summarize(plan: Plan) -> PlanSummary:
         stages=tuple(
             PlannedStage(
                 stage=stage.stage,
-                layers=f"{stage.first_layer}-{stage.end_layer - 1}",
+                layers=", ".join(f"{first}-{end - 1}" for first, end in stage.chunks),
                 memory_bytes=stage.memory_bytes if prediction.is_absolute else None,
                 bubble=percent(stage.bubble_ratio),
             )

@@ -193,7 +193,7 @@ def _summary_table(summary: RunSummary) -> Table:
     for stage in summary.stages:
         table.add_row(
             f"r{stage.replica} s{stage.stage}" if several else str(stage.stage),
-            layers(stage.first_layer, stage.end_layer),
+            layers(stage.chunks),
             *_beside(stage.utilization_ratio, _percent),
             *_beside(stage.bubble_ratio, _percent),
             *_beside(stage.memory_bytes, _bytes),

@@ -1,0 +1,271 @@
+"""Chooses partition and schedule together: which layers stand where, in which order they work, within which memory.
+
+Most schedules follow from their name, and so do the routes that the layers are divided over. Those that look at costs
+get them from the partition of whatever routes they ask about, so that one which chooses among routes chooses among
+partitions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from itertools import accumulate, pairwise
+
+from pipelinejob.cost import Profile
+from pipelinejob.errors import SpecError
+from pipelinejob.outlook import Length, few, length_of, whole
+from pipelinejob.partition import PATH, does_not_fit, partition
+from pipelinejob.partition_chunks import partition_chunks
+from pipelinejob.partition_ties import quickest
+from pipelinejob.playing import setting_of, written_schedule
+from pipelinejob.schedules.actions import Route, Schedule, ScheduleError
+from pipelinejob.schedules.catalogue import build, family
+from pipelinejob.schedules.costs import Costs
+from pipelinejob.schedules.memory import live_versions, peak_activations
+from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.simulate import simulate
+from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.stage_costs import Cuts, Division
+
+_EFFORT = 100_000  # actions simulated to order stages that are equally good otherwise: about 0.2 s
+_ATTEMPTS = 6  # at a partition that fits into memory
+_ALIKE = 1 + 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was chosen. `schedule_for` gives the schedule of a number of micro-batches.
+
+    `listed` is the schedule where it does not follow from its name and sizes, and has to be written down.
+    """
+
+    division: Division
+    schedule_for: Callable[[int], Schedule]
+    length: Length
+    listed: Schedule | None = None
+
+    @cached_property
+    def memory_bytes(self) -> tuple[int, ...]:
+        """Predict the most that each rank holds at once."""
+        division = self.division
+
+        def taken(num_micro_batches: int) -> tuple[float, ...]:
+            schedule = self.schedule_for(num_micro_batches)
+            return tuple(division.memory_bytes(schedule, rank) for rank in range(division.num_ranks))
+
+        return tuple(map(round, self.length.values(taken)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Room:
+    """What the next try must keep to so that it fits into memory, by rank, as the tries before it showed.
+
+    `in_flight` micro-batches and weight `versions` are what the partition leaves room for within `limits`; `caps` is
+    for a schedule that chooses how many it holds.
+    """
+
+    limits: tuple[float, ...]
+    in_flight: tuple[float, ...]
+    versions: tuple[float, ...]
+    caps: tuple[float, ...]
+
+
+def choose(spec: PipelineJobSpec, profile: Profile) -> Choice:
+    """Choose a partition and a schedule that fit into memory.
+
+    Raises SpecError where there is none.
+    """
+    limit = profile.device_memory_bytes
+    room: _Room | None = None  # nothing has to be kept to as long as all fits
+    for _ in range(_ATTEMPTS):
+        choice = _Chooser(spec, profile, room).choose()
+        if limit is None or spec.partition.layers is not None or max(choice.memory_bytes) <= limit:
+            return choice
+        room = _first_room(choice, limit) if room is None else _less_room(choice, room, limit)
+    raise SpecError(PATH, does_not_fit(spec.parallelism.pipeline, [limit or 0]))
+
+
+def _first_room(choice: Choice, limit: float) -> _Room:
+    num_ranks = choice.division.num_ranks
+
+    def held(num_micro_batches: int) -> tuple[float, ...]:
+        schedule = choice.schedule_for(num_micro_batches)
+        return (*peak_activations(schedule), *map(live_versions, schedule.ranks))
+
+    values = choice.length.values(held)
+    is_free = choice.division.schedule.name is ScheduleName.AUTO
+    return _Room(
+        limits=(limit,) * num_ranks,
+        in_flight=(1.0,) * num_ranks if is_free else values[:num_ranks],
+        versions=values[num_ranks:],
+        caps=tuple(choice.division.room_for(rank, limit) for rank in range(num_ranks)),
+    )
+
+
+def _less_room(choice: Choice, room: _Room, limit: float) -> _Room:
+    exceeded = [max(1.0, taken / limit) for taken in choice.memory_bytes]
+    now = (choice.division.room_for(rank, limit) for rank in range(choice.division.num_ranks))
+    return replace(
+        room,
+        limits=tuple(each / by for each, by in zip(room.limits, exceeded, strict=True)),
+        caps=tuple(min(each / by, cap) for each, by, cap in zip(room.caps, exceeded, now, strict=True)),
+    )
+
+
+class _Chooser:
+    """One try: a partition and a schedule for a spec, within a room."""
+
+    def __init__(self, spec: PipelineJobSpec, profile: Profile, room: _Room | None) -> None:
+        self._spec = spec
+        self._profile = profile
+        self._room = room
+        self._num_ranks = spec.parallelism.pipeline
+        self._division = cache(self._divided)
+
+    def choose(self) -> Choice:
+        spec = self._spec.schedule
+        if spec.name is not ScheduleName.CUSTOM and not family(spec.name).looks_at_costs:
+            schedule_for = cache(self._built)
+            length = length_of(spec, self._num_ranks)
+            division = self._ordered(self._division(schedule_for(length.long).routes), schedule_for)
+            return Choice(division=division, schedule_for=schedule_for, length=length)
+        if spec.name is ScheduleName.CUSTOM:
+            listed = written_schedule(self._spec)
+            division = self._ordered(self._division(listed.routes), lambda _: listed)
+        else:
+            listed = self._built(spec.micro_batches)
+            division = self._division(listed.routes)
+        return Choice(division=division, schedule_for=lambda _: listed, length=whole(spec), listed=listed)
+
+    def _built(self, num_micro_batches: int) -> Schedule:
+        """Make the schedule of a number of micro-batches.
+
+        Raises SpecError where it does not exist for these sizes and caps.
+        """
+        spec = self._spec.schedule
+        asked = setting_of(spec, self._num_ranks)
+        caps = self._caps(asked.activation_caps)
+        setting = replace(asked, num_micro_batches=num_micro_batches, costs=self._costs, activation_caps=caps)
+        try:
+            schedule = build(spec.name, setting)
+        except ScheduleError as error:
+            if caps != asked.activation_caps:
+                raise SpecError(
+                    PATH, does_not_fit(self._num_ranks, [self._profile.device_memory_bytes or 0])
+                ) from error
+            raise SpecError("spec.schedule", str(error)) from error
+        _check_caps(spec.name, schedule, caps or ())
+        return schedule
+
+    def _caps(self, asked: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        """Give what a schedule may hold: what is asked for, and of one that can choose, no more than there is room."""
+        if self._room is None or self._spec.schedule.name is not ScheduleName.AUTO:
+            return asked
+        return tuple(map(min, asked or self._room.caps, self._room.caps))
+
+    def _costs(self, routes: tuple[Route, ...]) -> Costs:
+        """Give a schedule that looks at costs those of the best partition over its routes: a CostModel."""
+        try:
+            return self._division(routes).costs
+        except SpecError as error:
+            raise ScheduleError(error.problem) from error
+
+    def _divided(self, routes: tuple[Route, ...]) -> Division:
+        return Division(
+            profile=self._profile,
+            cuts=self._cuts(routes),
+            routes=routes,
+            schedule=self._spec.schedule,
+            tied_bytes=self._spec.model.tied_bytes,
+        )
+
+    def _cuts(self, routes: tuple[Route, ...]) -> Cuts:
+        layers = self._profile.layers
+        if self._spec.partition.layers is not None:
+            return _given_cuts(self._spec.partition.layers, routes[0], num_layers=len(layers))
+        seconds = [layer.compute_s for layer in layers]
+        memory, limits = self._memory()
+        if len(routes) == 1 and len(routes[0]) == self._num_ranks:
+            by_stage = list(routes[0])
+            return partition(
+                seconds,
+                len(by_stage),
+                speeds=[self._speed(rank) for rank in by_stage],
+                memory=memory and [memory[rank] for rank in by_stage],
+                memory_limits=limits and [limits[rank] for rank in by_stage],
+            )
+        speeds = [self._speed(rank) for rank in range(self._num_ranks)]
+        return partition_chunks(seconds, routes, speeds=speeds, memory=memory, memory_limits=limits)
+
+    def _memory(self) -> tuple[list[list[float]] | None, list[float] | None]:
+        """Give what each layer would take on each rank, and how much there is; nothing where all fits anyhow."""
+        room = self._room
+        if room is None:
+            return None, None
+        spec, layers = self._spec.schedule, self._profile.layers
+        memory = []
+        for rank in range(self._num_ranks):
+            held = (
+                1.0 if spec.recomputes(rank) else room.in_flight[rank]
+            )  # the rest of what recomputation holds is small
+            further = room.versions[rank] - 1
+            memory.append(
+                [
+                    layer.state_bytes + further * layer.parameter_bytes + held * layer.activation_bytes
+                    for layer in layers
+                ]
+            )
+        return memory, list(room.limits)
+
+    def _speed(self, rank: int) -> float:
+        """Give a rank's speed in seconds of the profile a second; one that recomputes does each forward pass twice."""
+        speed = self._profile.stage_speeds[rank] if self._profile.stage_speeds else 1.0
+        if not self._spec.schedule.recomputes(rank):
+            return speed
+        once = sum(layer.compute_s for layer in self._profile.layers)
+        return speed * once / (once + sum(layer.forward_s for layer in self._profile.layers))
+
+    def _ordered(self, division: Division, schedule_for: Callable[[int], Schedule]) -> Division:
+        """Give the best of the divisions that are equally good by their busiest rank."""
+        if self._spec.partition.layers is not None or self._profile.concurrency is not None:
+            return division  # on shared processors it is the sum of all work that counts
+        schedule = schedule_for(few(self._spec.schedule, self._num_ranks))
+        busiest_s = division.busiest_s * _ALIKE
+        limit = self._profile.device_memory_bytes
+
+        def seconds(cuts: Cuts) -> float | None:
+            other = replace(division, cuts=cuts)
+            if other.busiest_s > busiest_s:
+                return None
+            if limit is not None and any(other.memory_bytes(schedule, rank) > limit for rank in range(self._num_ranks)):
+                return None
+            return simulate(schedule, other.costs).makespan_s
+
+        effort = _EFFORT // sum(map(len, schedule.ranks))
+        return replace(division, cuts=quickest(division.cuts, seconds, effort=effort)) if effort > 1 else division
+
+
+def _check_caps(name: ScheduleName, schedule: Schedule, caps: Sequence[float]) -> None:
+    for stage, (peak, cap) in enumerate(zip(peak_activations(schedule), caps, strict=bool(caps))):
+        if peak > cap:
+            raise SpecError(
+                "spec.schedule.memoryCap",
+                f"{name} holds the activations of {peak:g} micro-batches on stage {stage}, more than {cap:g}; raise the"
+                " cap, or use auto",
+            )
+
+
+def _given_cuts(counts: Sequence[int], route: Route, *, num_layers: int) -> Cuts:
+    path, num_ranks = "spec.partition.layers", len(set(route))
+    if len(counts) != len(route):
+        each = f", each with {len(route) // num_ranks} stretches of layers" if len(route) > num_ranks else ""
+        raise SpecError(
+            path,
+            f"has {len(counts)} entries but the schedule has {num_ranks} stages{each}; give {len(route)}, or leave"
+            " partition out to have it chosen",
+        )
+    if sum(counts) != num_layers:
+        raise SpecError(
+            path,
+            f"the stages hold {sum(counts)} layers together but the model has {num_layers}; make the sum {num_layers}",
+        )
+    return tuple(pairwise(accumulate(counts, initial=0)))

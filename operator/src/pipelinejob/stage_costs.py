@@ -1,0 +1,200 @@
+"""What the stages of a route, and the ranks that hold them, cost and take under a partition."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from types import MappingProxyType
+
+from pipelinejob.cost import LayerCost, Profile
+from pipelinejob.plan import LayerRange
+from pipelinejob.schedule_spec import ScheduleSpec
+from pipelinejob.schedules.actions import Action, ActionKind, Route, Schedule
+from pipelinejob.schedules.costs import Costs, Link
+from pipelinejob.schedules.memory import live_versions
+
+Cuts = tuple[LayerRange, ...]  # of each stage of a route
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """A model's layers, divided over the stages of a schedule's routes.
+
+    `tied_bytes` is what the embedding and the head share where they stand on one rank, and hold twice where not.
+    """
+
+    profile: Profile
+    cuts: Cuts
+    routes: tuple[Route, ...]
+    schedule: ScheduleSpec
+    tied_bytes: int = 0
+
+    @property
+    def num_ranks(self) -> int:
+        return len(set(self.routes[0]))
+
+    def layers(self, stage: int) -> tuple[LayerCost, ...]:
+        """Give the layers of a stage of the route."""
+        first, end = self.cuts[stage]
+        return self.profile.layers[first:end]
+
+    @cached_property
+    def costs(self) -> Costs:
+        """Give what the simulator, and schedules that look at costs, reckon with."""
+        stages = range(len(self.cuts))
+        return Costs(
+            forward_s=tuple(sum(layer.forward_s for layer in self.layers(stage)) for stage in stages),
+            input_s=tuple(self._input_s(stage) for stage in stages),
+            weight_s=tuple(self._weight_s(stage) for stage in stages),
+            speeds=self.profile.stage_speeds,
+            link=Link(latency_s=self.profile.link_s),
+            links=MappingProxyType(self._links()),
+        )
+
+    def _input_s(self, stage: int) -> float:
+        """Give the seconds of the way back through a stage; in the first one, to the output of its first layer."""
+        layers = self.layers(stage)
+        seconds = sum(layer.backward_input_s for layer in (layers if stage else layers[1:]))
+        if any(self.schedule.recomputes(route[stage]) for route in self.routes):
+            seconds += sum(layer.forward_s for layer in layers)
+        return seconds
+
+    def _weight_s(self, stage: int) -> float:
+        layers = self.layers(stage)
+        # A model's first layer has no input to give a gradient to; what was measured as one is done with its weights.
+        rest = layers[0].backward_input_s if stage == 0 else 0.0
+        return sum(layer.backward_weight_s for layer in layers) + rest
+
+    def _links(self) -> dict[tuple[int, int], Link]:
+        bandwidth = self.profile.link_bytes_per_s
+        longest: dict[tuple[int, int], float] = {}
+        for route in self.routes:
+            for stage, ends in enumerate(pairwise(route)):
+                message_s = self.output_bytes(stage) / bandwidth if bandwidth else 0.0
+                for pair in (ends, ends[::-1]):
+                    longest[pair] = max(message_s, longest.get(pair, 0.0))
+        return {
+            pair: Link(latency_s=self.profile.link_s, message_s=message_s)
+            for pair, message_s in longest.items()
+            if pair[0] != pair[1]
+        }
+
+    def output_bytes(self, stage: int) -> int:
+        """Give what a stage hands to the next one, each micro-batch; nothing if it is the last."""
+        return 0 if stage == len(self.cuts) - 1 else self.layers(stage)[-1].output_bytes
+
+    def input_bytes(self, stage: int) -> int:
+        """Give what a stage receives; the first one tokens, which are as good as nothing."""
+        return self.output_bytes(stage - 1) if stage else 0
+
+    def held(self, rank: int) -> tuple[LayerRange, ...]:
+        """Give the ranges of layers that a rank holds, in the order of `Schedule.held_by`, each once."""
+        stages = (stage for route in self.routes for stage, on in enumerate(route) if on == rank)
+        return tuple(dict.fromkeys(self.cuts[stage] for stage in stages))
+
+    def held_layers(self, rank: int) -> tuple[LayerCost, ...]:
+        """Give the layers that a rank holds."""
+        return tuple(layer for first, end in self.held(rank) for layer in self.profile.layers[first:end])
+
+    def parameter_bytes(self, rank: int) -> int:
+        """Give the bytes of a rank's fp32 parameters; of a tied table that stands there as embedding and head, once."""
+        return sum(layer.parameter_bytes for layer in self.held_layers(rank)) - self.tied_bytes * self._holds_ends(rank)
+
+    def _holds_ends(self, rank: int) -> bool:
+        held = self.held(rank)
+        return any(first == 0 for first, _ in held) and any(end == len(self.profile.layers) for _, end in held)
+
+    @property
+    def is_tied_apart(self) -> bool:
+        """Say whether a tied table stands on two ranks."""
+        return self.tied_bytes > 0 and not all(
+            self._holds_ends(rank) for route in self.routes for rank in (route[0], route[-1])
+        )
+
+    def optimizer_s(self, rank: int) -> float:
+        """Give the seconds of a rank's update."""
+        return sum(layer.optimizer_s for layer in self.held_layers(rank)) / self.speed(rank)
+
+    def speed(self, rank: int) -> float:
+        """Give a rank's speed, 1 being the device of the costs."""
+        return self.profile.stage_speeds[rank] if self.profile.stage_speeds else 1.0
+
+    def mean_share(self, rank: int, seconds: tuple[float, ...]) -> float:
+        """Give what a micro-batch takes a rank, from seconds by stage; on several routes, the mean of them.
+
+        Schedules that run from both ends send half of the micro-batches each way.
+        """
+        routes = (zip(route, seconds, strict=True) for route in self.routes)
+        total = sum(of_stage for route in routes for on, of_stage in route if on == rank)
+        return total / len(self.routes) / self.speed(rank)
+
+    def sent_bytes(self, rank: int) -> int:
+        """Give what a rank sends to others on the way forward, each micro-batch; on several routes, the most."""
+        return max(
+            sum(self.output_bytes(stage) for stage, (on, after) in enumerate(pairwise(route)) if on == rank != after)
+            for route in self.routes
+        )
+
+    def state_bytes(self, rank: int, *, num_versions: int = 1) -> int:
+        """Give what a rank holds whatever is in flight: parameter, gradient and AdamW's two moments, each in fp32.
+
+        Each further weight version is one more parameter.
+        """
+        return (3 + num_versions) * self.parameter_bytes(rank)
+
+    @property
+    def busiest_s(self) -> float:
+        """Give the seconds of a micro-batch on the rank that takes longest: the pace of the pipeline."""
+        each = tuple(map(sum, zip(self.costs.forward_s, self.costs.input_s, self.costs.weight_s, strict=True)))
+        return max(self.mean_share(rank, each) for rank in range(self.num_ranks))
+
+    def room_for(self, rank: int, limit: float) -> float:
+        """Give how many micro-batches' activations a rank has room for, in shares, within a limit of bytes."""
+        stages = [stage for stage, on in enumerate(self.routes[0]) if on == rank]
+        kept = sum(self.kept_bytes[stage] for stage in stages)
+        left = limit - self.state_bytes(rank)
+        if self.schedule.recomputes(rank):  # one is there whole while its backward pass runs
+            left, kept = left - kept, sum(self.input_bytes(stage) for stage in stages)
+        return max(left / kept, 0.0) if kept else float("inf")
+
+    def memory_bytes(self, schedule: Schedule, rank: int) -> int:
+        """Predict the most that a rank holds at once."""
+        num_versions = live_versions(schedule.ranks[rank])
+        return self.state_bytes(rank, num_versions=num_versions) + self.activation_bytes(schedule, rank)
+
+    @cached_property
+    def kept_bytes(self) -> tuple[int, ...]:
+        """Give what each stage computes for its backward pass, of one micro-batch."""
+        return tuple(sum(layer.activation_bytes for layer in self.layers(stage)) for stage in range(len(self.cuts)))
+
+    def activation_bytes(self, schedule: Schedule, rank: int) -> int:
+        """Predict the peak of a rank's activations.
+
+        Kept from the forward to the end of the backward pass, the weight gradients' where it is split; under
+        recomputation only what the stage received, until the backward pass begins.
+        """
+        kept, recomputes = self.kept_bytes, self.schedule.recomputes(rank)
+        held = peak = 0
+        for action in schedule.ranks[rank]:
+            if action.kind is ActionKind.UPDATE:
+                continue
+            stage = schedule.stage_of(rank, action)
+            before = self.input_bytes(stage) if recomputes else kept[stage]
+            if action.kind is ActionKind.FORWARD:
+                held += before
+                peak = max(peak, held)
+                continue
+            again = kept[stage] if recomputes else 0
+            held += _grown(action, before=before, again=again)
+            peak = max(peak, held + (before + again if action.kind is ActionKind.BACKWARD else 0))
+        return peak
+
+
+def _grown(action: Action, *, before: int, again: int) -> int:
+    """Give by how much a backward action changes what is held: `before` it, and what is computed `again` in it."""
+    match action.kind:
+        case ActionKind.INPUT:
+            return again
+        case ActionKind.WEIGHT:
+            return -before - again
+        case _:
+            return -before
