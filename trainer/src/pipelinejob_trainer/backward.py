@@ -15,12 +15,14 @@ half would have to come down the first half's way to reach the lower one. Where 
 stage, the first half goes back to an **entrance** inside of it, and what lies below is the second half's.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+from pipelinejob_trainer.engine import accumulate, capture
 from pipelinejob_trainer.saved import SavedTensors
 
 _Edges = tuple[tuple[Node, int], ...]
@@ -46,56 +48,58 @@ class Way:
 class SplitBackward:
     """One micro-batch's backward pass, half by half.
 
-    `root` is a scalar that starts it. `entrance` is where the first half goes back to: what was received, or a place
-    inside the graph; None leaves all to the second half.
+    `root` is the output's place in the graph. `entrance` is where the first half goes back to: that of what was
+    received, or one further up; None leaves all to the second half.
     """
 
-    def __init__(self, root: torch.Tensor, entrance: GradientEdge | None, saved: SavedTensors) -> None:
+    def __init__(self, root: GradientEdge, entrance: GradientEdge | None, saved: SavedTensors) -> None:
         self._root = root
         self._entrance = entrance
         self._saved = saved
-        self._junctions: Sequence[Junction] = ()
-        self._kept: Sequence[torch.Tensor | None] = ()
-        self._is_all_left = True
+        self._left: list[_Left] = []
 
-    def input_half(self) -> torch.Tensor | None:
+    def input_half(self, gradient: torch.Tensor) -> torch.Tensor | None:
         """Give the gradient of the entrance, None if it has none; keep what the second half needs."""
-        if self._entrance is None:
-            return None
-        way = find_way(self._root, self._entrance)
+        way = find_way(self._root.node, self._entrance.node) if self._entrance is not None else None
         if way is None:
+            self._left = [_Left((self._root,), (gradient,), ())]
             return None
-        self._is_all_left = False
-        self._junctions = way.junctions
+        assert self._entrance is not None, "a way leads somewhere"
         edges = [edge for junction in way.junctions for edge in junction.edges]
+        repeated = map(get_gradient_edge, way.repeated)
         with self._saved.watching(junction.node for junction in way.junctions):
-            gradient, *others = torch.autograd.grad(
-                self._root, (self._entrance, *edges, *_edges_of(way.repeated)), retain_graph=True, allow_unused=True
-            )
-        self._kept = others[: len(edges)]
-        _accumulate(way.repeated, others[len(edges) :])
+            of_entrance, *others = capture(self._root, gradient, (self._entrance, *edges, *repeated))
         self._saved.let_go_of_the_way()
-        return gradient
+        arrived = iter(others)
+        self._left = [_left(junction, arrived) for junction in way.junctions]
+        _add(way.repeated, arrived)
+        return of_entrance
 
     def weight_half(self) -> None:
         """Add the rest to the parameters' gradients; everything is let go of."""
-        if self._is_all_left:
-            self._root.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
-            return
-        kept = iter(self._kept)
-        for junction in self._junctions:
-            pairs = [(edge, gradient) for edge in junction.edges if (gradient := next(kept)) is not None]
-            if pairs:
-                edges, gradients = zip(*pairs, strict=True)
-                torch.autograd.backward(edges, gradients, inputs=junction.parameters)
-        self._kept = self._junctions = ()
+        for edges, gradients, parameters in self._left:
+            if edges:
+                accumulate(edges, gradients, parameters)
+        self._left = []
 
 
-def find_way(root: torch.Tensor, entrance: GradientEdge) -> Way | None:
-    """Find the way from the root back to the entrance; None if there is none."""
-    assert root.grad_fn is not None, "a root that needs no gradient starts no backward pass"
-    goal = entrance.node
-    edges_of = _children_first(root.grad_fn)
+class _Left(NamedTuple):
+    """A piece of what is left for the second half: where to go back from, with which gradients, to which parameters."""
+
+    edges: tuple[GradientEdge, ...]
+    gradients: tuple[torch.Tensor, ...]
+    parameters: tuple[torch.Tensor, ...]
+
+
+def _left(junction: Junction, arrived: Iterator[torch.Tensor | None]) -> _Left:
+    """Take a junction's gradients off what has arrived; at an edge of an output that nobody used, none has."""
+    pairs = [(edge, each) for edge in junction.edges if (each := next(arrived)) is not None]
+    return _Left(tuple(edge for edge, _ in pairs), tuple(each for _, each in pairs), junction.parameters)
+
+
+def find_way(root: Node, goal: Node) -> Way | None:
+    """Find the way from a node back to another; None if there is none."""
+    edges_of = _children_first(root)
     on_way: set[Node] = set()
     aside: dict[Node, tuple[torch.Tensor, ...]] = {}  # the parameters that a node off the way leads to
     joining: dict[Node, tuple[torch.Tensor, ...]] = {}  # those that join at a node on it
@@ -107,7 +111,7 @@ def find_way(root: torch.Tensor, entrance: GradientEdge) -> Way | None:
             joining[node] = parameters
         else:
             aside[node] = parameters if edges else _leaf(node)
-    if root.grad_fn not in on_way:
+    if root not in on_way:
         return None
     return _way(edges_of, joining)
 
@@ -158,11 +162,7 @@ def _union(groups: Iterable[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ..
     return tuple(dict.fromkeys(each for group in filled for each in group))
 
 
-def _edges_of(tensors: Iterable[torch.Tensor]) -> tuple[GradientEdge, ...]:
-    return tuple(map(get_gradient_edge, tensors))
-
-
-def _accumulate(parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
+def _add(parameters: Iterable[torch.Tensor], gradients: Iterable[torch.Tensor | None]) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             continue

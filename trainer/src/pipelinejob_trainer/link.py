@@ -19,8 +19,11 @@ from torch import distributed
 from pipelinejob_trainer.errors import PeerLostError, UserError
 from pipelinejob_trainer.messages import Border, Message, header_tag
 
-# Two receives ahead keep the next transfer going while this micro-batch is worked on; more would only hold memory.
+# Two receives ahead keep the next transfer going while this micro-batch is worked on; more of large messages would only
+# hold memory. Small ones are all received ahead: a sender whose message is awaited already sends it at once, and the
+# note that says so costs no more when nobody has time to lose.
 WINDOW = 2
+WINDOW_BYTES = 1 << 20
 
 
 class Outbox(Protocol):
@@ -115,6 +118,10 @@ class Like(NamedTuple):
 
     shape: torch.Size
     dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
 
 
 class Shapes:
@@ -224,11 +231,13 @@ class DistributedInbox:
         self._group, self._peer, self._shapes = channel.group, channel.peer_in_group, channel.shapes
         self._order: Sequence[Message] = ()
         self._posted: list[tuple[distributed.Work, torch.Tensor] | None] = []
+        self._bytes_ahead = 0
         self.bytes_total = 0
 
     def expect(self, order: Sequence[Message]) -> None:
         self._order = order
         self._posted = []
+        self._bytes_ahead = 0
         self._post(due=-1)
 
     def receive(self, position: int) -> torch.Tensor:
@@ -237,6 +246,7 @@ class DistributedInbox:
         assert posted is not None, f"{self._order[position]} was taken already"
         work, tensor = posted
         self._posted[position] = None
+        self._bytes_ahead -= tensor.nbytes
         try:
             work.wait()
         except RuntimeError as error:
@@ -251,19 +261,24 @@ class DistributedInbox:
         it may be waiting for this one.
         """
         order, posted = self._order, self._posted
-        while len(posted) < len(order) and len(posted) <= due + WINDOW:
+        while len(posted) < len(order):
             message = order[len(posted)]
             like = self._shapes.of(message)
             if like is None:
                 if len(posted) > due:
                     return
                 like = self._agreed(message)
-            tensor = torch.empty(like.shape, dtype=like.dtype, device=self._channel.device)
-            try:
-                work = self._group.recv([tensor], self._peer, message.tag)
-            except RuntimeError as error:
-                _lost(self._channel.peer, error)
-            posted.append((work, tensor))
+            if len(posted) > due + WINDOW and self._bytes_ahead + like.num_bytes > WINDOW_BYTES:
+                return
+            posted.append(self._started(message, like))
+
+    def _started(self, message: Message, like: Like) -> tuple[distributed.Work, torch.Tensor]:
+        tensor = torch.empty(like.shape, dtype=like.dtype, device=self._channel.device)
+        self._bytes_ahead += like.num_bytes
+        try:
+            return self._group.recv([tensor], self._peer, message.tag), tensor
+        except RuntimeError as error:
+            _lost(self._channel.peer, error)
 
     def _agreed(self, message: Message) -> Like:
         channel = self._channel

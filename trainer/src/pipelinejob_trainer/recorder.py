@@ -5,10 +5,11 @@ them.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import pairwise
+from typing import Any, Protocol
 
 import torch
 
@@ -34,8 +35,11 @@ class Clock(Protocol):
     def mark(self) -> object:
         """Mark this moment."""
 
-    def seconds(self, start: object, end: object) -> float | None:
-        """Give the seconds between two marks; None while the device has not come to the second."""
+    def has_reached(self, mark: object) -> bool:
+        """Say whether the device has come to a mark, so that its time is known."""
+
+    def seconds(self, marks: Sequence[object]) -> list[float]:
+        """Give the seconds from the first mark to each; the device must have reached them all."""
 
 
 class ProcessorClock:
@@ -44,10 +48,12 @@ class ProcessorClock:
     def mark(self) -> object:
         return time.perf_counter_ns()
 
-    def seconds(self, start: object, end: object) -> float | None:
-        assert isinstance(start, int)
-        assert isinstance(end, int)
-        return (end - start) / 1e9
+    def has_reached(self, _: object) -> bool:
+        return True
+
+    def seconds(self, marks: Sequence[Any]) -> list[float]:
+        first = marks[0]
+        return [(mark - first) / 1e9 for mark in marks]
 
 
 class CudaClock:
@@ -58,10 +64,12 @@ class CudaClock:
         event.record()
         return event
 
-    def seconds(self, start: object, end: object) -> float | None:
-        assert isinstance(start, torch.cuda.Event)
-        assert isinstance(end, torch.cuda.Event)
-        return start.elapsed_time(end) / 1000 if end.query() else None  # type: ignore[no-untyped-call] # as above
+    def has_reached(self, mark: Any) -> bool:
+        return bool(mark.query())
+
+    def seconds(self, marks: Sequence[Any]) -> list[float]:
+        first = marks[0]
+        return [first.elapsed_time(mark) / 1000 for mark in marks]
 
 
 @dataclass(slots=True)
@@ -130,7 +138,7 @@ class Recorder:
 
     def _oldest_known(self) -> StageTimeline | None:
         step = self._finished[0]
-        if self._clock.seconds(step.marks[0], step.marks[-1]) is None:
+        if not self._clock.has_reached(step.marks[-1]):
             return None
         del self._finished[0]
         return StageTimeline(
@@ -142,21 +150,15 @@ class Recorder:
         )
 
     def _spans(self, step: _Step) -> tuple[Span, ...]:
-        first = step.marks[0]
-        spans = []
-        for state, start, end in zip(step.states, step.marks, step.marks[1:], strict=False):
-            start_s, end_s = self._clock.seconds(first, start), self._clock.seconds(first, end)
-            assert start_s is not None, "the step's last mark has passed, so all have"
-            assert end_s is not None, "the step's last mark has passed, so all have"
-            if end_s > start_s:
-                spans.append(
-                    Span(
-                        kind=state.kind,
-                        start_s=start_s,
-                        end_s=end_s,
-                        micro_batch=state.micro_batch,
-                        chunk=state.chunk,
-                        cause=state.cause,
-                    )
-                )
-        return tuple(spans)
+        return tuple(
+            Span(
+                kind=state.kind,
+                start_s=start_s,
+                end_s=end_s,
+                micro_batch=state.micro_batch,
+                chunk=state.chunk,
+                cause=state.cause,
+            )
+            for state, (start_s, end_s) in zip(step.states, pairwise(self._clock.seconds(step.marks)), strict=True)
+            if end_s > start_s
+        )

@@ -4,10 +4,10 @@ Gradients add up in `parameter.grad`, each micro-batch's with the weight that it
 so that after a step, summed over replicas, they are those of the mean loss.
 """
 
-import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from pipelinejob.spec import Precision
 from pipelinejob_trainer.backward import SplitBackward
+from pipelinejob_trainer.engine import accumulate
 from pipelinejob_trainer.errors import UserError
 from pipelinejob_trainer.models import LayerEntry
 from pipelinejob_trainer.randomness import reseeder
@@ -26,18 +27,21 @@ from pipelinejob_trainer.saved import SavedTensors
 Weights = Mapping[int, dict[str, torch.Tensor]]
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class _Pass:
-    """One micro-batch's way through the layers: what it went in with, and once it left a graph, where that starts."""
+    """One micro-batch's way through the layers: what it went in with, and once it left a graph, what is known of that.
+
+    `root` is the output's place in the graph, which is not the output itself: that is let go of once it is sent.
+    """
 
     received: torch.Tensor
     targets: torch.Tensor | None
     loss_weight: float
     seed: int | None
     weights: Weights | None
-    start: "_Start | None" = None
+    root: GradientEdge | None = None
     entrance: GradientEdge | None = None  # where the first half of a split backward pass goes back to
-    saved: SavedTensors = field(default_factory=SavedTensors)
+    saved: SavedTensors | None = None
     split: SplitBackward | None = None
 
 
@@ -75,8 +79,8 @@ class Stage:
         self._is_split = is_split
         self._reseed = reseeder(device)
         self._in_flight: dict[int, _Pass] = {}
-        if is_split:
-            _prepare_halves()
+        self._loss_weights: dict[float, torch.Tensor] = {}
+        self._autocast = self._make_autocast()
 
     @property
     def num_in_flight(self) -> int:
@@ -104,21 +108,18 @@ class Stage:
         (None: whatever torch's state gives), `weights` stand in for the layers' own parameters. Raises UserError when
         a layer returns no tensor.
         """
-        passing = _Pass(received=received, targets=targets, loss_weight=loss_weight, seed=seed, weights=weights)
-        self._in_flight[micro_batch] = passing
-        if self._recompute:
-            with torch.no_grad():
-                return self._through_layers(passing)
-        return self._record(passing)
+        passing = self._in_flight[micro_batch] = _Pass(received, targets, loss_weight, seed, weights)
+        if not self._recompute:
+            return self._record(passing)
+        with torch.no_grad():
+            return self._output(passing)
 
     @torch.no_grad()
     def evaluate(
         self, received: torch.Tensor, targets: torch.Tensor | None = None, *, loss_weight: float = 1.0
     ) -> torch.Tensor:
         """Run a micro-batch through the layers and keep nothing; the caller puts `module` into eval mode."""
-        return self._through_layers(
-            _Pass(received=received, targets=targets, loss_weight=loss_weight, seed=None, weights=None)
-        )
+        return self._output(_Pass(received, targets, loss_weight, None, None))
 
     def backward(self, micro_batch: int, gradient: torch.Tensor | None = None) -> torch.Tensor | None:
         """Run a micro-batch's full backward pass; add to the parameters' gradients.
@@ -127,10 +128,10 @@ class Stage:
         None on the first stage.
         """
         passing = self._in_flight.pop(micro_batch)
-        start = self._start_of(passing)
-        if start is not None:
-            start.root(gradient).backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
-        return self._gradient_of(passing.received, passing.received.grad)
+        root = self._root_of(passing)
+        if root is not None:
+            accumulate((root,), (self._starting_gradient(gradient, passing),))
+        return self._given_back(passing.received, passing.received.grad)
 
     def backward_input(self, micro_batch: int, gradient: torch.Tensor | None = None) -> torch.Tensor | None:
         """Run the first half of a micro-batch's backward pass; takes and gives what `backward` does.
@@ -138,12 +139,14 @@ class Stage:
         The first stage, which gives no gradient, comes back as far as the output of its first layer.
         """
         passing = self._in_flight[micro_batch]
-        start = self._start_of(passing)
-        if start is None:
-            return self._gradient_of(passing.received, None)
-        passing.split = SplitBackward(start.root(gradient), passing.entrance, passing.saved)
-        passing.start = passing.entrance = passing.targets = None  # so that the split alone says what is held
-        return self._gradient_of(passing.received, passing.split.input_half())
+        root = self._root_of(passing)
+        if root is None:
+            return self._given_back(passing.received, None)
+        assert passing.saved is not None, "a stage whose backward passes come in halves is made with is_split"
+        passing.split = SplitBackward(root, passing.entrance, passing.saved)
+        passing.root = passing.entrance = passing.targets = None  # so that the split alone says what is held
+        found = passing.split.input_half(self._starting_gradient(gradient, passing))
+        return self._given_back(passing.received, found)
 
     def backward_weight(self, micro_batch: int) -> None:
         """Run the second half of a micro-batch's backward pass: add to the parameters' gradients."""
@@ -151,33 +154,54 @@ class Stage:
         if split is not None:
             split.weight_half()
 
-    def _start_of(self, passing: _Pass) -> "_Start | None":
+    def _root_of(self, passing: _Pass) -> GradientEdge | None:
         """Give where the backward pass starts; None where there is nothing to derive: no parameters, and of tokens."""
         if self._recompute:
             self._record(passing)
-        return passing.start
+        return passing.root
+
+    def _starting_gradient(self, given: torch.Tensor | None, passing: _Pass) -> torch.Tensor:
+        """Give the gradient of the output, or of the loss, whose weight it is."""
+        if not self.is_last:
+            assert given is not None, "only the last stage is given no gradient"
+            return given
+        weight = self._loss_weights.get(passing.loss_weight)
+        if weight is None:
+            weight = torch.tensor(passing.loss_weight, device=self.device)
+            self._loss_weights[passing.loss_weight] = weight
+        return weight
 
     def _record(self, passing: _Pass) -> torch.Tensor:
         """Run the layers so that autograd can come back; give what they returned."""
         if not self.is_first and passing.received.is_floating_point():
             passing.received.requires_grad_()
-            passing.entrance = get_gradient_edge(passing.received) if self._is_split else None
-        with torch.enable_grad(), passing.saved.keeping() if self._is_split else _NOTHING:
-            output = self._through_layers(passing)
-            passing.start = _Start(output, is_loss=self.is_last) if output.requires_grad else None
-        return output.detach()
+        output = self._record_for_halves(passing) if self._is_split else self._through_layers(passing)
+        passing.root = get_gradient_edge(output) if output.requires_grad else None
+        return output.detach() * passing.loss_weight if self.is_last else output.detach()
+
+    def _record_for_halves(self, passing: _Pass) -> torch.Tensor:
+        passing.saved = SavedTensors()
+        if passing.received.requires_grad:
+            passing.entrance = get_gradient_edge(passing.received)
+        with passing.saved.keeping():
+            return self._through_layers(passing)
+
+    def _output(self, passing: _Pass) -> torch.Tensor:
+        output = self._through_layers(passing)
+        return output * passing.loss_weight if self.is_last else output
 
     def _through_layers(self, passing: _Pass) -> torch.Tensor:
+        """Give what the last layer returned, or on the last stage the loss, not weighted."""
         output = passing.received
         with self._autocast():
             for index, layer in self.layers:
-                if index != self.first_layer and self._is_split and passing.entrance is None and output.requires_grad:
-                    passing.entrance = get_gradient_edge(output)
+                if self._is_split and passing.entrance is None and output.requires_grad:
+                    passing.entrance = get_gradient_edge(output)  # on the first stage, the first layer's output
                 output = self._through_layer(index, layer, output, passing)
         if not self.is_last:
             return output
         assert passing.targets is not None, "the last stage reckons the loss"
-        return cross_entropy(output, passing.targets) * passing.loss_weight
+        return cross_entropy(output, passing.targets)
 
     def _through_layer(self, index: int, layer: nn.Module, given: torch.Tensor, passing: _Pass) -> torch.Tensor:
         if passing.seed is not None:
@@ -191,61 +215,21 @@ class Stage:
             )
         return output
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self._precision is Precision.BF16 else _NOTHING
+    def _make_autocast(self) -> Callable[[], AbstractContextManager[object]]:
+        if self._precision is Precision.BF16:
+            return partial(torch.autocast, self.device.type, torch.bfloat16)
+        return nullcontext
 
-    def _gradient_of(self, received: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor | None:
+    def _given_back(self, received: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor | None:
         if self.is_first:
             return None
         return torch.zeros_like(received) if found is None else found
-
-
-_NOTHING = nullcontext()
-
-
-class _Start:
-    """Where a backward pass starts: a scalar, which for a stage in the middle has the given gradient behind it.
-
-    It stands for the output, whose memory is given back as soon as the next stage has it. And it is a scalar, for
-    torch.autograd.backward(output, gradient), which means the same, imports sympy: seconds of every stage's first step.
-    """
-
-    __slots__ = ("_gradient", "_root")
-
-    def __init__(self, output: torch.Tensor, *, is_loss: bool) -> None:
-        self._gradient: list[torch.Tensor | None] = []
-        self._root: torch.Tensor = output if is_loss else _Seed.apply(output, self._gradient)
-
-    def root(self, gradient: torch.Tensor | None) -> torch.Tensor:
-        """Give the scalar, with the gradient of the output behind it."""
-        self._gradient.append(gradient)
-        return self._root
-
-
-class _Seed(torch.autograd.Function):
-    """A scalar whose gradient with respect to `output` is what is in `gradient` by then."""
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, output: torch.Tensor, gradient: list[torch.Tensor | None]
-    ) -> torch.Tensor:
-        ctx.gradient = gradient  # type: ignore[attr-defined] # how torch wants what is no tensor to be kept
-        return output.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, _: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.gradient.pop(), None  # type: ignore[attr-defined] # as above
 
 
 def _modules(layers: Sequence[LayerEntry]) -> nn.Module:
     root = nn.Module()
     root.layers = nn.ModuleDict({str(layer.index): layer.module for layer in layers})
     return root.train()
-
-
-def _prepare_halves() -> None:
-    # What torch.autograd.backward imports (sympy is in it) as soon as it is given gradients, as second halves give it.
-    importlib.import_module("torch.fx.experimental.symbolic_shapes")
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
