@@ -17,6 +17,7 @@ from pipelinejob.cost import Profile, analytic_profile
 from pipelinejob.errors import PipelineJobError
 from pipelinejob.plan import CostSource, Placement, Plan
 from pipelinejob.planner import make_plan, predicted_timeline
+from pipelinejob.playing import schedule_of
 from pipelinejob_operator.admission.capacity import standing_room
 from pipelinejob_operator.admission.choosing import choose_nodes
 from pipelinejob_operator.cli.gantt import gantt_lines
@@ -25,7 +26,7 @@ from pipelinejob_operator.cli.output import Format, FormatOption, to_yaml, write
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Rank, read_job
 from pipelinejob_operator.objects.manifests import headless_service, plan_config_map, stage_pod
-from pipelinejob_operator.report.charts import seconds
+from pipelinejob_operator.report.numbers import seconds
 from pipelinejob_operator.report.run_view import layers
 
 _DEFAULT_IMAGE = "pipelinejob/trainer:latest"
@@ -148,7 +149,14 @@ def _print(made: Plan, costs: Profile | None) -> None:
     if made.placement:
         console.print(_placement_line(made.placement))
     if costs:
-        for line in gantt_lines(predicted_timeline(made, costs), console.width, has_scale=made.prediction.is_absolute):
+        drawn = gantt_lines(
+            predicted_timeline(made, costs),
+            console.width,
+            schedule=schedule_of(made),
+            has_scale=made.prediction.is_absolute,
+            has_colours=console.color_system is not None,
+        )
+        for line in drawn:
             console.print(line, markup=False, no_wrap=True, crop=False)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelinejob_operator.cluster import Event
-from pipelinejob_operator.report.charts import seconds
+from pipelinejob_operator.report.numbers import seconds
 from pipelinejob_operator.report.run_view import RunView, StageView, layers
 from pipelinejob_operator.report.summary import Pair, RunSummary
 

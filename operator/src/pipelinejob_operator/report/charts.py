@@ -10,7 +10,6 @@ from pipelinejob.progress import StepRecord
 from pipelinejob_operator.report.looks import LOOKS, Look, look_of, shade_class
 from pipelinejob_operator.report.marks import Writer
 from pipelinejob_operator.report.numbers import percent, ticks
-from pipelinejob_operator.report.numbers import seconds as seconds  # noqa: PLC0414  # others know it from here
 from pipelinejob_operator.report.svg import LEFT, WIDTH, line, opened, rect, text
 
 _MAX_POINTS = 1200  # more than this the screen can't show
