@@ -114,7 +114,7 @@ def legend(looks: Sequence[Look], *, shades: Mapping[int, str] | None = None) ->
     """Explain looks, and what shades stand for, for a page."""
     items = [f'<li><i class="{look.key}"></i>{escape(look.name)}</li>' for look in looks]
     for shade, name in (shades or {}).items():
-        swatches = "".join(f'<i class="{look.key}{shade_class(shade)}"></i>' for look in looks if look.letter)
+        swatches = "".join(f'<i class="{look.key}{shade_class(shade)}"></i>' for look in looks if look.has_shades)
         items.append(f"<li>{swatches}{escape(name)}</li>")
     return f'<ul class="legend">{"".join(items)}</ul>'
 

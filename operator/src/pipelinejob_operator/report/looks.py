@@ -28,6 +28,11 @@ class Look:
         """Say whether it fills its row's height: whether something is done, not waited for."""
         return self.dark is None
 
+    @property
+    def has_shades(self) -> bool:
+        """Say whether it is done chunk by chunk."""
+        return bool(self.letter) and self.letter != ActionKind.UPDATE.value
+
     def shaded(self, shade: int) -> str:
         """Give the colour on a light page of a chunk: the first one's own, the others' paler."""
         return _mixed(self.light, _SHADES[shade % len(_SHADES)])
@@ -87,7 +92,7 @@ def style_sheet() -> str:
     shaded = [
         f".{look.key}.s{shade}{{fill:{look.shaded(shade)};background:{look.shaded(shade)}}}"
         for look in looks
-        if look.letter
+        if look.has_shades
         for shade in range(1, len(_SHADES))
     ]
     at_night = [f".{look.key}{{fill:{look.dark};background:{look.dark}}}" for look in looks if look.dark]

@@ -60,7 +60,7 @@ def _picture_legend(looks: Sequence[Look], shades: Mapping[int, str], top: float
     """Explain looks and shades in as many lines as it takes; give the elements, and where they end."""
     entries = [([look.key], look.name) for look in looks]
     for shade, name in shades.items():
-        entries.append(([look.key + shade_class(shade) for look in looks if look.letter], name))
+        entries.append(([look.key + shade_class(shade) for look in looks if look.has_shades], name))
     parts, x, y = [], float(LEFT), top
     for swatches, name in entries:
         width = 14 * len(swatches) + 6.4 * len(name) + 22
