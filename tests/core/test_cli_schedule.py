@@ -220,6 +220,15 @@ def test_the_page_needs_nothing_else_and_shows_memory_idle_time_and_the_actions(
     assert render(made("V-Half", 4, 8)) in written
 
 
+def test_forwards_alone_keep_no_activations(call, tmp_path: Path) -> None:
+    result = call("show", "ForwardOnly", "-p", 4, "-m", 8, "--html", tmp_path / "page.html")
+    (row,) = json.loads(call("compare", "-p", 4, "-m", 8, "--schedules", "ForwardOnly", "-o", "json").out)
+
+    assert "no activations are kept" in result.out
+    assert "Activations held" not in (tmp_path / "page.html").read_text()
+    assert row["peak_activations"] == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("content", [f"# my own\n{SPLIT}", "0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1B1\n"])
 def test_a_schedule_of_ones_own_is_read_in_either_form(call, tmp_path: Path, content: str) -> None:
     file = tmp_path / "mine"

@@ -33,7 +33,9 @@ class Outcome:
 
     @cached_property
     def peak_activations(self) -> tuple[float, ...]:
-        """Give the most that each rank holds at once, in shares of a micro-batch."""
+        """Give the most that each rank keeps for backwards at once, in shares of a micro-batch."""
+        if self.schedule.is_forward_only:
+            return (0.0,) * self.schedule.num_ranks
         return peak_activations(self.schedule)
 
     @property

@@ -79,19 +79,6 @@ def schedule_page(view: ScheduleView) -> str:
     panel = Panel(rows=view.rows)
     width = max(_PAGE_WIDTH, readable_width([panel], simulation.makespan_s))
     chart = gantt([panel], span_s=simulation.makespan_s, label="Timeline of one step", write=plain, width=width)
-    held = curves(
-        [
-            Curve(
-                name=f"rank {rank}",
-                points=simulation.activations(rank),
-                cap=None if outcome.caps is None else outcome.caps[rank],
-            )
-            for rank in range(outcome.schedule.num_ranks)
-        ],
-        span_s=simulation.makespan_s,
-        label="Activations that each rank holds over the step",
-        width=width,
-    )
     sections = [
         section(
             "Timeline",
@@ -99,7 +86,7 @@ def schedule_page(view: ScheduleView) -> str:
             + _scrolled(chart, width)
             + charts.legend(looks_in(panel.rows), shades=shades_of(outcome.schedule)),
         ),
-        section("Activations held", _note(_held_note(view)) + _scrolled(held, width)),
+        _held(view, width),
         _idle(view),
         _actions(view),
     ]
@@ -133,9 +120,20 @@ def _header(view: ScheduleView) -> str:
     )
 
 
-def _held_note(view: ScheduleView) -> str:
-    cap = "; the broken line is its cap" if view.outcome.caps else ""
-    return f"Micro-batches whose activations a rank holds, in shares of one; the number is the peak{cap}."
+def _held(view: ScheduleView, width: float) -> str:
+    outcome, simulation = view.outcome, view.outcome.simulation
+    if outcome.schedule.is_forward_only:
+        return ""
+    caps = outcome.caps or (None,) * outcome.schedule.num_ranks
+    found = [
+        Curve(name=drawn.name, points=simulation.activations(rank), cap=caps[rank])
+        for rank, drawn in enumerate(view.rows)
+    ]
+    label = "Activations that each rank holds over the step"
+    chart = curves(found, span_s=simulation.makespan_s, label=label, width=width)
+    cap = "; the broken line is its cap" if outcome.caps else ""
+    note = _note(f"Micro-batches whose activations a rank holds, in shares of one; the number is the peak{cap}.")
+    return section("Activations held", note + _scrolled(chart, width))
 
 
 def _idle(view: ScheduleView) -> str:

@@ -52,6 +52,8 @@ class ScheduleView:
     def memory(self) -> str:
         """Say what each rank holds at most."""
         outcome = self.outcome
+        if outcome.schedule.is_forward_only:
+            return "no activations are kept, as there are no backwards"
         parts = [f"peak activations {ranks_line(outcome.peak_activations)}"]
         if max(outcome.weight_versions) > 1:
             parts.append(f"weight versions {ranks_line(outcome.weight_versions)}")
