@@ -56,13 +56,13 @@ def test_like_layers_are_shared_as_well_as_can_be(shape, head):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_any_layers_are_shared_nearly_as_well_as_can_be(shape):
-    """In four of five cases the optimum; in none a sixth more."""
+    """In four of five cases the optimum; in none a quarter more."""
     excess = [
         busiest(partition_chunks(costs, routes, speeds=speeds), costs, routes, speeds) / least(costs, routes, speeds)
         for costs, routes, speeds in problems(shape, lambda draw, n: [draw.randint(1, 9) for _ in range(n)])
     ]
 
-    assert max(excess) < 7 / 6
+    assert max(excess) < 5 / 4
     assert sum(each < 1 + 1e-9 for each in excess) >= 0.8 * len(excess)
 
 
@@ -83,8 +83,10 @@ def test_memory_comes_before_speed():
     [
         (
             {"costs": [1.0] * 6, "routes": [folded(4)]},
-            "4 stages with 2 stretches of layers each cannot share 6 layers; use at most 3 stages, or a schedule like "
-            "1F1B",
+            (
+                "4 stages with 2 stretches of layers each cannot share 6 layers; "
+                "use at most 3 stages, or a schedule like 1F1B"
+            ),
         ),
         (
             {"costs": [1.0] * 4, "routes": [folded(2)], "memory": [[1] * 4] * 2, "memory_limits": [1, 1]},

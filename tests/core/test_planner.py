@@ -152,8 +152,10 @@ def test_layers_move_to_where_memory_is():
         (
             {"partition": {"layers": [2, 2, 2]}},
             None,
-            "spec.partition.layers: has 3 entries but the schedule has 4 stages; give 4, or leave partition out to have "
-            "it chosen",
+            (
+                "spec.partition.layers: has 3 entries but the schedule has 4 stages; "
+                "give 4, or leave partition out to have it chosen"
+            ),
         ),
         (
             {"partition": {"layers": [2, 2, 2, 3]}},

@@ -3,9 +3,8 @@
 A rank's stages add up, so that no program over prefixes of the layers is exact as in `partition.py`. A search starts
 from the partition whose busiest *stage*, measured against its ranks' speeds, is least, and moves single layers from
 stage to stage, those in between shifting along, while that helps: first what does not fit into memory, then the busiest
-rank, then the spread over ranks, then that over stages. Where it helps no more, one move that worsens is made and the
-search goes on from there, some times. Where layers cost alike no partition is better; how near the result comes where
-they do not is held by tests/core/test_partition_chunks.py, against every other partition there is.
+rank, then the spread over ranks, then that over stages. Where layers cost alike no partition is better; how near the
+result comes where they do not is held by tests/core/test_partition_chunks.py, against every other partition there is.
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from pipelinejob.schedules.actions import Route
 Floats = npt.NDArray[np.float64]
 Cuts = npt.NDArray[np.int64]  # 0, the first layer of each further stage, the number of layers; or a row of them a case
 
-_DETOURS = 150  # tried in all: a tenth of a second for 8 stages, a second for 64
 _ALIKE = 1e-9  # parts of the whole below which a difference decides nothing
 
 
@@ -48,7 +46,7 @@ def partition_chunks(
         )
     problem = _Problem(costs, routes, speeds or [1.0] * num_ranks, memory or (), memory_limits or ())
     start = partition(costs, num_stages, speeds=problem.stage_speeds)
-    cuts = _searched(problem, np.array([0, *(end for _, end in start)]))
+    cuts = _bettered(problem, np.array([0, *(end for _, end in start)]))
     if problem.standing(cuts)[0] > 0:
         raise SpecError(PATH, does_not_fit(num_ranks, memory_limits or ()))
     return tuple(pairwise(map(int, cuts)))
@@ -100,21 +98,6 @@ class _Problem:
         taken = np.diff(self._bytes[:, cuts]) * self._holds[:, np.newaxis]  # r, c, s
         over: Floats = np.maximum(taken.sum(axis=2) / self._limits[:, np.newaxis] - 1, 0).sum(axis=0)
         return over
-
-
-def _searched(problem: _Problem, cuts: Cuts) -> Cuts:
-    """Better the cuts by single moves; then make one that worsens them and better the result, as long as that helps."""
-    cuts = _bettered(problem, cuts)
-    giver = tries = 0
-    while giver < len(cuts) - 1 and tries < _DETOURS:
-        giver += 1
-        for detour in handed_on(cuts, giver - 1):
-            tries += 1
-            found = _bettered(problem, detour)
-            if problem.standing(found) < problem.standing(cuts):
-                cuts, giver = found, 0
-                break
-    return cuts
 
 
 def _bettered(problem: _Problem, cuts: Cuts) -> Cuts:
