@@ -103,6 +103,8 @@ class Bad:
     others: tuple[str, ...] = field(default=())  # further paths that are rightly complained about
 
 
+_ASYNCHRONOUS = {"spec.schedule.name": "PipeDream", "spec.training.clipNorm": 0}
+
 # The API server sees these too, and says the same word for word.
 RULES = [
     Bad("no model", {"spec.model": {}}, "spec.model", "neither gpt nor entrypoint"),
@@ -148,6 +150,49 @@ RULES = [
     Bad("name too long for pods", {"metadata.name": LONG_NAME}, "metadata.name", "at most 51 characters"),
     Bad("name begins with a digit", {"metadata.name": "1st"}, "metadata.name", '"1st" cannot name pods'),
     Bad("name with dots", {"metadata.name": "my.job"}, "metadata.name", '"my.job" cannot name pods'),
+    Bad("a schedule that trains nothing", {"spec.schedule.name": "ForwardOnly"}, "spec.schedule.name", "has no backward pass and trains nothing; use 1F1B"),
+    Bad("virtual stages with 1F1B", {"spec.schedule.virtualStages": 2}, "spec.schedule.virtualStages",
+        "1F1B has its own number of virtual stages; leave this out, or use Interleaved1F1B"),
+    Bad("half a wave", {"spec.parallelism.pipeline": 2, "spec.schedule": {"name": "Hanayo", "microBatches": 8, "virtualStages": 3}},
+        "spec.schedule.virtualStages", "3 is odd, but a wave of Hanayo goes down the stages and up again"),
+    Bad("more virtual stages than layers", {"spec.schedule": {"name": "Interleaved1F1B", "microBatches": 8, "virtualStages": 3}}, "spec.schedule",
+        "Interleaved1F1B gives 4 stages 3 stretches of layers each, which 10 layers cannot fill; use at most 3 stages"),
+    Bad("a V with a layer too few", {"spec.schedule.name": "ZB-V", "spec.parallelism.pipeline": 6}, "spec.schedule",
+        "ZB-V gives 6 stages 2 stretches of layers each, which 10 layers cannot fill; use at most 5 stages"),
+    Bad("a partition of a V by stages", {"spec.schedule.name": "ZB-V", "spec.partition.layers": [2, 2, 2, 4]}, "spec.partition.layers",
+        "4 entries for 4 stages times 2 stretches of layers each; give one for each"),
+    Bad("a partition that no route of auto has", {"spec.schedule.name": "auto", "spec.partition.layers": [2, 2, 2, 2, 2]}, "spec.partition.layers",
+        "5 entries are no multiple of 4 stages"),
+    Bad("both ends of three stages", {"spec.schedule.name": "DualPipe", "spec.parallelism.pipeline": 3}, "spec.parallelism.pipeline",
+        "DualPipe runs from both ends and needs an even number of stages, not 3"),
+    Bad("a batch that leaves a micro-batch empty", {"spec.schedule.batchSize": 28}, "spec.schedule.batchSize",
+        "28 sequences do not make 8 micro-batches of at most 4; use 29 to 32"),
+    Bad("a batch that is too large", {"spec.schedule.batchSize": 33}, "spec.schedule.batchSize", "use 29 to 32, or leave it out"),
+    Bad("an asynchronous update of unequal micro-batches", {"spec.schedule": {"name": "PipeDream", "microBatches": 8, "microBatchSize": 4, "batchSize": 30}, "spec.training.clipNorm": 0},
+        "spec.schedule.batchSize", "goes with synchronous schedules only"),
+    Bad("custom without actions", {"spec.schedule.name": "custom"}, "spec.schedule.actions", "actions is compulsory with custom"),
+    Bad("actions beside a name", {"spec.schedule.actions": "F0 B0"}, "spec.schedule.actions", "actions goes with custom only"),
+    Bad("a cap that nothing heeds", {"spec.schedule.memoryCap": [4]}, "spec.schedule.memoryCap", "1F1B holds what it holds, whatever the cap"),
+    Bad("a cap for too few stages", {"spec.schedule": {"name": "auto", "microBatches": 8, "memoryCap": [4, 4]}}, "spec.schedule.memoryCap",
+        "2 entries for 4 stages; give one for all, or one for each"),
+    Bad("an interval between updates that are not there", {"spec.schedule.updateInterval": 8}, "spec.schedule.updateInterval",
+        "goes with the asynchronous PipeDream and PipeDream-2BW only"),
+    Bad("PipeDream with few updates", _ASYNCHRONOUS | {"spec.schedule.updateInterval": 8}, "spec.schedule.updateInterval",
+        "PipeDream updates after every micro-batch; leave updateInterval out"),
+    Bad("an update larger than a step", _ASYNCHRONOUS | {"spec.schedule.name": "PipeDream-2BW", "spec.schedule.updateInterval": 9}, "spec.schedule.updateInterval",
+        "9 micro-batches to an update are more than the 8 of a step; use at most 8", ("spec.schedule",)),
+    Bad("an update smaller than the pipeline", _ASYNCHRONOUS | {"spec.schedule.name": "PipeDream-2BW", "spec.schedule.updateInterval": 3}, "spec.schedule",
+        "an update of 3 micro-batches must gather at least as many as the 4 stages, and at most the 8 of a step"),
+    Bad("vertical sync of what is in step", {"spec.schedule.verticalSync": True}, "spec.schedule.verticalSync", "all stages use the same weights anyhow"),
+    Bad("recomputing stages without recomputation", {"spec.schedule.recomputeStages": [0]}, "spec.schedule.recomputeStages", "narrows recompute, which is false"),
+    Bad("a recomputing stage that is not there", {"spec.schedule.recompute": True, "spec.schedule.recomputeStages": [4]}, "spec.schedule.recomputeStages",
+        "the stages are 0 to 3"),
+    Bad("clipping without a global norm", _ASYNCHRONOUS | {"spec.training.clipNorm": 1}, "spec.training.clipNorm",
+        "PipeDream has no moment at which the gradients of all stages"),
+    Bad("tied weights that drift apart", _ASYNCHRONOUS | {"spec.model.gpt.tieEmbeddings": True}, "spec.model.gpt.tieEmbeddings",
+        "their two copies would drift apart"),
+    Bad("a schedule too long to list", {"spec.model.gpt.numLayers": 64, "spec.parallelism.pipeline": 64, "spec.schedule.microBatches": 32769}, "spec.schedule.microBatches",
+        "32769 micro-batches on 64 stages are more than a schedule of 2097152 can list"),
 ]  # fmt: skip
 
 # The API server refuses these too, in its own words.
@@ -173,6 +218,10 @@ FIELDS = [
     Bad("no replica", {"spec.parallelism.data": 0}, "spec.parallelism.data", "use at least 1"),
     Bad("no GPU", {"spec.parallelism.tensor": 0}, "spec.parallelism.tensor", "use at least 1"),
     Bad("too many GPUs", {"spec.parallelism.tensor": 65}, "spec.parallelism.tensor", "use at most 64"),
+    Bad("all elements dropped", {"spec.model.gpt.dropout": 1}, "spec.model.gpt.dropout", "use less than 1"),
+    Bad("a cap of nothing", {"spec.schedule": {"name": "auto", "microBatches": 8, "memoryCap": [0]}}, "spec.schedule.memoryCap[0]", "use more than 0"),
+    Bad("an evaluation at no step", {"spec.evaluation": {"intervalSteps": 0}}, "spec.evaluation.intervalSteps", "use at least 1"),
+    Bad("an evaluation at any time", {"spec.evaluation": {}}, "spec.evaluation.intervalSteps", "is missing"),
     Bad("no micro-batch", {"spec.schedule.microBatches": 0}, "spec.schedule.microBatches", "use at least 1"),
     Bad("no step", {"spec.training.steps": -1}, "spec.training.steps", "-1 is too small"),
     Bad("learning rate of nothing", {"spec.training.learningRate": 0}, "spec.training.learningRate", "use more than 0"),
@@ -215,8 +264,26 @@ ENVELOPES = [
 
 _GPU = {"spec.device": "gpu"}
 
-# Only the command line and the operator see these: a CRD does not look into pod templates.
-TEMPLATES = [
+
+def custom(actions: str, **changes: Any) -> dict[str, Any]:
+    """Give the changes that put a schedule of one's own, of two micro-batches on two stages, in the place of 1F1B."""
+    schedule = {"name": "custom", "microBatches": 2, "microBatchSize": 4, "actions": actions}
+    return {"spec.parallelism.pipeline": 2, "spec.schedule": schedule} | changes
+
+
+# Only the command line and the operator see these: a CRD makes no schedules, and does not look into pod templates.
+UNSEEN = [
+    Bad("actions that are none", custom("F0 F1 X0 B1"), "spec.schedule.actions", "line 1: 'X0' is no action; write F, B, I, W or O"),
+    Bad("actions that wait for each other", custom("F0 B0 F1 B1\nF0 F1 B0 B1"), "spec.schedule.actions", "waits for ever before"),
+    Bad("a backward that is missing", custom("F0 F1 B0 B1\nF0 B0 F1"), "spec.schedule.actions", "rank 1 runs B1 0 times"),
+    Bad("actions of one stage for two", custom("F0 F1 B0 B1"), "spec.schedule.actions", "1 lines of actions for 2 stages; write one for each"),
+    Bad("actions of a micro-batch too few", custom("F0 B0\nF0 B0"), "spec.schedule.actions", "of 1 micro-batches but microBatches is 2"),
+    Bad("actions that train nothing", custom("F0 F1\nF0 F1"), "spec.schedule.actions", "only forwards, which train nothing"),
+    Bad("a route longer than the model", custom("route 0 1 1 0\nF0 F1 F0.1 F1.1 B0.1 B1.1 B0 B1\nF0 F0.1 F1 F1.1 B0.1 B0 B1.1 B1") | own_model(numLayers=3),
+        "spec.schedule.actions", "4 stages, which cannot share 3 layers"),
+    Bad("updates within a step, and clipping", custom("F0@0 F1@0 B0@0 O1 B1@0 O2\nF0@0 B0@0 O1 F1@1 B1@1 O2"), "spec.schedule.actions", "set spec.training.clipNorm to 0"),
+    Bad("a cap below what the schedule holds", {"spec.schedule": {"name": "ZB-H1", "microBatches": 8, "memoryCap": [4, 4, 4, 3]}}, "spec.schedule.memoryCap",
+        "ZB-H1 holds the activations of 4 micro-batches on stage 3, more than 3; raise the cap, or use auto"),
     Bad("container of another name", {"spec.template": {"spec": {"containers": [{"name": "main"}]}}},
         "spec.template.spec.containers", "none of main is named `trainer`"),
     Bad("two trainers", {"spec.template": {"spec": {"containers": [{"name": "trainer"}, {"name": "trainer"}]}}},
@@ -268,6 +335,22 @@ GOOD = {
     "null where a default is": {"spec.device": None, "spec.training.seed": None},
     "null where nothing need be": {"spec.data.paths": None, "spec.partition": None},
     "a learning rate of one": {"spec.training.learningRate": 1},
+    "as many virtual stages as layers": {"spec.parallelism.pipeline": 5, "spec.schedule.name": "ZB-V"},
+    "a partition of virtual stages": {"spec.schedule.name": "DualPipeV", "spec.partition.layers": [1, 1, 1, 1, 1, 1, 1, 3]},
+    "waves": {"spec.parallelism.pipeline": 2, "spec.schedule": {"name": "Hanayo", "microBatches": 8, "virtualStages": 4}},
+    "both ends": {"spec.schedule.name": "DualPipe"},
+    "a last micro-batch that is smaller": {"spec.schedule.batchSize": 29},
+    "a schedule of one's own": custom("F0 F1 B0 B1\nF0 B0 F1 B1"),
+    "a schedule of one's own along a V": custom("route 0 1 1 0\nF0 F1 F0.1 B0.1 F1.1 B1.1 B0 B1\nF0 F0.1 F1 F1.1 B0.1 B0 B1.1 B1")
+        | {"spec.partition.layers": [3, 2, 2, 3]},
+    "a cap for all": {"spec.schedule": {"name": "auto", "microBatches": 8, "memoryCap": [4.5]}},
+    "a cap for each": {"spec.schedule": {"name": "ZB-H1", "microBatches": 8, "memoryCap": [4, 4, 4, 4]}},
+    "two weight versions": _ASYNCHRONOUS | {"spec.schedule.name": "PipeDream-2BW", "spec.schedule.updateInterval": 8},
+    "vertical sync": _ASYNCHRONOUS | {"spec.schedule.verticalSync": True},
+    "recomputation": {"spec.schedule.recompute": True, "spec.schedule.recomputeStages": [0, 3]},
+    "dropout and a tied embedding": {"spec.model.gpt.dropout": 0.5, "spec.model.gpt.tieEmbeddings": True},
+    "an evaluation": {"spec.evaluation": {"intervalSteps": 10, "batches": 3, "paths": ["/data/held-out.txt"]}},
+    "a preflight": {"spec.training.preflight": True},
     "replicas": {"spec.parallelism": {"pipeline": 4, "data": 2, "tensor": 1}},
     "paths": {"spec.data": {"paths": ["/data/*.txt", "more.txt"], "sequenceLength": 1}},
     "levels": {"spec.topology": {"levels": ["topology.kubernetes.io/zone", "rack"], "pipeline": {"required": "rack"}}},
@@ -307,6 +390,8 @@ CHANGES = [
     Change("more stages while it is being suspended", {}, SUSPENDED | {"spec.parallelism.pipeline": 5}, "spec.parallelism",
            "set suspend to true, apply, then change it"),
     Change("another schedule while running", {}, {"spec.schedule.name": "GPipe"}, "spec.schedule", "while stages run by it"),
+    Change("an evaluation while running", {}, {"spec.evaluation.intervalSteps": 5}, "spec.evaluation", "while stages run by it"),
+    Change("an evaluation while suspended", SUSPENDED, SUSPENDED | {"spec.evaluation.intervalSteps": 5}, None),
     Change("a partition while running", {}, {"spec.partition.layers": [3, 2, 2, 3]}, "spec.partition", "while stages run by it"),
     Change("a topology while running", {}, {"spec.topology.profile": "zone"}, "spec.topology", "while stages run by it"),
     Change("more training while running", {}, {"spec.training.steps": 400}, "spec.training", "while stages run by it"),

@@ -2,12 +2,12 @@
 
 import pytest
 
-from badinput import ABSENT, CHANGES, ENVELOPES, FIELDS, GOOD, RULES, TEMPLATES, Bad, Change, manifest
+from badinput import ABSENT, CHANGES, ENVELOPES, FIELDS, GOOD, RULES, UNSEEN, Bad, Change, manifest
 from pipelinejob.errors import InvalidManifestError
 from pipelinejob.spec import PipelineJobSpec, ScheduleName
 from pipelinejob_operator.validation.validate import defaulted, validate, validate_change
 
-BAD = [*RULES, *FIELDS, *ENVELOPES, *TEMPLATES]
+BAD = [*RULES, *FIELDS, *ENVELOPES, *UNSEEN]
 
 
 @pytest.mark.parametrize("bad", BAD, ids=[bad.claim for bad in BAD])

@@ -6,10 +6,16 @@ condition.
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pipelinejob import names
 from pipelinejob.errors import SpecError
+from pipelinejob.outlook import few
+from pipelinejob.playing import check_caps, setting_of, written_schedule
+from pipelinejob.schedules.actions import ScheduleError
+from pipelinejob.schedules.catalogue import build, family
+from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec import Device, PipelineJobSpec, Topology
 from pipelinejob.topology import AUTO, HOSTNAME, NODE_LEVEL, PROFILES
 
@@ -30,7 +36,12 @@ _ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def check(spec: PipelineJobSpec) -> tuple[SpecError, ...]:
     """Give everything that is wrong with a spec which its schema and CEL rules let through."""
-    return (*_check_arguments(spec), *_check_topology(spec.topology), *_check_templates(spec))
+    return (
+        *_check_arguments(spec),
+        *_check_schedule(spec),
+        *_check_topology(spec.topology),
+        *_check_templates(spec),
+    )
 
 
 def _check_arguments(spec: PipelineJobSpec) -> Iterator[SpecError]:
@@ -39,6 +50,26 @@ def _check_arguments(spec: PipelineJobSpec) -> Iterator[SpecError]:
             yield SpecError(
                 "spec.model.arguments", f'"{argument}" cannot name an argument of a Python function; rename it'
             )
+
+
+def _check_schedule(spec: PipelineJobSpec) -> Iterator[SpecError]:
+    """Make the schedule, at the length of a few micro-batches; one that looks at costs is judged with its plan."""
+    schedule, num_ranks = spec.schedule, spec.parallelism.pipeline
+    if schedule.name is ScheduleName.CUSTOM:
+        try:
+            written_schedule(spec)
+        except SpecError as error:
+            yield error
+        return
+    if family(schedule.name).looks_at_costs:
+        return
+    setting = replace(setting_of(schedule, num_ranks), num_micro_batches=few(schedule, num_ranks))
+    try:
+        check_caps(schedule.name, build(schedule.name, setting), setting.activation_caps)
+    except ScheduleError as error:
+        yield SpecError("spec.schedule", str(error))
+    except SpecError as error:
+        yield error
 
 
 def _check_topology(topology: Topology) -> Iterator[SpecError]:

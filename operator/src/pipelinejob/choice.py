@@ -16,7 +16,7 @@ from pipelinejob.outlook import Length, few, length_of, whole
 from pipelinejob.partition import PATH, does_not_fit, partition
 from pipelinejob.partition_chunks import partition_chunks
 from pipelinejob.partition_ties import quickest
-from pipelinejob.playing import setting_of, written_schedule
+from pipelinejob.playing import check_caps, setting_of, written_schedule
 from pipelinejob.schedules.actions import Route, Schedule, ScheduleError
 from pipelinejob.schedules.catalogue import build, family
 from pipelinejob.schedules.costs import Costs
@@ -153,7 +153,7 @@ class _Chooser:
                     PATH, does_not_fit(self._num_ranks, [self._profile.device_memory_bytes or 0])
                 ) from error
             raise SpecError("spec.schedule", str(error)) from error
-        _check_caps(spec.name, schedule, caps or ())
+        check_caps(spec.name, schedule, caps)
         return schedule
 
     def _caps(self, asked: tuple[float, ...] | None) -> tuple[float, ...] | None:
@@ -242,16 +242,6 @@ class _Chooser:
 
         effort = _EFFORT // sum(map(len, schedule.ranks))
         return replace(division, cuts=quickest(division.cuts, seconds, effort=effort)) if effort > 1 else division
-
-
-def _check_caps(name: ScheduleName, schedule: Schedule, caps: Sequence[float]) -> None:
-    for stage, (peak, cap) in enumerate(zip(peak_activations(schedule), caps, strict=bool(caps))):
-        if peak > cap:
-            raise SpecError(
-                "spec.schedule.memoryCap",
-                f"{name} holds the activations of {peak:g} micro-batches on stage {stage}, more than {cap:g}; raise the"
-                " cap, or use auto",
-            )
 
 
 def _given_cuts(counts: Sequence[int], route: Route, *, num_layers: int) -> Cuts:

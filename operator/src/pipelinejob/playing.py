@@ -5,11 +5,14 @@ import binascii
 import zlib
 from collections.abc import Iterator
 
+from pipelinejob.cost import layer_names
 from pipelinejob.errors import SpecError
 from pipelinejob.plan import Plan
 from pipelinejob.schedule_spec import ScheduleSpec
 from pipelinejob.schedules.actions import Schedule, ScheduleError
 from pipelinejob.schedules.catalogue import build
+from pipelinejob.schedules.memory import peak_activations
+from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.text import parse, render
 from pipelinejob.schedules.validate import validate
@@ -52,7 +55,8 @@ def written_schedule(spec: PipelineJobSpec) -> Schedule:
         validate(schedule)
     except ScheduleError as error:
         raise SpecError(ACTIONS, str(error)) from error
-    for problem in _written_problems(schedule, spec):
+    problem = next(_written_problems(schedule, spec), None)
+    if problem is not None:
         raise SpecError(ACTIONS, problem)
     return schedule
 
@@ -66,6 +70,9 @@ def _written_problems(schedule: Schedule, spec: PipelineJobSpec) -> Iterator[str
             f"the actions are of {schedule.num_micro_batches} micro-batches but microBatches is {num_micro_batches};"
             " make them equal"
         )
+    num_layers = len(layer_names(spec.model))
+    if schedule.num_stages > num_layers:
+        yield f"the route has {schedule.num_stages} stages, which cannot share {num_layers} layers; make it shorter"
     if schedule.is_forward_only:
         yield "there are only forwards, which train nothing; add backwards, as in F0 B0"
     if not schedule.is_asynchronous:
@@ -82,6 +89,17 @@ def _written_problems(schedule: Schedule, spec: PipelineJobSpec) -> Iterator[str
         )
     if spec.schedule.batch_size is not None:
         yield "asynchronous updates gather whole micro-batches; leave batchSize out, or leave out the O actions"
+
+
+def check_caps(name: ScheduleName, schedule: Schedule, caps: tuple[float, ...] | None) -> None:
+    """Raise SpecError if a stage holds more than a spec's memoryCap."""
+    for stage, (peak, cap) in enumerate(zip(peak_activations(schedule), caps or (), strict=caps is not None)):
+        if peak > cap:
+            raise SpecError(
+                "spec.schedule.memoryCap",
+                f"{name} holds the activations of {peak:g} micro-batches on stage {stage}, more than {cap:g}; raise the"
+                " cap, or use auto",
+            )
 
 
 def packed(schedule: Schedule) -> str:

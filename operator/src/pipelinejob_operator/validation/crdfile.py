@@ -76,7 +76,7 @@ def _type(field: Mapping[str, Any]) -> str:
 
 def _bounds(field: Mapping[str, Any]) -> str:
     least = f"{'>' if field.get('exclusiveMinimum') else '≥'} {field['minimum']:g}" if "minimum" in field else ""
-    most = f"≤ {int(field['maximum'])}" if "maximum" in field else ""
+    most = f"{'<' if field.get('exclusiveMaximum') else '≤'} {int(field['maximum'])}" if "maximum" in field else ""
     text = ", ".join(bound for bound in (least, most) if bound)
     return f", {text}" if text else ""
 

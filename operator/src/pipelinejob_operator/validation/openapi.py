@@ -121,8 +121,9 @@ def _minimum(value: Any, least: float, schema: Schema) -> str:
     return f"{_shown(value)} is too small; use {bound}"
 
 
-def _maximum(value: Any, most: float, _: Schema) -> str:
-    return f"{_shown(value)} is too large; use at most {int(most)}"
+def _maximum(value: Any, most: float, schema: Schema) -> str:
+    bound = f"less than {int(most)}" if schema.get("exclusiveMaximum") else f"at most {int(most)}"
+    return f"{_shown(value)} is too large; use {bound}"
 
 
 def _sized(few_or_many: str, bound: str, unit: str) -> Callable[[Any, int, Schema], str]:
