@@ -9,23 +9,29 @@ import torch
 from torch import nn
 
 import inprocess
-from pipelinejob.schedules.actions import B, F, I, O, W, one_route, straight
 from pipelinejob.schedules.memory import live_versions
 from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.schedules.text import parse
 from pipelinejob.spec import GptModel, Model
 from pipelinejob_trainer.errors import UserError
-from pipelinejob_trainer.models import build_part, num_layers
+from pipelinejob_trainer.models import Part, build_part, num_layers
 from pipelinejob_trainer.randomness import reseeder, seed_of_pass
 from pipelinejob_trainer.stage import cross_entropy
 from pipelinejob_trainer.versions import Versions
 from pipelines import CPU, Job, Rank, make_rank
 
 RATE = 0.5
+RESEED = reseeder(CPU)
 MODEL = Model(gpt=GptModel(num_layers=6, hidden_size=8, num_heads=2, dropout=0.1))
 MICRO_BATCHES = 16
 
 # Which update's weights a stage uses for a micro-batch, counted from the step's beginning.
 VersionOf = Callable[[int, int], int]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 def job(text: Path, **changes: object) -> Job:
@@ -36,7 +42,7 @@ def job(text: Path, **changes: object) -> Job:
 def descend(parameters: dict[str, nn.Parameter]) -> None:
     with torch.no_grad():
         for parameter in parameters.values():
-            parameter -= RATE * parameter.grad
+            parameter.sub_(RATE * parameter.grad)
             parameter.grad = None
 
 
@@ -45,7 +51,8 @@ def play(job: Job) -> tuple[list[Rank], list[float]]:
     baton = inprocess.Baton()
     sums = inprocess.Sums(baton)
     ranks: list[Rank] = []
-    for number, links in enumerate(inprocess.links(job.built, baton)):
+    every = [links for _ in range(job.replicas) for links in inprocess.links(job.built, baton)]
+    for number, links in enumerate(every):
         rank = make_rank(
             job,
             rank=number,
@@ -65,7 +72,7 @@ def play(job: Job) -> tuple[list[Rank], list[float]]:
 def delayed_descent(job: Job, version_of: VersionOf, interval: int) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Do what the papers define, on the unsplit model: each stage's weights as they were when `version_of` says."""
     part = build_part(job.model, job.data, stretches=[(0, num_layers(job.model))], seed=job.seed)
-    parameters, reseed, losses = part.named_parameters(), reseeder(CPU), []
+    parameters, losses = part.named_parameters(), []
     stage_of = {layer: stage for stage, (first, end) in enumerate(job.cut()) for layer in range(first, end)}
     newest = {name: each.detach().clone() for name, each in parameters.items()}
     for step in range(1, job.steps + 1):
@@ -75,14 +82,11 @@ def delayed_descent(job: Job, version_of: VersionOf, interval: int) -> tuple[dic
                 for layer in part.layers:
                     for name, each in layer.named_parameters():
                         each.copy_(history[version_of(k, stage_of[layer.index])][name])
-            stream, targets = job.dataset().batch(step, 0, k)
-            for layer in part.layers:
-                reseed(seed_of_pass(job.seed, step, k), layer.index)
-                stream = layer.module(stream)
-            gathered = min(interval, job.micro_batches - k // interval * interval)
-            loss = cross_entropy(stream, targets) * (1 / gathered)
-            loss.backward()
-            losses_of_step.append(loss.detach() * (gathered / job.micro_batches))
+            gathered = job.replicas * min(interval, job.micro_batches - k // interval * interval)
+            for replica in range(job.replicas):
+                loss = loss_of(job, part, step, replica, k) * (1 / gathered)
+                loss.backward()
+                losses_of_step.append(loss.detach() * (gathered / (job.replicas * job.micro_batches)))
             if (k + 1) % interval == 0 or k + 1 == job.micro_batches:
                 newest = {name: each - RATE * parameters[name].grad for name, each in newest.items()}
                 history.append(newest)
@@ -90,6 +94,14 @@ def delayed_descent(job: Job, version_of: VersionOf, interval: int) -> tuple[dic
                     each.grad = None
         losses.append(float(torch.stack(losses_of_step).sum()))
     return newest, losses
+
+
+def loss_of(job: Job, part: Part, step: int, replica: int, micro_batch: int) -> torch.Tensor:
+    stream, targets = job.dataset().batch(step, replica, micro_batch)
+    for layer in part.layers:
+        RESEED(seed_of_pass(job.seed, step, replica * job.micro_batches + micro_batch), layer.index)
+        stream = layer.module(stream)
+    return cross_entropy(stream, targets)
 
 
 def assert_equal(played: tuple[list[Rank], list[float]], expected: tuple[dict[str, torch.Tensor], list[float]]) -> None:
@@ -128,3 +140,61 @@ def test_2bw_is_descent_by_gradients_one_batch_late_with_two_versions(text: Path
 
     assert_equal(played, delayed_descent(trained, lambda k, _: max(0, k // depth - 1), depth))
     assert [rank.runtime.peak_versions for rank in played[0]] == list(map(live_versions, trained.built.ranks))
+
+
+LATE_WEIGHTS = """
+F0@0 F1@0 I0@0 I1@0 W0@0 O1 W1@0 O2
+F0@0 I0@0 W0@0 O1 F1@1 I1@1 W1@1 O2
+"""
+
+
+def test_versions_are_kept_for_weight_gradients_that_come_late_too(text: Path) -> None:
+    trained = job(text, schedule=parse(LATE_WEIGHTS), stages=2, micro_batches=2, recompute=True)
+
+    played = play(trained)
+
+    assert_equal(played, delayed_descent(trained, lambda k, stage: k if stage == 1 else 0, 1))
+    assert [rank.runtime.peak_versions for rank in played[0]] == [2, 1]
+
+
+def test_replicas_update_by_the_mean_over_all_of_them(text: Path) -> None:
+    trained = job(text, schedule=ScheduleName.PIPEDREAM, stages=2, replicas=2, micro_batches=6, steps=1)
+
+    played = play(trained)
+    weights = [rank.part.named_parameters() for rank in played[0]]
+
+    expected, losses = delayed_descent(trained, lambda k, stage: max(0, k - (1 - stage)), 1)
+    for rank in (0, 1):
+        for name, each in weights[rank].items():
+            assert torch.equal(each, weights[rank + 2][name])
+            assert torch.allclose(each, expected[name], atol=1e-6)
+    assert played[1] == pytest.approx(losses, rel=1e-6)
+
+
+def test_a_parameter_of_two_stages_is_refused(text: Path) -> None:
+    tied = Model(gpt=GptModel(num_layers=2, hidden_size=8, num_heads=2, tie_embeddings=True))
+
+    with pytest.raises(UserError, match="stages 0 and 1 share a parameter, but an asynchronous schedule"):
+        play(job(text, model=tied, schedule=ScheduleName.PIPEDREAM, stages=2))
+
+
+def test_a_version_in_use_does_not_change_and_one_out_of_use_takes_no_memory() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    versions = Versions([(0, layer)])
+    versions.begin()
+    first = versions.of(0)[0]["weight"]
+    before = first.tolist()
+
+    versions.make_room()
+    with torch.no_grad():
+        layer.weight.fill_(3.0)
+    assert first.tolist() == before
+    assert versions.of(1)[0]["weight"].tolist() == [[3.0, 3.0]]
+    assert versions.of(1)[0]["weight"].data_ptr() == layer.weight.data_ptr()
+
+    versions.drop(0)
+    versions.drop(1)
+    memory = layer.weight.data_ptr()
+    versions.make_room()
+    assert layer.weight.data_ptr() == memory
+    assert (versions.num_live, versions.peak) == (1, 2)
