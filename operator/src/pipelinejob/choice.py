@@ -130,10 +130,9 @@ class _Chooser:
             return Choice(division=division, schedule_for=schedule_for, length=length)
         if spec.name is ScheduleName.CUSTOM:
             listed = written_schedule(self._spec)
-            division = self._ordered(self._division(listed.routes), lambda _: listed)
         else:
             listed = self._built(spec.micro_batches)
-            division = self._division(listed.routes)
+        division = self._ordered(self._division(listed.routes), lambda _: listed)
         return Choice(division=division, schedule_for=lambda _: listed, length=whole(spec), listed=listed)
 
     def _built(self, num_micro_batches: int) -> Schedule:

@@ -117,11 +117,14 @@ def _check_size(plan: Plan) -> None:
     size = len(plan.to_json().encode())
     if plan.placement is None:
         size += _ASSIGNMENT_BYTES * plan.parallelism.pipeline * plan.parallelism.data
-    if size > MAX_PLAN_BYTES:
-        listed = len(plan.schedule_actions or "")
-        raise SpecError(
-            "spec.schedule",
-            f"the plan would take {size / 2**10:,.0f} KiB, {listed / 2**10:,.0f} of them its list of actions, and a "
-            f"config map holds {MAX_PLAN_BYTES / 2**10:,.0f}; use fewer micro-batches, or a schedule that follows from "
-            "its name alone, like 1F1B or ZB-H1",
-        )
+    if size <= MAX_PLAN_BYTES:
+        return
+    problem = f"the plan would take {size / 2**10:,.0f} KiB, but a config map holds {MAX_PLAN_BYTES / 2**10:,.0f}"
+    if plan.schedule_actions is None:
+        raise SpecError("spec.parallelism", f"{problem}; use fewer stages or replicas")
+    listed = len(plan.schedule_actions) / 2**10
+    raise SpecError(
+        "spec.schedule",
+        f"{problem}, and {listed:,.0f} are for the list of its actions; use fewer micro-batches, or a schedule that"
+        " follows from its name alone, like 1F1B or ZB-H1",
+    )
