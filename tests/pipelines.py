@@ -37,6 +37,7 @@ from pipelinejob_trainer.stage import Stage
 from pipelinejob_trainer.text import training_text
 
 CPU = torch.device("cpu")
+RESEED = reseeder(CPU)
 TINY_GPT = Model(gpt=GptModel(num_layers=4, hidden_size=16, num_heads=2))
 
 
@@ -168,10 +169,12 @@ def make_reducer(job: Job, part: ModelPart, sum_over: SumOver) -> Reducer:
     return Reducer(buckets(parameters, shares), sum_over)
 
 
-def run_steps(job: Job, rank: Rank, *, barrier: Callable[[], object]) -> Outcome:
+def run_steps(job: Job, rank: Rank, *, barrier: Callable[[], object], evaluate_between: bool = False) -> Outcome:
     """Run one rank's steps, each to its barrier."""
     outcome = Outcome()
     for step in range(1, job.steps + 1):
+        if evaluate_between:
+            rank.runtime.evaluate(step + 100)
         outcome.losses.append(float(rank.runtime.run_step(step).loss_sum))
         with rank.recorder.span(SpanKind.IDLE, cause=WaitCause.BARRIER):
             barrier()
@@ -194,20 +197,11 @@ def keep_gradients(part: ModelPart, outcome: Outcome) -> None:
 def run_unsplit(job: Job) -> Outcome:
     """Train the whole model the plain way: no stage, no runtime, one micro-batch after the other."""
     part = build_part(job.model, job.data, stretches=[(0, num_layers(job.model))], seed=job.seed)
-    outcome, reseed = Outcome(), reseeder(CPU)
-    for layer in part.layers:
-        layer.module.train()
+    outcome = Outcome()
     for step in range(1, job.steps + 1):
         losses = []
         for sample in range(job.replicas * job.micro_batches):
-            replica, k = divmod(sample, job.micro_batches)
-            stream, targets = job.dataset().batch(step, replica, k)
-            weight = job.rows[k] / (job.replicas * sum(job.rows))
-            with torch.autocast("cpu", torch.bfloat16) if job.precision is Precision.BF16 else nullcontext():
-                for layer in part.layers:
-                    reseed(seed_of_pass(job.seed, step, sample), layer.index)
-                    stream = layer.module(stream)
-            loss = functional.cross_entropy(stream.float().flatten(0, -2), targets.flatten()) * weight
+            loss = unsplit_loss(job, part, step, sample)
             loss.backward()
             losses.append(loss.detach())
         outcome.losses.append(float(torch.stack(losses).sum()))
@@ -215,30 +209,81 @@ def run_unsplit(job: Job) -> Outcome:
     return outcome
 
 
-def run_threads(job: Job, *, at_once: bool = False, sums: inprocess.Sums | None = None) -> Outcome:
-    """Run a pipeline whose ranks are threads of this process, one at work at a time, or all of them `at_once`."""
-    baton = inprocess.Baton(is_needed=not at_once)
-    sums = sums or inprocess.Sums(baton)
-    links = [each for _ in range(job.replicas) for each in inprocess.links(job.built, baton)]
-    # Made one after the other: torch's random state, from which initial weights come, is the whole process's.
-    ranks = [make_rank(job, rank=rank, links=each, sum_over=sums.of(rank)) for rank, each in enumerate(links)]
-    barrier = threading.Barrier(len(ranks))
+def unsplit_loss(job: Job, part: ModelPart, step: int, sample: int) -> torch.Tensor:
+    """Give a micro-batch's part of the global batch's loss; `sample` counts micro-batches over all replicas."""
+    replica, k = divmod(sample, job.micro_batches)
+    stream, targets = job.dataset().batch(step, replica, k)
+    with torch.autocast("cpu", torch.bfloat16) if job.precision is Precision.BF16 else nullcontext():
+        for layer in part.layers:
+            RESEED(seed_of_pass(job.seed, step, sample), layer.index)
+            stream = layer.module(stream)
+    loss = functional.cross_entropy(stream.float().flatten(0, -2), targets.flatten())
+    return loss * (job.rows[k] / (job.replicas * sum(job.rows)))
 
-    def meet() -> None:
-        with baton.let_go():
-            barrier.wait(timeout=inprocess.TIMEOUT_S)
 
-    def leave(rank: int) -> None:
-        barrier.abort()
-        for link in links[rank].outboxes.values():
+@torch.no_grad()
+def evaluate_unsplit(job: Job) -> list[float]:
+    """Give each step's loss in evaluation."""
+    part = build_part(job.model, job.data, stretches=[(0, num_layers(job.model))], seed=job.seed)
+    for layer in part.layers:
+        layer.module.eval()
+    steps = range(1, job.steps + 1)
+    return [
+        float(torch.stack([unsplit_loss(job, part, step, k) for k in range(job.micro_batches)]).sum()) for step in steps
+    ]
+
+
+class Threads:
+    """A pipeline whose ranks are threads of this process, one at work at a time, or all of them `at_once`."""
+
+    def __init__(self, job: Job, *, at_once: bool = False) -> None:
+        self._baton = inprocess.Baton(is_needed=not at_once)
+        self.sums = inprocess.Sums(self._baton)
+        self._links = [each for _ in range(job.replicas) for each in inprocess.links(job.built, self._baton)]
+        # Made one after the other: torch's random state, from which initial weights come, is the whole process's.
+        self.ranks = [
+            make_rank(job, rank=rank, links=each, sum_over=self.sums.of(rank), update=lambda _: None)
+            for rank, each in enumerate(self._links)
+        ]
+        self._barrier = threading.Barrier(len(self.ranks))
+
+    def meet(self) -> None:
+        """Wait for all ranks."""
+        with self._baton.let_go():
+            self._barrier.wait(timeout=inprocess.TIMEOUT_S)
+
+    def run(self, work: Callable[[Rank], Any]) -> list[Any]:
+        """Let all ranks work; give what they return, raise what the first of them raises."""
+        return inprocess.run_ranks(
+            lambda rank: work(self.ranks[rank]), len(self.ranks), self._baton, on_error=self._leave
+        )
+
+    def _leave(self, rank: int) -> None:
+        self._barrier.abort()
+        for link in self._links[rank].outboxes.values():
             assert isinstance(link, QueueLink)
             link.close()
 
-    outcomes = inprocess.run_ranks(
-        lambda rank: run_steps(job, ranks[rank], barrier=meet), len(ranks), baton, on_error=leave
-    )
-    assert all(chunk.num_in_flight == 0 for rank in ranks for chunk in rank.chunks)
+
+def run_threads(job: Job, *, at_once: bool = False, evaluate_between: bool = False) -> Outcome:
+    """Train in threads."""
+    threads = Threads(job, at_once=at_once)
+    outcomes = threads.run(lambda rank: run_steps(job, rank, barrier=threads.meet, evaluate_between=evaluate_between))
+    assert all(chunk.num_in_flight == 0 for rank in threads.ranks for chunk in rank.chunks)
     return merged(outcomes)
+
+
+def evaluate_threads(job: Job) -> tuple[list[float], dict[str, object]]:
+    """Evaluate in threads; give each step's loss, and what is left behind."""
+    threads = Threads(job)
+    steps = range(1, job.steps + 1)
+    losses = threads.run(lambda rank: [float(rank.runtime.evaluate(step).loss_sum) for step in steps])
+    chunks = [chunk for rank in threads.ranks for chunk in rank.chunks]
+    return [sum(each) for each in zip(*losses, strict=True)], {
+        "in flight": sum(chunk.num_in_flight for chunk in chunks),
+        "gradients": sum(each.grad is not None for chunk in chunks for _, each in chunk.named_parameters()),
+        "training": all(chunk.module.training for chunk in chunks),
+    }
 
 
 def merged(outcomes: list[Outcome]) -> Outcome:

@@ -7,41 +7,56 @@ import torch
 from torch import distributed
 
 from pipelinejob_trainer.errors import UserError
-from pipelinejob_trainer.link import Channel, DistributedReceiver, DistributedSender
-from pipelinejob_trainer.parallel import connect, process_groups, sum_gradients
-from pipelines import CPU, Job, make_runtime
+from pipelinejob_trainer.link import Channel, DistributedInbox, DistributedOutbox, Shapes
+from pipelinejob_trainer.messages import Border, Message
+from pipelinejob_trainer.parallel import process_groups
+from pipelinejob_trainer.reduction import Reducer, Share, buckets, sums_over_groups
+from pipelines import CPU, Job, connect_all, make_rank
+
+BORDER = Border(0, 0)
+
+
+def activation(micro_batch: int) -> Message:
+    return Message(border=BORDER, is_gradient=False, micro_batch=micro_batch, tag=(1 << 16) + micro_batch)
+
+
+def channel(peer: int, rows: tuple[int, ...]) -> Channel:
+    world = distributed.group.WORLD
+    return Channel(group=world, peer=peer, world=world, device=CPU, shapes=Shapes(rows))
 
 
 def dying_rank(rank: int, job: Job) -> None:
-    groups = process_groups(pipeline=3, data=1)
-    _, recorder, runtime = make_runtime(job, rank=rank, links=connect(groups, pipeline=3, data=1, device=CPU))
+    links, _ = connect_all(job)
+    made = make_rank(job, rank=rank, links=links)
     for step in range(1, job.steps + 1):
         if rank == 1 and step == 3:
             os._exit(9)
-        runtime.run_step(step)
-        recorder.finish_step()
+        made.runtime.run_step(step)
+        made.recorder.finish_step()
 
 
 def exchanging_rank(rank: int) -> list[Any]:
-    channel = Channel(group=distributed.group.WORLD, peer=1 - rank, device=CPU)
-    tensors = [torch.arange(6.0).view(2, 3) + i for i in range(3)]
+    """Send three micro-batches, the last one shorter, and take them in another order than they were sent in."""
+    rows = (2, 2, 1)
+    tensors = [torch.arange(3.0 * count).view(count, 3) + i for i, count in enumerate(rows)]
     if rank == 0:
-        sender = DistributedSender(channel)
+        outbox = DistributedOutbox(channel(1, rows))
         for micro_batch, tensor in enumerate(tensors):
-            sender.send(micro_batch, tensor)
-        sender.flush()
+            outbox.send(activation(micro_batch), tensor)
+        outbox.flush()
     else:
-        receiver = DistributedReceiver(channel)
-        receiver.expect([0, 1, 2])
-        tensors = [receiver.receive(micro_batch) for micro_batch in range(3)]
+        inbox = DistributedInbox(channel(0, rows))
+        inbox.expect([activation(micro_batch) for micro_batch in range(3)])
+        taken = {position: inbox.receive(position) for position in (1, 0, 2)}
+        tensors = [taken[position] for position in range(3)]
     return [(tensor.tolist(), str(tensor.dtype)) for tensor in tensors]
 
 
 def changing_rank(rank: int) -> str:
-    sender = DistributedSender(Channel(group=distributed.group.WORLD, peer=0, device=CPU))
-    sender._like = (torch.Size([2]), torch.float32)
+    shapes = channel(0, (2, 2))
+    shapes.shapes.agree(activation(0), (2,), torch.float32)
     try:
-        sender.send(0, torch.zeros(3))
+        DistributedOutbox(shapes).send(activation(1), torch.zeros(3))
     except UserError as error:
         return str(error)
     return "sent"
@@ -52,8 +67,11 @@ def summing_rank(rank: int) -> list[Any]:
     both.grad = torch.full((2,), rank + 1.0)
     if rank == 0:
         one.grad = torch.ones(1)
-    sum_gradients([both, one], distributed.group.WORLD)
-    assert one.grad is not None
+    share = Share(ranks=(0, 1), stages=(0,))
+    reducer = Reducer(buckets({"both": both, "one": one}, {"both": share, "one": share}), sums_over_groups([share]))
+    for bucket in reducer.buckets:
+        reducer.start(bucket)
+    reducer.wait()
     return [both.grad.tolist(), one.grad.tolist()]
 
 

@@ -26,6 +26,7 @@ from torch.distributed import pipelining
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pipelinejob.schedule import build
+
 from pipelinejob.simulate import simulate
 from pipelinejob.spec import Model, ScheduleName
 from pipelinejob.timeline import SpanKind, bubble_ratio

@@ -23,8 +23,9 @@ from torch import distributed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import gangs
 from pipelinejob.schedule import stage_actions
+
+import gangs
 from pipelinejob.spec import Data, GptModel, Model, Schedule
 from pipelinejob.timeline import SpanKind, StageTimeline
 from pipelinejob_trainer.account import Account, StepOutcome, tokens_per_step

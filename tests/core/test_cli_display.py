@@ -116,8 +116,6 @@ def test_the_summary_fits_eighty_columns_with_every_number_whole() -> None:
     assert "predicted 134 ms" in shown
 
 
-@pytest.mark.parametrize(
-    ("chunks", "written"), [(((3, 6),), "3-5"), (((3, 4),), "3"), (((0, 2), (8, 10)), "0-1, 8-9")]
-)
+@pytest.mark.parametrize(("chunks", "written"), [(((3, 6),), "3-5"), (((3, 4),), "3"), (((0, 2), (8, 10)), "0-1, 8-9")])
 def test_layers_are_named_from_first_to_last(chunks: tuple[tuple[int, int], ...], written: str) -> None:
     assert layers(chunks) == written
