@@ -72,6 +72,15 @@ def test_a_plan_is_printed_for_people(call) -> None:
     assert "0-2" in result.out
 
 
+def test_a_plan_says_which_stretches_of_layers_a_stage_holds(call, manifest) -> None:
+    schedule = {"name": "DualPipeV", "microBatches": 8, "microBatchSize": 2, "batchSize": 15}
+
+    result = call("plan", manifest(schedule=schedule))
+
+    assert "4 stages, DualPipeV, 8 micro-batches of 2, 15 sequences in all" in result.out
+    assert "0-1, 8-9" in result.out
+
+
 def test_a_plan_as_json_is_the_document_that_the_stages_mount(call) -> None:
     result = call("plan", EXAMPLE, "-o", "json")
 

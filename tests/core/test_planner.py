@@ -269,6 +269,26 @@ def test_a_block_does_24_times_the_square_of_its_width_per_token():
     assert block.backward_s == pytest.approx(2 * block.forward_s)
 
 
+def test_matrices_have_two_gradients_and_attentions_scores_only_those_of_what_came_in():
+    n, h, speed = 2048, 12288, 0.4 * 989e12
+
+    embedding, block, *_, head = analytic(GPT3, product="NVIDIA-H100-80GB-HBM3").layers
+
+    assert embedding.backward_input_s == 0
+    assert block.backward_weight_s == pytest.approx(24 * n * h**2 / speed, rel=1e-9)
+    assert block.backward_input_s == pytest.approx((24 * n * h**2 + 8 * n * n * h) / speed, rel=1e-9)
+    assert head.backward_input_s == head.backward_weight_s == head.forward_s
+
+
+def test_a_profile_of_whole_backward_passes_is_read_as_halves():
+    sizes = {"name": "x", "parameterBytes": 1, "activationBytes": 1, "outputBytes": 1}
+
+    cost = LayerCost.model_validate(sizes | {"forwardS": 1.0, "backwardS": 3.0})
+
+    assert (cost.backward_input_s, cost.backward_weight_s) == (1.5, 1.5)
+    assert LayerCost.model_validate(cost.dump()) == cost
+
+
 def test_a_block_keeps_about_what_korthikanti_counts():
     """34sbh bytes in bf16 with dropout's masks; without them, and with an fp32 residual stream, 36sbh. fp32: 64sbh."""
     sbh = 2048 * 1 * 12288

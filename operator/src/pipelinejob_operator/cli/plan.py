@@ -130,11 +130,12 @@ def _print(made: Plan, costs: Profile | None) -> None:
     parallelism = made.parallelism
     replicas = f" x {parallelism.data} replicas" if parallelism.data > 1 else ""
     schedule = made.schedule
+    of_all = f", {schedule.batch_size} sequences in all" if schedule.batch_size is not None else ""
     console.print(
         Text.assemble(
             (f"{made.namespace}/{made.name}", "bold"),
             f"  {parallelism.pipeline} stages{replicas}, {schedule.name}, "
-            f"{schedule.micro_batches} micro-batches of {schedule.micro_batch_size}",
+            f"{schedule.micro_batches} micro-batches of {schedule.micro_batch_size}{of_all}",
         ),
         soft_wrap=True,
     )

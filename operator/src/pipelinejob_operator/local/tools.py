@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pipelinejob.cost import Profile
 from pipelinejob.errors import PipelineJobError
 from pipelinejob.plan import Plan
+from pipelinejob.playing import schedule_of
 from pipelinejob_operator.local.machine import Machine
 from pipelinejob_operator.local.runfolder import RunFolder
 from pipelinejob_operator.local.stage_process import launched
@@ -70,7 +71,9 @@ def _digest(plan: Plan, machine: Machine) -> str:
     parts = (
         plan.model.dump(),
         plan.data.sequence_length,
+        plan.schedule.micro_batches,
         plan.schedule.micro_batch_size,
+        schedule_of(plan).is_split,
         plan.training.precision,
         plan.device,
         len(plan.stages),
