@@ -79,6 +79,19 @@ def test_a_long_step_of_any_schedule_is_told_from_shorter_ones(name):
     assert [stage.memory_bytes for stage in plan.stages] == [division.memory_bytes(schedule, rank) for rank in range(4)]
 
 
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("slow_stage", [None, 2])
+def test_no_plan_is_slower_than_the_even_split(name, slow_stage):
+    speeds = None if slow_stage is None else tuple(0.6 if stage == slow_stage else 1.0 for stage in range(4))
+    costs = profile(stage_speeds=speeds)
+    heavy = costs.layers[-1].model_copy(update={"forward_s": 4, "backward_input_s": 4, "backward_weight_s": 4})
+    costs = costs.model_copy(update={"layers": (*costs.layers[:-1], heavy)})
+    planned = plan_of(spec(name), costs)
+    even = {"partition": {"layers": [16 // len(planned.cuts)] * len(planned.cuts)}}
+
+    assert planned.prediction.step_s <= plan_of(spec(name, **even), costs).prediction.step_s
+
+
 def memory(name, **others):
     return [stage.memory_bytes for stage in plan_of(spec(name, **others), profile()).stages]
 

@@ -27,7 +27,7 @@ def quickest(cuts: Cuts, seconds: Callable[[Cuts], float | None], *, effort: int
     while unchanged < len(cuts):
         unchanged += 1
         for moved in _moves(cuts, giver):
-            if looked_at == effort:
+            if looked_at >= effort:
                 return cuts
             looked_at += 1
             found = seconds(moved)
