@@ -22,7 +22,7 @@ def activation(micro_batch: int) -> Message:
 
 def channel(peer: int, rows: tuple[int, ...]) -> Channel:
     world = distributed.group.WORLD
-    return Channel(group=world, peer=peer, world=world, device=CPU, shapes=Shapes(rows))
+    return Channel(group=world, peer_in_group=peer, world=world, peer=peer, device=CPU, shapes=Shapes(rows))
 
 
 def dying_rank(rank: int, job: Job) -> None:

@@ -29,11 +29,6 @@ MICRO_BATCHES = 16
 VersionOf = Callable[[int, int], int]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def job(text: Path, **changes: object) -> Job:
     base = Job(text=text, model=MODEL, micro_batches=MICRO_BATCHES, sequence_length=8, steps=2)
     return replace(base, **changes)

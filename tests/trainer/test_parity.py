@@ -26,11 +26,6 @@ SYNCHRONOUS = [name for name in catalogue.FAMILIES if name not in ASYNCHRONOUS |
 BOUND = 2e-6  # of a gradient's error, relative to the largest entry of its tensor
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def job(text: Path, **changes: object) -> Job:
     base = Job(text=text, model=MODEL, micro_batches=8, micro_batch_size=1, sequence_length=8)
     return replace(base, **changes)

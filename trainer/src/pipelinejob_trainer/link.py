@@ -151,7 +151,7 @@ def _scaled(shape: Sequence[int], rows: int, own_rows: int) -> torch.Size:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channel:
-    """What a link between processes runs over; `peer` is the other end's global rank.
+    """What a link between processes runs over; `peer` is the other end's global rank, `peer_in_group` that in `group`.
 
     Over gloo all links share the world's group: who sends, who receives and the tag tell messages apart. NCCL knows no
     tags and works off a group in order, so there each way between two ranks has a group (a communicator and a stream)
@@ -159,14 +159,11 @@ class Channel:
     """
 
     group: distributed.ProcessGroup
-    peer: int
+    peer_in_group: int
     world: distributed.ProcessGroup
+    peer: int
     device: torch.device
     shapes: Shapes
-
-    @property
-    def peer_in_group(self) -> int:
-        return distributed.get_group_rank(self.group, self.peer)
 
 
 class DistributedOutbox:

@@ -67,7 +67,14 @@ def new_group(ranks: Iterable[int]) -> distributed.ProcessGroup:
 def _channel(
     groups: Groups, group: distributed.ProcessGroup, peer: int, device: torch.device, shapes: Shapes
 ) -> Channel:
-    return Channel(group=group, peer=peer, world=groups.world, device=device, shapes=shapes)
+    return Channel(
+        group=group,
+        peer_in_group=distributed.get_group_rank(group, peer),
+        world=groups.world,
+        peer=peer,
+        device=device,
+        shapes=shapes,
+    )
 
 
 def _introduced(source: int, target: int, device: torch.device) -> distributed.ProcessGroup:
