@@ -17,7 +17,7 @@ from pipelinejob.partition import PATH, does_not_fit, partition
 from pipelinejob.partition_chunks import partition_chunks
 from pipelinejob.partition_ties import quickest
 from pipelinejob.playing import check_caps, setting_of, written_schedule
-from pipelinejob.schedules.actions import Route, Schedule, ScheduleError
+from pipelinejob.schedules.actions import Route, Schedule, ScheduleError, straight
 from pipelinejob.schedules.catalogue import build, family
 from pipelinejob.schedules.costs import Costs
 from pipelinejob.schedules.memory import live_versions, peak_activations
@@ -74,14 +74,17 @@ class Choice:
 class _Room:
     """What the next try must keep to so that it fits into memory, by rank, as the tries before it showed.
 
-    `in_flight` micro-batches and weight `versions` are what the partition leaves room for within `limits`; `caps` is
-    for a schedule that chooses how many it holds.
+    `in_flight` micro-batches and weight `versions` are what the partition leaves room for within `limits`.
     """
 
     limits: tuple[float, ...]
     in_flight: tuple[float, ...]
     versions: tuple[float, ...]
-    caps: tuple[float, ...]
+
+    def after(self, choice: Choice, limit: float) -> "_Room":
+        """Give less room to the ranks that took too much of it."""
+        taken = zip(self.limits, choice.memory_bytes, strict=True)
+        return replace(self, limits=tuple(each / max(1.0, bytes_ / limit) for each, bytes_ in taken))
 
 
 def choose(spec: PipelineJobSpec, profile: Profile) -> Choice:
@@ -93,37 +96,24 @@ def choose(spec: PipelineJobSpec, profile: Profile) -> Choice:
     room: _Room | None = None  # nothing has to be kept to as long as all fits
     for _ in range(_ATTEMPTS):
         choice = _Chooser(spec, profile, room).choose()
-        if limit is None or spec.partition.layers is not None or max(choice.memory_bytes) <= limit:
+        if limit is None or spec.partition.layers is not None or choice.fits(limit):
             return choice
-        room = _first_room(choice, limit) if room is None else _less_room(choice, room, limit)
+        room = _first_room(choice, limit) if room is None else room.after(choice, limit)
     raise SpecError(PATH, does_not_fit(spec.parallelism.pipeline, [limit or 0]))
 
 
 def _first_room(choice: Choice, limit: float) -> _Room:
     num_ranks = choice.division.num_ranks
+    if choice.division.schedule.name is ScheduleName.AUTO:  # holds as much as there is room for
+        one = (1.0,) * num_ranks
+        return _Room(limits=(limit,) * num_ranks, in_flight=one, versions=one)
 
     def held(num_micro_batches: int) -> tuple[float, ...]:
         schedule = choice.schedule_for(num_micro_batches)
         return (*peak_activations(schedule), *map(live_versions, schedule.ranks))
 
     values = choice.length.values(held)
-    is_free = choice.division.schedule.name is ScheduleName.AUTO
-    return _Room(
-        limits=(limit,) * num_ranks,
-        in_flight=(1.0,) * num_ranks if is_free else values[:num_ranks],
-        versions=values[num_ranks:],
-        caps=tuple(choice.division.room_for(rank, limit) for rank in range(num_ranks)),
-    )
-
-
-def _less_room(choice: Choice, room: _Room, limit: float) -> _Room:
-    exceeded = [max(1.0, taken / limit) for taken in choice.memory_bytes]
-    now = (choice.division.room_for(rank, limit) for rank in range(choice.division.num_ranks))
-    return replace(
-        room,
-        limits=tuple(each / by for each, by in zip(room.limits, exceeded, strict=True)),
-        caps=tuple(min(each / by, cap) for each, by, cap in zip(room.caps, exceeded, now, strict=True)),
-    )
+    return _Room(limits=(limit,) * num_ranks, in_flight=values[:num_ranks], versions=values[num_ranks:])
 
 
 class _Chooser:
@@ -172,14 +162,22 @@ class _Chooser:
         """Give what a schedule may hold: what is asked for, and of one that can choose, no more than there is room."""
         if self._room is None or self._spec.schedule.name is not ScheduleName.AUTO:
             return asked
-        return tuple(map(min, asked or self._room.caps, self._room.caps))
+        division = self._division((straight(self._num_ranks),))
+        left = tuple(division.room_for(rank, limit) for rank, limit in enumerate(self._room.limits))
+        return tuple(map(min, asked or left, left))
 
     def _costs(self, routes: tuple[Route, ...]) -> Costs:
-        """Give a schedule that looks at costs those of the best partition over its routes: a CostModel."""
+        """Give a schedule that looks at costs those of the best partition over its routes: a CostModel.
+
+        Raises ScheduleError for routes that the layers cannot be divided over, or that leave no room to work in.
+        """
         try:
-            return self._division(routes).costs
+            division = self._division(routes)
         except SpecError as error:
             raise ScheduleError(error.problem) from error
+        if self._room is not None and not all(division.room_for(*each) for each in enumerate(self._room.limits)):
+            raise ScheduleError("the weights alone take all memory")
+        return division.costs
 
     def _divided(self, routes: tuple[Route, ...]) -> Division:
         return Division(
