@@ -8,6 +8,7 @@ from pipelinejob.schedules.actions import Schedule, ScheduleError
 from pipelinejob.schedules.catalogue import FAMILIES, build, family
 from pipelinejob.schedules.memory import live_versions, peak_activations
 from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.schedules.search import lower_bound_s
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.simulate import Simulation, simulate
 
@@ -105,7 +106,8 @@ def compare(
                 activation_caps=setting.activation_caps if name is ScheduleName.AUTO else None,
             )
             played = outcome(name, asked, overlap=overlap, slowdowns=slowdowns)
-            found.append(replace(played, caps=setting.activation_caps))
+            bound_s = lower_bound_s(asked) if name is ScheduleName.AUTO else None
+            found.append(replace(played, caps=setting.activation_caps, lower_bound_s=bound_s))
         except ScheduleError as error:
             missing[name] = str(error)
     found.sort(key=lambda each: (each.over_cap is not None, round(each.simulation.makespan_s, 9)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, count
 
-from pipelinejob.schedules.actions import GIVES_GRADIENT, Action, ActionKind, Schedule
+from pipelinejob.schedules.actions import GIVES_GRADIENT, Action, ActionKind, Schedule, ScheduleError
 from pipelinejob.schedules.causes import WaitCause, wait_causes
 from pipelinejob.schedules.costs import Costs
 from pipelinejob.timeline import Span, SpanKind, StageTimeline, Timeline
@@ -165,7 +165,7 @@ def simulate(
     over replicas takes, stage by stage; a rank sums a chunk's as soon as its last gradient is there, while it computes
     on. `barrier_s` is the global norm's all-reduce; `optimizer_s` each rank's update, after the barrier or, in an
     asynchronous schedule, at each `O` action. `overlap` False (a rank waits for its messages to arrive) goes with a
-    device for each rank only.
+    device for each rank only. Raises ScheduleError where ranks wait for each other for ever.
     """
     program = _Program(schedule, costs, slowdowns, optimizer_s if schedule.is_asynchronous else ())
     if concurrency is None or concurrency >= schedule.num_ranks:
@@ -348,6 +348,8 @@ def _play_apart(program: _Program, *, overlap: bool) -> _Play:
             sent[action] = now
             action += 1
         position[rank], free[rank] = action, now
+    if position != program.offsets[1:]:
+        raise ScheduleError("the schedule cannot be played to its end; `validate` says where and why")
     return _Play(started, ended, sent)
 
 

@@ -64,8 +64,8 @@ class Timeline(Value):
 def bubble_ratio(spans: tuple[Span, ...]) -> float:
     """Give the share of the schedule's time that a stage spent waiting: waiting / (waiting + compute).
 
-    Optimiser, data, checkpoint and evaluation time belong to no schedule and count on neither side, so that a balanced pipeline
-    without communication has (p-1)/(m+p-1) under GPipe and 1F1B.
+    Optimiser, data, checkpoint and evaluation time belong to no schedule and count on neither side, so that a balanced
+    pipeline without communication has (p-1)/(m+p-1) under GPipe and 1F1B.
     """
     compute = sum(span.end_s - span.start_s for span in spans if span.kind in COMPUTE)
     waiting = sum(span.end_s - span.start_s for span in spans if span.kind in WAITING)

@@ -1,11 +1,13 @@
 """Every schedule by name: what it is, and how it is made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pipelinejob.schedules import asynchronous, bidirectional, flush, interleaved, v_shaped, wave, zero_bubble
 from pipelinejob.schedules.actions import Schedule, ScheduleError
-from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
+from pipelinejob.schedules.search import search
 from pipelinejob.schedules.setting import Setting
 
 
@@ -69,6 +71,22 @@ _FAMILIES = (
         source="Qi et al. 2024, arXiv 2401.10241",
         make=lambda s: zero_bubble.zb_h2(s.num_ranks, s.num_micro_batches),
         is_split=True,
+    ),
+    Family(
+        name=ScheduleName.ZB_1P,
+        title="split backwards where they cost least, within 1F1B's memory",
+        source="Qi et al. 2024, arXiv 2401.10241",
+        make=zero_bubble.zb_1p,
+        is_split=True,
+        looks_at_costs=True,
+    ),
+    Family(
+        name=ScheduleName.ZB_2P,
+        title="split backwards where they cost least, within twice 1F1B's memory",
+        source="Qi et al. 2024, arXiv 2401.10241",
+        make=zero_bubble.zb_2p,
+        is_split=True,
+        looks_at_costs=True,
     ),
     Family(
         name=ScheduleName.ZB_V,
@@ -142,9 +160,29 @@ _FAMILIES = (
         source="Narayanan et al. 2021, arXiv 2006.09503",
         make=asynchronous.pipedream_2bw,
     ),
+    Family(
+        name=ScheduleName.AUTO,
+        title="the best of all that fit the memory caps, improved for the costs",
+        source="this project, docs/schedules.md",
+        make=lambda s: search(s, named).schedule,
+        chunk_choice=True,
+        is_split=True,
+        looks_at_costs=True,
+    ),
 )
 
 FAMILIES = {family.name: family for family in _FAMILIES}
+
+
+def named(setting: Setting) -> Iterator[Schedule]:
+    """Make every synchronous schedule that exists for a setting, `auto` aside; interleaved ones with two chunks."""
+    for each in _FAMILIES:
+        if each.name in ASYNCHRONOUS | {ScheduleName.FORWARD_ONLY, ScheduleName.AUTO}:
+            continue
+        if setting.num_chunks not in {None, each.usual_chunks} and not each.chunk_choice:
+            continue
+        with suppress(ScheduleError):  # not for these sizes
+            yield each.make(setting)
 
 
 def family(name: ScheduleName) -> Family:

@@ -43,6 +43,15 @@ def validate(schedule: Schedule, *, activation_caps: Sequence[float] | None = No
     _check_caps(schedule, activation_caps)
 
 
+def is_valid(schedule: Schedule, *, activation_caps: Sequence[float] | None = None) -> bool:
+    """Say whether `validate` finds nothing."""
+    try:
+        validate(schedule, activation_caps=activation_caps)
+    except ScheduleError:
+        return False
+    return True
+
+
 def _check_stages(schedule: Schedule) -> None:
     for rank, actions in enumerate(schedule.ranks):
         for action in actions:

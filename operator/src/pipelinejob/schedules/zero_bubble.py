@@ -5,6 +5,11 @@ gradients `W`, which nobody waits for, where the rank would else stand idle.
 """
 
 from pipelinejob.schedules.actions import F, I, RankActions, Schedule, W, one_route, straight
+from pipelinejob.schedules.list_scheduler import TASTES, schedule_for
+from pipelinejob.schedules.memory import peak_activations
+from pipelinejob.schedules.setting import Setting
+from pipelinejob.schedules.validate import is_valid
+from pipelinejob.simulate import simulate
 
 
 def zb_h1(num_ranks: int, num_micro_batches: int) -> Schedule:
@@ -48,3 +53,29 @@ def _delayed(ahead: int, behind: int, num_micro_batches: int) -> RankActions:
             actions.append(W(k - behind))
     actions += map(W, range(max(0, num_micro_batches - behind), num_micro_batches))
     return tuple(actions)
+
+
+def zb_1p(setting: Setting) -> Schedule:
+    """Give the best list for the costs within p micro-batches on each rank, by its longest span: the paper's ZB-1p.
+
+    Caps of the setting count as well, where they are lower.
+    """
+    return _best_for_costs(setting, zb_h1(setting.num_ranks, setting.num_micro_batches), setting.num_ranks)
+
+
+def zb_2p(setting: Setting) -> Schedule:
+    """Give the best list for the costs within 2p micro-batches on each rank, by its longest span: the paper's ZB-2p."""
+    return _best_for_costs(setting, zb_h2(setting.num_ranks, setting.num_micro_batches), 2 * setting.num_ranks)
+
+
+def _best_for_costs(setting: Setting, handmade: Schedule, most: int) -> Schedule:
+    route = straight(setting.num_ranks)
+    costs = setting.costs_of(route)
+    caps = [max(1, int(min(most, cap))) for cap in setting.activation_caps or (most,) * setting.num_ranks]
+    fitting = all(peak <= cap for peak, cap in zip(peak_activations(handmade), caps, strict=True))
+    candidates = [handmade] if fitting else []
+    for taste in TASTES:
+        made = schedule_for(route, setting.num_micro_batches, costs, caps, taste)
+        if made is not None and is_valid(made):
+            candidates.append(made)
+    return min(candidates, key=lambda schedule: simulate(schedule, costs).span_bubble_rate)
