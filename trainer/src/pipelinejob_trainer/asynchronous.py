@@ -12,9 +12,9 @@ from pipelinejob.timeline import SpanKind
 from pipelinejob_trainer.errors import UserError
 from pipelinejob_trainer.program import Operation
 from pipelinejob_trainer.recorder import State
-from pipelinejob_trainer.reduction import Reducer
+from pipelinejob_trainer.reduction import GRADIENT_KINDS, Reducer
 from pipelinejob_trainer.stage import Weights
-from pipelinejob_trainer.tasks import GRADIENT_KINDS, Training
+from pipelinejob_trainer.tasks import Training
 from pipelinejob_trainer.versions import Versions
 
 # Updates a rank's parameters by their gradients and forgets these; called with the number of the version that it makes.

@@ -15,11 +15,14 @@ from typing import Protocol
 import torch
 from torch import distributed, nn
 
-from pipelinejob.schedules.actions import Route
+from pipelinejob.schedules.actions import GIVES_GRADIENT, ActionKind, Route, Schedule
 from pipelinejob_trainer.errors import PeerLostError
 from pipelinejob_trainer.parallel import new_group, rank_of
 
 _BUCKET_BYTES = 64 << 20  # gradients are copied into a bucket before they travel; so much is held twice at a time
+
+# What adds to parameters' gradients; an input half may, see `backward`.
+GRADIENT_KINDS = GIVES_GRADIENT | {ActionKind.WEIGHT}
 
 Ranks = tuple[int, ...]
 Stages = tuple[int, ...]
@@ -93,6 +96,24 @@ def _filled(parameters: Iterable[nn.Parameter]) -> Iterator[tuple[nn.Parameter, 
             bucket = []
         bucket.append(parameter)
     yield tuple(bucket)
+
+
+def bucket_starts(schedule: Schedule, rank: int, buckets: Sequence[Bucket]) -> dict[int, list[Bucket]]:
+    """Say after which actions of a rank, by their place in its list, the reduction of which buckets starts.
+
+    That is when the last gradient of a bucket's stages is there and all buckets before it have started, so that all
+    ranks start what they have in common in the same order.
+    """
+    ended: dict[int, int] = {}
+    for position, action in enumerate(schedule.ranks[rank]):
+        if action.kind in GRADIENT_KINDS:
+            ended[schedule.stage_of(rank, action)] = position
+    starts: dict[int, list[Bucket]] = {}
+    latest = 0
+    for bucket in buckets:
+        latest = max(latest, *(ended.get(stage, 0) for stage in bucket.share.stages))
+        starts.setdefault(latest, []).append(bucket)
+    return starts
 
 
 class Reducer:

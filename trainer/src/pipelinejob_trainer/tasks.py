@@ -13,10 +13,8 @@ from pipelinejob.timeline import SpanKind
 from pipelinejob_trainer.program import Operation, Switch
 from pipelinejob_trainer.randomness import seed_of_pass
 from pipelinejob_trainer.recorder import State
-from pipelinejob_trainer.reduction import Bucket, Reducer
+from pipelinejob_trainer.reduction import Bucket, Reducer, bucket_starts
 from pipelinejob_trainer.stage import Stage, Weights
-
-GRADIENT_KINDS = GIVES_GRADIENT | {ActionKind.WEIGHT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +135,7 @@ class Training:
 
     @cached_property
     def _starts(self) -> dict[int, list[Bucket]]:
-        return {} if self.reducer is None else bucket_starts(self.seat, self.reducer.buckets)
+        return {} if self.reducer is None else bucket_starts(self.seat.schedule, self.seat.rank, self.reducer.buckets)
 
     def _start(self, bucket: Bucket) -> None:
         assert self.reducer is not None, "it has the bucket"
@@ -170,21 +168,3 @@ class Evaluation:
 
 
 _REDUCING = State(SpanKind.SEND, cause=WaitCause.SEND)
-
-
-def bucket_starts(seat: Seat, buckets: Sequence[Bucket]) -> dict[int, list[Bucket]]:
-    """Say after which actions, by their place in the list, the reduction of which buckets starts.
-
-    That is when the last gradient of a bucket's stages is there and all buckets before it have started, so that all
-    ranks start what they have in common in the same order.
-    """
-    ended: dict[int, int] = {}
-    for position, action in enumerate(seat.actions):
-        if action.kind in GRADIENT_KINDS:
-            ended[seat.held(action).stage] = position
-    starts: dict[int, list[Bucket]] = {}
-    latest = 0
-    for bucket in buckets:
-        latest = max(latest, *(ended.get(stage, 0) for stage in bucket.share.stages))
-        starts.setdefault(latest, []).append(bucket)
-    return starts
