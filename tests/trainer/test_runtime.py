@@ -1,11 +1,14 @@
 """A rank at work: its spans, its links, and what happens when a neighbour is lost."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec import GptModel, Model
+from pipelinejob.spec import GptModel, Model, Precision
 from pipelinejob.timeline import Span, SpanKind, StageTimeline, bubble_ratio
 from pipelinejob_trainer.errors import PeerLostError
 from pipelinejob_trainer.link import Links, QueueLink
@@ -132,3 +135,25 @@ def test_ranks_are_laid_out_replica_by_replica() -> None:
     results = run_processes(group_rank, world=4)
 
     assert results == [([0, 1], [0, 2]), ([0, 1], [1, 3]), ([2, 3], [0, 2]), ([2, 3], [1, 3])]
+
+
+class CastsToBf16(TorchDispatchMode):
+    """Counts casts of matrices to bf16."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_cast = "_to_copy" in str(function) and (kwargs or {}).get("dtype") is torch.bfloat16
+        self.count += is_cast and args[0].dim() == 2
+        return function(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_to_bf16_once_a_step_not_for_each_micro_batch(text: Path) -> None:
+    job = Job(text=text, stages=1, schedule=ScheduleName.GPIPE, micro_batches=5, precision=Precision.BF16)
+    rank = make_rank(job, rank=0, links=Links())
+
+    with CastsToBf16() as casts:
+        rank.runtime.run_step(1)
+
+    # Four blocks of four matrices, and the head's; the embedding is looked up in fp32.
+    assert casts.count == 4 * 4 + 1

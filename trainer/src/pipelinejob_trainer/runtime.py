@@ -1,6 +1,7 @@
 """Plays a rank's list of actions. It knows no schedule by name: what to do, and in which order, is all in the list."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -100,7 +101,8 @@ class Runtime:
         self._recorder.begin_step(step)
         if self._versions is not None:
             self._versions.begin()
-        self._play(self._training, step, self._batches)
+        with self._chunks[0].keeping_casts() if self._versions is None else nullcontext():
+            self._play(self._training, step, self._batches)
         if self._reducer is not None:
             self._recorder.switch(_AT_THE_END)
             self._reducer.wait()

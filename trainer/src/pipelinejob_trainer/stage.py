@@ -7,7 +7,6 @@ so that after a step, summed over replicas, they are those of the mean loss.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -114,6 +113,14 @@ class Stage:
         with torch.no_grad():
             return self._output(passing)
 
+    def keeping_casts(self) -> AbstractContextManager[object]:
+        """Hold on to bf16 copies of the weights inside, where the weights must not change.
+
+        Without it each pass casts them anew, and as many copies as micro-batches are in flight are in memory.
+        """
+        # torch forgets its copies when the outermost autocast ends, even one that is not enabled.
+        return torch.autocast(self.device.type, enabled=False) if self._precision is Precision.BF16 else nullcontext()
+
     @torch.no_grad()
     def evaluate(
         self, received: torch.Tensor, targets: torch.Tensor | None = None, *, loss_weight: float = 1.0
@@ -216,9 +223,10 @@ class Stage:
         return output
 
     def _make_autocast(self) -> Callable[[], AbstractContextManager[object]]:
-        if self._precision is Precision.BF16:
-            return partial(torch.autocast, self.device.type, torch.bfloat16)
-        return nullcontext
+        if self._precision is Precision.FP32:
+            return nullcontext
+        # A copy made where no gradient is wanted has none, and would be found by the pass that wants one.
+        return lambda: torch.autocast(self.device.type, torch.bfloat16, cache_enabled=torch.is_grad_enabled())
 
     def _given_back(self, received: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor | None:
         if self.is_first:
