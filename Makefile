@@ -26,6 +26,10 @@ $(BIN)/uv:
 	@$(UV) --editable '.[operator,trainer,dev]'
 	@touch $@
 
+.venv/.ready-bench: .venv/.ready-dev
+	@$(UV) --editable '.[operator,trainer,dev,bench]'
+	@touch $@
+
 setup: .venv/.ready ## Set up everything a run needs, into .venv
 
 run: setup ## Train the example pipeline on this machine
@@ -55,9 +59,12 @@ e2e: .venv/.ready-dev ## Tests on real nodes: kubelets, containers, helm, Promet
 	$(BIN)/python tests/images.py
 	$(BIN)/python -Im pytest -m nodes tests/e2e
 
-bench: .venv/.ready-dev ## The benchmarks of docs/benchmarks.md (on a quiet machine: about 4 minutes)
+bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet machine: about half an hour)
 	$(BIN)/python tests/toolchain.py apiserver
-	$(BIN)/python tests/bench/bench_bubble.py
+	$(BIN)/python tests/bench/bench_schedules.py
+	$(BIN)/python tests/bench/bench_schedules.py --ranks 8 --rounds 3 --output bench-schedules-8.json
+	$(BIN)/python tests/bench/bench_actions.py
+	$(BIN)/python tests/bench/bench_uneven.py
 	$(BIN)/python tests/bench/bench_overhead.py
 	$(BIN)/python tests/bench/bench_admission.py
 

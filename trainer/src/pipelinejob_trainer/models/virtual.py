@@ -90,7 +90,7 @@ class _Exit(torch.autograd.Function):
     def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, passing: _Pass) -> torch.Tensor:
         ctx.passing = passing  # type: ignore[attr-defined] # as above
         _SLEEPER.sleep_until(passing.start_s + passing.forward_s)
-        return x.view_as(x)
+        return x.clone()  # and no view: a layer's output may be the stage's, and torch's runtime detaches that in place
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -123,6 +123,8 @@ class Virtual(nn.Module):
         self._weight_s = weight_s
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (self._forward_s or self._input_s or self._weight_s):
+            return x * self.scale  # as near to nothing as a layer can be: it shows what a runtime costs by itself
         passing = _Pass(self._forward_s, self._input_s)
         # autograd runs first what was made last. Made before the entrance, the weight waits after it in a full backward
         # pass, and not between the two ends of the input gradient's clock.
