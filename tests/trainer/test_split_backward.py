@@ -204,7 +204,20 @@ class Checkpointed(nn.Module):
         return checkpoint(self.inner, x, use_reentrant=False)
 
 
+class PartlyTwice(nn.Module):
+    """A layer of whose weight, joined aside, one factor joins once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(8))
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, torch.tanh(self.weight * self.gain)) * self.gain
+
+
 ODD = {
+    "a weight that joins aside and once more": lambda: [nn.Linear(8, 8), PartlyTwice(), nn.Linear(8, 8)],
     "recurrent": lambda: [nn.Linear(8, 8), Recurrent(), nn.Linear(8, 8)],
     "a user's operation": lambda: [Custom(), nn.Linear(8, 8), Custom()],
     "an output that nobody uses": lambda: [nn.Linear(8, 8), Custom(uses=(1,)), Custom(uses=(0,))],

@@ -15,6 +15,7 @@ half would have to come down the first half's way to reach the lower one. Where 
 stage, the first half goes back to an **entrance** inside of it, and what lies below is the second half's.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,21 +29,29 @@ from pipelinejob_trainer.saved import SavedTensors
 _Edges = tuple[tuple[Node, int], ...]
 
 
+_Parameters = tuple[torch.Tensor, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Junction:
     """A node on the way where parameters join, and the edges by which gradients come to it."""
 
     node: Node
     edges: tuple[GradientEdge, ...]
-    parameters: tuple[torch.Tensor, ...]
+    parameters: _Parameters
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How the first half goes. `repeated` are the parameters of several junctions."""
+    """How the first half goes.
+
+    `repeated` are the parameters of several junctions; `again` are the nodes that both halves run: junctions, and nodes
+    aside of the way that lead to parameters of both.
+    """
 
     junctions: tuple[Junction, ...]
-    repeated: tuple[torch.Tensor, ...]
+    repeated: _Parameters
+    again: tuple[Node, ...]
 
 
 class SplitBackward:
@@ -67,7 +76,7 @@ class SplitBackward:
         assert self._entrance is not None, "a way leads somewhere"
         edges = [edge for junction in way.junctions for edge in junction.edges]
         repeated = map(get_gradient_edge, way.repeated)
-        with self._saved.watching(junction.node for junction in way.junctions):
+        with self._saved.watching(way.again):
             of_entrance, *others = capture(self._root, gradient, (self._entrance, *edges, *repeated))
         self._saved.let_go_of_the_way()
         arrived = iter(others)
@@ -100,38 +109,35 @@ def _left(junction: Junction, arrived: Iterator[torch.Tensor | None]) -> _Left:
 def find_way(root: Node, goal: Node) -> Way | None:
     """Find the way from a node back to another; None if there is none."""
     edges_of = _children_first(root)
-    on_way: set[Node] = set()
-    aside: dict[Node, tuple[torch.Tensor, ...]] = {}  # the parameters that a node off the way leads to
-    joining: dict[Node, tuple[torch.Tensor, ...]] = {}  # those that join at a node on it
+    on_way: dict[Node, _Parameters] = {}  # and the parameters that join there
+    aside: dict[Node, _Parameters] = {}  # and the parameters that they lead to
     for node, edges in edges_of.items():
         below = [child for child, _ in edges if child not in on_way]
         parameters = _union(aside[child] for child in below)
         if node is goal or len(below) < len(edges):
-            on_way.add(node)
-            joining[node] = parameters
+            on_way[node] = parameters
         else:
             aside[node] = parameters if edges else _leaf(node)
     if root not in on_way:
         return None
-    return _way(edges_of, joining)
+    counts = Counter(parameter for parameters in on_way.values() for parameter in parameters)
+    repeated = {parameter for parameter, count in counts.items() if count > 1}
+    junctions = tuple(_junctions(edges_of, on_way, repeated))
+    both = (node for node, parameters in aside.items() if 0 < len(repeated.intersection(parameters)) < len(parameters))
+    return Way(junctions, tuple(repeated), (*(junction.node for junction in junctions), *both))
 
 
-def _way(edges_of: dict[Node, _Edges], joining: dict[Node, tuple[torch.Tensor, ...]]) -> Way:
-    counts: dict[torch.Tensor, int] = {}
-    for parameters in joining.values():
-        for parameter in parameters:
-            counts[parameter] = counts.get(parameter, 0) + 1
+def _junctions(
+    edges_of: dict[Node, _Edges], on_way: dict[Node, _Parameters], repeated: set[torch.Tensor]
+) -> Iterator[Junction]:
     slots: dict[Node, dict[int, None]] = {}
-    for node in joining:
+    for node in on_way:
         for child, slot in edges_of[node]:
             slots.setdefault(child, {})[slot] = None
-    junctions = []
-    for node, parameters in joining.items():
-        single = tuple(each for each in parameters if counts[each] == 1)
+    for node, parameters in on_way.items():
+        single = tuple(each for each in parameters if each not in repeated)
         if single:
-            edges = tuple(GradientEdge(node, slot) for slot in slots.get(node, (0,)))
-            junctions.append(Junction(node, edges, single))
-    return Way(tuple(junctions), tuple(parameter for parameter, count in counts.items() if count > 1))
+            yield Junction(node, tuple(GradientEdge(node, slot) for slot in slots.get(node, (0,))), single)
 
 
 def _children_first(root: Node) -> dict[Node, _Edges]:
@@ -167,6 +173,6 @@ def _add(parameters: Iterable[torch.Tensor], gradients: Iterable[torch.Tensor | 
         if gradient is None:
             continue
         if parameter.grad is None:
-            parameter.grad = gradient
+            parameter.grad = gradient.clone()  # what arrived may be the gradient of something else too
         else:
             parameter.grad += gradient

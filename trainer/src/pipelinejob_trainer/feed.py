@@ -24,6 +24,8 @@ class Feed:
         self._device = device
         self._inputs_of = frozenset(inputs_of)
         self._targets_of = frozenset(targets_of)
+        self._batches: Batches | None = None
+        self._step = 0
         self._inputs: dict[int, torch.Tensor] = {}
         self._targets: dict[int, torch.Tensor] = {}
 

@@ -24,7 +24,7 @@ from pipelinejob_trainer.versions import Versions
 class StepResult:
     """What a step gave beside gradients.
 
-    `loss_sum` is this rank's seat of the global batch's mean loss: summed over all ranks it is that mean, in nats per
+    `loss_sum` is this rank's part of the global batch's mean loss: summed over all ranks it is that mean, in nats per
     token. It is zero on ranks without a last stage, and stays on the device.
     """
 
