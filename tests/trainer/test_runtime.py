@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipelinejob.schedules import catalogue
 from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.schedules.setting import Setting
 from pipelinejob.spec import GptModel, Model, Precision
 from pipelinejob.timeline import Span, SpanKind, StageTimeline, bubble_ratio
 from pipelinejob_trainer.errors import PeerLostError
 from pipelinejob_trainer.link import Links, QueueLink
+from pipelinejob_trainer.tasks import loss_weights
 from pipelines import Job, make_rank, run_processes, run_threads, run_unsplit
 from ranks import activation, changing_rank, dying_rank, exchanging_rank, group_rank, summing_rank
 
@@ -160,3 +163,26 @@ def test_weights_are_cast_to_bf16_once_a_step_not_for_each_micro_batch(text: Pat
 
     # Four blocks of four matrices and their biases, and the head's matrix; the embedding is looked up in fp32.
     assert casts.count == 4 * (4 + 4) + 1
+
+
+def test_what_the_next_action_reads_is_read_before_this_one_may_wait(text: Path) -> None:
+    spans = spans_of(run_threads(Job(text=text, stages=2, micro_batches=3)).timelines, stage=0, step=1)
+    seen = [(span.kind.value, span.micro_batch) for span in spans if span.kind in {SpanKind.DATA, SpanKind.RECV}]
+
+    assert seen == [("data", 0), ("data", 1), ("data", 2), ("recv", 0), ("recv", 1), ("recv", 2)]
+
+
+def test_a_micro_batch_counts_by_its_share_of_the_tokens() -> None:
+    schedule = catalogue.build(ScheduleName.GPIPE, Setting(num_ranks=2, num_micro_batches=3))
+    weights = loss_weights(schedule, (2, 2, 1), replicas=2)
+
+    assert [str(weight.gradient) for weight in weights] == ["1/5", "1/5", "1/10"]
+    assert [weight.step for weight in weights] == [weight.gradient for weight in weights]
+
+
+def test_where_weights_change_within_the_step_it_counts_by_its_share_of_what_the_update_gathers() -> None:
+    setting = Setting(num_ranks=2, num_micro_batches=3, update_interval=2)
+    weights = loss_weights(catalogue.build(ScheduleName.PIPEDREAM, setting), (2, 1, 1), replicas=1)
+
+    assert [str(weight.gradient) for weight in weights] == ["2/3", "1/3", "1"]
+    assert [str(weight.step) for weight in weights] == ["1/2", "1/4", "1/4"]
