@@ -1,60 +1,52 @@
-"""Measures what observing costs: throughput with spans, metrics and output files on, over throughput with them off.
+"""Measures what observing costs: processor time of steps with spans, metrics and output files on, over steps without.
 
-    python tests/bench/bench_overhead.py [--pairs 30] [--output bench-overhead.json]
+    python tests/bench/bench_overhead.py [--rounds 120] [--output bench-overhead.json]
 
-Two stages over gloo, real compute at the example's sizes. In one run, each pair plays one step observed and one not,
-the order alternating, on the same layers and links. Ends with 1 if the median of the pairs' ratios is below 0.99. The
-same ratio of processor seconds stands beside it: it says what observing costs even where others use the machine.
+Two stages over gloo, real compute at the example's sizes. Each round plays one step observed and one not, in an order
+that alternates, on the same layers and links; what is compared is the processor time of both processes, which others on
+the machine disturb less than the clock. Beside it, the calls that observe are timed by themselves: what the last step
+was recorded as is recorded again, over and over. Ends with 1 if those take 0.5 % of a step's processor time or more, or
+the rounds' median says so by more than twice its standard error.
 """
 
-import argparse
-import json
-import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from statistics import median, quantiles
-from typing import NamedTuple
+from time import process_time
 
 from torch import distributed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipelinejob.schedule import stage_actions
-
 import gangs
-from pipelinejob.spec import Data, GptModel, Model, Schedule
+from harness import CPU, Player, Sample, launch, load, parser, take_turns, write
+from pipelinejob.schedules.causes import WaitCause
+from pipelinejob.spec import Data, GptModel, Model, ScheduleSpec
 from pipelinejob.timeline import SpanKind, StageTimeline
 from pipelinejob_trainer.account import Account, StepOutcome, tokens_per_step
 from pipelinejob_trainer.config import Address, Config
 from pipelinejob_trainer.data import open_dataset
-from pipelinejob_trainer.models import build_layers
 from pipelinejob_trainer.output import Output
 from pipelinejob_trainer.parallel import connect, process_groups
-from pipelinejob_trainer.recorder import Recorder, State
-from pipelinejob_trainer.runtime import Runtime
-from pipelinejob_trainer.stage import Stage
-from pipelines import CPU, run_processes
+from pipelinejob_trainer.rank import put_together
+from pipelinejob_trainer.recorder import IDLE, Recorder, State
+from pipelinejob_trainer.reduction import sums_over_groups
 
 STAGES = 2
-BOUND = 0.99
+BOUND = 0.005
+REPETITIONS = 500  # of one step's observing
 PLAN = gangs.plan(
     5,
     5,
     model=Model(gpt=GptModel(num_layers=8, hidden_size=128, num_heads=4)),
     data=Data(corpus="python-stdlib", sequence_length=128),
-    schedule=Schedule(micro_batches=8, micro_batch_size=4),
+    schedule=ScheduleSpec(micro_batches=8, micro_batch_size=4),
 )
-
-
-class Cost(NamedTuple):
-    """What a step cost a process."""
-
-    wall_s: float
-    processor_s: float
 
 
 class Blind(Recorder):
@@ -74,82 +66,122 @@ class Blind(Recorder):
         return None
 
 
-def measure(rank: int, folder: Path, pairs: int) -> list[tuple[Cost, Cost]]:
-    """One process: what each pair's steps cost, observed and not; the first pair only warms up."""
-    observed, blind = make_plays(rank, folder)
-    seconds = []
-    for pair in range(pairs + 1):
-        if pair % 2:
-            without = timed(blind, pair)
-            with_observing = timed(observed, pair)
-        else:
-            with_observing = timed(observed, pair)
-            without = timed(blind, pair)
-        seconds.append((with_observing, without))
-    return seconds[1:]
+class Observer:
+    """What watches a rank beside its recorder, as the training loop has it."""
+
+    def __init__(self, rank: int, folder: Path) -> None:
+        self._account = Account(PLAN, stage=rank, replica=0, attempt=0)
+        self._output = Output(_config(rank, folder), is_spokesman=rank == STAGES - 1, num_steps=10**9)
+        self._looked = 0
+
+    def look(self, step: int, timeline: StageTimeline | None) -> None:
+        assert timeline is not None, "on a processor a step's timeline is known at its end"
+        outcome = StepOutcome(
+            step=step, loss=5.0, gradient_norm=1.0, learning_rate=1e-3, step_s=1.0, tokens_per_s=tokens_per_step(PLAN)
+        )
+        self._account.add_step(outcome)
+        self._account.set_memory(peak_bytes=1, parameter_bytes=1, optimizer_bytes=1)
+        self._looked += 1
+        self._account.set_bytes("send", self._looked)
+        self._account.set_bytes("recv", self._looked)
+        self._output.add_step(outcome)
+        self._account.add_timeline(timeline)
+        self._output.add_timeline(timeline)
+        if step % 10 == 0:  # a step takes less than a second, and Prometheus asks every 15 to 60
+            self._account.metrics()
 
 
-def timed(play: Callable[[int], None], pair: int) -> Cost:
-    distributed.barrier()
-    start_s, start_processor_s = time.perf_counter(), time.process_time()
-    play(pair + 1)
-    distributed.barrier()
-    return Cost(time.perf_counter() - start_s, time.process_time() - start_processor_s)
-
-
-def make_plays(rank: int, folder: Path) -> tuple[Callable[[int], None], Callable[[int], None]]:
-    """Give what plays an observed step, and what plays one that nobody looks at, on one stage."""
-    groups = process_groups(pipeline=STAGES, data=1)
-    links = connect(groups, pipeline=STAGES, data=1, device=CPU)
-    planned = PLAN.stages[rank]
-    stage = Stage(
-        build_layers(PLAN.model, PLAN.data, first=planned.first_layer, end=planned.end_layer, seed=0),
-        is_first=rank == 0,
-        is_last=rank == STAGES - 1,
-        loss_weight=1 / PLAN.schedule.micro_batches,
-        precision=PLAN.training.precision,
+def measure(rank: int, folder: Path, rounds: int) -> tuple[dict[str, list[Sample]], float]:
+    """One process: give the steps of both kinds, and the processor seconds of observing one by itself."""
+    sys.stdout = (folder / f"stdout-{rank}").open("w")  # where the trainer's lines go
+    made = put_together(PLAN, index=rank, replica=0, device=CPU)
+    links = connect(
+        process_groups(pipeline=STAGES, data=1),
+        routes=made.layout.schedule.routes,
+        rows=PLAN.schedule.micro_batch_sizes,
+        data=1,
         device=CPU,
     )
-    recorder, blind = (kind(replica=0, stage=rank, device=CPU) for kind in (Recorder, Blind))
-    runtimes = [
-        Runtime(
-            actions=stage_actions(PLAN.schedule.name, rank, STAGES, PLAN.schedule.micro_batches),
-            stage=stage,
-            links=links,
-            recorder=each,
-            batches=open_dataset(PLAN.data, schedule=PLAN.schedule, replicas=1, seed=0, vocabulary_size=256),
-            seed=0,
-        )
-        for each in (recorder, blind)
-    ]
-    account = Account(PLAN, stage=rank, replica=0, attempt=0)
-    output = Output(config(rank, folder), is_spokesman=rank == STAGES - 1, num_steps=PLAN.training.steps)
+    batches = open_dataset(PLAN.data, schedule=PLAN.schedule, replicas=1, seed=0, vocabulary_size=256)
+    recorder, observer = Recorder(replica=0, stage=rank, device=CPU), Observer(rank, folder)
+    timelines: list[StageTimeline] = []
 
-    def play_observed(step: int) -> None:
-        recorder.restart()
-        loss = float(runtimes[0].run_step(step).loss_sum)
-        with recorder.span(SpanKind.IDLE, cause="drain"):
-            distributed.barrier()
-        timeline = recorder.finish_step()
-        assert timeline is not None
-        outcome = StepOutcome(
-            step=step, loss=loss, gradient_norm=1.0, learning_rate=1e-3, step_s=1.0, tokens_per_s=tokens_per_step(PLAN)
-        )
-        account.add_step(outcome)
-        account.add_timeline(timeline)
-        output.add_step(outcome)
-        output.add_timeline(timeline)
-        if step % 10 == 0:  # a step takes less than a second, and Prometheus asks every 15 to 60
-            account.metrics()
+    def player(recorder: Recorder, look: Callable[[int, StageTimeline | None], object]) -> Player:
+        runtime = made.runtime(links=links, sum_over=sums_over_groups(()), recorder=recorder, batches=batches)
 
-    def play_blind(step: int) -> None:
-        float(runtimes[1].run_step(step).loss_sum)
-        distributed.barrier()
+        def step(number: int) -> None:
+            recorder.restart()
+            float(runtime.run_step(number).loss_sum)
+            with recorder.span(SpanKind.IDLE, cause=WaitCause.BARRIER):
+                distributed.barrier()
+            look(number, recorder.finish_step())
 
-    return play_observed, play_blind
+        return Player(step=step)
+
+    def look(number: int, timeline: StageTimeline | None) -> None:
+        observer.look(number, timeline)
+        timelines[:] = [timeline] if timeline else []
+
+    blind = player(Blind(replica=0, stage=rank, device=CPU), lambda _, __: None)
+    samples = take_turns({"observed": player(recorder, look), "blind": blind}, rounds)
+    return samples, observing_s(recorder, observer, timelines[0])
 
 
-def config(rank: int, folder: Path) -> Config:
+def observing_s(recorder: Recorder, observer: Observer, timeline: StageTimeline) -> float:
+    """Give the processor seconds of observing one step like this one."""
+    states = [State(span.kind, span.micro_batch, span.cause, span.chunk) for span in timeline.spans]
+    start_s = process_time()
+    for step in range(REPETITIONS):
+        recorder.begin_step(step)
+        for state in states:
+            recorder.switch(state)
+        recorder.switch(IDLE)
+        observer.look(step, recorder.finish_step())
+    return (process_time() - start_s) / REPETITIONS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What observing costs, as parts of a step's processor time."""
+
+    step_s: float  # processor seconds of both ranks, nobody looking
+    alone: float
+    in_rounds: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        return median(self.in_rounds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        low, _, high = quantiles(self.in_rounds, n=4)
+        return low, high
+
+    @property
+    def standard_error(self) -> float:
+        """Give the median's, from the quartiles: of a normal distribution, 1.253 * deviation / sqrt(n)."""
+        low, high = self.quartiles
+        return 1.253 * (high - low) / 1.349 / sqrt(len(self.in_rounds))
+
+    @property
+    def holds(self) -> bool:
+        return self.alone < BOUND and self.median - 2 * self.standard_error < BOUND
+
+
+def cost_of(ranks: Sequence[tuple[dict[str, list[Sample]], float]]) -> Cost:
+    """Lay both ranks together."""
+    observed, blind = (
+        [sum(pair) for pair in zip(*([s.processor_s for s in samples[who]] for samples, _ in ranks), strict=True)]
+        for who in ("observed", "blind")
+    )
+    return Cost(
+        step_s=median(blind),
+        alone=sum(alone for _, alone in ranks) / median(blind),
+        in_rounds=[one / other - 1 for one, other in zip(observed, blind, strict=True)],
+    )
+
+
+def _config(rank: int, folder: Path) -> Config:
     return Config(
         plan=folder / "plan.json",
         namespace=PLAN.namespace,
@@ -167,36 +199,29 @@ def config(rank: int, folder: Path) -> Config:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=30)
-    parser.add_argument("--output", type=Path, default=Path("bench-overhead.json"))
-    options = parser.parse_args()
+    given = parser(__doc__, rounds=120, output="bench-overhead.json").parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        ranks = run_processes(measure, Path(folder), options.pairs, world=STAGES, timeout_s=900)
-    for result in ranks:
-        if isinstance(result, BaseException):
-            raise result
-    # Both ranks end a step at the same barrier; rank 0's clock tells the time of both.
-    ratios = [blind.wall_s / observed.wall_s for observed, blind in ranks[0]]
-    processor_ratios = [
-        sum(blind.processor_s for _, blind in pair) / sum(observed.processor_s for observed, _ in pair)
-        for pair in zip(*ranks, strict=True)
-    ]
-    low, _, high = quantiles(ratios, n=4)
-    figures = {
-        "load": os.getloadavg(),
-        "pairs": options.pairs,
-        "throughput_ratio": median(ratios),
-        "quartiles": [low, high],
-        "processor_ratio": median(processor_ratios),
-        "processor_quartiles": quantiles(processor_ratios, n=4)[::2],
-        "step_s_observed": median(observed.wall_s for observed, _ in ranks[0]),
-        "step_s_blind": median(blind.wall_s for _, blind in ranks[0]),
-        "bound": BOUND,
-    }
-    print(json.dumps(figures, indent=2))
-    options.output.write_text(json.dumps(figures, indent=2) + "\n")
-    return 0 if figures["throughput_ratio"] >= BOUND else 1
+        cost = cost_of(launch(measure, Path(folder), given.rounds, world=STAGES))
+    low, high = cost.quartiles
+    print(
+        f"{given.rounds} rounds, a step takes {cost.step_s:.3f} s of processors; load {load():.1f}\n"
+        f"observing by itself {cost.alone:.3%} of that; in rounds {cost.median:.2%} ± {cost.standard_error:.2%}"
+        f" ({low:.2%}..{high:.2%})  {'holds' if cost.holds else 'OUT OF BOUND'}"
+    )
+    write(
+        given.output,
+        {
+            "rounds": given.rounds,
+            "step_processor_s": cost.step_s,
+            "alone": cost.alone,
+            "in_rounds": cost.median,
+            "standard_error": cost.standard_error,
+            "quartiles": cost.quartiles,
+            "bound": BOUND,
+            "holds": cost.holds,
+        },
+    )
+    return 0 if cost.holds else 1
 
 
 if __name__ == "__main__":
