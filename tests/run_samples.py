@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import cache
 
 from pipelinejob.plan import CostSource, Plan, Prediction, StagePlan
 from pipelinejob.progress import StepRecord
@@ -58,6 +59,7 @@ def plan(steps: int = 300) -> Plan:
     )
 
 
+@cache
 def schedule(name: str = "1F1B") -> Schedule:
     """Give the schedule that is played."""
     return build(ScheduleName(name), Setting(num_ranks=NUM_STAGES, num_micro_batches=MICRO_BATCHES))

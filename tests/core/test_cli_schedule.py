@@ -277,6 +277,32 @@ def test_by_default_all_that_train_are_compared_shortest_first_and_those_beyond_
     assert max(beyond[0]["peak_activations"]) == 24
 
 
+def test_auto_is_at_least_as_short_as_all_that_fit_and_tells_how_far_it_is_from_its_bound(call) -> None:
+    costs = ("--forward", "1,2,1,1", "--backward-input", "1,2,1,1", "--memory-cap", 4)
+
+    for chunks in ([], ["-v", 4]):
+        compared = json.loads(call("compare", "-p", 4, "-m", 8, *costs, *chunks, "-o", "json").out)
+        by_name = {each["schedule"]: each for each in compared}
+        auto = by_name["auto"]
+        synchronous = [each["makespan"] for each in compared if each["fits_cap"] and not each["asynchronous"]]
+        assert auto["makespan"] == min(synchronous)
+        assert max(auto["peak_activations"]) <= 4
+        if chunks:
+            assert auto["lower_bound"] is None
+        else:
+            assert auto["lower_bound"] <= auto["makespan"]
+            assert auto["distance"] == pytest.approx(auto["makespan"] / auto["lower_bound"] - 1)
+        assert by_name["1F1B"]["lower_bound"] is None
+
+
+def test_schedules_made_for_costs_keep_within_the_cap(call) -> None:
+    compared = json.loads(
+        call("compare", "-p", 4, "-m", 8, "--memory-cap", 3, "--schedules", "ZB-1p,ZB-2p,ZB-H1", "-o", "json").out
+    )
+
+    assert {each["schedule"]: each["fits_cap"] for each in compared} == {"ZB-1p": True, "ZB-2p": True, "ZB-H1": False}
+
+
 def test_idle_time_by_cause_and_computing_add_up_to_the_makespan(call) -> None:
     for each in json.loads(call("compare", "-p", 4, "-m", 8, "--comm", 0.1, "-o", "json").out):
         waited = [sum(by_rank) for by_rank in zip(*each["idle"].values(), strict=True)]

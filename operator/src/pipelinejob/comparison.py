@@ -17,6 +17,8 @@ COMPARABLE = tuple(name for name in FAMILIES if name is not ScheduleName.FORWARD
 
 _STEADY_FROM = 4  # times the ranks: so many micro-batches on, each further one takes an asynchronous schedule as long
 
+_BOUNDED_CHUNKS = frozenset({None, 1, 2})  # what `lower_bound_s` knows the routes of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -25,7 +27,7 @@ class Outcome:
     name: ScheduleName
     simulation: Simulation
     caps: tuple[float, ...] | None = None
-    lower_bound_s: float | None = None  # of any schedule for these costs and caps, where it was asked for
+    lower_bound_s: float | None = None  # of `auto`: what no schedule on the routes that it searches can be below
     steady_bubble_rate: float | None = None  # of asynchronous ones: between filling and emptying
 
     @property
@@ -68,7 +70,8 @@ def outcome(
 ) -> Outcome:
     """Make a schedule and play it, a device for each rank.
 
-    Raises ScheduleError when it does not exist for these sizes.
+    Raises ScheduleError when it does not exist for these sizes. `slowdowns` multiplies each rank's times, of which
+    schedules made for the costs know nothing.
     """
     schedule = build(name, setting)
     costs = setting.costs_of(*schedule.routes)
@@ -76,6 +79,7 @@ def outcome(
         name=name,
         simulation=simulate(schedule, costs, overlap=overlap, slowdowns=slowdowns),
         caps=setting.activation_caps,
+        lower_bound_s=_lower_bound_s(setting, slowdowns) if name is ScheduleName.AUTO else None,
         steady_bubble_rate=(
             _steady_bubble_rate(name, setting, overlap=overlap, slowdowns=slowdowns)
             if schedule.is_asynchronous
@@ -94,24 +98,39 @@ def compare(
     """Play each schedule; give those that exist, shortest first and those beyond the caps last, and why others do not.
 
     What is equally short stands in the order of `names`. A number of chunks is asked only of schedules that have a
-    choice, and `auto` alone is made for the caps: the others are what their papers made them, and judged by the caps.
+    choice, and of `auto` beside its own. Those that look at costs are made for the caps; the others are what their
+    papers made them, and judged by the caps.
     """
     found: list[Outcome] = []
     missing: dict[ScheduleName, str] = {}
     for name in names:
         try:
-            asked = replace(
-                setting,
-                num_chunks=setting.num_chunks if family(name).chunk_choice else None,
-                activation_caps=setting.activation_caps if name is ScheduleName.AUTO else None,
-            )
-            played = outcome(name, asked, overlap=overlap, slowdowns=slowdowns)
-            bound_s = lower_bound_s(asked) if name is ScheduleName.AUTO else None
-            found.append(replace(played, caps=setting.activation_caps, lower_bound_s=bound_s))
+            found.append(_compared(name, setting, overlap=overlap, slowdowns=slowdowns))
         except ScheduleError as error:
             missing[name] = str(error)
     found.sort(key=lambda each: (each.over_cap is not None, round(each.simulation.makespan_s, 9)))
     return tuple(found), missing
+
+
+def _compared(name: ScheduleName, setting: Setting, *, overlap: bool, slowdowns: Sequence[float] | None) -> Outcome:
+    known = family(name)
+    asked = replace(
+        setting,
+        num_chunks=setting.num_chunks if known.chunk_choice else None,
+        activation_caps=setting.activation_caps if known.looks_at_costs else None,
+    )
+    played = replace(outcome(name, asked, overlap=overlap, slowdowns=slowdowns), caps=setting.activation_caps)
+    if name is not ScheduleName.AUTO or setting.num_chunks is None:
+        return played
+    # Asked for chunks, it leaves out all that have none: with its own choice it may be shorter.
+    free = outcome(name, replace(asked, num_chunks=None), overlap=overlap, slowdowns=slowdowns)
+    best = min(free, played, key=lambda each: each.simulation.makespan_s)
+    return replace(best, lower_bound_s=None if played.lower_bound_s is None else free.lower_bound_s)
+
+
+def _lower_bound_s(setting: Setting, slowdowns: Sequence[float] | None) -> float | None:
+    """Give the bound of what `auto` searches; None where it is of other routes or costs than those played."""
+    return None if slowdowns or setting.num_chunks not in _BOUNDED_CHUNKS else lower_bound_s(setting)
 
 
 def _steady_bubble_rate(

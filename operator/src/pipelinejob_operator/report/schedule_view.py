@@ -74,6 +74,9 @@ class ScheduleView:
                 f"asynchronous: the bubble is that of one step of filling and emptying; in between {percent(steady)}",
             )
         )
+        distance = self.outcome.distance
+        if distance is not None:
+            more = (*more, f"at most {percent(distance)} longer than the least on the routes it searches")
         return (self.sizes, self.times, self.memory, *more)
 
 

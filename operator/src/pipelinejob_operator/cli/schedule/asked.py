@@ -81,12 +81,13 @@ class Times:
             links=_links(comm),
         )
 
-    def slowdowns(self, num_ranks: int) -> tuple[float, ...]:
-        """Give the factor of each rank.
+    def slowdowns(self, num_ranks: int) -> tuple[float, ...] | None:
+        """Give the factor of each rank; None where all are 1.
 
         Raises AskedError.
         """
-        return numbers("--slowdown", self.slowdown, num_ranks, is_positive=True)
+        factors = numbers("--slowdown", self.slowdown, num_ranks, is_positive=True)
+        return None if set(factors) == {1} else factors
 
 
 def _links(comm: Sequence[float]) -> dict[tuple[int, int], Link]:

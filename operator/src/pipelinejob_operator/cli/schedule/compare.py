@@ -198,7 +198,7 @@ def _remarks(found: Sequence[Outcome]) -> Iterator[str]:
         if each.name is ScheduleName.FORWARD_ONLY:
             yield f"{each.name} trains nothing, so its figures compare with no other's"
         if each.distance is not None:
-            yield f"{each.name} is at most {percent(each.distance)} above the least that is possible"
+            yield f"{each.name} is at most {percent(each.distance)} longer than the least on the routes it searches"
 
 
 def _footnotes(found: Sequence[Outcome], missing: Mapping[ScheduleName, str]) -> list[str]:
