@@ -18,6 +18,7 @@ from pipelinejob.simulate import shared_seconds, simulate
 from pipelinejob.timeline import COMPUTE, SpanKind, bubble_ratio
 
 seconds = st.floats(0.001, 10)
+NAMES = sorted(name for name in FAMILIES if name is not ScheduleName.AUTO)  # which test_search.py plays
 FLUSHED = (ScheduleName.GPIPE, ScheduleName.ONE_F_ONE_B)
 
 
@@ -63,7 +64,7 @@ def random_setting(name, stages, m, link):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    name=st.sampled_from(sorted(FAMILIES)),
+    name=st.sampled_from(NAMES),
     stages=stage_lists,
     m=st.integers(1, 8),
     link=links,
@@ -84,7 +85,7 @@ def test_every_second_of_every_rank_is_in_exactly_one_span(name, stages, m, link
 
 @settings(max_examples=60, deadline=None)
 @given(
-    name=st.sampled_from(sorted(FAMILIES)),
+    name=st.sampled_from(NAMES),
     stages=stage_lists,
     m=st.integers(1, 8),
     link=links,
@@ -100,7 +101,7 @@ def test_idle_seconds_by_cause_and_computing_add_up_to_the_step(name, stages, m,
 
 
 @settings(max_examples=60, deadline=None)
-@given(name=st.sampled_from(sorted(FAMILIES)), stages=stage_lists, m=st.integers(1, 8), link=links)
+@given(name=st.sampled_from(NAMES), stages=stage_lists, m=st.integers(1, 8), link=links)
 def test_both_ways_of_playing_agree_where_they_must(name, stages, m, link):
     """Ranks that share almost as many processors as there are ranks are as fast as ranks with one each."""
     schedule, costs = random_setting(name, stages, m, link)
@@ -112,7 +113,7 @@ def test_both_ways_of_playing_agree_where_they_must(name, stages, m, link):
 
 
 @settings(max_examples=60, deadline=None)
-@given(name=st.sampled_from(sorted(FAMILIES)), stages=stage_lists, m=st.integers(1, 8), concurrency=st.integers(1, 3))
+@given(name=st.sampled_from(NAMES), stages=stage_lists, m=st.integers(1, 8), concurrency=st.integers(1, 3))
 def test_shared_cores_lose_nothing_and_win_nothing(name, stages, m, concurrency):
     """All work is done, k cores do at most k seconds of it a second, and sharing is never faster than not sharing."""
     schedule, costs = random_setting(name, stages, m, Link())
