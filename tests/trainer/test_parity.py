@@ -82,7 +82,7 @@ def test_replicas_do_too(text: Path, name: ScheduleName) -> None:
     assert_equal(job(text, schedule=name, replicas=2, micro_batches=4))
 
 
-@pytest.mark.parametrize("name", [*SYNCHRONOUS, *ASYNCHRONOUS, ScheduleName.FORWARD_ONLY])
+@pytest.mark.parametrize("name", [*SYNCHRONOUS, *sorted(ASYNCHRONOUS), ScheduleName.FORWARD_ONLY])
 def test_evaluation_gives_the_unsplit_models_loss_and_changes_nothing(text: Path, name: ScheduleName) -> None:
     trained = job(text, schedule=name, unequal_rows=(2, 2, 1, 2, 2, 3, 2, 1))
     bound = 1e-6 if len(trained.built.routes) > 1 else 0
