@@ -6,8 +6,9 @@ partitions.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import accumulate, pairwise
 
 from pipelinejob.cost import Profile
@@ -18,10 +19,10 @@ from pipelinejob.partition_chunks import partition_chunks
 from pipelinejob.partition_ties import quickest
 from pipelinejob.playing import check_caps, setting_of, written_schedule
 from pipelinejob.schedules.actions import Route, Schedule, ScheduleError, straight
-from pipelinejob.schedules.catalogue import build, family
+from pipelinejob.schedules.catalogue import FAMILIES, build, family
 from pipelinejob.schedules.costs import Costs
 from pipelinejob.schedules.memory import live_versions, peak_activations
-from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
 from pipelinejob.simulate import simulate
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.stage_costs import Cuts, Division
@@ -125,37 +126,65 @@ class _Chooser:
         self._room = room
         self._num_ranks = spec.parallelism.pipeline
         self._division = cache(self._divided)
+        self._leaders: dict[tuple[Route, ...], Choice] = {}
 
     def choose(self) -> Choice:
         spec = self._spec.schedule
         if spec.name is not ScheduleName.CUSTOM and not family(spec.name).looks_at_costs:
-            schedule_for, length = cache(self._built), length_of(spec, self._num_ranks)
-            division = self._division(schedule_for(length.long).routes)
-            return self._bettered(Choice(division=division, schedule_for=schedule_for, length=length))
-        listed = written_schedule(self._spec) if spec.name is ScheduleName.CUSTOM else self._built(spec.micro_batches)
-        division = self._division(listed.routes)
-        return self._bettered(
-            Choice(division=division, schedule_for=lambda _: listed, length=whole(spec), listed=listed)
+            return self._by_name(spec.name)
+        if spec.name is ScheduleName.CUSTOM:
+            listed = written_schedule(self._spec)
+        else:
+            if spec.name is ScheduleName.AUTO:
+                self._leaders = self._best_named()
+            listed = self._built(spec.name, spec.micro_batches)
+        choice = Choice(
+            division=self._led(listed.routes), schedule_for=lambda _: listed, length=whole(spec), listed=listed
         )
+        return self._bettered(choice)
 
-    def _built(self, num_micro_batches: int) -> Schedule:
+    def _by_name(self, name: ScheduleName) -> Choice:
+        """Choose the partition for a schedule that follows from its name and sizes."""
+        schedule_for, length = cache(partial(self._built, name)), length_of(self._spec.schedule, self._num_ranks)
+        division = self._division(schedule_for(length.long).routes)
+        return self._bettered(Choice(division=division, schedule_for=schedule_for, length=length))
+
+    def _best_named(self) -> dict[tuple[Route, ...], Choice]:
+        """Give, of each route, the best schedule that follows from its name.
+
+        Over the partitions of these `auto` is looked for, so that it loses to none of them.
+        """
+        leaders: dict[tuple[Route, ...], Choice] = {}
+        for each in FAMILIES.values():
+            if each.looks_at_costs or each.name in {*ASYNCHRONOUS, ScheduleName.FORWARD_ONLY}:
+                continue
+            with suppress(SpecError):  # not for these sizes, caps or layers
+                choice = self._by_name(each.name)
+                routes = choice.division.routes
+                if routes not in leaders or choice.makespan_s < leaders[routes].makespan_s:
+                    leaders[routes] = choice
+        return leaders
+
+    def _led(self, routes: tuple[Route, ...]) -> Division:
+        return self._leaders[routes].division if routes in self._leaders else self._division(routes)
+
+    def _built(self, name: ScheduleName, num_micro_batches: int) -> Schedule:
         """Make the schedule of a number of micro-batches.
 
         Raises SpecError where it does not exist for these sizes and caps.
         """
-        spec = self._spec.schedule
-        asked = setting_of(spec, self._num_ranks)
+        asked = setting_of(self._spec.schedule, self._num_ranks)
         caps = self._caps(asked.activation_caps)
         setting = replace(asked, num_micro_batches=num_micro_batches, costs=self._costs, activation_caps=caps)
         try:
-            schedule = build(spec.name, setting)
+            schedule = build(name, setting)
         except ScheduleError as error:
             if caps != asked.activation_caps:
                 raise SpecError(
                     PATH, does_not_fit(self._num_ranks, [self._profile.device_memory_bytes or 0])
                 ) from error
             raise SpecError("spec.schedule", str(error)) from error
-        check_caps(spec.name, schedule, caps)
+        check_caps(name, schedule, caps)
         return schedule
 
     def _caps(self, asked: tuple[float, ...] | None) -> tuple[float, ...] | None:
@@ -169,14 +198,15 @@ class _Chooser:
     def _costs(self, routes: tuple[Route, ...]) -> Costs:
         """Give a schedule that looks at costs those of the best partition over its routes: a CostModel.
 
-        Raises ScheduleError for routes that the layers cannot be divided over, or that leave no room to work in.
+        Who chooses among routes asks about all of them; one that the layers cannot be divided over, or whose weights
+        leave no memory to work in, costs more than any other.
         """
         try:
-            division = self._division(routes)
-        except SpecError as error:
-            raise ScheduleError(error.problem) from error
+            division = self._led(routes)
+        except SpecError:
+            return _prohibitive(len(routes[0]))
         if self._room is not None and not all(division.room_for(*each) for each in enumerate(self._room.limits)):
-            raise ScheduleError("the weights alone take all memory")
+            return _prohibitive(len(routes[0]))
         return division.costs
 
     def _divided(self, routes: tuple[Route, ...]) -> Division:
@@ -256,6 +286,11 @@ class _Chooser:
             return simulate(schedule, other.costs).makespan_s if other.busiest_s <= busiest_s else None
 
         return quickest(division.cuts, seconds, effort=_EFFORT // sum(map(len, schedule.ranks)))
+
+
+def _prohibitive(num_stages: int) -> Costs:
+    seconds = (1e9,) * num_stages
+    return Costs(forward_s=seconds, input_s=seconds, weight_s=seconds)
 
 
 def _simple_cuts(division: Division) -> tuple[Cuts, Cuts]:
