@@ -1,12 +1,14 @@
 """Room for whole gangs or none: who gets it, who waits, and what the one who waits is told."""
 
 import asyncio
+import threading
 
 import pytest
 
 from jobs import job, node, nodes
 from operatorworld import World, check
 from pipelinejob_operator.cluster import ClusterError, ConflictError, Key
+from pipelinejob_operator.controller.reconcile import Controller
 
 
 def foreign(name, node_name, *, owner="ReplicaSet", **requests):
@@ -262,3 +264,32 @@ def test_namespaces_do_not_mix():
 
     assert [world.status(key)["state"] for key in keys] == ["Training", "Training"]
     assert [len(world.cluster.pods(Key(ns, "gpt"))) for ns in ("red", "blue")] == [2, 2]
+
+
+def test_a_long_search_for_a_plan_holds_up_no_other_job():
+    world = World(nodes(4))
+    slow = world.submit(job("slow", training={"steps": 77}))
+    quick = world.submit(job("quick"))
+    has_begun, is_found = threading.Event(), threading.Event()
+
+    def profile_of(spec):
+        if spec.training.steps == 77:
+            has_begun.set()
+            assert is_found.wait(timeout=20)
+
+    controller = Controller(
+        world.cluster, settings=world.settings, clock=lambda: world.cluster.now, profile_source=profile_of
+    )
+
+    async def passes():
+        search = asyncio.create_task(controller.reconcile(slow))
+        while not has_begun.is_set():
+            await asyncio.sleep(0.01)
+        await controller.reconcile(quick)
+        was_searching = not search.done()
+        is_found.set()
+        await search
+        return was_searching
+
+    assert asyncio.run(passes())
+    assert [world.condition(key, "Placed")["status"] for key in (slow, quick)] == ["True", "True"]

@@ -58,7 +58,7 @@ class Controller:
         Gives the seconds after which it wants to be called again, None if only an event can change anything. Raises
         ClusterError when a write failed; the caller retries with back-off.
         """
-        raw = self._cluster.job(key)
+        raw = await self._planned(key)
         if raw is None:
             self._errors.forget(key)
             self._plans.forget(key)
@@ -70,6 +70,20 @@ class Controller:
             return await self._admit(observed, decision, now)
         await self._carry_out(observed, decision)
         return decision.requeue_after_s
+
+    async def _planned(self, key: Key) -> Object | None:
+        """Read a job whose plan, if it needs one, is at hand: finding one may take seconds, in which others go on."""
+        raw = self._cluster.job(key)
+        if raw is not None and self._needs_plan(raw):
+            await asyncio.to_thread(self._plans.prepare, raw)
+            raw = self._cluster.job(key)
+        return raw
+
+    def _needs_plan(self, raw: Object) -> bool:
+        if self._plans.knows(raw) or self._errors(raw):
+            return False
+        job = read_job(raw)
+        return job.spec is not None and not job.spec.suspend and not job.is_finished
 
     async def _observe(self, raw: Object, now: datetime) -> Observed:
         observed = observe(self._cluster, raw, self._errors(raw))
