@@ -150,16 +150,19 @@ def report(options: Options, schedules: dict[str, Schedule], measured: dict[str,
 
 
 def print_table(options: Options, rows: Sequence[Row]) -> None:
+    """Print the table of docs/benchmarks.md."""
     print(
         f"p={options.ranks}, m={options.micro_batches}, {options.share_ms:g} ms each, {options.rounds} rounds; steps in"
         f" s, least (median); load {load():.1f}; DeepSpeed {'is' if has_deepspeed() else 'is NOT'} here"
     )
-    print("schedule               ideal  ours           over   bubble, planned  peers")
+    whose = ("torch, its own", "torch, our list", "DeepSpeed")
+    print(f"| schedule | ideal | ours | over | bubble, planned | bubble | {' | '.join(whose)} | |")
+    print("|---" * (7 + len(whose)) + "|")
     for row in rows:
-        peers = "; ".join(f"{who} {peer}" for who, peer in row.peers.items())
+        peers = " | ".join(str(row.peers.get(who, "")) for who in whose)
         print(
-            f"{row.schedule:21} {row.plan.step_s:6.3f}  {row.ours}  {row.over_ideal:5.1%}  {row.bubble:.4f}"
-            f"  {row.plan.bubble_rate:.4f}  {peers}{'' if not row.problems else '  OUT: ' + ', '.join(row.problems)}"
+            f"| {row.schedule} | {row.plan.step_s:.3f} | {row.ours} | {row.over_ideal:.1%} | {row.plan.bubble_rate:.4f}"
+            f" | {row.bubble:.4f} | {peers} | {', '.join(row.problems) or 'holds'} |"
         )
 
 
