@@ -44,6 +44,7 @@ def assert_equal(one: Outcome, other: Outcome) -> None:
         (ScheduleName.INTERLEAVED, 2),
         (ScheduleName.ZB_H1, 3),
         (ScheduleName.ZB_V, 2),
+        (ScheduleName.HANAYO, 2),
     ],
 )
 def test_torch_gives_the_bits_that_our_runtime_gives(text: Path, schedule: ScheduleName, ranks: int) -> None:
