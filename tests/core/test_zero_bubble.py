@@ -1,11 +1,14 @@
 """The zero-bubble schedules: the paper's table, to four decimals, and what they hold in memory."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelinejob.schedules.actions import ActionKind, ScheduleError
 from pipelinejob.schedules.catalogue import build
-from pipelinejob.schedules.costs import Link, equal_shares
+from pipelinejob.schedules.costs import Link, equal_shares, shares
 from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
@@ -103,3 +106,67 @@ def test_zb_h2s_bubble_within_a_span_is_p_minus_1_times_f_plus_i_less_2w(weight,
     simulation = simulate(schedule, costs(schedule.routes))
 
     assert simulation.longest_span_s - 12 * (20.0 + weight) == pytest.approx(bubble_s)
+
+
+@pytest.mark.parametrize("row", PAPER, ids=lambda row: f"p{row[0]}-m{row[1]}-F{row[2]}")
+def test_the_papers_rates_of_zb_1p_are_met_in_the_memory_of_p_micro_batches(row):
+    made_for = setting(row)
+
+    schedule = build(ScheduleName.ZB_1P, made_for)
+
+    validate(schedule)
+    assert round(rate(schedule, made_for), 4) <= row[9]
+    assert max(peak_activations(schedule)) <= row[0]
+
+
+@pytest.mark.parametrize("row", PAPER, ids=lambda row: f"p{row[0]}-m{row[1]}-F{row[2]}")
+def test_the_papers_rates_of_zb_2p_are_met_in_the_memory_of_2p_micro_batches_as_the_paper_counts_it(row):
+    made_for = setting(row)
+
+    schedule = build(ScheduleName.ZB_2P, made_for)
+
+    validate(schedule)
+    assert round(rate(schedule, made_for), 4) <= row[10]
+    assert max(papers_peak(actions) for actions in schedule.ranks) <= 2 * row[0] + 1e-9
+
+
+def papers_peak(actions) -> float:
+    """Count an activation whole from F to I, and 32/66 of it from there to W."""
+    held = peak = 0.0
+    for action in actions:
+        held += {ActionKind.FORWARD: 1.0, ActionKind.INPUT: -34 / 66, ActionKind.WEIGHT: -32 / 66}[action.kind]
+        peak = max(peak, held)
+    return peak
+
+
+def test_where_all_of_an_activation_counts_until_its_weight_gradient_zb_2p_reaches_what_its_last_rank_allows():
+    # 7 forwards and messages to the last rank; its 24 F and I and 24-16 W; 7 messages and I back to rank 0; its I and W
+    least_s = 7 * (29.718 + 0.527) + 24 * (29.718 + 29.444) + 8 * 19.927 + 7 * (0.527 + 29.444) + 19.927
+    made_for = replace(setting(PAPER[3]), activation_caps=(16.0,) * 8)
+
+    schedule = build(ScheduleName.ZB_2P, made_for)
+
+    validate(schedule, activation_caps=made_for.activation_caps)
+    assert simulate(schedule, made_for.costs_of(*schedule.routes)).longest_span_s == pytest.approx(least_s)
+
+
+costs_ms = st.floats(0.1, 10)
+
+
+@given(data=st.data(), p=st.integers(1, 6), m=st.integers(1, 12), name=st.sampled_from(["ZB-1p", "ZB-2p"]))
+def test_lists_made_for_any_costs_and_caps_are_valid(data, p, m, name):
+    forward_s, input_s, weight_s = (data.draw(st.lists(costs_ms, min_size=p, max_size=p)) for _ in range(3))
+    caps = data.draw(st.none() | st.lists(st.floats(1, 2 * p), min_size=p, max_size=p).map(tuple))
+    costs = shares(forward_s=forward_s, input_s=input_s, weight_s=weight_s, link=Link(latency_s=0.5, message_s=0.5))
+    made_for = Setting(num_ranks=p, num_micro_batches=m, costs=costs, activation_caps=caps)
+
+    schedule = build(ScheduleName(name), made_for)
+
+    validate(schedule, activation_caps=caps)
+
+
+def test_a_cap_below_one_micro_batch_is_refused():
+    with pytest.raises(
+        ScheduleError, match=r"a memory cap of 0\.5 has no room for a micro-batch; the least that does is 1"
+    ):
+        build(ScheduleName.ZB_1P, Setting(num_ranks=2, num_micro_batches=2, activation_caps=(1.0, 0.5)))
