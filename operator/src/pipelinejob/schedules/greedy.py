@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipelinejob.schedules.actions import ActionKind
-from pipelinejob.schedules.shop import KINDS, NEVER, Orders, Shop
+from pipelinejob.schedules.shop import KINDS, NEVER, Orders, Shop, in_line_order
 from pipelinejob.schedules.validate import RECEIVES_AHEAD
 
 _TINY = 1e-9
@@ -193,9 +193,9 @@ class _Clock:
         self._room[rank] -= self._holds[line]
         self._orders[rank].append(job)
         heapq.heappush(self._moments, (end, rank))
-        sender = self._shop.sender_of[line]
+        sender = self._shop.fed_by[line]
         if sender is not None:
-            heapq.heappush(self._moments, (now, sender))
+            heapq.heappush(self._moments, (now, self._shop.lines[sender].place.rank))
         receiver = self._shop.target[job]
         if receiver < 0:
             return
@@ -239,7 +239,7 @@ def in_flow(shop: Shop, *, weights_behind: float = 0.0, inputs_first: bool = Tru
     """
     pace_s = pace(shop)
     starts = [0.0] * len(shop.lines)
-    for number in _in_order(shop):
+    for number in in_line_order(shop):
         line = shop.lines[number]
         end = starts[number] + line.seconds
         if line.feeds is not None:
@@ -258,25 +258,3 @@ def in_flow(shop: Shop, *, weights_behind: float = 0.0, inputs_first: bool = Tru
 def pace(shop: Shop) -> float:
     """Give the seconds of one micro-batch on the busiest rank."""
     return max(sum(shop.lines[number].seconds for number in lines) for lines in shop.of_rank)
-
-
-def _in_order(shop: Shop) -> list[int]:
-    """Sort lines so that each comes after those that it waits for."""
-    waits = [0] * len(shop.lines)
-    for line in shop.lines:
-        if line.feeds is not None:
-            waits[line.feeds] += 1
-    followers: list[list[int]] = [[] for _ in shop.lines]
-    for number, line in enumerate(shop.lines):
-        if line.feeds is not None:
-            followers[number].append(line.feeds)
-        if line.after is not None:
-            followers[line.after].append(number)
-            waits[number] += 1
-    order = [number for number, count in enumerate(waits) if count == 0]
-    for number in order:
-        for follower in followers[number]:
-            waits[follower] -= 1
-            if waits[follower] == 0:
-                order.append(follower)
-    return order

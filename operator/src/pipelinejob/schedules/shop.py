@@ -2,16 +2,16 @@
 
 All micro-batches of a route are alike, so nothing is lost by taking them in order everywhere, and all that is left to
 decide is how each rank merges its **lines**. A line is every action of one kind at one stage of a route, one for each
-micro-batch; a **job** is one of them, as a number. A full backward counts as its two halves, one after the other, which
-is never slower; `fused` makes it whole again where that costs nothing.
+micro-batch; a **job** is one of them, as a number. Backwards are in halves; `orders` says what becomes of whole ones.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
-from pipelinejob.schedules.actions import Action, ActionKind, Place, Route, Schedule
+from pipelinejob.schedules.actions import ActionKind, Place, Route
 from pipelinejob.schedules.costs import Costs
+from pipelinejob.schedules.validate import RECEIVES_AHEAD
 
 KINDS = (ActionKind.FORWARD, ActionKind.INPUT, ActionKind.WEIGHT)
 NEVER = float("inf")
@@ -63,13 +63,13 @@ class Shop:
         self.seconds = [lines[number].seconds for number in self.line_of]
         self.target = [-1] * self.num_jobs
         self.waits = [False] * self.num_jobs  # for a message, or for a job of the same rank on another stage
-        self.sender_of: list[int | None] = [None] * len(lines)  # the rank whose messages a line's jobs take
-        for line in lines:
+        self.fed_by: list[int | None] = [None] * len(lines)
+        for number, line in enumerate(lines):
             if line.feeds is not None:
+                self.fed_by[line.feeds] = number
                 first = lines[line.feeds].first
                 self.target[line.first : line.first + line.size] = range(first, first + line.size)
                 self.waits[first : first + line.size] = [True] * line.size
-                self.sender_of[line.feeds] = None if line.link is None else line.place.rank
 
     def mirrored(self) -> "Shop":
         """Give the shop in which time runs backwards: jobs keep their numbers, and their lines run from last to first.
@@ -78,15 +78,12 @@ class Shop:
         the other side, which comes close but is not the same.
         """
         after: list[int | None] = [None] * len(self.lines)
-        fed_by: list[int | None] = [None] * len(self.lines)
         for number, line in enumerate(self.lines):
             if line.after is not None:
                 after[line.after] = number
-            if line.feeds is not None:
-                fed_by[line.feeds] = number
         lines = []
         for number, line in enumerate(self.lines):
-            source = fed_by[number]
+            source = self.fed_by[number]
             sender = line if source is None else self.lines[source]
             lines.append(
                 replace(
@@ -145,6 +142,32 @@ class Shop:
             position[rank], free[rank] = at, now
             played += at
         return started if played == self.num_jobs else None
+
+    def flows(self, orders: Orders) -> bool:
+        """Say whether no rank waits for ever even where sends wait for their receivers, as `validate` has it."""
+        done, sent = [0] * len(self.lines), [0] * len(self.lines)
+        position, is_held_up = [0] * self.num_ranks, [False] * self.num_ranks
+        awake = list(range(self.num_ranks))
+        while awake:
+            rank = awake.pop()
+            order = orders[rank]
+            while position[rank] < len(order):
+                number = self.line_of[order[position[rank]]]
+                line, sender = self.lines[number], self.fed_by[number]
+                if not is_held_up[rank]:
+                    if sender is not None and sent[sender] <= done[number]:
+                        break
+                    done[number] += 1
+                    if sender is not None:
+                        awake.append(self.lines[sender].place.rank)
+                if line.feeds is not None:
+                    is_held_up[rank] = line.link is not None and sent[number] >= done[line.feeds] + RECEIVES_AHEAD
+                    if is_held_up[rank]:
+                        break
+                    sent[number] += 1
+                    awake.append(self.lines[line.feeds].place.rank)
+                position[rank] += 1
+        return all(at == len(order) for at, order in zip(position, orders, strict=True))
 
     def makespan(self, started: Sequence[float]) -> float:
         """Give when the last job ends."""
@@ -220,78 +243,23 @@ class _Layout:
         return (route * len(KINDS) + kind) * self._num_stages + stage
 
 
-def orders_of(shop: Shop, schedule: Schedule) -> Orders:
-    """Read a schedule's merging of the shop's lines, which must be of the same routes."""
-    numbers = {(line.kind, line.route, line.place): number for number, line in enumerate(shop.lines)}
-    done = [0] * len(shop.lines)
-    orders: Orders = []
-    for rank, actions in enumerate(schedule.ranks):
-        orders.append([])
-        for action in actions:
-            is_full = action.kind is ActionKind.BACKWARD
-            for kind in (ActionKind.INPUT, ActionKind.WEIGHT) if is_full else (action.kind,):
-                number = numbers[kind, schedule.route_of[action.micro_batch], Place(rank, action.chunk)]
-                orders[rank].append(shop.lines[number].first + done[number])
-                done[number] += 1
-    return orders
-
-
-def schedule_of(
-    shop: Shop,
-    orders: Orders,
-    routes: tuple[Route, ...],
-    route_of: Sequence[int],
-    whole: frozenset[int] = frozenset(),
-) -> Schedule:
-    """Write orders down as a schedule; the input gradients in `whole`, with the weight gradients after them, as one."""
-    micro_batches = [[k for k, taken in enumerate(route_of) if taken == route] for route in range(len(routes))]
-    ranks = []
-    for order in orders:
-        actions = []
-        for job in order:
-            line = shop.lines[shop.line_of[job]]
-            position = job - line.first
-            if line.kind is ActionKind.WEIGHT and shop.lines[line.after or 0].first + position in whole:
-                continue
-            kind = ActionKind.BACKWARD if job in whole else line.kind
-            actions.append(Action(kind, micro_batches[line.route][position], line.place.chunk))
-        ranks.append(tuple(actions))
-    return Schedule(routes=routes, route_of=tuple(route_of), ranks=tuple(ranks))
-
-
-def fused(shop: Shop, orders: Orders) -> frozenset[int]:
-    """Choose input gradients that can be one full backward with the weight gradients just after them.
-
-    The message of a full backward leaves at its end. We take all pairs at once, and halve what makes the step longer.
-    """
-    started = shop.play(orders)
-    assert started is not None, "orders that are written down can be played"
-    limit = shop.makespan(started) * (1 + 1e-12)
-    seconds = list(shop.seconds)
-    chosen: set[int] = set()
-    parts = [_pairs(shop, order) for order in orders]
-    while parts:
-        part = parts.pop()
-        trial = list(seconds)
-        for job, weight in part:
-            trial[job], trial[weight] = seconds[job] + seconds[weight], 0.0
-        started = shop.play(orders, trial)
-        assert started is not None, "times change no order"
-        if max(map(float.__add__, started, trial)) <= limit:
-            seconds = trial
-            chosen |= {job for job, _ in part}
-        elif len(part) > 1:
-            middle = len(part) // 2
-            parts += [part[:middle], part[middle:]]
-    return frozenset(chosen)
-
-
-def _pairs(shop: Shop, order: Sequence[int]) -> list[tuple[int, int]]:
-    """Give the input gradients that their own weight gradients follow at once, with these."""
-    pairs = []
-    for job, following in pairwise(order):
-        line, weight = shop.lines[shop.line_of[job]], shop.lines[shop.line_of[following]]
-        is_own = weight.after == shop.line_of[job] and following - weight.first == job - line.first
-        if is_own and weight.kind is ActionKind.WEIGHT:
-            pairs.append((job, following))
-    return pairs
+def in_line_order(shop: Shop) -> list[int]:
+    """Sort lines so that each comes after those that it waits for."""
+    waits = [0] * len(shop.lines)
+    for line in shop.lines:
+        if line.feeds is not None:
+            waits[line.feeds] += 1
+    followers: list[list[int]] = [[] for _ in shop.lines]
+    for number, line in enumerate(shop.lines):
+        if line.feeds is not None:
+            followers[number].append(line.feeds)
+        if line.after is not None:
+            followers[line.after].append(number)
+            waits[number] += 1
+    order = [number for number, count in enumerate(waits) if count == 0]
+    for number in order:
+        for follower in followers[number]:
+            waits[follower] -= 1
+            if waits[follower] == 0:
+                order.append(follower)
+    return order

@@ -9,10 +9,11 @@ from itertools import product
 
 from pipelinejob.schedules.actions import F, I, RankActions, Schedule, ScheduleError, W, one_route, straight
 from pipelinejob.schedules.greedy import Patience, Taste, passes
+from pipelinejob.schedules.memory import peak_activations
+from pipelinejob.schedules.orders import orders_of, schedule_of
 from pipelinejob.schedules.setting import Setting
-from pipelinejob.schedules.shop import NEVER, schedule_of, shop_of
-from pipelinejob.schedules.validate import RECEIVES_AHEAD, is_valid
-from pipelinejob.simulate import simulate
+from pipelinejob.schedules.shop import NEVER, Orders, Shop, shop_of
+from pipelinejob.schedules.validate import RECEIVES_AHEAD
 
 KEPT_FOR_WEIGHT = 32 / 66
 """The part of an activation that ranks keep between `I` and `W` in the paper."""
@@ -104,16 +105,23 @@ def _least_span(
     caps = setting.activation_caps
     if caps is not None and min(caps) < 1:
         raise ScheduleError(f"a memory cap of {min(caps):g} has no room for a micro-batch; the least that does is 1")
-    route, route_of = straight(setting.num_ranks), (0,) * setting.num_micro_batches
-    costs = setting.costs_of(route)
+    routes, route_of = (straight(setting.num_ranks),), (0,) * setting.num_micro_batches
     shop = shop_of(
-        (route,),
+        routes,
         route_of,
-        costs,
+        setting.costs_of(*routes),
         caps=[min(most, cap) for cap in caps or [most] * setting.num_ranks],
         kept_for_weight=kept_for_weight,
     )
-    made = (schedule_of(shop, each.orders, (route,), route_of) for each in passes(shop, _TASTES, end_as_begun=True))
-    candidates = [handmade(setting.num_ranks, setting.num_micro_batches), *made]
-    ranked = sorted(candidates, key=lambda schedule: simulate(schedule, costs).longest_span_s)
-    return next(schedule for schedule in ranked if is_valid(schedule, activation_caps=caps))
+    candidates = [each.orders for each in passes(shop, _TASTES, end_as_begun=True)]
+    by_hand = handmade(setting.num_ranks, setting.num_micro_batches)
+    if caps is None or all(peak <= cap for peak, cap in zip(peak_activations(by_hand), caps, strict=True)):
+        candidates.append(orders_of(shop, by_hand))
+    ranked = sorted(candidates, key=lambda orders: _longest_span_s(shop, orders))
+    return next(schedule_of(shop, orders, routes, route_of) for orders in ranked if shop.flows(orders))
+
+
+def _longest_span_s(shop: Shop, orders: Orders) -> float:
+    started = shop.play(orders)
+    assert started is not None, "these orders can be played where sends do not wait"
+    return max(started[order[-1]] + shop.seconds[order[-1]] - started[order[0]] for order in orders)
