@@ -153,9 +153,10 @@ def _scaled(shape: Sequence[int], rows: int, own_rows: int) -> torch.Size:
 class Channel:
     """What a link between processes runs over; `peer` is the other end's global rank, `peer_in_group` that in `group`.
 
-    Over gloo all links share the world's group: who sends, who receives and the tag tell messages apart. NCCL knows no
-    tags and works off a group in order, so there each way between two ranks has a group (a communicator and a stream)
-    of its own, and neither way can block the other. Headers go by way of the CPU, over the world's group, always.
+    Over gloo a pipeline's links share a group for each direction: who sends, who receives and the tag tell messages
+    apart. NCCL knows no tags and works off a group in order, so there each way between two ranks has a group (a
+    communicator and a stream) of its own, and neither way can block the other. Headers go by way of the CPU, over the
+    world's group, always.
     """
 
     group: distributed.ProcessGroup

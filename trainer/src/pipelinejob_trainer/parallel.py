@@ -19,10 +19,17 @@ def rank_of(replica: int, stage: int, *, pipeline: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
-    """This rank's process groups."""
+    """This rank's process groups.
+
+    There are two over the ranks of a pipeline, one for what goes to later ranks and one for what goes to earlier ones.
+    gloo's thread that takes messages in does not wait for a connection that another thread is sending on, it asks again
+    and again: over one connection for both ways it would keep a processor busy for as long as a send takes, and where
+    processors are few, keep the sender off it.
+    """
 
     world: distributed.ProcessGroup
     pipeline: distributed.ProcessGroup  # the ranks of this replica, in order
+    pipeline_back: distributed.ProcessGroup  # the same
     data: distributed.ProcessGroup  # the replicas of this rank, in order
 
 
@@ -33,9 +40,10 @@ def process_groups(*, pipeline: int, data: int) -> Groups:
     assert distributed.get_world_size() == pipeline * data, "one rank for each stage of each replica"
     replica, stage = divmod(rank, pipeline)
     # Every rank must take part in forming every group, its own or not.
-    pipelines = [new_group(rank_of(each, s, pipeline=pipeline) for s in range(pipeline)) for each in range(data)]
-    datas = [new_group(rank_of(each, s, pipeline=pipeline) for each in range(data)) for s in range(pipeline)]
-    return Groups(world=world, pipeline=pipelines[replica], data=datas[stage])
+    replicas = [[rank_of(each, s, pipeline=pipeline) for s in range(pipeline)] for each in range(data)]
+    there, back = ([new_group(ranks) for ranks in replicas] for _ in range(2))
+    datas = [new_group(ranks) for ranks in zip(*replicas, strict=True)]
+    return Groups(world=world, pipeline=there[replica], pipeline_back=back[replica], data=datas[stage])
 
 
 def connect(groups: Groups, *, routes: Sequence[Route], rows: Sequence[int], data: int, device: torch.device) -> Links:
@@ -44,24 +52,50 @@ def connect(groups: Groups, *, routes: Sequence[Route], rows: Sequence[int], dat
     `rows` are the sequences of each micro-batch.
     """
     pipeline = max(routes[0]) + 1
-    ways = sorted({way for route in routes for hop in pairwise(route) for way in (hop, hop[::-1]) if hop[0] != hop[1]})
-    shapes = Shapes(rows)
+    rank, shapes = groups.world.rank(), Shapes(rows)
     outboxes, inboxes = {}, {}
     for replica in range(data):
-        for way in ways:
+        for way in _ways(routes):
             source, target = (rank_of(replica, end, pipeline=pipeline) for end in way)
-            group = groups.world if device.type == "cpu" else _introduced(source, target, device)
-            if groups.world.rank() == source:
+            group = _group_of_way(groups, source, target, device)
+            if rank == source:
                 outboxes[way[1]] = DistributedOutbox(_channel(groups, group, target, device, shapes))
-            elif groups.world.rank() == target:
+            elif rank == target:
                 inboxes[way[0]] = DistributedInbox(_channel(groups, group, source, device, shapes))
     return Links(outboxes=outboxes, inboxes=inboxes)
+
+
+def _ways(routes: Sequence[Route]) -> list[tuple[int, int]]:
+    """Give all pairs of ranks of a pipeline of which the first sends to the second, in an order that all agree on."""
+    hops = {hop for route in routes for hop in pairwise(route) if hop[0] != hop[1]}
+    return sorted(hops | {hop[::-1] for hop in hops})
 
 
 def new_group(ranks: Iterable[int]) -> distributed.ProcessGroup:
     """Form a group; every rank calls it, its own group or not, at the same point."""
     # A rank outside the group gets a number instead; no such rank uses what it gets.
     return cast(distributed.ProcessGroup, distributed.new_group(list(ranks)))
+
+
+def _group_of_way(groups: Groups, source: int, target: int, device: torch.device) -> distributed.ProcessGroup:
+    if device.type == "cpu":
+        return groups.pipeline if source < target else groups.pipeline_back
+    group = new_group((source, target))
+    _introduce(group, source, target, device)
+    return group
+
+
+def _introduce(group: distributed.ProcessGroup, source: int, target: int, device: torch.device) -> None:
+    """Let a first message pass.
+
+    NCCL's two ends meet at their first message, and wait for each other there; in the middle of a step, two ranks that
+    each sent first would wait for ever.
+    """
+    token = torch.zeros(1, device=device)
+    if distributed.get_rank() == source:
+        distributed.send(token, target, group=group)
+    elif distributed.get_rank() == target:
+        distributed.recv(token, source, group=group)
 
 
 def _channel(
@@ -75,18 +109,3 @@ def _channel(
         device=device,
         shapes=shapes,
     )
-
-
-def _introduced(source: int, target: int, device: torch.device) -> distributed.ProcessGroup:
-    """Form an NCCL group of two and let a first message pass.
-
-    NCCL's two ends meet at their first message, and wait for each other there; in the middle of a step, two ranks that
-    each sent first would wait for ever.
-    """
-    group = new_group((source, target))
-    token = torch.zeros(1, device=device)
-    if distributed.get_rank() == source:
-        distributed.send(token, target, group=group)
-    elif distributed.get_rank() == target:
-        distributed.recv(token, source, group=group)
-    return group
