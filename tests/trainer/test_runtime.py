@@ -165,11 +165,32 @@ def test_weights_are_cast_to_bf16_once_a_step_not_for_each_micro_batch(text: Pat
     assert casts.count == 4 * (4 + 4) + 1
 
 
-def test_what_the_next_action_reads_is_read_before_this_one_may_wait(text: Path) -> None:
+def test_a_first_rank_sends_its_first_micro_batch_on_before_it_reads_the_others(text: Path) -> None:
     spans = spans_of(run_threads(Job(text=text, stages=2, micro_batches=3)).timelines, stage=0, step=1)
-    seen = [(span.kind.value, span.micro_batch) for span in spans if span.kind in {SpanKind.DATA, SpanKind.RECV}]
+    kinds = {SpanKind.DATA, SpanKind.SEND, SpanKind.RECV}
 
-    assert seen == [("data", 0), ("data", 1), ("data", 2), ("recv", 0), ("recv", 1), ("recv", 2)]
+    assert [(span.kind.value, span.micro_batch) for span in spans if span.kind in kinds][:7] == [
+        ("data", 0),
+        ("send", 0),
+        ("data", 1),
+        ("data", 2),
+        ("send", 1),
+        ("recv", 0),
+        ("send", 2),
+    ]
+
+
+def test_a_last_rank_reads_everything_before_it_waits(text: Path) -> None:
+    spans = spans_of(run_threads(Job(text=text, stages=2, micro_batches=3)).timelines, stage=1, step=1)
+
+    assert [(span.kind.value, span.micro_batch) for span in spans if span.kind in {SpanKind.DATA, SpanKind.RECV}] == [
+        ("data", 0),
+        ("data", 1),
+        ("data", 2),
+        ("recv", 0),
+        ("recv", 1),
+        ("recv", 2),
+    ]
 
 
 def test_a_micro_batch_counts_by_its_share_of_the_tokens() -> None:

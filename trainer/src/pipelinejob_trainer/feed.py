@@ -1,4 +1,4 @@
-"""The text of a step, for a rank whose chunks see any: read a little ahead, so that nobody waits for it."""
+"""The text of a step, for a rank whose chunks see any: read ahead, so that nobody waits for it."""
 
 from collections.abc import Iterable
 from typing import Protocol
