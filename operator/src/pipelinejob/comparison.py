@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pipelinejob.schedules.actions import Schedule, ScheduleError
+from pipelinejob.schedules.bounds import lower_bound_s
 from pipelinejob.schedules.catalogue import FAMILIES, build, family
 from pipelinejob.schedules.memory import live_versions, peak_activations
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.schedules.search import lower_bound_s
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.simulate import Simulation, simulate
 
@@ -79,7 +79,7 @@ def outcome(
         name=name,
         simulation=simulate(schedule, costs, overlap=overlap, slowdowns=slowdowns),
         caps=setting.activation_caps,
-        lower_bound_s=_lower_bound_s(setting, slowdowns) if name is ScheduleName.AUTO else None,
+        lower_bound_s=_lower_bound_s(setting, schedule, slowdowns) if name is ScheduleName.AUTO else None,
         steady_bubble_rate=(
             _steady_bubble_rate(name, setting, overlap=overlap, slowdowns=slowdowns)
             if schedule.is_asynchronous
@@ -125,12 +125,21 @@ def _compared(name: ScheduleName, setting: Setting, *, overlap: bool, slowdowns:
     # Asked for chunks, it leaves out all that have none: with its own choice it may be shorter.
     free = outcome(name, replace(asked, num_chunks=None), overlap=overlap, slowdowns=slowdowns)
     best = min(free, played, key=lambda each: each.simulation.makespan_s)
-    return replace(best, lower_bound_s=None if played.lower_bound_s is None else free.lower_bound_s)
+    return replace(
+        best,
+        lower_bound_s=played.lower_bound_s
+        and _lower_bound_s(replace(asked, num_chunks=None), best.schedule, slowdowns),
+    )
 
 
-def _lower_bound_s(setting: Setting, slowdowns: Sequence[float] | None) -> float | None:
-    """Give the bound of what `auto` searches; None where it is of other routes or costs than those played."""
-    return None if slowdowns or setting.num_chunks not in _BOUNDED_CHUNKS else lower_bound_s(setting)
+def _lower_bound_s(setting: Setting, schedule: Schedule, slowdowns: Sequence[float] | None) -> float | None:
+    """Give the bound of what `auto` searches; None where it is of other routes or costs than those played.
+
+    Schedules that hold each stage twice count only where `auto` came to one.
+    """
+    if slowdowns or setting.num_chunks not in _BOUNDED_CHUNKS:
+        return None
+    return lower_bound_s(setting, copies=len(schedule.routes))
 
 
 def _steady_bubble_rate(

@@ -17,9 +17,17 @@ from pipelinejob.schedules.shop import NEVER, Line, Shop, in_line_order, shop_of
 Ways = tuple[tuple[Route, ...], tuple[int, ...]]  # routes, and the one that each micro-batch takes
 
 
-def lower_bound_s(setting: Setting) -> float:
-    """Give what no schedule can be shorter than on any of the ways that `auto` looks at, within the setting's caps."""
-    return min(least_makespan_s(shop_for(ways, setting)) for ways in (*single_ways(setting), *double_ways(setting)))
+def lower_bound_s(setting: Setting, *, copies: int = 1) -> float:
+    """Give what no schedule can be shorter than on any of the ways that `auto` looks at, within the setting's caps.
+
+    With two `copies` each stage may stand on two ranks, each of which needs its weights.
+    """
+    return min(least_makespan_s(shop_for(ways, setting)) for ways in ways_of(setting, copies=copies))
+
+
+def ways_of(setting: Setting, *, copies: int) -> tuple[Ways, ...]:
+    """Give the ways on which each stage stands on at most so many ranks."""
+    return single_ways(setting) if copies == 1 else (*single_ways(setting), *double_ways(setting))
 
 
 def single_ways(setting: Setting) -> tuple[Ways, ...]:
@@ -28,7 +36,7 @@ def single_ways(setting: Setting) -> tuple[Ways, ...]:
     routes = [straight(p)] if v in {None, 1} else []
     if v != 1:
         routes += [folded(p, (v or 2) - 1), looped(p, v or 2)]
-    return tuple(ways for route in routes if _exists(ways := ((route,), (0,) * setting.num_micro_batches), setting))
+    return tuple(ways for route in routes if exists(ways := ((route,), (0,) * setting.num_micro_batches), setting))
 
 
 def double_ways(setting: Setting) -> tuple[Ways, ...]:
@@ -37,10 +45,11 @@ def double_ways(setting: Setting) -> tuple[Ways, ...]:
         return ()
     there = straight(setting.num_ranks)
     ways = (there, there[::-1]), tuple(k % 2 for k in range(setting.num_micro_batches))
-    return (ways,) if _exists(ways, setting) else ()
+    return (ways,) if exists(ways, setting) else ()
 
 
-def _exists(ways: Ways, setting: Setting) -> bool:
+def exists(ways: Ways, setting: Setting) -> bool:
+    """Say whether a setting has costs for the stages of some ways."""
     try:
         setting.costs_of(*ways[0])
     except ScheduleError:  # fewer layers than stages

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pipelinejob.schedules import asynchronous, bidirectional, flush, interleaved, v_shaped, wave, zero_bubble
+from pipelinejob.schedules import asynchronous, auto, bidirectional, flush, interleaved, v_shaped, wave, zero_bubble
 from pipelinejob.schedules.actions import Schedule, ScheduleError
 from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
-from pipelinejob.schedules.search import search
 from pipelinejob.schedules.setting import Setting
 
 
@@ -164,7 +163,7 @@ _FAMILIES = (
         name=ScheduleName.AUTO,
         title="the best of all that fit the memory caps, improved for the costs",
         source="this project, docs/schedules.md",
-        make=lambda s: search(s, named).schedule,
+        make=lambda s: auto.search(s, named).schedule,
         chunk_choice=True,
         is_split=True,
         looks_at_costs=True,
@@ -175,7 +174,12 @@ FAMILIES = {family.name: family for family in _FAMILIES}
 
 
 def named(setting: Setting) -> Iterator[Schedule]:
-    """Make every synchronous schedule that exists for a setting, `auto` aside; interleaved ones with two chunks."""
+    """Make every synchronous schedule that exists for a setting, `auto` aside.
+
+    Interleaved ones have two chunks where no number is asked for; those that look at costs are made with the setting's
+    caps and without.
+    """
+    uncapped = replace(setting, activation_caps=None)
     for each in _FAMILIES:
         if each.name in ASYNCHRONOUS | {ScheduleName.FORWARD_ONLY, ScheduleName.AUTO}:
             continue
@@ -183,6 +187,8 @@ def named(setting: Setting) -> Iterator[Schedule]:
             continue
         with suppress(ScheduleError):  # not for these sizes
             yield each.make(setting)
+            if each.looks_at_costs and setting.activation_caps is not None:
+                yield each.make(uncapped)
 
 
 def family(name: ScheduleName) -> Family:

@@ -132,7 +132,7 @@ class _Clock:
         self._shop = shop
         self._ahead = ahead
         self._done = [0] * len(shop.lines)
-        self._ready = [NEVER if waits else 0.0 for waits in shop.waits]
+        self._ready = [NEVER if source >= 0 else 0.0 for source in shop.source]
         self._free = list(begin_s or [0.0] * shop.num_ranks)
         self._room = list(shop.room)
         self._link_free = [0.0] * shop.num_links

@@ -61,15 +61,15 @@ class Shop:
         self.line_of = [number for number, line in enumerate(lines) for _ in range(line.size)]
         self.rank_of = [lines[number].place.rank for number in self.line_of]
         self.seconds = [lines[number].seconds for number in self.line_of]
+        self.source = [-1] * self.num_jobs  # the job that each waits for a message of, or the same on its own rank
         self.target = [-1] * self.num_jobs
-        self.waits = [False] * self.num_jobs  # for a message, or for a job of the same rank on another stage
         self.fed_by: list[int | None] = [None] * len(lines)
         for number, line in enumerate(lines):
             if line.feeds is not None:
                 self.fed_by[line.feeds] = number
                 first = lines[line.feeds].first
                 self.target[line.first : line.first + line.size] = range(first, first + line.size)
-                self.waits[first : first + line.size] = [True] * line.size
+                self.source[first : first + line.size] = range(line.first, line.first + line.size)
 
     def mirrored(self) -> "Shop":
         """Give the shop in which time runs backwards: jobs keep their numbers, and their lines run from last to first.
@@ -108,7 +108,7 @@ class Shop:
         seconds = self.seconds if seconds is None else seconds
         line_of, rank_of, target, lines = self.line_of, self.rank_of, self.target, self.lines
         links = [(line.link, line.message_s, line.latency_s) for line in lines]
-        ready = [NEVER if waits else 0.0 for waits in self.waits]
+        ready = [NEVER if source >= 0 else 0.0 for source in self.source]
         link_free = [0.0] * self.num_links
         started = [0.0] * self.num_jobs
         position, free = [0] * self.num_ranks, [0.0] * self.num_ranks
