@@ -22,8 +22,8 @@ from pipelinejob.simulate import simulate
 Named = Callable[[Setting], Iterable[Schedule]]
 
 _EFFORT = 400_000  # jobs that passes may place, and as many that local search may play, on each way
-_MAX_TRIES = 300  # of local search, from one start
-_STARTS = 6
+_MAX_TRIES = 200  # of local search, from one start
+_STARTS = 4
 _CLOSE = 1 + 1e-9
 
 
@@ -135,7 +135,8 @@ class _Candidates:
     def read(self, schedule: Schedule) -> None:
         """Take a schedule for a candidate."""
         course = self._course((schedule.routes, schedule.route_of))
-        self._add(course, orders_of(course.shop, schedule))
+        orders = orders_of(course.shop, schedule)
+        self._add(course, orders, _makespan_s(course.shop, orders))
 
     def make(self, ways: Ways) -> None:
         """Let the list scheduler make candidates on some ways."""
@@ -144,7 +145,7 @@ class _Candidates:
             return
         num_tastes = max(1, _EFFORT // (course.shop.num_jobs * _TASTES[0].num_passes))
         for each in passes(course.shop, _TASTES[:num_tastes]):
-            self._add(course, each.orders)
+            self._add(course, each.orders, each.makespan_s)
             if each.makespan_s <= course.bound_s * _CLOSE:
                 return
 
@@ -154,19 +155,25 @@ class _Candidates:
         different = {(id(each.course), each.makespan_s): each for each in of_these}
         for each in sorted(different.values(), key=lambda each: each.makespan_s)[:_STARTS]:
             if self._can_gain(each.course):
-                tries = min(_MAX_TRIES, _EFFORT // each.course.shop.num_jobs)
-                self._add(each.course, climb(each.course.shop, each.orders, tries))
+                shop = each.course.shop
+                tries = min(_MAX_TRIES, _EFFORT // shop.num_jobs)
+                orders = climb(shop, each.orders, tries, enough_s=each.course.bound_s)
+                self._add(each.course, orders, _makespan_s(shop, orders))
 
     def _can_gain(self, course: _Course) -> bool:
         return not self._all or self.best.makespan_s > course.bound_s * _CLOSE
 
-    def _add(self, course: _Course, orders: Orders) -> None:
-        started = course.shop.play(orders)
-        assert started is not None, "named schedules can be played, and passes play theirs"
-        self._all.append(_Candidate(course=course, orders=orders, makespan_s=course.shop.makespan(started)))
+    def _add(self, course: _Course, orders: Orders, makespan_s: float) -> None:
+        self._all.append(_Candidate(course=course, orders=orders, makespan_s=makespan_s))
 
     def _course(self, ways: Ways) -> _Course:
         if ways not in self._courses:
             shop = shop_for(ways, self._setting)
             self._courses[ways] = _Course(ways=ways, shop=shop, bound_s=least_makespan_s(shop))
         return self._courses[ways]
+
+
+def _makespan_s(shop: Shop, orders: Orders) -> float:
+    started = shop.play(orders)
+    assert started is not None, "named schedules can be played, and local search keeps to what can"
+    return shop.makespan(started)

@@ -27,15 +27,17 @@ class _Played(NamedTuple):
     started: list[float]
 
 
-def climb(shop: Shop, orders: Orders, tries: int) -> Orders:
+def climb(shop: Shop, orders: Orders, tries: int, *, enough_s: float = 0.0) -> Orders:
     """Give the best of at most `tries` orders within the shop's room and free of deadlock, from `orders` on.
 
-    Goes to the first neighbour that is shorter, else to the best one, never to the same twice.
+    Goes to the first neighbour that is shorter, else to the best one, never to the same twice; a step of `enough_s` is
+    short enough.
     """
     here = _played(shop, orders)
     assert here is not None, "the search begins with orders that can be played"
     best, seen, stalled = here, {_key(orders)}, 0
-    while tries > 0 and stalled < _MAX_STALLED:
+    enough_s *= 1 + _CLOSE
+    while tries > 0 and stalled < _MAX_STALLED and best.makespan_s > enough_s:
         there: _Played | None = None
         for move in _moves(shop, here):
             moved = _moved(shop, here.orders, move)

@@ -162,6 +162,7 @@ class _Clock:
     def _choice(self, rank: int, now: float, priority: Sequence[float]) -> int:
         """Choose the line whose next job a rank begins; -1 where it waits."""
         done, size, after, first, ready = self._done, self._size, self._after, self._first, self._ready
+        plenty = self._room[rank] - 1.0 >= self._most[rank]
         offers = []
         for line in self._shop.of_rank[rank]:
             position = done[line]
@@ -169,7 +170,7 @@ class _Clock:
                 continue
             job = first[line] + position
             at = ready[job]
-            if at == NEVER or (self._holds[line] > 0 and not self._has_room(rank, line)):
+            if at == NEVER or (not plenty and self._holds[line] > 0 and not self._has_room(rank, line)):
                 continue
             receiver = self._sends_to[line]
             if receiver >= 0 and position >= done[receiver] + self._ahead:

@@ -61,6 +61,11 @@ class Shop:
         self.line_of = [number for number, line in enumerate(lines) for _ in range(line.size)]
         self.rank_of = [lines[number].place.rank for number in self.line_of]
         self.seconds = [lines[number].seconds for number in self.line_of]
+        self._links = [
+            (-1 if line.link is None else line.link, line.message_s, line.latency_s)
+            for line in lines
+            for _ in range(line.size)
+        ]
         self.source = [-1] * self.num_jobs  # the job that each waits for a message of, or the same on its own rank
         self.target = [-1] * self.num_jobs
         self.fed_by: list[int | None] = [None] * len(lines)
@@ -106,42 +111,37 @@ class Shop:
     def play(self, orders: Orders, seconds: Sequence[float] | None = None) -> list[float] | None:
         """Give each job's start, by the same rules as `simulate`; None where ranks wait for each other for ever."""
         seconds = self.seconds if seconds is None else seconds
-        line_of, rank_of, target, lines = self.line_of, self.rank_of, self.target, self.lines
-        links = [(line.link, line.message_s, line.latency_s) for line in lines]
+        rank_of, target, links = self.rank_of, self.target, self._links
         ready = [NEVER if source >= 0 else 0.0 for source in self.source]
         link_free = [0.0] * self.num_links
         started = [0.0] * self.num_jobs
-        position, free = [0] * self.num_ranks, [0.0] * self.num_ranks
+        position, free, waits_for = [0] * self.num_ranks, [0.0] * self.num_ranks, [-1] * self.num_ranks
         awake = list(range(self.num_ranks))
-        played = 0
         while awake:
             rank = awake.pop()
             order, at, now = orders[rank], position[rank], free[rank]
-            played -= at
-            while at < len(order):
-                job = order[at]
+            waits_for[rank] = -1
+            for job in order[at:]:
                 if ready[job] > now:
                     if ready[job] == NEVER:
+                        waits_for[rank] = job
                         break
                     now = ready[job]
                 started[job] = now
                 now += seconds[job]
+                at += 1
                 receiver = target[job]
                 if receiver >= 0:
-                    link, message_s, latency_s = links[line_of[job]]
-                    if link is None:
+                    link, message_s, latency_s = links[job]
+                    if link < 0:
                         ready[receiver] = now
                     else:
-                        leaves = (max(link_free[link], now)) + message_s
-                        link_free[link] = leaves
+                        link_free[link] = leaves = max(now, link_free[link]) + message_s
                         ready[receiver] = leaves + latency_s
-                        other = rank_of[receiver]
-                        if position[other] < len(orders[other]) and orders[other][position[other]] == receiver:
-                            awake.append(other)
-                at += 1
+                        if waits_for[rank_of[receiver]] == receiver:
+                            awake.append(rank_of[receiver])
             position[rank], free[rank] = at, now
-            played += at
-        return started if played == self.num_jobs else None
+        return started if sum(position) == self.num_jobs else None
 
     def flows(self, orders: Orders) -> bool:
         """Say whether no rank waits for ever even where sends wait for their receivers, as `validate` has it."""
