@@ -189,7 +189,7 @@ def test_waits_are_named_by_what_the_rank_still_has_to_do():
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name is not ScheduleName.AUTO])  # test_search.py
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name is not ScheduleName.AUTO])  # test_auto.py
 @settings(deadline=None)  # V-shaped lists are made by trying
 @given(p=st.integers(1, 4), m=few)
 def test_every_schedule_can_be_played_and_reads_back_what_it_printed(name, p, m):

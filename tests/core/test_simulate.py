@@ -18,7 +18,7 @@ from pipelinejob.simulate import shared_seconds, simulate
 from pipelinejob.timeline import COMPUTE, SpanKind, bubble_ratio
 
 seconds = st.floats(0.001, 10)
-NAMES = sorted(name for name in FAMILIES if name is not ScheduleName.AUTO)  # which test_search.py plays
+NAMES = sorted(name for name in FAMILIES if name is not ScheduleName.AUTO)  # which test_auto.py plays
 FLUSHED = (ScheduleName.GPIPE, ScheduleName.ONE_F_ONE_B)
 
 

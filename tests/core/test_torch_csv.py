@@ -28,7 +28,7 @@ def test_blanks_pairs_and_what_torch_adds_are_read_for_what_they_say():
     assert render(torch_csv.read(text)) == "F0 F1 B0 B1\nF0 B0 F1 B1\n"
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name is not ScheduleName.AUTO])  # test_search.py
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name is not ScheduleName.AUTO])  # test_auto.py
 @settings(deadline=None)  # V-shaped lists are made by trying
 @given(p=st.integers(1, 5), m=st.integers(1, 8))
 def test_what_was_written_reads_back(name, p, m):
