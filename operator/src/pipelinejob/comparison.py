@@ -62,7 +62,9 @@ class Outcome:
     @property
     def distance(self) -> float | None:
         """Give how much longer than the lower bound it takes, as a share of the bound."""
-        return None if self.lower_bound_s is None else self.simulation.makespan_s / self.lower_bound_s - 1
+        if self.lower_bound_s is None:
+            return None
+        return max(0.0, self.simulation.makespan_s / self.lower_bound_s - 1)  # below 0 by rounding alone
 
 
 def outcome(

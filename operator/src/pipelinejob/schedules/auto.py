@@ -58,7 +58,7 @@ class Found:
     @property
     def distance(self) -> float:
         """Give by which share of the bound the makespan is above it."""
-        return self.makespan_s / self.bound_s - 1
+        return max(0.0, self.makespan_s / self.bound_s - 1)  # below 0 by rounding alone
 
 
 def search(setting: Setting, named: Named) -> Found:
