@@ -21,6 +21,7 @@ from pipelinejob.schedules.actions import (
 )
 from pipelinejob.schedules.memory import peak_activations
 
+_ROUNDING = 1 + 1e-9  # of caps that were divided, as bytes by bytes
 RECEIVES_AHEAD = 2  # as the trainer's links have it
 
 _Link = tuple[int, int, int, bool]  # sending rank, receiving rank, sending stage, whether activations
@@ -129,7 +130,7 @@ def _check_versions(schedule: Schedule) -> None:
 
 def _check_caps(schedule: Schedule, caps: Sequence[float] | None) -> None:
     for rank, (peak, cap) in enumerate(zip(peak_activations(schedule), caps or (), strict=bool(caps))):
-        if peak > cap:
+        if peak > cap * _ROUNDING:
             raise ScheduleError(f"rank {rank} holds the activations of {peak:g} micro-batches; its cap is {cap:g}")
 
 
