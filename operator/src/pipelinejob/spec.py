@@ -246,7 +246,7 @@ class Evaluation(Value):
             min_length=1,
             max_length=64,
             description="Files, or globs of files, to evaluate on, readable in every first and last stage; "
-            "the training text if unset.",
+            "if unset, the last twentieth of the training text, which is then not trained on.",
             json_schema_extra={"x-kubernetes-list-type": "atomic"},
         ),
     ] = None
