@@ -6,12 +6,12 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from pipelinejob import names
+from pipelinejob.quantities import Resources, add, resources, subtract
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
 from pipelinejob_operator.objects.manifests import stage_pod
 from pipelinejob_operator.objects.pods import pod_requests
-from pipelinejob_operator.objects.quantities import Resources, add, resources, subtract
 
 
 class Claim(NamedTuple):

@@ -6,6 +6,7 @@ from fractions import Fraction
 from pipelinejob.placement import place
 from pipelinejob.placement_room import Demand
 from pipelinejob.plan import Placement
+from pipelinejob.quantities import Resources
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.topology import NodeInfo, Topology
 from pipelinejob_operator.admission.capacity import allocatable
@@ -15,7 +16,6 @@ from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
 from pipelinejob_operator.objects.manifests import stage_pod
 from pipelinejob_operator.objects.pods import pod_requests
-from pipelinejob_operator.objects.quantities import Resources
 
 Free = Mapping[str, Resources]
 _PODS = "pods"

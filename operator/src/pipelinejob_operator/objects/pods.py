@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from pipelinejob import names
 from pipelinejob.progress import ExitCode, Termination
+from pipelinejob.quantities import add, greatest, resources
 from pipelinejob_operator.cluster import Object, Reference
 from pipelinejob_operator.objects.job import Rank, parse_time
-from pipelinejob_operator.objects.quantities import add, greatest, resources
 
 # A container that waits for one of these will not start until somebody changes something.
 STUCK_REASONS = frozenset(
