@@ -62,6 +62,7 @@ class Profile(Value):
 
     `concurrency` is how many stages of one node truly compute at once (processor cores over threads of a stage); None
     means each has its own device. `link_s` and `link_bytes_per_s` describe one hop between neighbouring stages.
+    `action_s` is the rank's own book-keeping for each action, outside the layers: spans, receives posted, sends begun.
     """
 
     source: CostSource
@@ -69,6 +70,7 @@ class Profile(Value):
     concurrency: int | None = None
     link_s: float = 0.0
     link_bytes_per_s: float | None = None
+    action_s: float = 0.0
     step_overhead_s: float = 0.0  # each step, outside the schedule: data, norm all-reduce, book-keeping
     stage_speeds: tuple[float, ...] | None = None  # relative to the device of the costs; unset: all alike
     device_memory_bytes: int | None = None  # of each stage; the partition keeps within it

@@ -272,7 +272,7 @@ class _Program:
                     self.seconds[number] = update_s[rank] * slowdowns[rank] if update_s else 0.0
                 else:
                     stage = stages_of[schedule.route_of[micro_batch]][chunk]
-                    self.seconds[number] = seconds_of[kind][stage] * factor
+                    self.seconds[number] = seconds_of[kind][stage] * factor + costs.action_s
                     if kind is ActionKind.FORWARD:
                         forwards[micro_batch * stages + stage] = number
                     elif kind in GIVES_GRADIENT:

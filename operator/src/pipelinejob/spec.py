@@ -23,6 +23,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointVolume",
     "Corpus",
+    "CostsReference",
     "Data",
     "Device",
     "Evaluation",
@@ -121,6 +122,22 @@ class Partition(Value):
             json_schema_extra={"x-kubernetes-list-type": "atomic"},
         ),
     ] = None
+
+
+class CostsReference(Value):
+    """Where measured costs of the layers are."""
+
+    config_map: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=253,
+            description="A ConfigMap of the job's namespace, as `pipelinejob profile --config-map` writes it.",
+        ),
+    ]
+    key: Annotated[str, Field(min_length=1, max_length=253, description="Its entry that holds the profile.")] = (
+        "profile.json"
+    )
 
 
 class TopologyScope(Value):
@@ -387,6 +404,13 @@ class PipelineJobSpec(Value):
     partition: Annotated[Partition, Field(description="Which layers stand on which stage; by cost if unset.")] = (
         Partition()
     )
+    costs: Annotated[
+        CostsReference | None,
+        Field(
+            description="Measured costs of the layers, to plan with; derived from the model's sizes if unset. "
+            "A change counts from the next plan."
+        ),
+    ] = None
     topology: Annotated[Topology, Field(description="The network's shape and how close the stages must be.")] = (
         Topology()
     )

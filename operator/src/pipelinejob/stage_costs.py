@@ -45,6 +45,7 @@ class Division:
             forward_s=tuple(sum(layer.forward_s for layer in self.layers(stage)) for stage in stages),
             input_s=tuple(self._input_s(stage) for stage in stages),
             weight_s=tuple(self._weight_s(stage) for stage in stages),
+            action_s=self.profile.action_s,
             speeds=self.profile.stage_speeds,
             link=Link(latency_s=self.profile.link_s),
             links=MappingProxyType(self._links()),

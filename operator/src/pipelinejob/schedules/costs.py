@@ -26,12 +26,14 @@ class Costs:
 
     The first stage's `input_s` is what it takes to reach the output of its first layer; there is no input gradient.
     A full backward takes `input_s + weight_s`. `speeds` (of each rank; unset: all 1) divide. `links` holds what differs
-    from `link`, by (from rank, to rank); a stage that hands on within its rank pays nothing.
+    from `link`, by (from rank, to rank); a stage that hands on within its rank pays nothing. `action_s` is what each
+    action takes beside its compute, whatever the rank's speed.
     """
 
     forward_s: tuple[float, ...]
     input_s: tuple[float, ...]
     weight_s: tuple[float, ...]
+    action_s: float = 0.0
     speeds: tuple[float, ...] | None = None
     link: Link = Link()
     links: Mapping[tuple[int, int], Link] = field(default_factory=lambda: MappingProxyType({}))
