@@ -197,6 +197,13 @@ def test_a_jobs_metrics_are_its_statuss_and_go_with_it():
                 "loss": "2.431",
                 "bubble": "27.3%",
                 "conditions": [{"type": "Placed", "status": "True"}],
+                "crossings": {"leaf": 1, "node": 7},
+                "placement": {
+                    "crossed": "leaf 1, node 7",
+                    "penalty": "1.2%",
+                    "leastPenalty": "0.4%",
+                    "roomLeft": {"leaf": 5},
+                },
             },
         }
     ]
@@ -213,9 +220,30 @@ def test_a_jobs_metrics_are_its_statuss_and_go_with_it():
     assert value("pipelinejob_job_step") == 120
     assert value("pipelinejob_job_loss") == 2.431
     assert value("pipelinejob_job_bubble_ratio") == pytest.approx(0.273)
+    assert value("pipelinejob_placement_crossings", level="leaf") == 1
+    assert value("pipelinejob_placement_crossings", level="node") == 7
+    assert value("pipelinejob_placement_penalty_ratio") == pytest.approx(0.012)
+    assert value("pipelinejob_placement_least_penalty_ratio") == pytest.approx(0.004)
+    assert value("pipelinejob_placement_room_left", level="leaf") == 5
 
     jobs.clear()
     assert value("pipelinejob_restarts_total") is None
+
+
+def test_a_job_without_a_place_is_counted_under_the_reason_why():
+    def job(name: str, **more: Any) -> dict[str, Any]:
+        condition = {"type": "Placed", "status": "False", "reason": "NoRoom"}
+        return {"metadata": {"namespace": "n", "name": name}, "status": {"conditions": [condition], **more}}
+
+    metrics = OperatorMetrics()
+    metrics.describe_jobs(lambda: [job("waits"), job("ended", completionTime="2026-01-02T03:04:05Z")])
+
+    def value(name: str) -> float | None:
+        labels = {"namespace": "n", "pipelinejob": name, "reason": "NoRoom"}
+        return metrics.registry.get_sample_value("pipelinejob_waiting_reason", labels)
+
+    assert value("waits") == 1
+    assert value("ended") is None
 
 
 # ---- what is kept

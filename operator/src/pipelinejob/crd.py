@@ -55,6 +55,8 @@ COLUMNS = (
     ("Age", ".metadata.creationTimestamp", "date", 0, "Time since it was created."),
     ("Schedule", ".spec.schedule.name", "string", 1, "The micro-batch schedule."),
     ("Nodes", ".status.nodes", "string", 1, "The nodes in use."),
+    ("Crossings", ".status.placement.crossed", "string", 1, "Neighbouring stages parted at each level."),
+    ("Penalty", ".status.placement.penalty", "string", 1, "Predicted share of a step that the crossings cost."),
     ("Tokens/s", ".status.tokensPerSecond", "string", 1, "Measured tokens a second."),
 )
 

@@ -81,6 +81,9 @@ class Placement(Value):
 
     assignments: tuple[Assignment, ...]
     crossings: dict[str, int]  # level -> stage boundaries that cross it
+    penalty_s: float | None = None  # predicted: what a step is longer by than with all on the closest links
+    best_penalty_s: float | None = None  # the least of it that any place would have cost with what was free
+    room_left: dict[str, int] = {}  # level -> stages like these that still fit into one of its domains  # noqa: RUF012
 
 
 class Plan(Value):

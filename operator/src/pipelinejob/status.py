@@ -111,6 +111,28 @@ class PlanSummary(Value):
     ]
 
 
+class PlacementSummary(Value):
+    """How good the gang's place is. What it costs is predicted; room is as it was when the place was chosen."""
+
+    crossed: Annotated[
+        Short, Field(description="Neighbouring stages parted by level, coarse to fine: `leaf 1, node 7`, or `none`.")
+    ]
+    penalty: Annotated[
+        Short | None,
+        Field(
+            description="Predicted share of a step that this costs, against all stages on the closest links; unset "
+            "where nothing is known of layers or links."
+        ),
+    ] = None
+    least_penalty: Annotated[
+        Short | None, Field(description="The least that any place would have cost with the nodes that were free.")
+    ] = None
+    room_left: Annotated[
+        dict[Short, Count] | None,
+        Field(description="Stages like these that still fit into one domain of each level, coarse to fine."),
+    ] = None
+
+
 class StageStatus(Value):
     """One rank: stage `stage` of replica `replica`."""
 
@@ -197,6 +219,9 @@ class PipelineJobStatus(Value):
     crossings: Annotated[
         dict[Short, Count] | None,
         Field(description="Neighbouring stages parted at each level of the topology, coarse to fine."),
+    ] = None
+    placement: Annotated[
+        PlacementSummary | None, Field(description="How good the place is, and what it leaves for others.")
     ] = None
     progress_time: Annotated[Time | None, Field(description="When these measurements were written last.")] = None
 

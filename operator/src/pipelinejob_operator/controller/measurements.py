@@ -7,7 +7,15 @@ from typing import Any
 from pipelinejob import names
 from pipelinejob.plan import Assignment, Placement, Plan
 from pipelinejob.progress import ExitCode, Progress
-from pipelinejob.status import PipelineJobStatus, PlannedStage, PlanSummary, StageStatus, decimal, percent
+from pipelinejob.status import (
+    PipelineJobStatus,
+    PlacementSummary,
+    PlannedStage,
+    PlanSummary,
+    StageStatus,
+    decimal,
+    percent,
+)
 from pipelinejob_operator.objects.job import Job, Rank, format_time, parse_time
 from pipelinejob_operator.objects.pods import Ending, StagePod
 
@@ -35,6 +43,21 @@ def summarize(plan: Plan) -> PlanSummary:
     )
 
 
+def summarize_placement(placement: Placement, step_s: float | None) -> PlacementSummary:
+    """Write how good a place is; `step_s` is the predicted step, None where seconds mean nothing."""
+    crossed = ", ".join(f"{level} {count}" for level, count in placement.crossings.items() if count)
+
+    def share(seconds: float | None) -> str | None:
+        return None if seconds is None or not step_s else percent(seconds / step_s)
+
+    return PlacementSummary(
+        crossed=crossed or "none",
+        penalty=share(placement.penalty_s),
+        least_penalty=share(placement.best_penalty_s),
+        room_left=placement.room_left or None,
+    )
+
+
 def with_plan(status: PipelineJobStatus, job: Job, plan: Plan) -> PipelineJobStatus:
     """Write where every rank goes."""
     assert plan.placement is not None, "only placed plans are written"
@@ -56,6 +79,7 @@ def with_plan(status: PipelineJobStatus, job: Job, plan: Plan) -> PipelineJobSta
             "stages_ready": f"0/{len(stages)}",
             "nodes": _nodes(stages),
             "crossings": plan.placement.crossings,
+            "placement": summarize_placement(plan.placement, _step_s(plan)),
             "steps": plan.training.steps,
         }
     )
@@ -80,6 +104,7 @@ def without_nodes(status: PipelineJobStatus, *, failed: Rank | None = None) -> P
             "stages_ready": f"0/{len(stages)}" if stages else None,
             "nodes": None,
             "crossings": None,
+            "placement": None,
         }
     )
 
@@ -135,6 +160,10 @@ def with_last_words(status: PipelineJobStatus, endings: Iterable[Ending]) -> Pip
     return status.model_copy(
         update={"last_checkpoint_step": step, "step": step, "progress": progress_share(step, status.steps)}
     )
+
+
+def _step_s(plan: Plan) -> float | None:
+    return plan.prediction.step_s if plan.prediction.is_absolute else None
 
 
 def _restarts(status: PipelineJobStatus, rank: Rank) -> int:

@@ -3,13 +3,14 @@
 What is said of a job is read from the cache at each scrape, so it goes when the job goes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from pipelinejob.status import ConditionStatus, ConditionType
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.process.leader import LEASE_NAME
 
@@ -100,7 +101,7 @@ class OperatorMetrics:
 
 
 class _Jobs(Collector):
-    """Conditions, restarts and progress of every job, as its status has them."""
+    """Conditions, restarts, progress and placement of every job, as its status has them."""
 
     def __init__(self, jobs: Callable[[], Sequence[Object]]) -> None:
         self._jobs = jobs
@@ -122,7 +123,23 @@ class _Jobs(Collector):
             for field in ("step", "loss", "bubble"):
                 if (number := _number(status.get(field))) is not None:
                     families[field].add_metric(labels, number)
+            _describe_place(families, labels, status)
         return iter(families.values())
+
+
+def _describe_place(families: Mapping[str, Any], labels: tuple[str, str], status: Mapping[str, Any]) -> None:
+    """Say how good the job's place is, or why it has none."""
+    placement = status.get("placement") or {}
+    for field, counts in (("crossings", status.get("crossings")), ("room_left", placement.get("roomLeft"))):
+        for level, count in (counts or {}).items():
+            families[field].add_metric((*labels, level), float(count))
+    for field, share in (("penalty", placement.get("penalty")), ("least_penalty", placement.get("leastPenalty"))):
+        if (number := _number(share)) is not None:
+            families[field].add_metric(labels, number)
+    if status.get("completionTime") is None:
+        for condition in status.get("conditions") or ():
+            if (condition["type"], condition["status"]) == (ConditionType.PLACED, ConditionStatus.FALSE):
+                families["waiting"].add_metric((*labels, condition["reason"]), 1.0)
 
 
 def _families() -> dict[str, Any]:
@@ -141,6 +158,29 @@ def _families() -> dict[str, Any]:
         ),
         "bubble": GaugeMetricFamily(
             "pipelinejob_job_bubble_ratio", "Measured bubble of late, the mean over stages.", labels=_JOB_LABELS
+        ),
+        "crossings": GaugeMetricFamily(
+            "pipelinejob_placement_crossings",
+            "Neighbouring stages parted at a level of the network.",
+            labels=(*_JOB_LABELS, "level"),
+        ),
+        "room_left": GaugeMetricFamily(
+            "pipelinejob_placement_room_left",
+            "Stages like the job's that still fitted into one domain of a level when it was placed.",
+            labels=(*_JOB_LABELS, "level"),
+        ),
+        "penalty": GaugeMetricFamily(
+            "pipelinejob_placement_penalty_ratio",
+            "Predicted share of a step that the job's crossings cost.",
+            labels=_JOB_LABELS,
+        ),
+        "least_penalty": GaugeMetricFamily(
+            "pipelinejob_placement_least_penalty_ratio",
+            "The least of it that any place would have cost with what was free.",
+            labels=_JOB_LABELS,
+        ),
+        "waiting": GaugeMetricFamily(
+            "pipelinejob_waiting_reason", "1 for the reason why a job has no place.", labels=(*_JOB_LABELS, "reason")
         ),
     }
 
