@@ -4,9 +4,10 @@
 
 One process a rank over gloo; forward, input gradient and weight gradient of a rank's share take 40 ms each. The ideal
 is the simulator's, with nothing beside compute. torch plays its own schedule of that name, where it has one, and our
-list, where it can; and our runtime plays torch's interleaved zero bubble. Ends with 1 if anything is out of its bound:
-our least step within 2 % of the ideal (3 % from 8 ranks on), our median one within 3 % of the plan, our bubble within 2
-points of it, and our least step no longer than any peer's.
+list, where it can; and our runtime plays torch's interleaved zero bubble. The limit is the list's waits and messages
+with nothing else (`limit.py`): what this machine takes for them longer than the ideal is nobody's to save. Ends with 1
+if anything is out of its bound: our least step within 2 % of the ideal (3 % from 8 ranks on), our median one within 3 %
+of the plan, our bubble within 2 points of it, and our least step no longer than any peer's.
 """
 
 import sys
@@ -30,17 +31,20 @@ from harness import (
     torchs_runtime,
     write,
 )
+from limit import waits_and_messages
 from peers import TORCHS_OWN, deepspeed, has_deepspeed, torchs_list, torchs_own, torchs_route
 from pipelinejob.schedules import catalogue
 from pipelinejob.schedules.actions import F, Schedule, one_route
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.simulate import Simulation
+from pipelinejob_trainer.models.virtual import VOCABULARY_SIZE
 from pipelinejob_trainer.parallel import process_groups
 from pipelinejob_trainer.torch_runtime import reason_against
 
 SHARE_MS = 40  # as long as a stage of a large model takes; what a runtime costs by itself is a share of it
 PLAN_BOUND, BUBBLE_BOUND = 0.03, 0.02
+LIMIT = "limit"
 TORCHS_ALONE = "InterleavedZeroBubble"  # a list that only torch makes
 
 
@@ -66,11 +70,19 @@ class Row:
     schedule: str
     plan: Simulation
     ours: Measured
+    limit: Measured
     peers: dict[str, Measured]
 
     @property
     def over_ideal(self) -> float:
-        return self.ours.least_s / self.plan.step_s - 1
+        return self._over(self.ours)
+
+    @property
+    def limit_over_ideal(self) -> float:
+        return self._over(self.limit)
+
+    def _over(self, measured: Measured) -> float:
+        return measured.least_s / self.plan.step_s - 1
 
     @property
     def off_plan(self) -> float:
@@ -97,6 +109,7 @@ class Row:
             "ideal_s": self.plan.step_s,
             "bubble_planned": self.plan.bubble_rate,
             "ours": asdict(self.ours),
+            "limit": asdict(self.limit),
             "peers": {who: asdict(peer) for who, peer in self.peers.items()},
             "problems": self.problems,
         }
@@ -113,6 +126,7 @@ def built(name: str, options: Options) -> Schedule:
 def measure(rank: int, options: Options) -> tuple[dict[str, Schedule], dict[str, list]]:
     """One process: play every schedule with every player, in turns."""
     groups = process_groups(pipeline=options.ranks, data=1)
+    costs = even_costs(options.ranks, share_ms=options.share_ms)
     schedules: dict[str, Schedule] = {}
     players: dict[str, Player] = {}
     for name in options.schedules:
@@ -120,6 +134,9 @@ def measure(rank: int, options: Options) -> tuple[dict[str, Schedule], dict[str,
         job = even_job(schedule, share_ms=options.share_ms)
         schedules[name] = schedule
         players[f"{name}|ours"] = ours(job, rank, groups)
+        players[f"{name}|{LIMIT}"] = waits_and_messages(
+            schedule, costs, rank, groups, message_shape=(1, job.data.sequence_length, VOCABULARY_SIZE)
+        )
         if reason_against(schedule, job.rows) is None:
             players[f"{name}|torch, our list"] = torchs_runtime(job, rank)
         if name in TORCHS_OWN:
@@ -145,7 +162,9 @@ def report(options: Options, schedules: dict[str, Schedule], measured: dict[str,
     rows = []
     for name, schedule in schedules.items():
         mine = {who: m for key, m in measured.items() for row, who in [key.split("|")] if row == name}
-        rows.append(Row(schedule=name, plan=ideal(schedule, costs), ours=mine.pop("ours"), peers=mine))
+        rows.append(
+            Row(schedule=name, plan=ideal(schedule, costs), ours=mine.pop("ours"), limit=mine.pop(LIMIT), peers=mine)
+        )
     return rows
 
 
@@ -156,12 +175,13 @@ def print_table(options: Options, rows: Sequence[Row]) -> None:
         f" s, least (median); load {load():.1f}; DeepSpeed {'is' if has_deepspeed() else 'is NOT'} here"
     )
     whose = ("torch, its own", "torch, our list", "DeepSpeed")
-    print(f"| schedule | ideal | ours | over | bubble, planned | bubble | {' | '.join(whose)} | |")
-    print("|---" * (7 + len(whose)) + "|")
+    print(f"| schedule | ideal | ours | over | limit, over | bubble, planned | bubble | {' | '.join(whose)} | |")
+    print("|---" * (8 + len(whose)) + "|")
     for row in rows:
         peers = " | ".join(str(row.peers.get(who, "")) for who in whose)
         print(
-            f"| {row.schedule} | {row.plan.step_s:.3f} | {row.ours} | {row.over_ideal:.1%} | {row.plan.bubble_rate:.4f}"
+            f"| {row.schedule} | {row.plan.step_s:.3f} | {row.ours} | {row.over_ideal:.1%} | {row.limit_over_ideal:.1%}"
+            f" | {row.plan.bubble_rate:.4f}"
             f" | {row.bubble:.4f} | {peers} | {', '.join(row.problems) or 'holds'} |"
         )
 

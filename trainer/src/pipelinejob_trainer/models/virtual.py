@@ -25,7 +25,7 @@ from torch import nn
 
 from pipelinejob_trainer.errors import UserError
 
-_VOCABULARY_SIZE = 256
+VOCABULARY_SIZE = 256  # the width of what its layers take and give
 
 
 class Sleeper:
@@ -117,7 +117,7 @@ class Virtual(nn.Module):
 
     def __init__(self, *, forward_s: float, input_s: float, weight_s: float) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(_VOCABULARY_SIZE))
+        self.scale = nn.Parameter(torch.ones(VOCABULARY_SIZE))
         self._forward_s = forward_s
         self._input_s = input_s
         self._weight_s = weight_s
@@ -146,7 +146,7 @@ def layers(*, forward_ms: str, input_ms: str, weight_ms: str, layers: str = "1",
         for name, given in (("forward_ms", forward_ms), ("input_ms", input_ms), ("weight_ms", weight_ms))
     ]
     return [
-        nn.Embedding(_VOCABULARY_SIZE, _VOCABULARY_SIZE),
+        nn.Embedding(VOCABULARY_SIZE, VOCABULARY_SIZE),
         *(
             Virtual(forward_s=forward_s, input_s=input_s, weight_s=weight_s)
             for forward_s, input_s, weight_s in zip(*costs_s, strict=True)
