@@ -14,12 +14,14 @@ from pydantic import Field
 from pipelinejob.rules import Rule, changing_only_while_suspended, ruled, rules_extra, unchanging
 from pipelinejob.schedule_spec import LAYERS, LAYERS_KNOWN, SCHEDULE_RULES, ScheduleSpec
 from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.scheduling import BINDING_RULE, Binding, Scheduling
 from pipelinejob.values import Value
 from pipelinejob.workload import Corpus, Data, GptModel, Model
 
 # Model, data and schedule stand in files of their own, but belong to the spec like the rest.
 __all__ = [
     "MAX_RANKS",
+    "Binding",
     "Checkpoint",
     "CheckpointVolume",
     "Corpus",
@@ -39,6 +41,7 @@ __all__ = [
     "RestartAction",
     "ScheduleName",
     "ScheduleSpec",
+    "Scheduling",
     "StageTemplate",
     "Topology",
     "TopologyScope",
@@ -379,6 +382,7 @@ class PipelineJobSpec(Value):
             field=".stageTemplates",
         ),
         *SCHEDULE_RULES,
+        BINDING_RULE,
         unchanging("model", why="the checkpoints hold this one"),
         unchanging("data", why="the position in it is part of the checkpoints"),
         *map(
@@ -414,6 +418,7 @@ class PipelineJobSpec(Value):
     topology: Annotated[Topology, Field(description="The network's shape and how close the stages must be.")] = (
         Topology()
     )
+    scheduling: Annotated[Scheduling, Field(description="Whose turn it is, and who chooses the nodes.")] = Scheduling()
     training: Annotated[Training, Field(description="What is trained, how far, and how.")]
     evaluation: Annotated[
         Evaluation | None, Field(description="When and on what the model is evaluated; never if unset.")
