@@ -120,7 +120,7 @@ def test_a_level_answers_to_its_name_and_to_its_labels():
             lambda: Topology.of([], profile="gkee"),
             (
                 "spec.topology.profile: there is no profile 'gkee'; use auto, or one of gke, eks, oci, coreweave, "
-                "alibaba, topograph, topograph-v0, kueue-docs, kubernetes"
+                "alibaba, topograph, topograph-v0, kueue-docs, volcano, kubernetes"
             ),
         ),
         (

@@ -15,6 +15,7 @@ from pipelinejob.rules import Rule, changing_only_while_suspended, ruled, rules_
 from pipelinejob.schedule_spec import LAYERS, LAYERS_KNOWN, SCHEDULE_RULES, ScheduleSpec
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.scheduling import BINDING_RULE, Binding, Scheduling
+from pipelinejob.topology_profile import MissingLabels
 from pipelinejob.values import Value
 from pipelinejob.workload import Corpus, Data, GptModel, Model
 
@@ -189,7 +190,7 @@ class Topology(Value):
         Field(
             min_length=1,
             max_length=63,
-            description="Which node labels to read: a preset's name, or `auto` to detect it.",
+            description="Which node labels to read: a TopologyProfile's or a preset's name, or `auto` to detect it.",
         ),
     ] = "auto"
     levels: Annotated[
@@ -212,6 +213,13 @@ class Topology(Value):
                     ),
                 ),
             },
+        ),
+    ] = None
+    missing_labels: Annotated[
+        MissingLabels | None,
+        Field(
+            description="What a node counts as that lacks a level's label. Separate, as if unset: a domain of its own. "
+            "Together: all such nodes are one domain. Exclude: it takes no stage. Overrides the TopologyProfile's."
         ),
     ] = None
     pipeline: Annotated[TopologyScope, Field(description="Closeness of the stages of one replica.")] = TopologyScope()

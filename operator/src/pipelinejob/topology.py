@@ -1,19 +1,30 @@
 """What the network looks like, read from node labels: a tree of domains, from coarse (zones) to fine (NVLink domains).
 
-A profile names the labels of one provider. Two traps stand between providers: AWS numbers its layers from the coarsest,
-topograph its tiers from the closest. Here levels always run from coarse to fine, and below the last one stands the
-node.
+Which labels those are says a preset (`topology_presets.py`), a TopologyProfile, or the manifest itself. Reading takes
+time in proportion to the nodes, 100,000 of them about a second.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import groupby
+from operator import itemgetter
+from types import MappingProxyType
 
 from pipelinejob import spec
 from pipelinejob.errors import SpecError
+from pipelinejob.topology_presets import HOSTNAME, NODE_LEVEL, PLAIN, PROFILES, Level, levels_of
+from pipelinejob.topology_profile import Link, MissingLabels, TopologyProfileSpec
 
-NODE_LEVEL = "node"
-HOSTNAME = "kubernetes.io/hostname"
+__all__ = ["HOSTNAME", "NODE_LEVEL", "PROFILES", "Domain", "Level", "NodeInfo", "Topology", "detect"]
+
+Profiles = Mapping[str, TopologyProfileSpec]  # the TopologyProfiles of a cluster, by name
+
+AUTO = "auto"
+_SHOWN = 3  # names in a note
+_NODE = Level(name=NODE_LEVEL, keys=(HOSTNAME,))
+_NO_PROFILES: Profiles = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,107 +35,6 @@ class NodeInfo:
     labels: Mapping[str, str] = field(default_factory=dict)
     free: Mapping[str, Fraction] = field(default_factory=dict)  # what is left of each resource
     unusable: str | None = None  # why no new pod may go there: `is cordoned`, `is not ready`
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
-    """One tier of the network. Of `keys` the first that a node carries counts; the others are its older names."""
-
-    name: str
-    keys: tuple[str, ...]
-    optional: bool = False  # not every node has one, and that needs no note
-
-    def value(self, labels: Mapping[str, str]) -> str | None:
-        """Give the node's domain at this level, None where it has no such label; an empty one counts as none."""
-        return next((labels[key] for key in self.keys if labels.get(key)), None)
-
-    def is_called(self, name: str) -> bool:
-        """Say whether a user means this level."""
-        return name == self.name or name in self.keys
-
-
-_CLIQUE = "nvidia.com/gpu.clique"
-_REGION = Level(name="region", keys=("topology.kubernetes.io/region",))
-_ZONE = Level(name="zone", keys=("topology.kubernetes.io/zone",))
-_NODE = Level(name=NODE_LEVEL, keys=(HOSTNAME,))
-
-
-def _nvlink(*keys: str) -> Level:
-    return Level(name="nvlink", keys=(*keys, _CLIQUE), optional=True)
-
-
-# Each from coarse to fine, the zone above all, the NVLink domain below the switches.
-PROFILES: Mapping[str, tuple[Level, ...]] = {
-    "gke": (
-        _ZONE,
-        Level(name="block", keys=("cloud.google.com/gce-topology-block",)),
-        Level(name="subblock", keys=("cloud.google.com/gce-topology-subblock",)),
-        Level(name="host", keys=("cloud.google.com/gce-topology-host",)),
-        _nvlink(),
-    ),
-    "eks": (  # layer 1 is the coarsest
-        _ZONE,
-        Level(name="spine", keys=("topology.k8s.aws/network-node-layer-1",)),
-        Level(name="aggregation", keys=("topology.k8s.aws/network-node-layer-2",)),
-        Level(name="leaf", keys=("topology.k8s.aws/network-node-layer-3",)),
-        _nvlink("topology.k8s.aws/ultraserver-id"),
-    ),
-    "oci": (
-        _ZONE,
-        Level(name="island", keys=("oci.oraclecloud.com/host.hpc_island_id",)),
-        Level(name="block", keys=("oci.oraclecloud.com/host.network_block_id",)),
-        Level(name="local-block", keys=("oci.oraclecloud.com/host.local_block_id",)),
-        Level(name="rack", keys=("oci.oraclecloud.com/host.rack_id",)),
-        _nvlink(),
-    ),
-    "coreweave": (
-        _ZONE,
-        Level(name="fabric", keys=("backend.coreweave.cloud/fabric",)),
-        Level(name="superpod", keys=("backend.coreweave.cloud/superpod",)),
-        Level(name="leaf", keys=("backend.coreweave.cloud/leafgroup",)),
-        _nvlink("ds.coreweave.com/nvlink.domain"),
-    ),
-    "alibaba": (
-        _ZONE,
-        Level(name="pod", keys=("alibabacloud.com/point-of-delivery",)),
-        Level(name="leaf", keys=("alibabacloud.com/asw-id",)),
-        _nvlink(),
-    ),
-    "topograph": (  # tier 0 is the closest switch
-        _ZONE,
-        Level(name="tier-3", keys=("fabric.topograph.run/tier-3",)),
-        Level(name="core", keys=("fabric.topograph.run/tier-2",)),
-        Level(name="spine", keys=("fabric.topograph.run/tier-1",)),
-        Level(name="leaf", keys=("fabric.topograph.run/tier-0",)),
-        _nvlink("accelerator.topograph.run/domain"),
-        Level(name="nvlink-sub", keys=("accelerator.topograph.run/sub-domain",), optional=True),
-    ),
-    "topograph-v0": (  # versions 0.2 to 0.5, and what 0.1 called the same
-        _ZONE,
-        Level(name="core", keys=("network.topology.nvidia.com/core", "network.topology.nvidia.com/datacenter")),
-        Level(name="spine", keys=("network.topology.nvidia.com/spine",)),
-        Level(name="leaf", keys=("network.topology.nvidia.com/leaf", "network.topology.nvidia.com/block")),
-        _nvlink("network.topology.nvidia.com/accelerator"),
-    ),
-    "kueue-docs": (  # the placeholder of Kueue's documentation, copied verbatim by many
-        _ZONE,
-        Level(name="block", keys=("cloud.provider.com/topology-block",)),
-        Level(name="rack", keys=("cloud.provider.com/topology-rack",)),
-        Level(name="host", keys=("cloud.provider.com/topology-host",)),
-        _nvlink(),
-    ),
-    "kubernetes": (
-        _REGION,
-        _ZONE,
-        Level(name="block", keys=("topology.kubernetes.io/block",)),
-        Level(name="rack", keys=("topology.kubernetes.io/rack",)),
-        _nvlink(),
-    ),
-}
-AUTO = "auto"
-_SHOWN = 3  # names in a note
-_EVERYWHERE = "kubernetes"  # its labels stand beside every provider's own
-_COMMON = {key for level in PROFILES[_EVERYWHERE] for key in level.keys}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,26 +69,46 @@ class Topology:
     paths: Mapping[str, tuple[str, ...]]  # node -> its domains, one a level, the node last
     root: Domain
     notes: tuple[str, ...]  # what was odd about the labels
+    excluded: Mapping[str, str] = field(default_factory=dict)  # node -> why it stands in no domain
+    link: Link | None = None  # what joins two domains of the coarsest level, where a TopologyProfile says so
 
     @classmethod
-    def of(cls, nodes: Sequence[NodeInfo], profile: str = AUTO, levels: Sequence[str] | None = None) -> "Topology":
+    def of(
+        cls,
+        nodes: Sequence[NodeInfo],
+        profile: str = AUTO,
+        levels: Sequence[str] | None = None,
+        *,
+        missing: MissingLabels | None = None,
+        profiles: Profiles = _NO_PROFILES,
+    ) -> "Topology":
         """Read the tree from labels: by `levels` (label keys, coarse to fine) if given, else by a profile.
 
-        A node without a level's label stands in a domain of its own, and a note says so. Raises SpecError for a profile
-        that does not exist.
+        A profile is one of the cluster's `profiles` (TopologyProfiles) or a preset, in this order. `missing` says what
+        becomes of nodes without a level's label; if unset the TopologyProfile does, else each counts as a domain of its
+        own, and a note says so. Raises SpecError for a profile that does not exist.
         """
         if levels is not None:
-            return _topology("levels", tuple(Level(name=key, keys=(key,)) for key in levels if key != HOSTNAME), nodes)
-        name = detect(nodes) if profile == AUTO else profile
-        if name not in PROFILES:
-            known = ", ".join(PROFILES)
-            raise SpecError("spec.topology.profile", f"there is no profile {name!r}; use {AUTO}, or one of {known}")
-        return _topology(name, PROFILES[name], nodes)
+            shape = _Shape("levels", tuple(Level(name=key, keys=(key,)) for key in levels if key != HOSTNAME))
+        else:
+            shape = _shape(detect(nodes, profiles) if profile == AUTO else profile, profiles)
+        return _topology(shape, nodes, missing or shape.missing)
 
     @classmethod
-    def from_spec(cls, topology: spec.Topology, nodes: Sequence[NodeInfo]) -> "Topology":
+    def from_spec(
+        cls, topology: spec.Topology, nodes: Sequence[NodeInfo], profiles: Profiles = _NO_PROFILES
+    ) -> "Topology":
         """Read the tree that a manifest asks for."""
-        return cls.of(nodes, topology.profile, topology.levels)
+        return cls.of(nodes, topology.profile, topology.levels, missing=topology.missing_labels, profiles=profiles)
+
+    def usable(self, nodes: Sequence[NodeInfo]) -> Sequence[NodeInfo]:
+        """Give the nodes, those that stand in no domain marked as unusable."""
+        if not self.excluded:
+            return nodes
+        return [
+            replace(node, unusable=node.unusable or self.excluded[node.name]) if node.name in self.excluded else node
+            for node in nodes
+        ]
 
     def depth_of(self, level: str, *, path: str) -> int | None:
         """Count the levels down to the one that a user calls so; None if the profile knows it but no node carries it.
@@ -194,47 +124,106 @@ class Topology:
         raise SpecError(path, f"there is no level {level!r} in profile {self.profile}; use one of {known}")
 
 
-def detect(nodes: Sequence[NodeInfo]) -> str:
-    """Name the profile whose own labels most nodes carry; where none are, the plain Kubernetes one."""
-    counts = {name: _carriers(levels, nodes) for name, levels in PROFILES.items()}
-    best = max(counts, key=lambda name: counts[name])  # of equals the first
-    return best if counts[best] else _EVERYWHERE
+def detect(nodes: Sequence[NodeInfo], profiles: Profiles = _NO_PROFILES) -> str:
+    """Name the profile whose own labels most nodes carry: one of `profiles`, else a preset, else the plain one."""
+    for known in filter(None, ({name: levels_of(each) for name, each in profiles.items()}, PROFILES)):
+        counts = _carriers(known, nodes)
+        best = max(known, key=counts.__getitem__)  # of equals the first
+        if counts[best]:
+            return best
+    return PLAIN
 
 
-def _carriers(levels: Sequence[Level], nodes: Sequence[NodeInfo]) -> int:
-    own = {key for level in levels for key in level.keys} - _COMMON
-    return sum(any(node.labels.get(key) for key in own) for node in nodes)
+def _carriers(known: Mapping[str, Sequence[Level]], nodes: Sequence[NodeInfo]) -> Counter[str]:
+    """Count for each profile the nodes that carry a label which the plain one has not."""
+    common = {key for level in PROFILES[PLAIN] for key in level.keys} if known is PROFILES else set()
+    own = {name: {key for level in levels for key in level.keys} - common for name, levels in known.items()}
+    wanted = frozenset().union(*own.values())
+    # Most nodes carry the same few keys: those sets are counted, then who knows them.
+    carried = Counter(frozenset(key for key in wanted.intersection(node.labels) if node.labels[key]) for node in nodes)
+    counts: Counter[str] = Counter()
+    for keys, count in carried.items():
+        counts.update({name: count for name, owned in own.items() if owned & keys})
+    return counts
 
 
-def _topology(profile: str, levels: Sequence[Level], nodes: Sequence[NodeInfo]) -> Topology:
-    carried = tuple(level for level in levels if any(level.value(node.labels) for node in nodes))
-    paths = {node.name: _path(node, carried) for node in sorted(nodes, key=lambda node: node.name)}
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What there is to read of nodes."""
+
+    profile: str
+    levels: tuple[Level, ...]
+    missing: MissingLabels = MissingLabels.SEPARATE
+    link: Link | None = None
+
+
+def _shape(name: str, profiles: Profiles) -> _Shape:
+    if name in profiles:
+        profile = profiles[name]
+        return _Shape(name, levels_of(profile), profile.missing_labels, profile.cluster_link)
+    if name in PROFILES:
+        return _Shape(name, PROFILES[name])
+    known = ", ".join([*sorted(profiles), *PROFILES])
+    raise SpecError("spec.topology.profile", f"there is no profile {name!r}; use {AUTO}, or one of {known}")
+
+
+def _topology(shape: _Shape, nodes: Sequence[NodeInfo], missing: MissingLabels) -> Topology:
+    values = {level: [level.value(node.labels) for node in nodes] for level in shape.levels}
+    carried = tuple(level for level in shape.levels if any(values[level]))
+    excluded = _excluded(carried, values, nodes) if missing is MissingLabels.EXCLUDE else {}
+    columns = [_column(level, values[level], nodes, missing) for level in carried]
+    paths = sorted(zip(*columns, (node.name for node in nodes), strict=True))
+    known = [path for path in paths if path[-1] not in excluded] if excluded else paths
     return Topology(
-        profile=profile,
+        profile=shape.profile,
         levels=(*carried, _NODE),
-        absent=tuple(level for level in levels if level not in carried),
-        paths=paths,
-        root=_domain((), sorted(paths.values())),
-        notes=tuple(note for level in carried for note in _notes(level, nodes)),
+        absent=tuple(level for level in shape.levels if level not in carried),
+        paths={path[-1]: path for path in known},
+        root=_domain((), known),
+        notes=tuple(note for level in carried for note in _notes(level, values[level], nodes, missing)),
+        excluded=excluded,
+        link=shape.link,
     )
 
 
-def _path(node: NodeInfo, levels: Sequence[Level]) -> tuple[str, ...]:
-    return (*(level.value(node.labels) or f"only {node.name}" for level in levels), node.name)
+_Values = Sequence[str | None]
+
+
+def _column(level: Level, values: _Values, nodes: Sequence[NodeInfo], missing: MissingLabels) -> Sequence[str]:
+    """Give every node's domain at the level."""
+    if missing is MissingLabels.TOGETHER and not level.optional:
+        return [value or f"no {level.name}" for value in values]
+    return [value or f"only {node.name}" for value, node in zip(values, nodes, strict=True)]
+
+
+def _excluded(levels: Sequence[Level], values: Mapping[Level, _Values], nodes: Sequence[NodeInfo]) -> Mapping[str, str]:
+    return {
+        node.name: f"has no label {level.keys[0]}"
+        for level in reversed(levels)  # the coarsest counts
+        if not level.optional
+        for value, node in zip(values[level], nodes, strict=True)
+        if value is None
+    }
 
 
 def _domain(path: tuple[str, ...], node_paths: Sequence[tuple[str, ...]]) -> Domain:
+    """Make the domain of `path` over its nodes' paths, which are sorted."""
     depth = len(path)
     if node_paths and len(node_paths[0]) == depth:
         return Domain(path=path, node=path[-1])
-    parts: dict[str, list[tuple[str, ...]]] = {}
-    for each in node_paths:
-        parts.setdefault(each[depth], []).append(each)
-    return Domain(path=path, children=tuple(_domain((*path, name), part) for name, part in parts.items()))
+    children = ((name, list(part)) for name, part in groupby(node_paths, key=itemgetter(depth)))
+    return Domain(path=path, children=tuple(_domain((*path, name), part) for name, part in children))
 
 
-def _notes(level: Level, nodes: Sequence[NodeInfo]) -> Iterable[str]:
-    without = sorted(node.name for node in nodes if level.value(node.labels) is None)
+_MEANS = {
+    MissingLabels.SEPARATE: "so each counts as a {level} of its own",
+    MissingLabels.TOGETHER: "so they count as one {level}",
+    MissingLabels.EXCLUDE: "so they take no stage",
+}
+
+
+def _notes(level: Level, values: _Values, nodes: Sequence[NodeInfo], missing: MissingLabels) -> Iterator[str]:
+    without = sorted(node.name for value, node in zip(values, nodes, strict=True) if value is None)
     if without and not level.optional:
         shown = ", ".join(without[:_SHOWN]) + (f" and {len(without) - _SHOWN} more" if len(without) > _SHOWN else "")
-        yield f"{shown}: no label {level.keys[0]}, so each counts as a {level.name} of its own"
+        yield f"{shown}: no label {level.keys[0]}, {_MEANS[missing].format(level=level.name)}"
