@@ -45,6 +45,11 @@ def test_the_wheel_carries_all_three_packages(package, wheel):
     assert f"{package}/py.typed" in names
 
 
+def test_the_wheel_carries_the_data_on_hardware(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        assert "pipelinejob/hardware.toml" in archive.namelist()
+
+
 def test_the_core_imports_in_an_environment_of_its_own(wheel, tmp_path):
     """Without kopf, torch or kubernetes on the path, the pure core works."""
     pure = tmp_path / "site"

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from pipelinejob.hardware import DeviceKind, Hardware, default
 from pipelinejob.plan import CostSource
 from pipelinejob.spec import Data, Device, GptModel, Model, Precision, ScheduleSpec, Training
 from pipelinejob.values import Value
@@ -73,80 +74,12 @@ class Profile(Value):
     action_s: float = 0.0
     step_overhead_s: float = 0.0  # each step, outside the schedule: data, norm all-reduce, book-keeping
     stage_speeds: tuple[float, ...] | None = None  # relative to the device of the costs; unset: all alike
+    device: str | None = None  # the device kind (hardware.py) that the seconds are of, where one is known
     device_memory_bytes: int | None = None  # of each stage; the partition keeps within it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NominalDevice:
-    """A device by its data sheet: dense operations, fp32 without TF32 as torch's default has it."""
-
-    flops: dict[Precision, float]  # operations a second
-    attained: float  # share of them that training of transformers usually attains
-    memory_bytes: int | None  # None: shared with others, not ours to divide
-    memory_bytes_per_s: float
-    link_s: float
-    link_bytes_per_s: float  # between nodes: one 400 Gb/s port a GPU, or 10 Gb/s Ethernet
-
-
-def _gpu(name: str, *, bf16: float, fp32: float, memory: float, bandwidth: float) -> tuple[str, NominalDevice]:
-    return name, NominalDevice(
-        flops={Precision.BF16: bf16 * 1e12, Precision.FP32: fp32 * 1e12},
-        attained=0.4,  # model FLOPs utilisation of 0.38 to 0.43: Llama 3 on 16,384 H100 (arXiv 2407.21783, table 4)
-        memory_bytes=int(memory * 1e9),
-        memory_bytes_per_s=bandwidth * 1e12,
-        link_s=10e-6,
-        link_bytes_per_s=50e9,
-    )
-
-
-# NVIDIA's data sheets, SXM where there is a choice. Names are looked for in the node label nvidia.com/gpu.product.
-GPUS = dict(
-    (
-        _gpu("B200", bf16=2250, fp32=75, memory=180, bandwidth=7.7),
-        _gpu("H200", bf16=989, fp32=67, memory=141, bandwidth=4.8),
-        _gpu("H100", bf16=989, fp32=67, memory=80, bandwidth=3.35),
-        _gpu("A100-SXM4-80GB", bf16=312, fp32=19.5, memory=80, bandwidth=2.04),
-        _gpu("A100", bf16=312, fp32=19.5, memory=40, bandwidth=1.56),
-        _gpu("L40S", bf16=362, fp32=91.6, memory=48, bandwidth=0.86),
-        _gpu("A10", bf16=125, fp32=31.2, memory=24, bandwidth=0.6),
-        _gpu("L4", bf16=121, fp32=30.3, memory=24, bandwidth=0.3),
-    )
-)
-
-# One core with AVX-512: two fused multiply-adds of 16 floats a cycle at 3 GHz. Without matrix units bf16 gains nothing.
-CPU_CORE = NominalDevice(
-    flops={Precision.FP32: 100e9, Precision.BF16: 100e9},
-    attained=0.3,
-    memory_bytes=None,
-    memory_bytes_per_s=10e9,
-    link_s=100e-6,
-    link_bytes_per_s=1.25e9,
-)
-
 _EQUAL_FORWARD_S = 1e-3
 _FP32_BYTES = 4
-
-
-def nominal_device(device: Device, product: str = "") -> NominalDevice:
-    """Give the data sheet of a processor core, or of the GPU that a product name (`NVIDIA-H100-80GB-HBM3`) speaks of.
-
-    A GPU that is not in the table is reckoned as an H100, without a bound on its memory.
-    """
-    if device is Device.CPU:
-        return CPU_CORE
-    known = next((gpu for name, gpu in GPUS.items() if name in product), None)
-    return known or _without_memory(GPUS["H100"])
-
-
-def _without_memory(gpu: NominalDevice) -> NominalDevice:
-    return NominalDevice(
-        flops=gpu.flops,
-        attained=gpu.attained,
-        memory_bytes=None,
-        memory_bytes_per_s=gpu.memory_bytes_per_s,
-        link_s=gpu.link_s,
-        link_bytes_per_s=gpu.link_bytes_per_s,
-    )
 
 
 def layer_names(model: Model) -> tuple[str, ...]:
@@ -158,27 +91,39 @@ def layer_names(model: Model) -> tuple[str, ...]:
 
 
 def analytic_profile(
-    model: Model, data: Data, schedule: ScheduleSpec, training: Training, *, device: Device, product: str = ""
+    model: Model,
+    data: Data,
+    schedule: ScheduleSpec,
+    training: Training,
+    *,
+    device: Device,
+    product: str = "",
+    tensor: int = 1,
+    hardware: Hardware | None = None,
 ) -> Profile:
     """Derive a profile from sizes and data sheets.
 
-    Of a user's own layers nothing is known but their number: they count as equal; seconds and bytes mean nothing.
+    `product` is what a node label calls the device, or a device kind's name. Of a user's own layers nothing is known
+    but their number: they count as equal; seconds and bytes mean nothing.
     """
-    nominal = nominal_device(device, product)
     if model.gpt is None:
         return Profile(source=CostSource.EQUAL, layers=tuple(map(_equal_layer, layer_names(model))))
+    known = hardware or default()
+    kind = known.reckoned_as(device, product)
     tokens = schedule.micro_batch_size * data.sequence_length
     shape = _Shape(model.gpt, tokens=tokens, sequence=data.sequence_length, precision=training.precision)
     counts = (shape.embedding(), *[shape.block()] * model.gpt.num_layers, shape.head())
+    network = known.network_of(kind)
     return Profile(
         source=CostSource.ANALYTIC,
         layers=tuple(
-            _layer(name, count, nominal, training.precision)
+            _layer(name, count, kind, training.precision, tensor)
             for name, count in zip(layer_names(model), counts, strict=True)
         ),
-        link_s=nominal.link_s,
-        link_bytes_per_s=nominal.link_bytes_per_s,
-        device_memory_bytes=nominal.memory_bytes,
+        link_s=network.latency_s,
+        link_bytes_per_s=network.bytes_per_s,
+        device=kind.name,
+        device_memory_bytes=kind.memory_bytes,
     )
 
 
@@ -266,13 +211,13 @@ class _Shape:
         )
 
 
-def _layer(name: str, count: _Count, device: NominalDevice, precision: Precision) -> LayerCost:
+def _layer(name: str, count: _Count, device: DeviceKind, precision: Precision, tensor: int) -> LayerCost:
     """Turn counts into seconds: a pass takes as long as its operations or its memory traffic, whichever is longer."""
-    parameter_bytes = count.parameters * _FP32_BYTES
-    traffic_s = (count.activation_bytes + count.output_bytes) / device.memory_bytes_per_s
+    parameter_bytes = count.parameters * _FP32_BYTES // tensor
+    traffic_s = (count.activation_bytes + count.output_bytes) / tensor / device.memory_bytes_per_s
 
     def pass_s(operations: int) -> float:
-        return max(operations / (device.attained * device.flops[precision]), traffic_s)
+        return max(operations / tensor / device.attained_flops(precision), traffic_s)
 
     return LayerCost(
         name=name,
@@ -281,6 +226,6 @@ def _layer(name: str, count: _Count, device: NominalDevice, precision: Precision
         backward_weight_s=pass_s(count.products),
         optimizer_s=7 * parameter_bytes / device.memory_bytes_per_s,  # AdamW reads four numbers and writes three
         parameter_bytes=parameter_bytes,
-        activation_bytes=count.activation_bytes,
-        output_bytes=count.output_bytes,
+        activation_bytes=count.activation_bytes // tensor,
+        output_bytes=count.output_bytes // tensor,
     )
