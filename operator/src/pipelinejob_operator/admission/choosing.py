@@ -28,9 +28,14 @@ def choose_nodes(
 
     Raises NoPlacementError with one sentence on what is missing, SpecError if the spec names an unknown topology.
     """
-    infos = [_info(node, free) for node in nodes]
+    infos = node_infos(nodes, free)
     demands = _demands(job, spec, nodes, settings)
     return place(demands, Topology.from_spec(spec.topology, infos), infos, scope=spec.topology.pipeline)
+
+
+def node_infos(nodes: Sequence[Object], free: Free) -> list[NodeInfo]:
+    """Give nodes as placement sees them."""
+    return [_info(node, free) for node in nodes]
 
 
 def _info(node: Object, free: Free) -> NodeInfo:
