@@ -48,7 +48,7 @@ def stage_pod(
     job: Job, spec: PipelineJobSpec, rank: Rank, *, attempt: int, settings: ControllerSettings, node: str | None = None
 ) -> Object:
     """Render one rank's pod: gated without a `node`, pinned to it and free to go with one."""
-    template = _template(spec, rank.stage)
+    template = stage_template(spec, rank.stage)
     pod_spec = merge(_pod_defaults(spec, job, settings), template.get("spec", {}))
     pod_spec["containers"] = _complete_trainer(pod_spec["containers"], job, spec, rank, attempt, settings)
     pod_spec["tolerations"] = _tolerations(pod_spec.get("tolerations", []), settings)
@@ -65,6 +65,15 @@ def stage_pod(
         "metadata": _pod_metadata(job, rank, attempt, template.get("metadata", {})),
         "spec": pod_spec,
     }
+
+
+def stage_template(spec: PipelineJobSpec, stage: int) -> dict[str, Any]:
+    """Give the pod template that the user wants for a stage."""
+    template: dict[str, Any] = dict(spec.template or {})
+    for override in spec.stage_templates:
+        if override.stage == stage:
+            template = merge(template, override.template)
+    return template
 
 
 def checkpoint_folder(job: Job, spec: PipelineJobSpec) -> str:
@@ -104,14 +113,6 @@ def _pod_metadata(job: Job, rank: Rank, attempt: int, template: dict[str, Any]) 
     }
     users: dict[str, Any] = {key: template[key] for key in ("labels", "annotations") if key in template}
     return merge(users, own)
-
-
-def _template(spec: PipelineJobSpec, stage: int) -> dict[str, Any]:
-    template: dict[str, Any] = dict(spec.template or {})
-    for override in spec.stage_templates:
-        if override.stage == stage:
-            template = merge(template, override.template)
-    return template
 
 
 def _pod_defaults(spec: PipelineJobSpec, job: Job, settings: ControllerSettings) -> dict[str, Any]:
