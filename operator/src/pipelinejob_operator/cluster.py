@@ -43,6 +43,16 @@ class Event:
     message: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kueue:
+    """What the cluster's Kueue says that concerns one job."""
+
+    api_version: str  # the one that is served
+    workload: Object | None  # the job's own
+    flavors: Mapping[str, Object]  # ResourceFlavors by name
+    priority_classes: Mapping[str, Object]  # WorkloadPriorityClasses by name
+
+
 class ClusterError(Exception):
     """The cluster refused or could not be reached; the pass is retried."""
 
@@ -84,6 +94,9 @@ class Cluster(Protocol):
     def nodes(self) -> Sequence[Object]:
         """Give all nodes."""
 
+    def kueue(self, key: Key) -> Kueue | None:
+        """Give what Kueue says of this job; None where there is no Kueue, or the operator was told of none."""
+
     async def progress(self, pod: Object) -> Progress | None:
         """Ask a running trainer how far it is; None if it does not answer."""
 
@@ -97,6 +110,12 @@ class Cluster(Protocol):
         """Replace the job's status.
 
         Raises ConflictError if the job changed since `job` was read.
+        """
+
+    async def patch_status(self, item: Object, status: Mapping[str, Any]) -> None:
+        """Change fields of the status of another's object: a None takes a field away.
+
+        Raises ConflictError if the object changed since `item` was read.
         """
 
     async def emit(self, job: Object, event: Event) -> None:
