@@ -54,6 +54,8 @@ def _check_arguments(spec: PipelineJobSpec) -> Iterator[SpecError]:
 
 def _check_schedule(spec: PipelineJobSpec) -> Iterator[SpecError]:
     """Make the schedule, at the length of a few micro-batches; one that looks at costs is judged with its plan."""
+    if spec.is_open:
+        return  # for sizes that are not there yet; the search makes it
     schedule, num_ranks = spec.schedule, spec.parallelism.pipeline
     if schedule.name is ScheduleName.CUSTOM:
         try:
@@ -212,6 +214,8 @@ def _check_resources(path: str, resources: Any, spec: PipelineJobSpec, *, is_tra
 def _check_gpus(path: str, amount: str, spec: PipelineJobSpec) -> Iterator[SpecError]:
     if spec.device is not Device.GPU:
         yield SpecError(path, f"{amount} GPUs are asked for, but spec.device is cpu; set it to gpu, or leave this out")
+    elif spec.parallelism.tensor is None:
+        yield SpecError(path, f"{amount} GPUs may not be what is chosen; set spec.parallelism.tensor, or leave it out")
     elif amount != str(spec.parallelism.tensor):
         stated = f"each stage computes on spec.parallelism.tensor = {spec.parallelism.tensor} of them"
         yield SpecError(path, f"{amount} GPUs cannot be: {stated}; make them equal, or leave this out")

@@ -1,12 +1,14 @@
 """The type of `spec.schedule`, and what a schedule and the rest of a spec must satisfy together."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic.alias_generators import to_camel
 
 from pipelinejob.rules import Reason, Rule, ruled
 from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
-from pipelinejob.values import Value
+from pipelinejob.values import OPEN, Value
 
 MAX_WRITTEN = 2**21  # micro-batches times stages of a route: every rank writes the whole schedule out before it begins
 MAX_TEXT = 2**17  # characters of `actions`: `kubectl apply` keeps a second copy, of 256 KiB at most
@@ -45,6 +47,7 @@ _ROUTE_OPEN = _one_of(ScheduleName.AUTO, ScheduleName.CUSTOM)  # only the planne
 _CHUNKS = (
     f"(has(self.schedule.virtualStages) ? self.schedule.virtualStages : self.schedule.name in {_TWO_CHUNKS} ? 2 : 1)"
 )
+_PIPELINE_OPEN = "!has(self.parallelism.pipeline)"
 _STAGES = f"self.parallelism.pipeline * {_CHUNKS}"
 _INTERVAL = "(has(self.schedule.updateInterval) ? self.schedule.updateInterval : self.parallelism.pipeline)"
 
@@ -77,7 +80,26 @@ class ScheduleSpec(Value):
             field=".virtualStages",
         ),
         Rule(
-            rule="!has(self.batchSize) || (self.batchSize <= self.microBatches * self.microBatchSize"
+            rule="has(self.microBatches) || has(self.batchSize) || has(self.globalBatchSize)",
+            message="microBatches is compulsory without batchSize or globalBatchSize; give it, or one of these to have"
+            " it chosen",
+            field=".microBatches",
+            reason=Reason.REQUIRED,
+        ),
+        Rule(
+            rule="!has(self.batchSize) || !has(self.globalBatchSize)",
+            message="batchSize, of each replica, and globalBatchSize, of all together, are both given; keep one",
+            field=".globalBatchSize",
+        ),
+        Rule(
+            rule="!has(self.globalBatchSize) || !has(self.microBatches) || !has(self.microBatchSize)",
+            message="globalBatchSize has micro-batches chosen; leave out microBatches, microBatchSize, or this",
+            field=".globalBatchSize",
+            reason=Reason.FORBIDDEN,
+        ),
+        Rule(
+            rule="!has(self.batchSize) || !has(self.microBatches) || !has(self.microBatchSize)"
+            " || (self.batchSize <= self.microBatches * self.microBatchSize"
             " && self.batchSize > (self.microBatches - 1) * self.microBatchSize)",
             message="batchSize must fill all micro-batches but the last, and leave something for that one: "
             "more than (microBatches - 1) * microBatchSize, at most microBatches * microBatchSize",
@@ -132,7 +154,7 @@ class ScheduleSpec(Value):
             field=".updateInterval",
         ),
         Rule(
-            rule="!has(self.updateInterval) || self.updateInterval <= self.microBatches",
+            rule="!has(self.updateInterval) || !has(self.microBatches) || self.updateInterval <= self.microBatches",
             message="updateInterval must be at most microBatches",
             says="%d micro-batches to an update are more than the %d of a step; use at most %d",
             values=("self.updateInterval", "self.microBatches", "self.microBatches"),
@@ -146,8 +168,8 @@ class ScheduleSpec(Value):
             reason=Reason.FORBIDDEN,
         ),
         Rule(
-            rule="!has(self.recomputeStages) || self.recompute",
-            message="recomputeStages narrows recompute, which is false; set it to true, or leave this out",
+            rule="!has(self.recomputeStages) || (has(self.recompute) && self.recompute)",
+            message="recomputeStages narrows recompute, which is not set; set it to true, or leave this out",
             field=".recomputeStages",
         ),
     )
@@ -159,15 +181,37 @@ class ScheduleSpec(Value):
             "holds. auto: the best one for the stages' costs and memory. custom: the one in `actions`."
         ),
     ] = ScheduleName.ONE_F_ONE_B
-    micro_batches: Annotated[int, Field(ge=1, le=65536, description="Micro-batches in a step, for each replica.")]
-    micro_batch_size: Annotated[int, Field(ge=1, le=65536, description="Sequences in a micro-batch.")] = 1
+    micro_batches: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=65536,
+            description="Micro-batches in a step, for each replica; chosen if unset beside a batch size.",
+        ),
+    ] = OPEN
+    micro_batch_size: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=65536,
+            description="Sequences in a micro-batch; if unset, chosen beside a batch size, 1 without.",
+        ),
+    ] = OPEN
     batch_size: Annotated[
         int | None,
         Field(
             ge=1,
             le=2**32,
-            description="Sequences in a step, for each replica, where the last micro-batch is to be smaller; "
-            "microBatches * microBatchSize if unset. Losses count by tokens.",
+            description="Sequences in a step, for each replica, where the last micro-batch is to be smaller, or "
+            "micro-batches are to be chosen; microBatches * microBatchSize if unset. Losses count by tokens.",
+        ),
+    ] = None
+    global_batch_size: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=2**32,
+            description="Sequences in a step, over all replicas, where micro-batches are to be chosen.",
         ),
     ] = None
     virtual_stages: Annotated[
@@ -213,8 +257,11 @@ class ScheduleSpec(Value):
     ] = False
     recompute: Annotated[
         bool,
-        Field(description="Keep only what a stage receives, and compute the rest again before its backward pass."),
-    ] = False
+        Field(
+            description="Keep only what a stage receives, and compute the rest again before its backward pass; if "
+            "unset, false, or as is best where degrees or micro-batches are chosen."
+        ),
+    ] = OPEN
     recompute_stages: Annotated[
         tuple[Annotated[int, Field(ge=0, le=1023)], ...] | None,
         Field(
@@ -224,6 +271,22 @@ class ScheduleSpec(Value):
             json_schema_extra={"x-kubernetes-list-type": "set"},
         ),
     ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one(cls, value: Any) -> Any:
+        """Let a micro-batch have one sequence where nothing says how many there are together."""
+        sizes = ("micro_batch_size", "batch_size", "global_batch_size")
+        if isinstance(value, Mapping) and all(
+            value.get(key) is None for size in sizes for key in (size, to_camel(size))
+        ):
+            return {**value, "micro_batch_size": 1}
+        return value
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether the number or the size of the micro-batches is still to be chosen."""
+        return self.micro_batches is None or self.micro_batch_size is None or self.global_batch_size is not None
 
     @property
     def sequences(self) -> int:
@@ -238,13 +301,53 @@ class ScheduleSpec(Value):
 
     def recomputes(self, stage: int) -> bool:
         """Say whether a stage computes its activations again."""
-        return self.recompute and (self.recompute_stages is None or stage in self.recompute_stages)
+        return bool(self.recompute) and (self.recompute_stages is None or stage in self.recompute_stages)
 
 
 # Rules of a whole spec.
 SCHEDULE_RULES = (
     Rule(
-        rule=f"!{LAYERS_KNOWN} || self.parallelism.pipeline > {LAYERS} || {_STAGES} <= {LAYERS}",
+        rule="!has(self.schedule.batchSize) || has(self.parallelism.data) || !has(self.parallelism.gpus)",
+        message="batchSize counts the sequences of each replica, but how many replicas there are is open; "
+        "use globalBatchSize, or set parallelism.data",
+        field=".schedule.batchSize",
+        reason=Reason.FORBIDDEN,
+    ),
+    Rule(
+        rule="!has(self.parallelism.gpus) || has(self.parallelism.data) || has(self.schedule.batchSize)"
+        " || has(self.schedule.globalBatchSize)",
+        message="globalBatchSize is compulsory where the number of replicas is chosen: without it a step's size "
+        "would follow from the choice; give it, or set parallelism.data",
+        field=".schedule.globalBatchSize",
+        reason=Reason.REQUIRED,
+    ),
+    Rule(
+        rule="!has(self.schedule.globalBatchSize) || !has(self.parallelism.data)"
+        " || self.schedule.globalBatchSize % self.parallelism.data == 0",
+        message="globalBatchSize must be a multiple of parallelism.data, so that every replica has as many sequences",
+        says="%d sequences cannot be shared equally by %d replicas; use a multiple of %d",
+        values=("self.schedule.globalBatchSize", "self.parallelism.data", "self.parallelism.data"),
+        field=".schedule.globalBatchSize",
+    ),
+    Rule(
+        rule=f"!({_PIPELINE_OPEN}) || (self.schedule.name != '{ScheduleName.CUSTOM}' && !has(self.partition.layers)"
+        " && !has(self.schedule.recomputeStages) && size(self.stageTemplates) == 0"
+        " && (!has(self.schedule.memoryCap) || size(self.schedule.memoryCap) == 1))",
+        message="pipeline is compulsory beside what speaks of single stages: custom, partition.layers, "
+        "recomputeStages, stageTemplates, a memoryCap for each; set it, or leave them out",
+        field=".parallelism.pipeline",
+        reason=Reason.REQUIRED,
+    ),
+    Rule(
+        rule=f"self.schedule.name != '{ScheduleName.CUSTOM}' || (has(self.schedule.microBatches)"
+        " && !has(self.schedule.globalBatchSize))",
+        message="microBatches is compulsory with custom, whose actions are written for so many, and globalBatchSize, "
+        "which has them chosen, cannot be; set it",
+        field=".schedule.microBatches",
+        reason=Reason.REQUIRED,
+    ),
+    Rule(
+        rule=f"{_PIPELINE_OPEN} || !{LAYERS_KNOWN} || self.parallelism.pipeline > {LAYERS} || {_STAGES} <= {LAYERS}",
         message="the schedule gives each stage several stretches of layers, more in all than there are layers; "
         "use fewer stages, fewer virtualStages, or 1F1B",
         says="%s gives %d stages %d stretches of layers each, which %d layers cannot fill; use at most %d stages, "
@@ -259,7 +362,7 @@ SCHEDULE_RULES = (
         field=".schedule",
     ),
     Rule(
-        rule=f"self.schedule.name in {_ROUTE_OPEN} || !has(self.partition.layers)"
+        rule=f"{_PIPELINE_OPEN} || self.schedule.name in {_ROUTE_OPEN} || !has(self.partition.layers)"
         f" || size(self.partition.layers) == {_STAGES}",
         message="partition.layers must have one entry for each of the parallelism.pipeline stages, "
         "times the stretches of layers that the schedule gives each one",
@@ -269,7 +372,7 @@ SCHEDULE_RULES = (
         field=".partition.layers",
     ),
     Rule(
-        rule=f"!(self.schedule.name in {_ROUTE_OPEN}) || !has(self.partition.layers)"
+        rule=f"{_PIPELINE_OPEN} || !(self.schedule.name in {_ROUTE_OPEN}) || !has(self.partition.layers)"
         " || size(self.partition.layers) % self.parallelism.pipeline == 0",
         message="partition.layers must have as many entries for each of the parallelism.pipeline stages",
         says="%d entries are no multiple of %d stages; give as many for each stage, or leave partition out to have "
@@ -278,21 +381,22 @@ SCHEDULE_RULES = (
         field=".partition.layers",
     ),
     Rule(
-        rule=f"!(self.schedule.name in {_BIDIRECTIONAL}) || self.parallelism.pipeline % 2 == 0",
+        rule=f"{_PIPELINE_OPEN} || !(self.schedule.name in {_BIDIRECTIONAL}) || self.parallelism.pipeline % 2 == 0",
         message="DualPipe and Chimera run from both ends and need an even number of stages; use one, or DualPipeV",
         says="%s runs from both ends and needs an even number of stages, not %d; use one, or DualPipeV",
         values=("self.schedule.name", "self.parallelism.pipeline"),
         field=".parallelism.pipeline",
     ),
     Rule(
-        rule="!has(self.schedule.memoryCap) || size(self.schedule.memoryCap) in [1, self.parallelism.pipeline]",
+        rule=f"{_PIPELINE_OPEN} || !has(self.schedule.memoryCap)"
+        " || size(self.schedule.memoryCap) in [1, self.parallelism.pipeline]",
         message="schedule.memoryCap must have one entry for all stages, or one for each",
         says="%d entries for %d stages; give one for all, or one for each",
         values=("size(self.schedule.memoryCap)", "self.parallelism.pipeline"),
         field=".schedule.memoryCap",
     ),
     Rule(
-        rule="!has(self.schedule.recomputeStages)"
+        rule=f"{_PIPELINE_OPEN} || !has(self.schedule.recomputeStages)"
         " || self.schedule.recomputeStages.all(stage, stage < self.parallelism.pipeline)",
         message="schedule.recomputeStages names a stage that does not exist; stages count from 0 to "
         "parallelism.pipeline - 1",
@@ -301,7 +405,8 @@ SCHEDULE_RULES = (
         field=".schedule.recomputeStages",
     ),
     Rule(
-        rule=f"self.schedule.name != '{ScheduleName.PIPEDREAM_2BW}'"
+        rule=f"{_PIPELINE_OPEN} || !has(self.schedule.microBatches)"
+        f" || self.schedule.name != '{ScheduleName.PIPEDREAM_2BW}'"
         f" || ({_INTERVAL} >= self.parallelism.pipeline && {_INTERVAL} <= self.schedule.microBatches)",
         message="PipeDream-2BW keeps two weight versions, which suffices only if an update gathers at least as "
         "many micro-batches as there are stages, and a step holds one: pipeline <= updateInterval <= microBatches",
@@ -326,7 +431,8 @@ SCHEDULE_RULES = (
         field=".model.gpt.tieEmbeddings",
     ),
     Rule(
-        rule=f"{_STAGES} * self.schedule.microBatches <= {MAX_WRITTEN}",
+        rule=f"{_PIPELINE_OPEN} || !has(self.schedule.microBatches)"
+        f" || {_STAGES} * self.schedule.microBatches <= {MAX_WRITTEN}",
         message=f"stages * microBatches must be at most {MAX_WRITTEN}; use fewer and larger micro-batches",
         says=f"%d micro-batches on %d stages are more than a schedule of {MAX_WRITTEN} can list; "
         "use fewer and larger ones",

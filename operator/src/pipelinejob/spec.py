@@ -6,17 +6,18 @@ fields stands here as a CEL rule that the API server and the command line both e
 `check.py`.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipelinejob.rules import Rule, changing_only_while_suspended, ruled, rules_extra, unchanging
+from pipelinejob.rules import Reason, Rule, changing_only_while_suspended, ruled, rules_extra, unchanging
 from pipelinejob.schedule_spec import LAYERS, LAYERS_KNOWN, SCHEDULE_RULES, ScheduleSpec
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.scheduling import BINDING_RULE, Binding, Scheduling
 from pipelinejob.topology_profile import MissingLabels
-from pipelinejob.values import Value
+from pipelinejob.values import OPEN, Value
 from pipelinejob.workload import Corpus, Data, GptModel, Model
 
 # Model, data and schedule stand in files of their own, but belong to the spec like the rest.
@@ -55,6 +56,12 @@ PodTemplate = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-p
 SECONDS_LIMIT = 2**31 - 1
 MAX_RANKS = 2048  # more would not fit into one object's status
 
+
+def _given(field: str) -> str:
+    return f"(has(self.{field}) ? self.{field} : 1)"
+
+
+_GIVEN_RANKS = f"{_given('pipeline')} * {_given('data')} * {_given('tensor')}"
 _NODE = "['node', 'kubernetes.io/hostname']"  # a level below all others, which need not be listed
 
 
@@ -86,31 +93,73 @@ class RestartAction(StrEnum):
 
 
 class Parallelism(Value):
-    """How many ways the work is split; ranks = pipeline * data * tensor."""
+    """How many ways the work is split; ranks = pipeline * data * tensor. What is unset beside `gpus` is chosen."""
 
     model_config = ruled(
         Rule(
-            rule=f"self.pipeline * self.data <= {MAX_RANKS}",
-            message=f"pipeline * data must be at most {MAX_RANKS} pods",
-            says=f"%d stages times %d replicas are more pods than the {MAX_RANKS} a job may have; use fewer",
-            values=("self.pipeline", "self.data"),
+            rule="has(self.gpus) || has(self.pipeline)",
+            message="pipeline is compulsory without gpus; give the number of stages, or gpus to have it chosen",
+            field=".pipeline",
+            reason=Reason.REQUIRED,
         ),
         Rule(
-            rule="self.tensor == 1",
-            message="only 1 can be run yet; split the model into more pipeline stages instead",
-            says="%d cannot be run by this version, only 1; split the model into more pipeline stages instead",
-            values=("self.tensor",),
-            field=".tensor",
+            rule=f"!has(self.gpus) || {_GIVEN_RANKS} <= self.gpus",
+            message="gpus must be at least pipeline * data * tensor, of which each is 1 or more",
+            says="%d GPUs are too few for the degrees given, which take %d at least; use more, or smaller degrees",
+            values=("self.gpus", _GIVEN_RANKS),
+            field=".gpus",
+        ),
+        Rule(
+            rule=f"{_given('pipeline')} * {_given('data')} <= {MAX_RANKS}",
+            message=f"pipeline * data must be at most {MAX_RANKS} pods",
+            says=f"%d stages times %d replicas are more pods than the {MAX_RANKS} a job may have; use fewer",
+            values=(_given("pipeline"), _given("data")),
         ),
     )
 
-    pipeline: Annotated[int, Field(ge=1, le=1024, description="Number of pipeline stages, one pod each.")]
+    gpus: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=2**20,
+            description="GPUs, or processors where `device` is cpu, that may be used at most; degrees that are unset "
+            "are chosen, so that a step is shortest.",
+        ),
+    ] = None
+    pipeline: Annotated[
+        int, Field(ge=1, le=1024, description="Number of pipeline stages, one pod each; chosen if unset beside `gpus`.")
+    ] = OPEN
     data: Annotated[
-        int, Field(ge=1, le=1024, description="Number of replicas of the pipeline, each with its own data.")
-    ] = 1
+        int,
+        Field(
+            ge=1,
+            le=1024,
+            description="Number of replicas of the pipeline, each with its own data; if unset, chosen beside `gpus`, "
+            "1 without.",
+        ),
+    ] = OPEN
     tensor: Annotated[
-        int, Field(ge=1, le=64, description="GPUs that share each layer inside a stage; only 1 can be run yet.")
-    ] = 1
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="GPUs that share each layer inside a stage; if unset, chosen beside `gpus`, 1 without. "
+            "More than 1 can be planned, but not be run yet.",
+        ),
+    ] = OPEN
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one(cls, value: Any) -> Any:
+        """Let what is unset be 1 where nothing is to be chosen."""
+        if isinstance(value, Mapping) and value.get("gpus") is None:
+            return {"data": 1, "tensor": 1, **{key: each for key, each in value.items() if each is not None}}
+        return value
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether a degree is still to be chosen."""
+        return self.pipeline is None or self.data is None or self.tensor is None
 
 
 class Partition(Value):
@@ -366,7 +415,7 @@ class PipelineJobSpec(Value):
 
     model_config = ruled(
         Rule(
-            rule=f"!{LAYERS_KNOWN} || self.parallelism.pipeline <= {LAYERS}",
+            rule=f"!has(self.parallelism.pipeline) || !{LAYERS_KNOWN} || self.parallelism.pipeline <= {LAYERS}",
             message="more stages than layers; use at most one stage for each layer "
             "(embedding and head of a built-in model count as layers)",
             says="%d stages cannot share %d layers; use at most %d",
@@ -383,7 +432,8 @@ class PipelineJobSpec(Value):
             field=".partition.layers",
         ),
         Rule(
-            rule="self.stageTemplates.all(item, item.stage < self.parallelism.pipeline)",
+            rule="!has(self.parallelism.pipeline)"
+            " || self.stageTemplates.all(item, item.stage < self.parallelism.pipeline)",
             message="stageTemplates names a stage that does not exist; stages count from 0 to parallelism.pipeline - 1",
             says="a stage is named that does not exist; the stages are 0 to %d",
             values=("self.parallelism.pipeline - 1",),
@@ -484,3 +534,8 @@ class PipelineJobSpec(Value):
     suspend: Annotated[
         bool, Field(description="true: checkpoint, stop and release everything; false: go on from there.")
     ] = False
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether degrees or micro-batches are still to be chosen (`search.search`, then `chosen.resolved`)."""
+        return self.parallelism.is_open or self.schedule.is_open

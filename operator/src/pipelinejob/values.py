@@ -1,7 +1,15 @@
 """The base of every value that is read from or written to JSON or YAML: frozen, camelCase outside."""
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
+
+OPEN: Any = None
+"""What stands in a field of a spec that is still to be chosen.
+
+Its type says what will stand there: only `search`, and who asks `is_open`, look at a spec before (`chosen.resolved`).
+"""
 
 
 class Value(BaseModel):
