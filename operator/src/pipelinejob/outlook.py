@@ -102,7 +102,7 @@ def _updates_within(simulation: Simulation) -> tuple[float, ...]:
 
 def simulated(division: Division, schedule: Schedule, *, replicas: int) -> Simulation:
     """Simulate a schedule, with what follows it in a step."""
-    reduction_s = tuple(_reduction_s(division, stage, replicas) for stage in range(len(division.cuts)))
+    reduction_s = tuple(summing_s(division, stage, replicas) for stage in range(len(division.cuts)))
     optimizer_s = [division.optimizer_s(rank) for rank in range(division.num_ranks)]
     if schedule.is_asynchronous:  # each update sums its own gradients
         optimizer_s = [
@@ -118,7 +118,7 @@ def simulated(division: Division, schedule: Schedule, *, replicas: int) -> Simul
     )
 
 
-def _reduction_s(division: Division, stage: int, replicas: int) -> float:
+def summing_s(division: Division, stage: int, replicas: int) -> float:
     """Give the time in which all copies of a stage sum its gradients.
 
     There is one copy in each replica and, of schedules that run from both ends, for each route; of a tied table twice

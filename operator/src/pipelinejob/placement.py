@@ -17,15 +17,17 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from pipelinejob.errors import NoPlacementError
+from pipelinejob.objective import Objective
 from pipelinejob.placement_like import LikeStages
 from pipelinejob.placement_room import Demand, Room
 from pipelinejob.placement_unlike import Path, crossings, place_unlike
 from pipelinejob.placement_why import Attempt, why_not
 from pipelinejob.plan import Assignment, Placement
+from pipelinejob.prices import Prices
 from pipelinejob.spec import TopologyScope
 from pipelinejob.topology import Domain, NodeInfo, Topology
 
-__all__ = ["Demand", "place"]
+__all__ = ["Demand", "Objective", "place"]
 
 _ChainPlacer = Callable[[Sequence[Demand], Sequence[Domain]], list[Path] | None]
 
@@ -35,7 +37,15 @@ _LEAST_BUDGET = 100
 
 
 def place(
-    demands: Sequence[Demand], topology: Topology, nodes: Sequence[NodeInfo], *, scope: TopologyScope | None = None
+    demands: Sequence[Demand],
+    topology: Topology,
+    nodes: Sequence[NodeInfo],
+    *,
+    scope: TopologyScope | None = None,
+    prices: Prices | None = None,
+    threshold: float = 0.01,  # noqa: ARG001
+    step_s: float | None = None,  # noqa: ARG001
+    objective: Objective = Objective.AUTO,  # noqa: ARG001
 ) -> Placement:
     """Give every rank a node, all or none.
 
@@ -43,6 +53,7 @@ def place(
     ranks do not fit now, and SpecError if the scope names a level that does not exist.
     """
     scope = scope or TopologyScope()
+    nodes = topology.usable(nodes)
     depth = _required_depth(topology, scope)
     domains = list(topology.root.at_depth(depth))
     chains = _chains(demands)
@@ -64,7 +75,7 @@ def place(
             )
             raise NoPlacementError(why_not(attempt))
         placed += zip(chain, paths, strict=True)
-    return _placement(placed, topology)
+    return _placement(placed, topology, prices)
 
 
 def _required_depth(topology: Topology, scope: TopologyScope) -> int:
@@ -120,7 +131,7 @@ def _take_best(chain: Sequence[Demand], domains: Sequence[Domain], room: Room, *
     return best[1]
 
 
-def _placement(placed: Sequence[tuple[Demand, Path]], topology: Topology) -> Placement:
+def _placement(placed: Sequence[tuple[Demand, Path]], topology: Topology, prices: Prices | None) -> Placement:
     chains = [[path for _, path in chain] for _, chain in groupby(placed, key=lambda each: each[0].replica)]
     totals = [sum(counts) for counts in zip(*map(crossings, chains), strict=True)]
     return Placement(
@@ -128,4 +139,5 @@ def _placement(placed: Sequence[tuple[Demand, Path]], topology: Topology) -> Pla
             Assignment(replica=demand.replica, stage=demand.stage, node=path[-1], path=path) for demand, path in placed
         ),
         crossings={level.name: total for level, total in zip(topology.levels, totals, strict=True)},
+        penalty_s=None if prices is None else prices.penalty_s(chains),
     )

@@ -175,7 +175,7 @@ def simulate(
     makespan_s = max(play.ended, default=0.0)
     sent = play.sent if not overlap else play.ended
     updates = tuple(optimizer_s) if optimizer_s and not schedule.is_asynchronous else (0.0,) * schedule.num_ranks
-    reduced = tuple(_reduced(schedule, rank, program.of_rank(play.ended, rank), reduction_s)
+    reduced = tuple(reduced_s(schedule, rank, program.of_rank(play.ended, rank), reduction_s)
                     for rank in range(schedule.num_ranks))  # fmt: skip
     last_sent = max(sent, default=0.0)
     return Simulation(
@@ -212,7 +212,7 @@ def _rate(running: int, concurrency: float | None) -> float:
     return 1.0 if concurrency is None or running <= concurrency else concurrency / running
 
 
-def _reduced(schedule: Schedule, rank: int, ended: Sequence[float], reduction_s: Sequence[float]) -> float:
+def reduced_s(schedule: Schedule, rank: int, ended: Sequence[float], reduction_s: Sequence[float]) -> float:
     """Give when a rank has the sums of its gradients; a chunk's are summed once its last gradient is there."""
     if not reduction_s:
         return 0.0
