@@ -18,6 +18,10 @@ LABEL_STAGE = f"{GROUP}/stage"
 LABEL_REPLICA = f"{GROUP}/replica"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+
+# On a PriorityClass: "true" lets its jobs preempt whole gangs though its preemptionPolicy is Never.
+ANNOTATION_GANG_PREEMPTION = f"{GROUP}/gang-preemption"
 
 GATE_GANG = f"{GROUP}/gang"
 

@@ -160,6 +160,14 @@ class StageStatus(Value):
     message: Annotated[str | None, Field(max_length=4096, description="The same as a sentence.")] = None
 
 
+class AskedJob(Value):
+    """A running job that was asked to make way. It does, if it still runs as the attempt that was meant."""
+
+    name: Annotated[Short, Field(description="Its namespace and name: `team-a/gpt`.")]
+    uid: Annotated[Short, Field(description="Its uid.")]
+    attempt: Annotated[Count, Field(description="The attempt that is to leave.")]
+
+
 class PipelineJobStatus(Value):
     """What the operator last saw of the job; written seldom, so a minute old at worst."""
 
@@ -196,6 +204,29 @@ class PipelineJobStatus(Value):
     ] = None
     start_time: Annotated[Time | None, Field(description="When the job was admitted first.")] = None
     completion_time: Annotated[Time | None, Field(description="When the job ended.")] = None
+    preempts: Annotated[
+        tuple[AskedJob, ...],
+        Field(
+            max_length=256,
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+            description="While it waits: jobs of lower priority that it asked to write a checkpoint and make way.",
+        ),
+    ] = ()
+    waits_for: Annotated[
+        tuple[Short, ...],
+        Field(
+            max_length=256,
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+            description="While it waits: running jobs whose room is kept for it, so that no job that goes past it takes "
+            "that; `team-a/gpt`.",
+        ),
+    ] = ()
+    preemptions: Annotated[
+        Count, Field(description="How often it made way for a job of higher priority; counts against no limit.")
+    ] = 0
+    preempted_by: Annotated[
+        Short | None, Field(description="The job that it made way for last, until it runs again: `team-a/urgent`.")
+    ] = None
     plan: Annotated[PlanSummary | None, Field(description="What was planned, and what is expected of it.")] = None
     stages: Annotated[
         tuple[StageStatus, ...],

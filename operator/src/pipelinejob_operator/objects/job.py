@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from pipelinejob import names
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.status import Condition, ConditionStatus, ConditionType, PipelineJobStatus
 from pipelinejob_operator.cluster import Key, Object
@@ -41,6 +42,11 @@ class Job:
             return ()
         parallelism = self.spec.parallelism
         return tuple(Rank(r, s) for r in range(parallelism.data) for s in range(parallelism.pipeline))
+
+    @property
+    def queue(self) -> str | None:
+        """Name the Kueue queue whose quota the job waits for; None if only the operator's own line counts."""
+        return (self.raw["metadata"].get("labels") or {}).get(names.LABEL_QUEUE) or None
 
     @property
     def is_finished(self) -> bool:
