@@ -13,6 +13,7 @@ from itertools import accumulate, pairwise
 
 from pipelinejob.cost import Profile
 from pipelinejob.errors import SpecError
+from pipelinejob.links import Links
 from pipelinejob.outlook import Length, few, length_of, whole
 from pipelinejob.partition import PATH, does_not_fit, partition
 from pipelinejob.partition_chunks import partition_chunks
@@ -27,7 +28,7 @@ from pipelinejob.simulate import simulate
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.stage_costs import Cuts, Division
 
-_EFFORT = 400_000  # actions simulated to shorten a step by the order of its stages: about half a second
+EFFORT = 400_000  # actions simulated to shorten a step by the order of its stages: about half a second
 _ATTEMPTS = 6  # at a partition that fits into memory
 _ALIKE = 1 + 1e-9
 
@@ -55,9 +56,9 @@ class Choice:
 
         return tuple(map(round, self.length.values(taken)))
 
-    def fits(self, limit: int | None) -> bool:
-        """Say whether every rank keeps within a limit of bytes."""
-        return limit is None or max(self.memory_bytes) <= limit
+    def fits(self, limits: Sequence[float] | None) -> bool:
+        """Say whether every rank keeps within its limit of bytes."""
+        return limits is None or all(taken <= limit for taken, limit in zip(self.memory_bytes, limits, strict=True))
 
     @cached_property
     def makespan_s(self) -> float:
@@ -82,46 +83,51 @@ class _Room:
     in_flight: tuple[float, ...]
     versions: tuple[float, ...]
 
-    def after(self, choice: Choice, limit: float) -> "_Room":
+    def after(self, choice: Choice, limits: Sequence[float]) -> "_Room":
         """Give less room to the ranks that took too much of it."""
-        taken = zip(self.limits, choice.memory_bytes, strict=True)
-        return replace(self, limits=tuple(each / max(1.0, bytes_ / limit) for each, bytes_ in taken))
+        taken = zip(self.limits, choice.memory_bytes, limits, strict=True)
+        return replace(self, limits=tuple(each / max(1.0, bytes_ / limit) for each, bytes_, limit in taken))
 
 
-def choose(spec: PipelineJobSpec, profile: Profile) -> Choice:
+def choose(spec: PipelineJobSpec, profile: Profile, *, links: Links | None = None, effort: int = EFFORT) -> Choice:
     """Choose a partition and a schedule that fit into memory.
 
-    Raises SpecError where there is none.
+    At most `effort` actions are simulated to shorten the step by the order of its stages. Raises SpecError where
+    nothing fits.
     """
-    limit = profile.device_memory_bytes
+    limits = profile.memory_limits(spec.parallelism.pipeline)
     room: _Room | None = None  # nothing has to be kept to as long as all fits
     for _ in range(_ATTEMPTS):
-        choice = _Chooser(spec, profile, room).choose()
-        if limit is None or spec.partition.layers is not None or choice.fits(limit):
+        choice = _Chooser(spec, profile, room, links=links, effort=effort).choose()
+        if limits is None or spec.partition.layers is not None or choice.fits(limits):
             return choice
-        room = _first_room(choice, limit) if room is None else room.after(choice, limit)
-    raise SpecError(PATH, does_not_fit(spec.parallelism.pipeline, [limit or 0]))
+        room = _first_room(choice, limits) if room is None else room.after(choice, limits)
+    raise SpecError(PATH, does_not_fit(spec.parallelism.pipeline, limits or ()))
 
 
-def _first_room(choice: Choice, limit: float) -> _Room:
+def _first_room(choice: Choice, limits: Sequence[float]) -> _Room:
     num_ranks = choice.division.num_ranks
     if choice.division.schedule.name is ScheduleName.AUTO:  # holds as much as there is room for
         one = (1.0,) * num_ranks
-        return _Room(limits=(limit,) * num_ranks, in_flight=one, versions=one)
+        return _Room(limits=tuple(limits), in_flight=one, versions=one)
 
     def held(num_micro_batches: int) -> tuple[float, ...]:
         schedule = choice.schedule_for(num_micro_batches)
         return (*peak_activations(schedule), *map(live_versions, schedule.ranks))
 
     values = choice.length.values(held)
-    return _Room(limits=(limit,) * num_ranks, in_flight=values[:num_ranks], versions=values[num_ranks:])
+    return _Room(limits=tuple(limits), in_flight=values[:num_ranks], versions=values[num_ranks:])
 
 
 class _Chooser:
     """One try: a partition and a schedule for a spec, within a room."""
 
-    def __init__(self, spec: PipelineJobSpec, profile: Profile, room: _Room | None) -> None:
+    def __init__(
+        self, spec: PipelineJobSpec, profile: Profile, room: _Room | None, *, links: Links | None, effort: int
+    ) -> None:
         self._spec = spec
+        self._links = links
+        self._effort = effort
         self._profile = profile
         self._room = room
         self._num_ranks = spec.parallelism.pipeline
@@ -180,9 +186,8 @@ class _Chooser:
             schedule = build(name, setting)
         except ScheduleError as error:
             if caps != asked.activation_caps:
-                raise SpecError(
-                    PATH, does_not_fit(self._num_ranks, [self._profile.device_memory_bytes or 0])
-                ) from error
+                limits = self._profile.memory_limits(self._num_ranks) or ()
+                raise SpecError(PATH, does_not_fit(self._num_ranks, limits)) from error
             raise SpecError("spec.schedule", str(error)) from error
         check_caps(name, schedule, caps)
         return schedule
@@ -216,6 +221,7 @@ class _Chooser:
             routes=routes,
             schedule=self._spec.schedule,
             tied_bytes=self._spec.model.tied_bytes,
+            links=self._links,
         )
 
     def _cuts(self, routes: tuple[Route, ...]) -> Cuts:
@@ -268,13 +274,13 @@ class _Chooser:
         """Give a choice with a shorter step, by a partition whose busiest rank takes as long or that is simpler."""
         if self._spec.partition.layers is not None or self._profile.concurrency is not None:
             return choice  # on shared processors it is the sum of all work that counts
-        limit = self._profile.device_memory_bytes
-        starts = [each for each in (choice, *map(choice.over, _simple_cuts(choice.division))) if each.fits(limit)]
+        limits = self._profile.memory_limits(self._num_ranks)
+        starts = [each for each in (choice, *map(choice.over, _simple_cuts(choice.division))) if each.fits(limits)]
         if not starts:
             return choice
         best = min(starts, key=lambda each: each.makespan_s)
         ordered = best.over(self._ordered(best))
-        return ordered if ordered.fits(limit) and ordered.makespan_s < best.makespan_s else best
+        return ordered if ordered.fits(limits) and ordered.makespan_s < best.makespan_s else best
 
     def _ordered(self, choice: Choice) -> Cuts:
         """Give the partition of the shortest step among those with the same busiest rank, seen over a few rounds."""
@@ -285,7 +291,7 @@ class _Chooser:
             other = replace(division, cuts=cuts)
             return simulate(schedule, other.costs).makespan_s if other.busiest_s <= busiest_s else None
 
-        return quickest(division.cuts, seconds, effort=_EFFORT // sum(map(len, schedule.ranks)))
+        return quickest(division.cuts, seconds, effort=self._effort // sum(map(len, schedule.ranks)))
 
 
 def _prohibitive(num_stages: int) -> Costs:

@@ -76,6 +76,13 @@ class Profile(Value):
     stage_speeds: tuple[float, ...] | None = None  # relative to the device of the costs; unset: all alike
     device: str | None = None  # the device kind (hardware.py) that the seconds are of, where one is known
     device_memory_bytes: int | None = None  # of each stage; the partition keeps within it
+    stage_memory_bytes: tuple[int, ...] | None = None  # of each stage, where they differ; counts before the one above
+
+    def memory_limits(self, num_ranks: int) -> tuple[int, ...] | None:
+        """Give the bytes that each rank's device holds; None where that is no bound."""
+        if self.stage_memory_bytes is not None:
+            return self.stage_memory_bytes
+        return None if self.device_memory_bytes is None else (self.device_memory_bytes,) * num_ranks
 
 
 _EQUAL_FORWARD_S = 1e-3

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, lcm
+from math import ceil, lcm, log2
 
 from pipelinejob.schedule_spec import ScheduleSpec
 from pipelinejob.schedules.actions import ActionKind, Schedule
@@ -122,15 +122,17 @@ def summing_s(division: Division, stage: int, replicas: int) -> float:
     """Give the time in which all copies of a stage sum its gradients.
 
     There is one copy in each replica and, of schedules that run from both ends, for each route; of a tied table twice
-    as many where embedding and head stand apart.
+    as many where embedding and head stand apart. Bytes go round as in a ring, and the first of them arrive as in a
+    tree, there and back: who sums takes whichever is quicker for the size at hand.
     """
-    bandwidth = division.profile.link_bytes_per_s
+    bandwidth = division.ring_bytes_per_s(stage)
     if bandwidth is None:
         return 0.0
     copies = replicas * len(division.routes)
     tied = division.tied_bytes if division.is_tied_apart and stage in {0, len(division.cuts) - 1} else 0
     own = sum(layer.parameter_bytes for layer in division.layers(stage)) - tied
-    return (_ring(copies) * own + _ring(2 * copies) * tied) / bandwidth
+    hops = 2 * ceil(log2(2 * copies if tied else copies))
+    return (_ring(copies) * own + _ring(2 * copies) * tied) / bandwidth + hops * division.ring_latency_s(stage)
 
 
 def _ring(copies: int) -> float:

@@ -40,6 +40,8 @@ class StagePlan(Value):
     memory_bytes: int  # predicted peak: parameters, gradients, optimiser state, activations in flight
     bubble_ratio: float  # predicted, timeline.bubble_ratio
     recompute: bool = False
+    device: str | None = None  # the device kind (hardware.py) that the prediction is for, where one is known
+    speed: float = 1.0  # of the device, relative to that of the costs
 
     @property
     def backward_s(self) -> float:
@@ -58,6 +60,7 @@ class Prediction(Value):
     step_s: float
     tokens_per_s: float
     bubble_ratio: float  # mean over stages
+    closest_step_s: float | None = None  # the same if all that talk were on the closest links; if links are known
     concurrency: int | None = None  # ranks that truly compute at once, where fewer than all can
     source: CostSource
 
@@ -86,6 +89,15 @@ class Placement(Value):
     room_left: dict[str, int] = {}  # level -> stages like these that still fit into one of its domains  # noqa: RUF012
 
 
+class LinkPlan(Value):
+    """What is expected to join two stages of a replica, or, where both are one, the replicas of that stage."""
+
+    between: tuple[int, int]  # in every replica; of its links the slowest
+    kind: str
+    latency_s: float
+    bytes_per_s: float
+
+
 class Plan(Value):
     """Everything a trainer needs, and everything that was promised.
 
@@ -109,6 +121,7 @@ class Plan(Value):
     schedule_actions: str | None = None
     prediction: Prediction
     placement: Placement | None = None
+    links: tuple[LinkPlan, ...] = ()  # where they are known
 
     def to_json(self) -> str:
         """Serialise; `from_json` reads it back to an equal plan."""

@@ -1,8 +1,20 @@
-"""Makes the plan: partition, then schedule, then simulation, from a spec and the costs of its layers."""
+"""Makes the plan: partition, then schedule, then simulation, from a spec and the costs of its layers.
 
+Made again once the stages have places, it reckons with what stands there: the speed and the memory of each stage's
+device, and the links that its messages take.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipelinejob import hardware as hardware_data
+from pipelinejob import links as all_links
 from pipelinejob.choice import Choice, choose
 from pipelinejob.cost import Profile, analytic_profile, layer_names
 from pipelinejob.errors import SpecError
+from pipelinejob.hardware import DeviceKind, Hardware
+from pipelinejob.links import Links
+from pipelinejob.network import Network
 from pipelinejob.outlook import Outlook, outlook, simulated
 from pipelinejob.plan import Placement, Plan, Prediction, StagePlan
 from pipelinejob.playing import packed, schedule_of
@@ -21,16 +33,50 @@ def make_plan(
     spec: PipelineJobSpec,
     profile: Profile | None = None,
     placement: Placement | None = None,
+    network: Network | None = None,
+    devices: Sequence[DeviceKind] | None = None,
+    hardware: Hardware | None = None,
 ) -> Plan:
     """Decide which layers stand on which stage and in which order they work, and predict what will come of it.
 
-    Without a profile the costs are derived from the model's sizes (`cost.analytic_profile`). Raises SpecError if the
-    stages cannot share the layers, or the schedule cannot be made for them.
+    Without a profile the costs are derived from the model's sizes (`cost.analytic_profile`). `devices` are those of
+    each stage, of its replicas' the slowest. With a placement, `network` says what joins its nodes. Raises SpecError if
+    something is still open, the stages cannot share the layers, or the schedule cannot be made for them.
     """
-    profile = profile or analytic_profile(spec.model, spec.data, spec.schedule, spec.training, device=spec.device)
+    _check_decided(spec)
+    profile = profile or counted(spec, devices, hardware)
     _check_covers(profile, spec)
-    choice = choose(spec, profile)
-    promised = outlook(choice.division, choice.schedule_for, choice.length, replicas=spec.parallelism.data)
+    if devices is not None:
+        profile = on_devices(profile, spec, devices, hardware)
+    links = _links(placement, network, profile)
+    return assembled(
+        choose(spec, profile, links=links),
+        namespace=namespace,
+        name=name,
+        spec=spec,
+        devices=devices,
+        placement=placement,
+        closest=all_links.closest(links, network),
+    )
+
+
+def assembled(
+    choice: Choice,
+    *,
+    namespace: str,
+    name: str,
+    spec: PipelineJobSpec,
+    devices: Sequence[DeviceKind] | None = None,
+    placement: Placement | None = None,
+    closest: Links | None = None,
+) -> Plan:
+    """Give the plan of what was chosen; `closest` are the links of the best place that there could be.
+
+    Raises SpecError if it would not fit into a config map.
+    """
+    division, profile, replicas = choice.division, choice.division.profile, spec.parallelism.data
+    promised = outlook(division, choice.schedule_for, choice.length, replicas=replicas)
+    near = closest and outlook(replace(division, links=closest), choice.schedule_for, choice.length, replicas=replicas)
     plan = Plan(
         namespace=namespace,
         name=name,
@@ -42,27 +88,103 @@ def make_plan(
         evaluation=spec.evaluation,
         checkpoint=spec.checkpoint,
         device=spec.device,
-        cuts=choice.division.cuts,
-        stages=_stages(spec, choice, promised),
+        cuts=division.cuts,
+        stages=_stages(spec, choice, promised, devices),
         schedule_actions=None if choice.listed is None else packed(choice.listed),
-        prediction=_prediction(spec, profile, promised),
+        prediction=_prediction(spec, profile, promised, near),
         placement=placement,
+        links=division.links.planned() if division.links else (),
     )
     _check_size(plan)
     return plan
 
 
+def counted(
+    spec: PipelineJobSpec, devices: Sequence[DeviceKind] | None = None, hardware: Hardware | None = None
+) -> Profile:
+    """Derive a spec's costs from its sizes, on the first stage's device."""
+    known = hardware or hardware_data.default()
+    if devices:
+        known = replace(known, devices={**known.devices, **{device.name: device for device in devices}})
+    return analytic_profile(
+        spec.model,
+        spec.data,
+        spec.schedule,
+        spec.training,
+        device=spec.device,
+        product=devices[0].name if devices else "",
+        tensor=spec.parallelism.tensor,
+        hardware=known,
+    )
+
+
+def on_devices(
+    profile: Profile, spec: PipelineJobSpec, devices: Sequence[DeviceKind], hardware: Hardware | None = None
+) -> Profile:
+    """Give the costs of a model whose stages stand on devices of their own.
+
+    Costs of a device that is not known count as those of the first stage's.
+    """
+    precision = spec.training.precision
+    known = {**(hardware or hardware_data.default()).devices, **{device.name: device for device in devices}}
+    reference = known.get(profile.device or "", devices[0]).attained_flops(precision)
+    speeds = tuple(device.attained_flops(precision) / reference for device in devices)
+    unbounded = 2**63
+    memory = tuple(device.memory_bytes or unbounded for device in devices)
+    return profile.model_copy(
+        update={
+            "stage_speeds": None if set(speeds) == {1.0} else speeds,
+            "stage_memory_bytes": None if set(memory) == {unbounded} else memory,
+            "device_memory_bytes": None,
+        }
+    )
+
+
 def predicted_timeline(plan: Plan, profile: Profile) -> Timeline:
     """Give the spans that the plan expects of one step, the optimiser's at the end; to lay beside measured ones."""
     schedule = schedule_of(plan)
-    division = Division(
+    return simulated(division_of(plan, profile), schedule, replicas=plan.parallelism.data).timeline
+
+
+def division_of(plan: Plan, profile: Profile) -> Division:
+    """Give what the plan's stages cost where they stand, by the costs that it was made from."""
+    speeds = tuple(stage.speed for stage in plan.stages)
+    if set(speeds) != {1.0}:
+        profile = profile.model_copy(update={"stage_speeds": speeds})
+    return Division(
         profile=profile,
         cuts=plan.cuts,
-        routes=schedule.routes,
+        routes=schedule_of(plan).routes,
         schedule=plan.schedule,
         tied_bytes=plan.model.tied_bytes,
+        links=Links.of_plan(plan.links),
     )
-    return simulated(division, schedule, replicas=plan.parallelism.data).timeline
+
+
+def refuse_unrunnable(spec: PipelineJobSpec) -> None:
+    """Raise SpecError for what can be planned but not yet be run."""
+    if spec.parallelism.tensor is not None and spec.parallelism.tensor > 1:
+        raise SpecError(
+            "spec.parallelism.tensor",
+            f"{spec.parallelism.tensor} can be planned, but the trainer runs only 1; split the model into more pipeline"
+            " stages instead",
+        )
+
+
+def _check_decided(spec: PipelineJobSpec) -> None:
+    if spec.parallelism.is_open:
+        raise SpecError("spec.parallelism", "degrees are still open; choose them first (`pipelinejob plan` says which)")
+    if spec.schedule.is_open:
+        raise SpecError(
+            "spec.schedule", "micro-batches are still open; choose them first (`pipelinejob plan` says which)"
+        )
+
+
+def _links(placement: Placement | None, network: Network | None, profile: Profile) -> Links | None:
+    if placement is None or network is None or not placement.assignments:
+        return None
+    num_bytes = max(layer.output_bytes for layer in profile.layers[:-1]) if len(profile.layers) > 1 else 0
+    return all_links.of_placement(placement, network, num_bytes=num_bytes)
 
 
 def _check_covers(profile: Profile, spec: PipelineJobSpec) -> None:
@@ -80,7 +202,9 @@ def _check_covers(profile: Profile, spec: PipelineJobSpec) -> None:
         )
 
 
-def _stages(spec: PipelineJobSpec, choice: Choice, promised: Outlook) -> tuple[StagePlan, ...]:
+def _stages(
+    spec: PipelineJobSpec, choice: Choice, promised: Outlook, devices: Sequence[DeviceKind] | None
+) -> tuple[StagePlan, ...]:
     division, memory_bytes = choice.division, choice.memory_bytes
     return tuple(
         StagePlan(
@@ -95,18 +219,21 @@ def _stages(spec: PipelineJobSpec, choice: Choice, promised: Outlook) -> tuple[S
             memory_bytes=memory_bytes[rank],
             bubble_ratio=promised.bubble_ratios[rank],
             recompute=spec.schedule.recomputes(rank),
+            device=devices[rank].name if devices else division.profile.device,
+            speed=division.speed(rank),
         )
         for rank in range(spec.parallelism.pipeline)
     )
 
 
-def _prediction(spec: PipelineJobSpec, profile: Profile, promised: Outlook) -> Prediction:
+def _prediction(spec: PipelineJobSpec, profile: Profile, promised: Outlook, near: Outlook | None) -> Prediction:
     step_s = promised.step_s + profile.step_overhead_s
     sequences = spec.parallelism.data * spec.schedule.sequences
     return Prediction(
         step_s=step_s,
         tokens_per_s=sequences * spec.data.sequence_length / step_s,
         bubble_ratio=sum(promised.bubble_ratios) / len(promised.bubble_ratios),
+        closest_step_s=None if near is None else near.step_s + profile.step_overhead_s,
         source=profile.source,
         concurrency=profile.concurrency,
     )

@@ -6,6 +6,7 @@ from itertools import pairwise
 from types import MappingProxyType
 
 from pipelinejob.cost import LayerCost, Profile
+from pipelinejob.links import Links
 from pipelinejob.plan import LayerRange
 from pipelinejob.schedule_spec import ScheduleSpec
 from pipelinejob.schedules.actions import Action, ActionKind, Route, Schedule
@@ -27,6 +28,7 @@ class Division:
     routes: tuple[Route, ...]
     schedule: ScheduleSpec
     tied_bytes: int = 0
+    links: Links | None = None  # those that are known; the others are as the profile says
 
     @property
     def num_ranks(self) -> int:
@@ -66,18 +68,29 @@ class Division:
         return sum(layer.backward_weight_s for layer in layers) + rest
 
     def _links(self) -> dict[tuple[int, int], Link]:
-        bandwidth = self.profile.link_bytes_per_s
-        longest: dict[tuple[int, int], float] = {}
+        longest: dict[tuple[int, int], int] = {}
         for route in self.routes:
             for stage, ends in enumerate(pairwise(route)):
-                message_s = self.output_bytes(stage) / bandwidth if bandwidth else 0.0
                 for pair in (ends, ends[::-1]):
-                    longest[pair] = max(message_s, longest.get(pair, 0.0))
-        return {
-            pair: Link(latency_s=self.profile.link_s, message_s=message_s)
-            for pair, message_s in longest.items()
-            if pair[0] != pair[1]
-        }
+                    longest[pair] = max(self.output_bytes(stage), longest.get(pair, 0))
+        return {pair: self._link(pair, num_bytes) for pair, num_bytes in longest.items() if pair[0] != pair[1]}
+
+    def _link(self, pair: tuple[int, int], num_bytes: int) -> Link:
+        known = self.links.hop(*pair) if self.links else None
+        if known is not None:
+            return Link(latency_s=known.latency_s, message_s=num_bytes / known.bytes_per_s)
+        bandwidth = self.profile.link_bytes_per_s
+        return Link(latency_s=self.profile.link_s, message_s=num_bytes / bandwidth if bandwidth else 0.0)
+
+    def ring_bytes_per_s(self, stage: int) -> float | None:
+        """Give the bandwidth of the slowest link over which a stage's gradients are summed; None: as good as any."""
+        known = self.links.ring(route[stage] for route in self.routes) if self.links else None
+        return known.bytes_per_s if known is not None else self.profile.link_bytes_per_s
+
+    def ring_latency_s(self, stage: int) -> float:
+        """Give the seconds until the first byte of a message on that link has arrived."""
+        known = self.links.ring(route[stage] for route in self.routes) if self.links else None
+        return known.latency_s if known is not None else self.profile.link_s
 
     def output_bytes(self, stage: int) -> int:
         """Give what a stage hands to the next one, each micro-batch; nothing if it is the last."""
