@@ -29,6 +29,8 @@ class LayerCost(Value):
     optimizer_s: float = 0.0  # each update
     parameter_bytes: int  # fp32 parameters
     activation_bytes: int  # kept from forward to backward
+    between_bytes: int | None = None  # kept between the halves of a split backward; None: as much as from forward on
+    working_bytes: int = 0  # beside what it keeps, while a pass lasts: temporaries, gradients on their way
     output_bytes: int  # what the next layer receives
 
     @model_validator(mode="before")
