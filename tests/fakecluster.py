@@ -39,6 +39,9 @@ class FakeCluster:
     def nodes(self):
         return self._all("Node")
 
+    def topology_profiles(self):
+        return self._all("TopologyProfile")
+
     async def progress(self, pod):
         return self.answers.get(pod["metadata"]["name"])
 
@@ -188,7 +191,7 @@ class Lagging:
         self._seen = self._truth
 
     def __getattr__(self, name):
-        is_read = name in {"job", "jobs", "pods", "furniture", "all_pods", "nodes"}
+        is_read = name in {"job", "jobs", "pods", "furniture", "all_pods", "nodes", "topology_profiles"}
         return getattr(self._seen if is_read else self._truth, name)
 
 

@@ -75,14 +75,20 @@ def test_a_wrong_value_is_refused_by_its_name(setting, said):
     assert said in result.stderr
 
 
-def test_the_chart_carries_the_generated_crd():
-    ours = yaml.safe_load((ROOT / "crds" / "pipelinejobs.yaml").read_text())
-    kept = next(item for item in render({}) if item["kind"] == "CustomResourceDefinition")
-    dropped = next(item for item in render({"crds.keep": "false"}) if item["kind"] == "CustomResourceDefinition")
+def test_the_chart_carries_the_generated_crds():
+    ours = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "crds").glob("*.yaml")}
+    kept = crds_in(render({}))
+    dropped = crds_in(render({"crds.keep": "false"}))
 
-    assert kept["spec"] == ours["spec"]
-    assert kept["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
-    assert "helm.sh/resource-policy" not in dropped["metadata"].get("annotations", {})
+    assert set(ours) == set(kept) == set(dropped) == {"pipelinejobs", "topologyprofiles"}
+    for name, crd in ours.items():
+        assert kept[name]["spec"] == crd["spec"]
+        assert kept[name]["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+        assert "helm.sh/resource-policy" not in dropped[name]["metadata"].get("annotations", {})
+
+
+def crds_in(items):
+    return {item["spec"]["names"]["plural"]: item for item in items if item["kind"] == "CustomResourceDefinition"}
 
 
 def test_the_operator_may_do_little():

@@ -10,6 +10,9 @@ KIND = "PipelineJob"
 PLURAL = "pipelinejobs"
 SINGULAR = "pipelinejob"
 SHORT_NAME = "pj"
+PROFILE_KIND = "TopologyProfile"
+PROFILE_PLURAL = "topologyprofiles"
+PROFILE_SINGULAR = "topologyprofile"
 
 FIELD_MANAGER = "pipelinejob-operator"
 

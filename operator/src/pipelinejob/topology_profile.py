@@ -33,7 +33,7 @@ class Link(Value):
     model_config = ruled(
         Rule(
             rule="has(self.kind) != has(self.bytesPerSecond)",
-            message="give either the kind of a link, as in InfiniBand NDR, or bytesPerSecond",
+            message="give either the kind of a link, as in infiniband-ndr, or bytesPerSecond",
         ),
         Rule(
             rule="!has(self.latencySeconds) || has(self.bytesPerSecond)",
@@ -44,7 +44,7 @@ class Link(Value):
 
     kind: Annotated[
         str | None,
-        Field(min_length=1, max_length=63, description="A link kind by name, as in InfiniBand NDR."),
+        Field(min_length=1, max_length=63, description="A link kind by name, as in infiniband-ndr."),
     ] = None
     bytes_per_second: Annotated[
         float | None, Field(gt=0, le=1e15, description="Bytes a second that one GPU sends to another node.")
@@ -134,5 +134,5 @@ class TopologyProfileSpec(Value):
         ),
     ] = MissingLabels.SEPARATE
     cluster_link: Annotated[
-        Link | None, Field(description="What joins two domains of the coarsest level, as in WAN between providers.")
+        Link | None, Field(description="What joins two domains of the coarsest level, as in wan between providers.")
     ] = None

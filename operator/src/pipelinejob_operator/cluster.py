@@ -94,6 +94,12 @@ class Cluster(Protocol):
     def nodes(self) -> Sequence[Object]:
         """Give all nodes."""
 
+    def priority_classes(self) -> Sequence[Object]:
+        """Give all PriorityClasses."""
+
+    def topology_profiles(self) -> Sequence[Object]:
+        """Give all TopologyProfiles."""
+
     def kueue(self, key: Key) -> Kueue | None:
         """Give what Kueue says of this job; None where there is no Kueue, or the operator was told of none."""
 

@@ -31,6 +31,7 @@ _FOLDERS: Final = {
     "Node": ("/api/v1", "nodes"),
     "ConfigMap": ("/api/v1", "configmaps"),
     names.KIND: (_JOBS, names.PLURAL),
+    names.PROFILE_KIND: (_JOBS, names.PROFILE_PLURAL),
 }
 
 
@@ -66,6 +67,7 @@ class KubeCluster:
         self._jobs = self._informer(names.KIND, self._on_job, without_managed_fields)
         self._pods = self._informer("Pod", self._on_pod, projection.pod)
         self._nodes = self._informer("Node", self._on_node, projection.node)
+        self._profiles = self._informer(names.PROFILE_KIND, self._on_profile, without_managed_fields, is_optional=True)
         self._furniture = {
             kind: self._informer(kind, self._on_furniture, projection.furniture, label=names.LABEL_JOB)
             for kind in ("ConfigMap", "Service")
@@ -76,7 +78,7 @@ class KubeCluster:
     @property
     def informers(self) -> tuple[Informer, ...]:
         """Give the caches, for health."""
-        return (self._jobs, self._pods, self._nodes, *self._furniture.values())
+        return (self._jobs, self._pods, self._nodes, self._profiles, *self._furniture.values())
 
     async def run(self) -> None:
         """Keep the caches true and write events, for ever."""
@@ -121,6 +123,10 @@ class KubeCluster:
     def nodes(self) -> Sequence[Object]:
         """Give all nodes."""
         return self._nodes.objects()
+
+    def topology_profiles(self) -> Sequence[Object]:
+        """Give all TopologyProfiles; none where their CRD is not installed."""
+        return self._profiles.objects()
 
     async def progress(self, pod: Object) -> Progress | None:
         """Ask a running trainer how far it is; None if it does not answer."""
@@ -242,6 +248,9 @@ class KubeCluster:
         if projection.matters(change.old, change.new):
             self._enqueue_jobs(lambda job: not projection.is_finished(job))
 
+    def _on_profile(self, _: Change) -> None:
+        self._enqueue_jobs(projection.waits_for_room)
+
     def _enqueue_jobs(self, wanted: Callable[[Object], bool]) -> None:
         for job in self._jobs.objects():
             if wanted(job):
@@ -254,19 +263,21 @@ class KubeCluster:
         project: Callable[[dict[str, Any]], dict[str, Any]],
         *,
         label: str | None = None,
+        is_optional: bool = False,
     ) -> Informer:
         prefix, plural = _FOLDERS[kind]
         return Informer(
             self._api,
             f"{prefix}/{plural}",
             kind=kind,
-            api_version=names.API_VERSION if kind == names.KIND else "v1",
+            api_version=names.API_VERSION if prefix == _JOBS else "v1",
             on_change=on_change,
             on_listed=self._hooks.resynced,
             on_restart=lambda: self._hooks.watch_restarted(plural),
             project=project,
             timings=self._timings,
             label=label,
+            is_optional=is_optional,
         )
 
 

@@ -46,6 +46,7 @@ class Timings:
     inactivity_s: float = 70.0  # bookmarks come every minute, so a stream silent for longer is dead
     server_timeout_s: int = 300  # after which the server ends a watch
     relist_s: float = 600.0  # an audit, however well the watch does; varies by a fifth
+    absent_s: float = 30.0  # after which an optional kind that nobody serves is asked for again
     min_backoff_s: float = 0.1
     max_backoff_s: float = 2.0  # an API server that comes back is noticed within this
 
@@ -87,11 +88,13 @@ class Informer:
         timings: Timings | None = None,
         page_size: int = 500,
         label: str | None = None,
+        is_optional: bool = False,
     ) -> None:
         """Prepare; `run` does the work.
 
         `on_listed` is called after each list that was taken up, `on_restart` for each failure, `project` gives what is
-        kept of an object. With `label`, only objects that carry it are read.
+        kept of an object. With `label`, only objects that carry it are read. Of a kind that is optional, and that the
+        server knows nothing of, there are no objects.
         """
         self._api = api
         self._path = path
@@ -103,6 +106,7 @@ class Informer:
         self._project = project
         self._timings = timings or Timings()
         self._page_size = page_size
+        self._is_optional = is_optional
         self._selection = {"labelSelector": label} if label else {}
         self._objects: dict[Name, Object] = {}
         self._gone: dict[str, None] = {}  # uids seen to go of late, oldest first
@@ -148,9 +152,19 @@ class Informer:
             except (GoneError, NotFoundError, StreamError) as error:
                 # What was missed is unknown: list, and compare.
                 self._revision = ""
-                await self._recover(error)
+                if self._is_optional and isinstance(error, NotFoundError):
+                    await self._do_without()
+                else:
+                    await self._recover(error)
             except ClusterError as error:
                 await self._recover(error)
+
+    async def _do_without(self) -> None:
+        """Take it that there are none, until the kind is served."""
+        for name in tuple(self._objects):
+            self._drop(name)
+        self.synced.set()
+        await asyncio.sleep(self._timings.absent_s)
 
     async def _recover(self, error: ClusterError) -> None:
         delay_s = self._backoff.next()

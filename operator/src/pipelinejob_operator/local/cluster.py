@@ -111,6 +111,15 @@ class LocalCluster:
         """Give this machine."""
         return (self._machine.node(),)
 
+    def priority_classes(self) -> Sequence[Object]:
+        """Give those that the jobs name: alone on this machine, they stand alike."""
+        named = {job["spec"].get("scheduling", {}).get("priorityClassName") for job in self._jobs.values()}
+        return [{"metadata": {"name": name}, "value": 0} for name in sorted(filter(None, named))]
+
+    def topology_profiles(self) -> Sequence[Object]:
+        """Give none: one machine has no network."""
+        return ()
+
     async def progress(self, pod: Object) -> Progress | None:
         """Ask the pod's process how far it is."""
         body = await self._get(pod, names.PORT_METRICS, "/progress")

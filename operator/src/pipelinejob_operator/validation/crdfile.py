@@ -1,4 +1,4 @@
-"""Writes what is generated from the API's types: the CRD, the chart's copy of it, and the reference in docs/api.md.
+"""Writes what is generated from the API's types: the CRDs, the chart's copies, and the reference in docs/api.md.
 
 `python -m pipelinejob_operator.crdfile`, or `make generate`, from the repository's root.
 """
@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 
-from pipelinejob import crd, names
+from pipelinejob import crd, names, topology_crd
 
 HEADER = "# Generated from operator/src/pipelinejob/{spec,workload,status}.py by `make generate`; do not edit.\n"
-CRD_PATHS = (Path("crds/pipelinejobs.yaml"), Path("charts/pipelinejob-operator/files/pipelinejobs.yaml"))
+PROFILE_HEADER = "# Generated from operator/src/pipelinejob/topology_profile.py by `make generate`; do not edit.\n"
+CRD_FOLDERS = (Path("crds"), Path("charts/pipelinejob-operator/files"))
 REFERENCE_PATH = Path("docs/api.md")
 
 _REFERENCE_HEAD = f"""# PipelineJob, field by field
@@ -30,13 +31,18 @@ A field in bold must be given. A default is what an absent field reads as.
 
 def contents() -> dict[Path, str]:
     """Give every generated file's path, from the root, and text."""
-    manifest = HEADER + yaml.safe_dump(crd.generate(), sort_keys=False, width=110, allow_unicode=True)
-    return {**dict.fromkeys(CRD_PATHS, manifest), REFERENCE_PATH: reference()}
+    manifests = {
+        f"{names.PLURAL}.yaml": HEADER + _yaml(crd.generate()),
+        f"{names.PROFILE_PLURAL}.yaml": PROFILE_HEADER + _yaml(topology_crd.generate()),
+    }
+    crds = {folder / name: text for folder in CRD_FOLDERS for name, text in manifests.items()}
+    return {**crds, REFERENCE_PATH: reference()}
 
 
 def reference() -> str:
     """Write the API reference as Markdown."""
     properties = crd.root_schema()["properties"]
+    profile = topology_crd.root_schema()
     parts = [
         _REFERENCE_HEAD,
         "## spec\n",
@@ -47,8 +53,18 @@ def reference() -> str:
         "## status\n",
         properties["status"]["description"] + "\n",
         _table("status", properties["status"]),
+        f"# {names.PROFILE_KIND}, field by field\n",
+        f"`apiVersion: {names.API_VERSION}`, `kind: {names.PROFILE_KIND}`, of the whole cluster.\n",
+        profile["description"] + "\n",
+        _table("spec", profile["properties"]["spec"]),
+        "### Rules\n",
+        "".join(f"- `{path}`: {message}.\n" for path, message in _rules("spec", profile["properties"]["spec"])),
     ]
     return "\n".join(parts)
+
+
+def _yaml(item: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(item, sort_keys=False, width=110, allow_unicode=True)
 
 
 def _table(path: str, schema: Mapping[str, Any]) -> str:
@@ -95,6 +111,8 @@ def _rules(path: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield path + rule.get("fieldPath", ""), rule["message"]
     for name, field in schema.get("properties", {}).items():
         yield from _rules(f"{path}.{name}", field)
+        if "items" in field:
+            yield from _rules(f"{path}.{name}[]", field["items"])
 
 
 def write(root: Path) -> None:

@@ -20,7 +20,7 @@ __all__ = ["Manifest", "defaulted", "load_manifests", "validate", "validate_chan
 
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 # Kubernetes' ObjectMeta, which a CRD may not describe.
-_METADATA = {
+METADATA = {
     "type": "object",
     "properties": {
         "name": {"type": "string", "description": "the pods are named after the job"},
@@ -48,10 +48,10 @@ def validate(manifest: Mapping[str, Any]) -> PipelineJobSpec:
 
     Raises InvalidManifestError with everything that is wrong, each with its path.
     """
-    _raise_if_any(list(_kind_errors(manifest)))
-    _raise_if_any(list(_errors(manifest, ABSENT)))
+    raise_if_any(list(kind_errors(manifest, names.KIND)))
+    raise_if_any(list(_errors(manifest, ABSENT)))
     spec = PipelineJobSpec.model_validate(defaulted(manifest)["spec"])
-    _raise_if_any(list(check(spec)))
+    raise_if_any(list(check(spec)))
     return spec
 
 
@@ -60,8 +60,8 @@ def validate_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> PipelineJ
 
     Raises InvalidManifestError also for a change that can't be honoured.
     """
-    _raise_if_any(list(_kind_errors(new)))
-    _raise_if_any(list(_errors(new, defaulted(old))))
+    raise_if_any(list(kind_errors(new, names.KIND)))
+    raise_if_any(list(_errors(new, defaulted(old))))
     return validate(new)
 
 
@@ -71,8 +71,9 @@ def defaulted(manifest: Mapping[str, Any]) -> Manifest:
     return stored
 
 
-def _kind_errors(manifest: Mapping[str, Any]) -> Iterator[SpecError]:
-    for field, wanted in (("apiVersion", names.API_VERSION), ("kind", names.KIND)):
+def kind_errors(manifest: Mapping[str, Any], kind: str) -> Iterator[SpecError]:
+    """Say what is wrong with the words that name a manifest's form."""
+    for field, wanted in (("apiVersion", names.API_VERSION), ("kind", kind)):
         given = manifest.get(field)
         if given is None:
             yield SpecError(field, f"is missing; write {field}: {wanted}")
@@ -81,7 +82,11 @@ def _kind_errors(manifest: Mapping[str, Any]) -> Iterator[SpecError]:
 
 
 def _errors(manifest: Mapping[str, Any], old: Any) -> list[SpecError]:
-    schema = _schema()
+    return errors_by(_schema(), manifest, old)
+
+
+def errors_by(schema: Mapping[str, Any], manifest: Mapping[str, Any], old: Any) -> list[SpecError]:
+    """Give what the API server would say of a manifest whose CRD has this schema."""
     # A status is the operator's, never its author's; the API server, too, lets it be when a manifest is applied.
     given = {key: value for key, value in manifest.items() if key != "status"}
     value = read_as_server(given, schema)
@@ -90,7 +95,8 @@ def _errors(manifest: Mapping[str, Any], old: Any) -> list[SpecError]:
     return [*unknown_fields("", given, schema), *unsound, *broken]
 
 
-def _raise_if_any(errors: list[SpecError]) -> None:
+def raise_if_any(errors: list[SpecError]) -> None:
+    """Raise InvalidManifestError with all of them."""
     if errors:
         raise InvalidManifestError(errors)
 
@@ -98,5 +104,5 @@ def _raise_if_any(errors: list[SpecError]) -> None:
 @cache
 def _schema() -> Mapping[str, Any]:
     schema = deepcopy(crd.root_schema())
-    schema["properties"]["metadata"] = _METADATA
+    schema["properties"]["metadata"] = METADATA
     return schema
