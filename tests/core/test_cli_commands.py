@@ -4,159 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from pipelinejob.cost import analytic_profile
-from pipelinejob.plan import Plan
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob_operator.cli import main
 from pipelinejob_operator.cli.gantt import gantt_lines
 from run_samples import predicted
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "stdlib-gpt.yaml"
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("COLUMNS", "140")
-
-    def run(*arguments: str | Path) -> Result:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Result(int(ended.value.code or 0), captured.out, captured.err)
-
-    return run
-
-
-@pytest.fixture
-def manifest(tmp_path: Path):
-    def write(**changes: Any) -> Path:
-        content = yaml.safe_load(EXAMPLE.read_text())
-        for path, value in changes.items():
-            *parents, last = path.split("__")
-            target = content["spec"]
-            for parent in parents:
-                target = target[parent]
-            target[last] = value
-        file = tmp_path / "job.yaml"
-        file.write_text(yaml.safe_dump(content))
-        return file
-
-    return write
-
-
-def node(name: str, gpus: int, leaf: str) -> dict[str, Any]:
-    resources = {"cpu": "64", "memory": "512Gi", "pods": "110", "nvidia.com/gpu": str(gpus)}
-    return {
-        "kind": "Node",
-        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "topology.kubernetes.io/zone": leaf}},
-        "status": {"allocatable": resources, "conditions": [{"type": "Ready", "status": "True"}]},
-    }
-
-
-def test_a_plan_is_printed_for_people(call) -> None:
-    result = call("plan", EXAMPLE)
-
-    assert result.code == 0
-    assert "4 stages, 1F1B, 8 micro-batches of 2" in result.out
-    assert "counted operations, not a measurement" in result.out
-    assert "0-2" in result.out
-
-
-def test_a_plan_says_which_stretches_of_layers_a_stage_holds(call, manifest) -> None:
-    schedule = {"name": "DualPipeV", "microBatches": 8, "microBatchSize": 2, "batchSize": 15}
-
-    result = call("plan", manifest(schedule=schedule))
-
-    assert "4 stages, DualPipeV, 8 micro-batches of 2, 15 sequences in all" in result.out
-    assert "0-1, 8-9" in result.out
-
-
-def test_a_plan_as_json_is_the_document_that_the_stages_mount(call) -> None:
-    result = call("plan", EXAMPLE, "-o", "json")
-
-    plan = Plan.from_json(result.out)
-    assert (plan.namespace, plan.name, len(plan.stages)) == ("default", "stdlib-gpt", 4)
-
-
-def test_a_plan_as_yaml_reads_as_the_same(call) -> None:
-    as_json, as_yaml = call("plan", EXAMPLE, "-o", "json"), call("plan", EXAMPLE, "-o", "yaml")
-
-    assert yaml.safe_load(as_yaml.out) == json.loads(as_json.out)
-
-
-def test_the_manifests_are_those_of_one_gang(call) -> None:
-    result = call("plan", EXAMPLE, "--manifests")
-
-    items = list(yaml.safe_load_all(result.out))
-    assert [item["kind"] for item in items] == ["ConfigMap", "Service", *["Pod"] * 4]
-    assert [item["metadata"]["name"] for item in items[2:]] == [f"stdlib-gpt-r0-s{stage}" for stage in range(4)]
-    assert all(item["spec"]["schedulingGates"] for item in items[2:])
-
-
-def test_given_nodes_the_stages_are_placed_and_their_pods_pinned(call, manifest, tmp_path: Path) -> None:
-    nodes = tmp_path / "nodes.json"
-    nodes.write_text(json.dumps({"items": [node("a", 2, "zone-a"), node("b", 2, "zone-a"), node("c", 2, "zone-b")]}))
-    file = manifest(device="gpu")
-
-    plan = Plan.from_json(call("plan", file, "--nodes", nodes, "-o", "json").out)
-    items = list(yaml.safe_load_all(call("plan", file, "--nodes", nodes, "--manifests").out))
-
-    assert plan.placement
-    assert [each.node for each in plan.placement.assignments] == ["a", "a", "b", "b"]
-    assert "schedulingGates" not in items[2]["spec"]
-    assert "node" in call("plan", file, "--nodes", nodes).out
-
-
-def test_a_job_that_fits_no_node_ends_with_4_and_one_sentence(call, manifest, tmp_path: Path) -> None:
-    nodes = tmp_path / "nodes.json"
-    nodes.write_text(json.dumps([node("a", 2, "zone-a")]))
-
-    result = call("plan", manifest(device="gpu"), "--nodes", nodes)
-
-    assert result.code == 4
-    assert result.err.startswith("error: ")
-    assert "nvidia.com/gpu" in result.err
-
-
-@pytest.mark.parametrize(
-    ("content", "said"), [("{}", "holds no list of nodes"), ("{", "is no JSON"), (None, "No such file")]
-)
-def test_a_nodes_file_that_is_none_is_wrong_usage(call, tmp_path: Path, content: str | None, said: str) -> None:
-    file = tmp_path / "nodes.json"
-    if content is not None:
-        file.write_text(content)
-
-    result = call("plan", EXAMPLE, "--nodes", file)
-
-    assert (result.code, said in result.err) == (2, True)
-
-
-def test_a_measured_profile_changes_the_source_of_the_prediction(call, tmp_path: Path) -> None:
-    spec = PipelineJobSpec.model_validate(yaml.safe_load(EXAMPLE.read_text())["spec"])
-    counted = analytic_profile(spec.model, spec.data, spec.schedule, spec.training, device=spec.device)
-    file = tmp_path / "profile.json"
-    file.write_text(json.dumps({**counted.dump(), "source": "profiled"}))
-
-    assert "from measured costs" in call("plan", EXAMPLE, "--profile", file).out
-    file.write_text('{"source": "profiled"}')
-    assert call("plan", EXAMPLE, "--profile", file).code == 2
-
-
-def test_the_gantt_has_a_line_for_each_stage(call) -> None:
-    lines = call("plan", EXAMPLE, "--gantt").out.splitlines()
-
-    drawn = [line for line in lines if line.startswith("stage ") and "F0" in line]
-    assert len(drawn) == 4
 
 
 def test_a_gantt_is_as_wide_as_it_may_be() -> None:
@@ -277,12 +131,3 @@ def test_the_command_does_not_load_what_only_a_cluster_or_a_trainer_needs() -> N
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert found.stdout == "[]\n"
-
-
-def test_the_plan_of_layers_of_unknown_cost_states_ratios_and_no_seconds(call, manifest) -> None:
-    result = call("plan", manifest(model={"entrypoint": "model:build", "numLayers": 12}), "--gantt")
-
-    assert result.code == 0
-    assert "predicted: bubble" in result.out
-    assert "the number of layers alone" in result.out
-    assert not [word for word in ("tokens/s", " ms", " µs", "MiB") if word in result.out]

@@ -1,0 +1,95 @@
+"""A plan as JSON or YAML, for programs: every figure that people are shown, and the plan that the stages mount."""
+
+from typing import Any
+
+from pipelinejob_operator.report.plan_view import Alternative, PlanView, RankView, memory_parts
+
+
+def document(view: PlanView) -> dict[str, Any]:
+    """Give the JSON-ready form. Seconds and bytes of layers of unknown cost are null: only their ratios mean anything.
+
+    All figures are predictions, from the costs that `prediction.source` names.
+    """
+    plan = view.plan
+    return {
+        "namespace": plan.namespace,
+        "name": plan.name,
+        "fits": view.fits,
+        "shortfall": view.shortfall,
+        "where": view.where,
+        "prediction": _prediction(view),
+        "parallelism": plan.parallelism.dump(),
+        "schedule": plan.schedule.dump(),
+        "stages": [_rank(view, rank) for rank in view.ranks],
+        "placement": _placement(view),
+        "alternatives": [_alternative(each) for each in view.alternatives],
+        "rejected": [{"what": each.what, "why": each.why} for each in view.rejected],
+        "notes": list(view.notes),
+        "plan": plan.dump(),
+    }
+
+
+def _prediction(view: PlanView) -> dict[str, Any]:
+    prediction, is_absolute = view.plan.prediction, view.is_absolute
+    return {
+        "stepSeconds": prediction.step_s if is_absolute else None,
+        "tokensPerSecond": prediction.tokens_per_s if is_absolute else None,
+        "bubble": prediction.bubble_ratio,
+        "source": prediction.source.value,
+    }
+
+
+def _rank(view: PlanView, rank: RankView) -> dict[str, Any]:
+    stage, is_absolute = view.plan.stages[rank.index], view.is_absolute
+    parts = memory_parts(stage)
+    return {
+        "index": rank.index,
+        "replica": rank.replica,
+        "node": rank.node,
+        "path": list(rank.path),
+        "layers": [list(chunk) for chunk in stage.chunks],
+        "parameters": stage.parameter_bytes // 4 if is_absolute else None,
+        "forwardSeconds": stage.forward_s if is_absolute else None,
+        "backwardSeconds": stage.backward_s if is_absolute else None,
+        "bubble": stage.bubble_ratio,
+        "memoryBytes": stage.memory_bytes if is_absolute else None,
+        "memory": {
+            "parametersBytes": parts.parameters,
+            "gradientsBytes": parts.gradients,
+            "optimizerBytes": parts.optimizer,
+            "activationsBytes": parts.activations,
+        }
+        if is_absolute
+        else None,
+        "deviceMemoryBytes": view.device_memory_bytes,
+        "recompute": stage.recompute,
+    }
+
+
+def _placement(view: PlanView) -> dict[str, Any] | None:
+    placement = view.placement
+    if placement is None:
+        return None
+    return {
+        "nodes": sorted({each.node for each in placement.assignments}),
+        "crossings": placement.crossings,
+        "penaltySeconds": placement.penalty_s,
+        "penalty": view.penalty_ratio,
+        "bestPenaltySeconds": placement.best_penalty_s,
+        "bestPenalty": view.best_penalty_ratio,
+        "roomLeft": placement.room_left,
+    }
+
+
+def _alternative(each: Alternative) -> dict[str, Any]:
+    return {
+        "about": each.about.value,
+        "what": each.what,
+        "stepSeconds": each.step_s,
+        "price": each.price,
+        "bubble": each.bubble_ratio,
+        "memoryBytes": each.memory_bytes,
+        "crossings": each.crossings,
+        "roomLeft": each.room_left,
+        "fields": each.fields,
+    }

@@ -1,0 +1,106 @@
+"""The files that options name: JSON or YAML read, and what is not as it should be said in one sentence."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+from pydantic import ValidationError
+
+from pipelinejob.cost import Profile
+from pipelinejob.errors import PipelineJobError
+
+
+class FileError(PipelineJobError):
+    """A file given by an option is not what it should be."""
+
+
+def read_objects(file: Path, option: str, kind: str) -> list[Mapping[str, Any]]:
+    """Read a list of Kubernetes objects, as `kubectl get KIND -o json` (or yaml) writes it.
+
+    Raises FileError.
+    """
+    data = read_data(file, option)
+    items = data.get("items") if isinstance(data, dict) else data
+    wanted = isinstance(items, list) and all(isinstance(item, dict) and _is_named(item) for item in items)
+    if not wanted or not isinstance(items, list):
+        all_of = " -A" if kind == "pods" else ""
+        raise FileError(
+            f"{option} {file}: holds no list of {kind}; write it with `kubectl get {kind}{all_of} -o json > {file}`"
+        )
+    return items
+
+
+def _is_named(item: Mapping[str, Any]) -> bool:
+    metadata = item.get("metadata")
+    return isinstance(metadata, dict) and isinstance(metadata.get("name"), str)
+
+
+def read_profile(file: Path) -> Profile:
+    """Read measured costs.
+
+    Raises FileError.
+    """
+    try:
+        return Profile.model_validate(read_data(file, "--profile"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FileError(
+            f"--profile {file}: {where}: {first['msg']}; write it with `pipelinejob-trainer profile`"
+        ) from error
+
+
+def read_data(file: Path, option: str) -> Any:
+    """Read JSON or YAML.
+
+    Raises FileError.
+    """
+    text = read_text(file, option)
+    try:
+        # JSON first: it is what large lists come as, and reads a hundred times faster.
+        return json.loads(text) if text.lstrip()[:1] in {"{", "["} else yaml.safe_load(text)
+    except json.JSONDecodeError as error:
+        if file.suffix in {".yaml", ".yml"}:
+            return _flow_yaml(file, option, text)
+        raise FileError(f"{option} {file}: is no JSON: {error}") from error
+    except yaml.YAMLError as error:
+        raise FileError(f"{option} {file}: is neither JSON nor YAML: {_short(error)}") from error
+
+
+def _flow_yaml(file: Path, option: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise FileError(f"{option} {file}: is no YAML: {_short(error)}") from error
+
+
+def _short(error: yaml.YAMLError) -> str:
+    return " ".join(str(error).split())
+
+
+def read_text(file: Path, option: str) -> str:
+    """Read a text.
+
+    Raises FileError.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"{option} {file}: {error.strerror}; name a file that can be read") from error
+    except UnicodeDecodeError as error:
+        raise FileError(f"{option} {file}: is no text; name a file of JSON or YAML") from error
+
+
+def write_text(file: Path, option: str, content: str) -> None:
+    """Write a file that an option asks for, and say so beside the result.
+
+    Raises FileError.
+    """
+    try:
+        file.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"{option} {file}: {error.strerror}; name a file that can be written") from error
+    typer.echo(f"wrote {file}", err=True)

@@ -1,0 +1,135 @@
+"""A plan for people, in a terminal."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipelinejob.cost import Profile
+from pipelinejob.plan import StagePlan
+from pipelinejob.planner import predicted_timeline
+from pipelinejob.playing import schedule_of
+from pipelinejob_operator.cli.gantt import gantt_lines
+from pipelinejob_operator.report.numbers import seconds
+from pipelinejob_operator.report.plan_view import (
+    About,
+    Alternative,
+    PlanView,
+    RankView,
+    gib,
+    price_text,
+)
+from pipelinejob_operator.report.run_view import layers
+
+_MOST_REPLICAS = 4  # whose nodes are named in a cell
+_MOST_REJECTED = 8
+_HEADINGS = {
+    About.CONFIGURATION: "other configurations, and what a step would take (predicted)",
+    About.PLACEMENT: "other places, and what a step would take (predicted)",
+    About.TO_FIT: "what would fit now, and what a step would take (predicted)",
+}
+
+
+def print_plan(view: PlanView, *, costs: Profile | None = None) -> None:
+    """Print it; with `costs`, draw the predicted timeline of one step too."""
+    console = Console(highlight=False)
+    console.print(Text.assemble((view.name, "bold"), f"  {view.shape_line}"), soft_wrap=True)
+    console.print(Text(view.prediction_line), soft_wrap=True)
+    if view.where:
+        console.print(Text(f"on: {view.where}"), soft_wrap=True)
+    for note in view.notes:
+        console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
+    console.print(_stage_table(view))
+    for line in (view.memory_line, view.placement_line, view.room_line):
+        if line:
+            console.print(Text(line), soft_wrap=True)
+    for about in About:
+        _print_alternatives(console, about, [each for each in view.alternatives if each.about is about])
+    _print_rejected(console, view)
+    if costs:
+        _print_gantt(console, view, costs)
+
+
+def _stage_table(view: PlanView) -> Table:
+    table = _table("stage", "layers", right=("parameters", "forward", "backward", "bubble", "memory"))
+    if view.placement:
+        table.add_column("node")
+    for stage in view.plan.stages:
+        nodes = [_nodes(view.of_stage(stage.stage))] if view.placement else []
+        table.add_row(*_stage_cells(view, stage), *nodes)
+    return table
+
+
+def _stage_cells(view: PlanView, stage: StagePlan) -> list[str]:
+    is_absolute = view.is_absolute
+    return [
+        str(stage.stage),
+        layers(stage.chunks),
+        f"{stage.parameter_bytes // 4:,}" if is_absolute else "–",
+        seconds(stage.forward_s if is_absolute else None),
+        seconds(stage.backward_s if is_absolute else None),
+        f"{stage.bubble_ratio:.1%}",
+        gib(stage.memory_bytes) if is_absolute else "–",
+    ]
+
+
+def _nodes(ranks: tuple[RankView, ...]) -> str:
+    shown = ["/".join(rank.path) for rank in ranks[:_MOST_REPLICAS]]
+    further = len(ranks) - len(shown)
+    return "\n".join([*shown, *([f"and {further} more replicas"] if further else [])])
+
+
+def _print_alternatives(console: Console, about: About, found: list[Alternative]) -> None:
+    if not found:
+        return
+    console.print(Text(_HEADINGS[about], style="dim"), soft_wrap=True)
+    table = _table("what", right=("step", "price", "bubble", "memory"))
+    table.add_column("crossings")
+    table.add_column("room left")
+    for each in found:
+        table.add_row(
+            each.what,
+            seconds(each.step_s),
+            price_text(each.price),
+            "–" if each.bubble_ratio is None else f"{each.bubble_ratio:.1%}",
+            "–" if each.memory_bytes is None else gib(each.memory_bytes),
+            _counts(each.crossings),
+            _counts(each.room_left),
+        )
+    console.print(table)
+
+
+def _counts(found: dict[str, int] | None) -> str:
+    return ", ".join(f"{level} {count}" for level, count in (found or {}).items() if count) or "–"
+
+
+def _print_rejected(console: Console, view: PlanView) -> None:
+    if not view.rejected:
+        return
+    console.print(Text("rejected", style="dim"))
+    for each in view.rejected[:_MOST_REJECTED]:
+        console.print(Text(f"  {each.what}: {each.why}"), soft_wrap=True)
+    further = len(view.rejected) - _MOST_REJECTED
+    if further > 0:
+        console.print(Text(f"  and {further} more; -o json lists them all", style="dim"))
+
+
+def _print_gantt(console: Console, view: PlanView, costs: Profile) -> None:
+    drawn = gantt_lines(
+        predicted_timeline(view.plan, costs),
+        console.width,
+        schedule=schedule_of(view.plan),
+        has_scale=view.is_absolute,
+        has_colours=console.color_system is not None,
+    )
+    for line in drawn:
+        console.print(line, markup=False, no_wrap=True, crop=False)
+
+
+def _table(*left: str, right: tuple[str, ...]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
