@@ -15,29 +15,30 @@ from apiserver import ApiServer
 from fakenodes import start_kwok
 from processes import Process, wait_until
 
-_CRD = Path(__file__).parents[2] / "crds" / "pipelinejobs.yaml"
+_CRDS = Path(__file__).parents[2] / "crds"
+_PLURALS = ("pipelinejobs", "topologyprofiles")
 
 
 @pytest.fixture(scope="session")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """etcd, kube-apiserver, scheduler and the controllers that delete; the PipelineJob CRD is in force.
+    """etcd, kube-apiserver, scheduler and the controllers that delete; our CRDs are in force.
 
     A test that stops the server must start it again.
     """
     toolchain.provide(toolchain.APISERVER_TIER)
     with ApiServer(tmp_path_factory.mktemp("api-server")) as server:
-        if _CRD.exists():
-            server.kubectl("apply", "--server-side", "-f", _CRD)
-            wait_until(lambda: _is_established(server), "the CRD is served")
+        server.kubectl("apply", "--server-side", "-f", _CRDS)
+        for plural in _PLURALS:
+            wait_until(lambda plural=plural: _is_established(server, plural), f"the CRD of {plural} is served")
         server.start_scheduler()
         # After the CRD: the garbage collector looks for new kinds only every 30 s.
         server.start_controllers()
         yield server
 
 
-def _is_established(server: ApiServer) -> bool:
+def _is_established(server: ApiServer, plural: str) -> bool:
     """`kubectl wait` cannot be asked: it fails on a CRD that has no conditions yet."""
-    conditions = server.get("crd", "pipelinejobs.pipelinejob.io").get("status", {}).get("conditions") or ()
+    conditions = server.get("crd", f"{plural}.pipelinejob.io").get("status", {}).get("conditions") or ()
     return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
 
 
@@ -55,11 +56,10 @@ def namespace(api_server: ApiServer, request: pytest.FixtureRequest) -> Iterator
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     api_server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     yield name
-    if _CRD.exists():
-        # No controller may be left to take a finalizer off.
-        jobs = api_server.get("pipelinejobs.pipelinejob.io", "-n", name)["items"]
-        for job in (job["metadata"] for job in jobs if job["metadata"].get("finalizers")):
-            patch = json.dumps({"metadata": {"finalizers": None}})
-            api_server.kubectl("patch", "pipelinejob", "-n", name, job["name"], "--type=merge", "-p", patch)
+    # No controller may be left to take a finalizer off.
+    jobs = api_server.get("pipelinejobs.pipelinejob.io", "-n", name)["items"]
+    for job in (job["metadata"] for job in jobs if job["metadata"].get("finalizers")):
+        patch = json.dumps({"metadata": {"finalizers": None}})
+        api_server.kubectl("patch", "pipelinejob", "-n", name, job["name"], "--type=merge", "-p", patch)
     api_server.kubectl("delete", "pods", "-n", name, "--all", "--grace-period=0", "--force", "--ignore-not-found")
     api_server.kubectl("delete", "namespace", name, "--wait=false")
