@@ -16,7 +16,7 @@ from pipelinejob_operator.kube.informer import Change, Informer, Timings
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-QUICK = Timings(inactivity_s=0.3, min_backoff_s=0.01, max_backoff_s=0.02)
+QUICK = Timings(inactivity_s=0.3, min_backoff_s=0.01, max_backoff_s=0.02, absent_s=0.01)
 PATH = "/api/v1/pods"
 
 
@@ -89,7 +89,7 @@ class Seen:
 
 
 @contextlib.asynccontextmanager
-async def watching(script: Script, timings: Timings = QUICK) -> AsyncIterator[Seen]:
+async def watching(script: Script, timings: Timings = QUICK, *, is_optional: bool = False) -> AsyncIterator[Seen]:
     application = web.Application()
     application.router.add_get(PATH, script.answer)
     changes: list[Change] = []
@@ -107,6 +107,7 @@ async def watching(script: Script, timings: Timings = QUICK) -> AsyncIterator[Se
             on_restart=lambda: restarts.append(None),
             timings=timings,
             page_size=2,
+            is_optional=is_optional,
         )
         running = asyncio.create_task(informer.run())
         try:
@@ -133,6 +134,20 @@ async def test_a_list_of_several_pages_is_read_to_its_end():
 
         assert seen.names() == {"a", "b", "c"}
         assert script.queries[1]["continue"] == "more"
+
+
+async def test_of_an_optional_kind_that_is_not_served_there_are_none_until_it_is():
+    script = Script(
+        lists=[status(404), status(404), listed(pod("a", 1), revision=5), status(404), listed(revision=7)],
+        watches=[status(404), streamed()],
+    )
+    async with watching(script, is_optional=True) as seen:
+        await asyncio.wait_for(seen.informer.synced.wait(), 5)
+        assert seen.names() == set()
+
+        await until(lambda: seen.deleted() == ["a"])
+
+        assert seen.restarts == []
 
 
 async def test_what_is_watched_is_added_changed_and_deleted():
