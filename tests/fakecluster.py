@@ -42,6 +42,9 @@ class FakeCluster:
     def topology_profiles(self):
         return self._all("TopologyProfile")
 
+    def priority_classes(self):
+        return self._all("PriorityClass")
+
     async def progress(self, pod):
         return self.answers.get(pod["metadata"]["name"])
 
@@ -192,6 +195,7 @@ class Lagging:
 
     def __getattr__(self, name):
         is_read = name in {"job", "jobs", "pods", "furniture", "all_pods", "nodes", "topology_profiles"}
+        is_read |= name == "priority_classes"
         return getattr(self._seen if is_read else self._truth, name)
 
 

@@ -50,7 +50,7 @@ def free_room(
         claimed = claim(pod)
         if claimed is not None:
             taken.setdefault(claimed.node, []).append(claimed.requests)
-            claiming.add(_identity(pod))
+            claiming.add(identity(pod))
     for promise in promises:
         for rank, promised in promise.claims.items():
             if (promise.uid, promise.attempt, rank) not in claiming:
@@ -63,7 +63,7 @@ def free_room(
 
 def standing_room(nodes: Sequence[Object], pods: Iterable[Object]) -> dict[str, dict[str, Fraction]]:
     """Give what is left when all work is done and only what belongs to the node stays: daemons and static pods."""
-    return free_room(nodes, (pod for pod in pods if _belongs_to_node(pod)), ())
+    return free_room(nodes, (pod for pod in pods if belongs_to_node(pod)), ())
 
 
 def allocatable(node: Object) -> dict[str, Fraction]:
@@ -91,6 +91,25 @@ def rank_requests(job: Job, rank: Rank, settings: ControllerSettings) -> dict[st
     return pod_requests(stage_pod(job, job.spec, rank, attempt=0, settings=settings))
 
 
+def plus(free: Mapping[str, Resources], claims: Iterable[Claim]) -> dict[str, Resources]:
+    """Give what is left once these claims are given back."""
+    return _changed(free, claims, 1)
+
+
+def minus(free: Mapping[str, Resources], claims: Iterable[Claim]) -> dict[str, Resources]:
+    """Give what is left for those who mind these claims; below zero where there is less than is claimed."""
+    return _changed(free, claims, -1)
+
+
+def _changed(free: Mapping[str, Resources], claims: Iterable[Claim], sign: int) -> dict[str, Resources]:
+    changed = dict(free)
+    for node, requests in claims:
+        if node in changed:
+            amounts = changed[node]
+            changed[node] = {name: left + sign * requests.get(name, Fraction(0)) for name, left in amounts.items()}
+    return changed
+
+
 def _pinned_node(spec: Mapping[str, Any]) -> str | None:
     if any(gate["name"] == names.GATE_GANG for gate in spec.get("schedulingGates") or ()):
         return None
@@ -104,7 +123,8 @@ def _pinned_node(spec: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _identity(pod: Object) -> tuple[str, int, Rank]:
+def identity(pod: Object) -> tuple[str, int, Rank]:
+    """Give whose pod this is: the uid of its controller, and the attempt and rank where it is a stage."""
     metadata = pod["metadata"]
     labels = metadata.get("labels", {})
     owners = metadata.get("ownerReferences") or ()
@@ -116,6 +136,7 @@ def _identity(pod: Object) -> tuple[str, int, Rank]:
         return (uid, -1, Rank(-1, -1))
 
 
-def _belongs_to_node(pod: Object) -> bool:
+def belongs_to_node(pod: Object) -> bool:
+    """Say whether the pod stays as long as its node does: a daemon, or a static pod."""
     owners = pod["metadata"].get("ownerReferences") or ()
     return any(owner.get("controller") and owner.get("kind") in {"DaemonSet", "Node"} for owner in owners)

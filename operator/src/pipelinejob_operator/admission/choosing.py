@@ -1,15 +1,17 @@
 """Which nodes a job's ranks would get: the cluster's JSON turned into what placement reckons with."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
+from pipelinejob.errors import NoPlacementError, SpecError
 from pipelinejob.placement import place
 from pipelinejob.placement_room import Demand
 from pipelinejob.plan import Placement
-from pipelinejob.quantities import Resources
+from pipelinejob.quantities import Resources, resources
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.topology import NodeInfo, Topology
-from pipelinejob_operator.admission.capacity import allocatable
+from pipelinejob_operator.admission.capacity import Claim, allocatable
 from pipelinejob_operator.admission.eligibility import may_stand_on, unusable
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
@@ -28,9 +30,43 @@ def choose_nodes(
 
     Raises NoPlacementError with one sentence on what is missing, SpecError if the spec names an unknown topology.
     """
-    infos = node_infos(nodes, free)
-    demands = _demands(job, spec, nodes, settings)
-    return place(demands, Topology.from_spec(spec.topology, infos), infos, scope=spec.topology.pipeline)
+    return Chooser(nodes, settings).choose(replace(job, spec=spec), free)
+
+
+class Chooser:
+    """Places jobs on the nodes of one moment; remembers what stays the same, however often it is asked about a job."""
+
+    def __init__(self, nodes: Sequence[Object], settings: ControllerSettings) -> None:
+        self._nodes = nodes
+        self._settings = settings
+        self._demands: dict[str, tuple[Demand, ...]] = {}
+
+    def choose(self, job: Job, free: Free) -> Placement:
+        """Give every rank a node.
+
+        Raises NoPlacementError with one sentence on what is missing, SpecError if the spec names an unknown topology.
+        """
+        spec = job.spec
+        assert spec is not None, "only readable jobs are placed"
+        infos = node_infos(self._nodes, free)
+        topology = Topology.from_spec(spec.topology, infos)
+        return place(self.demands(job), topology, infos, scope=spec.topology.pipeline)
+
+    def fits(self, job: Job, free: Free) -> tuple[Claim, ...] | None:
+        """Give what the job would take of which node, None if it does not fit."""
+        try:
+            placed = self.choose(job, free)
+        except (NoPlacementError, SpecError):
+            return None
+        asked = {Rank(each.replica, each.stage): resources(each.requests) for each in self.demands(job)}
+        return tuple(Claim(each.node, asked[Rank(each.replica, each.stage)]) for each in placed.assignments)
+
+    def demands(self, job: Job) -> tuple[Demand, ...]:
+        """Give what each rank asks for, and where its pod may go."""
+        assert job.spec is not None, "only readable jobs are placed"
+        if job.uid not in self._demands:
+            self._demands[job.uid] = _demands(job, job.spec, self._nodes, self._settings)
+        return self._demands[job.uid]
 
 
 def node_infos(nodes: Sequence[Object], free: Free) -> list[NodeInfo]:

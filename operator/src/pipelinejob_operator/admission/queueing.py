@@ -1,15 +1,19 @@
-"""Who waits for room, and whose turn it is: the oldest first, and nobody waits for one who could never have it."""
+"""Who waits for room, and whose turn it is: higher priority first, then age; nobody waits for what can never fit."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from pipelinejob.status import ConditionStatus, ConditionType
+from pipelinejob_operator.admission.priority import NO_PRIORITY_CLASS, Priorities
 from pipelinejob_operator.objects.job import Job, condition
 
 NO_ROOM = "NoRoom"
 NOT_ITS_TURN = "NotItsTurn"
 NEVER_FITS = "NeverFits"
+PREEMPTED = "Preempted"  # it was told to make way, and waits in its place of the line
+PREEMPTING = "Preempting"  # others were told to make way for it
 # Reasons of PLACED with which a job waits for something other than room.
-_BLOCKS_NOBODY = frozenset({NEVER_FITS, "GangTimeout", "Refused", "PodsStuck", "NamesTaken"})
+BLOCKS_NOBODY = frozenset({NEVER_FITS, NO_PRIORITY_CLASS, "GangTimeout", "Refused", "PodsStuck", "NamesTaken"})
 
 
 def is_waiting(job: Job) -> bool:
@@ -19,17 +23,31 @@ def is_waiting(job: Job) -> bool:
     return not job.is_placed
 
 
-def ahead_of(job: Job, jobs: Iterable[Job]) -> list[Job]:
-    """Give the jobs whose turn comes before this one's, in their order."""
-    before = [other for other in jobs if other.uid != job.uid and _order(other) < _order(job) and _blocks(other)]
-    return sorted(before, key=_order)
-
-
-def _blocks(job: Job) -> bool:
+def is_in_line(job: Job) -> bool:
+    """Say whether those behind have to mind this job: it waits for room, and nothing else keeps it."""
+    if not is_waiting(job) or job.status.not_before is not None or job.binds_late:
+        return False
     placed = condition(job.status, ConditionType.PLACED)
-    is_set_aside = placed is not None and placed.status is ConditionStatus.FALSE and placed.reason in _BLOCKS_NOBODY
-    return is_waiting(job) and job.status.not_before is None and not is_set_aside
+    return placed is None or placed.status is not ConditionStatus.FALSE or placed.reason not in BLOCKS_NOBODY
 
 
-def _order(job: Job) -> tuple[str, str, str]:
-    return (job.created, job.key.namespace, job.key.name)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """The order of jobs, waiting or not. A job that made way stands where it always stood."""
+
+    priorities: Priorities
+
+    def rank(self, job: Job) -> tuple[int, str, str, str]:
+        """Give what jobs are sorted by: the first in line has the least."""
+        return (-self.priorities.of(job).value, job.created, job.key.namespace, job.key.name)
+
+    def ahead_of(self, job: Job, jobs: Iterable[Job]) -> list[Job]:
+        """Give the jobs whose turn comes before this one's, first first."""
+        own = self.rank(job)
+        before = [other for other in jobs if other.uid != job.uid and self.rank(other) < own and is_in_line(other)]
+        return sorted(before, key=self.rank)
+
+    def why_ahead(self, first: Job, job: Job) -> str:
+        """Say why `first` comes first."""
+        higher, lower = self.priorities.of(first).value, self.priorities.of(job).value
+        return f"has priority {higher} over {lower}" if higher > lower else "is older"

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 from pipelinejob.errors import NoPlacementError, SpecError
-from pipelinejob.plan import Plan
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob_operator.admission.capacity import Promise, free_room, promise_of, standing_room
-from pipelinejob_operator.admission.choosing import choose_nodes
-from pipelinejob_operator.admission.queueing import NEVER_FITS, NO_ROOM, NOT_ITS_TURN, ahead_of
-from pipelinejob_operator.cluster import Object
+from pipelinejob.plan import Placement, Plan
+from pipelinejob_operator.admission.asking import ask
+from pipelinejob_operator.admission.backfill import kept_for, reserve
+from pipelinejob_operator.admission.capacity import Claim, Promise, minus, promise_of
+from pipelinejob_operator.admission.choosing import Chooser
+from pipelinejob_operator.admission.preempting import victims
+from pipelinejob_operator.admission.priority import NO_PRIORITY_CLASS
+from pipelinejob_operator.admission.queueing import NEVER_FITS, NO_ROOM, NOT_ITS_TURN, PREEMPTED, PREEMPTING
+from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.controller import transitions
 from pipelinejob_operator.controller.measurements import with_plan
 from pipelinejob_operator.controller.transitions import Turn
@@ -19,33 +21,31 @@ from pipelinejob_operator.objects.job import Job
 
 # The next in line looks again this soon, the one behind it later: a long line must not keep the operator busy.
 QUEUE_STEP_S = 1.0
+_NAMED = 3  # jobs that a sentence names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """The cluster as an admission sees it. `promises` are those of the other jobs."""
+class _Asking:
+    """A job that asks for room, all that it sees, and what is kept for those ahead; None: none may be passed."""
 
-    nodes: Sequence[Object]
-    pods: Sequence[Object]
-    jobs: Sequence[Job]
-    promises: Sequence[Promise]
+    turn: Turn
+    room: Room
+    chooser: Chooser
+    ahead: Sequence[Job]
+    kept: tuple[Claim, ...] | None
 
-    def free(self) -> dict[str, dict[str, Fraction]]:
-        """Give what is left on every node now."""
-        return free_room(self.nodes, self.pods, self.promises)
-
-    def standing(self) -> dict[str, dict[str, Fraction]]:
-        """Give what would be left on every node if all work were done."""
-        return standing_room(self.nodes, self.pods)
+    @property
+    def job(self) -> Job:
+        return self.turn.job
 
 
-def admit(
-    turn: Turn, spec: PipelineJobSpec, planner: Callable[[Job], Plan], room: Room, settings: ControllerSettings
-) -> Turn:
+def admit(turn: Turn, planner: Callable[[Job], Plan], room: Room, settings: ControllerSettings) -> Turn:
     """Give the job its nodes, or say why it waits. `turn.job.is_placed` stays; the new status tells."""
     turn = turn.having(not_before=None)
+    if not room.order.priorities.knows(turn.job):
+        return _without_class(turn)
     try:
-        return _admit_in_turn(turn, spec, planner(turn.job), room, settings)
+        return _admit_in_turn(turn, planner(turn.job), room, settings)
     except SpecError as error:
         return transitions.fail(turn, "InvalidSpec", str(error), stalled=True)
 
@@ -56,35 +56,104 @@ def promise_from(turn: Turn, settings: ControllerSettings) -> Promise | None:
     return promise if promise.claims else None
 
 
-def _admit_in_turn(turn: Turn, spec: PipelineJobSpec, plan: Plan, room: Room, settings: ControllerSettings) -> Turn:
-    job = turn.job
-    ahead = ahead_of(job, room.jobs)
+def _without_class(turn: Turn) -> Turn:
+    assert turn.job.spec is not None, "only readable jobs ask for room"
+    name = turn.job.spec.scheduling.priority_class_name
+    message = f"there is no PriorityClass {name}; create it, or name another in spec.scheduling.priorityClassName"
+    return transitions.wait(turn.having(preempts=(), waits_for=()), NO_PRIORITY_CLASS, message, stalled=True)
+
+
+def _admit_in_turn(turn: Turn, plan: Plan, room: Room, settings: ControllerSettings) -> Turn:
+    chooser = Chooser(room.nodes, settings)
+    ahead = room.order.ahead_of(turn.job, room.waiting)
+    asking = _Asking(turn=turn, room=room, chooser=chooser, ahead=ahead, kept=kept_for(ahead, room, chooser))
+    if asking.kept is not None:
+        try:
+            placed = chooser.choose(turn.job, minus(room.free, asking.kept))
+        except NoPlacementError:
+            pass
+        else:
+            return _place(turn, plan, placed, ahead)
     if ahead:
-        message = f"waits behind {ahead[0].key}, which is older and waits for room itself"
         turn = replace(turn, look_again_s=min(settings.waiting_retry_s, QUEUE_STEP_S * len(ahead)))
-        return _wait(turn, spec, room, settings, reason=NOT_ITS_TURN, message=message)
-    try:
-        placed = choose_nodes(job, spec, nodes=room.nodes, free=room.free(), settings=settings)
-    except NoPlacementError as error:
-        return _wait(turn, spec, room, settings, reason=NO_ROOM, message=str(error))
+    return _wait(replace(asking, turn=turn))
+
+
+def _place(turn: Turn, plan: Plan, placed: Placement, ahead: Sequence[Job]) -> Turn:
     nodes = {each.node for each in placed.assignments}
-    crossings = ", ".join(f"{count} cross {level}" for level, count in placed.crossings.items() if count)
-    message = f"{len(placed.assignments)} stages on {_count(len(nodes), 'node')}" + (
-        f"; {crossings}" if crossings else ""
-    )
-    with_nodes = with_plan(turn.status, job, plan.model_copy(update={"placement": placed}))
-    return transitions.place(turn, with_nodes, message)
+    crossings = [f"{count} cross {level}" for level, count in placed.crossings.items() if count]
+    passed = [f"passes {_names(ahead)}, for which other room is kept"] if ahead else []
+    parts = [f"{len(placed.assignments)} stages on {_count(len(nodes), 'node')}", ", ".join(crossings), *passed]
+    with_nodes = with_plan(turn.status, turn.job, plan.model_copy(update={"placement": placed}))
+    return transitions.place(turn, with_nodes, "; ".join(part for part in parts if part))
 
 
-def _wait(
-    turn: Turn, spec: PipelineJobSpec, room: Room, settings: ControllerSettings, *, reason: str, message: str
-) -> Turn:
+def _wait(asking: _Asking) -> Turn:
+    """Say what is missing, who is ahead, and who makes way."""
+    turn, job, room = asking.turn, asking.job, asking.room
     # A job that not even the empty cluster could hold must not keep others waiting, and its author should know.
     try:
-        choose_nodes(turn.job, spec, nodes=room.nodes, free=room.standing(), settings=settings)
+        asking.chooser.choose(job, room.empty)
     except NoPlacementError as error:
+        turn = turn.having(preempts=(), waits_for=())
         return transitions.wait(turn, NEVER_FITS, f"not even the empty cluster has room: {error}", stalled=True)
-    return transitions.wait(turn, reason, message)
+    reason, parts = _what_is_missing(asking)
+    if asking.kept is not None:
+        turn, found = _prepare(asking, asking.kept)
+        reason, parts = (PREEMPTING if turn.status.preempts else reason), [*parts, *found]
+    if turn.status.preempted_by is not None:
+        reason, parts = PREEMPTED, [f"made way for {turn.status.preempted_by}", *parts]
+    return transitions.wait(turn, reason, "; ".join(parts))
+
+
+def _prepare(asking: _Asking, kept: Sequence[Claim]) -> tuple[Turn, list[str]]:
+    """See to it that the job will fit: by those that leave, by asking others to, else by what is kept for it."""
+    turn, room = asking.turn.having(waits_for=()), asking.room
+    gone = victims(asking.job, room, kept, asking.chooser)
+    if gone is None:
+        reservation = reserve(asking.job, room, kept, asking.chooser)
+        waits_for = tuple(str(each.key) for each in reservation.waits_for) if reservation else ()
+        turn = turn.having(preempts=(), waits_for=waits_for)
+        return turn, [f"room is kept for it until {_join(waits_for)} {_ended(waits_for)}"] if waits_for else []
+    turn = _ask(turn, room, gone)
+    if not turn.status.preempts:
+        return turn, ["it fits once the pods that are ending now have ended"]
+    names = _join([each.name for each in turn.status.preempts])
+    return turn, [f"asked {names}, of lower priority, to write a checkpoint and make way"]
+
+
+def _what_is_missing(asking: _Asking) -> tuple[str, list[str]]:
+    first = asking.ahead[0] if asking.ahead else None
+    why_first = asking.room.order.why_ahead(first, asking.job) if first else ""
+    try:
+        asking.chooser.choose(asking.job, asking.room.free)
+    except NoPlacementError as error:
+        return NO_ROOM, [str(error), *([f"behind {first.key}, which {why_first}"] if first else [])]
+    assert first is not None, "what fits waits only for those ahead"
+    return NOT_ITS_TURN, [f"waits behind {first.key}, which {why_first} and waits for room itself"]
+
+
+def _ask(turn: Turn, room: Room, gone: Sequence[Job]) -> Turn:
+    """Ask these to make way, beside those that were asked before and have not left yet."""
+    own = room.order.priorities.of(turn.job).value
+    for job in gone:
+        lower = room.order.priorities.of(job).value
+        turn = turn.told("Preempting", f"Asked {job.key} (priority {lower}, below {own}) to make way")
+    standing = tuple(each for each in turn.status.preempts if each.uid in room.asked)
+    return turn.having(preempts=(*standing, *(ask(job) for job in gone)))
+
+
+def _names(jobs: Sequence[Job]) -> str:
+    return _join([str(job.key) for job in jobs])
+
+
+def _join(names: Sequence[str]) -> str:
+    shown = [*names[:_NAMED], *([f"{len(names) - _NAMED} more"] if len(names) > _NAMED else [])]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _ended(names: Sequence[str]) -> str:
+    return "has ended" if len(names) == 1 else "have ended"
 
 
 def _count(number: int, noun: str) -> str:

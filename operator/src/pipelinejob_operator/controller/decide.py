@@ -22,7 +22,7 @@ from pipelinejob_operator.controller.transitions import Turn
 from pipelinejob_operator.objects.conditions import Fact
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, condition, parse_time
-from pipelinejob_operator.objects.pods import StagePod
+from pipelinejob_operator.objects.pods import Ending, StagePod
 
 SOON_S = 1.0  # beside events: a pass that waits for what usually takes moments
 
@@ -98,9 +98,7 @@ def _advance(turn: Turn, observed: Observed, settings: ControllerSettings) -> Tu
             turn, "DeadlineExceeded", f"the job was active for {limit} s, spec.activeDeadlineSeconds; allow it more"
         )
     if spec.suspend:
-        turn = turn.having(
-            **_reported(with_last_words(turn.status, [pod.ending for pod in observed.pods if pod.ending]))
-        )
+        turn = turn.having(**_reported(with_last_words(turn.status, _endings(observed))))
         return transitions.suspend(turn, is_still_running=any(not pod.is_done for pod in observed.pods))
     if _is_suspended(turn):
         turn = transitions.resume(turn)
@@ -136,11 +134,19 @@ def _make_way(turn: Turn, observed: Observed, settings: ControllerSettings) -> T
         )
         turn = transitions.clean_up(turn, state, "PodsStuck", message)
         return turn.finding(state, {ConditionType.STALLED: Fact(True, "PodsStuck", message)})
+    if turn.status.preempted_by is not None:
+        return turn.having(**_reported(with_last_words(turn.status, _endings(observed))))
     return turn
+
+
+def _endings(observed: Observed) -> list[Ending]:
+    return [pod.ending for pod in observed.pods if pod.ending]
 
 
 def _gather(turn: Turn, observed: Observed) -> Turn:
     """Let the gang go once it is whole: gated until then, it holds nothing."""
+    if observed.asker is not None:
+        return transitions.make_way(turn, observed.asker)
     current = observed.current
     is_whole = all(rank in current and not current[rank].is_terminating for rank in observed.job.ranks)
     return transitions.release(turn) if is_whole else turn
@@ -193,6 +199,8 @@ def _fail_or_restart(turn: Turn, cause: Cause, spec: PipelineJobSpec, settings: 
 
 def _watch(turn: Turn, observed: Observed, done: frozenset[Rank], settings: ControllerSettings) -> Turn:
     """Look after a whole gang: bound in time, startable, ready, and how far it is."""
+    if observed.asker is not None:
+        return transitions.make_way(turn, observed.asker)
     current, num_ranks = observed.current, len(observed.job.ranks)
     unbound = [pod for pod in current.values() if pod.node is None]
     if unbound and _since_release_s(turn) >= settings.gang_timeout_s:

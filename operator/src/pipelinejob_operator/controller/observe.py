@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pipelinejob import names
 from pipelinejob.errors import SpecError
 from pipelinejob.progress import Progress
+from pipelinejob_operator.admission.asking import asked_to_leave
 from pipelinejob_operator.admission.eligibility import is_node_ready
+from pipelinejob_operator.admission.priority import Priorities
 from pipelinejob_operator.cluster import Cluster, Object
 from pipelinejob_operator.objects.job import Job, Rank, read_job
 from pipelinejob_operator.objects.pods import StagePod, read_stage_pod
@@ -28,6 +30,7 @@ class Observed:
     gone_nodes: frozenset[str] = frozenset()  # nodes of this job's pods that are no more
     silent_nodes: frozenset[str] = frozenset()  # those that are gone, or whose kubelet does not vouch for them now
     progress: tuple[Progress, ...] = ()
+    asker: Job | None = None  # of higher priority, for which this one is to make way
 
     @property
     def current(self) -> dict[Rank, StagePod]:
@@ -54,6 +57,7 @@ def observe(cluster: Cluster, raw: Object, errors: Sequence[SpecError]) -> Obser
         in_the_way=_in_the_way(cluster, job),
         gone_nodes=_used(pods) - {node["metadata"]["name"] for node in cluster.nodes()},
         silent_nodes=_used(pods) - {node["metadata"]["name"] for node in cluster.nodes() if is_node_ready(node)},
+        asker=_asker(cluster, job) if job.is_placed else None,
     )
 
 
@@ -79,6 +83,13 @@ def _in_the_way(cluster: Cluster, job: Job) -> tuple[str, ...]:
         and pod["metadata"]["name"] in needed
         and not _is_owned(pod, job.uid)
     )
+
+
+def _asker(cluster: Cluster, job: Job) -> Job | None:
+    askers = [read_job(raw) for raw in cluster.jobs() if (raw.get("status") or {}).get("preempts")]
+    if not askers:
+        return None
+    return asked_to_leave([job, *askers], Priorities.read(cluster.priority_classes())).get(job.uid)
 
 
 def _attempt(config_map: Object | None) -> int | None:

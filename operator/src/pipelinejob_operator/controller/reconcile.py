@@ -11,8 +11,11 @@ from pipelinejob.plan import Plan
 from pipelinejob.planner import make_plan
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob_operator.admission.ledger import Ledger
+from pipelinejob_operator.admission.priority import Priorities
+from pipelinejob_operator.admission.queueing import Order
+from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.cluster import Cluster, ConflictError, ForbiddenError, InvalidError, Key, Object
-from pipelinejob_operator.controller.admission import Room, admit, promise_from
+from pipelinejob_operator.controller.admission import admit, promise_from
 from pipelinejob_operator.controller.decide import Decision, complete, decide, refused
 from pipelinejob_operator.controller.measurements import is_due
 from pipelinejob_operator.controller.memo import PerGeneration
@@ -116,13 +119,17 @@ class Controller:
         assert turn.job.spec is not None, "only readable jobs ask for room"
         jobs = [read_job(raw) for raw in self._cluster.jobs()]
         promises = self._ledger.promises(jobs, self._settings)
-        room = Room(
+        room = Room.of(
+            own=turn.job,
             nodes=self._cluster.nodes(),
             pods=self._cluster.all_pods(),
-            jobs=[job for job in jobs if job.uid not in promises],
-            promises=[each for each in promises.values() if each.uid != turn.job.uid],
+            jobs=jobs,
+            promises=promises,
+            order=Order(priorities=Priorities.read(self._cluster.priority_classes())),
+            now=turn.now,
+            settings=self._settings,
         )
-        return admit(turn, turn.job.spec, self._plan, room, self._settings)
+        return admit(turn, self._plan, room, self._settings)
 
     async def _carry_out(self, observed: Observed, decision: Decision) -> None:
         """Write the status, if it differs, then what follows from it."""

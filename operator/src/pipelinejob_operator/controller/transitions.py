@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Self
 
 from pipelinejob.status import ConditionType, PipelineJobStatus, State
+from pipelinejob_operator.admission.queueing import PREEMPTED
 from pipelinejob_operator.cluster import Event
 from pipelinejob_operator.controller.failures import Cause, describe
 from pipelinejob_operator.controller.measurements import progress_share, without_nodes
@@ -81,6 +82,9 @@ def place(turn: Turn, status: PipelineJobStatus, message: str) -> Turn:
         not_before=None,
         released_time=None,
         start_time=status.start_time or format_time(turn.now),
+        preempts=(),
+        waits_for=(),
+        preempted_by=None,
     )
     return (
         turn.finding(
@@ -174,8 +178,21 @@ def restart(turn: Turn, cause: Cause, *, is_counted: bool, backoff_s: float, lim
     return turn.told("Restarting", f"Attempt {turn.status.attempt} begins{pause}: {counted}")
 
 
+def make_way(turn: Turn, asker: Job) -> Turn:
+    """Give everything back for a job of higher priority, as for a suspension, and wait for the next turn.
+
+    It counts as no restart, and the active deadline counts anew, as after a suspension.
+    """
+    message = f"makes way for {asker.key}, which has a higher priority; the stages write a checkpoint and stop"
+    turn = give_up(turn, state=State.WAITING, reason=PREEMPTED, message=message, backoff_s=0.0).having(
+        start_time=None, preemptions=turn.status.preemptions + 1, preempted_by=str(asker.key)
+    )
+    return turn.told(PREEMPTED, f"M{message[1:]}, and go on from it when there is room again", warning=True)
+
+
 def suspend(turn: Turn, *, is_still_running: bool) -> Turn:
     """Take everything back, because the spec says so; trainers checkpoint when they are told to stop."""
+    turn = turn.having(preempts=(), waits_for=())
     if not is_still_running:
         message = "spec.suspend is true; set it to false to go on from the last checkpoint"
         facts = {SUSPENDED: Fact(True, "Suspended", message)} | _taken_back("Suspended", message) | _WELL
@@ -230,7 +247,7 @@ def fail(turn: Turn, reason: str, message: str, *, stalled: bool = False) -> Tur
         DEGRADED: Fact(False, "Ended"),
     }
     return (
-        turn.having(completion_time=format_time(turn.now), not_before=None)
+        turn.having(completion_time=format_time(turn.now), not_before=None, preempts=(), waits_for=())
         .finding(State.FAILED, facts)
         .told("Failed", f"{reason}: {message}", warning=True)
     )

@@ -29,6 +29,7 @@ _FOLDERS: Final = {
     "Pod": ("/api/v1", "pods"),
     "Service": ("/api/v1", "services"),
     "Node": ("/api/v1", "nodes"),
+    "PriorityClass": ("/apis/scheduling.k8s.io/v1", "priorityclasses"),
     "ConfigMap": ("/api/v1", "configmaps"),
     names.KIND: (_JOBS, names.PLURAL),
     names.PROFILE_KIND: (_JOBS, names.PROFILE_PLURAL),
@@ -67,6 +68,7 @@ class KubeCluster:
         self._jobs = self._informer(names.KIND, self._on_job, without_managed_fields)
         self._pods = self._informer("Pod", self._on_pod, projection.pod)
         self._nodes = self._informer("Node", self._on_node, projection.node)
+        self._priorities = self._informer("PriorityClass", self._on_priority, without_managed_fields)
         self._profiles = self._informer(names.PROFILE_KIND, self._on_profile, without_managed_fields, is_optional=True)
         self._furniture = {
             kind: self._informer(kind, self._on_furniture, projection.furniture, label=names.LABEL_JOB)
@@ -78,7 +80,7 @@ class KubeCluster:
     @property
     def informers(self) -> tuple[Informer, ...]:
         """Give the caches, for health."""
-        return (self._jobs, self._pods, self._nodes, self._profiles, *self._furniture.values())
+        return (self._jobs, self._pods, self._nodes, self._priorities, self._profiles, *self._furniture.values())
 
     async def run(self) -> None:
         """Keep the caches true and write events, for ever."""
@@ -123,6 +125,10 @@ class KubeCluster:
     def nodes(self) -> Sequence[Object]:
         """Give all nodes."""
         return self._nodes.objects()
+
+    def priority_classes(self) -> Sequence[Object]:
+        """Give all PriorityClasses."""
+        return self._priorities.objects()
 
     def topology_profiles(self) -> Sequence[Object]:
         """Give all TopologyProfiles; none where their CRD is not installed."""
@@ -221,6 +227,8 @@ class KubeCluster:
         item = change.new or change.old
         if item:
             self._hooks.enqueue(_key(item))
+        for name in projection.asked(item) if item else ():
+            self._hooks.enqueue(Key(*name.split("/")))
         # Those who wait, wait in a line: it moves when one leaves it.
         waited = change.old is not None and projection.waits_for_room(change.old)
         if waited and not (change.new and projection.waits_for_room(change.new)):
@@ -251,6 +259,10 @@ class KubeCluster:
     def _on_profile(self, _: Change) -> None:
         self._enqueue_jobs(projection.waits_for_room)
 
+    def _on_priority(self, change: Change) -> None:
+        if projection.matters(change.old, change.new):
+            self._enqueue_jobs(projection.waits_for_room)
+
     def _enqueue_jobs(self, wanted: Callable[[Object], bool]) -> None:
         for job in self._jobs.objects():
             if wanted(job):
@@ -270,7 +282,7 @@ class KubeCluster:
             self._api,
             f"{prefix}/{plural}",
             kind=kind,
-            api_version=names.API_VERSION if prefix == _JOBS else "v1",
+            api_version=prefix.removeprefix("/apis/").removeprefix("/api/"),
             on_change=on_change,
             on_listed=self._hooks.resynced,
             on_restart=lambda: self._hooks.watch_restarted(plural),

@@ -98,6 +98,11 @@ def waits_for_room(job: Object) -> bool:
     return not is_finished(job) and not job["spec"].get("suspend") and _condition(job, "Placed") != "True"
 
 
+def asked(job: Object) -> list[str]:
+    """Give the jobs that this one asked to make way: they deserve a pass at once."""
+    return [each["name"] for each in (job.get("status") or {}).get("preempts") or ()]
+
+
 def _condition(job: Object, wanted: str) -> str | None:
     conditions = (job.get("status") or {}).get("conditions") or ()
     return next((condition["status"] for condition in conditions if condition["type"] == wanted), None)

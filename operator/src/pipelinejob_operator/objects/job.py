@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from pipelinejob import names
+from pipelinejob.scheduling import Binding
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.status import Condition, ConditionStatus, ConditionType, PipelineJobStatus
 from pipelinejob_operator.cluster import Key, Object
@@ -47,6 +48,11 @@ class Job:
     def queue(self) -> str | None:
         """Name the Kueue queue whose quota the job waits for; None if only the operator's own line counts."""
         return (self.raw["metadata"].get("labels") or {}).get(names.LABEL_QUEUE) or None
+
+    @property
+    def binds_late(self) -> bool:
+        """Say whether the cluster's scheduler chooses the nodes, and the ranks are numbered along them afterwards."""
+        return self.spec is not None and self.spec.scheduling.binding is Binding.LATE
 
     @property
     def is_finished(self) -> bool:

@@ -130,7 +130,14 @@ def _pod_defaults(spec: PipelineJobSpec, job: Job, settings: ControllerSettings)
         },
         "containers": [_trainer_defaults(spec, settings)],
         "volumes": _volumes(spec, job),
+        **_priority(spec),
     }
+
+
+def _priority(spec: PipelineJobSpec) -> dict[str, str]:
+    # So that no pod of lower priority can take a single stage away; docs/decisions/0007-many-jobs.md says the rest.
+    name = spec.scheduling.priority_class_name
+    return {"priorityClassName": name} if name else {}
 
 
 def _trainer_defaults(spec: PipelineJobSpec, settings: ControllerSettings) -> dict[str, Any]:
