@@ -5,13 +5,14 @@ from datetime import UTC, datetime, timedelta
 
 from pipelinejob import names
 from pipelinejob.progress import Progress
-from pipelinejob_operator.cluster import ConflictError, Event, InvalidError, Key
+from pipelinejob_operator.cluster import ConflictError, Event, InvalidError, Key, Kueue
 
 
 class FakeCluster:
     def __init__(self, nodes=()):
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.objects, self.events, self.writes, self.version = {}, [], [], 0
+        self.kueue_version = None  # that is served; None: there is no Kueue
         self.answers: dict[str, Progress] = {}
         self.refuse = lambda verb, item: None  # returns an exception to raise instead of the write
         self.lose_answer = lambda verb, item: None  # the same, raised after it
@@ -41,6 +42,18 @@ class FakeCluster:
 
     def topology_profiles(self):
         return self._all("TopologyProfile")
+
+    def kueue(self, key):
+        if self.kueue_version is None:
+            return None
+        job = self.job(key) or {"metadata": {"uid": None}}
+        owned = [each for each in self._all("Workload") if is_owned(each, job["metadata"]["uid"])]
+        return Kueue(
+            api_version=self.kueue_version,
+            workload=owned[0] if owned else None,
+            flavors={each["metadata"]["name"]: each for each in self._all("ResourceFlavor")},
+            priority_classes={each["metadata"]["name"]: each for each in self._all("WorkloadPriorityClass")},
+        )
 
     def priority_classes(self):
         return self._all("PriorityClass")
@@ -90,6 +103,15 @@ class FakeCluster:
             raise ConflictError(f"{key} changed")
         self._put(current | {"status": copy.deepcopy(status)})
         self._done("status", job)
+
+    async def patch_status(self, item, status):
+        self._may("patch", item)
+        current = self.objects.get(self._id(item))
+        if current is None or current["metadata"]["resourceVersion"] != item["metadata"]["resourceVersion"]:
+            raise ConflictError(f"{item['metadata']['name']} changed")
+        merged = {key: value for key, value in (current.get("status", {}) | status).items() if value is not None}
+        self._put(current | {"status": copy.deepcopy(merged)})
+        self._done("patch", item)
 
     async def emit(self, job, event: Event):
         self.events.append(event)
@@ -194,9 +216,13 @@ class Lagging:
         self._seen = self._truth
 
     def __getattr__(self, name):
-        is_read = name in {"job", "jobs", "pods", "furniture", "all_pods", "nodes", "topology_profiles"}
+        is_read = name in {"job", "jobs", "pods", "furniture", "all_pods", "nodes", "topology_profiles", "kueue"}
         is_read |= name == "priority_classes"
         return getattr(self._seen if is_read else self._truth, name)
+
+
+def is_owned(item, uid):
+    return any(owner["uid"] == uid for owner in item["metadata"]["ownerReferences"])
 
 
 def phase(pod):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pipelinejob.status import ConditionStatus, ConditionType
 from pipelinejob_operator.admission.priority import NO_PRIORITY_CLASS, Priorities
+from pipelinejob_operator.admission.quota import WAITS_FOR_KUEUE
 from pipelinejob_operator.objects.job import Job, condition
 
 NO_ROOM = "NoRoom"
@@ -13,7 +14,7 @@ NEVER_FITS = "NeverFits"
 PREEMPTED = "Preempted"  # it was told to make way, and waits in its place of the line
 PREEMPTING = "Preempting"  # others were told to make way for it
 # Reasons of PLACED with which a job waits for something other than room.
-BLOCKS_NOBODY = frozenset({NEVER_FITS, NO_PRIORITY_CLASS, "GangTimeout", "Refused", "PodsStuck", "NamesTaken"})
+BLOCKS_NOBODY = WAITS_FOR_KUEUE | {NEVER_FITS, NO_PRIORITY_CLASS, "GangTimeout", "Refused", "PodsStuck", "NamesTaken"}
 
 
 def is_waiting(job: Job) -> bool:

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pipelinejob import names
 from pipelinejob.spec import PipelineJobSpec
+from pipelinejob_operator.admission.priority import NO_PRIORITY_CLASS, Priorities
 from pipelinejob_operator.cluster import Kueue, Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, format_time
 from pipelinejob_operator.objects.workload import (
     MAX_POD_SETS,
     PRIORITY_CLASS_LABEL,
-    QUEUE_LABEL,
     PodSet,
-    Priority,
+    Urgency,
     asks_alike,
     condition,
     holds,
@@ -32,7 +33,6 @@ NO_KUEUE = "NoKueue"
 QUOTA_PENDING = "QuotaPending"
 QUOTA_TAKEN_BACK = "QuotaTakenBack"
 TOO_MANY_SHAPES = "TooManyShapes"
-NO_PRIORITY_CLASS = "NoPriorityClass"
 
 # A job that waits for these waits for Kueue, not for room: it keeps no other from having it.
 WAITS_FOR_KUEUE = frozenset({NO_KUEUE, QUOTA_PENDING, QUOTA_TAKEN_BACK, TOO_MANY_SHAPES, NO_PRIORITY_CLASS})
@@ -85,7 +85,7 @@ class Quota:
         if self.kueue is None:
             return NO_KUEUE, (
                 f"waits for queue {self.queue}, but this operator sees no Kueue; install it and set kueue.enabled in "
-                f"the operator's chart, or take the label {QUEUE_LABEL} off"
+                f"the operator's chart, or take the label {names.LABEL_QUEUE} off"
             )
         if self.problem is not None:
             return self.problem
@@ -118,17 +118,18 @@ class Quota:
         return f"not reserved{_said(reserved)}" if reserved else "Kueue has not looked at it yet"
 
 
-def quota_of(job: Job, spec: PipelineJobSpec, kueue: Kueue | None, settings: ControllerSettings) -> Quota | None:
+def quota_of(
+    job: Job, spec: PipelineJobSpec, kueue: Kueue | None, priorities: Priorities, settings: ControllerSettings
+) -> Quota | None:
     """Read a job's standing; None if it names no queue."""
-    labels = job.raw["metadata"].get("labels") or {}
-    queue = labels.get(QUEUE_LABEL)
-    if not queue:
+    queue = job.queue
+    if queue is None:
         return None
     if kueue is None:
         return Quota(queue=queue, kueue=None, sets=(), wanted=None)
     sets = pod_sets(job, spec, settings)
-    name = labels.get(PRIORITY_CLASS_LABEL)
-    problem = _problem(sets, name, kueue)
+    name = (job.raw["metadata"].get("labels") or {}).get(PRIORITY_CLASS_LABEL)
+    problem = _problem(sets, name, kueue) or _unknown_class(job, spec, priorities)
     if problem is not None:
         return Quota(queue=queue, kueue=kueue, sets=sets, wanted=None, problem=problem)
     wanted = workload(
@@ -136,7 +137,7 @@ def quota_of(job: Job, spec: PipelineJobSpec, kueue: Kueue | None, settings: Con
         sets,
         queue=queue,
         num_replicas=spec.parallelism.data,
-        priority=_priority(name, kueue),
+        urgency=_urgency(job, spec, name, kueue, priorities),
         api_version=kueue.api_version,
     )
     return Quota(queue=queue, kueue=kueue, sets=sets, wanted=wanted)
@@ -191,11 +192,22 @@ def _problem(sets: tuple[PodSet, ...], priority_class: str | None, kueue: Kueue)
     return None
 
 
-def _priority(name: str | None, kueue: Kueue) -> Priority:
-    if name is None:
-        return Priority()
-    value = int(kueue.priority_classes[name].get("value", 0))
-    return Priority(value=value, group="kueue.x-k8s.io", kind="WorkloadPriorityClass", name=name)
+def _unknown_class(job: Job, spec: PipelineJobSpec, priorities: Priorities) -> tuple[str, str] | None:
+    if priorities.knows(job):
+        return None
+    return NO_PRIORITY_CLASS, (
+        f"spec.scheduling.priorityClassName names {spec.scheduling.priority_class_name}, which does not exist; "
+        f"create it, or name another"
+    )
+
+
+def _urgency(job: Job, spec: PipelineJobSpec, name: str | None, kueue: Kueue, priorities: Priorities) -> Urgency:
+    # As in Kueue's own jobs its own class goes before that of the pods.
+    if name is not None:
+        value = int(kueue.priority_classes[name].get("value", 0))
+        return Urgency(value=value, group="kueue.x-k8s.io", kind="WorkloadPriorityClass", name=name)
+    value, own = priorities.of(job).value, spec.scheduling.priority_class_name
+    return Urgency(value=value, group="scheduling.k8s.io", kind="PriorityClass", name=own)
 
 
 def _said(found: Mapping[str, Any] | None) -> str:

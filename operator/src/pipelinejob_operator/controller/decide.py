@@ -4,15 +4,16 @@ The status is written before anything else is done, and what is done follows fro
 that dies half-way is simply taken up by the next, and `status.attempt` fences every pod that it does not name.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from pipelinejob.plan import Plan
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.status import ConditionStatus, ConditionType, PipelineJobStatus, State
 from pipelinejob_operator.cluster import Event, ForbiddenError, InvalidError, Object, Reference
-from pipelinejob_operator.controller import transitions
+from pipelinejob_operator.controller import quota, transitions
 from pipelinejob_operator.controller.actions import follow
 from pipelinejob_operator.controller.failures import Cause, Verdict, describe, find_breakage, judge
 from pipelinejob_operator.controller.measurements import with_last_words, with_pods, with_progress
@@ -35,6 +36,7 @@ class Decision:
     events: tuple[Event, ...] = ()
     delete: tuple[Reference, ...] = ()
     apply: tuple[Object, ...] = ()
+    patch: tuple[tuple[Object, Mapping[str, Any]], ...] = ()  # fields of the status of Kueue's Workload
     asks_for_room: bool = False
     requeue_after_s: float | None = None
 
@@ -57,11 +59,13 @@ def complete(
 ) -> Decision:
     """Say what the status asks of the cluster, and when to look again."""
     actions = follow(turn, observed, settings, planner=planner)
+    dues = quota.dues(turn, observed)
     return Decision(
         status=turn.status,
         events=turn.events,
-        delete=actions.delete,
-        apply=actions.apply,
+        delete=(*actions.delete, *dues.delete),
+        apply=(*dues.apply, *actions.apply),
+        patch=dues.patch,
         asks_for_room=_asks_for_room(turn, observed),
         requeue_after_s=min(_next_looks(turn, observed, settings), default=None),
     )
@@ -85,11 +89,14 @@ def refused(
         else:
             message = f"the cluster refused a part of the gang, so none of it runs: {error}"
             turn = take_back(turn, "Refused", message, settings)
+    elif not observed.job.is_finished and observed.quota is not None:
+        message = f"the cluster refused the Workload that asks Kueue for quota: {error}"
+        turn = transitions.wait(turn, quota.REFUSED, message)
     return complete(turn, observed, settings, planner=planner)
 
 
 def _advance(turn: Turn, observed: Observed, settings: ControllerSettings) -> Turn:
-    job, spec = observed.job, observed.job.spec
+    spec = observed.job.spec
     if observed.errors or spec is None:
         return _refuse(turn, observed)
     if _seconds_to_deadline(turn, spec, default=1.0) <= 0:
@@ -102,9 +109,14 @@ def _advance(turn: Turn, observed: Observed, settings: ControllerSettings) -> Tu
         return transitions.suspend(turn, is_still_running=any(not pod.is_done for pod in observed.pods))
     if _is_suspended(turn):
         turn = transitions.resume(turn)
-    if not job.is_placed:
+    held = quota.hold(turn, observed)
+    return _proceed(turn, observed, spec, settings) if held is None else held
+
+
+def _proceed(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
+    if not observed.job.is_placed:
         return _make_way(turn, observed, settings)
-    if job.status.released_time is None:
+    if observed.job.status.released_time is None:
         return _gather(turn, observed)
     return _run(turn, observed, spec, settings)
 
@@ -269,7 +281,7 @@ def _asks_for_room(turn: Turn, observed: Observed) -> bool:
     if job.is_deleting or job.spec is None or job.spec.suspend or _is_finished(turn):
         return False
     is_first_pass_of_attempt = turn.status.attempt == job.status.attempt
-    is_free = not observed.in_the_way and not observed.pods
+    is_free = observed.may_be_placed and not observed.in_the_way and not observed.pods
     return is_first_pass_of_attempt and is_free and not job.is_placed and _backing_off_s(turn) <= 0
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelinejob import names
 from pipelinejob.errors import SpecError
@@ -10,7 +10,9 @@ from pipelinejob.progress import Progress
 from pipelinejob_operator.admission.asking import asked_to_leave
 from pipelinejob_operator.admission.eligibility import is_node_ready
 from pipelinejob_operator.admission.priority import Priorities
+from pipelinejob_operator.admission.quota import Quota, quota_of
 from pipelinejob_operator.cluster import Cluster, Object
+from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, read_job
 from pipelinejob_operator.objects.pods import StagePod, read_stage_pod
 
@@ -31,6 +33,13 @@ class Observed:
     silent_nodes: frozenset[str] = frozenset()  # those that are gone, or whose kubelet does not vouch for them now
     progress: tuple[Progress, ...] = ()
     asker: Job | None = None  # of higher priority, for which this one is to make way
+    quota: Quota | None = None  # None: the job names no queue of Kueue's
+    stray_workload: Object | None = None  # of a job that names none any more
+
+    @property
+    def may_be_placed(self) -> bool:
+        """Say whether only room is missing: Kueue, where it is asked, has admitted what the job asks for now."""
+        return self.quota is None or (self.quota.is_admitted and not self.quota.is_stale)
 
     @property
     def current(self) -> dict[Rank, StagePod]:
@@ -43,9 +52,13 @@ class Observed:
         return tuple(pod for pod in self.pods if pod.attempt != self.job.status.attempt)
 
 
-def observe(cluster: Cluster, raw: Object, errors: Sequence[SpecError]) -> Observed:
+def observe(cluster: Cluster, raw: Object, errors: Sequence[SpecError], settings: ControllerSettings) -> Observed:
     """Read everything about the job that a decision may need; all from caches."""
     job = read_job(raw)
+    kueue, priorities = cluster.kueue(job.key), Priorities.read(cluster.priority_classes())
+    quota = quota_of(job, job.spec, kueue, priorities, settings) if job.spec and not errors else None
+    if quota and job.spec:
+        job = replace(job, spec=quota.laid_over(job.spec))
     pods = tuple(pod for each in cluster.pods(job.key) if (pod := read_stage_pod(each)) is not None)
     furniture = {item["kind"]: item for item in cluster.furniture(job.key)}
     return Observed(
@@ -58,6 +71,8 @@ def observe(cluster: Cluster, raw: Object, errors: Sequence[SpecError]) -> Obser
         gone_nodes=_used(pods) - {node["metadata"]["name"] for node in cluster.nodes()},
         silent_nodes=_used(pods) - {node["metadata"]["name"] for node in cluster.nodes() if is_node_ready(node)},
         asker=_asker(cluster, job) if job.is_placed else None,
+        quota=quota,
+        stray_workload=kueue.workload if kueue and job.queue is None else None,
     )
 
 

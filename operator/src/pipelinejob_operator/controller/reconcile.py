@@ -89,7 +89,7 @@ class Controller:
         return job.spec is not None and not job.spec.suspend and not job.is_finished
 
     async def _observe(self, raw: Object, now: datetime) -> Observed:
-        observed = observe(self._cluster, raw, self._errors(raw))
+        observed = observe(self._cluster, raw, self._errors(raw), self._settings)
         status = observed.job.status
         is_running = status.released_time is not None and not observed.job.is_finished
         if is_running and is_due(status, now=now, interval_s=self._settings.progress_interval_s):
@@ -142,10 +142,13 @@ class Controller:
             raw = self._cluster.job(observed.job.key)
             if raw is not None:
                 await self._take_back(raw, error)
+            return
+        for item, status in decision.patch:
+            await self._cluster.patch_status(item, status)
 
     async def _take_back(self, raw: Object, error: ForbiddenError | InvalidError) -> None:
         """Give everything back after the cluster refused a part of the gang: a partial gang holds nothing."""
-        observed = observe(self._cluster, raw, ())
+        observed = observe(self._cluster, raw, (), self._settings)
         decision = refused(observed, self._clock(), self._settings, error=error, planner=self._plan)
         await self._write_status(observed.job, decision)
         for reference in decision.delete:

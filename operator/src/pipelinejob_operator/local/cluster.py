@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from pipelinejob import names
 from pipelinejob.progress import Progress
-from pipelinejob_operator.cluster import ClusterError, ConflictError, Event, InvalidError, Key, Object, Reference
+from pipelinejob_operator.cluster import ClusterError, ConflictError, Event, InvalidError, Key, Kueue, Object, Reference
 from pipelinejob_operator.local import pod as local_pod
 from pipelinejob_operator.local.machine import Machine
 from pipelinejob_operator.local.pod import Surroundings
@@ -120,6 +120,11 @@ class LocalCluster:
         """Give none: one machine has no network."""
         return ()
 
+    def kueue(self, key: Key) -> Kueue | None:
+        """Give None: a machine has no queues, and jobs wait for none."""
+        del key
+        return None
+
     async def progress(self, pod: Object) -> Progress | None:
         """Ask the pod's process how far it is."""
         body = await self._get(pod, names.PORT_METRICS, "/progress")
@@ -171,6 +176,10 @@ class LocalCluster:
         self._folder.write_job(written)
         self._on_change()
 
+    async def patch_status(self, item: Object, status: Mapping[str, Any]) -> None:
+        """Refuse: there is nobody else's object here."""
+        raise InvalidError(f"there is no {item['kind']} without a cluster: {sorted(status)}")
+
     async def emit(self, job: Object, event: Event) -> None:
         """Hand the event to whoever watches the run."""
         del job
@@ -194,7 +203,7 @@ class LocalCluster:
     def _apply_job(self, stated: dict[str, Any]) -> None:
         key = Key(stated["metadata"]["namespace"], stated["metadata"]["name"])
         current = self._jobs.get(key)
-        job = self._with_identity(stated, current)
+        job = self._with_identity(_without_queue(stated), current)
         if current and current["spec"] != job["spec"]:
             job["metadata"]["generation"] = current["metadata"]["generation"] + 1
         self._jobs[key] = job
@@ -421,6 +430,11 @@ class LocalCluster:
                 return await response.read() if response.ok else None
         except (aiohttp.ClientError, TimeoutError):  # not up yet, or gone
             return None
+
+
+def _without_queue(job: dict[str, Any]) -> dict[str, Any]:
+    labels = {key: value for key, value in (job["metadata"].get("labels") or {}).items() if key != names.LABEL_QUEUE}
+    return {**job, "metadata": {**job["metadata"], "labels": labels}}
 
 
 def _kill_if_running(rank: _Rank) -> None:

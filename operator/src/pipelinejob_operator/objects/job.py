@@ -50,15 +50,20 @@ class Job:
         return (self.raw["metadata"].get("labels") or {}).get(names.LABEL_QUEUE) or None
 
     @property
+    def is_finished(self) -> bool:
+        """Say whether the job has ended, for ever."""
+        succeeded = condition(self.status, ConditionType.SUCCEEDED)
+        return succeeded is not None and succeeded.status is not ConditionStatus.UNKNOWN
+
+    @property
     def binds_late(self) -> bool:
         """Say whether the cluster's scheduler chooses the nodes, and the ranks are numbered along them afterwards."""
         return self.spec is not None and self.spec.scheduling.binding is Binding.LATE
 
     @property
-    def is_finished(self) -> bool:
-        """Say whether the job has ended, for ever."""
-        succeeded = condition(self.status, ConditionType.SUCCEEDED)
-        return succeeded is not None and succeeded.status is not ConditionStatus.UNKNOWN
+    def has_begun(self) -> bool:
+        """Say whether pods of the present attempt may be there."""
+        return self.is_placed or self.status.released_time is not None
 
     @property
     def is_placed(self) -> bool:

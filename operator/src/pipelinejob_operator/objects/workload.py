@@ -18,7 +18,6 @@ from pipelinejob_operator.objects.manifests import owner_reference, stage_pod, s
 from pipelinejob_operator.objects.pod_template import merge
 
 KIND = "Workload"
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_CLASS_LABEL = "kueue.x-k8s.io/priority-class"
 MAX_POD_SETS = 18  # Kueue's own limit
 
@@ -43,7 +42,7 @@ class PodSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Priority:
+class Urgency:
     """How urgent Kueue should take the job to be: a number, and the class that says so."""
 
     value: int = 0
@@ -79,12 +78,12 @@ def pod_sets(job: Job, spec: PipelineJobSpec, settings: ControllerSettings) -> t
 
 
 def workload(
-    job: Job, sets: Sequence[PodSet], *, queue: str, num_replicas: int, priority: Priority, api_version: str
+    job: Job, sets: Sequence[PodSet], *, queue: str, num_replicas: int, urgency: Urgency, api_version: str
 ) -> Object:
     """Render the job's Workload."""
     spec = {
         "queueName": queue,
-        **priority.fields(),
+        **urgency.fields(),
         "podSets": [
             {"name": each.name, "count": len(each.stages) * num_replicas, "template": each.template} for each in sets
         ],
