@@ -190,7 +190,8 @@ def test_what_does_not_fit_is_told_what_would_and_its_price(call, manifest, node
     assert loose["fields"] == {"spec.topology.pipeline.required": None, "spec.topology.pipeline.preferred": "zone"}
     assert loose["crossings"] == {"zone": 1, "node": 1}
     assert fewer["fields"] == {"spec.parallelism.pipeline": 3}
-    assert loose["price"] < fewer["price"]
+    assert [each["price"] for each in told["alternatives"]] == sorted([loose["price"], fewer["price"]])
+    assert f"{loose['price']:+.1%}" in result.out
     assert f"{fewer['price']:+.1%}" in result.out
 
 
@@ -202,7 +203,7 @@ def test_fewer_replicas_are_priced_by_the_work_they_do(call, manifest, nodes_fil
     (way,) = told["alternatives"]
     assert way["fields"] == {"spec.parallelism.data": 2}
     assert "2/4 of the sequences" in way["what"]
-    assert 0.7 < way["price"] < 1  # half the devices: nearly half the pace, as fewer copies sum their gradients
+    assert 0.5 < way["price"] < 1  # half the devices: nearly half the pace, as fewer copies sum their gradients
 
 
 @pytest.mark.parametrize(
@@ -224,7 +225,7 @@ def test_a_nodes_file_that_is_none_is_wrong_usage(call, tmp_path: Path, content:
         (["--nodes", "n.json", "--kubeconfig", "k"], "both say where the nodes are; give one of them"),
         (["--pods", "p.json"], "goes with --nodes"),
         (["--context", "dev"], "name it too, as in --kubeconfig"),
-        (["--empty"], "there are no nodes to look at as empty"),
+        (["--empty"], "of which nodes? Name them with"),
     ],
 )
 def test_options_that_do_not_go_together_are_wrong_usage(call, arguments: list[str], said: str) -> None:

@@ -15,12 +15,13 @@ _RESOURCE = f"/apis/{names.GROUP}/{names.VERSION}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What a cluster held when it was asked. `jobs` are empty where PipelineJobs are unknown."""
+    """What a cluster held when it was asked. Kinds of ours that it does not know have no objects."""
 
     server: str
     nodes: tuple[Object, ...]
     pods: tuple[Object, ...]
     jobs: tuple[Object, ...]
+    topology_profiles: tuple[Object, ...]
 
 
 async def read_cluster(kubeconfig: Path | None, context: str | None) -> Snapshot:
@@ -35,6 +36,7 @@ async def read_cluster(kubeconfig: Path | None, context: str | None) -> Snapshot
             nodes=await _list(api, "/api/v1/nodes", {}),
             pods=await _list(api, "/api/v1/pods", {"fieldSelector": "status.phase!=Succeeded,status.phase!=Failed"}),
             jobs=await _list_if_known(api, f"{_RESOURCE}/{names.PLURAL}"),
+            topology_profiles=await _list_if_known(api, f"{_RESOURCE}/{names.PROFILE_PLURAL}"),
         )
 
 

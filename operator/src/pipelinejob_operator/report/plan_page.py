@@ -77,10 +77,10 @@ def _facts(view: PlanView) -> str:
         facts.append(("a step", seconds(prediction.step_s), f"{prediction.tokens_per_s:,.0f} tokens/s, predicted"))
     facts.append(("bubble", percent(prediction.bubble_ratio), "mean over stages, predicted"))
     if is_absolute:
-        fullest = max(stage.memory_bytes for stage in view.plan.stages)
-        limit = view.device_memory_bytes
-        beside = f"of {gib(limit)}, predicted" if limit else "on the fullest stage, predicted"
-        facts.append(("memory", gib(fullest), beside))
+        fullest = max(view.plan.stages, key=lambda stage: stage.memory_bytes)
+        limit = view.memory_of_device(fullest.stage)
+        beside = f"{f'of {gib(limit)}, ' if limit else ''}on the fullest stage, predicted"
+        facts.append(("memory", gib(fullest.memory_bytes), beside))
     if view.penalty_ratio is not None:
         least = view.best_penalty_ratio
         beside = "of a step, predicted" + ("" if least is None else f"; {least:.2%} is the least possible now")

@@ -15,6 +15,9 @@ SOURCES = {
 }
 
 
+_UNBOUNDED = 2**62
+
+
 class About(StrEnum):
     """What an alternative changes."""
 
@@ -86,7 +89,7 @@ class PlanView:
     plan: Plan
     where: str | None = None  # what it was placed on, for people; None: nobody asked
     shortfall: str | None = None  # why it does not fit
-    device_memory_bytes: int | None = None
+    device_memory: tuple[int, ...] | None = None  # of each stage's device, in bytes; None: no bound
     alternatives: tuple[Alternative, ...] = ()
     rejected: tuple[Rejected, ...] = ()
     fabric: FabricView | None = None
@@ -130,6 +133,11 @@ class PlanView:
             for stage in range(parallelism.pipeline)
             for given in (placed.get((replica, stage)),)
         )
+
+    def memory_of_device(self, stage: int) -> int | None:
+        """Give the bytes that a stage's device has; None where they are no bound."""
+        known = self.device_memory[stage] if self.device_memory else _UNBOUNDED
+        return known if known < _UNBOUNDED else None
 
     def of_stage(self, stage: int) -> tuple[RankView, ...]:
         """Give a stage's ranks, one a replica."""
@@ -177,7 +185,8 @@ class PlanView:
             return None
         stage = max(self.plan.stages, key=lambda stage: stage.memory_bytes)
         parts = memory_parts(stage)
-        limit = f" of {gib(self.device_memory_bytes)}" if self.device_memory_bytes else ""
+        known = self.memory_of_device(stage.stage)
+        limit = f" of {gib(known)}" if known else ""
         return (
             f"memory: at most {gib(parts.total)}{limit}, on stage {stage.stage}: parameters {gib(parts.parameters)}, "
             f"gradients {gib(parts.gradients)}, optimizer {gib(parts.optimizer)}, activations {gib(parts.activations)}"

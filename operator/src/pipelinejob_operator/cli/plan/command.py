@@ -10,7 +10,7 @@ from pipelinejob_operator.cli.exits import Exit, complain
 from pipelinejob_operator.cli.manifests import FileArgument, GivenJob, read_jobs
 from pipelinejob_operator.cli.output import Format, FormatOption, to_yaml, write
 from pipelinejob_operator.cli.plan.document import document
-from pipelinejob_operator.cli.plan.files import read_profile, write_text
+from pipelinejob_operator.cli.plan.files import read_hardware, read_profile, write_text
 from pipelinejob_operator.cli.plan.made import Made, Planner
 from pipelinejob_operator.cli.plan.nodes import Asked, read_inventory
 from pipelinejob_operator.cli.plan.objects import objects
@@ -41,6 +41,10 @@ def plan(
             rich_help_panel=_WHERE,
         ),
     ] = None,
+    fabric: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A described cluster, as in examples/fabrics.", rich_help_panel=_WHERE),
+    ] = None,
     kubeconfig: Annotated[
         Path | None,
         typer.Option(
@@ -54,6 +58,18 @@ def plan(
         bool,
         typer.Option("--empty", help="As if all work on the nodes were done.", rich_help_panel=_WHERE),
     ] = False,
+    topology_profile: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="TopologyProfiles that the cluster would have.", rich_help_panel=_WHERE
+        ),
+    ] = None,
+    hardware: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Device and link kinds beside the known ones.", rich_help_panel=_WHERE
+        ),
+    ] = None,
     profile: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Measured costs, from `pipelinejob-trainer profile`; counted if not given."),
@@ -76,9 +92,18 @@ def plan(
     Touches nothing. Ends with 4 if the job does not fit on the nodes given, and says what would.
     """
     settings = ControllerSettings(trainer_image=image)
-    asked = Asked(nodes=nodes, pods=pods, kubeconfig=kubeconfig, context=context, empty=empty)
+    asked = Asked(
+        nodes=nodes,
+        pods=pods,
+        fabric=fabric,
+        kubeconfig=kubeconfig,
+        context=context,
+        empty=empty,
+        topology_profiles=topology_profile or (),
+    )
     planner = Planner(
         settings=settings,
+        hardware=read_hardware(hardware),
         inventory=read_inventory(asked),
         measured=read_profile(profile) if profile else None,
     )

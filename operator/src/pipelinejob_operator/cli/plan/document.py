@@ -61,7 +61,8 @@ def _rank(view: PlanView, rank: RankView) -> dict[str, Any]:
         }
         if is_absolute
         else None,
-        "deviceMemoryBytes": view.device_memory_bytes,
+        "device": stage.device,
+        "deviceMemoryBytes": view.memory_of_device(rank.index),
         "recompute": stage.recompute,
     }
 

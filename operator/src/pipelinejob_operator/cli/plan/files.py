@@ -9,8 +9,13 @@ import typer
 import yaml
 from pydantic import ValidationError
 
+from pipelinejob import fabric, hardware
 from pipelinejob.cost import Profile
-from pipelinejob.errors import PipelineJobError
+from pipelinejob.errors import InvalidManifestError, PipelineJobError
+from pipelinejob.fabric import Fabric
+from pipelinejob.hardware import Hardware
+from pipelinejob_operator.validation.manifest_files import load_manifests
+from pipelinejob_operator.validation.topology_profiles import NamedProfile, validate_profile
 
 
 class FileError(PipelineJobError):
@@ -36,6 +41,41 @@ def read_objects(file: Path, option: str, kind: str) -> list[Mapping[str, Any]]:
 def _is_named(item: Mapping[str, Any]) -> bool:
     metadata = item.get("metadata")
     return isinstance(metadata, dict) and isinstance(metadata.get("name"), str)
+
+
+def read_fabric(file: Path) -> Fabric:
+    """Read the description of a cluster.
+
+    Raises InvalidManifestError for one that cannot be, FileError for what is no description.
+    """
+    documents = load_manifests(read_text(file, "--fabric"))
+    if len(documents) != 1:
+        raise FileError(f"--fabric {file}: holds {len(documents)} documents; describe one fabric in a file")
+    try:
+        return fabric.read(documents[0])
+    except InvalidManifestError as error:
+        raise FileError("\n".join(f"--fabric {file}: {each}" for each in error.errors)) from error
+
+
+def read_topology_profiles(file: Path) -> list[NamedProfile]:
+    """Read all TopologyProfiles of a file.
+
+    Raises InvalidManifestError for one that is wrong.
+    """
+    return [validate_profile(manifest) for manifest in load_manifests(file)]
+
+
+def read_hardware(file: Path | None) -> Hardware:
+    """Read what is known of devices and links: what is packaged, and what a user's file adds to it.
+
+    Raises FileError.
+    """
+    if file is None:
+        return hardware.default()
+    try:
+        return hardware.default().extended(hardware.parse(read_text(file, "--hardware")))
+    except hardware.HardwareError as error:
+        raise FileError(f"--hardware {file}: {error}") from error
 
 
 def read_profile(file: Path) -> Profile:

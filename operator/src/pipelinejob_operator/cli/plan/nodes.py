@@ -2,18 +2,21 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
 from pipelinejob import names
 from pipelinejob.errors import PipelineJobError
+from pipelinejob.topology import NodeInfo
+from pipelinejob.topology_profile import TopologyProfileSpec
 from pipelinejob_operator.admission.capacity import Promise, free_room, standing_room
 from pipelinejob_operator.admission.ledger import Ledger
-from pipelinejob_operator.cli.plan.files import read_objects
+from pipelinejob_operator.cli.plan.files import read_fabric, read_objects, read_topology_profiles
 from pipelinejob_operator.cluster import ClusterError, Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import read_job
+from pipelinejob_operator.validation.topology_profiles import validate_profile
 
 
 class InventoryError(PipelineJobError):
@@ -28,7 +31,8 @@ class Inventory:
     nodes: Sequence[Object]
     pods: Sequence[Object] = ()
     jobs: Sequence[Object] = ()  # PipelineJobs that may have been promised room
-    taken: Mapping[str, Mapping[str, Fraction]] | None = None  # by node: what a description says is taken
+    taken: Mapping[str, Mapping[str, Fraction]] = field(default_factory=dict)  # by node, as a description says
+    profiles: Mapping[str, TopologyProfileSpec] = field(default_factory=dict)  # TopologyProfiles, by name
     is_empty: bool = False  # look at it as if all work were done
 
     def free_for(self, job: "Named", settings: ControllerSettings) -> dict[str, dict[str, Fraction]]:
@@ -36,7 +40,7 @@ class Inventory:
         others = [pod for pod in self.pods if not _is_of(pod, job)]
         if self.is_empty:
             return standing_room(self.nodes, others)
-        return _less(free_room(self.nodes, others, self._promises(job, settings)), self.taken or {})
+        return _less(free_room(self.nodes, others, self._promises(job, settings)), self.taken)
 
     def _promises(self, job: "Named", settings: ControllerSettings) -> Sequence[Promise]:
         others = [read_job(each) for each in self.jobs if not _is_named(each, job)]
@@ -88,6 +92,8 @@ class Asked:
     """The options, as they were given."""
 
     nodes: Path | None = None
+    fabric: Path | None = None
+    topology_profiles: Sequence[Path] = ()
     pods: Path | None = None
     kubeconfig: Path | None = None
     context: str | None = None
@@ -106,15 +112,19 @@ def read_inventory(asked: Asked) -> Inventory | None:
             nodes=read_objects(asked.nodes, "--nodes", "nodes"),
             pods=read_objects(asked.pods, "--pods", "pods") if asked.pods else (),
         )
+    elif asked.fabric is not None:
+        found = _described(asked.fabric)
     elif asked.kubeconfig is not None:
         found = _read_cluster(asked)
     else:
         return None
-    return replace(found, is_empty=asked.empty)
+    given = dict(profile for file in asked.topology_profiles for profile in read_topology_profiles(file))
+    return replace(found, is_empty=asked.empty, profiles={**found.profiles, **given})
 
 
 def _check_together(asked: Asked) -> None:
-    given = [option for option, file in (("--nodes", asked.nodes), ("--kubeconfig", asked.kubeconfig)) if file]
+    places = (("--nodes", asked.nodes), ("--fabric", asked.fabric), ("--kubeconfig", asked.kubeconfig))
+    given = [option for option, file in places if file is not None]
     if len(given) > 1:
         raise InventoryError(f"{' and '.join(given)}: both say where the nodes are; give one of them")
     if asked.pods is not None and asked.nodes is None:
@@ -126,8 +136,33 @@ def _check_together(asked: Asked) -> None:
         raise InventoryError(
             f"--context {asked.context}: of which file? Name it too, as in --kubeconfig ~/.kube/config"
         )
-    if asked.empty and not given:
-        raise InventoryError("--empty: there are no nodes to look at as empty; name some with --nodes or --kubeconfig")
+    for option in (*["--empty"] * asked.empty, *["--topology-profile"] * bool(asked.topology_profiles)):
+        if not given:
+            raise InventoryError(f"{option}: of which nodes? Name them with --nodes, --fabric or --kubeconfig")
+
+
+def _described(file: Path) -> Inventory:
+    """Make Kubernetes nodes of a described fabric, so that all that is said of real ones is said of these."""
+    fabric = read_fabric(file)
+    return Inventory(
+        source=str(file),
+        nodes=[_as_object(node) for node in fabric.idle_nodes],
+        taken={
+            idle.name: {resource: amount - node.free.get(resource, 0) for resource, amount in idle.free.items()}
+            for idle, node in zip(fabric.idle_nodes, fabric.nodes, strict=True)
+        },
+        profiles=fabric.profiles,
+    )
+
+
+def _as_object(node: NodeInfo) -> Object:
+    return {
+        "metadata": {"name": node.name, "labels": dict(node.labels)},
+        "status": {
+            "allocatable": {resource: str(amount) for resource, amount in node.free.items()},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
 
 
 def _read_cluster(asked: Asked) -> Inventory:
@@ -138,4 +173,10 @@ def _read_cluster(asked: Asked) -> Inventory:
         found = asyncio.run(read_cluster(asked.kubeconfig, asked.context))
     except ClusterError as error:
         raise InventoryError(f"--kubeconfig {asked.kubeconfig}: {error}") from error
-    return Inventory(source=found.server, nodes=found.nodes, pods=found.pods, jobs=found.jobs)
+    return Inventory(
+        source=found.server,
+        nodes=found.nodes,
+        pods=found.pods,
+        jobs=found.jobs,
+        profiles=dict(map(validate_profile, found.topology_profiles)),
+    )

@@ -28,12 +28,12 @@ class _Way:
 def ways_to_fit(
     plan: Plan, spec: PipelineJobSpec, topology: Topology, *, place: Place, make_plan: MakePlan
 ) -> tuple[Alternative, ...]:
-    """Try looser levels, then fewer stages, then fewer replicas; give those that fit now, the shortest step first."""
+    """Try looser levels, then fewer stages, then fewer replicas; give those that fit now, the cheapest first."""
     found = [
         alternative(plan, make_plan(way.spec, placement), about=About.TO_FIT, what=way.what, fields=way.fields)
         for way, placement in _fitting(spec, topology, place)
     ]
-    return tuple(sorted(found, key=lambda each: each.step_s if each.step_s is not None else 0.0))
+    return tuple(sorted(found, key=lambda each: each.price or 0.0))
 
 
 def alternative(
