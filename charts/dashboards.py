@@ -225,6 +225,33 @@ JOB_ROWS: dict[str, tuple[Chart, ...]] = {
             },
         ),
     ),
+    "Where it stands": (
+        Chart(
+            title="Stages parted, by level",
+            unit="short",
+            sentence="Neighbouring stages that stand in different domains of a level of the network.",
+            queries={
+                "{{pipelinejob}}, {{level}}": f"max by (namespace, pipelinejob, level) (pipelinejob_placement_crossings{{{JOB}}})",
+            },
+        ),
+        Chart(
+            title="What the place costs",
+            unit="percentunit",
+            sentence="Predicted share of a step, and the least that any place would have cost with what was free.",
+            queries={
+                "{{pipelinejob}} (predicted)": f"max by (namespace, pipelinejob) (pipelinejob_placement_penalty_ratio{{{JOB}}})",
+                "{{pipelinejob}}, least (predicted)": f"max by (namespace, pipelinejob) (pipelinejob_placement_least_penalty_ratio{{{JOB}}})",
+            },
+        ),
+        Chart(
+            title="Room left beside it",
+            unit="short",
+            sentence="Stages like the job's that still fitted into one domain of a level when it was placed.",
+            queries={
+                "{{pipelinejob}}, {{level}}": f"max by (namespace, pipelinejob, level) (pipelinejob_placement_room_left{{{JOB}}})",
+            },
+        ),
+    ),
 }
 
 CONDITION = 'pipelinejob_status_condition{status="True"'
@@ -244,6 +271,24 @@ OPERATOR_ROWS: dict[str, tuple[Chart, ...]] = {
             width=12,
             sentence="Gangs started again in the last hour, by namespace.",
             queries={"{{namespace}}": "sum by (namespace) (increase(pipelinejob_restarts_total[1h]))"},
+        ),
+        Chart(
+            title="Jobs without a place, by reason",
+            unit="short",
+            kind="stacked",
+            width=12,
+            sentence="Why jobs are not placed: no room, not their turn, room that could never be, quota.",
+            queries={"{{reason}}": "sum by (reason) (pipelinejob_waiting_reason)"},
+        ),
+        Chart(
+            title="What places cost",
+            unit="percentunit",
+            width=12,
+            sentence="Predicted share of a step that crossings cost, the mean over jobs and the worst of them.",
+            queries={
+                "mean (predicted)": "avg(pipelinejob_placement_penalty_ratio)",
+                "worst (predicted)": "max(pipelinejob_placement_penalty_ratio)",
+            },
         ),
     ),
     "Controller": (
