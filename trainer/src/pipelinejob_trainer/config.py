@@ -99,6 +99,12 @@ def read_plan(path: Path) -> Plan:
         ) from error
 
 
+def read_threads(environment: Mapping[str, str] | None = None) -> int | None:
+    """Give how many threads this process's arithmetic was told to use, None if it was not."""
+    text = (os.environ if environment is None else environment).get("OMP_NUM_THREADS", "")
+    return int(text) if text.isascii() and text.isdigit() and int(text) else None
+
+
 def prepare_environment(rendezvous: Address) -> None:
     """Set what torch's libraries read from the environment, before they do; what the user set stays."""
     # A stage that waits for another must fail when that one dies, not hang: NCCL looks up from a collective only then.

@@ -4,6 +4,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,6 +12,7 @@ from pipelinejob.errors import PipelineJobError
 from pipelinejob.plan import Plan
 from pipelinejob.progress import ExitCode
 from pipelinejob_trainer.account import Account
+from pipelinejob_trainer.beside import Seat, end_with_parent, first_seat, others_started
 from pipelinejob_trainer.config import Config, read_config, read_plan, read_termination_log
 from pipelinejob_trainer.errors import StoppedError, UserError
 from pipelinejob_trainer.httpserver import serve
@@ -85,9 +87,18 @@ def _leave_bereft(rank: int, num_stages: int, account: Account, words: LastWords
 
 
 def _profile(options: argparse.Namespace) -> None:
-    from pipelinejob_trainer.profile import main as profile  # noqa: PLC0415  # torch, see above
+    _command(lambda: _measure(options.plan, options.beside))
 
-    _command(lambda: profile(read_plan(options.plan)))
+
+def _measure(file: Path, given: Seat | None) -> None:
+    plan = read_plan(file)
+    seat = given or first_seat(plan)
+    if given is not None:
+        end_with_parent()
+    with nullcontext() if seat is None or given else others_started(file, seat):
+        from pipelinejob_trainer.profile import main as profile  # noqa: PLC0415  # torch, see above
+
+        profile(plan, seat)
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -121,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
 
     profile = commands.add_parser("profile", help="measure what each layer costs here; prints a Profile as JSON")
     profile.add_argument("--plan", type=Path, required=True, help="the plan, as JSON")
+    profile.add_argument("--beside", type=Seat.parse, help=argparse.SUPPRESS)  # for the processes that it starts
     profile.set_defaults(command=_profile)
 
     sample = commands.add_parser("sample", help="generate text from the newest checkpoint, in one process")

@@ -1,0 +1,397 @@
+"""What each layer costs here, in time and in memory: a stretch of layers, played as a run plays them.
+
+Each layer of the stretch is a stage of its own. Several micro-batches are in flight, so that a pass finds the caches as
+it would in a run: full of other layers' and other micro-batches' numbers. What a stage's call costs by itself is
+measured with a layer that does next to nothing, and taken off: a stage of ten layers pays it once, not ten times.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import mean, median
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from pipelinejob.cost import LayerCost
+from pipelinejob.plan import Plan
+from pipelinejob.spec import Precision
+from pipelinejob_trainer.memory_watch import Level, MemoryWatch, watching
+from pipelinejob_trainer.models import LayerEntry, build_part, num_layers
+from pipelinejob_trainer.optimizer import AdamW
+from pipelinejob_trainer.stage import Stage
+
+_IN_FLIGHT = 3  # micro-batches
+_STRETCH = 4  # layers
+_LEAST_ROUNDS, _MOST_ROUNDS = 3, 12
+_BUDGET_S = 1.5  # for each way of playing a stretch
+_EMPTY_ROUNDS = 30
+_CACHE_BYTES = 1 << 26  # more than a core's share of any last-level cache
+
+
+class Neighbours(Protocol):
+    """The processes that measure beside this one, as the stages of a run compute side by side."""
+
+    def agree(self, seconds: float) -> float:
+        """Wait for all of them; give the largest of their numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A micro-batch of the run."""
+
+    tokens: torch.Tensor
+    targets: torch.Tensor
+
+
+class Passes(NamedTuple):
+    """Seconds of a stage's passes: forward, and backward whole or in halves, of which a whole one has no second."""
+
+    forward_s: float
+    backward_s: float
+    weight_s: float
+
+    def __sub__(self, other: "Passes") -> "Passes":
+        return Passes(*(max(mine - theirs, 0.0) for mine, theirs in zip(self, other, strict=True)))
+
+
+def layer_costs(
+    plan: Plan, text: Text, device: torch.device, *, is_split: bool, neighbours: Neighbours
+) -> list[LayerCost]:
+    """Measure all layers of a plan's model; blocks of a built-in model are equal, so that a few speak for all."""
+    total = num_layers(plan.model)
+    costs: dict[int, LayerCost] = {}
+    received = text.tokens
+    for indices in _stretches(plan, total):
+        stretch = _Stretch(plan, indices, received, text, device)
+        costs |= dict(zip(indices, stretch.measure(is_split=is_split, neighbours=neighbours), strict=True))
+        received = stretch.output
+    return [costs[index] for index in range(total)] if plan.model.gpt is None else _with_equal_blocks(costs, total)
+
+
+def empty_action_s(device: torch.device, *, is_split: bool) -> float:
+    """Measure what a stage's passes take by themselves: the mean over the kinds that a schedule has."""
+    passes = _empty_passes(device, is_split=is_split)
+    return mean(passes if is_split else passes[:2])
+
+
+def _empty_passes(device: torch.device, *, is_split: bool) -> Passes:
+    chain = _Chain([LayerEntry(index=1, name="nothing", module=_Nothing())], device, total=3)
+    received = torch.ones(1, 1, 1, device=device)
+    rounds = [chain.play(received, None, is_split=is_split) for _ in range(_EMPTY_ROUNDS)]
+    return rounds[0].typical(rounds[1:], 0, micro_batches=_EMPTY_ROUNDS)
+
+
+class _Nothing(nn.Module):
+    """A layer that does next to nothing, with a weight and an input that both have gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
+def _stretches(plan: Plan, total: int) -> Iterator[tuple[int, ...]]:
+    if plan.model.gpt is not None:
+        yield (*range(min(_STRETCH, total - 1)), total - 1)
+        return
+    for first in range(0, total, _STRETCH):
+        yield tuple(range(first, min(first + _STRETCH, total)))
+
+
+def _with_equal_blocks(costs: dict[int, LayerCost], total: int) -> list[LayerCost]:
+    """Give all layers of a built-in model: embedding, blocks that take what the mean block took, head."""
+    blocks = [cost for index, cost in costs.items() if 0 < index < total - 1]
+    seconds = ("forward_s", "backward_input_s", "backward_weight_s", "optimizer_s")
+    block = blocks[0].model_copy(update={name: mean(getattr(each, name) for each in blocks) for name in seconds})
+    named = (block.model_copy(update={"name": f"block-{index}"}) for index in range(total - 2))
+    return [costs[0], *named, costs[total - 1]]
+
+
+@dataclass(slots=True)
+class _Round:
+    """Seconds of one round's passes, by layer, then by micro-batch."""
+
+    forward_s: list[list[float]]
+    backward_s: list[list[float]]
+    weight_s: list[list[float]]
+
+    @classmethod
+    def typical(cls, rounds: Sequence["_Round"], layer: int, *, micro_batches: int) -> Passes:
+        """Give a layer's mean seconds over a step of so many micro-batches.
+
+        The first one of a step differs from the others: its passes find nothing in the caches, and make room for
+        gradients.
+        """
+
+        def typical(of: Callable[["_Round"], list[list[float]]]) -> float:
+            each = [of(one)[layer] for one in rounds]
+            if not each[0]:
+                return 0.0
+            first, rest = median(one[0] for one in each), median(s for one in each for s in one[1:])
+            return (first + (micro_batches - 1) * rest) / micro_batches
+
+        return Passes(
+            typical(lambda one: one.forward_s), typical(lambda one: one.backward_s), typical(lambda one: one.weight_s)
+        )
+
+
+class _Chain:
+    """Layers one after the other, each a stage of its own."""
+
+    def __init__(
+        self, entries: Sequence[LayerEntry], device: torch.device, *, total: int, precision: Precision = Precision.FP32
+    ) -> None:
+        self._device = device
+        for entry in entries:
+            entry.module.float()
+        self._whole, self._split = (
+            tuple(
+                Stage(
+                    [entry],
+                    is_first=entry.index == 0,
+                    is_last=entry.index == total - 1,
+                    precision=precision,
+                    device=device,
+                    is_split=is_split,
+                )
+                for entry in entries
+            )
+            for is_split in (False, True)
+        )
+
+    def stages(self, *, is_split: bool) -> tuple[Stage, ...]:
+        return self._split if is_split else self._whole
+
+    def play(self, received: torch.Tensor, targets: torch.Tensor | None, *, is_split: bool) -> _Round:
+        """Run several micro-batches forth through all layers, and then back."""
+        stages = self.stages(is_split=is_split)
+        found = _Round([[] for _ in stages], [[] for _ in stages], [[] for _ in stages])
+        with stages[0].keeping_casts():
+            outputs = [self._forth(stages, found, k, received, targets) for k in range(_IN_FLIGHT)]
+            for k, output in enumerate(outputs):
+                self._back(stages, found, k, output, is_split=is_split)
+        return found
+
+    def _forth(
+        self, stages: Sequence[Stage], found: _Round, k: int, received: torch.Tensor, targets: torch.Tensor | None
+    ) -> torch.Tensor:
+        tensor = received.detach().clone()
+        for stage, seconds in zip(stages, found.forward_s, strict=True):
+            with self._timed(seconds):
+                tensor = stage.forward(k, tensor, targets if stage.is_last else None, seed=k)
+        return tensor
+
+    def _back(self, stages: Sequence[Stage], found: _Round, k: int, output: torch.Tensor, *, is_split: bool) -> None:
+        gradient = starting_gradient(stages[-1], output)
+        for stage, seconds in zip(reversed(stages), reversed(found.backward_s), strict=True):
+            run = stage.backward_input if is_split else stage.backward
+            with self._timed(seconds):
+                gradient = run(k, gradient)
+        for stage, seconds in zip(stages, found.weight_s, strict=True) if is_split else ():
+            with self._timed(seconds):
+                stage.backward_weight(k)
+
+    def _timed(self, seconds: list[float]) -> "_Timer":
+        return _Timer(seconds, self._device)
+
+
+def starting_gradient(last: Stage, output: torch.Tensor) -> torch.Tensor | None:
+    """Give a gradient of a chain's output; the loss needs none."""
+    return None if last.is_last else torch.ones_like(output)
+
+
+class _Timer:
+    """Adds the seconds inside to a list; on a GPU, those until the work is done."""
+
+    __slots__ = ("_began", "_device", "_seconds")
+
+    def __init__(self, seconds: list[float], device: torch.device) -> None:
+        self._seconds = seconds
+        self._device = device
+
+    def __enter__(self) -> None:
+        self._wait_for_device()
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._wait_for_device()
+        self._seconds.append(time.perf_counter() - self._began)
+
+    def _wait_for_device(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Memory:
+    """Bytes of one layer."""
+
+    kept: int
+    between: int
+    working: int
+    output: int
+
+
+class _Stretch:
+    """Some layers of a model, at work."""
+
+    def __init__(
+        self, plan: Plan, indices: Sequence[int], received: torch.Tensor, text: Text, device: torch.device
+    ) -> None:
+        self._plan = plan
+        self._device = device
+        self._received = received
+        self._targets = text.targets
+        part = build_part(
+            plan.model, plan.data, stretches=[(index, index + 1) for index in indices], seed=plan.training.seed
+        )
+        self._entries = tuple(part.layers)
+        self._total = num_layers(plan.model)
+        self._chain = _Chain(self._entries, device, total=self._total, precision=plan.training.precision)
+        self._optimizers = [
+            AdamW(entry.named_parameters(), weight_decay=plan.training.weight_decay) for entry in self._entries
+        ]
+        self.output = received  # of the last layer, once measured
+
+    def measure(self, *, is_split: bool, neighbours: Neighbours) -> list[LayerCost]:
+        """Give the layers' costs."""
+        memory = self._memory(is_split=is_split)
+        updates: list[list[float]] = [[] for _ in self._entries]
+        rounds = self._play(neighbours, updates, is_split=is_split)
+        halves = rounds if is_split else self._play(neighbours, updates, is_split=True)
+        whole_empty, split_empty = (_empty_passes(self._device, is_split=each) for each in (False, True))
+        m = self._plan.schedule.micro_batches
+        return [
+            self._cost(
+                layer,
+                None if is_split else _Round.typical(rounds, layer, micro_batches=m) - whole_empty,
+                _Round.typical(halves, layer, micro_batches=m) - split_empty,
+                median(updates[layer]),
+                memory[layer],
+            )
+            for layer in range(len(self._entries))
+        ]
+
+    def _cost(self, layer: int, whole: Passes | None, halves: Passes, optimizer_s: float, memory: _Memory) -> LayerCost:
+        """Lay a layer's figures together.
+
+        Where backward passes are whole, their halves are shares of the whole one, which walks the graph only once.
+        """
+        both_s = halves.backward_s + halves.weight_s
+        scale = whole.backward_s / both_s if whole and both_s else 1.0
+        return LayerCost(
+            name=self._entries[layer].name,
+            forward_s=(whole or halves).forward_s,
+            backward_input_s=halves.backward_s * scale,
+            backward_weight_s=halves.weight_s * scale,
+            optimizer_s=optimizer_s,
+            parameter_bytes=sum(each.nbytes for each in self._optimizers[layer].parameters.values()),
+            activation_bytes=memory.kept,
+            between_bytes=memory.between,
+            working_bytes=memory.working,
+            output_bytes=0 if self._entries[layer].index == self._total - 1 else memory.output,
+        )
+
+    def _play(self, neighbours: Neighbours, updates: list[list[float]], *, is_split: bool) -> list[_Round]:
+        """Play rounds, an update after each; as many as all neighbours find the time for."""
+
+        def round_() -> _Round:
+            found = self._chain.play(self._received, self._targets, is_split=is_split)
+            self._update(updates)
+            return found
+
+        neighbours.agree(0.0)
+        began = time.perf_counter()
+        round_()
+        for seconds in updates:
+            seconds.pop()  # the first one was a warm-up
+        longest_s = neighbours.agree(time.perf_counter() - began)
+        return [round_() for _ in range(min(max(int(_BUDGET_S / longest_s), _LEAST_ROUNDS), _MOST_ROUNDS))]
+
+    def _update(self, updates: list[list[float]]) -> None:
+        """Update all layers as a step's end does: norms first, then parameters, which by then are in no cache."""
+        if self._device.type == "cpu":
+            torch.ones(_CACHE_BYTES // 4).add_(1)
+        norms: list[list[float]] = [[] for _ in updates]
+        for optimizer, seconds in zip(self._optimizers, norms, strict=True):
+            with _Timer(seconds, self._device):
+                optimizer.squared_norm()
+        for optimizer, norm, seconds in zip(self._optimizers, norms, updates, strict=True):
+            with _Timer(seconds, self._device):
+                optimizer.step(1, rate=0.0, gradient_factor=0.5)
+                optimizer.zero_gradients()
+            seconds[-1] += norm[0]
+
+    def _memory(self, *, is_split: bool) -> list[_Memory]:
+        """Send one micro-batch forth and back, and watch what is held."""
+        stages = self._chain.stages(is_split=is_split)
+        self._chain.play(self._received, self._targets, is_split=is_split)  # so that gradients are there
+        sizes = [self._received.nbytes]
+        forth, back, aside = _Marks(), _Marks(), _Marks()
+        with stages[0].keeping_casts(), watching(self._device) as watch:
+            tensor = self._received.detach().clone()
+            watch.mark()
+            for stage in stages:
+                tensor = stage.forward(0, tensor, self._targets if stage.is_last else None, seed=0)
+                sizes.append(tensor.nbytes)
+                forth.add(watch)
+            self.output = tensor
+            gradient = starting_gradient(stages[-1], tensor)
+            gradients = [_size(gradient)]
+            back.add(watch)
+            for stage in reversed(stages):
+                gradient = (stage.backward_input if is_split else stage.backward)(0, gradient)
+                gradients.append(_size(gradient))
+                back.add(watch)
+            aside.add(watch)
+            for stage in stages if is_split else ():
+                stage.backward_weight(0)
+                aside.add(watch)
+        levels = iter(watch.levels()[1:])
+        return _memories(forth.take(levels), back.take(levels), aside.take(levels), sizes, gradients[::-1])
+
+
+def _size(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.nbytes
+
+
+@dataclass(slots=True)
+class _Marks:
+    """How many marks a part of the pass has; afterwards, their levels."""
+
+    count: int = 0
+    levels: list[Level] = field(default_factory=list)
+
+    def add(self, watch: MemoryWatch) -> None:
+        watch.mark()
+        self.count += 1
+
+    def take(self, levels: Iterator[Level]) -> list[Level]:
+        return [next(levels) for _ in range(self.count)]
+
+
+def _memories(
+    forth: list[Level], back: list[Level], aside: list[Level], sizes: Sequence[int], gradients: Sequence[int]
+) -> list[_Memory]:
+    """Read levels of memory.
+
+    `sizes` are of what each layer received, and of what the last one gave; `gradients` of their gradients. What a layer
+    received is counted as its own, and while it goes back, the gradient of what it gave, too.
+    """
+    count = len(forth)
+    entered = [0, *(level.held for level in forth)]
+    found = []
+    for layer in range(count):
+        before, after = back[count - 1 - layer], back[count - layer]
+        went, came = gradients[layer], gradients[layer + 1]
+        kept = forth[layer].held - entered[layer] - sizes[layer + 1] + sizes[layer]
+        working = [forth[layer].peak - forth[layer].held, after.peak - before.held + came]
+        if len(aside) > 1:
+            working.append(aside[layer + 1].peak - aside[layer].held)
+        between = after.held - went - before.held + came + kept
+        found.append(_Memory(kept=kept, between=between, working=max(working), output=sizes[layer + 1]))
+    return found
