@@ -420,6 +420,22 @@ def test_the_priority_is_that_of_the_workloads_own_class(world, kueue):
     }  # fmt: skip
 
 
+def test_an_older_kueue_is_spoken_to_in_its_own_version(world, kueue):
+    kueue.cluster.kueue_version = "kueue.x-k8s.io/v1beta1"
+    world.cluster._put({"kind": "WorkloadPriorityClass", "metadata": {"name": "high"}, "value": 1000})
+    world.submit(queued(labels={"kueue.x-k8s.io/priority-class": "high"}))
+
+    world.settle()
+
+    assert kueue.workload["apiVersion"] == "kueue.x-k8s.io/v1beta1"
+    spec = {key: value for key, value in kueue.workload["spec"].items() if key.startswith("priority")}
+    assert spec == {
+        "priority": 1000,
+        "priorityClassName": "high",
+        "priorityClassSource": "kueue.x-k8s.io/workloadpriorityclass",
+    }
+
+
 def test_the_priority_is_that_of_the_pods_class_where_kueues_own_is_not_named(world, kueue):
     world.cluster._put({"kind": "PriorityClass", "metadata": {"name": "urgent"}, "value": 7})
     world.submit(queued(scheduling={"priorityClassName": "urgent"}))

@@ -14,11 +14,13 @@ from pydantic import ValidationError
 
 from pipelinejob import names
 from pipelinejob.progress import Progress
-from pipelinejob_operator.cluster import ConflictError, Event, Key, Object, Reference
+from pipelinejob_operator.cluster import ConflictError, Event, Key, Kueue, Object, Reference
 from pipelinejob_operator.kube import projection
-from pipelinejob_operator.kube.api import APPLY, Api, NotFoundError
+from pipelinejob_operator.kube.api import APPLY, MERGE, Api, NotFoundError
 from pipelinejob_operator.kube.informer import Change, Informer, Name, Timings, without_managed_fields
+from pipelinejob_operator.kube.kueue import KueueCache, job_of
 from pipelinejob_operator.kube.recorder import Recorder
+from pipelinejob_operator.objects.workload import KIND as WORKLOAD
 
 # A write must land before another operator can take the Lease (leader.py: it is held 5 s longer than it is trusted).
 WRITE_TIMEOUT_S = 5.0
@@ -57,8 +59,12 @@ class KubeCluster:
         instance: str,
         session: aiohttp.ClientSession,
         timings: Timings | None = None,
+        kueue: bool = False,
     ) -> None:
-        """Prepare; `run` keeps the caches true. `session` is for the trainers' own ports, never for the API server."""
+        """Prepare; `run` keeps the caches true. `session` is for the trainers' own ports, never for the API server.
+
+        `kueue` says that there may be a Kueue, and that this process may read and write its objects.
+        """
         self._api = api
         self._hooks = hooks
         self._session = session
@@ -74,23 +80,29 @@ class KubeCluster:
             kind: self._informer(kind, self._on_furniture, projection.furniture, label=names.LABEL_JOB)
             for kind in ("ConfigMap", "Service")
         }
+        self._kueue = self._kueue_cache() if kueue else None
 
     # ---- life
 
     @property
     def informers(self) -> tuple[Informer, ...]:
         """Give the caches, for health."""
-        return (self._jobs, self._pods, self._nodes, self._priorities, self._profiles, *self._furniture.values())
+        own = (self._jobs, self._pods, self._nodes, self._priorities, self._profiles, *self._furniture.values())
+        return (*own, *self._kueue.informers) if self._kueue else own
 
     async def run(self) -> None:
         """Keep the caches true and write events, for ever."""
         async with asyncio.TaskGroup() as tasks:
             for informer in self.informers:
                 tasks.create_task(informer.run())
+            if self._kueue:
+                tasks.create_task(self._kueue.run())
             tasks.create_task(self._recorder.run())
 
     async def wait_synced(self) -> None:
         """Wait until every cache has been filled once."""
+        if self._kueue:
+            await self._kueue.wait_synced()
         for informer in self.informers:
             await informer.synced.wait()
 
@@ -134,6 +146,11 @@ class KubeCluster:
         """Give all TopologyProfiles; none where their CRD is not installed."""
         return self._profiles.objects()
 
+    def kueue(self, key: Key) -> Kueue | None:
+        """Give what Kueue says of this job; None where there is no Kueue, or this process was told of none."""
+        job = self.job(key)
+        return self._kueue.of(key, job["metadata"]["uid"]) if self._kueue and job else None
+
     async def progress(self, pod: Object) -> Progress | None:
         """Ask a running trainer how far it is; None if it does not answer."""
         address = pod.get("status", {}).get("podIP")
@@ -157,7 +174,7 @@ class KubeCluster:
         Raises ConflictError for a pod whose namesake is still going.
         """
         metadata = item["metadata"]
-        path = _path(item["kind"], metadata["namespace"], metadata["name"])
+        path = self._path(item["kind"], metadata["namespace"], metadata["name"])
         self._refuse_going_pod(item["kind"], self._pods.get(metadata["namespace"], metadata["name"]))
         answer = await self._write(
             "PATCH", path, query={"fieldManager": names.FIELD_MANAGER, "force": "true"}, body=item, content_type=APPLY
@@ -167,7 +184,7 @@ class KubeCluster:
 
     async def delete(self, reference: Reference) -> None:
         """Delete; absent is done. Pods get their own grace period."""
-        path = _path(reference.kind, reference.namespace, reference.name)
+        path = self._path(reference.kind, reference.namespace, reference.name)
         options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if reference.uid:
             options["preconditions"] = {"uid": reference.uid}
@@ -195,12 +212,27 @@ class KubeCluster:
             "spec": job["spec"],
             "status": status,
         }
-        path = _path(names.KIND, metadata["namespace"], metadata["name"])
+        path = self._path(names.KIND, metadata["namespace"], metadata["name"])
         try:
             answer = await self._write("PUT", f"{path}/status", query={"fieldManager": names.FIELD_MANAGER}, body=body)
         except NotFoundError as error:
             raise ConflictError(f"PipelineJob {metadata['namespace']}/{metadata['name']} is gone") from error
         self._jobs.offer(answer)
+
+    async def patch_status(self, item: Object, status: Mapping[str, Any]) -> None:
+        """Change fields of the status of another's object: a None takes a field away.
+
+        Raises ConflictError if the object changed, or went, since `item` was read.
+        """
+        metadata = item["metadata"]
+        path = self._path(item["kind"], metadata["namespace"], metadata["name"])
+        body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": status}
+        query = {"fieldManager": names.FIELD_MANAGER}
+        try:
+            answer = await self._write("PATCH", f"{path}/status", query=query, body=body, content_type=MERGE)
+        except NotFoundError as error:
+            raise ConflictError(f"{item['kind']} {metadata['namespace']}/{metadata['name']} is gone") from error
+        self._take_up(item["kind"], answer)
 
     async def emit(self, job: Object, event: Event) -> None:
         """Record an event on the job; best effort, written in the background."""
@@ -212,9 +244,16 @@ class KubeCluster:
         return await self._api.request(method, path, timeout_s=WRITE_TIMEOUT_S, **request)
 
     def _take_up(self, kind: str, answer: dict[str, Any]) -> None:
-        cache = self._pods if kind == "Pod" else self._furniture.get(kind)
+        others = {"Pod": self._pods, WORKLOAD: self._kueue}
+        cache = others.get(kind) or self._furniture.get(kind)
         if cache and answer.get("metadata", {}).get("uid"):
             cache.offer(answer)
+
+    def _path(self, kind: str, namespace: str, name: str) -> str:
+        if kind == WORKLOAD and self._kueue:
+            return self._kueue.path(namespace, name)
+        prefix, plural = _FOLDERS[kind]
+        return f"{prefix}/namespaces/{namespace}/{plural}/{name}"
 
     @staticmethod
     def _refuse_going_pod(kind: str, pod: Object | None) -> None:
@@ -263,10 +302,25 @@ class KubeCluster:
         if projection.matters(change.old, change.new):
             self._enqueue_jobs(projection.waits_for_room)
 
+    def _on_workload(self, change: Change) -> None:
+        key = job_of(change)
+        if key:
+            self._hooks.enqueue(key)
+
     def _enqueue_jobs(self, wanted: Callable[[Object], bool]) -> None:
         for job in self._jobs.objects():
             if wanted(job):
                 self._hooks.enqueue(_key(job))
+
+    def _kueue_cache(self) -> KueueCache:
+        return KueueCache(
+            self._api,
+            on_workload=self._on_workload,
+            on_other=lambda _: self._enqueue_jobs(projection.waits_for_room),
+            on_listed=self._hooks.resynced,
+            on_restart=self._hooks.watch_restarted,
+            timings=self._timings,
+        )
 
     def _informer(
         self,
@@ -291,11 +345,6 @@ class KubeCluster:
             label=label,
             is_optional=is_optional,
         )
-
-
-def _path(kind: str, namespace: str, name: str) -> str:
-    prefix, plural = _FOLDERS[kind]
-    return f"{prefix}/namespaces/{namespace}/{plural}/{name}"
 
 
 def _key(job: Object) -> Key:

@@ -50,18 +50,21 @@ class Urgency:
     kind: str | None = None
     name: str | None = None
 
-    def fields(self) -> dict[str, Any]:
-        """Give the fields of a Workload's spec."""
-        if self.name is None:
+    def fields(self, api_version: str) -> dict[str, Any]:
+        """Give the fields of a Workload's spec, the only ones in which its versions differ for us."""
+        if self.name is None or self.group is None or self.kind is None:
             return {"priority": self.value}
+        if api_version.endswith("/v1beta1"):
+            source = f"{self.group}/{self.kind.lower()}"
+            return {"priority": self.value, "priorityClassName": self.name, "priorityClassSource": source}
         reference = {"group": self.group, "kind": self.kind, "name": self.name}
         return {"priority": self.value, "priorityClassRef": reference}
 
 
-def workload_name(job: Job) -> str:
-    """Name the job's Workload, as Kueue names those of its own jobs; a namesake of a deleted job has another."""
-    digest = hashlib.sha256(job.uid.encode()).hexdigest()[:_DIGEST]
-    return f"{f'{names.SINGULAR}-{job.key.name}'[: _MAX_NAME - _DIGEST - 1].rstrip('-.')}-{digest}"
+def workload_name(name: str, uid: str) -> str:
+    """Name a job's Workload, as Kueue names those of its own jobs; a namesake of a deleted job has another."""
+    digest = hashlib.sha256(uid.encode()).hexdigest()[:_DIGEST]
+    return f"{f'{names.SINGULAR}-{name}'[: _MAX_NAME - _DIGEST - 1].rstrip('-.')}-{digest}"
 
 
 def pod_sets(job: Job, spec: PipelineJobSpec, settings: ControllerSettings) -> tuple[PodSet, ...]:
@@ -83,7 +86,7 @@ def workload(
     """Render the job's Workload."""
     spec = {
         "queueName": queue,
-        **urgency.fields(),
+        **urgency.fields(api_version),
         "podSets": [
             {"name": each.name, "count": len(each.stages) * num_replicas, "template": each.template} for each in sets
         ],
@@ -92,7 +95,7 @@ def workload(
         "apiVersion": api_version,
         "kind": KIND,
         "metadata": {
-            "name": workload_name(job),
+            "name": workload_name(job.key.name, job.uid),
             "namespace": job.key.namespace,
             "labels": {names.LABEL_JOB: job.key.name, names.LABEL_MANAGED_BY: names.FIELD_MANAGER},
             "annotations": {_ASKED: hashlib.sha256(_text(spec).encode()).hexdigest()[:16]},

@@ -96,7 +96,7 @@ class Operator:
             watch_restarted=metrics.watch_restarted,
             check_fence=leadership.check,
         )
-        self._cluster = KubeCluster(api, hooks=hooks, instance=settings.identity, session=session)
+        self._cluster = KubeCluster(api, hooks=hooks, instance=settings.identity, session=session, kueue=settings.kueue)
         self._controller = Controller(self._cluster, settings=settings.controller, clock=lambda: datetime.now(UTC))
         self._kopf = KopfWatch(
             loop=asyncio.get_running_loop(),

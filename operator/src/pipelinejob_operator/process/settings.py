@@ -24,6 +24,7 @@ class OperatorSettings:
     namespace: str  # of the Lease
     identity: str  # holds the Lease; unique among all operators
     leader_election: bool
+    kueue: bool  # whether jobs with a queue ask Kueue
     metrics_address: str
     metrics_port: int
     workers: int
@@ -49,6 +50,7 @@ def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
         namespace=given.namespace,
         identity=given.identity,
         leader_election=given.leader_election,
+        kueue=given.kueue,
         metrics_address=given.metrics_address,
         metrics_port=given.metrics_port,
         workers=given.workers,
@@ -82,6 +84,12 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     option("metrics-address", str, "0.0.0.0", "where /metrics, /healthz and /readyz are served (%(default)s)")  # noqa: S104  # probes come from the node
     option("metrics-port", _port, "8080", "port of the same (%(default)s)")
     option("workers", _count, "16", "jobs worked on at a time (%(default)s)")
+    parser.add_argument(
+        "--kueue",
+        action="store_true",
+        default=environment.get(f"{_PREFIX}KUEUE") == "true",
+        help="jobs with the label kueue.x-k8s.io/queue-name wait for Kueue's quota; needs rights on its objects",
+    )
     parser.add_argument(
         "--no-leader-election", dest="leader_election", action="store_false", help="lead at once; for a lone operator"
     )
