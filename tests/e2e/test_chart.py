@@ -21,6 +21,7 @@ VALUES = {
     "two replicas": {"replicas": "2", "podDisruptionBudget.enabled": "true", "networkPolicy.enabled": "true"},
     "digests": {"image.digest": "sha256:" + "a" * 64, "trainer.image.digest": "sha256:" + "b" * 64},
     "no extras": {"crds.install": "false", "metrics.service.enabled": "false", "grafana.dashboards.enabled": "false"},
+    "kueue": {"kueue.enabled": "true"},
     "own account": {"serviceAccount.create": "false", "serviceAccount.name": "mine"},
 }
 
@@ -65,6 +66,7 @@ def test_lint_finds_nothing():
         ("operator.logLevel=loud", "logLevel"),
         ("metrics.podMonitor.enabled=maybe", "enabled"),
         ("metrics.podMonitor.interval=15", "interval"),
+        ("kueue.enabled=perhaps", "enabled"),
         ("nonsense.at=all", "nonsense"),
     ],
 )
@@ -114,6 +116,20 @@ def test_the_operator_may_do_little():
         "clusterroles",
     }
     assert {verb for resource, verb in granted if resource == "nodes"} == {"list", "watch"}
+
+
+def test_rights_on_kueues_objects_come_only_with_kueue():
+    def rights(values):
+        rules = [rule for item in render(values) if item["kind"] == "ClusterRole" for rule in item["rules"]]
+        return {r for rule in rules if "kueue.x-k8s.io" in rule["apiGroups"] for r in rule["resources"]}
+
+    assert rights({}) == set()
+    assert rights({"kueue.enabled": "true"}) == {
+        "workloads",
+        "workloads/status",
+        "resourceflavors",
+        "workloadpriorityclasses",
+    }
 
 
 def test_every_pod_passes_pod_security_restricted():
