@@ -329,10 +329,11 @@ def test_like_replicas_fit_exactly_when_their_domains_have_room(nodes, count, re
 def any_demands(draw, nodes):
     names = [node.name for node in nodes]
     allowed = st.none() | st.frozensets(st.sampled_from(names), min_size=1)
+    num_replicas, num_stages = draw(st.integers(1, 2)), draw(st.integers(1, 5))
     return [
         Demand(replica=replica, stage=stage, requests={GPU: draw(st.integers(0, 3))}, nodes=draw(allowed))
-        for replica in range(draw(st.integers(1, 2)))
-        for stage in range(draw(st.integers(1, 5)))
+        for replica in range(num_replicas)
+        for stage in range(num_stages)
     ]
 
 

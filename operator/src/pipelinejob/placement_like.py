@@ -1,141 +1,240 @@
-"""Places a chain of like stages, exactly.
+"""Places a chain of like stages: the cheapest there is, under limits on what single domains may take.
 
-Of a domain only one thing matters to the domains above: what it costs to put x stages into it. For a single node that
-is nothing, up to what it can take. For the others it is the cheapest way to share x out over the children,
+The tree of domains is walked once for what it has room for; what a run of stages costs in a domain say the tables of
+its kind (`placement_tables.py`), and only of the domains that are chosen the nodes are looked up by name.
 
-    cost[d][x] = min over x = sum of x[c] of sum over c with x[c] > 0 of (use[c] + cost[c][x[c]])
-
-a knapsack a domain, solved child by child. `use[c]` counts one domain at c's level, and what room it has. Costs are
-compared level by level: domains used, from coarse to fine, then room of the domains used, from coarse to fine. That
-order survives addition, so the sums of the formula can be compared by it; the vector is packed into one integer, a
-digit a component.
+Exact where all boundaries cost the same, and where the chain stands in one domain over nodes. Where boundaries cost
+more towards one end, domains are walked in order of their room, which at several levels at once need not be the best.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
-from pipelinejob.placement_room import Demand, Room
+import numpy as np
+
+from pipelinejob.placement_tables import Costs, Kind, Tables
+from pipelinejob.prices import Path, Prices
 from pipelinejob.topology import Domain
 
-_Path = tuple[str, ...]
+Limits = Mapping[Path, int]  # stages that a domain, or a node, may take at most
+
+# Beside the price, all in shares of what is priced and far below anything that is worth a second: of equal prices the
+# chain with fewer crossings counts, of these the one in domains with less room.
+_CROSSING, _ROOM = 1e-7, 1e-9
+_INFINITE = float("inf")
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """Costs of putting 0, 1, ... stages into a domain, and how each child's share was chosen.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A chain's nodes by their paths, and what it costs by the placer's own reckoning: price and tie-breaks."""
 
-    `shares[c][x]` is how many of x stages stand in child c if the children up to c hold x together.
-    """
+    cost: float
+    paths: tuple[Path, ...]
 
-    room: int
-    costs: list[int]
-    shares: list[list[int]]
+    def taken(self, depth: int) -> Counter[Path]:
+        """Count the stages by domain of a depth."""
+        return Counter(path[:depth] for path in self.paths)
+
+
+@dataclass(slots=True)
+class _Site:
+    """A domain with room: its nodes, or its parts."""
+
+    path: Path
+    parent: "_Site | None"
+    parts: list["_Site"] = field(default_factory=list)
+    nodes: dict[Path, int] = field(default_factory=dict)
+    kind: Kind = 0
 
 
 class LikeStages:
-    """Chains of stages that all ask for the same, as the room for them shrinks."""
+    """Chains of stages that all fit on the same nodes, as the room for them shrinks."""
 
-    def __init__(self, root: Domain, demand: Demand, room: Room, *, num_stages: int, num_levels: int) -> None:
-        self._root = root
-        self._demand = demand
-        self._free = room
-        self._most = num_stages
-        self._num_levels = num_levels
-        self._tables: dict[_Path, _Table] = {}
-        self._units = self._packed_units()
+    def __init__(self, root: Domain, rooms: Mapping[Path, int], prices: Prices) -> None:
+        """Take the tree, and how many stages each node has room for.
 
-    def room(self, domain: Domain) -> int:
-        """Give how many stages the domain has room for."""
-        return self._table(domain).room
+        The nodes may also be larger domains: those at the last depth that there are prices for.
+        """
+        self._num_stages = prices.num_stages
+        self._num_levels = prices.num_depths - 1
+        self._wrap = prices.wrap
+        total = sum(rooms.values())
+        self._use = _use(prices, total)
+        self._tables = Tables(_costs(prices), self._use, num_stages=self._num_stages)
+        self._sites: dict[Path, _Site] = {}
+        self._by_depth: list[list[_Site]] = [[] for _ in range(self._num_levels)]
+        self._by_cost: dict[int, list[tuple[float, Path]]] = {}
+        self._alone: list[tuple[float, Path]] | None = None
+        self._site(root, None, rooms)
 
-    def place(self, domains: Iterable[Domain]) -> list[_Path] | None:
-        """Give the paths of the nodes for the stages of one chain, in order; None if no domain has room for all."""
-        fitting = [domain for domain in domains if self.room(domain) >= self._most]
-        if not fitting:
+    # What there is
+
+    def _site(self, domain: Domain, parent: _Site | None, rooms: Mapping[Path, int]) -> _Site | None:
+        """Make the tree of the domains with room."""
+        site = _Site(domain.path, parent)
+        if len(domain.path) == self._num_levels - 1:
+            site.nodes = {child.path: rooms[child.path] for child in domain.children if child.path in rooms}
+        else:
+            parts = (self._site(child, site, rooms) for child in domain.children)
+            site.parts = [part for part in parts if part is not None]
+        if not site.nodes and not site.parts:
             return None
-        best = min(fitting, key=lambda domain: (self._cost(domain), domain.path))
-        counts = dict(self._shared_out(best, self._most))
+        site.kind = self._kind(site)
+        self._sites[site.path] = site
+        self._by_depth[len(site.path)].append(site)
+        return site
+
+    def _kind(self, site: _Site) -> Kind:
+        depth = len(site.path)
+        if site.nodes:
+            return self._tables.over_nodes(depth, [room for room in site.nodes.values() if room])
+        return self._tables.over_parts(depth, [part.kind for part in site.parts if self._tables.room(part.kind)])
+
+    def rooms(self, depth: int) -> dict[Path, int]:
+        """Give the room of each domain of a depth, the last one being that of the nodes."""
+        if depth == self._num_levels:
+            return {path: room for site in self._by_depth[-1] for path, room in site.nodes.items()}
+        return {site.path: self._tables.room(site.kind) for site in self._by_depth[depth]}
+
+    def take(self, paths: tuple[Path, ...]) -> None:
+        """Take away the room of these nodes for one stage each."""
+        self._change(Counter(paths), sign=-1)
+
+    def _change(self, counts: Mapping[Path, int], *, sign: int) -> None:
+        touched: dict[Path, _Site] = {}
         for path, count in counts.items():
-            for _ in range(count):
-                self._free.take(self._demand, path[-1])
-            self._forget(path)
-        return [path for path, count in counts.items() for _ in range(count)]
+            site: _Site | None = self._sites[path[:-1]]
+            assert site is not None, "a node's domain stays, even without room"
+            site.nodes[path] += sign * count
+            while site is not None:
+                touched[site.path] = site
+                site = site.parent
+        for path in sorted(touched, key=len, reverse=True):
+            touched[path].kind = self._kind(touched[path])
+        self._by_cost, self._alone = {}, None
 
-    def _packed_units(self) -> list[tuple[int, int]]:
-        """Give, for each depth, the packed cost of one domain used there, and of one stage's room in it."""
-        num_levels, base = self._num_levels, self._most + 1
-        room_base = self._table_room(self._root) + 1
-        room_units = [room_base ** (num_levels - depth) for depth in range(1, num_levels + 1)]
-        use_units = [room_base**num_levels * base ** (num_levels - depth) for depth in range(1, num_levels + 1)]
-        return [(0, 0), *zip(use_units, room_units, strict=True)]
+    # The cheapest chain
 
-    def _table_room(self, domain: Domain) -> int:
-        if domain.node is not None:
-            return self._free.count(self._demand, domain.node, most=self._most)
-        return sum(self._table_room(child) for child in domain.children)
+    def least(self, *, depth: int, limits: Limits | None = None) -> Found | None:
+        """Give the cheapest chain that stands in one domain of a depth or deeper; None if there is no room."""
+        limits = limits or {}
+        limited = self._limited(limits)
+        too_little = [path for path, most in limits.items() if most < self._num_stages]
 
-    def _use(self, domain: Domain) -> int:
-        unit, room_unit = self._units[len(domain.path)]
-        return unit + self._table(domain).room * room_unit
+        def is_free(path: Path) -> bool:
+            return not any(path[: len(each)] == each for each in too_little)
 
-    def _cost(self, domain: Domain) -> int:
-        """Give the cost of the whole chain in the domain; the room of the domains around it counts too."""
-        above = (self._within(domain.path[:depth]) for depth in range(1, len(domain.path) + 1))
-        return self._table(domain).costs[self._most] + sum(self._use(each) for each in above)
+        best = next((each for each in self._ranked(depth) if each[1] not in limited and is_free(each[1])), None)
+        for path, kind in limited.items():
+            if len(path) >= depth and is_free(path):
+                cost = self._whole(kind, self._sites[path])
+                if cost < _INFINITE and (best is None or (cost, path) < best):
+                    best = (cost, path)
+        alone = next((each for each in self._large_nodes() if is_free(each[1])), None)
+        if alone is not None and (best is None or alone[0] <= best[0]):
+            return Found(cost=alone[0], paths=(alone[1],) * self._num_stages)
+        if best is None:
+            return None
+        walk = self._walk(self._sites[best[1]], 0, self._num_stages, limited, limits)
+        return Found(cost=best[0], paths=tuple(walk))
 
-    def _within(self, path: _Path) -> Domain:
-        domain = self._root
-        for depth in range(len(path)):
-            domain = next(child for child in domain.children if child.path == path[: depth + 1])
-        return domain
+    def _ranked(self, depth: int) -> list[tuple[float, Path]]:
+        """Give the domains that hold the chain, the cheapest first."""
+        ranked = self._by_cost.get(depth)
+        if ranked is None:
+            sites = (site for at in range(depth, self._num_levels) for site in self._by_depth[at])
+            costs = ((self._whole(site.kind, site), site.path) for site in sites)
+            ranked = self._by_cost[depth] = sorted(each for each in costs if each[0] < _INFINITE)
+        return ranked
 
-    def _table(self, domain: Domain) -> _Table:
-        table = self._tables.get(domain.path)
-        if table is None:
-            table = self._tables[domain.path] = self._reckon(domain)
-        return table
+    def _large_nodes(self) -> list[tuple[float, Path]]:
+        """Give the nodes that hold the chain, the cheapest first."""
+        if self._alone is None:
+            self._alone = sorted(
+                (self._wrap[-1] + self._use[-1] * room + self._around(site), path)
+                for site in self._by_depth[-1]
+                for path, room in site.nodes.items()
+                if room >= self._num_stages
+            )
+        return self._alone
 
-    def _reckon(self, domain: Domain) -> _Table:
-        if domain.node is not None:
-            room = self._table_room(domain)
-            return _Table(room, [0] * (room + 1), [])
-        costs, shares, room = [0], [], 0
-        for child in domain.children:
-            table = self._table(child)
-            room += table.room
-            costs, share = _with_child(costs, table, self._use(child) if table.room else 0, most=self._most)
-            shares.append(share)
-        return _Table(room, costs, shares)
+    def _whole(self, kind: Kind, site: _Site) -> float:
+        cost = self._tables.whole(kind)
+        return cost if cost == _INFINITE else cost + self._wrap[len(site.path)] + self._around(site)
 
-    def _shared_out(self, domain: Domain, count: int) -> Iterable[tuple[_Path, int]]:
-        """Walk the used nodes below the domain depth first, with the number of stages on each."""
-        if count and domain.node is not None:
-            yield domain.path, count
-        elif count:
-            shares = []
-            for share in reversed(self._table(domain).shares):
-                shares.append(share[count])
-                count -= share[count]
-            for child, part in zip(domain.children, reversed(shares), strict=True):
-                yield from self._shared_out(child, part)
+    def _around(self, site: _Site | None) -> float:
+        """Give what using a domain and those around it costs."""
+        total = 0.0
+        while site is not None:
+            total += self._use[len(site.path)] * self._tables.room(site.kind)
+            site = site.parent
+        return total
 
-    def _forget(self, path: _Path) -> None:
-        for depth in range(len(path) + 1):
-            self._tables.pop(path[:depth], None)
+    def _limited(self, limits: Limits) -> dict[Path, Kind]:
+        """Give the kinds of the domains that limits bear upon: those limited, and all around them."""
+        kinds: dict[Path, Kind] = {}
+        around = {limit[:depth] for limit in limits for depth in range(len(limit) + 1)}
+        for path in sorted(around, key=len, reverse=True):
+            site = self._sites.get(path)
+            if site is None:  # a node, which its domain looks after
+                continue
+            kind = self._kind_within(site, kinds, limits)
+            kinds[path] = self._tables.with_most(kind, limits[path]) if path in limits else kind
+        return kinds
+
+    def _kind_within(self, site: _Site, kinds: Mapping[Path, Kind], limits: Limits) -> Kind:
+        depth = len(site.path)
+        if site.nodes:
+            rooms = (min(room, limits.get(path, room)) for path, room in site.nodes.items())
+            return self._tables.over_nodes(depth, [room for room in rooms if room])
+        within = (kinds.get(part.path, part.kind) for part in site.parts)
+        return self._tables.over_parts(depth, [kind for kind in within if self._tables.room(kind)])
+
+    # Where it stands
+
+    def _walk(self, site: _Site, start: int, end: int, kinds: Mapping[Path, Kind], limits: Limits) -> Iterator[Path]:
+        """Give the nodes of the stages, in order; of alike domains the first by name is taken."""
+        kind = kinds.get(site.path, site.kind)
+        shares = list(self._tables.shares(kind, start, end))
+        if site.nodes:
+            free = _by_value((min(room, limits.get(path, room)), path) for path, room in site.nodes.items())
+            for room, first, last in shares:
+                yield from [free[room].pop()] * (last - first)
+            return
+        parts = _by_value((kinds.get(part.path, part.kind), part.path) for part in site.parts)
+        for part, first, last in shares:
+            yield from self._walk(self._sites[parts[part].pop()], first, last, kinds, limits)
 
 
-def _with_child(costs: list[int], child: _Table, use: int, *, most: int) -> tuple[list[int], list[int]]:
-    """Extend the costs of the children so far by one child; of equal ways the one that leaves it out comes first."""
-    before = len(costs) - 1
-    after = min(most, before + child.room)
-    extended, share = [], []
-    for count in range(after + 1):
-        best, chosen = (costs[count], 0) if count <= before else (None, 0)
-        for part in range(max(1, count - before), min(count, len(child.costs) - 1) + 1):
-            cost = costs[count - part] + use + child.costs[part]
-            if best is None or cost < best:
-                best, chosen = cost, part
-        assert best is not None, "before + child.room stages always fit"
-        extended.append(best)
-        share.append(chosen)
-    return extended, share
+def _by_value(items: Iterator[tuple[int, Path]]) -> dict[int, list[Path]]:
+    """Sort paths under their values, the first by name last, where it is popped from."""
+    by_value: dict[int, list[Path]] = {}
+    for value, path in sorted(items, reverse=True):
+        by_value.setdefault(value, []).append(path)
+    return by_value
+
+
+def _unit(prices: Prices) -> float:
+    """Give what tie-breaks are a share of: the step, or, where crossings are counted, the smallest one's price."""
+    if prices.step_s is not None:
+        return prices.step_s
+    return min((price for boundary in prices.chain for price in boundary if price > 0), default=1.0)
+
+
+def _costs(prices: Prices) -> Costs:
+    """Give the prices by depth and boundary, with what breaks ties between equal ones by their crossings."""
+    num_levels = prices.num_depths - 1
+    costs: Costs = np.array(prices.chain).reshape(len(prices.chain), prices.num_depths).T[:num_levels]
+    if prices.step_s is None:
+        return costs  # they are crossings
+    crossed = np.array([4.0 ** (num_levels - depth) - 1 for depth in range(num_levels)])
+    each = _CROSSING * prices.step_s / (crossed.max() * max(1, len(prices.chain)))
+    ties: Costs = each * crossed[:, None]
+    return costs + ties
+
+
+def _use(prices: Prices, total_room: int) -> list[float]:
+    """Give, by depth, what using a domain costs for each stage it has room for: coarser ones count more."""
+    each = _ROOM * _unit(prices) / max(1, total_room)
+    return [0.0, *(each / 16.0**level for level in range(prices.num_depths - 1))]

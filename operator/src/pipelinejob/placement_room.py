@@ -1,5 +1,6 @@
 """What nodes have left, and what ranks ask of them."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -7,6 +8,8 @@ from fractions import Fraction
 from pipelinejob.topology import NodeInfo
 
 Number = int | Fraction
+
+PLENTY = 100_000  # ranks on one node are not counted any further
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +33,61 @@ class Room:
     """What is left on the nodes that can be used, as ranks are put there one by one."""
 
     def __init__(self, nodes: Iterable[NodeInfo]) -> None:
-        self._free = {node.name: dict(node.free) for node in nodes if node.unusable is None}
+        self._free: dict[str, Mapping[str, Number]] = {node.name: node.free for node in nodes if node.unusable is None}
+
+    def copy(self) -> "Room":
+        """Give the same room, from which can be taken without the other's knowing."""
+        other = Room(())
+        other._free = dict(self._free)
+        return other
 
     def fits(self, demand: Demand, node: str) -> bool:
         """Say whether the node can take this rank now."""
         return self.count(demand, node, most=1) == 1
 
-    def count(self, demand: Demand, node: str, *, most: int) -> int:
+    def count(self, demand: Demand, node: str, *, most: int = PLENTY) -> int:
         """Give how many such ranks the node can take now, at most `most`."""
         free = self._free.get(node)
         if free is None or (demand.nodes is not None and node not in demand.nodes):
             return 0
-        counts = (int(free.get(name, 0) // amount) for name, amount in demand.requests.items() if amount > 0)
-        return max(0, min((most, *counts)))
+        return _count(free, demand.requests, most)
+
+    def counts(self, demand: Demand, *, most: int = PLENTY) -> dict[str, int]:
+        """Give how many such ranks each node can take now, those left out that can take none.
+
+        Nodes that have the same left are counted once, so that large clusters cost little.
+        """
+        wanted = [name for name, amount in demand.requests.items() if amount > 0]
+        known: dict[tuple[int, ...], int] = {}
+        counts = {}
+        for node, free in self._free.items():
+            if demand.nodes is not None and node not in demand.nodes:
+                continue
+            left = [free.get(name, 0) for name in wanted]
+            kind = tuple(part for each in left for part in (each.numerator, each.denominator))
+            count = known.get(kind)
+            if count is None:
+                count = known[kind] = _count(free, demand.requests, most)
+            if count:
+                counts[node] = count
+        return counts
+
+    def parts_all(self, pairs: Iterable[tuple[Demand, Demand]]) -> bool:
+        """Say whether no node can take both ranks of a pair, going by the largest amount of each resource."""
+        largest: dict[str, Number] = {}
+        for free in self._free.values():
+            for name, amount in free.items():
+                if amount > largest.get(name, 0):
+                    largest[name] = amount
+        known: set[tuple[int, int]] = set()
+        for one, other in pairs:
+            if (id(one.requests), id(other.requests)) in known:
+                continue
+            known.add((id(one.requests), id(other.requests)))
+            both = Counter(one.requests) + Counter(other.requests)
+            if all(amount <= largest.get(name, 0) for name, amount in both.items()):
+                return False
+        return True
 
     def take(self, demand: Demand, node: str) -> None:
         """Put a rank there."""
@@ -53,11 +98,17 @@ class Room:
         self._add(demand, node, 1)
 
     def _add(self, demand: Demand, node: str, sign: int) -> None:
-        free = self._free[node]
+        free = dict(self._free[node])  # what was handed in belongs to others
         for resource, amount in demand.requests.items():
-            free[resource] = free.get(resource, Fraction(0)) + sign * amount
+            free[resource] = free.get(resource, 0) + sign * amount
+        self._free[node] = free
 
     def left(self, node: str, resources: Sequence[str]) -> tuple[Number, ...]:
         """Give what the node has of some resources."""
         free = self._free.get(node, {})
-        return tuple(free.get(resource, Fraction(0)) for resource in resources)
+        return tuple(free.get(resource, 0) for resource in resources)
+
+
+def _count(free: Mapping[str, Number], requests: Mapping[str, Number], most: int) -> int:
+    counts = (int(free.get(name, 0) // amount) for name, amount in requests.items() if amount > 0)
+    return max(0, min((most, *counts)))

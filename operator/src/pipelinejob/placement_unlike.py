@@ -3,50 +3,119 @@
 Stages may differ in what they ask for and in which nodes they may go to, so that a domain's room is no single number
 and the exact method of like stages does not apply; where several ranks share a node the question is bin packing. The
 search walks the chain leaf by leaf (a leaf: the domains just above the nodes), each time trying the longest run of
-stages that the next leaf can take first, shorter runs after, and drops what cannot beat the best chain found. It ends
-when nothing is left to try, when a chain meets the bound that counts alone set, which makes it optimal, or when the
-budget is spent. If it finds no chain, the stages are placed once more, those with the fewest nodes to choose from
+stages that the next leaf can take first, shorter runs after, and drops what cannot cost less than the best chain found.
+It ends when nothing is left to try, when a chain meets the bound that counts alone set, which makes it optimal, or when
+the budget is spent. If it finds no chain, the stages are placed once more, those with the fewest nodes to choose from
 first, before giving up.
+
+Of a large cluster the closest domains that may hold the chain are searched, at each level the tightest `_DOMAINS`, and
+in each of them the `_LEAVES` that can take the longest runs.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 
+from pipelinejob.network import common_depth
+from pipelinejob.placement_like import Found, Limits
 from pipelinejob.placement_room import Demand, Room
-from pipelinejob.topology import Domain
-
-Path = tuple[str, ...]
-Crossings = tuple[int, ...]  # stage boundaries that cross each level, coarse to fine, the node last
+from pipelinejob.prices import Path, Prices
+from pipelinejob.topology import Topology
 
 _NEVER = 10**9
+_INFINITE = float("inf")
+_DOMAINS = 4
+_LEAVES = 128
+_EFFORT = 20_000  # stages looked at by one search: under a tenth of a second
+_LEAST_BUDGET = 100  # leaves tried
+_LATER = 20  # times less for each further search for a chain that leaves more room
 
 
-def place_unlike(
-    domain: Domain, demands: Sequence[Demand], room: Room, *, budget: int
-) -> tuple[Crossings, list[Path]] | None:
-    """Give the crossings and the nodes' paths of a chain within the domain; None if none was found.
+class UnlikeStages:
+    """Chains of stages of several kinds."""
 
-    The room stays as it is. `budget` bounds the leaves that are tried.
-    """
-    search = _Search(domain, demands, room)
-    if search.is_hopeless:
-        return None
-    return search.best_chain(budget) or search.scarcest_first(budget)
+    def __init__(
+        self, topology: Topology, demands: Sequence[Demand], room: Room, prices: Prices, *, share: float = 1.0
+    ) -> None:
+        """Take what to place, and which share of the usual effort may be spent."""
+        self._demands = demands
+        self._room = room
+        self._prices = prices
+        self._num_levels = prices.num_depths - 1
+        self._budget = max(_LEAST_BUDGET, int(share * _EFFORT / len(demands)))
+        self._later_budget = max(1, self._budget // _LATER)
+        self._kinds = kinds_of(demands)
+        self._kind_of = [next(i for i, kind in enumerate(self._kinds) if kind.is_like(each)) for each in demands]
+        self._wanted = Counter(self._kind_of)
+        self._counts = self._counted(topology)
+        places = [sum(counts) for counts in zip(*self._counts.values(), strict=True)] or [0]
+        self._scarcest = places.index(min(places))
+
+    def _counted(self, topology: Topology) -> dict[Path, tuple[int, ...]]:
+        """Give how many stages of each kind each node could take, were it for that kind alone."""
+        by_kind = [self._room.counts(kind, most=len(self._demands)) for kind in self._kinds]
+        names = sorted(set().union(*by_kind), key=topology.paths.__getitem__)
+        return {topology.paths[name]: tuple(counts.get(name, 0) for counts in by_kind) for name in names}
+
+    def rooms(self, depth: int) -> dict[Path, int]:
+        """Give the room of each domain of a depth for stages of the kind that finds the fewest places."""
+        rooms: dict[Path, int] = {}
+        for path, counts in self._counts.items():
+            rooms[path[:depth]] = rooms.get(path[:depth], 0) + counts[self._scarcest]
+        return rooms
+
+    def least(self, *, depth: int, limits: Limits | None = None) -> Found | None:
+        """Give the cheapest chain within one domain of a depth or deeper that the search finds."""
+        limits = limits or {}
+        best: Found | None = None
+        for domain in self._domains(depth, limits):
+            search = _Search(self._nodes_in(domain), self._demands, self._room, self._prices, limits)
+            if best is not None and search.least_s >= best.cost:
+                continue
+            found = search.best_chain(self._budget, below=_INFINITE if best is None else best.cost)
+            if found is None and best is None:
+                found = search.scarcest_first(self._budget)
+            best = found or best
+        self._budget = self._later_budget  # what follows asks again under limits, and has a chain to fall back to
+        return best
+
+    def _domains(self, depth: int, limits: Limits) -> Iterator[Path]:
+        """Give the domains that may hold the chain, the closest first, of each level the tightest."""
+        for level in range(self._num_levels, depth - 1, -1):
+            rooms: dict[Path, list[int]] = {}
+            for path, counts in self._counts.items():
+                if any(path[: len(limit)] == limit and not most for limit, most in limits.items()):
+                    continue
+                room = rooms.setdefault(path[:level], [0] * len(self._kinds))
+                for kind, count in enumerate(counts):
+                    room[kind] += count
+            fitting = (
+                (max(room), path)
+                for path, room in rooms.items()
+                if all(room[kind] >= wanted for kind, wanted in self._wanted.items())
+            )
+            for _, path in sorted(fitting)[: None if level == depth else _DOMAINS]:
+                yield path
+
+    def _nodes_in(self, domain: Path) -> dict[Path, tuple[int, ...]]:
+        """Give the nodes of the domain's leaves that can take the longest runs."""
+        inside = {path: counts for path, counts in self._counts.items() if path[: len(domain)] == domain}
+        leaves = {leaf: list(nodes) for leaf, nodes in groupby(inside, key=lambda path: path[:-1])}
+        if len(leaves) <= _LEAVES:
+            return inside
+        best = sorted(leaves, key=lambda leaf: (-sum(sum(inside[node]) for node in leaves[leaf]), leaf))[:_LEAVES]
+        return {node: inside[node] for leaf in sorted(best) for node in leaves[leaf]}
 
 
-def crossings(paths: Sequence[Path]) -> Crossings:
-    """Count, level by level, the boundaries between neighbouring stages that cross it."""
-    counts = [0] * len(paths[0])
-    for one, other in pairwise(paths):
-        for level in range(_common(one, other), len(counts)):
-            counts[level] += 1
-    return tuple(counts)
-
-
-def _common(one: Path, other: Path) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
+def kinds_of(demands: Sequence[Demand]) -> list[Demand]:
+    """Give one demand of each kind."""
+    kinds: list[Demand] = []
+    for demand in demands:
+        if not any(demand.is_like(kind) for kind in kinds):
+            kinds.append(demand)
+    return kinds
 
 
 @dataclass(slots=True)
@@ -58,26 +127,32 @@ class _Frame:
 
 
 class _Search:
-    def __init__(self, domain: Domain, demands: Sequence[Demand], room: Room) -> None:
+    def __init__(
+        self,
+        counts: Mapping[Path, tuple[int, ...]],
+        demands: Sequence[Demand],
+        room: Room,
+        prices: Prices,
+        limits: Limits,
+    ) -> None:
+        self._counts = counts
         self._demands = demands
         self._room = room
-        self._depth = len(domain.path)
-        self._leaves = list(_leaves(domain))
-        self._nodes = {leaf.path: [node.path for node in leaf.children] or [leaf.path] for leaf in self._leaves}
-        self._kinds = _kinds(demands)
-        self._counts = {node: self._count(node) for nodes in self._nodes.values() for node in nodes}
-        self._versatility = {node: sum(map(bool, counts)) for node, counts in self._counts.items()}
-        self._bounds = self._reckon_bounds(domain)
+        self._prices = prices
+        self._limits = limits
+        self._num_levels = prices.num_depths - 1
+        self._nodes = {leaf: list(nodes) for leaf, nodes in groupby(counts, key=lambda path: path[:-1])}
+        self._kinds = kinds_of(demands)
+        self._kind_of = [next(i for i, kind in enumerate(self._kinds) if kind.is_like(each)) for each in demands]
+        self._versatility = {node: sum(map(bool, each)) for node, each in counts.items()}
         self._runs: dict[tuple[Path, int, tuple[tuple[int, Path], ...]], list[Path]] = {}
-
-    def _count(self, node: Path) -> tuple[int, ...]:
-        """Give how many stages of each kind the node could take, were it for that kind alone."""
-        return tuple(self._room.count(kind, node[-1], most=len(self._demands)) for kind in self._kinds)
+        self._further_s = self._reckon_further()
 
     # What the search walks
 
-    def best_chain(self, budget: int) -> tuple[Crossings, list[Path]] | None:
-        best: tuple[Crossings, list[Path]] | None = None
+    def best_chain(self, budget: int, *, below: float) -> Found | None:
+        """Give the cheapest chain below a price, None if there was none among those tried."""
+        best: tuple[float, list[Path]] | None = None
         chain: list[Path] = []
         frames = [_Frame(self._options(chain))]
         for _ in range(budget):
@@ -89,17 +164,18 @@ class _Search:
                     break
                 continue
             self._put(frames[-1], run, chain)
-            if best is not None and self._bound(chain) >= best[0]:
+            if self._bound(chain) >= below:
                 continue
             if len(chain) == len(self._demands):
-                best = (crossings(chain), list(chain))
-                if best[0] <= self._bound([]):
+                below = self._prices.chain_s(chain)
+                best = (below, list(chain))
+                if below <= self.least_s:
                     break
             else:
                 frames.append(_Frame(self._options(chain)))
         for frame in reversed(frames):
             self._withdraw(frame, chain)
-        return best
+        return None if best is None else Found(cost=best[0], paths=tuple(best[1]))
 
     def _put(self, frame: _Frame, run: list[Path], chain: list[Path]) -> None:
         for path in run:
@@ -118,23 +194,31 @@ class _Search:
         stage, here = len(chain), chain[-1] if chain else None
         taken: dict[Path, tuple[tuple[int, Path], ...]] = {}
         for each in enumerate(chain):
-            leaf = self._leaf_of(each[1])
+            leaf = each[1][:-1]
             taken[leaf] = (*taken.get(leaf, ()), each)
-        others = (leaf.path for leaf in self._leaves if not here or leaf.path != self._leaf_of(here))
-        runs = (self._run(leaf, stage, taken.get(leaf, ())) for leaf in others)
+        others = (leaf for leaf in self._nodes if not here or leaf != here[:-1])
+        runs = (self._within_limits(self._run(leaf, stage, taken.get(leaf, ())), chain) for leaf in others)
         ordered = sorted(
             (run for run in runs if run),
-            key=lambda run: (-_common(here, run[0]) if here else 0, -len(run), self._spare(run[0]), run[0]),
+            key=lambda run: (-common_depth(here, run[0]) if here else 0, -len(run), self._spare(run[0]), run[0]),
         )
         yield from ordered
         for run in ordered:
             yield from (run[:length] for length in range(len(run) - 1, 0, -1))
 
-    def _spare(self, node: Path) -> int:
-        return len(self._nodes[self._leaf_of(node)])
+    def _within_limits(self, run: list[Path], chain: list[Path]) -> list[Path]:
+        """Cut a run off where a domain or a node would take more than it may."""
+        for limit, most in self._limits.items():
+            inside = sum(path[: len(limit)] == limit for path in chain)
+            for number, path in enumerate(run):
+                inside += path[: len(limit)] == limit
+                if inside > most:
+                    run = run[:number]
+                    break
+        return run
 
-    def _leaf_of(self, node: Path) -> Path:
-        return node if node in self._nodes else node[:-1]
+    def _spare(self, node: Path) -> int:
+        return len(self._nodes[node[:-1]])
 
     def _run(self, leaf: Path, stage: int, taken: tuple[tuple[int, Path], ...]) -> list[Path]:
         """Give the nodes for the longest run of stages from `stage` on that the leaf can take beside those it took."""
@@ -164,7 +248,7 @@ class _Search:
     def _by_use(self, demand: Demand, nodes: Sequence[Path]) -> list[Path]:
         """Give the nodes that can take the stage, those of least use to others first."""
         most = len(self._demands)
-        fitting = (node for node in nodes if self._room.fits(demand, node[-1]))
+        fitting = (node for node in nodes if self._room.fits(demand, node[-1]) and self._limits.get(node, 1))
         return sorted(
             fitting,
             key=lambda node: (self._versatility[node], self._room.count(demand, node[-1], most=most), node),
@@ -173,34 +257,39 @@ class _Search:
     # What no chain can beat
 
     @property
-    def is_hopeless(self) -> bool:
-        """Say whether a stage finds no node at all."""
-        return not all(any(counts) for counts in zip(*self._counts.values(), strict=True))
+    def least_s(self) -> float:
+        """Give a price that no chain is below."""
+        return self._further_s[0]
 
-    def _bound(self, chain: list[Path]) -> Crossings:
-        """Give crossings that every completion of the chain has at least."""
+    def _bound(self, chain: list[Path]) -> float:
+        """Give a price that no completion of the chain is below."""
         stage = len(chain)
-        so_far = crossings(chain) if chain else (0,) * self._num_levels
         if stage == len(self._demands):
-            return so_far
-        more = [max(0, bounds[stage] - 1) for bounds in self._bounds]
-        if chain:  # the next run stands in another leaf, so on another node
-            more[-2:] = [count + 1 for count in more[-2:]]
-        return tuple(count + extra for count, extra in zip(so_far, more, strict=True))
+            return self._prices.chain_s(chain)
+        so_far = sum(
+            price[common_depth(*ends)] for price, ends in zip(self._prices.chain, pairwise(chain), strict=False)
+        )
+        to_next_s = self._prices.chain[stage - 1][self._num_levels - 2] if chain else 0.0  # it stands in another leaf
+        return so_far + to_next_s + self._further_s[stage]
 
-    @property
-    def _num_levels(self) -> int:
-        return len(next(iter(self._nodes.values()))[0])
+    def _reckon_further(self) -> list[float]:
+        """Give, for each stage, what the boundaries behind it cost at least, by the domains that the rest takes.
 
-    def _reckon_bounds(self, domain: Domain) -> list[list[int]]:
-        """Give, for each level and each stage, how many domains the stages from there on need at least."""
-        bounds = []
+        A boundary that crosses a level costs at least what the level adds to the next finer one's price.
+        """
+        num_stages = len(self._demands)
+        further = [0.0] * (num_stages + 1)
         for level in range(1, self._num_levels + 1):
-            parts = [self._nodes_in(part) for part in domain.at_depth(max(0, level - self._depth))]
-            by_room = self._needed_by_room(parts)
-            by_kind = self._needed_by_kind(parts) if level < self._num_levels else by_room  # a node's kinds gain little
-            bounds.append([max(each) for each in zip(by_room, by_kind, strict=True)])
-        return bounds
+            parts: dict[Path, list[Path]] = {}
+            for node in self._counts:
+                parts.setdefault(node[:level], []).append(node)
+            by_room = self._needed_by_room(list(parts.values()))
+            by_kind = self._needed_by_kind(list(parts.values())) if level < self._num_levels else by_room
+            added = [price[level - 1] - price[level] for price in self._prices.chain]
+            for stage in range(num_stages):
+                crossed = max(by_room[stage], by_kind[stage]) - 1
+                further[stage] += sum(sorted(added[stage:])[:crossed]) if crossed < _NEVER - 1 else _INFINITE
+        return further
 
     def _needed_by_room(self, parts: Sequence[Sequence[Path]]) -> list[int]:
         """Count the largest domains that together have room enough, whatever the kind."""
@@ -219,18 +308,14 @@ class _Search:
         needed = [_NEVER] * num_stages + [0]
         for stage in reversed(range(num_stages)):
             if longest[stage]:
-                needed[stage] = 1 + needed[stage + longest[stage]]
+                needed[stage] = min(_NEVER, 1 + needed[stage + longest[stage]])
         return needed
-
-    def _nodes_in(self, domain: Domain) -> list[Path]:
-        inside = len(domain.path)
-        return [node for nodes in self._nodes.values() for node in nodes if node[:inside] == domain.path]
 
     def _farthest(self, nodes: Sequence[Path]) -> Iterator[int]:
         """Give, for each stage, the end of the longest run from there that the nodes could take, by kind."""
         most = len(self._demands)
         left = [sum(counts) for counts in zip(*(self._counts[node] for node in nodes), strict=True)]
-        kind_of = [next(i for i, kind in enumerate(self._kinds) if kind.is_like(each)) for each in self._demands]
+        kind_of = self._kind_of
         end = 0
         for stage in range(most):
             while end < most and left[kind_of[end]] > 0:
@@ -244,9 +329,9 @@ class _Search:
 
     # When the walk finds nothing
 
-    def scarcest_first(self, budget: int) -> tuple[Crossings, list[Path]] | None:
+    def scarcest_first(self, budget: int) -> Found | None:
         """Place the stages with the fewest nodes to choose from first, wherever there is room; go back where stuck."""
-        nodes = [node for leaf in self._nodes.values() for node in leaf]
+        nodes = list(self._counts)
         choice = [sum(self._room.fits(demand, node[-1]) for node in nodes) for demand in self._demands]
         order = sorted(range(len(self._demands)), key=lambda stage: choice[stage])
         chain: dict[int, Path] = {}
@@ -255,38 +340,22 @@ class _Search:
             budget -= 1
             stage = order[len(options) - 1]
             node = next(options[-1], None)
-            if node is not None:
+            if node is not None and self._within_limits([node], list(chain.values())):
                 self._room.take(self._demands[stage], node[-1])
                 chain[stage] = node
                 options += [
                     iter(self._by_use(self._demands[each], nodes)) for each in order[len(chain) : len(chain) + 1]
                 ]
-            else:
+            elif node is None:
                 options.pop()
                 self._vacate(chain)
         found = [chain[stage] for stage in sorted(chain)] if len(chain) == len(order) else None
         while chain:
             self._vacate(chain)
-        return (crossings(found), found) if found else None
+        return Found(cost=self._prices.chain_s(found), paths=tuple(found)) if found else None
 
     def _vacate(self, chain: dict[int, Path]) -> None:
         """Take the stage that was placed last away again."""
         if chain:
             stage, node = chain.popitem()
             self._room.give_back(self._demands[stage], node[-1])
-
-
-def _leaves(domain: Domain) -> Iterator[Domain]:
-    if domain.node is not None or any(child.node is not None for child in domain.children):
-        yield domain
-    for child in domain.children:
-        if child.node is None:
-            yield from _leaves(child)
-
-
-def _kinds(demands: Sequence[Demand]) -> list[Demand]:
-    kinds: list[Demand] = []
-    for demand in demands:
-        if not any(demand.is_like(kind) for kind in kinds):
-            kinds.append(demand)
-    return kinds

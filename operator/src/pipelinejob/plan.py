@@ -87,6 +87,7 @@ class Placement(Value):
     penalty_s: float | None = None  # predicted: what a step is longer by than with all on the closest links
     best_penalty_s: float | None = None  # the least of it that any place would have cost with what was free
     room_left: dict[str, int] = {}  # level -> stages like these that still fit into one of its domains  # noqa: RUF012
+    trade: str | None = None  # what a step longer than the least was taken for, in one sentence
 
 
 class LinkPlan(Value):

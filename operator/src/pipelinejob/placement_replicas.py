@@ -1,0 +1,68 @@
+"""Lays out several replicas: whether pipelines or the rings between them get the near links is decided by price.
+
+Two ways are tried. Chain by chain: each replica's stages stand together, so that its boundaries use the closest links,
+and the copies of a stage, which sum its gradients in a ring, stand far apart. Ring by ring: at each level of the
+topology, all copies of a stage are put into one domain, neighbouring stages next to each other, so that the rings use
+the close links. In such a domain, and on nodes that hold several ranks, every replica's stages follow each other in the
+same order, so that members of a ring stand at the same place of their nodes: on the same rail.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from pipelinejob.placement_goal import Goal
+from pipelinejob.placement_like import LikeStages
+from pipelinejob.prices import Path, Prices
+from pipelinejob.topology import Domain
+
+Replicas = tuple[tuple[Path, ...], ...]  # each one's nodes in order of its stages
+
+
+def by_ring(
+    root: Domain, rooms: dict[Path, int], prices: Prices, *, num_replicas: int, goal: Goal, depth: int
+) -> Iterator[Replicas]:
+    """Give layouts with all copies of a stage in one domain, for each level; each chain in one domain of `depth`."""
+    for level in range(max(1, depth), prices.num_depths):
+        groups = _groups(rooms, level, num_replicas)
+        placer = LikeStages(root, groups, _within(prices, level))
+        found = replace(goal, num_levels=level).chain(placer, depth) if groups else None
+        if found is None:
+            continue
+        yield _filled(found.paths, rooms, num_replicas, chains_first=True)
+        yield _filled(found.paths, rooms, num_replicas, chains_first=False)
+
+
+def _groups(rooms: dict[Path, int], level: int, size: int) -> dict[Path, int]:
+    """Count how many groups of ranks each domain of a level has room for."""
+    totals: dict[Path, int] = {}
+    for path, room in rooms.items():
+        totals[path[:level]] = totals.get(path[:level], 0) + room
+    return {path: total // size for path, total in totals.items() if total >= size}
+
+
+def _within(prices: Prices, level: int) -> Prices:
+    """Give the prices of going from one domain of a level to the next, over staying in it."""
+    return replace(
+        prices,
+        chain=tuple(tuple(price - each[level] for price in each[: level + 1]) for each in prices.chain),
+        ring=tuple(each[: level + 1] for each in prices.ring),
+        wrap=tuple(price - prices.wrap[level] for price in prices.wrap[: level + 1]),
+    )
+
+
+def _filled(domains: Sequence[Path], rooms: dict[Path, int], num_replicas: int, *, chains_first: bool) -> Replicas:
+    """Put the ranks of each domain's stages on its nodes, in order: chain after chain, or ring after ring."""
+    chains: list[list[Path]] = [[] for _ in range(num_replicas)]
+    for domain, stages in groupby(domains):
+        slots = _slots(domain, rooms)
+        ranks = [(replica, stage) for stage, _ in enumerate(stages) for replica in range(num_replicas)]
+        places = dict(zip(sorted(ranks) if chains_first else ranks, slots, strict=False))
+        for rank in sorted(ranks):
+            chains[rank[0]].append(places[rank])
+    return tuple(map(tuple, chains))
+
+
+def _slots(domain: Path, rooms: dict[Path, int]) -> Iterator[Path]:
+    inside = sorted(path for path in rooms if path[: len(domain)] == domain)
+    return (path for path in inside for _ in range(rooms[path]))

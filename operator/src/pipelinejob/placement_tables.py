@@ -1,0 +1,254 @@
+"""What it costs to put a run of stages into a domain: tables that know domains by what they hold, not by name.
+
+A chain that is walked depth first visits each domain once, so inside a domain stands one run of consecutive stages.
+With `price[d][b]` for boundary b crossing between two domains inside one of depth d, a domain's table is
+
+    cost[s, e] = min over its parts, in some order, each with one run, of
+                 sum of cost of each part's run + sum of price[d][b] of the boundaries b between the runs
+
+where `cost[s, e]` is of the stages s..e-1. Parts are added one by one, in order of their room: from small to large if
+boundaries cost more towards the end of the chain, since that moves every boundary as far to the front as it can go; the
+other way round if they cost less. For a domain over nodes this order is the best one there is, and where all boundaries
+cost the same no order is better than another. Where prices rise and fall, both orders are tried.
+
+Domains that hold the same have one table: of a hundred leaves with six free nodes each, one is reckoned. And where all
+boundaries cost the same a run costs the same wherever it starts, so that a table has one row. Chains of more than
+`_LONGEST` stages are reckoned so always, with mean prices.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Costs = npt.NDArray[np.float64]
+Kind = int  # domains of one kind hold the same: their parts are of the same kinds
+
+_INFINITE = float("inf")
+_LONGEST = 160  # stages whose boundaries are told apart; tables grow with the square, and the work with the cube
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What a kind holds: nodes by their room, or parts by their kind, with the number of each."""
+
+    depth: int
+    is_over_nodes: bool
+    parts: tuple[tuple[int, int], ...]
+    most: int | None = None  # where no more than so many stages may be put there
+
+
+class Tables:
+    """The tables of all kinds, made when asked for."""
+
+    def __init__(self, price: Costs, use: Sequence[float], *, num_stages: int) -> None:
+        """Take the prices by depth and boundary, and by depth what using a domain costs for each stage it has room for.
+
+        The latter is a tie-break, far smaller than any price.
+        """
+        self._price = price if num_stages <= _LONGEST else _levelled(price)
+        self._use = use
+        self._num_stages = num_stages
+        self._orders = _orders(self._price)
+        self._is_level = bool((self._price == self._price[:, :1]).all())
+        self._kinds: dict[_Shape, Kind] = {}
+        self._shapes: list[_Shape] = []
+        self._rooms: list[int] = []
+        self._runs: dict[Kind, Costs] = {}
+        self._whole: dict[Kind, float] = {}
+        self._parts: dict[Kind, Costs] = {}
+        self._nodes: dict[tuple[int, tuple[int, ...]], Costs] = {}
+        self._crossings = [self._crossing(depth) for depth in range(len(price))]
+
+    # What there is
+
+    def over_nodes(self, depth: int, rooms: Sequence[int]) -> Kind:
+        """Give the kind of a domain of this depth over nodes with these rooms."""
+        return self._kind(_Shape(depth, is_over_nodes=True, parts=_counted(rooms)), sum(rooms))
+
+    def over_parts(self, depth: int, kinds: Sequence[Kind]) -> Kind:
+        """Give the kind of a domain of this depth over such parts."""
+        return self._kind(_Shape(depth, is_over_nodes=False, parts=_counted(kinds)), sum(map(self.room, kinds)))
+
+    def with_most(self, kind: Kind, most: int) -> Kind:
+        """Give the kind that may take no more than so many stages."""
+        shape = self._shapes[kind]
+        limited = _Shape(shape.depth, shape.is_over_nodes, shape.parts, most=most)
+        return self._kind(limited, min(most, self._rooms[kind]))
+
+    def room(self, kind: Kind) -> int:
+        """Give how many stages fit there."""
+        return self._rooms[kind]
+
+    def _kind(self, shape: _Shape, room: int) -> Kind:
+        kind = self._kinds.get(shape)
+        if kind is None:
+            kind = self._kinds[shape] = len(self._shapes)
+            self._shapes.append(shape)
+            self._rooms.append(room)
+        return kind
+
+    # What it costs
+
+    def whole(self, kind: Kind) -> float:
+        """Give the cost of the whole chain in one such domain; infinite if it does not fit."""
+        if self.room(kind) < self._num_stages:
+            return _INFINITE
+        cost = self._whole.get(kind)
+        if cost is None:
+            tables = [self._layers(kind, ascending=ascending, start=0)[-1] for ascending in self._orders]
+            cost = self._whole[kind] = float(min(table[0, self._num_stages] for table in tables))
+        return cost
+
+    def runs(self, kind: Kind) -> Costs:
+        """Give the costs of runs: `runs[n, s]` of n stages from stage s on."""
+        runs = self._runs.get(kind)
+        if runs is None:
+            runs = self._runs[kind] = self._made(kind)
+        return runs
+
+    def _made(self, kind: Kind) -> Costs:
+        shape = self._shapes[kind]
+        if shape.is_over_nodes:
+            costs = [self._over(shape.depth, self._limited(shape, ascending=ascending)) for ascending in self._orders]
+        else:
+            costs = [self._layers(kind, ascending=ascending)[-1] for ascending in self._orders]
+        return _skewed(np.minimum.reduce(costs), most=min(self._num_stages, self.room(kind)))
+
+    def _over(self, depth: int, rooms: tuple[int, ...]) -> Costs:
+        """Give the table of nodes with these rooms, in this order, from the longest beginning that is known on."""
+        known = next((n for n in range(len(rooms), 0, -1) if (depth, rooms[:n]) in self._nodes), 0)
+        costs = self._nodes[depth, rooms[:known]] if known else self._nothing()
+        for number in range(known, len(rooms)):
+            costs = self._extended(depth, costs, self.node_runs(depth, rooms[number]))
+            self._nodes[depth, rooms[: number + 1]] = costs
+        return costs
+
+    def node_runs(self, depth: int, room: int) -> Costs:
+        """Give the runs of a node with this room, in a domain of this depth."""
+        runs = np.zeros((min(room, self._num_stages) + 1, self._num_rows))
+        runs[1:] = self._use[depth + 1] * room
+        return runs
+
+    def part_runs(self, kind: Kind) -> Costs:
+        """Give the runs of a domain as part of another one: what its use costs counts too."""
+        runs = self._parts.get(kind)
+        if runs is None:
+            runs = self.runs(kind).copy()
+            runs[1:] += self._use[self._shapes[kind].depth] * self._rooms[kind]
+            self._parts[kind] = runs
+        return runs
+
+    def in_order(self, kind: Kind, *, ascending: bool) -> list[int]:
+        """Give the parts in the order in which the chain passes them: rooms of nodes, or kinds of parts."""
+        return list(self._limited(self._shapes[kind], ascending=ascending))
+
+    def _limited(self, shape: _Shape, *, ascending: bool) -> tuple[int, ...]:
+        """Leave out parts that are alike beyond the number that a chain can have use for.
+
+        Of two alike that are each at most half full, one could take the other's stages, so not many stand half empty.
+        """
+        room_of = (lambda room: room) if shape.is_over_nodes else self.room
+        ordered = sorted(shape.parts, key=lambda part: (room_of(part[0]), part[0]), reverse=not ascending)
+        useful = ((part, min(count, 2 * -(-self._num_stages // room_of(part)) + 1)) for part, count in ordered)
+        return tuple(part for part, count in useful for _ in range(count))
+
+    def _layers(self, kind: Kind, *, ascending: bool, start: int | None = None) -> list[Costs]:
+        """Give the table after each part: rows are the first stage, or only `start`; columns the end."""
+        shape = self._shapes[kind]
+        layers = [self._nothing(start)]
+        for part in self.in_order(kind, ascending=ascending):
+            runs = self.node_runs(shape.depth, part) if shape.is_over_nodes else self.part_runs(part)
+            layers.append(self._extended(shape.depth, layers[-1], runs, start=start))
+        return layers
+
+    @property
+    def _num_rows(self) -> int:
+        return 1 if self._is_level else self._num_stages + 1
+
+    def _nothing(self, start: int | None = None) -> Costs:
+        costs = np.full((self._num_rows, self._num_stages + 1), _INFINITE)
+        np.fill_diagonal(costs, 0.0)
+        return self._row(costs, start)
+
+    def _extended(self, depth: int, costs: Costs, runs: Costs, *, start: int | None = None) -> Costs:
+        """Add a part: it takes no stage, or a run that begins where the parts so far end."""
+        entered = costs + self._row(self._crossings[depth], start)
+        extended = costs.copy()
+        for count in range(1, len(runs)):
+            run = runs[count] if self._is_level else runs[count, :-count]
+            np.minimum(extended[:, count:], entered[:, :-count] + run, out=extended[:, count:])
+        return extended
+
+    def _crossing(self, depth: int) -> Costs:
+        """Give what it costs to go on to another part with stage m: nothing if m is the first."""
+        before = np.zeros((self._num_rows, self._num_stages + 1))
+        before[:, 1:-1] = self._price[depth]
+        return np.triu(before, 1)
+
+    def _row(self, costs: Costs, start: int | None) -> Costs:
+        return costs if start is None or self._is_level else costs[start : start + 1]
+
+    # Which way it was
+
+    def shares(self, kind: Kind, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Give the parts of the cheapest way to put the stages there, in order: each with its run's start and end.
+
+        A part is the room of a node or the kind of a part; those alike count as one and the same.
+        """
+        offset = start if self._is_level else 0
+        end -= offset
+        layers, parts = min(
+            (
+                (self._layers(kind, ascending=each, start=start), self.in_order(kind, ascending=each))
+                for each in self._orders
+            ),
+            key=lambda way: float(way[0][-1][0, end]),
+        )
+        taken, shape = [], self._shapes[kind]
+        for number in reversed(range(len(parts))):
+            before, after, part = layers[number], layers[number + 1], parts[number]
+            if after[0, end] == before[0, end]:
+                continue
+            runs = self.node_runs(shape.depth, part) if shape.is_over_nodes else self.part_runs(part)
+            count = self._last_run(before + self._row(self._crossings[shape.depth], start), runs, end, after[0, end])
+            taken.append((part, end - count + offset, end + offset))
+            end -= count
+        yield from reversed(taken)
+
+    def _last_run(self, entered: Costs, runs: Costs, end: int, cost: float) -> int:
+        """Give the length of the run that led to this cost."""
+        return next(
+            count
+            for count in range(1, min(len(runs) - 1, end) + 1)
+            if entered[0, end - count] + runs[count, 0 if self._is_level else end - count] == cost
+        )
+
+
+def _orders(price: Costs) -> tuple[bool, ...]:
+    """Say in which orders of room parts are worth adding: ascending, descending or both."""
+    steps = np.diff(price, axis=1)
+    if (steps >= 0).all():
+        return (True,)
+    return (False,) if (steps <= 0).all() else (True, False)
+
+
+def _counted(values: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    counts: dict[int, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    return tuple(sorted(counts.items()))
+
+
+def _levelled(price: Costs) -> Costs:
+    return np.broadcast_to(price.mean(axis=1, keepdims=True), price.shape)
+
+
+def _skewed(costs: Costs, *, most: int) -> Costs:
+    """Turn costs by start and end into costs by length and start."""
+    runs = np.full((most + 1, len(costs)), _INFINITE)
+    for count in range(most + 1):
+        diagonal = np.diagonal(costs, count)[: len(costs)]
+        runs[count, : len(diagonal)] = diagonal
+    return runs
