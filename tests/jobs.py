@@ -38,3 +38,16 @@ def node(name, *, gpus=1, labels=None, **allocatable):
 def nodes(count, **kwargs):
     """Build several like nodes: n0, n1, ..."""
     return [node(f"n{index}", **kwargs) for index in range(count)]
+
+
+def priority_class(name, value, *, policy="PreemptLowerPriority", default=False, gangs=False):
+    """Build a PriorityClass."""
+    annotations = {names.ANNOTATION_GANG_PREEMPTION: "true"} if gangs else {}
+    return {
+        "apiVersion": "scheduling.k8s.io/v1",
+        "kind": "PriorityClass",
+        "metadata": {"name": name, "annotations": annotations},
+        "value": value,
+        "globalDefault": default,
+        "preemptionPolicy": policy,
+    }

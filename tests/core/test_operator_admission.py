@@ -79,7 +79,7 @@ def test_the_oldest_waiting_job_goes_first_even_if_a_younger_one_would_fit():
     running = world.submit(job("a"))
     world.train()
     world.cluster.pass_time(1)
-    older = world.submit(job("z"))
+    older = world.submit(job("z", parallelism={"pipeline": 3}))
     world.settle()
     world.cluster.pass_time(1)
     younger = world.submit(job("b", parallelism={"pipeline": 1}))
@@ -92,7 +92,7 @@ def test_the_oldest_waiting_job_goes_first_even_if_a_younger_one_would_fit():
     world.train()
 
     assert world.status(older)["state"] == "Training"
-    assert world.status(younger)["state"] == "Training"
+    assert world.status(younger)["state"] == "Waiting"
 
 
 def test_room_promised_to_a_job_whose_pods_are_not_there_yet_is_taken():

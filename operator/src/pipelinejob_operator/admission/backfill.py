@@ -53,7 +53,7 @@ def reserve(job: Job, room: Room, kept: Sequence[Claim], chooser: Chooser) -> Re
     known = tuple(each for each in first if str(each.key) in job.status.waits_for)
     if (claims := chooser.fits(job, room.after(known, kept=kept))) is not None:
         return Reservation(claims=claims, waits_for=known)
-    found = fewest(first, lambda gone: chooser.fits(job, room.after(gone, kept=kept)))
+    found = fewest([first], lambda gone: chooser.fits(job, room.after(gone, kept=kept)))
     if found is not None:
         return Reservation(claims=found[1], waits_for=found[0])
     # It fits beside none of those ahead, so it waits for their end, too: they are there first, like all that run.

@@ -10,29 +10,38 @@ T = TypeVar("T")
 _MAX_LOOKED_AT = 24  # each look is a placement
 
 
-def fewest(candidates: Sequence[Job], found: Callable[[Sequence[Job]], T | None]) -> tuple[tuple[Job, ...], T] | None:
-    """Choose which of the candidates have to leave so that something is found; None if not even all of them help.
+def fewest(
+    levels: Sequence[Sequence[Job]], found: Callable[[Sequence[Job]], T | None]
+) -> tuple[tuple[Job, ...], T] | None:
+    """Choose which jobs have to leave so that something is found; None if not even all of them help.
 
-    `candidates` stand in the order in which they are to leave. Nobody is chosen beyond the first stretch of them that
-    helps, so a later one never leaves in place of an earlier one; within it a single job is preferred to several, and
-    nobody leaves without whom the others would do.
+    Nobody of a later level leaves if the levels before it suffice. Then a single job leaves rather than several, one
+    that stands earlier rather than a later one, and nobody without whom the others would do.
     """
-    if found(candidates) is None:
-        return None
-    stretch = candidates[: _shortest(candidates, found)]
-    if found(stretch) is None:  # a bounded search may find a place in less room and none in more
-        stretch = candidates
-    for job in stretch[-_MAX_LOOKED_AT:]:
+    if (at_once := found(())) is not None:
+        return (), at_once
+    candidates: list[Job] = []
+    for level in levels:
+        candidates += level
+        if found(candidates) is not None:
+            return _fewest_of(candidates, level, found)
+    return None
+
+
+def _fewest_of(
+    candidates: Sequence[Job], last: Sequence[Job], found: Callable[[Sequence[Job]], T | None]
+) -> tuple[tuple[Job, ...], T] | None:
+    for job in last[:_MAX_LOOKED_AT]:  # what helps alone is of the last level: those before it did not suffice
         if (alone := found([job])) is not None:
             return (job,), alone
-    chosen = list(stretch)
-    for job in reversed(stretch[-_MAX_LOOKED_AT:-1]):  # without the last, the stretch does not help
+    chosen = list(candidates[: _shortest(candidates, found)])
+    for job in reversed(chosen[-_MAX_LOOKED_AT:-1]):  # without the last of them, they do not help
         others = [each for each in chosen if each is not job]
         if found(others) is not None:
             chosen = others
     result = found(chosen)
-    assert result is not None, "only what helps was chosen"
-    return tuple(chosen), result
+    # A bounded search may find a place in less room and none in more, and then halving goes astray.
+    return None if result is None else (tuple(chosen), result)
 
 
 def _shortest(candidates: Sequence[Job], found: Callable[[Sequence[Job]], T | None]) -> int:

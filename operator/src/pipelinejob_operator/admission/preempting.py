@@ -1,10 +1,11 @@
 """Room by priority: which running jobs are asked to make way for one that waits, so that it surely fits then.
 
-Whole jobs, the lowest priority first and of equals the youngest, as few as possible, and none at all unless the job
-fits once they are gone.
+Whole jobs, none of a higher priority if lower ones suffice, as few as possible, and of equals the youngest; none at all
+unless the job fits once they are gone.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from pipelinejob_operator.admission.asking import may_ask
 from pipelinejob_operator.admission.capacity import Claim
@@ -20,6 +21,7 @@ def victims(job: Job, room: Room, kept: Sequence[Claim], chooser: Chooser) -> tu
     Gives None if the job would not fit even then, or may ask nobody.
     """
     priorities = room.order.priorities
-    candidates = sorted((each for each in room.running if may_ask(job, each, priorities)), key=room.order.rank)
-    found = fewest(candidates[::-1], lambda gone: chooser.fits(job, room.after(gone, kept=kept)))
+    lower = sorted((each for each in room.running if may_ask(job, each, priorities)), key=room.order.rank)
+    levels = [list(level) for _, level in groupby(reversed(lower), key=lambda each: priorities.of(each).value)]
+    found = fewest(levels, lambda gone: chooser.fits(job, room.after(gone, kept=kept)))
     return None if found is None else found[0]

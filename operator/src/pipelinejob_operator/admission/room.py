@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Self
 
 from pipelinejob.quantities import Resources
@@ -37,8 +38,8 @@ class Room:
     empty: Free  # if all work were done
     asked: Mapping[str, Job]  # who makes way for whom, by the uid of the one that was asked
     running: tuple[Job, ...]
-    held: Mapping[str, tuple[Claim, ...]]  # by the uid of a running job
-    leaving: tuple[Claim, ...]  # of pods that are ending, and of jobs that were told to make way
+    held: Mapping[str, tuple[Claim, ...]]  # by the uid of a running job, like what follows
+    leaving: Mapping[str, tuple[Claim, ...]]  # of pods that are ending, and of jobs that were told to make way
 
     @classmethod
     def of(
@@ -59,9 +60,9 @@ class Room:
         running = tuple(job for job in jobs if job.uid in others and job.uid not in asked and not _is_leaving(job))
         staying = {job.uid for job in running}
         held: dict[str, list[Claim]] = {uid: [] for uid in staying}
-        leaving: list[Claim] = []
+        leaving: dict[str, list[Claim]] = {}
         for uid, each in _claims(pods, others, overdue_s=settings.node_loss_toleration_s, now=now):
-            (held[uid] if uid in staying else leaving).append(each)
+            (held if uid in staying else leaving).setdefault(uid, []).append(each)
         return cls(
             nodes=nodes,
             waiting=tuple(job for job in jobs if job.uid not in promises),
@@ -71,12 +72,12 @@ class Room:
             asked=asked,
             running=running,
             held={uid: tuple(each) for uid, each in held.items()},
-            leaving=tuple(leaving),
+            leaving={uid: tuple(each) for uid, each in leaving.items()},
         )
 
     def after(self, gone: Iterable[Job], *, kept: Iterable[Claim] = ()) -> Free:
         """Give what is free once these jobs are gone, and all that is leaving by now, but for what is kept."""
-        freed = [*self.leaving, *(each for job in gone for each in self.held[job.uid])]
+        freed = [*chain(*self.leaving.values()), *(each for job in gone for each in self.held[job.uid])]
         return minus(plus(self.free, freed), kept)
 
 
@@ -97,7 +98,7 @@ def _claims(
         seen.add(own)
         is_present = uid in promises and promises[uid].attempt == attempt
         if is_present or (_is_ending(pod, overdue_s=overdue_s, now=now) and not belongs_to_node(pod)):
-            yield (uid if is_present else ""), claimed
+            yield uid, claimed
     for uid, promise in promises.items():
         for rank, promised in promise.claims.items():
             if (uid, promise.attempt, rank) not in seen:

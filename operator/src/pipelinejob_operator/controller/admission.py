@@ -114,7 +114,8 @@ def _prepare(asking: _Asking, kept: Sequence[Claim]) -> tuple[Turn, list[str]]:
         reservation = reserve(asking.job, room, kept, asking.chooser)
         waits_for = tuple(str(each.key) for each in reservation.waits_for) if reservation else ()
         turn = turn.having(preempts=(), waits_for=waits_for)
-        return turn, [f"room is kept for it until {_join(waits_for)} {_ended(waits_for)}"] if waits_for else []
+        is_next = waits_for and not asking.ahead
+        return turn, [f"room is kept for it until {_join(waits_for)} {_ended(waits_for)}"] if is_next else []
     turn = _ask(turn, room, gone)
     if not turn.status.preempts:
         return turn, ["it fits once the pods that are ending now have ended"]
@@ -139,7 +140,7 @@ def _ask(turn: Turn, room: Room, gone: Sequence[Job]) -> Turn:
     for job in gone:
         lower = room.order.priorities.of(job).value
         turn = turn.told("Preempting", f"Asked {job.key} (priority {lower}, below {own}) to make way")
-    standing = tuple(each for each in turn.status.preempts if each.uid in room.asked)
+    standing = tuple(each for each in turn.status.preempts if each.uid in room.asked or each.uid in room.leaving)
     return turn.having(preempts=(*standing, *(ask(job) for job in gone)))
 
 
