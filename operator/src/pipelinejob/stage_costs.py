@@ -9,9 +9,10 @@ from pipelinejob.cost import LayerCost, Profile
 from pipelinejob.links import Links
 from pipelinejob.plan import LayerRange
 from pipelinejob.schedule_spec import ScheduleSpec
-from pipelinejob.schedules.actions import Action, ActionKind, Route, Schedule
+from pipelinejob.schedules.actions import ActionKind, Route, Schedule
 from pipelinejob.schedules.costs import Costs, Link
 from pipelinejob.schedules.memory import live_versions
+from pipelinejob.stage_memory import peak_bytes, stage_bytes
 
 Cuts = tuple[LayerRange, ...]  # of each stage of a route
 
@@ -172,43 +173,24 @@ class Division:
 
     def memory_bytes(self, schedule: Schedule, rank: int) -> int:
         """Predict the most that a rank holds at once."""
-        num_versions = live_versions(schedule.ranks[rank])
-        return self.state_bytes(rank, num_versions=num_versions) + self.activation_bytes(schedule, rank)
+        actions = schedule.ranks[rank]
+        stages = [
+            stage_bytes(self.layers(stage), received=self.input_bytes(stage), is_split=schedule.is_split)
+            for stage in range(len(self.cuts))
+        ]
+        return peak_bytes(
+            (
+                (action, 0 if action.kind is ActionKind.UPDATE else schedule.stage_of(rank, action))
+                for action in actions
+            ),
+            stages,
+            parameter_bytes=self.parameter_bytes(rank),
+            num_versions=live_versions(actions),
+            recomputes=self.schedule.recomputes(rank),
+            is_asynchronous=schedule.is_asynchronous,
+        )
 
     @cached_property
     def kept_bytes(self) -> tuple[int, ...]:
         """Give what each stage computes for its backward pass, of one micro-batch."""
         return tuple(sum(layer.activation_bytes for layer in self.layers(stage)) for stage in range(len(self.cuts)))
-
-    def activation_bytes(self, schedule: Schedule, rank: int) -> int:
-        """Predict the peak of a rank's activations.
-
-        Kept from the forward to the end of the backward pass, the weight gradients' where it is split; under
-        recomputation only what the stage received, until the backward pass begins.
-        """
-        kept, recomputes = self.kept_bytes, self.schedule.recomputes(rank)
-        held = peak = 0
-        for action in schedule.ranks[rank]:
-            if action.kind is ActionKind.UPDATE:
-                continue
-            stage = schedule.stage_of(rank, action)
-            before = self.input_bytes(stage) if recomputes else kept[stage]
-            if action.kind is ActionKind.FORWARD:
-                held += before
-                peak = max(peak, held)
-                continue
-            again = kept[stage] if recomputes else 0
-            held += _grown(action, before=before, again=again)
-            peak = max(peak, held + (before + again if action.kind is ActionKind.BACKWARD else 0))
-        return peak
-
-
-def _grown(action: Action, *, before: int, again: int) -> int:
-    """Give by how much a backward action changes what is held: `before` it, and what is computed `again` in it."""
-    match action.kind:
-        case ActionKind.INPUT:
-            return again
-        case ActionKind.WEIGHT:
-            return -before - again
-        case _:
-            return -before

@@ -6,7 +6,7 @@ position, where a checkpoint that may be split differently needs names.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import (  # the kernels under torch.optim; torch gives them no public names
@@ -26,6 +26,8 @@ _FIRST_DECAY = 0.9
 _SECOND_DECAY = 0.95  # 0.999 remembers more steps than a short run has
 _EPSILON = 1e-8
 _FINAL_SHARE = 0.1  # of the peak learning rate
+# Updated at once: on a GPU few kernels are to be started; on a CPU there is one a parameter anyhow.
+_GROUP_BYTES = {"cuda": 1 << 26, "cpu": 1 << 20}
 
 
 def learning_rate(training: Training, step: float) -> float:
@@ -54,6 +56,7 @@ class AdamW:
         self.first_moments = {name: torch.zeros_like(each) for name, each in self.parameters.items()}
         self.second_moments = {name: torch.zeros_like(each) for name, each in self.parameters.items()}
         self._weight_decay = weight_decay
+        self._groups = tuple(_groups(self.parameters))
         # A norm's gain or a bias has no scale to lose: decay is for matrices.
         self._matrices = [each for each in self.parameters.values() if each.dim() > 1]
 
@@ -70,15 +73,22 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, number: int, *, rate: float, gradient_factor: float = 1.0) -> None:
-        """Update parameters and moments by gradients times `gradient_factor`; `number` counts from 1."""
-        parameters, gradients = _values(self.parameters), self._gradients()
-        if not parameters:
-            return
-        firsts, seconds = _values(self.first_moments), _values(self.second_moments)
-        if gradient_factor != 1.0:
+        """Update parameters and moments by gradients times `gradient_factor`; `number` counts from 1.
+
+        Temporaries take as much as a group of parameters, not as all of them.
+        """
+        gradients = self._gradients()
+        if gradients and gradient_factor != 1.0:
             _foreach_mul_(gradients, gradient_factor)
         if self._matrices:
             _foreach_mul_(self._matrices, 1 - rate * self._weight_decay)
+        for names in self._groups:
+            self._step_group(names, number, rate)
+
+    def _step_group(self, names: Sequence[str], number: int, rate: float) -> None:
+        parameters = [self.parameters[name] for name in names]
+        gradients = [each.grad for each in parameters if each.grad is not None]  # all have one
+        firsts, seconds = ([of[name] for name in names] for of in (self.first_moments, self.second_moments))
         _foreach_lerp_(firsts, gradients, 1 - _FIRST_DECAY)
         _foreach_mul_(seconds, _SECOND_DECAY)
         _foreach_addcmul_(seconds, gradients, gradients, 1 - _SECOND_DECAY)
@@ -102,5 +112,15 @@ class AdamW:
         return [each.grad for each in wanted if each.grad is not None]
 
 
-def _values(tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    return list(tensors.values())
+def _groups(parameters: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
+    """Give the names of parameters that are updated at once."""
+    group: list[str] = []
+    num_bytes = 0
+    for name, parameter in parameters.items():
+        if group and num_bytes + parameter.nbytes > _GROUP_BYTES[parameter.device.type]:
+            yield group
+            group, num_bytes = [], 0
+        group.append(name)
+        num_bytes += parameter.nbytes
+    if group:
+        yield group

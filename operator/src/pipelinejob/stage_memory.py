@@ -1,0 +1,100 @@
+"""How much a rank holds at most in a step: its parameters and what goes with them, and what micro-batches keep.
+
+As the trainer has it: parameters and AdamW's two moments always; gradients from a stage's first weight gradient in the
+step to the step's update, which makes no large temporaries.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pipelinejob.cost import LayerCost
+from pipelinejob.schedules.actions import GIVES_GRADIENT, Action, ActionKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageBytes:
+    """What one stage takes: its gradients, and for one micro-batch what is kept and what a pass takes while it lasts.
+
+    `received` is what a stage that recomputes keeps after a forward pass.
+    """
+
+    gradients: int
+    received: int
+    kept: int
+    between: int
+    working: int
+
+
+def stage_bytes(layers: Sequence[LayerCost], *, received: int, is_split: bool) -> StageBytes:
+    """Add up the layers of a stage.
+
+    A pass works on one layer after the other. When it comes back to one, what the layers behind it kept is gone, or,
+    where backward passes are split, is what is kept between the halves.
+    """
+    let_go = working = 0
+    for layer in reversed(layers):
+        working = max(working, layer.working_bytes - let_go)
+        let_go += layer.activation_bytes - (_between(layer) if is_split else 0)
+    return StageBytes(
+        gradients=sum(layer.parameter_bytes for layer in layers),
+        received=received,
+        kept=sum(layer.activation_bytes for layer in layers),
+        between=sum(map(_between, layers)),
+        working=working,
+    )
+
+
+def _between(layer: LayerCost) -> int:
+    return layer.activation_bytes if layer.between_bytes is None else layer.between_bytes
+
+
+def peak_bytes(
+    actions: Iterable[tuple[Action, int]],
+    stages: Sequence[StageBytes],
+    *,
+    parameter_bytes: int,
+    num_versions: int,
+    recomputes: bool,
+    is_asynchronous: bool,
+) -> int:
+    """Give the most that is held while a rank's actions, each with its stage, are played.
+
+    An asynchronous schedule updates within the step, with activations held and gradients always there.
+    """
+    state = (2 + num_versions) * parameter_bytes  # the moments, and each version of the parameters
+    gradients = parameter_bytes if is_asynchronous else 0
+    have_gradients: set[int] = set()
+    held = peak = 0
+    for action, stage in actions:
+        size = stages[stage]
+        before = size.received if recomputes else size.kept
+        again = size.kept if recomputes else 0
+        during = 0
+        if action.kind is ActionKind.FORWARD:
+            held += before
+            during = size.working
+        elif action.kind in GIVES_GRADIENT:
+            during = again + size.working
+        peak = max(peak, gradients + held + during)
+        held += _change(action, size, before=before, again=again)
+        if action.kind in _GIVES_WEIGHT_GRADIENTS and stage not in have_gradients:
+            have_gradients.add(stage)
+            gradients = min(gradients + size.gradients, parameter_bytes)
+        peak = max(peak, gradients + held)
+    return state + peak
+
+
+_GIVES_WEIGHT_GRADIENTS = frozenset({ActionKind.BACKWARD, ActionKind.WEIGHT})
+
+
+def _change(action: Action, size: StageBytes, *, before: int, again: int) -> int:
+    """Give by how much a backward action changes what is held."""
+    match action.kind:
+        case ActionKind.INPUT:
+            return size.between + (size.received if again else 0) - before
+        case ActionKind.WEIGHT:
+            return -size.between - (size.received if again else 0)
+        case ActionKind.BACKWARD:
+            return -before
+        case _:
+            return 0
