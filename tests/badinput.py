@@ -28,6 +28,15 @@ _GOOD = {
 }
 OWN_MODEL = {"gpt": ABSENT, "entrypoint": "mymodel.layers:build", "numLayers": 6}
 
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "vocab_size": 256,
+}
+
 
 def manifest(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Give a good manifest with `changes` by dotted path; ABSENT takes a field away."""
@@ -112,6 +121,8 @@ RULES = [
     Bad("entrypoint without length", own_model(numLayers=ABSENT), "spec.model.numLayers", "compulsory with entrypoint"),
     Bad("length beside gpt", {"spec.model.numLayers": 8}, "spec.model.numLayers", "goes with entrypoint only"),
     Bad("arguments beside gpt", {"spec.model.arguments": {"a": "b"}}, "spec.model.arguments", "with entrypoint only"),
+    Bad("sizes of layers beside gpt", {"spec.model.config": {"model_type": "llama"}}, "spec.model.config", "with entrypoint only"),
+    Bad("sizes that are no object", own_model(config="llama"), "spec.model.config", "must be"),
     Bad("entrypoint is a file", own_model(entrypoint="mymodel/layers.py"), "spec.model.entrypoint", "no entrypoint"),
     Bad("entrypoint without function", own_model(entrypoint="mymodel"), "spec.model.entrypoint", "package.module:function"),
     Bad("entrypoint with two colons", own_model(entrypoint="a:b:c"), "spec.model.entrypoint", '"a:b:c" is no entrypoint'),
@@ -337,12 +348,16 @@ UNSEEN = [
     Bad("level of another profile", {"spec.topology": {"profile": "eks", "pipeline": {"required": "rack"}}},
         "spec.topology.pipeline.required", 'no level of profile eks is called "rack"'),
     Bad("level of no profile", {"spec.topology.pipeline": {"preferred": "rak"}}, "spec.topology.pipeline.preferred", 'is called "rak"'),
+    Bad("sizes without a width", own_model(config={"model_type": "llama"}), "spec.model.config.hidden_size", "is missing"),
+    Bad("sizes in words", own_model(config=LLAMA | {"vocab_size": "large"}), "spec.model.config.vocab_size", "'large' is no whole number"),
+    Bad("sizes of more layers", own_model(config=LLAMA | {"num_hidden_layers": 5}), "spec.model.numLayers", "5 blocks, which makes 7 layers"),
     Bad("argument that cannot be named", own_model(arguments={"n-heads": "3"}), "spec.model.arguments", '"n-heads" cannot name'),
 ]  # fmt: skip
 
 GOOD = {
     "the least": {},
     "a user's own model": own_model(arguments={"width": "64"}),
+    "a user's own model and its sizes": own_model(config=LLAMA),
     "as many stages as layers": {"spec.parallelism.pipeline": 10},
     "a partition": {"spec.partition.layers": [3, 2, 2, 3]},
     "one stage": {"spec.parallelism.pipeline": 1},

@@ -11,12 +11,13 @@ from typing import Any
 
 from pipelinejob import names
 from pipelinejob.errors import SpecError
+from pipelinejob.huggingface import decoder_of_config
 from pipelinejob.outlook import few
 from pipelinejob.playing import check_caps, setting_of, written_schedule
 from pipelinejob.schedules.actions import ScheduleError
 from pipelinejob.schedules.catalogue import build, family
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec import Device, PipelineJobSpec, Topology
+from pipelinejob.spec import Device, Model, PipelineJobSpec, Topology
 from pipelinejob.topology import AUTO, HOSTNAME, NODE_LEVEL, PROFILES
 
 # Lists that templates are merged by: each item must carry this key.
@@ -38,6 +39,7 @@ def check(spec: PipelineJobSpec) -> tuple[SpecError, ...]:
     """Give everything that is wrong with a spec which its schema and CEL rules let through."""
     return (
         *_check_arguments(spec),
+        *_check_config(spec.model),
         *_check_schedule(spec),
         *_check_topology(spec.topology),
         *_check_templates(spec),
@@ -50,6 +52,23 @@ def _check_arguments(spec: PipelineJobSpec) -> Iterator[SpecError]:
             yield SpecError(
                 "spec.model.arguments", f'"{argument}" cannot name an argument of a Python function; rename it'
             )
+
+
+def _check_config(model: Model) -> Iterator[SpecError]:
+    """Read the config, whose fields no schema knows, and compare its layers with those that are promised."""
+    if model.config is None:
+        return
+    try:
+        counted = decoder_of_config(model.config).num_layers
+    except SpecError as error:
+        yield error
+        return
+    if counted != model.num_layers:
+        yield SpecError(
+            "spec.model.numLayers",
+            f"is {model.num_layers}, but the config has {counted - 2} blocks, which makes {counted} layers with "
+            "embedding and head; let entrypoint return these and write that number here, or leave config out",
+        )
 
 
 def _check_schedule(spec: PipelineJobSpec) -> Iterator[SpecError]:

@@ -1,8 +1,8 @@
 """What layers cost: the values that partition, simulator and planner reckon with, whoever measured or derived them.
 
 Measured costs come from the trainer. `analytic_profile` derives costs from a model's sizes before anything ran:
-operations and bytes counted exactly, over nominal speeds of a device. Those are predictions, and say so
-(`CostSource.ANALYTIC`).
+operations and bytes as `counts` has them, over speeds of a device as `hardware` has them. Those are predictions, and
+say so (`CostSource.ANALYTIC`).
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,12 @@ from typing import Any
 
 from pydantic import model_validator
 
-from pipelinejob.hardware import DeviceKind, Hardware, default
+from pipelinejob.counts import BF16_BYTES, FP32_BYTES, Batch, Count, count
+from pipelinejob.decoder import Decoder
+from pipelinejob.families import decoder_of
+from pipelinejob.hardware import DeviceKind, Hardware, LinkKind, default
 from pipelinejob.plan import CostSource
-from pipelinejob.spec import Data, Device, GptModel, Model, Precision, ScheduleSpec, Training
+from pipelinejob.spec import Data, Device, Model, Precision, ScheduleSpec, Training
 from pipelinejob.values import Value
 
 
@@ -87,14 +90,15 @@ class Profile(Value):
         return None if self.device_memory_bytes is None else (self.device_memory_bytes,) * num_ranks
 
 
-_EQUAL_FORWARD_S = 1e-3
-_FP32_BYTES = 4
+_EQUAL_S = 1e-3
+_ADAMW_PASSES = 7  # AdamW reads four numbers of each parameter and writes three
 
 
 def layer_names(model: Model) -> tuple[str, ...]:
     """Name the layers of the global list that is split over the stages: embedding, block-0 ..., head; or layer-0 ..."""
-    if model.gpt is not None:
-        return ("embedding", *(f"block-{i}" for i in range(model.gpt.num_layers)), "head")
+    decoder = decoder_of(model, sequence_length=1)
+    if decoder is not None:
+        return decoder.layer_names
     assert model.num_layers is not None, "the spec demands numLayers beside entrypoint"
     return tuple(f"layer-{i}" for i in range(model.num_layers))
 
@@ -112,23 +116,25 @@ def analytic_profile(
 ) -> Profile:
     """Derive a profile from sizes and data sheets.
 
-    `product` is what a node label calls the device, or a device kind's name. Of a user's own layers nothing is known
-    but their number: they count as equal; seconds and bytes mean nothing.
+    `product` is what a node label calls the device, or a device kind's name. With `tensor` GPUs to a stage every figure
+    is of one of them, the seconds with what they exchange. Of a user's own layers without a config nothing is known but
+    their number: they count as equal; seconds and bytes mean nothing. Raises SpecError for a config that lacks a size.
     """
-    if model.gpt is None:
+    decoder = decoder_of(model, sequence_length=data.sequence_length)
+    if decoder is None:
         return Profile(source=CostSource.EQUAL, layers=tuple(map(_equal_layer, layer_names(model))))
     known = hardware or default()
     kind = known.reckoned_as(device, product)
-    tokens = schedule.micro_batch_size * data.sequence_length
-    shape = _Shape(model.gpt, tokens=tokens, sequence=data.sequence_length, precision=training.precision)
-    counts = (shape.embedding(), *[shape.block()] * model.gpt.num_layers, shape.head())
+    batch = Batch(
+        tokens=schedule.micro_batch_size * data.sequence_length,
+        sequence_length=data.sequence_length,
+        element_bytes=FP32_BYTES if training.precision is Precision.FP32 else BF16_BYTES,
+        tensor=tensor,
+    )
     network = known.network_of(kind)
     return Profile(
         source=CostSource.ANALYTIC,
-        layers=tuple(
-            _layer(name, count, kind, training.precision, tensor)
-            for name, count in zip(layer_names(model), counts, strict=True)
-        ),
+        layers=_layers(decoder, batch, _Pace(kind, training.precision, known.link_of(kind), tensor)),
         link_s=network.latency_s,
         link_bytes_per_s=network.bytes_per_s,
         device=kind.name,
@@ -136,105 +142,68 @@ def analytic_profile(
     )
 
 
+def _layers(decoder: Decoder, batch: Batch, pace: "_Pace") -> tuple[LayerCost, ...]:
+    counted = count(decoder, batch)
+    priced = {id(each): _layer(each, pace) for each in counted}  # alike blocks are one object
+    return tuple(
+        priced[id(each)].model_copy(update={"name": name})
+        for name, each in zip(decoder.layer_names, counted, strict=True)
+    )
+
+
 def _equal_layer(name: str) -> LayerCost:
     return LayerCost(
         name=name,
-        forward_s=_EQUAL_FORWARD_S,
-        backward_input_s=_EQUAL_FORWARD_S,
-        backward_weight_s=_EQUAL_FORWARD_S,
+        forward_s=_EQUAL_S,
+        backward_input_s=_EQUAL_S,
+        backward_weight_s=_EQUAL_S,
         parameter_bytes=0,
         activation_bytes=0,
         output_bytes=0,
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Count:
-    """What a layer does and keeps, for one micro-batch.
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """How quickly a device, and the group of GPUs that share its layers, work through what was counted."""
 
-    Operations are of a forward pass: `products` with matrices of parameters, whose gradients by input and by weight
-    take as many again each, and `scores`, products of two activations, whose two gradients are both by input.
+    device: DeviceKind
+    precision: Precision
+    link: LinkKind
+    tensor: int
+
+    def pass_s(self, operations: float, num_bytes: float) -> float:
+        """Give the seconds of a pass: of its products, and of the memory traffic of all that lies between them."""
+        return operations / self.device.attained_flops(self.precision) + self.traffic_s(num_bytes)
+
+    def traffic_s(self, num_bytes: float) -> float:
+        """Give the seconds in which so many bytes go through the device's memory."""
+        return num_bytes / self.device.memory_bytes_per_s
+
+    def gather_s(self, num_bytes: float) -> float:
+        """Give the seconds in which a group gathers, or sums and scatters, so many bytes: a ring without one member."""
+        steps = self.tensor - 1
+        return steps * self.link.latency_s + steps / self.tensor * num_bytes / self.link.bytes_per_s
+
+
+def _layer(counted: Count, pace: _Pace) -> LayerCost:
+    """Turn counts into seconds.
+
+    What is kept was written, and read again by what comes next; gradients of parameters are read and written to add up.
     """
-
-    parameters: int
-    products: int
-    scores: int = 0
-    is_lookup: bool = False  # has no gradient by input
-    activation_bytes: int
-    output_bytes: int
-
-
-class _Shape:
-    """Counts of a GPT's layers. h is the width, f of the feed-forward layer, s the sequence, n tokens of a micro-batch.
-
-    A product of n tokens with a matrix of k parameters takes 2nk operations; scores and mixing of attention take 2nsh
-    each (Narayanan et al. 2021, arXiv 2104.04473, appendix). What is kept for the backward pass follows Korthikanti et
-    al. 2022 (arXiv 2205.05198, section 4.1), whose 34sbh + 5as^2b bytes a block become, without dropout and with
-    attention that keeps no s x s matrix: 8nh + 2nf elements, two nh of them (the residual stream, as both norms receive
-    it) fp32 always. Dropout adds a mask of one byte an element: on each of a block's two branches, and the embedding.
-    """
-
-    def __init__(self, model: GptModel, *, tokens: int, sequence: int, precision: Precision) -> None:
-        self.h = model.hidden_size
-        self.f = model.feed_forward_size or 4 * self.h
-        self.v = model.vocabulary_size
-        self.n = tokens
-        self.s = sequence
-        self.mask_bytes = tokens * self.h if model.dropout else 0
-        self.element = _FP32_BYTES if precision is Precision.FP32 else 2  # of what matrices multiply
-
-    @property
-    def stream_bytes(self) -> int:
-        """Give the residual stream's size; it stays fp32 under autocast, between stages too."""
-        return self.n * self.h * _FP32_BYTES
-
-    def embedding(self) -> _Count:
-        """Count token and position tables; a look-up and an addition."""
-        return _Count(
-            parameters=self.v * self.h + self.s * self.h,
-            products=self.n * self.h,
-            is_lookup=True,
-            activation_bytes=self.n * 8 + self.mask_bytes,  # the tokens, as 64-bit numbers
-            output_bytes=self.stream_bytes,
-        )
-
-    def block(self) -> _Count:
-        """Count attention (4h^2 parameters), feed-forward layer (2hf), their biases and two norms."""
-        h, f, n = self.h, self.f, self.n
-        return _Count(
-            parameters=4 * h * h + 4 * h + 2 * h * f + h + f + 4 * h,
-            products=2 * n * (4 * h * h + 2 * h * f),
-            scores=4 * n * self.s * h,
-            activation_bytes=2 * self.stream_bytes + n * (6 * h + 2 * f) * self.element + 2 * self.mask_bytes,
-            output_bytes=self.stream_bytes,
-        )
-
-    def head(self) -> _Count:
-        """Count the last norm, the product with the vocabulary, and the loss, which keeps fp32 log-probabilities."""
-        h, n, v = self.h, self.n, self.v
-        return _Count(
-            parameters=2 * h + h * v,
-            products=2 * n * h * v,
-            activation_bytes=self.stream_bytes + n * h * self.element + n * v * (self.element + _FP32_BYTES),
-            output_bytes=n * v * self.element,
-        )
-
-
-def _layer(name: str, count: _Count, device: DeviceKind, precision: Precision, tensor: int) -> LayerCost:
-    """Turn counts into seconds: a pass takes as long as its operations or its memory traffic, whichever is longer."""
-    parameter_bytes = count.parameters * _FP32_BYTES // tensor
-    traffic_s = (count.activation_bytes + count.output_bytes) / tensor / device.memory_bytes_per_s
-
-    def pass_s(operations: int) -> float:
-        return max(operations / tensor / device.attained_flops(precision), traffic_s)
-
+    traffic = 2 * (counted.activation_bytes + counted.output_bytes)
+    group_s = counted.collectives * pace.gather_s(counted.gathered_bytes)
+    parameter_bytes = counted.parameters * FP32_BYTES
+    back_s = 0.0 if counted.is_lookup else pace.pass_s(counted.products + 2 * counted.scores, traffic)
     return LayerCost(
-        name=name,
-        forward_s=pass_s(count.products + count.scores),
-        backward_input_s=0.0 if count.is_lookup else pass_s(count.products + 2 * count.scores),
-        backward_weight_s=pass_s(count.products),
-        optimizer_s=7 * parameter_bytes / device.memory_bytes_per_s,  # AdamW reads four numbers and writes three
+        name="",
+        forward_s=pace.pass_s(counted.products + counted.scores, traffic) + group_s,
+        backward_input_s=back_s + group_s,
+        backward_weight_s=pace.pass_s(counted.products, 2 * FP32_BYTES * counted.matrix_parameters),
+        optimizer_s=_ADAMW_PASSES * pace.traffic_s(parameter_bytes),
         parameter_bytes=parameter_bytes,
-        activation_bytes=count.activation_bytes // tensor,
-        output_bytes=count.output_bytes // tensor,
+        activation_bytes=counted.activation_bytes,
+        between_bytes=counted.between_bytes,
+        working_bytes=counted.working_bytes,
+        output_bytes=counted.output_bytes,
     )

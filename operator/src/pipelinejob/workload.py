@@ -1,10 +1,11 @@
 """What is trained, and on what: the types of `spec.model` and `spec.data`."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
+from pipelinejob.huggingface import decoder_of_config
 from pipelinejob.rules import Reason, Rule, ruled, rules_extra
 from pipelinejob.values import Value
 
@@ -89,6 +90,13 @@ class Model(Value):
             field=".arguments",
             reason=Reason.FORBIDDEN,
         ),
+        Rule(
+            rule="has(self.entrypoint) || !has(self.config)",
+            message="config goes with entrypoint only: it describes your own layers; "
+            "a built-in model takes its sizes from gpt",
+            field=".config",
+            reason=Reason.FORBIDDEN,
+        ),
     )
 
     gpt: Annotated[GptModel | None, Field(description="A built-in GPT, by its sizes.")] = None
@@ -116,11 +124,22 @@ class Model(Value):
         Field(max_length=64, description="Keyword arguments for `entrypoint`, all strings."),
     ] = {}  # noqa: RUF012  # pydantic copies it
 
+    config: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="The sizes of your own layers, as a Hugging Face config.json gives them, so what they cost "
+            "can be counted. The list that `entrypoint` returns must be embedding, blocks, head.",
+            json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+        ),
+    ] = None
+
     @property
     def tied_bytes(self) -> int:
         """Give the bytes of the fp32 table that embedding and head share; 0 if each has its own."""
         gpt = self.gpt
-        return 4 * gpt.vocabulary_size * gpt.hidden_size if gpt is not None and gpt.tie_embeddings else 0
+        if gpt is not None:
+            return 4 * gpt.vocabulary_size * gpt.hidden_size if gpt.tie_embeddings else 0
+        return 0 if self.config is None else 4 * decoder_of_config(self.config).tied_parameters
 
 
 class Data(Value):

@@ -1,0 +1,144 @@
+"""What a decoder's layers do and keep for one micro-batch: operations, bytes, and what a tensor group exchanges.
+
+Everything is of one GPU of a tensor group, the busiest. n tokens of sequences of s; h is the stream's width.
+
+Operations. A product of n tokens with a matrix of k parameters takes 2nk; attention's scores and its mixing of values
+take 2ns for each element of the heads' keys and values (Narayanan et al. 2021, arXiv 2104.04473, appendix).
+
+Memory. Korthikanti et al. 2022 (arXiv 2205.05198, section 4) count 34sbh + 5as^2b bytes a block; without dropout, with
+attention that keeps no s x s matrix, a block of GPT-2 keeps 8nh + 2nf elements, f being the feed-forward layer's width,
+and two nh of them (the stream, as both norms receive it) are fp32 always. Dropout adds a mask of one byte an element:
+one for each branch, and the embedding's.
+
+Tensor parallelism. Matrices are divided by heads, columns or rows; with it goes sequence parallelism (the same paper,
+section 4.2.2): what lies between matrices is divided by tokens, so that all that is kept is divided, and each branch
+gathers its input and scatters its sum, at the cost of one all-reduce there and one on the way back.
+"""
+
+from dataclasses import dataclass
+
+from pipelinejob.decoder import Block, Decoder
+
+FP32_BYTES = 4
+BF16_BYTES = 2
+_MASK_BYTES = 1
+_BRANCH_MASKS = 2  # of what attention and feed-forward layer add, side by side or not
+_TOKEN_BYTES = 8  # a token's number, as torch's look-up wants it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What is counted for: a micro-batch of `tokens` in sequences, arithmetic of so many bytes, GPUs of a group."""
+
+    tokens: int
+    sequence_length: int
+    element_bytes: int
+    tensor: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """What one GPU does and keeps for one micro-batch of a layer.
+
+    Operations are of a forward pass: `products` with matrices of parameters, whose gradients by input and by weight
+    take as many again each, and `scores`, products of two activations, whose two gradients are both by input. Of the
+    `collectives` on the way forward, and as many on the way back, each moves `gathered_bytes`, the whole group's.
+    """
+
+    parameters: int
+    matrix_parameters: int  # those that are multiplied with, and so are there in the arithmetic's precision too
+    products: float
+    scores: float = 0.0
+    is_lookup: bool = False  # has no gradient by input
+    activation_bytes: int  # kept from the forward to the backward pass
+    between_bytes: int  # kept between the halves of a split backward pass
+    working_bytes: int  # on its way while a pass lasts
+    output_bytes: int
+    collectives: int = 0
+    gathered_bytes: int = 0
+
+
+def count(decoder: Decoder, batch: Batch) -> tuple[Count, ...]:
+    """Count embedding, blocks and head."""
+    known: dict[int, Count] = {}
+    for block in decoder.blocks:
+        if id(block) not in known:  # alike blocks are one object
+            known[id(block)] = _block(block, decoder, batch)
+    return (_embedding(decoder, batch), *(known[id(block)] for block in decoder.blocks), _head(decoder, batch))
+
+
+def _stream_bytes(decoder: Decoder, batch: Batch) -> int:
+    """Give the residual stream's size; it stays fp32 under autocast, between stages too."""
+    return batch.tokens * decoder.width * FP32_BYTES // batch.tensor
+
+
+def _mask_bytes(decoder: Decoder, batch: Batch) -> int:
+    return batch.tokens * decoder.width * _MASK_BYTES // batch.tensor if decoder.has_dropout else 0
+
+
+def _embedding(decoder: Decoder, batch: Batch) -> Count:
+    """Count tables; a look-up in a part of the vocabulary, whose results the group adds up, and the positions'."""
+    table = -(-decoder.vocabulary // batch.tensor) * decoder.token_width
+    tokens_bytes = batch.tokens * _TOKEN_BYTES
+    stream_bytes = _stream_bytes(decoder, batch)
+    return Count(
+        parameters=decoder.embedding_parameters - decoder.table_parameters + table,
+        matrix_parameters=decoder.projection,
+        products=batch.tokens * (decoder.width + 2 * decoder.projection) / batch.tensor,
+        is_lookup=True,
+        activation_bytes=tokens_bytes + _mask_bytes(decoder, batch),
+        between_bytes=tokens_bytes + stream_bytes,
+        working_bytes=stream_bytes,
+        output_bytes=stream_bytes,
+        collectives=1,
+        gathered_bytes=batch.tokens * decoder.width * FP32_BYTES,
+    )
+
+
+def _block(block: Block, decoder: Decoder, batch: Batch) -> Count:
+    n, element, tensor = batch.tokens, batch.element_bytes, batch.tensor
+    matrices = [(matrix, matrix.share(tensor)) for branch in block for matrix in branch.matrices]
+    multiplied = round(sum(matrix.parameters * share for matrix, share in matrices))
+    kept = sum(branch.kept for branch in block)
+    given = sum(
+        matrix.used * matrix.outputs for matrix, _ in matrices
+    )  # gradients that the second half multiplies with
+    widest = max(matrix.used * matrix.outputs for matrix, _ in matrices)
+    stream_bytes, mask_bytes = _stream_bytes(decoder, batch), _mask_bytes(decoder, batch)
+    return Count(
+        parameters=multiplied + sum(branch.vectors for branch in block),
+        matrix_parameters=multiplied,
+        products=n * sum(matrix.products * share for matrix, share in matrices),
+        scores=sum(_scores(branch.score_width, branch.window, batch) for branch in block),
+        activation_bytes=len(block) * stream_bytes + n * kept * element // tensor + _BRANCH_MASKS * mask_bytes,
+        between_bytes=n * (sum(branch.multiplied for branch in block) + given) * element // tensor,
+        working_bytes=2 * stream_bytes + 2 * n * widest * element // tensor,
+        output_bytes=stream_bytes,
+        collectives=2 * len(block),
+        gathered_bytes=n * decoder.width * element,
+    )
+
+
+def _scores(width: int, window: int | None, batch: Batch) -> float:
+    keys = min(batch.sequence_length, window or batch.sequence_length)
+    return 2 * batch.tokens * keys * width / batch.tensor
+
+
+def _head(decoder: Decoder, batch: Batch) -> Count:
+    """Count the last norm, the product with the vocabulary, and the loss, which keeps fp32 log-probabilities."""
+    n, element, tensor = batch.tokens, batch.element_bytes, batch.tensor
+    columns = -(-decoder.vocabulary // tensor)
+    table = columns * (decoder.token_width + decoder.has_head_bias)
+    received = n * (decoder.width + (decoder.token_width if decoder.projection else 0)) * element // tensor
+    logits_bytes, stream_bytes = n * columns * element, _stream_bytes(decoder, batch)
+    return Count(
+        parameters=decoder.head_vectors + decoder.projection + table,
+        matrix_parameters=decoder.projection + columns * decoder.token_width,
+        products=2 * n * (columns * decoder.token_width + decoder.projection / tensor),
+        activation_bytes=stream_bytes + received + logits_bytes + n * columns * FP32_BYTES,
+        between_bytes=received + logits_bytes,
+        working_bytes=n * columns * FP32_BYTES + logits_bytes,
+        output_bytes=logits_bytes,
+        collectives=1,
+        gathered_bytes=n * decoder.width * element,
+    )
