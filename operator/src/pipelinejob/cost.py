@@ -6,6 +6,7 @@ say so (`CostSource.ANALYTIC`).
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from pydantic import model_validator
@@ -13,7 +14,7 @@ from pydantic import model_validator
 from pipelinejob.counts import BF16_BYTES, FP32_BYTES, Batch, Count, count
 from pipelinejob.decoder import Decoder
 from pipelinejob.families import decoder_of
-from pipelinejob.hardware import DeviceKind, Hardware, LinkKind, default
+from pipelinejob.hardware import Hardware, default
 from pipelinejob.plan import CostSource
 from pipelinejob.spec import Data, Device, Model, Precision, ScheduleSpec, Training
 from pipelinejob.values import Value
@@ -131,10 +132,17 @@ def analytic_profile(
         element_bytes=FP32_BYTES if training.precision is Precision.FP32 else BF16_BYTES,
         tensor=tensor,
     )
-    network = known.network_of(kind)
+    link, network = known.link_of(kind), known.network_of(kind)
+    pace = _Pace(
+        flops=kind.attained_flops(training.precision),
+        memory_bytes_per_s=kind.memory_bytes_per_s,
+        link_s=link.latency_s,
+        link_bytes_per_s=link.bytes_per_s,
+        tensor=tensor,
+    )
     return Profile(
         source=CostSource.ANALYTIC,
-        layers=_layers(decoder, batch, _Pace(kind, training.precision, known.link_of(kind), tensor)),
+        layers=_layers(decoder, batch, pace),
         link_s=network.latency_s,
         link_bytes_per_s=network.bytes_per_s,
         device=kind.name,
@@ -142,11 +150,13 @@ def analytic_profile(
     )
 
 
+@lru_cache(maxsize=256)  # a search asks a thousand times for some tens of sizes
 def _layers(decoder: Decoder, batch: Batch, pace: "_Pace") -> tuple[LayerCost, ...]:
     counted = count(decoder, batch)
-    priced = {id(each): _layer(each, pace) for each in counted}  # alike blocks are one object
+    priced = {id(each): each for each in counted}  # alike blocks are one object
+    costs = {key: _layer(each, pace) for key, each in priced.items()}
     return tuple(
-        priced[id(each)].model_copy(update={"name": name})
+        costs[id(each)].model_copy(update={"name": name})
         for name, each in zip(decoder.layer_names, counted, strict=True)
     )
 
@@ -163,27 +173,28 @@ def _equal_layer(name: str) -> LayerCost:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Pace:
     """How quickly a device, and the group of GPUs that share its layers, work through what was counted."""
 
-    device: DeviceKind
-    precision: Precision
-    link: LinkKind
+    flops: float  # operations a second
+    memory_bytes_per_s: float
+    link_s: float  # between GPUs of the group
+    link_bytes_per_s: float
     tensor: int
 
     def pass_s(self, operations: float, num_bytes: float) -> float:
         """Give the seconds of a pass: of its products, and of the memory traffic of all that lies between them."""
-        return operations / self.device.attained_flops(self.precision) + self.traffic_s(num_bytes)
+        return operations / self.flops + self.traffic_s(num_bytes)
 
     def traffic_s(self, num_bytes: float) -> float:
         """Give the seconds in which so many bytes go through the device's memory."""
-        return num_bytes / self.device.memory_bytes_per_s
+        return num_bytes / self.memory_bytes_per_s
 
     def gather_s(self, num_bytes: float) -> float:
         """Give the seconds in which a group gathers, or sums and scatters, so many bytes: a ring without one member."""
         steps = self.tensor - 1
-        return steps * self.link.latency_s + steps / self.tensor * num_bytes / self.link.bytes_per_s
+        return steps * self.link_s + steps / self.tensor * num_bytes / self.link_bytes_per_s
 
 
 def _layer(counted: Count, pace: _Pace) -> LayerCost:

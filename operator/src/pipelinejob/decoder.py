@@ -77,7 +77,7 @@ class Branch:
 Block = tuple[Branch, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # who reads one keeps it, so that the same sizes are the same object
 class Decoder:
     """Embedding, blocks and head.
 
