@@ -89,8 +89,9 @@ class _Exit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, passing: _Pass) -> torch.Tensor:
         ctx.passing = passing  # type: ignore[attr-defined] # as above
+        output = x.clone()  # and no view: a layer's output may be the stage's, and torch's runtime detaches that in place
         _SLEEPER.sleep_until(passing.start_s + passing.forward_s)
-        return x.clone()  # and no view: a layer's output may be the stage's, and torch's runtime detaches that in place
+        return output
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
