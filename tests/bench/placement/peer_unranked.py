@@ -1,0 +1,105 @@
+"""The schedulers that pack a set of pods and hand out ranks by nothing that has to do with the network.
+
+Volcano (`network-topology-aware` with binpack): the tightest HyperNode of the lowest tier that holds the job; inside,
+nodes are scored by the tier that they share with what the job already has, so leaf after leaf fills up.
+KAI (topology plugin): the tightest domain from the preferred level up; inside, preferred sub-domains are filled in
+turn. kube-scheduler's TAS (KEP-5732): a placement for each value of the one key, scored, ties by chance; inside, pod by
+pod to the node with most room, which among free ones is chance.
+kube-scheduler alone: pod by pod, anywhere.
+
+None of them knows a rank: Volcano and KAI take pods by priority and creation time, which a gang's pods share, so pods
+come in the order of an accident. Here that accident is a seed.
+"""
+
+import random
+from collections.abc import Sequence
+
+from world import Chosen, Path, World, counts, leaves_of
+
+from pipelinejob.placement_room import Demand
+from pipelinejob.topology import Domain
+
+
+def volcano(world: World, pods: Sequence[Demand], *, seed: int) -> Chosen | None:
+    """Tightest domain of the lowest tier; leaf after leaf, the fullest first."""
+    return _packed(world, pods, seed=seed, largest_first=False)
+
+
+def kai(world: World, pods: Sequence[Demand], *, seed: int) -> Chosen | None:
+    """Tightest domain from the preferred level up; sub-domains in turn, those with most room first."""
+    return _packed(world, pods, seed=seed, largest_first=True)
+
+
+def kube_scheduler_tas(world: World, pods: Sequence[Demand], *, seed: int, level: int) -> Chosen | None:
+    """One domain of the key's level, nodes by chance."""
+    fits = _fits(world, pods)
+    holding = [domain for domain in world.topology.root.at_depth(level) if fits[domain.path] >= len(pods)]
+    if not holding:
+        return None
+    chance = random.Random(seed)
+    return _anyhow(world, chance.choice(holding), pods, chance)
+
+
+def kube_scheduler(world: World, pods: Sequence[Demand], *, seed: int) -> Chosen | None:
+    """Nodes by chance."""
+    return _anyhow(world, world.topology.root, pods, random.Random(seed))
+
+
+def _packed(world: World, pods: Sequence[Demand], *, seed: int, largest_first: bool) -> Chosen | None:
+    fits = _fits(world, pods)
+    for depth in range(len(world.topology.levels) - 1, -1, -1):
+        holding = [domain for domain in world.topology.root.at_depth(depth) if fits[domain.path] >= len(pods)]
+        if holding:
+            domain = min(holding, key=lambda each: (fits[each.path], each.path))
+            return _filled(world, domain, pods, fits, random.Random(seed), largest_first=largest_first)
+    return None
+
+
+def _filled(
+    world: World,
+    domain: Domain,
+    pods: Sequence[Demand],
+    fits: dict[Path, int],
+    chance: random.Random,
+    *,
+    largest_first: bool,
+) -> Chosen | None:
+    def order(part: Domain) -> tuple[int, Path]:
+        return (-fits[part.path] if largest_first else fits[part.path], part.path)
+
+    def walk(part: Domain) -> Sequence[Path]:
+        if part.node is not None:
+            return [part.path] * fits[part.path]
+        return [path for child in sorted(part.children, key=order) for path in walk(child)]
+
+    slots = walk(domain)[: len(pods)]
+    chance.shuffle(slots)
+    return _checked(world, pods, slots)
+
+
+def _anyhow(world: World, domain: Domain, pods: Sequence[Demand], chance: random.Random) -> Chosen | None:
+    room, chosen = world.room(), list[Path]()
+    nodes = [leaf.path for leaf in leaves_of(domain)]
+    for demand in pods:
+        fitting = [path for path in nodes if room.fits(demand, path[-1])]
+        if not fitting:
+            return None
+        path = chance.choice(fitting)
+        room.take(demand, path[-1])
+        chosen.append(path)
+    return chosen
+
+
+def _checked(world: World, pods: Sequence[Demand], slots: Sequence[Path]) -> Chosen | None:
+    room = world.room()
+    for demand, path in zip(pods, slots, strict=True):
+        if not room.fits(demand, path[-1]):
+            return None
+        room.take(demand, path[-1])
+    return list(slots)
+
+
+def _fits(world: World, pods: Sequence[Demand]) -> dict[Path, int]:
+    fits: dict[Path, int] = {}
+    counts(world.topology.root, pods[0], world.room(), fits)
+    return fits

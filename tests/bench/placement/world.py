@@ -1,0 +1,51 @@
+"""What every peer's model sees: the tree of domains, how many pods each node still takes, and how ranks are named."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pipelinejob.placement_room import Demand, Room
+from pipelinejob.topology import Domain, NodeInfo, Topology
+
+Path = tuple[str, ...]
+Chosen = list[Path]  # the node of each pod, by its path, in the order in which pods were asked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """A cluster as a scheduler finds it."""
+
+    topology: Topology
+    nodes: Sequence[NodeInfo]
+
+    def room(self) -> Room:
+        """Give the room before anything is placed."""
+        return Room(self.nodes)
+
+
+def counts(domain: Domain, demand: Demand, room: Room, into: dict[Path, int]) -> int:
+    """Count how many such pods each domain takes, from the nodes up."""
+    if domain.node is not None:
+        count = room.count(demand, domain.node, most=1024)
+    else:
+        count = sum(counts(child, demand, room, into) for child in domain.children)
+    into[domain.path] = count
+    return count
+
+
+def leaves_of(domain: Domain) -> Iterable[Domain]:
+    """Give the nodes of a domain, as domains."""
+    if domain.node is not None:
+        yield domain
+    for child in domain.children:
+        yield from leaves_of(child)
+
+
+def groups_alike(demands: Sequence[Demand]) -> list[list[Demand]]:
+    """Give runs of neighbouring ranks that ask for the same: what a user must write as a PodSet each."""
+    runs: list[list[Demand]] = []
+    for demand in demands:
+        if runs and demand.is_like(runs[-1][0]):
+            runs[-1].append(demand)
+        else:
+            runs.append([demand])
+    return runs
