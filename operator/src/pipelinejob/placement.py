@@ -13,31 +13,17 @@ placed by a bounded search (`placement_unlike.py`), which may miss the optimum, 
 must share nodes tightly.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby, pairwise
+from collections.abc import Sequence
 
-from pipelinejob.errors import NoPlacementError
-from pipelinejob.network import common_depth
 from pipelinejob.objective import Objective
-from pipelinejob.placement_goal import Goal
-from pipelinejob.placement_left import Largest, RoomLeft
-from pipelinejob.placement_like import Found, LikeStages
-from pipelinejob.placement_replicas import Replicas, by_ring
-from pipelinejob.placement_room import Demand, Room
-from pipelinejob.placement_unlike import UnlikeStages, kinds_of
-from pipelinejob.placement_why import Attempt, why_not
-from pipelinejob.plan import Assignment, Placement
-from pipelinejob.prices import Path, Prices, crossing_prices
+from pipelinejob.placement_job import Job, chains_of
+from pipelinejob.placement_room import Demand
+from pipelinejob.plan import Placement
+from pipelinejob.prices import Prices
 from pipelinejob.spec import TopologyScope
 from pipelinejob.topology import NodeInfo, Topology
 
 __all__ = ["Demand", "Objective", "place"]
-
-_SCOPE = "spec.topology.pipeline"
-_ALIKE = 1e-9  # of a step: prices that differ by less are one
 
 
 def place(
@@ -58,8 +44,8 @@ def place(
     that leaves more room. Raises NoPlacementError, with the one sentence that says what is missing, if the ranks do not
     fit now, and SpecError if the scope names a level that does not exist.
     """
-    return _Job(
-        chains=_chains(demands),
+    return Job(
+        chains=chains_of(demands),
         topology=topology,
         nodes=topology.usable(nodes),
         scope=scope or TopologyScope(),
@@ -67,220 +53,3 @@ def place(
         slack=threshold * (step_s or (prices and prices.step_s) or 0.0),
         objective=objective,
     ).placement()
-
-
-def _chains(demands: Sequence[Demand]) -> list[list[Demand]]:
-    ordered = sorted(demands, key=lambda demand: (demand.replica, demand.stage))
-    return [list(chain) for _, chain in groupby(ordered, key=lambda demand: demand.replica)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outcome:
-    """One way to place a job: its nodes, its price, and the room that it leaves in one domain of each level."""
-
-    replicas: Replicas
-    penalty_s: float
-    left: tuple[Largest, ...]
-
-    @property
-    def tightness(self) -> tuple[int, ...]:
-        """Sort what leaves more room first, the coarsest level counting most."""
-        return tuple(-each.room for each in self.left)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    chains: Sequence[Sequence[Demand]]
-    topology: Topology
-    nodes: Sequence[NodeInfo]
-    scope: TopologyScope
-    given: Prices | None
-    slack: float
-    objective: Objective
-
-    @cached_property
-    def prices(self) -> Prices:
-        return self.given or crossing_prices(len(self.chains[0]), self.num_levels)
-
-    @property
-    def num_levels(self) -> int:
-        return len(self.topology.levels)
-
-    # What is looked for
-
-    def placement(self) -> Placement:
-        """Place the job as serves best, and say what that costs."""
-        outcomes = [self._outcome(each) for each in self._layouts()]
-        least = min(outcomes, key=lambda each: (self._rounded(each.penalty_s), each.tightness))
-        best = self._best(outcomes, least)
-        totals = [sum(counts) for counts in zip(*map(crossings, best.replicas), strict=True)]
-        levels = [level.name for level in self.topology.levels]
-        return Placement(
-            assignments=tuple(
-                Assignment(replica=demand.replica, stage=demand.stage, node=path[-1], path=path)
-                for chain, paths in zip(self.chains, best.replicas, strict=True)
-                for demand, path in zip(chain, paths, strict=True)
-            ),
-            crossings=dict(zip(levels, totals, strict=True)),
-            penalty_s=best.penalty_s if self.given else None,
-            best_penalty_s=least.penalty_s if self.given else None,
-            room_left={level: largest.room for level, largest in zip(levels, best.left, strict=True)},
-            trade=self._trade(best, least) if self.given else None,
-        )
-
-    def _best(self, outcomes: Sequence[_Outcome], least: _Outcome) -> _Outcome:
-        if self.objective is Objective.CHAIN:
-            return least
-        if self.objective is Objective.PACK:
-            coarse = self.num_levels - 2
-            return min(outcomes, key=lambda each: (each.tightness[:coarse], each.penalty_s, each.tightness))
-        budget = least.penalty_s + self.slack + self._unit * _ALIKE
-        affordable = [each for each in outcomes if each.penalty_s <= budget]
-        return min(affordable, key=lambda each: (each.tightness, each.penalty_s))
-
-    def _rounded(self, penalty_s: float) -> int:
-        return round(penalty_s / self._unit / _ALIKE)
-
-    @property
-    def _unit(self) -> float:
-        return self.prices.step_s or 1.0
-
-    def _layouts(self) -> Iterator[Replicas]:
-        """Give what is worth comparing; raises NoPlacementError if there is nothing."""
-        for objective in sorted({Objective.CHAIN, self.objective}):
-            goal = Goal(objective=objective, slack=self.slack, num_levels=self.num_levels)
-            yield self._by_chain(goal)
-            rooms = self._alike if self._has_rings else None
-            if rooms is not None:
-                num_replicas, depth = len(self.chains), self._required_depth
-                yield from by_ring(
-                    self.topology.root, rooms, self.prices, num_replicas=num_replicas, goal=goal, depth=depth
-                )
-
-    @property
-    def _has_rings(self) -> bool:
-        return len(self.chains) > 1 and any(map(any, self.prices.ring))
-
-    # Chain by chain
-
-    def _by_chain(self, goal: Goal) -> Replicas:
-        room, rooms = Room(self.nodes), self._alike
-        like = None if rooms is None else LikeStages(self.topology.root, rooms, self.prices)
-        placed: list[tuple[Path, ...]] = []
-        for chain in self.chains:
-            placer = like or UnlikeStages(self.topology, chain, room, self.prices, share=1 / len(self.chains))
-            found = self._closest(placer, goal)
-            if found is None:
-                raise NoPlacementError(why_not(self._attempt(chain, len(placed), room)))
-            for demand, path in zip(chain, found.paths, strict=True):
-                room.take(demand, path[-1])
-            if like is not None:
-                like.take(found.paths)
-            placed.append(found.paths)
-        return tuple(placed)
-
-    def _closest(self, placer: LikeStages | UnlikeStages, goal: Goal) -> Found | None:
-        """Give a chain within the preferred level, or else within the required one."""
-        depths = sorted({self._required_depth, self._preferred_depth}, reverse=True)
-        return next(filter(None, (goal.chain(placer, depth) for depth in depths)), None)
-
-    @cached_property
-    def _alike(self) -> dict[Path, int] | None:
-        """Give how many ranks in a row each node has room for, if that is the same for all; None if they are unlike."""
-        room = Room(self.nodes)
-        counts, *others = [room.counts(kind) for kind in self._kinds]
-        if others:
-            pairs = [pair for chain in self.chains for pair in pairwise(chain)]
-            if any(each.keys() != counts.keys() for each in others) or not room.parts_all(pairs):
-                return None
-            counts = dict.fromkeys(counts, 1)
-        return {self.topology.paths[node]: count for node, count in counts.items()}
-
-    @cached_property
-    def _kinds(self) -> Sequence[Demand]:
-        return kinds_of([demand for chain in self.chains for demand in chain])
-
-    def _attempt(self, chain: Sequence[Demand], num_placed: int, room: Room) -> Attempt:
-        return Attempt(
-            demands=chain,
-            num_replicas=len(self.chains),
-            num_placed=num_placed,
-            room=room,
-            nodes=self.nodes,
-            topology=self.topology,
-            domains=list(self.topology.root.at_depth(self._required_depth)),
-            required_depth=self._required_depth,
-        )
-
-    # How close
-
-    @cached_property
-    def _required_depth(self) -> int:
-        required = self.scope.required
-        depth = None if required is None else self.topology.depth_of(required, path=f"{_SCOPE}.required")
-        if required is not None and depth is None:
-            key = next(level.keys[0] for level in self.topology.absent if level.is_called(required))
-            raise NoPlacementError(
-                f"needs all stages in one {required}, but no node carries its label {key}; "
-                f"label the nodes, or require another level ({', '.join(each.name for each in self.topology.levels)})"
-            )
-        return depth or 0
-
-    @cached_property
-    def _preferred_depth(self) -> int:
-        preferred = self.scope.preferred
-        depth = None if preferred is None else self.topology.depth_of(preferred, path=f"{_SCOPE}.preferred")
-        return max(depth or 0, self._required_depth)
-
-    # What came of it
-
-    def _outcome(self, replicas: Replicas) -> _Outcome:
-        left = self._room_left.after(self._taken(replicas))
-        return _Outcome(replicas=replicas, penalty_s=self.prices.penalty_s(replicas), left=left)
-
-    def _taken(self, replicas: Replicas) -> dict[Path, int]:
-        """Count what nodes lose of their room for ranks of the scarcest kind."""
-        if len(self._kinds) == 1:
-            return Counter(path for paths in replicas for path in paths)
-        room = Room(self.nodes)
-        paths = {path for paths in replicas for path in paths}
-        before = {path: room.count(self._scarcest, path[-1]) for path in paths}
-        for chain, nodes in zip(self.chains, replicas, strict=True):
-            for demand, path in zip(chain, nodes, strict=True):
-                room.take(demand, path[-1])
-        after = {path: room.count(self._scarcest, path[-1]) for path in sorted(paths)}
-        return {path: before[path] - left for path, left in after.items() if left < before[path]}
-
-    @cached_property
-    def _scarcest(self) -> Demand:
-        """Give the kind of rank that finds the fewest places."""
-        room = Room(self.nodes)
-        return min(self._kinds, key=lambda kind: sum(room.counts(kind).values()))
-
-    @cached_property
-    def _room_left(self) -> RoomLeft:
-        counts, paths = Room(self.nodes).counts(self._scarcest), self.topology.paths
-        rooms = {paths[node]: count for node, count in counts.items()}
-        return RoomLeft(rooms, num_levels=self.num_levels, num_ranks=sum(map(len, self.chains)))
-
-    def _trade(self, best: _Outcome, least: _Outcome) -> str | None:
-        """Say in one sentence what a longer step was taken for."""
-        more_s = best.penalty_s - least.penalty_s
-        pairs = zip(self.topology.levels, best.left, least.left, strict=True)
-        gain = next((each for each in pairs if each[1].room > each[2].room), None)
-        if gain is None or more_s <= self._unit * _ALIKE:
-            return None
-        level, left, otherwise = gain
-        return (
-            f"{100 * more_s / self._unit:.2g} % slower than the nearest chain, leaves room for {left.room} stages in "
-            f"{level.name} {left.path[-1]} instead of {otherwise.room}"
-        )
-
-
-def crossings(paths: Sequence[Path]) -> tuple[int, ...]:
-    """Count, level by level, the boundaries between neighbouring stages that cross it."""
-    counts = [0] * len(paths[0])
-    for one, other in pairwise(paths):
-        for level in range(common_depth(one, other), len(counts)):
-            counts[level] += 1
-    return tuple(counts)
