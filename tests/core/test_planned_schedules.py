@@ -95,6 +95,9 @@ def test_no_plan_is_slower_than_the_even_split(name, slow_stage):
     assert planned.prediction.step_s <= plan_of(spec(name, **even), costs).prediction.step_s
 
 
+AHEAD = [8, 16, 16, 8]  # all 8 messages of a byte each, received ahead from one neighbour or two
+
+
 def memory(name, **others):
     return [stage.memory_bytes for stage in plan_of(spec(name, **others), profile()).stages]
 
@@ -119,14 +122,17 @@ def test_memory_is_state_and_versions_and_what_is_in_flight(name, expected):
     if expected is None:
         assert all(3200 < taken < 3200 + 5 * 40 for taken in memory(name))
     else:
-        assert memory(name) == expected
+        assert memory(name) == [taken + ahead for taken, ahead in zip(expected, AHEAD, strict=True)]
 
 
 def test_recomputation_keeps_inputs_and_one_micro_batch_in_full():
-    """Of 1F1B's 4, 3, 2, 1 micro-batches a byte each, the first stage's none; and 40 bytes while a backward runs."""
-    assert memory("1F1B", schedule={"recompute": True}) == [1640, 1643, 1642, 1641]
+    """Of 1F1B's 4, 3, 2, 1 micro-batches a byte each, the first stage's none; and 40 bytes while a backward runs.
+
+    Beside it, what is received ahead.
+    """
+    assert memory("1F1B", schedule={"recompute": True}) == [1648, 1659, 1658, 1649]
     first = {"schedule": {"recompute": True, "recomputeStages": [0]}, "partition": {"layers": [4, 4, 4, 4]}}
-    assert memory("1F1B", **first) == [1640, 1720, 1680, 1640]
+    assert memory("1F1B", **first) == [1648, 1736, 1696, 1648]
 
 
 def test_recomputation_costs_a_forward_pass():
@@ -221,7 +227,7 @@ def test_auto_loses_to_no_schedule_that_has_a_name(num_layers, head, speeds):
             assert best <= step_s(name) * (1 + 1e-9), name
 
 
-@pytest.mark.parametrize("limit", [3400, 1880, 1700, 1640])
+@pytest.mark.parametrize("limit", [3424, 1880, 1700, 1656])
 def test_auto_holds_no_more_than_there_is_memory(limit):
     plan = plan_of(spec("auto"), profile(device_memory_bytes=limit))
 

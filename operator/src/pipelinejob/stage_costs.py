@@ -12,7 +12,7 @@ from pipelinejob.schedule_spec import ScheduleSpec
 from pipelinejob.schedules.actions import ActionKind, Route, Schedule
 from pipelinejob.schedules.costs import Costs, Link
 from pipelinejob.schedules.memory import live_versions
-from pipelinejob.stage_memory import peak_bytes, stage_bytes
+from pipelinejob.stage_memory import ahead_bytes, peak_bytes, stage_bytes
 
 Cuts = tuple[LayerRange, ...]  # of each stage of a route
 
@@ -178,7 +178,7 @@ class Division:
             stage_bytes(self.layers(stage), received=self.input_bytes(stage), is_split=schedule.is_split)
             for stage in range(len(self.cuts))
         ]
-        return peak_bytes(
+        return self._ahead_bytes(rank) + peak_bytes(
             (
                 (action, 0 if action.kind is ActionKind.UPDATE else schedule.stage_of(rank, action))
                 for action in actions
@@ -189,6 +189,17 @@ class Division:
             recomputes=self.schedule.recomputes(rank),
             is_asynchronous=schedule.is_asynchronous,
         )
+
+    def _ahead_bytes(self, rank: int) -> int:
+        """Give what receives posted ahead take; activations that come are as large as the gradients that go."""
+        largest: dict[int, int] = {}
+        for route in self.routes:
+            for stage, ends in enumerate(pairwise(route)):
+                if rank in ends and ends[0] != ends[1]:
+                    other = ends[0] if ends[1] == rank else ends[1]
+                    largest[other] = max(largest.get(other, 0), self.output_bytes(stage))
+        num_messages = self.schedule.micro_batches
+        return sum(ahead_bytes(num_bytes, num_messages) for num_bytes in largest.values())
 
     @cached_property
     def kept_bytes(self) -> tuple[int, ...]:

@@ -11,6 +11,18 @@ from pipelinejob.cost import LayerCost
 from pipelinejob.schedules.actions import GIVES_GRADIENT, Action, ActionKind
 
 
+# A rank posts this many receives ahead of the one that it waits for, and more while they take less than so many bytes.
+AHEAD_MESSAGES = 2
+AHEAD_BYTES = 1 << 20
+
+
+def ahead_bytes(message_bytes: int, num_messages: int) -> int:
+    """Give what receives posted ahead take, of one rank that sends so many messages in a step."""
+    if not message_bytes:
+        return 0
+    return message_bytes * min(num_messages, max(AHEAD_MESSAGES + 1, AHEAD_BYTES // message_bytes))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageBytes:
     """What one stage takes: its gradients, and for one micro-batch what is kept and what a pass takes while it lasts.

@@ -16,14 +16,15 @@ from typing import NamedTuple, NoReturn, Protocol
 import torch
 from torch import distributed
 
+from pipelinejob.stage_memory import AHEAD_BYTES, AHEAD_MESSAGES
 from pipelinejob_trainer.errors import PeerLostError, UserError
 from pipelinejob_trainer.messages import Border, Message, header_tag
 
 # Two receives ahead keep the next transfer going while this micro-batch is worked on; more of large messages would only
 # hold memory. Small ones are all received ahead: a sender whose message is awaited already sends it at once, and the
 # note that says so costs no more when nobody has time to lose.
-WINDOW = 2
-WINDOW_BYTES = 1 << 20
+WINDOW = AHEAD_MESSAGES
+WINDOW_BYTES = AHEAD_BYTES
 
 
 class Outbox(Protocol):
