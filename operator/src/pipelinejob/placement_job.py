@@ -108,7 +108,8 @@ class Job:
 
     def layouts(self) -> Iterator[Replicas]:
         """Give what is worth comparing; raises NoPlacementError if there is nothing."""
-        for objective in sorted({Objective.CHAIN, self.objective}):
+        is_traded = self.objective is Objective.PACK or self.slack > 0
+        for objective in [Objective.CHAIN, *([self.objective] if is_traded else [])]:
             goal = Goal(objective=objective, slack=self.slack, num_levels=self.num_levels)
             yield self._by_chain(goal)
             rooms = self._alike if self._has_rings else None
@@ -148,14 +149,19 @@ class Job:
     @cached_property
     def _alike(self) -> dict[Path, int] | None:
         """Give how many ranks in a row each node has room for, if that is the same for all; None if they are unlike."""
-        room = Room(self.nodes)
-        counts, *others = [room.counts(kind) for kind in self.kinds]
+        counts, *others = self._counts
         if others:
             pairs = [pair for chain in self.chains for pair in pairwise(chain)]
-            if any(each.keys() != counts.keys() for each in others) or not room.parts_all(pairs):
+            if any(each.keys() != counts.keys() for each in others) or not Room(self.nodes).parts_all(pairs):
                 return None
             counts = dict.fromkeys(counts, 1)
         return {self.topology.paths[node]: count for node, count in counts.items()}
+
+    @cached_property
+    def _counts(self) -> Sequence[dict[str, int]]:
+        """Give how many ranks of each kind each node has room for."""
+        room = Room(self.nodes)
+        return [room.counts(kind) for kind in self.kinds]
 
     @cached_property
     def kinds(self) -> Sequence[Demand]:
@@ -215,12 +221,12 @@ class Job:
     @cached_property
     def _scarcest(self) -> Demand:
         """Give the kind of rank that finds the fewest places."""
-        room = Room(self.nodes)
-        return min(self.kinds, key=lambda kind: sum(room.counts(kind).values()))
+        places = [sum(counts.values()) for counts in self._counts]
+        return self.kinds[places.index(min(places))]
 
     @cached_property
     def _room_left(self) -> RoomLeft:
-        counts, paths = Room(self.nodes).counts(self._scarcest), self.topology.paths
+        counts, paths = self._counts[self.kinds.index(self._scarcest)], self.topology.paths
         rooms = {paths[node]: count for node, count in counts.items()}
         return RoomLeft(rooms, num_levels=self.num_levels, num_ranks=sum(map(len, self.chains)))
 

@@ -50,27 +50,14 @@ class Room:
         free = self._free.get(node)
         if free is None or (demand.nodes is not None and node not in demand.nodes):
             return 0
-        return _count(free, demand.requests, most)
+        return _count(free, _wanted(demand.requests), most)
 
     def counts(self, demand: Demand, *, most: int = PLENTY) -> dict[str, int]:
-        """Give how many such ranks each node can take now, those left out that can take none.
-
-        Nodes that have the same left are counted once, so that large clusters cost little.
-        """
-        wanted = [name for name, amount in demand.requests.items() if amount > 0]
-        known: dict[tuple[int, ...], int] = {}
-        counts = {}
-        for node, free in self._free.items():
-            if demand.nodes is not None and node not in demand.nodes:
-                continue
-            left = [free.get(name, 0) for name in wanted]
-            kind = tuple(part for each in left for part in (each.numerator, each.denominator))
-            count = known.get(kind)
-            if count is None:
-                count = known[kind] = _count(free, demand.requests, most)
-            if count:
-                counts[node] = count
-        return counts
+        """Give how many such ranks each node can take now, those left out that can take none."""
+        wanted = _wanted(demand.requests)
+        allowed = self._free if demand.nodes is None else demand.nodes
+        counts = ((node, _count(free, wanted, most)) for node, free in self._free.items() if node in allowed)
+        return {node: count for node, count in counts if count}
 
     def parts_all(self, pairs: Iterable[tuple[Demand, Demand]]) -> bool:
         """Say whether no node can take both ranks of a pair, going by the largest amount of each resource."""
@@ -109,6 +96,15 @@ class Room:
         return tuple(free.get(resource, 0) for resource in resources)
 
 
-def _count(free: Mapping[str, Number], requests: Mapping[str, Number], most: int) -> int:
-    counts = (int(free.get(name, 0) // amount) for name, amount in requests.items() if amount > 0)
-    return max(0, min((most, *counts)))
+def _wanted(requests: Mapping[str, Number]) -> list[tuple[str, int, int]]:
+    """Give what is asked for as numerators and denominators: dividing these takes a fifth of what fractions take."""
+    return [(name, amount.numerator, amount.denominator) for name, amount in requests.items() if amount > 0]
+
+
+def _count(free: Mapping[str, Number], wanted: Iterable[tuple[str, int, int]], most: int) -> int:
+    for name, numerator, denominator in wanted:
+        left = free.get(name, 0)
+        most = min(most, left.numerator * denominator // (left.denominator * numerator))
+        if most <= 0:
+            return 0
+    return most

@@ -22,6 +22,7 @@ from pipelinejob.hardware import LinkKind
 from pipelinejob.network import Network, common_depth
 from pipelinejob.outlook import summing_s
 from pipelinejob.plan import Plan
+from pipelinejob.planner import division_of
 from pipelinejob.playing import schedule_of, setting_of
 from pipelinejob.schedules.actions import Schedule
 from pipelinejob.schedules.catalogue import build
@@ -175,7 +176,7 @@ class _Played:
     def __init__(self, plan: Plan, profile: Profile, schedule: Schedule, closest: LinkKind) -> None:
         self.schedule = schedule
         self._plan = plan
-        self._profile = profile
+        self._stages = replace(division_of(plan, profile), routes=schedule.routes)
         self._division = self._over(closest)
 
     def step_s(
@@ -190,13 +191,9 @@ class _Played:
         return self._with_slow_ring(ring, link)
 
     def _over(self, link: LinkKind) -> Division:
-        return Division(
-            profile=self._profile.model_copy(update={"link_s": link.latency_s, "link_bytes_per_s": link.bytes_per_s}),
-            cuts=self._plan.cuts,
-            routes=self.schedule.routes,
-            schedule=self._plan.schedule,
-            tied_bytes=self._plan.model.tied_bytes,
-        )
+        """Give the plan's stages with all links alike."""
+        linked = {"link_s": link.latency_s, "link_bytes_per_s": link.bytes_per_s}
+        return replace(self._stages, profile=self._stages.profile.model_copy(update=linked), links=None)
 
     @cached_property
     def _base(self) -> Simulation:
@@ -236,7 +233,7 @@ class _Played:
         return simulate(
             self.schedule,
             replace(division.costs, links=links),
-            concurrency=self._profile.concurrency,
+            concurrency=division.profile.concurrency,
             reduction_s=() if is_asynchronous else reductions,
             optimizer_s=updates,
         )
