@@ -57,8 +57,8 @@ def test_a_balanced_plan_promises_what_can_be_worked_out_by_hand():
     assert plan.prediction.bubble_ratio == pytest.approx(3 / 11)
     assert plan.prediction.tokens_per_s == pytest.approx(8 * 2 * 128 / 66)
     assert plan.prediction.source is CostSource.PROFILED
-    # 2 layers of (parameter, gradient, two moments of 100 bytes) and, per micro-batch in flight, 2 x 10 bytes; 8 messages
-    # of a byte are received ahead from each neighbour
+    # 2 layers of (parameter, gradient, two moments of 100 bytes) and, per micro-batch in flight, 2 x 10 bytes; messages
+    # of a byte are received ahead, 8 from each neighbour
     assert [stage.memory_bytes for stage in plan.stages] == [880 + 8, 860 + 16, 840 + 16, 820 + 8]
     assert [stage.output_bytes for stage in plan.stages] == [1, 1, 1, 0]
 

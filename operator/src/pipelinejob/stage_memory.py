@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pipelinejob.cost import LayerCost
 from pipelinejob.schedules.actions import GIVES_GRADIENT, Action, ActionKind
 
-
 # A rank posts this many receives ahead of the one that it waits for, and more while they take less than so many bytes.
 AHEAD_MESSAGES = 2
 AHEAD_BYTES = 1 << 20
