@@ -13,7 +13,7 @@ on different ranks, so of those the dearest counts.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from types import MappingProxyType
 
@@ -123,14 +123,15 @@ class _Pricing:
         """
         num = self._plan.parallelism.pipeline - 1
         actions = sum(len(rank) for played in self._played for rank in played.schedule.ranks)
-        affordable = max(_FEWEST_PRICED, _EFFORT // (actions * len(set(self._network.links))))
+        prices_each = max(1, len(set(self._network.links)) - 1)
+        affordable = max(_FEWEST_PRICED, _EFFORT // (actions * prices_each))
         if affordable >= num:
             return range(num)
         ratio = num ** (1 / (affordable - 1))
         return sorted({max(0, round(num - ratio**step)) for step in range(affordable)} | {0, num - 1})
 
     def _by_depth(self, *, pair: tuple[int, int] | None = None, ring: int | None = None) -> ByDepth:
-        base_s, known = self._step_s(), dict[LinkKind, float]()
+        base_s, known = self._step_s(), {self._network.links[-1]: 0.0}
         for link in self._network.links:
             if link not in known:
                 known[link] = max(0.0, self._step_s(pair=pair, ring=ring, link=link) - base_s)
@@ -177,6 +178,9 @@ class _Played:
         self.schedule = schedule
         self._plan = plan
         self._stages = replace(division_of(plan, profile), routes=schedule.routes)
+        self._over = cache(self._divided)
+        self._reductions_over = cache(self._reduced)
+        self._closest = closest
         self._division = self._over(closest)
 
     def step_s(
@@ -190,7 +194,7 @@ class _Played:
         assert ring is not None, "a link is slow for a pair or for a ring"
         return self._with_slow_ring(ring, link)
 
-    def _over(self, link: LinkKind) -> Division:
+    def _divided(self, link: LinkKind) -> Division:
         """Give the plan's stages with all links alike."""
         linked = {"link_s": link.latency_s, "link_bytes_per_s": link.bytes_per_s}
         return replace(self._stages, profile=self._stages.profile.model_copy(update=linked), links=None)
@@ -199,11 +203,13 @@ class _Played:
     def _base(self) -> Simulation:
         return self._simulated(self._division.costs.links, self._reductions)
 
-    @cached_property
+    @property
     def _reductions(self) -> tuple[float, ...]:
-        return self._reductions_over(self._division)
+        return self._reductions_over(self._closest)
 
-    def _reductions_over(self, division: Division) -> tuple[float, ...]:
+    def _reduced(self, link: LinkKind) -> tuple[float, ...]:
+        """Give what summing each stage's gradients takes with all rings alike."""
+        division = self._over(link)
         return tuple(summing_s(division, stage, self._plan.parallelism.data) for stage in range(len(division.cuts)))
 
     def _with_slow(
@@ -213,7 +219,7 @@ class _Played:
         return MappingProxyType({**self._division.costs.links, **both})
 
     def _with_slow_ring(self, rank: int, link: LinkKind) -> float:
-        slow = self._reductions_over(self._over(link))
+        slow = self._reductions_over(link)
         held = {stage for _, stage in self.schedule.held_by(rank)}
         reductions = [slow[stage] if stage in held else own for stage, own in enumerate(self._reductions)]
         if self.schedule.is_asynchronous:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from pipelinejob.objective import Objective
 from pipelinejob.rules import Reason, Rule, changing_only_while_suspended, ruled, rules_extra, unchanging
 from pipelinejob.schedule_spec import LAYERS, LAYERS_KNOWN, SCHEDULE_RULES, ScheduleSpec
 from pipelinejob.schedules.names import ScheduleName
@@ -35,6 +36,7 @@ __all__ = [
     "FailureRule",
     "GptModel",
     "Model",
+    "Objective",
     "Optimizer",
     "Parallelism",
     "Partition",
@@ -272,6 +274,21 @@ class Topology(Value):
         ),
     ] = None
     pipeline: Annotated[TopologyScope, Field(description="Closeness of the stages of one replica.")] = TopologyScope()
+    objective: Annotated[
+        Objective,
+        Field(
+            description="What is weighed against a short step. auto: the most room for the next job within `threshold` "
+            "of the shortest step. chain: the shortest step. pack: the tightest domains that hold the job."
+        ),
+    ] = Objective.AUTO
+    threshold: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Share of a step that may be given up for more room, where `objective` is auto; 0.01 is 1 %.",
+        ),
+    ] = 0.01
 
 
 class Training(Value):
