@@ -12,7 +12,7 @@ from typing import Any
 from pipelinejob import fabric, network
 from pipelinejob.hardware import DeviceKind, default
 from pipelinejob.network import Network
-from pipelinejob.topology import NodeInfo, Topology
+from pipelinejob.topology import NodeInfo, Profiles, Topology
 
 H100 = "NVIDIA-H100-80GB-HBM3"
 GB200 = "NVIDIA-GB200"
@@ -54,6 +54,7 @@ class Fabric:
     name: str
     nodes: tuple[NodeInfo, ...]
     topology: Topology
+    profiles: Profiles
     network: Network
     device: DeviceKind
     gpus: int  # of a node
@@ -84,6 +85,7 @@ def described(name: str, description: dict[str, Any], *, busy: float) -> Fabric:
         name=name,
         nodes=nodes,
         topology=topology,
+        profiles=read.profiles,
         network=network.of(topology, default(), device),
         device=device,
         gpus=description["node"]["gpus"],
@@ -117,7 +119,14 @@ def anchors() -> Fabric:
     topology = Topology.of(nodes, levels=["x/superpod", "x/leaf"])
     model = described("anchors", UNEVEN, busy=0)
     return Fabric(
-        name="anchors", nodes=nodes, topology=topology, network=model.network, device=model.device, gpus=8, num_busy=24
+        name="anchors",
+        nodes=nodes,
+        topology=topology,
+        profiles={},
+        network=model.network,
+        device=model.device,
+        gpus=8,
+        num_busy=24,
     )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from world import Chosen, Path, World, counts, leaves_of
 
-from pipelinejob.placement_room import Demand
+from pipelinejob.placement_room import Demand, Room
 from pipelinejob.topology import Domain
 
 
@@ -78,16 +78,30 @@ def _filled(
 
 
 def _anyhow(world: World, domain: Domain, pods: Sequence[Demand], chance: random.Random) -> Chosen | None:
-    room, chosen = world.room(), list[Path]()
+    room, chosen, kinds = world.room(), list[Path](), list[tuple[Demand, list[Path]]]()
     nodes = [leaf.path for leaf in leaves_of(domain)]
     for demand in pods:
-        fitting = [path for path in nodes if room.fits(demand, path[-1])]
-        if not fitting:
+        open_nodes = next((open_nodes for kind, open_nodes in kinds if kind.is_like(demand)), None)
+        if open_nodes is None:
+            open_nodes = [path for path in nodes if room.fits(demand, path[-1])]
+            kinds.append((demand, open_nodes))
+        path = _drawn(demand, open_nodes, room, chance)
+        if path is None:
             return None
-        path = chance.choice(fitting)
         room.take(demand, path[-1])
         chosen.append(path)
     return chosen
+
+
+def _drawn(demand: Demand, open_nodes: list[Path], room: Room, chance: random.Random) -> Path | None:
+    """Draw one of the nodes that can take the pod; those that no longer can are struck off."""
+    while open_nodes:
+        index = chance.randrange(len(open_nodes))
+        if room.fits(demand, open_nodes[index][-1]):
+            return open_nodes[index]
+        open_nodes[index] = open_nodes[-1]
+        open_nodes.pop()
+    return None
 
 
 def _checked(world: World, pods: Sequence[Demand], slots: Sequence[Path]) -> Chosen | None:
