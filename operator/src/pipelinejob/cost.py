@@ -16,6 +16,7 @@ from pipelinejob.decoder import Decoder
 from pipelinejob.families import decoder_of
 from pipelinejob.hardware import Hardware, default
 from pipelinejob.plan import CostSource
+from pipelinejob.schedules.catalogue import FAMILIES
 from pipelinejob.spec import Data, Device, Model, Precision, ScheduleSpec, Training
 from pipelinejob.values import Value
 
@@ -32,6 +33,7 @@ class LayerCost(Value):
     backward_weight_s: float  # the gradients of its parameters
     optimizer_s: float = 0.0  # each update
     parameter_bytes: int  # fp32 parameters
+    cast_bytes: int = 0  # copies of them in the arithmetic's precision, kept while they do not change
     activation_bytes: int  # kept from forward to backward
     between_bytes: int | None = None  # kept between the halves of a split backward; None: as much as from forward on
     working_bytes: int = 0  # beside what it keeps, while a pass lasts: temporaries, gradients on their way
@@ -60,8 +62,8 @@ class LayerCost(Value):
 
     @property
     def state_bytes(self) -> int:
-        """Give what the layer takes whatever is in flight: fp32 parameter, gradient, and the two moments of AdamW."""
-        return 4 * self.parameter_bytes
+        """Give what the layer takes whatever is in flight: fp32 parameter, gradient, AdamW's two moments, and casts."""
+        return 4 * self.parameter_bytes + self.cast_bytes
 
 
 class Profile(Value):
@@ -131,6 +133,7 @@ def analytic_profile(
         sequence_length=data.sequence_length,
         element_bytes=FP32_BYTES if training.precision is Precision.FP32 else BF16_BYTES,
         tensor=tensor,
+        is_split=schedule.name not in FAMILIES or FAMILIES[schedule.name].is_split,  # one written by hand may be
     )
     link, network = known.link_of(kind), known.network_of(kind)
     pace = _Pace(
@@ -153,8 +156,8 @@ def analytic_profile(
 @lru_cache(maxsize=256)  # a search asks a thousand times for some tens of sizes
 def _layers(decoder: Decoder, batch: Batch, pace: "_Pace") -> tuple[LayerCost, ...]:
     counted = count(decoder, batch)
-    priced = {id(each): each for each in counted}  # alike blocks are one object
-    costs = {key: _layer(each, pace) for key, each in priced.items()}
+    alike = {id(each): each for each in counted}  # blocks that are alike are one object
+    costs = {key: _layer(each, pace, batch) for key, each in alike.items()}
     return tuple(
         costs[id(each)].model_copy(update={"name": name})
         for name, each in zip(decoder.layer_names, counted, strict=True)
@@ -197,7 +200,7 @@ class _Pace:
         return steps * self.link_s + steps / self.tensor * num_bytes / self.link_bytes_per_s
 
 
-def _layer(counted: Count, pace: _Pace) -> LayerCost:
+def _layer(counted: Count, pace: _Pace, batch: Batch) -> LayerCost:
     """Turn counts into seconds.
 
     What is kept was written, and read again by what comes next; gradients of parameters are read and written to add up.
@@ -213,6 +216,7 @@ def _layer(counted: Count, pace: _Pace) -> LayerCost:
         backward_weight_s=pace.pass_s(counted.products, 2 * FP32_BYTES * counted.matrix_parameters),
         optimizer_s=_ADAMW_PASSES * pace.traffic_s(parameter_bytes),
         parameter_bytes=parameter_bytes,
+        cast_bytes=counted.matrix_parameters * batch.element_bytes if batch.element_bytes < FP32_BYTES else 0,
         activation_bytes=counted.activation_bytes,
         between_bytes=counted.between_bytes,
         working_bytes=counted.working_bytes,

@@ -8,7 +8,9 @@ take 2ns for each element of the heads' keys and values (Narayanan et al. 2021, 
 Memory. Korthikanti et al. 2022 (arXiv 2205.05198, section 4) count 34sbh + 5as^2b bytes a block; without dropout, with
 attention that keeps no s x s matrix, a block of GPT-2 keeps 8nh + 2nf elements, f being the feed-forward layer's width,
 and two nh of them (the stream, as both norms receive it) are fp32 always. Dropout adds a mask of one byte an element:
-one for each branch, and the embedding's.
+one for each branch, and the embedding's. Between the halves of a split backward pass stays what gradients of parameters
+are made of: what matrices are multiplied with and the gradients of what that gives, and the same of norms. While a pass
+lasts, it holds gradients on their way too. tests/trainer/test_counts.py compares all that with the trainer's memory.
 
 Tensor parallelism. Matrices are divided by heads, columns or rows; with it goes sequence parallelism (the same paper,
 section 4.2.2): what lies between matrices is divided by tokens, so that all that is kept is divided, and each branch
@@ -23,17 +25,23 @@ FP32_BYTES = 4
 BF16_BYTES = 2
 _MASK_BYTES = 1
 _BRANCH_MASKS = 2  # of what attention and feed-forward layer add, side by side or not
+_FUSED = 3  # matrices of queries, keys and values
+_NORMS_HOLD = 2  # streams each, for the gradients of its parameters: what it received, the gradient of what it gave
 _TOKEN_BYTES = 8  # a token's number, as torch's look-up wants it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What is counted for: a micro-batch of `tokens` in sequences, arithmetic of so many bytes, GPUs of a group."""
+    """What is counted for: a micro-batch of `tokens` in sequences, and how it is worked through.
+
+    Arithmetic is of `element_bytes`, `tensor` GPUs share each layer, and backward passes may come in halves.
+    """
 
     tokens: int
     sequence_length: int
     element_bytes: int
     tensor: int = 1
+    is_split: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +96,7 @@ def _embedding(decoder: Decoder, batch: Batch) -> Count:
         is_lookup=True,
         activation_bytes=tokens_bytes + _mask_bytes(decoder, batch),
         between_bytes=tokens_bytes + stream_bytes,
-        working_bytes=stream_bytes,
+        working_bytes=stream_bytes + max(stream_bytes, FP32_BYTES * table),
         output_bytes=stream_bytes,
         collectives=1,
         gathered_bytes=batch.tokens * decoder.width * FP32_BYTES,
@@ -103,20 +111,61 @@ def _block(block: Block, decoder: Decoder, batch: Batch) -> Count:
     given = sum(
         matrix.used * matrix.outputs for matrix, _ in matrices
     )  # gradients that the second half multiplies with
-    widest = max(matrix.used * matrix.outputs for matrix, _ in matrices)
     stream_bytes, mask_bytes = _stream_bytes(decoder, batch), _mask_bytes(decoder, batch)
+    kept_bytes = len(block) * stream_bytes + n * kept * element // tensor + _BRANCH_MASKS * mask_bytes
     return Count(
         parameters=multiplied + sum(branch.vectors for branch in block),
         matrix_parameters=multiplied,
         products=n * sum(matrix.products * share for matrix, share in matrices),
         scores=sum(_scores(branch.score_width, branch.window, batch) for branch in block),
-        activation_bytes=len(block) * stream_bytes + n * kept * element // tensor + _BRANCH_MASKS * mask_bytes,
-        between_bytes=n * (sum(branch.multiplied for branch in block) + given) * element // tensor,
-        working_bytes=2 * stream_bytes + 2 * n * widest * element // tensor,
+        activation_bytes=kept_bytes,
+        between_bytes=_NORMS_HOLD * len(block) * stream_bytes
+        + n * (sum(branch.multiplied for branch in block) + given) * element // tensor,
+        working_bytes=_working_bytes(block, decoder, batch, kept=kept_bytes),
         output_bytes=stream_bytes,
         collectives=2 * len(block),
         gathered_bytes=n * decoder.width * element,
     )
+
+
+def _working_bytes(block: Block, decoder: Decoder, batch: Batch, *, kept: int) -> int:
+    """Give what a block's backward pass, or a half of it, holds beside the bytes that are kept.
+
+    A matrix's gradient is whole before it is added to what other micro-batches gave. The last matrices' comes while all
+    else is kept, that of the first ones, of queries, keys and values together, when only their input is left of it.
+    """
+    n, element, tensor = batch.tokens, batch.element_bytes, batch.tensor
+    stream_bytes, cast_bytes = _stream_bytes(decoder, batch), _cast_bytes(decoder, batch)
+    first, last = block[0].matrices, block[-1].matrices
+    outputs = [matrix.used * matrix.outputs for branch in block for matrix in branch.matrices]
+    first_gradient = _gradient_bytes(sum(each.inputs * each.outputs for each in first[:_FUSED]), batch)
+    if batch.is_split:
+        gathered = (2 + len(block)) * stream_bytes + 2 * cast_bytes + n * sum(outputs) * element // tensor
+        return max(gathered, first_gradient, *(_gradient_bytes(each.inputs * each.outputs, batch) for each in last))
+    at_last = (
+        stream_bytes
+        + cast_bytes
+        + max(
+            n * each.used * each.inputs * element // tensor + _gradient_bytes(each.inputs * each.outputs, batch)
+            for each in last
+        )
+    )
+    at_activation = stream_bytes + cast_bytes + 2 * n * max(outputs) * element // tensor if cast_bytes else 0
+    left = stream_bytes + n * first[0].inputs * element // tensor
+    at_first = 3 * stream_bytes + n * sum(outputs[:_FUSED]) * element // tensor + first_gradient - (kept - left)
+    return max(at_last, at_activation, at_first)
+
+
+def _cast_bytes(decoder: Decoder, batch: Batch) -> int:
+    """Give the size of the stream's copy in the arithmetic's precision; 0 where it has that already."""
+    is_cast = batch.element_bytes < FP32_BYTES
+    return batch.tokens * decoder.width * batch.element_bytes * is_cast // batch.tensor
+
+
+def _gradient_bytes(elements: int, batch: Batch) -> int:
+    """Give the size of a matrix's gradient, as it comes and as it is added up."""
+    is_cast = batch.element_bytes < FP32_BYTES
+    return elements * (FP32_BYTES + batch.element_bytes * is_cast) // batch.tensor
 
 
 def _scores(width: int, window: int | None, batch: Batch) -> float:
@@ -130,14 +179,15 @@ def _head(decoder: Decoder, batch: Batch) -> Count:
     columns = -(-decoder.vocabulary // tensor)
     table = columns * (decoder.token_width + decoder.has_head_bias)
     received = n * (decoder.width + (decoder.token_width if decoder.projection else 0)) * element // tensor
-    logits_bytes, stream_bytes = n * columns * element, _stream_bytes(decoder, batch)
+    logits_bytes, loss_bytes = n * columns * element, n * columns * FP32_BYTES
+    stream_bytes = _stream_bytes(decoder, batch)
     return Count(
         parameters=decoder.head_vectors + decoder.projection + table,
         matrix_parameters=decoder.projection + columns * decoder.token_width,
         products=2 * n * (columns * decoder.token_width + decoder.projection / tensor),
-        activation_bytes=stream_bytes + received + logits_bytes + n * columns * FP32_BYTES,
-        between_bytes=received + logits_bytes,
-        working_bytes=n * columns * FP32_BYTES + logits_bytes,
+        activation_bytes=stream_bytes + received + loss_bytes,
+        between_bytes=_NORMS_HOLD * stream_bytes + received + logits_bytes,
+        working_bytes=max(2 * loss_bytes, stream_bytes + _gradient_bytes(table * tensor, batch)),
         output_bytes=logits_bytes,
         collectives=1,
         gathered_bytes=n * decoder.width * element,
