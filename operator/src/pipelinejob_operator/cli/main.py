@@ -11,6 +11,7 @@ from pipelinejob.errors import PipelineJobError
 from pipelinejob_operator.cli.exits import EPILOG, Exit, complain, ending_of
 from pipelinejob_operator.cli.output import Format, FormatOption, write
 from pipelinejob_operator.cli.plan import plan
+from pipelinejob_operator.cli.profile import profile
 from pipelinejob_operator.cli.run import run
 from pipelinejob_operator.cli.schedule import app as schedule
 from pipelinejob_operator.cli.validate import validate
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(plan)
+app.command()(profile)
 app.command()(validate)
 app.add_typer(schedule, name="schedule")
 

@@ -1,7 +1,7 @@
 """The manifests that a command was given: read, validated, parsed."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ import typer
 from pipelinejob import names
 from pipelinejob.errors import InvalidManifestError, SpecError
 from pipelinejob.spec import PipelineJobSpec
-from pipelinejob_operator.validation.validate import defaulted, load_manifests, validate
+from pipelinejob_operator.validation.validate import Manifest, defaulted, load_manifests, validate
 
 _STDIN = Path("-")
 
@@ -44,7 +44,12 @@ def read_jobs(file: Path) -> list[GivenJob]:
 
     Raises InvalidManifestError with all that is wrong, or if there is no PipelineJob.
     """
-    return [given_job(manifest) for manifest in job_manifests(file)]
+    return jobs_in(read_documents(file), file)
+
+
+def jobs_in(documents: Sequence[Manifest], file: Path) -> list[GivenJob]:
+    """Read all PipelineJobs of a file's documents, as `read_jobs` does."""
+    return [given_job(manifest) for manifest in jobs_among(documents, file)]
 
 
 def job_manifests(file: Path) -> list[Mapping[str, Any]]:
@@ -52,10 +57,22 @@ def job_manifests(file: Path) -> list[Mapping[str, Any]]:
 
     Raises InvalidManifestError if nothing does.
     """
-    loaded = load_manifests(sys.stdin.read() if file == _STDIN else file)
-    jobs = list(_ours(loaded))
+    return jobs_among(read_documents(file), file)
+
+
+def read_documents(file: Path) -> list[Manifest]:
+    """Read all documents of a file, or of standard input.
+
+    Raises InvalidManifestError.
+    """
+    return load_manifests(sys.stdin.read() if file == _STDIN else file)
+
+
+def jobs_among(documents: Sequence[Manifest], file: Path) -> list[Mapping[str, Any]]:
+    """Give what claims to be a PipelineJob, as `job_manifests` does."""
+    jobs = list(_ours(documents))
     if not jobs:
-        kinds = ", ".join(sorted({str(manifest.get("kind")) for manifest in loaded}))
+        kinds = ", ".join(sorted({str(manifest.get("kind")) for manifest in documents}))
         raise InvalidManifestError([SpecError(str(file), f"there is no {names.KIND} in it, only {kinds}")])
     return jobs
 
@@ -71,7 +88,7 @@ def given_job(manifest: Mapping[str, Any]) -> GivenJob:
     return GivenJob(manifest=manifest, stored=stored, spec=spec)
 
 
-def _ours(manifests: list[dict[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def _ours(manifests: Sequence[Manifest]) -> Iterator[Mapping[str, Any]]:
     for manifest in manifests:
         api = str(manifest.get("apiVersion", names.API_VERSION))
         if api.startswith(f"{names.GROUP}/") or manifest.get("kind") in {None, names.KIND}:

@@ -1,7 +1,7 @@
 """`pipelinejob run`: the manifest trained on this machine, by the reconcile that a cluster's operator runs."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +14,9 @@ from pipelinejob.errors import InvalidManifestError, NoPlacementError, PipelineJ
 from pipelinejob.plan import Plan
 from pipelinejob.planner import make_plan
 from pipelinejob.status import PipelineJobStatus, State
+from pipelinejob_operator.cli.costs import ProfileOption, costs_of
 from pipelinejob_operator.cli.exits import Exit
-from pipelinejob_operator.cli.manifests import FileArgument, GivenJob, given_job, job_manifests
+from pipelinejob_operator.cli.manifests import FileArgument, GivenJob, given_job, jobs_among, read_documents
 from pipelinejob_operator.cli.output import to_yaml
 from pipelinejob_operator.local.beginning import Beginning, Way, begin
 from pipelinejob_operator.local.display import Display, display_for, print_summary
@@ -25,7 +26,7 @@ from pipelinejob_operator.local.run import Ending, LocalRun
 from pipelinejob_operator.local.runfolder import RunFolder, RunFolderError
 from pipelinejob_operator.local.tools import ToolError, measured_profile, sample
 from pipelinejob_operator.report.summary import RunSummary
-from pipelinejob_operator.validation.validate import validate_change
+from pipelinejob_operator.validation.validate import Manifest, validate_change
 
 
 def run(
@@ -37,6 +38,7 @@ def run(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left in the folder.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Train this many steps instead of the manifest's.")] = None,
+    profile: ProfileOption = None,
     no_profile: Annotated[
         bool, typer.Option("--no-profile", help="Predict from counted operations; do not measure the layers first.")
     ] = False,
@@ -48,11 +50,13 @@ def run(
 
     Ctrl-C writes a checkpoint and stops; the same command goes on from there.
     """
-    job = _only_job(file, steps)
+    documents = read_documents(file)
+    job = _only_job(documents, file, steps)
+    costs = costs_of(job, documents, profile)
     folder = RunFolder(output or Path("runs") / job.name)
     folder.create()
     with folder.lock():
-        session = _Session(job, folder, Console(highlight=False), measures=not no_profile, prompt=prompt)
+        session = _Session(job, folder, Console(highlight=False), costs=costs, measures=not no_profile, prompt=prompt)
         raise typer.Exit(session.run(fresh=fresh))
 
 
@@ -60,8 +64,8 @@ class UsageError(PipelineJobError):
     """The command asks for what it cannot have."""
 
 
-def _only_job(file: Path, steps: int | None) -> GivenJob:
-    manifests = job_manifests(file)
+def _only_job(documents: Sequence[Manifest], file: Path, steps: int | None) -> GivenJob:
+    manifests = jobs_among(documents, file)
     if len(manifests) != 1:
         raise UsageError(
             f"{file}: holds {len(manifests)} PipelineJobs; `run` takes one at a time, in a file of its own"
@@ -81,10 +85,20 @@ def _with_steps(manifest: Mapping[str, Any], steps: int) -> Mapping[str, Any]:
 class _Session:
     """One call of the command."""
 
-    def __init__(self, job: GivenJob, folder: RunFolder, console: Console, *, measures: bool, prompt: str) -> None:
+    def __init__(
+        self,
+        job: GivenJob,
+        folder: RunFolder,
+        console: Console,
+        *,
+        costs: Profile | None,
+        measures: bool,
+        prompt: str,
+    ) -> None:
         self._job = job
         self._folder = folder
         self._console = console
+        self._costs = costs
         self._measures = measures
         self._prompt = prompt
         self._machine: Machine = read_machine()
@@ -123,6 +137,7 @@ class _Session:
             profile = await self._profile(display)
             plan = self._plan(profile)
             self._folder.write(self._folder.plan, plan.to_json())
+            self._folder.write(self._folder.costs, profile.model_dump_json(by_alias=True, exclude_none=True, indent=1))
             ending = await LocalRun(job, self._folder, self._machine, display).run(plan, profile)
         if ending.was_killed:
             return self._end_killed()
@@ -136,7 +151,9 @@ class _Session:
         return make_plan(namespace=self._job.namespace, name=self._job.name, spec=self._job.spec, profile=profile)
 
     async def _profile(self, display: Display) -> Profile:
-        """Measure what the layers cost here; the plan is only as good as that."""
+        """Give the costs that were named, or measure what the layers cost here; the plan is only as good as that."""
+        if self._costs is not None:
+            return self._costs
         spec = self._job.spec
         counted = analytic_profile(spec.model, spec.data, spec.schedule, spec.training, device=spec.device)
         if not self._measures:
@@ -160,6 +177,7 @@ class _Session:
     def _end(self, summary: RunSummary, ending: Ending, text: str | None) -> Exit:
         if summary.steps:
             print_summary(self._console, summary)
+            self._say_how_true(summary)
         if text:
             self._console.print("A sample of the trained model:", style="dim")
             self._console.print(text + "\n", markup=False, soft_wrap=True)
@@ -173,6 +191,18 @@ class _Session:
             self._console.print(f"Failed: {summary.reason}: {summary.message}", style="red", markup=False)
             return Exit.JOB_FAILED
         return Exit.OK
+
+    def _say_how_true(self, summary: RunSummary) -> None:
+        if summary.off_plan is None:
+            return
+        words = f"The step took {abs(summary.off_plan):.1%} {'longer' if summary.off_plan > 0 else 'less'} than planned"
+        where = self._folder.relative()
+        self._console.print(
+            f"{words}; to plan with what was measured: `pipelinejob profile --run {where} -o profile.json`, then "
+            "`plan` or `run` with `--profile profile.json`",
+            markup=False,
+            soft_wrap=True,
+        )
 
     def _end_killed(self) -> Exit:
         self._console.print("Stopped at once; the same command goes on from the last checkpoint, if there is one")

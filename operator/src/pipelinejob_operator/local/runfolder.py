@@ -52,6 +52,11 @@ class RunFolder:
         return self.root / "profile.json"
 
     @property
+    def costs(self) -> Path:
+        """The costs that the plan was made from, measured or not."""
+        return self.root / "costs.json"
+
+    @property
     def summary(self) -> Path:
         """What came out, as data."""
         return self.root / "summary.json"
@@ -118,7 +123,7 @@ class RunFolder:
         """Delete the results of an earlier run, and only what a run writes."""
         for folder in (self.checkpoints, self.logs, self.timelines):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.job, self.plan, self.summary, self.report, self.trace, self.steps, self.manifest):
+        for file in (self.job, self.plan, self.costs, self.summary, self.report, self.trace, self.steps, self.manifest):
             file.unlink(missing_ok=True)
 
     def is_foreign(self) -> bool:

@@ -61,6 +61,13 @@ class RunSummary(Value):
     stages: tuple[StageSummary, ...]
 
     @property
+    def off_plan(self) -> float | None:
+        """Give by what share of the prediction a step took longer, below 0 if less; None if either is not known."""
+        if self.step_s.predicted is None or self.step_s.measured is None:
+            return None
+        return self.step_s.measured / self.step_s.predicted - 1
+
+    @property
     def crowding(self) -> str | None:
         """Say why the bubble of ranks that share processors can't be compared, in one sentence; None if they don't."""
         if self.concurrency is None or self.concurrency >= len(self.stages):
