@@ -143,11 +143,12 @@ class FakeCluster:
             if "deletionTimestamp" in pod["metadata"]:
                 self.objects.pop(self._id(pod))
 
-    def bind(self):
-        """Bind every pod that is free to go, to the node that it is pinned to."""
+    def bind(self, **where):
+        """Bind every pod that is free to go, to the node that it is pinned to; a late-bound one as `where` says."""
         for pod in self.all_pods():
             if not pod["spec"].get("schedulingGates") and "nodeName" not in pod["spec"]:
-                self._put(pod | {"spec": pod["spec"] | {"nodeName": pinned_node(pod)}})
+                name = where.get(pod["metadata"]["name"].rpartition("-")[2]) or pinned_node(pod)
+                self._put(pod | {"spec": pod["spec"] | {"nodeName": name}})
 
     def start(self, *, ready=True):
         for pod in self.all_pods():

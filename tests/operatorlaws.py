@@ -34,7 +34,7 @@ class Lawful:
             await self._cache.write_status(job, status)
         finally:
             after = (self._truth.job(key) or {}).get("status") or {}
-            _judge_status(before, after, seen)
+            _judge_status(before, after, seen, binds_late=_binds_late(job))
             check_room(self._truth)
 
     def _pods_seen(self, namespace, name):
@@ -49,11 +49,11 @@ def check_room(cluster):
         gang = cluster.pods(Key(job["metadata"]["namespace"], job["metadata"]["name"]))
         live = [pod for pod in gang if _may_run(pod)]
         for pod in live:
-            used[pinned_node(pod)] += _gpus(pod)
+            used[_node(pod)] += _gpus(pod)
         if _is_placed(status) and not _is_over(status):
-            here = {_rank(pod) for pod in live if _attempt(pod) == status["attempt"]}
+            here = {pod["metadata"]["name"] for pod in live if _attempt(pod) == status["attempt"]}
             for stage in status["stages"]:
-                if (stage["replica"], stage["stage"]) not in here:
+                if stage["pod"] not in here:
                     used[stage["node"]] += 1  # jobs of these tests take one GPU a stage
     for node in cluster.nodes():
         room = int(node["status"]["allocatable"]["nvidia.com/gpu"])
@@ -68,19 +68,33 @@ def _judge_pod(pod, cluster, *, seen):
     assert not [each for each in seen if _attempt(each) != _attempt(pod)], "a pod beside those of another attempt"
     if not pod["spec"].get("schedulingGates"):
         assert status.get("releasedTime") or status["attempt"] > _attempt(pod), "a pod was let go before its gang"
+    told = pod["metadata"].get("annotations", {}).get(names.ANNOTATION_RANK)
+    if told:
+        written = {each["pod"]: f"{each['replica']}/{each['stage']}" for each in status["stages"] if each.get("node")}
+        assert written[pod["metadata"]["name"]] == told, "a pod was told a number that was not written before"
 
 
-def _judge_status(before, after, seen):
+def _judge_status(before, after, seen, *, binds_late=False):
     assert 0 <= after.get("attempt", 0) - before.get("attempt", 0) <= 1, "attempts go up, one by one"
     if after.get("attempt") == before.get("attempt") and _is_placed(before):
         assert _is_placed(after), "a gang was given up without a new attempt"
+        assert _pods(after) == _pods(before), "an attempt was numbered twice"
     if _is_placed(after) and not _is_placed(before):
-        assert not seen, "nodes were held while pods of an older attempt were still there"
-    if after.get("releasedTime") and not before.get("releasedTime"):
+        older = [pod for pod in seen if not binds_late or _attempt(pod) != after["attempt"]]
+        assert not older, "nodes were held while pods of an older attempt were still there"
+    if after.get("releasedTime") and not before.get("releasedTime") and not binds_late:
         whole = {_rank(pod) for pod in seen if _attempt(pod) == after["attempt"]}
         assert whole == {(each["replica"], each["stage"]) for each in after["stages"]}, (
             "a gang let go before it is whole"
         )
+
+
+def _binds_late(job):
+    return job["spec"].get("scheduling", {}).get("binding") == "Late"
+
+
+def _pods(status):
+    return {(each["replica"], each["stage"]): each["pod"] for each in status["stages"]}
 
 
 def _is_placed(status):
@@ -94,6 +108,11 @@ def _is_over(status):
 
 def _may_run(pod):
     return not pod["spec"].get("schedulingGates") and phase(pod) not in {"Succeeded", "Failed"}
+
+
+def _node(pod):
+    bound = pod["spec"].get("nodeName")
+    return bound if bound or names.LABEL_ORDINAL in pod["metadata"]["labels"] else pinned_node(pod)
 
 
 def _gpus(pod):

@@ -20,11 +20,18 @@ LABEL_JOB = f"{GROUP}/name"
 LABEL_STAGE = f"{GROUP}/stage"
 LABEL_REPLICA = f"{GROUP}/replica"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_ORDINAL = f"{GROUP}/ordinal"  # of a pod that has no rank until it is bound
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 
 # On a PriorityClass: "true" lets its jobs preempt whole gangs though its preemptionPolicy is Never.
 ANNOTATION_GANG_PREEMPTION = f"{GROUP}/gang-preemption"
+
+# On a pod of a late-bound job: the first stage that its template would do for, and, once it has a rank,
+# `replica/stage`, and host:port of replica 0, stage 0.
+ANNOTATION_SHAPE = f"{GROUP}/like-stage"
+ANNOTATION_RANK = f"{GROUP}/rank"
+ANNOTATION_RENDEZVOUS = f"{GROUP}/rendezvous"
 
 GATE_GANG = f"{GROUP}/gang"
 
@@ -42,6 +49,7 @@ ENV_STAGE = "PIPELINEJOB_STAGE"
 ENV_REPLICA = "PIPELINEJOB_REPLICA"
 ENV_ATTEMPT = "PIPELINEJOB_ATTEMPT"  # fences rendezvous and checkpoints
 ENV_RENDEZVOUS = "PIPELINEJOB_RENDEZVOUS"  # host:port of replica 0, stage 0
+ENV_RANK = "PIPELINEJOB_RANK"  # a folder where the two annotations appear, in place of stage, replica and rendezvous
 ENV_METRICS_PORT = "PIPELINEJOB_METRICS_PORT"
 ENV_CHECKPOINTS = "PIPELINEJOB_CHECKPOINTS"  # folder, shared by all stages
 ENV_OUTPUT = "PIPELINEJOB_OUTPUT"  # folder for steps.jsonl and timelines/; unset: none are written
@@ -50,6 +58,9 @@ ENV_GRACE_S = "PIPELINEJOB_GRACE_SECONDS"
 
 PLAN_MOUNT = "/etc/pipelinejob"
 PLAN_FILE = "plan.json"
+RANK_MOUNT = "/etc/pipelinejob-rank"
+RANK_FILE = "rank"
+RENDEZVOUS_FILE = "rendezvous"
 CHECKPOINT_MOUNT = "/checkpoints"
 
 # Files of a run, below ENV_OUTPUT.
@@ -60,6 +71,11 @@ TIMELINES_FOLDER = "timelines"  # <pod>.json: timeline.Timeline of the last step
 def pod_name(job: str, *, replica: int, stage: int) -> str:
     """Name the pod of one rank; also its hostname, so `<pod>.<job>.<namespace>.svc` stays the same over attempts."""
     return f"{job}-r{replica}-s{stage}"
+
+
+def unnumbered_pod_name(job: str, *, ordinal: int) -> str:
+    """Name a pod that gets its rank once it is bound; its name and hostname stay."""
+    return f"{job}-p{ordinal}"
 
 
 def service_name(job: str) -> str:

@@ -9,6 +9,7 @@ from pipelinejob.plan import Plan
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.status import State
 from pipelinejob_operator.cluster import Object, Reference
+from pipelinejob_operator.controller.late import pods_to_apply
 from pipelinejob_operator.controller.measurements import placement_of
 from pipelinejob_operator.controller.observe import Observed
 from pipelinejob_operator.controller.transitions import Turn
@@ -35,8 +36,10 @@ def follow(turn: Turn, observed: Observed, settings: ControllerSettings, *, plan
     if stale or spec is None:
         return Actions(delete=tuple(pod.reference for pod in stale if not pod.is_terminating))
     job = replace(observed.job, status=turn.status)
-    if not job.is_placed or observed.in_the_way:
+    if observed.in_the_way or not (job.is_placed or (job.binds_late and job.has_begun)):
         return Actions()
+    if job.binds_late:
+        return Actions(apply=(*_furniture(job, observed, planner), *pods_to_apply(job, spec, observed, settings)))
     make_pods = _missing if turn.status.released_time is None else _gated
     return Actions(apply=(*_furniture(job, observed, planner), *make_pods(job, spec, observed, settings)))
 
@@ -58,7 +61,8 @@ def _furniture(job: Job, observed: Observed, planner: Callable[[Job], Plan]) -> 
     service = () if observed.has_service else (headless_service(job),)
     if observed.plan_attempt == job.status.attempt:
         return service
-    plan = planner(job).model_copy(update={"placement": placement_of(job.status)})
+    placement = placement_of(job.status) if job.is_placed else None
+    plan = planner(job).model_copy(update={"placement": placement})
     return (plan_config_map(job, plan, attempt=job.status.attempt), *service)
 
 

@@ -13,9 +13,10 @@ from pipelinejob.plan import Plan
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.status import ConditionStatus, ConditionType, PipelineJobStatus, State
 from pipelinejob_operator.cluster import Event, ForbiddenError, InvalidError, Object, Reference
-from pipelinejob_operator.controller import quota, transitions
+from pipelinejob_operator.controller import late, quota, transitions
 from pipelinejob_operator.controller.actions import follow
 from pipelinejob_operator.controller.failures import Cause, Verdict, describe, find_breakage, judge
+from pipelinejob_operator.controller.giving_back import since_release_s, take_back, why_unbound
 from pipelinejob_operator.controller.measurements import with_last_words, with_pods, with_progress
 from pipelinejob_operator.controller.observe import Observed
 from pipelinejob_operator.controller.stragglers import find_straggler, straggling, unchanged
@@ -81,15 +82,16 @@ def refused(
 ) -> Decision:
     """Decide what follows when the cluster refused one of the gang's objects."""
     turn = Turn(job=observed.job, now=now, status=observed.job.status)
-    if not observed.job.is_finished and observed.job.is_placed:
-        if isinstance(error, InvalidError) and turn.status.released_time is None:
+    job = observed.job
+    if not job.is_finished and job.has_begun:
+        if isinstance(error, InvalidError) and (job.status.released_time is None or not job.is_placed):
             turn = transitions.fail(
                 turn, "InvalidTemplate", f"the cluster finds an object of the gang invalid: {error}; mend spec.template"
             )
         else:
             message = f"the cluster refused a part of the gang, so none of it runs: {error}"
             turn = take_back(turn, "Refused", message, settings)
-    elif not observed.job.is_finished and observed.quota is not None:
+    elif not job.is_finished and observed.quota is not None:
         message = f"the cluster refused the Workload that asks Kueue for quota: {error}"
         turn = transitions.wait(turn, quota.REFUSED, message)
     return complete(turn, observed, settings, planner=planner)
@@ -114,6 +116,8 @@ def _advance(turn: Turn, observed: Observed, settings: ControllerSettings) -> Tu
 
 
 def _proceed(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
+    if observed.job.binds_late and observed.job.has_begun and not observed.job.is_placed:
+        return late.watch_binding(turn, observed, settings)
     if not observed.job.is_placed:
         return _make_way(turn, observed, settings)
     if observed.job.status.released_time is None:
@@ -123,7 +127,7 @@ def _proceed(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Co
 
 def _refuse(turn: Turn, observed: Observed) -> Turn:
     message = "\n".join(str(error) for error in observed.errors) or "the spec can't be read by this version"
-    if not observed.job.is_placed:
+    if not observed.job.has_begun:
         return transitions.fail(turn, "InvalidSpec", message, stalled=True)
     # An operator of another version may have started it: say so, and leave what runs alone.
     stalled = Fact(True, "InvalidSpec", message)
@@ -215,8 +219,8 @@ def _watch(turn: Turn, observed: Observed, done: frozenset[Rank], settings: Cont
         return transitions.make_way(turn, observed.asker)
     current, num_ranks = observed.current, len(observed.job.ranks)
     unbound = [pod for pod in current.values() if pod.node is None]
-    if unbound and _since_release_s(turn) >= settings.gang_timeout_s:
-        return take_back(turn, "GangTimeout", _why_unbound(unbound, num_ranks, settings), settings)
+    if unbound and since_release_s(turn) >= settings.gang_timeout_s:
+        return take_back(turn, "GangTimeout", why_unbound(unbound, num_ranks, settings), settings)
     stuck = next((pod for _, pod in sorted(current.items()) if pod.stuck), None)
     if stuck is not None:
         return _stuck(turn, stuck, settings)
@@ -228,13 +232,6 @@ def _watch(turn: Turn, observed: Observed, done: frozenset[Rank], settings: Cont
     if num_up == num_ranks:
         return transitions.train(turn, num_stages=num_ranks, pace=pace)
     return transitions.start(turn, f"{num_up} of {num_ranks} stages are up")
-
-
-def take_back(turn: Turn, reason: str, message: str, settings: ControllerSettings) -> Turn:
-    """Give the gang's room back and try again later: a partial gang holds nothing."""
-    backoff_s = min(settings.max_restart_backoff_s, settings.waiting_retry_s * 2.0 ** min(turn.status.attempt - 1, 10))
-    turn = turn.told("Waiting", message, warning=True)
-    return transitions.give_up(turn, state=State.WAITING, reason=reason, message=message, backoff_s=backoff_s)
 
 
 def _stuck(turn: Turn, pod: StagePod, settings: ControllerSettings) -> Turn:
@@ -250,14 +247,6 @@ def _stuck(turn: Turn, pod: StagePod, settings: ControllerSettings) -> Turn:
     if since and (turn.now - parse_time(since)).total_seconds() >= settings.start_timeout_s:
         return transitions.fail(turn, reason, f"{message}. Gave up after {settings.start_timeout_s:.0f} s")
     return transitions.stick(turn, reason, message)
-
-
-def _why_unbound(unbound: list[StagePod], num_ranks: int, settings: ControllerSettings) -> str:
-    words = next((pod.unschedulable for pod in unbound if pod.unschedulable), "the scheduler gave no reason")
-    return (
-        f"{len(unbound)} of {num_ranks} pods were not bound within {settings.gang_timeout_s:.0f} s, "
-        f"so the whole gang was taken back and waits again; pod {unbound[0].name}: {words}"
-    )
 
 
 def _done_ranks(status: PipelineJobStatus, current: dict[Rank, StagePod]) -> frozenset[Rank]:
@@ -280,6 +269,8 @@ def _asks_for_room(turn: Turn, observed: Observed) -> bool:
     job = observed.job
     if job.is_deleting or job.spec is None or job.spec.suspend or _is_finished(turn):
         return False
+    if job.binds_late and job.has_begun:
+        return late.is_bound(turn, observed)
     is_first_pass_of_attempt = turn.status.attempt == job.status.attempt
     is_free = observed.may_be_placed and not observed.in_the_way and not observed.pods
     return is_first_pass_of_attempt and is_free and not job.is_placed and _backing_off_s(turn) <= 0
@@ -327,11 +318,6 @@ def _backing_off_s(turn: Turn) -> float:
     return (parse_time(until) - turn.now).total_seconds() if until else 0.0
 
 
-def _since_release_s(turn: Turn) -> float:
-    released = turn.status.released_time
-    return (turn.now - parse_time(released)).total_seconds() if released else 0.0
-
-
 def _backoff_s(turn: Turn, past: int, settings: ControllerSettings) -> float:
     # The first restart, and one after a long good run, comes at once.
     if past == 0 or _ran_for_long(turn, settings):
@@ -340,7 +326,7 @@ def _backoff_s(turn: Turn, past: int, settings: ControllerSettings) -> float:
 
 
 def _ran_for_long(turn: Turn, settings: ControllerSettings) -> bool:
-    return _since_release_s(turn) > 2 * settings.max_restart_backoff_s
+    return since_release_s(turn) > 2 * settings.max_restart_backoff_s
 
 
 def _is_finished(turn: Turn) -> bool:

@@ -58,14 +58,17 @@ def summarize_placement(placement: Placement, step_s: float | None) -> Placement
     )
 
 
-def with_plan(status: PipelineJobStatus, job: Job, plan: Plan) -> PipelineJobStatus:
-    """Write where every rank goes."""
+def with_plan(
+    status: PipelineJobStatus, job: Job, plan: Plan, *, pods: Mapping[tuple[int, int], str] | None = None
+) -> PipelineJobStatus:
+    """Write where every rank goes; `pods` names its pod where the rank does not."""
     assert plan.placement is not None, "only placed plans are written"
     stages = tuple(
         StageStatus(
             replica=each.replica,
             stage=each.stage,
-            pod=names.pod_name(job.key.name, replica=each.replica, stage=each.stage),
+            pod=(pods or {}).get((each.replica, each.stage))
+            or names.pod_name(job.key.name, replica=each.replica, stage=each.stage),
             node=each.node,
             path="/".join(each.path),
             restarts=_restarts(status, Rank(each.replica, each.stage)),
@@ -82,6 +85,17 @@ def with_plan(status: PipelineJobStatus, job: Job, plan: Plan) -> PipelineJobSta
             "placement": summarize_placement(plan.placement, _step_s(plan)),
             "steps": plan.training.steps,
         }
+    )
+
+
+def with_pods_made(status: PipelineJobStatus, plan: Plan, pods: Mapping[Rank, str]) -> PipelineJobStatus:
+    """Write what was planned, and the pods that are made for each rank before any has a node."""
+    stages = tuple(
+        StageStatus(replica=rank.replica, stage=rank.stage, pod=pod, restarts=_restarts(status, rank))
+        for rank, pod in sorted(pods.items())
+    )
+    return without_nodes(
+        status.model_copy(update={"plan": summarize(plan), "stages": stages, "steps": plan.training.steps})
     )
 
 

@@ -15,6 +15,7 @@ from pipelinejob_operator.cluster import Cluster, Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, read_job
 from pipelinejob_operator.objects.pods import StagePod, read_stage_pod
+from pipelinejob_operator.objects.unnumbered import pod_names
 
 MAX_QUESTIONS_AT_ONCE = 16
 
@@ -59,7 +60,8 @@ def observe(cluster: Cluster, raw: Object, errors: Sequence[SpecError], settings
     quota = quota_of(job, job.spec, kueue, priorities, settings) if job.spec and not errors else None
     if quota and job.spec:
         job = replace(job, spec=quota.laid_over(job.spec))
-    pods = tuple(pod for each in cluster.pods(job.key) if (pod := read_stage_pod(each)) is not None)
+    ranks = {stage.pod: Rank(stage.replica, stage.stage) for stage in job.status.stages}
+    pods = tuple(pod for each in cluster.pods(job.key) if (pod := read_stage_pod(each, ranks)) is not None)
     furniture = {item["kind"]: item for item in cluster.furniture(job.key)}
     return Observed(
         job=job,
@@ -90,7 +92,7 @@ async def ask_progress(cluster: Cluster, pods: Mapping[Rank, StagePod]) -> tuple
 
 def _in_the_way(cluster: Cluster, job: Job) -> tuple[str, ...]:
     # A namesake of a deleted job may leave pods behind for its grace. Server-side apply would write into them.
-    needed = {names.pod_name(job.key.name, replica=rank.replica, stage=rank.stage) for rank in job.ranks}
+    needed = set(pod_names(job))
     return tuple(
         pod["metadata"]["name"]
         for pod in cluster.all_pods()

@@ -15,6 +15,7 @@ from pipelinejob_operator.admission.priority import Priorities
 from pipelinejob_operator.admission.queueing import Order
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.cluster import Cluster, ConflictError, ForbiddenError, InvalidError, Key, Object
+from pipelinejob_operator.controller import late
 from pipelinejob_operator.controller.admission import admit, promise_from
 from pipelinejob_operator.controller.decide import Decision, complete, decide, refused
 from pipelinejob_operator.controller.measurements import is_due
@@ -99,7 +100,11 @@ class Controller:
 
     async def _admit(self, observed: Observed, decision: Decision, now: datetime) -> float | None:
         job = observed.job
-        turn = self._ask_for_room(Turn(job=job, now=now, status=decision.status, events=decision.events))
+        turn = Turn(job=job, now=now, status=decision.status, events=decision.events)
+        if job.binds_late:  # takes nothing that others could be given meanwhile
+            turn = await asyncio.to_thread(late.admit, turn, observed, self._plan, self._cluster.nodes())
+        else:
+            turn = self._ask_for_room(turn)
         promise = promise_from(turn, self._settings)
         before = self._ledger.write(promise) if promise else None
         decision = complete(turn, observed, self._settings, planner=self._plan)

@@ -20,6 +20,8 @@ ADMITTED, PLACED, READY = ConditionType.ADMITTED, ConditionType.PLACED, Conditio
 SUCCEEDED, SUSPENDED = ConditionType.SUCCEEDED, ConditionType.SUSPENDED
 DEGRADED, STALLED = ConditionType.DEGRADED, ConditionType.STALLED
 
+NOT_BOUND = "NotBound"  # by the cluster's scheduler, which is asked
+
 _WELL: dict[ConditionType, Fact] = {
     DEGRADED: Fact(False, "AsExpected"),
     STALLED: Fact(False, "AsExpected"),
@@ -100,6 +102,37 @@ def place(turn: Turn, status: PipelineJobStatus, message: str) -> Turn:
         .told("Admitted", f"Attempt {turn.status.attempt}: there is room for the whole gang")
         .told("Placed", message)
     )
+
+
+def let_bind(turn: Turn, status: PipelineJobStatus) -> Turn:
+    """Let the pods go wherever the cluster's scheduler puts them; `status` already names them."""
+    message = "the cluster's scheduler is asked for nodes"
+    turn = replace(turn, status=status).having(
+        attempt=max(1, status.attempt),
+        not_before=None,
+        released_time=format_time(turn.now),
+        start_time=status.start_time or format_time(turn.now),
+        preempted_by=None,
+    )
+    return await_binding(turn.finding(State.STARTING, _ACTIVE | _WELL), message).told(
+        "Released", f"Attempt {turn.status.attempt}: {message}"
+    )
+
+
+def await_binding(turn: Turn, message: str) -> Turn:
+    """Say how many pods have a node."""
+    facts = {kind: Fact(False, NOT_BOUND, message) for kind in (ADMITTED, PLACED)}
+    return turn.finding(State.STARTING, facts | {READY: Fact(False, "Starting", message)})
+
+
+def number(turn: Turn, status: PipelineJobStatus, message: str) -> Turn:
+    """Say which pod is which rank, for as long as the attempt lasts; `status` already does."""
+    facts = {
+        ADMITTED: Fact(True, "Admitted", "the whole gang is bound"),
+        PLACED: Fact(True, "Placed", message),
+        READY: Fact(False, "Starting", "the stages are told their numbers"),
+    }
+    return replace(turn, status=status).finding(State.STARTING, facts).told("Placed", message)
 
 
 def release(turn: Turn) -> Turn:
@@ -202,7 +235,7 @@ def suspend(turn: Turn, *, is_still_running: bool) -> Turn:
         is_news = last is None or last.reason != "Suspended"
         return turn.told("Suspended", "Everything is released") if is_news else turn
     message = "spec.suspend is true; the stages write a checkpoint and stop"
-    if turn.job.is_placed:
+    if turn.job.has_begun:
         turn = give_up(turn, state=State.SUSPENDING, reason="Suspending", message=message, backoff_s=0.0)
     return turn.finding(
         State.SUSPENDING, {SUSPENDED: Fact(False, "Suspending", message)} | _taken_back("Suspending", message)

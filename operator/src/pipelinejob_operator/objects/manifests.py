@@ -76,6 +76,12 @@ def stage_template(spec: PipelineJobSpec, stage: int) -> dict[str, Any]:
     return template
 
 
+def rendezvous(job: Job, pod: str, settings: ControllerSettings) -> str:
+    """Say where a job's ranks meet: host and port of the pod of replica 0, stage 0."""
+    domain = f"{names.service_name(job.key.name)}.{job.key.namespace}.svc.{settings.cluster_domain}"
+    return f"{pod}.{domain}:{names.PORT_RENDEZVOUS}"
+
+
 def checkpoint_folder(job: Job, spec: PipelineJobSpec) -> str:
     """Give the folder inside a pod where the job's checkpoints live."""
     shared = f"{job.key.namespace}/{job.key.name}" if spec.checkpoint.volume else None
@@ -210,8 +216,7 @@ def _complete_trainer(  # noqa: PLR0917  # one place that needs all a container 
 def _environment(
     job: Job, spec: PipelineJobSpec, rank: Rank, attempt: int, settings: ControllerSettings
 ) -> list[dict[str, str]]:
-    host = names.pod_name(job.key.name, replica=0, stage=0)
-    domain = f"{names.service_name(job.key.name)}.{job.key.namespace}.svc.{settings.cluster_domain}"
+    first = names.pod_name(job.key.name, replica=0, stage=0)
     values = {
         names.ENV_PLAN: f"{names.PLAN_MOUNT}/{names.PLAN_FILE}",
         names.ENV_NAMESPACE: job.key.namespace,
@@ -219,7 +224,7 @@ def _environment(
         names.ENV_STAGE: str(rank.stage),
         names.ENV_REPLICA: str(rank.replica),
         names.ENV_ATTEMPT: str(attempt),
-        names.ENV_RENDEZVOUS: f"{host}.{domain}:{names.PORT_RENDEZVOUS}",
+        names.ENV_RENDEZVOUS: rendezvous(job, first, settings),
         names.ENV_METRICS_PORT: str(names.PORT_METRICS),
         names.ENV_CHECKPOINTS: checkpoint_folder(job, spec),
         names.ENV_TERMINATION_LOG: TERMINATION_LOG,

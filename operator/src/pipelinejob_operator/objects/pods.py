@@ -1,6 +1,7 @@
 """What a pod's JSON says of a rank: where it stands, whether it holds anything, how and why it ended."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
@@ -77,12 +78,15 @@ class StagePod:
         return self.phase in {"Succeeded", "Failed"}
 
 
-def read_stage_pod(raw: Object) -> StagePod | None:
-    """Read a pod that carries a rank's labels; None for any other."""
+def read_stage_pod(raw: Object, ranks: Mapping[str, Rank] | None = None) -> StagePod | None:
+    """Read a pod of a gang; None for any other.
+
+    `ranks` says by name which rank each is; a pod that it does not name is what its labels say.
+    """
     metadata, spec, status = raw["metadata"], raw.get("spec", {}), raw.get("status", {})
     labels = metadata.get("labels", {})
     try:
-        rank = Rank(int(labels[names.LABEL_REPLICA]), int(labels[names.LABEL_STAGE]))
+        rank = (ranks or {}).get(metadata["name"]) or _labelled(labels)
         attempt = int(labels[names.LABEL_ATTEMPT])
     except (KeyError, ValueError):
         return None
@@ -106,6 +110,12 @@ def read_stage_pod(raw: Object) -> StagePod | None:
         ),
         raw=raw,
     )
+
+
+def _labelled(labels: Mapping[str, str]) -> Rank:
+    if names.LABEL_ORDINAL in labels and names.LABEL_STAGE not in labels:
+        return Rank(-1, int(labels[names.LABEL_ORDINAL]))  # made for an attempt that knew other ranks
+    return Rank(int(labels[names.LABEL_REPLICA]), int(labels[names.LABEL_STAGE]))
 
 
 def pod_requests(pod: Object) -> dict[str, Fraction]:

@@ -1,0 +1,112 @@
+"""Late binding: the cluster's scheduler chooses nodes; once all pods are bound, they are numbered along the network.
+
+The numbers are written to the status before any pod is told its own, and stay for as long as the attempt lasts: a pass
+that dies in between is taken up by the next, which tells the same.
+"""
+
+from collections.abc import Callable, Sequence
+
+from pipelinejob import numbering
+from pipelinejob.errors import SpecError
+from pipelinejob.plan import Plan
+from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.topology import NodeInfo, Topology
+from pipelinejob_operator.cluster import Object
+from pipelinejob_operator.controller import transitions
+from pipelinejob_operator.controller.giving_back import since_release_s, take_back, why_unbound
+from pipelinejob_operator.controller.measurements import with_plan, with_pods_made
+from pipelinejob_operator.controller.observe import Observed
+from pipelinejob_operator.controller.transitions import Turn
+from pipelinejob_operator.objects.controller_settings import ControllerSettings
+from pipelinejob_operator.objects.job import Job, Rank
+from pipelinejob_operator.objects.manifests import rendezvous
+from pipelinejob_operator.objects.unnumbered import is_numbered, numbered, pod_names, shape, unnumbered_pod
+
+
+def watch_binding(turn: Turn, observed: Observed, settings: ControllerSettings) -> Turn:
+    """Wait until every pod has a node; a gang that loses one, or waits too long, gives everything back."""
+    current, num_ranks = observed.current, len(observed.job.ranks)
+    lost = next((pod for _, pod in sorted(current.items()) if pod.is_done or pod.is_terminating), None)
+    if lost is not None:
+        words = lost.disruption or (lost.ending.message if lost.ending else "") or "somebody deleted it"
+        message = (
+            f"pod {lost.name} went before the gang was whole ({words}), so all of it was taken back and waits again"
+        )
+        return take_back(turn, "GangLost", message, settings)
+    unbound = [pod for _, pod in sorted(current.items()) if pod.node is None]
+    if unbound and since_release_s(turn) >= settings.gang_timeout_s:
+        return take_back(turn, "GangTimeout", why_unbound(unbound, num_ranks, settings), settings)
+    if is_bound(turn, observed):
+        return turn
+    num_bound = len(current) - len(unbound)
+    return transitions.await_binding(
+        turn, f"{num_bound} of {num_ranks} pods are bound; the stages are numbered when all are"
+    )
+
+
+def is_bound(turn: Turn, observed: Observed) -> bool:
+    """Say whether the gang waits for its numbers and nothing else."""
+    job, current = observed.job, observed.current
+    if job.is_placed or turn.status.attempt != job.status.attempt:
+        return False
+    return all(rank in current and current[rank].node and not current[rank].is_terminating for rank in job.ranks)
+
+
+def admit(turn: Turn, observed: Observed, planner: Callable[[Job], Plan], nodes: Sequence[Object]) -> Turn:
+    """Let the pods go to the cluster's scheduler or, once all are bound, give them their numbers."""
+    job = turn.job
+    assert job.spec is not None, "only readable jobs are admitted"
+    try:
+        plan = planner(job)
+        if job.has_begun:
+            return _number(turn, observed, job.spec, plan, nodes)
+    except SpecError as error:
+        return transitions.fail(turn, "InvalidSpec", str(error), stalled=True)
+    made_for = dict(zip(job.ranks, pod_names(job), strict=True))
+    return transitions.let_bind(turn, with_pods_made(turn.status, plan, made_for))
+
+
+def pods_to_apply(
+    job: Job, spec: PipelineJobSpec, observed: Observed, settings: ControllerSettings
+) -> tuple[Object, ...]:
+    """Give the pods that are missing before they are numbered, and afterwards those that do not know it yet."""
+    if not job.is_placed:
+        present = {pod.name for pod in observed.pods}
+        return tuple(
+            unnumbered_pod(job, spec, ordinal, attempt=job.status.attempt, settings=settings)
+            for ordinal, name in enumerate(pod_names(job))
+            if name not in present
+        )
+    # By the status that was written just now; the pods were read before it.
+    pods = {Rank(stage.replica, stage.stage): stage.pod for stage in job.status.stages}
+    waiting = {
+        pod.name: pod for pod in observed.pods if not (is_numbered(pod.raw) or pod.is_done or pod.is_terminating)
+    }
+    return tuple(
+        numbered(waiting[name].raw, rank, rendezvous=rendezvous(job, pods[Rank(0, 0)], settings))
+        for rank, name in sorted(pods.items())
+        if name in waiting
+    )
+
+
+def _number(turn: Turn, observed: Observed, spec: PipelineJobSpec, plan: Plan, nodes: Sequence[Object]) -> Turn:
+    current = observed.current
+    infos = [NodeInfo(name=node["metadata"]["name"], labels=node["metadata"].get("labels") or {}) for node in nodes]
+    known = {info.name for info in infos}
+    pods = [
+        numbering.BoundPod(name=pod.name, shape=shape(pod.raw), node=pod.node)
+        for pod in current.values()
+        if pod.node is not None
+    ]
+    infos += [NodeInfo(name=name) for name in sorted({pod.node for pod in pods} - known)]  # gone, or not seen yet
+    found = numbering.number(
+        {(rank.replica, rank.stage): shape(pod.raw) for rank, pod in current.items()},
+        pods,
+        Topology.from_spec(spec.topology, infos),
+        infos,
+    )
+    num_nodes = len({pod.node for pod in pods})
+    apart = ", ".join(f"{count} cross {level}" for level, count in found.placement.crossings.items() if count)
+    message = f"{len(pods)} stages on {num_nodes} node{'s' if num_nodes > 1 else ''}, numbered after they were bound"
+    status = with_plan(turn.status, turn.job, plan.model_copy(update={"placement": found.placement}), pods=found.pods)
+    return transitions.number(turn, status, message + (f"; {apart}" if apart else ""))
