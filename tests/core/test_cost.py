@@ -3,6 +3,8 @@
 import pytest
 
 from pipelinejob.cost import LayerCost, analytic_profile, layer_names
+from pipelinejob.errors import SpecError
+from pipelinejob.plan import CostSource
 from pipelinejob.spec import Data, Device, Model, ScheduleSpec, Training
 
 GPT = {"gpt": {"numLayers": 6, "hiddenSize": 128, "numHeads": 4}}
@@ -74,6 +76,80 @@ def test_a_block_keeps_about_what_korthikanti_counts():
 
     assert analytic(GPT3).layers[1].activation_bytes == 36 * sbh
     assert analytic(GPT3, precision="fp32").layers[1].activation_bytes == 64 * sbh
+
+
+def test_with_dropout_it_keeps_two_masks_more():
+    """Korthikanti's 34sbh, whose stream is 2 bytes an element where ours is 4, and which both norms receive."""
+    dropping = {"gpt": GPT3["gpt"] | {"dropout": 0.1}}
+
+    assert analytic(dropping).layers[1].activation_bytes == (34 + 4) * 2048 * 12288
+
+
+def test_state_takes_16_bytes_a_parameter_and_2_a_copy_in_bf16():
+    h = 12288
+    matrices, others = 12 * h**2 + 9 * h, 4 * h  # 9h biases go with their matrices; two norms have two vectors each
+
+    assert analytic(GPT3, precision="fp32").layers[1].state_bytes == 16 * (matrices + others)
+    assert analytic(GPT3).layers[1].state_bytes == 16 * (matrices + others) + 2 * matrices
+
+
+def test_a_tensor_group_divides_all_but_the_norms():
+    """With sequence parallelism all that is kept is divided too: Korthikanti's 34sbh/t."""
+    h, n = 12288, 2048
+
+    whole, shared = (analytic(GPT3, tensor=tensor).layers[1] for tensor in (1, 8))
+
+    assert shared.parameter_bytes == 4 * ((12 * h**2 + 9 * h) // 8 + 4 * h)
+    assert shared.activation_bytes == whole.activation_bytes / 8 == 36 * n * h / 8
+    assert shared.output_bytes == whole.output_bytes / 8  # each GPU sends its tokens over its own port
+    assert shared.backward_weight_s == pytest.approx(whole.backward_weight_s / 8)
+
+
+def test_what_a_tensor_group_exchanges_is_part_of_a_pass():
+    """Each branch gathers its input and scatters its sum, there and on the way back, in a ring without one member."""
+    h, n, share = 12288, 2048, 7 / 8
+    exchange_s = 4 * (7 * 3e-6 + share * 2 * n * h / 360e9)  # over NVLink 4, which attains 360 GB/s
+
+    whole, shared = (analytic(GPT3, product="NVIDIA-H100-80GB-HBM3", tensor=tensor).layers[1] for tensor in (1, 8))
+
+    assert shared.forward_s == pytest.approx(whole.forward_s / 8 + exchange_s)
+    assert shared.backward_input_s == pytest.approx(whole.backward_input_s / 8 + exchange_s)
+
+
+def test_more_gpus_than_heads_of_keys_hold_some_of_them_twice():
+    llama = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}
+    model = {"entrypoint": "a:b", "numLayers": 3, "config": llama | heads}
+
+    block = analytic(model, tensor=16).layers[1]
+
+    queries_and_output, keys_and_values, inner = 2 * 4096 * 4096, 2 * 4096 * 1024, 3 * 4096 * 14336
+    assert block.parameter_bytes == 4 * (queries_and_output // 16 + keys_and_values // 8 + inner // 16 + 2 * 4096)
+
+
+def test_a_users_own_layers_are_counted_where_a_config_gives_their_sizes():
+    """A token passes two of Mixtral's eight experts; the update passes all of them."""
+    sizes = {"model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+    more = {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8}
+    h, f, n, a100 = 4096, 14336, 2048, 0.64 * 312e12
+    model = {"entrypoint": "a:b", "numLayers": 34, "config": sizes | more}
+
+    profile = analytic(model, product="NVIDIA-A100-SXM4-80GB")
+
+    block = profile.layers[1]
+    products = 2 * n * (2 * h * h + 2 * h * 1024 + 8 * h + 2 * 3 * h * f)
+    scores = 4 * n * n * h
+    traffic = 2 * (block.activation_bytes + block.output_bytes)
+    assert profile.source is CostSource.ANALYTIC
+    assert [each.name for each in profile.layers[:2]] == ["embedding", "block-0"]
+    assert block.parameter_bytes == 4 * (2 * h * h + 2 * h * 1024 + 8 * h + 8 * 3 * h * f + 2 * h)
+    assert block.forward_s == pytest.approx((products + scores) / a100 + traffic / 2.039e12)
+    assert block.optimizer_s == pytest.approx(7 * block.parameter_bytes / 2.039e12)
+
+
+def test_a_config_without_its_width_is_the_authors_to_mend():
+    with pytest.raises(SpecError, match=r"spec\.model\.config\.hidden_size: is missing"):
+        analytic({"entrypoint": "a:b", "numLayers": 3, "config": {"model_type": "llama"}})
 
 
 def test_a_known_gpu_bounds_memory_and_an_unknown_one_does_not():

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipelinejob.errors import PipelineJobError
 from pipelinejob.spec import Device, Precision
@@ -185,12 +185,20 @@ class _Table(BaseModel):
 
 class _Device(_Table):
     products: tuple[str, ...] = ()
-    flops: dict[Precision, float]
+    flops: dict[Precision, Annotated[float, Field(gt=0)]]
     attained: float = Field(gt=0, le=1)
     memory_bytes: float | None = Field(default=None, gt=0)
     memory_bytes_per_s: float = Field(gt=0)
     link: str
     network: str
+
+    @field_validator("flops")
+    @classmethod
+    def _is_complete(cls, flops: dict[Precision, float]) -> dict[Precision, float]:
+        for precision in Precision:
+            if precision not in flops:
+                raise ValueError(f"{precision} is missing")
+        return flops
 
     def device(self, name: str) -> DeviceKind:
         values: dict[str, Any] = self.model_dump(exclude={"memory_bytes"})
