@@ -7,7 +7,7 @@ one, of an odd number of the other.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean
 
 import peer_koordinator
@@ -16,6 +16,7 @@ import peer_unranked
 from judge import Verdict, judge
 from world import Chosen, World, groups_alike
 
+from pipelinejob.numbering import BoundPod, number
 from pipelinejob.placement import Objective, place
 from pipelinejob.placement_room import Demand
 from pipelinejob.prices import crossing_prices
@@ -37,6 +38,7 @@ class Case:
     is_busy: bool
     measured: dict[str, str]
     wanted: dict[str, tuple[float, float]]  # of ourselves: mean crossings of leaves, and of superpods, at most
+    measured_late: dict[str, str] = field(default_factory=dict)  # with stages numbered after pods were bound
     has_types: bool = False
     same_room_as_kueue: bool = False
 
@@ -52,8 +54,7 @@ RUNS: dict[str, Run] = {
     ),
     "Koordinator": lambda world, demands, _: peer_koordinator.place(world, demands, is_padded=True),
     "Koordinator, as named": lambda world, demands, _: peer_koordinator.place(world, demands, is_padded=False),
-    "Volcano": lambda world, demands, seed: peer_unranked.volcano(world, demands, seed=seed),
-    "KAI": lambda world, demands, seed: peer_unranked.kai(world, demands, seed=seed),
+    "Volcano, KAI": lambda world, demands, seed: peer_unranked.packed(world, demands, seed=seed),
     "kube-scheduler TAS": lambda world, demands, seed: peer_unranked.kube_scheduler_tas(
         world, demands, seed=seed, level=1
     ),
@@ -65,7 +66,7 @@ CASES = (
         title="PP 8, empty",
         job=JobKind("", 8),
         is_busy=False,
-        measured={"Kueue": "0", "Koordinator": "0", "Koordinator, as named": "0", "Volcano": "0", "KAI": "0"},
+        measured={"Kueue": "0", "Koordinator": "0", "Koordinator, as named": "0", "Volcano, KAI": "0"},
         wanted={"chain": (0, 0)},
     ),
     Case(
@@ -83,10 +84,15 @@ CASES = (
             "Kueue": "3",
             "Koordinator": "3",
             "Koordinator, as named": "5",
-            "Volcano": "6-10",
-            "KAI": "5-11",
+            "Volcano, KAI": "6-10, 5-11",
             "kube-scheduler TAS": "13-14",
             "kube-scheduler": "9-10 + 5-6",
+        },
+        measured_late={
+            "Kueue": "3",
+            "Koordinator": "3",
+            "Volcano, KAI": "3-4",
+            "kube-scheduler TAS": "5-6",
         },
         wanted={"chain": (1, 0), "pack": (3, 0)},
         same_room_as_kueue=True,
@@ -99,8 +105,7 @@ CASES = (
             "Kueue": "3.12",
             "Koordinator": "3.12",
             "Koordinator, as named": "4.25",
-            "Volcano": "8.50",
-            "KAI": "7.50",
+            "Volcano, KAI": "8.50, 7.50",
             "kube-scheduler TAS": "9.62",
             "kube-scheduler": "5.12 + 5.50",
         },
@@ -130,11 +135,14 @@ def anchor_rows() -> list[str]:
     """Print the anchors' cases, and give what is not as it must be."""
     fabric, faults = anchors(), list[str]()
     for case in CASES:
-        print(f"\n{case.title}\n  {'':24}{'crossings':>14}{'measured':>14}{'room left: superpod / leaf':>30}")
+        print(f"\n{case.title}\n  {'':34}{'crossings':>14}{'measured':>14}{'room left: superpod / leaf':>30}")
         verdicts = {name: _verdicts(fabric, case, run) for name, run in RUNS.items() if name in case.measured}
         own = {each.value: _verdicts(fabric, case, _ours(each, case.job.stages)) for each in Objective}
         for name, each in {**{f"ours, {name}": each for name, each in own.items()}, **verdicts}.items():
-            print(f"  {name:24}{_crossings(each):>14}{case.measured.get(name, ''):>14}{_room(each):>30}")
+            print(f"  {name:34}{_crossings(each):>14}{case.measured.get(name, ''):>14}{_room(each):>30}")
+        for name, measured in case.measured_late.items():
+            late = _verdicts(fabric, case, _numbered_late(RUNS[name]))
+            print(f"  {name + ', late binding':34}{_crossings(late):>14}{measured:>14}{_room(late):>30}")
         faults += _faults(case, own, verdicts)
     return faults
 
@@ -147,6 +155,21 @@ def _ours(objective: Objective, stages: int) -> Run:
         return [each.path for each in placed.assignments]
 
     return run
+
+
+def _numbered_late(run: Run) -> Run:
+    """Let another choose the nodes, and number the stages then."""
+
+    def renumbered(world: World, demands: list[Demand], seed: int) -> Chosen | None:
+        chosen = run(world, demands, seed)
+        if chosen is None:
+            return None
+        pods = [BoundPod(name=f"pod-{index}", shape="stage", node=path[-1]) for index, path in enumerate(chosen)]
+        ranks = {(demand.replica, demand.stage): "stage" for demand in demands}
+        placed = number(ranks, pods, world.topology, world.nodes, prices=crossing_prices(len(demands), 3)).placement
+        return [each.path for each in placed.assignments]
+
+    return renumbered
 
 
 def _verdicts(fabric: Fabric, case: Case, run: Run) -> list[Verdict]:

@@ -25,6 +25,7 @@ from statistics import mean
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from anchor_cases import anchor_rows
+from anchor_losses import loss_rows
 from judge import Verdict, judge
 from proof import Proof, prove
 from schedulers import OURS, ours, peers
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     print("The anchors' 64 nodes: models of the peers beside what the peers did, and ourselves")
-    faults = anchor_rows()
+    faults = [*anchor_rows(), *loss_rows()]
     rows: list[Row] = []
     with ProcessPoolExecutor(options.workers) as pool:
         cases = [(fabric, job) for fabric in all_three() for job in JOBS]

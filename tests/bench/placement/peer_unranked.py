@@ -3,12 +3,13 @@
 Volcano (`network-topology-aware` with binpack): the tightest HyperNode of the lowest tier that holds the job; inside,
 nodes are scored by the tier that they share with what the job already has, so leaf after leaf fills up.
 KAI (topology plugin): the tightest domain from the preferred level up; inside, preferred sub-domains are filled in
-turn. kube-scheduler's TAS (KEP-5732): a placement for each value of the one key, scored, ties by chance; inside, pod by
-pod to the node with most room, which among free ones is chance.
-kube-scheduler alone: pod by pod, anywhere.
+turn, those with most room first. To both one model does.
+kube-scheduler's TAS (KEP-5732): a placement for each value of the one key, scored, ties by chance; inside, pod by pod
+to the node with most room, which among free ones is chance. kube-scheduler alone: pod by pod, anywhere.
 
-None of them knows a rank: Volcano and KAI take pods by priority and creation time, which a gang's pods share, so pods
-come in the order of an accident. Here that accident is a seed.
+None of them knows a rank. Volcano and KAI take pods by priority, then by creation time, which is kept in whole seconds;
+among those of one second the order is an accident. Here a second holds eight pods, and a seed is the accident: with
+eight the model meets what was measured for 16 stages and is somewhat better than that for 12.
 """
 
 import random
@@ -16,18 +17,21 @@ from collections.abc import Sequence
 
 from world import Chosen, Path, World, counts, leaves_of
 
+PODS_A_SECOND = 8
+
 from pipelinejob.placement_room import Demand, Room
 from pipelinejob.topology import Domain
 
 
-def volcano(world: World, pods: Sequence[Demand], *, seed: int) -> Chosen | None:
-    """Tightest domain of the lowest tier; leaf after leaf, the fullest first."""
-    return _packed(world, pods, seed=seed, largest_first=False)
-
-
-def kai(world: World, pods: Sequence[Demand], *, seed: int) -> Chosen | None:
-    """Tightest domain from the preferred level up; sub-domains in turn, those with most room first."""
-    return _packed(world, pods, seed=seed, largest_first=True)
+def packed(world: World, pods: Sequence[Demand], *, seed: int) -> Chosen | None:
+    """Tightest domain of the lowest level that holds all; leaf after leaf, pods almost in order: Volcano, and KAI."""
+    fits = _fits(world, pods)
+    for depth in range(len(world.topology.levels) - 1, -1, -1):
+        holding = [domain for domain in world.topology.root.at_depth(depth) if fits[domain.path] >= len(pods)]
+        if holding:
+            domain = min(holding, key=lambda each: (fits[each.path], each.path))
+            return _checked(world, pods, _in_seconds(_walk(domain, fits)[: len(pods)], random.Random(seed)))
+    return None
 
 
 def kube_scheduler_tas(world: World, pods: Sequence[Demand], *, seed: int, level: int) -> Chosen | None:
@@ -45,36 +49,22 @@ def kube_scheduler(world: World, pods: Sequence[Demand], *, seed: int) -> Chosen
     return _anyhow(world, world.topology.root, pods, random.Random(seed))
 
 
-def _packed(world: World, pods: Sequence[Demand], *, seed: int, largest_first: bool) -> Chosen | None:
-    fits = _fits(world, pods)
-    for depth in range(len(world.topology.levels) - 1, -1, -1):
-        holding = [domain for domain in world.topology.root.at_depth(depth) if fits[domain.path] >= len(pods)]
-        if holding:
-            domain = min(holding, key=lambda each: (fits[each.path], each.path))
-            return _filled(world, domain, pods, fits, random.Random(seed), largest_first=largest_first)
-    return None
+def _walk(domain: Domain, fits: dict[Path, int]) -> list[Path]:
+    if domain.node is not None:
+        return [domain.path] * fits[domain.path]
+    children = sorted(domain.children, key=lambda child: (-fits[child.path], child.path))
+    return [path for child in children for path in _walk(child, fits)]
 
 
-def _filled(
-    world: World,
-    domain: Domain,
-    pods: Sequence[Demand],
-    fits: dict[Path, int],
-    chance: random.Random,
-    *,
-    largest_first: bool,
-) -> Chosen | None:
-    def order(part: Domain) -> tuple[int, Path]:
-        return (-fits[part.path] if largest_first else fits[part.path], part.path)
-
-    def walk(part: Domain) -> Sequence[Path]:
-        if part.node is not None:
-            return [part.path] * fits[part.path]
-        return [path for child in sorted(part.children, key=order) for path in walk(child)]
-
-    slots = walk(domain)[: len(pods)]
-    chance.shuffle(slots)
-    return _checked(world, pods, slots)
+def _in_seconds(slots: Sequence[Path], chance: random.Random) -> Chosen:
+    """Hand the slots out in order to pods that come in their seconds' order, and within a second by accident."""
+    order = list(range(len(slots)))
+    for start in range(0, len(order), PODS_A_SECOND):
+        second = order[start : start + PODS_A_SECOND]
+        chance.shuffle(second)
+        order[start : start + PODS_A_SECOND] = second
+    taken = dict(zip(order, slots, strict=True))
+    return [taken[index] for index in range(len(slots))]
 
 
 def _anyhow(world: World, domain: Domain, pods: Sequence[Demand], chance: random.Random) -> Chosen | None:

@@ -38,8 +38,7 @@ def peers(num_levels: int) -> dict[str, Scheduler]:
         "Kueue, PodSet a stage": lambda world, demands, _, __: _kueue(world, demands, one_each, level=num_levels),
         "Koordinator": lambda world, demands, _, __: peer_koordinator.place(world, demands, is_padded=True),
         "Koordinator, as named": lambda world, demands, _, __: peer_koordinator.place(world, demands, is_padded=False),
-        "Volcano": lambda world, demands, _, seed: peer_unranked.volcano(world, demands, seed=seed),
-        "KAI": lambda world, demands, _, seed: peer_unranked.kai(world, demands, seed=seed),
+        "Volcano, KAI": lambda world, demands, _, seed: peer_unranked.packed(world, demands, seed=seed),
         "kube-scheduler TAS": lambda world, demands, _, seed: peer_unranked.kube_scheduler_tas(
             world, demands, seed=seed, level=1
         ),
