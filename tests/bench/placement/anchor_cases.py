@@ -14,14 +14,13 @@ import peer_koordinator
 import peer_kueue
 import peer_unranked
 from judge import Verdict, judge
-from world import Chosen, World, groups_alike
-
 from pipelinejob.numbering import BoundPod, number
 from pipelinejob.placement import Objective, place
 from pipelinejob.placement_room import Demand
 from pipelinejob.prices import crossing_prices
 from placement_fabrics import Fabric, anchors, anchors_occupied
 from placement_jobs import ENDS_UNLIKE, JobKind, Kinds
+from world import Chosen, World, groups_alike
 
 SEEDS = range(8)
 TWO_TYPES: Kinds = lambda num: ["even"] * (num // 2) + ["odd"] * (num - num // 2)  # noqa: E731

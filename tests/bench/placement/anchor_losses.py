@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from statistics import mean
 
 from judge import Verdict, judge
-from world import World, counts
-
 from pipelinejob.placement import Objective, place
 from pipelinejob.placement_again import place_again
 from pipelinejob.placement_room import Room
 from pipelinejob.prices import crossing_prices
 from placement_fabrics import Fabric, anchors, anchors_occupied
 from placement_jobs import JobKind
+from world import World, counts
 
 SEEDS = range(8)
 MEASURED = {8: "Kueue and Koordinator 2 superpods", 16: "Kueue 3 -> 5 leaves, Koordinator 3 leaves + 2 superpods"}

@@ -27,12 +27,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from anchor_cases import anchor_rows
 from anchor_losses import loss_rows
 from judge import Verdict, judge
+from placement_fabrics import Fabric, all_three, small_ones
+from placement_jobs import ALIKE, ENDS_UNLIKE, JOBS, JobKind, prices
 from proof import Proof, prove
 from schedulers import OURS, ours, peers
 from world import World
-
-from placement_fabrics import Fabric, all_three, small_ones
-from placement_jobs import ALIKE, ENDS_UNLIKE, JOBS, JobKind, prices
 
 SMALL_JOBS = (
     JobKind("PP 4", 4),

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from world import Chosen, Path, World, counts
-
 from pipelinejob.network import common_depth
 from pipelinejob.placement_room import Demand
 from pipelinejob.prices import Prices
+from world import Chosen, Path, World, counts
 
 _ROUNDING = 1e-9
 

@@ -7,10 +7,9 @@ come in the order of their *names*: x-10 before x-2 unless names are padded.
 
 from collections.abc import Iterator, Sequence
 
-from world import Chosen, Path, World, counts
-
 from pipelinejob.placement_room import Demand
 from pipelinejob.topology import Domain
+from world import Chosen, Path, World, counts
 
 
 def place(world: World, pods: Sequence[Demand], *, is_padded: bool, must_level: int = 0) -> Chosen | None:

@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 import peer_koordinator
 import peer_kueue
 import peer_unranked
-from world import Chosen, World
-
 from pipelinejob.errors import NoPlacementError
 from pipelinejob.placement import Objective, place
 from pipelinejob.placement_room import Demand
 from pipelinejob.prices import Prices
+from world import Chosen, World
 
 Scheduler = Callable[[World, Sequence[Demand], Prices, int], Chosen | None]  # the last is the seed
 
