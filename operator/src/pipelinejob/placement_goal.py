@@ -5,8 +5,9 @@ stand there undivided. A domain keeps so much room if the chain takes no more th
 job is looked for keeper by keeper: which domain, limited to how few stages, still lets a chain exist within the budget?
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Protocol
 
 from pipelinejob.objective import Objective
@@ -14,6 +15,9 @@ from pipelinejob.placement_like import Found, Limits
 from pipelinejob.prices import Path
 
 _KEEPERS = 6  # domains of one level that are tried, the largest first
+_BRANCHES = 4  # ways to leave the same room that are followed further
+_EFFORT = 1500  # stages that are placed in trying; a long chain is tried less often than a short one
+_FEWEST_TRIES = 12
 
 
 class Placer(Protocol):
@@ -25,75 +29,107 @@ class Placer(Protocol):
     def rooms(self, depth: int) -> Mapping[Path, int]:
         """Give the room of each domain of a depth."""
 
+    @property
+    def ties_s(self) -> float:
+        """Give what tie-breaks add to a chain's cost at most."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What is looked for: `slack` is what a chain may cost above the least, for the room that it leaves."""
+    """What is looked for: `slack` is what a chain may cost above the least, for the room that it leaves.
 
-    objective: Objective
+    Without an objective it is the least cost, and no matter which of equals.
+    """
+
+    objective: Objective | None
     slack: float
     num_levels: int
 
     def chain(self, placer: Placer, depth: int) -> Found | None:
         """Give the chain that serves best within one domain of a depth or deeper; None if none was found."""
         least = placer.least(depth=depth)
-        if least is None:
-            return None
+        if least is None or self.objective is None:
+            return least
         search = _Search(placer, depth, least)
         if self.objective is Objective.PACK:
             for level in range(1, self.num_levels - 1):  # all but the closest domains, and the nodes
                 search.keep(level, budget=float("inf"))
-            search.keep(self.num_levels - 1, budget=search.best.cost)
+            search.keep(self.num_levels - 1, budget=search.best.cost + placer.ties_s)
             return search.best
-        budget = least.cost + (self.slack if self.objective is Objective.AUTO else 0.0)
+        slack = self.slack if self.objective is Objective.AUTO else 0.0
         for level in range(1, self.num_levels + 1):
-            search.keep(level, budget=budget)
+            search.keep(level, budget=least.cost + slack + placer.ties_s)
         return search.best
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """Limits that leave the room that was asked for so far, and the cheapest chain under them."""
+
+    limits: Mapping[Path, int]
+    found: Found
 
 
 class _Search:
     """Keeps room free level by level, each within what those before it left."""
 
     def __init__(self, placer: Placer, depth: int, least: Found) -> None:
-        self.best = least
         self._placer = placer
         self._depth = depth
-        self._limits: dict[Path, int] = {}
+        self._branches = [_Branch({}, least)]
+        self._num_stages = len(least.paths)
+        self._tries = max(_FEWEST_TRIES, _EFFORT // self._num_stages)
+
+    @property
+    def best(self) -> Found:
+        """Give the cheapest chain that leaves the room that was asked for."""
+        return self._branches[0].found
 
     def keep(self, level: int, *, budget: float) -> None:
         """Leave the largest room there can be in one domain of a level, at no more than the budget."""
         rooms = self._placer.rooms(level)
-        ordered = sorted(rooms, key=lambda path: (-rooms[path], path))
-        taken = self.best.taken(level)
-        keeper = max(ordered, key=lambda path: rooms[path] - taken[path])
-        most = rooms[keeper] - taken[keeper]
-        for path in ordered[:_KEEPERS]:
-            if rooms[path] <= most:
-                break
-            least_taken = self._least_taken(path, rooms[path] - most - 1, budget)
-            if least_taken is not None:
-                keeper, most = path, rooms[path] - least_taken
-        self._limits[keeper] = min(rooms[keeper] - most, self._limits.get(keeper, rooms[keeper]))
+        largest = nsmallest(_KEEPERS + self._num_stages, rooms, key=lambda path: (-rooms[path], path))
+        kept = [each for branch in self._branches for each in self._kept(branch, level, rooms, largest, budget)]
+        most = max((room for room, _ in kept), default=0)
+        branches = {tuple(sorted(branch.limits.items())): branch for room, branch in kept if room == most}
+        ordered = sorted(branches, key=lambda limits: (branches[limits].found.cost, limits))
+        self._branches = [branches[limits] for limits in ordered[:_BRANCHES]] or self._branches
 
-    def _least_taken(self, path: Path, most: int, budget: float) -> int | None:
-        """Give the fewest stages, of `most`, with which the domain lets a chain exist; None if not even these do."""
-        if self._try(path, 0, budget):
-            return 0
-        most = min(most, len(self.best.paths) - 1)
-        if most < 1 or not self._try(path, most, budget):
-            return None
-        fewer, enough = 0, most
-        while enough - fewer > 1:
-            middle = (fewer + enough) // 2
-            if self._try(path, middle, budget):
-                enough = middle
+    def _kept(
+        self, branch: _Branch, level: int, rooms: Mapping[Path, int], largest: Sequence[Path], budget: float
+    ) -> Iterator[tuple[int, _Branch]]:
+        """Give ways to leave the most room that this branch can, each with that room."""
+        taken = branch.found.taken(level)
+        most = max((rooms[path] - taken[path] for path in largest), default=0)
+        natural = [path for path in largest if rooms[path] - taken[path] == most]
+        for path in natural[:_BRANCHES]:  # as it stands, the chain leaves that much there
+            yield most, _limited(branch, path, taken[path], branch.found)
+        for path in largest[:_KEEPERS]:
+            for room, found in self._more(branch, path, rooms[path], most + (path in natural), budget):
+                most = room
+                yield room, _limited(branch, path, rooms[path] - room, found)
+
+    def _more(self, branch: _Branch, path: Path, room: int, least: int, budget: float) -> Iterator[tuple[int, Found]]:
+        """Give chains that leave a domain at least so much room, each more than the last, up to the most."""
+        fewest, enough = 0, min(room - least, self._num_stages)
+        tried = fewest
+        while fewest <= enough:
+            found = self._try(branch, path, tried, budget)
+            if found is not None:
+                yield room - tried, found
+                enough = tried - 1
             else:
-                fewer = middle
-        return enough
+                fewest = tried + 1
+            tried = (fewest + enough) // 2
 
-    def _try(self, path: Path, taken: int, budget: float) -> bool:
-        found = self._placer.least(depth=self._depth, limits={**self._limits, path: taken})
-        if found is None or found.cost > budget:
-            return False
-        self.best = found
-        return True
+    def _try(self, branch: _Branch, path: Path, taken: int, budget: float) -> Found | None:
+        if self._tries <= 0:
+            return None
+        self._tries -= 1
+        found = self._placer.least(depth=self._depth, limits={**branch.limits, path: taken})
+        return found if found is not None and found.cost <= budget else None
+
+
+def _limited(branch: _Branch, path: Path, most: int, found: Found) -> _Branch:
+    limits = {**branch.limits, path: min(most, branch.limits.get(path, most))}
+    return _Branch(limits, found)

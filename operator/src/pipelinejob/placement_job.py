@@ -11,7 +11,7 @@ from pipelinejob.network import common_depth
 from pipelinejob.objective import Objective
 from pipelinejob.placement_goal import Goal
 from pipelinejob.placement_left import Largest, RoomLeft
-from pipelinejob.placement_like import Found, LikeStages
+from pipelinejob.placement_like import Found, LikeStages, crossing_ties_s
 from pipelinejob.placement_replicas import Replicas, by_ring
 from pipelinejob.placement_room import Demand, Room
 from pipelinejob.placement_unlike import UnlikeStages, kinds_of
@@ -108,9 +108,10 @@ class Job:
 
     def layouts(self) -> Iterator[Replicas]:
         """Give what is worth comparing; raises NoPlacementError if there is nothing."""
-        is_traded = self.objective is Objective.PACK or self.slack > 0
-        for objective in [Objective.CHAIN, *([self.objective] if is_traded else [])]:
-            goal = Goal(objective=objective, slack=self.slack, num_levels=self.num_levels)
+        is_traded = self.objective is Objective.PACK or (self.objective is Objective.AUTO and self.given is not None)
+        for objective in (None, self.objective) if is_traded else (Objective.CHAIN,):
+            slack = self.slack + crossing_ties_s(self.prices)  # room counts for more than crossings that cost nothing
+            goal = Goal(objective=objective, slack=slack, num_levels=self.num_levels)
             yield self._by_chain(goal)
             rooms = self._alike if self._has_rings else None
             if rooms is not None:

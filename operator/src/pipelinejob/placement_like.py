@@ -8,8 +8,10 @@ more towards one end, domains are walked in order of their room, which at severa
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import repeat
 
 import numpy as np
 
@@ -25,12 +27,20 @@ _CROSSING, _ROOM = 1e-7, 1e-9
 _INFINITE = float("inf")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Found:
-    """A chain's nodes by their paths, and what it costs by the placer's own reckoning: price and tie-breaks."""
+    """What a chain costs by the placer's own reckoning, price and tie-breaks, and how to find its nodes.
+
+    Many are found to be looked at no further, so the nodes are named when asked for: before any room is taken.
+    """
 
     cost: float
-    paths: tuple[Path, ...]
+    walk: Callable[[], Iterable[Path]]
+
+    @cached_property
+    def paths(self) -> tuple[Path, ...]:
+        """Give the nodes by their paths, in order of the stages."""
+        return tuple(self.walk())
 
     def taken(self, depth: int) -> Counter[Path]:
         """Count the stages by domain of a depth."""
@@ -60,6 +70,7 @@ class LikeStages:
         self._num_levels = prices.num_depths - 1
         self._wrap = prices.wrap
         total = sum(rooms.values())
+        self._unit = _unit(prices)
         self._use = _use(prices, total)
         self._tables = Tables(_costs(prices), self._use, num_stages=self._num_stages)
         self._sites: dict[Path, _Site] = {}
@@ -97,6 +108,11 @@ class LikeStages:
             return {path: room for site in self._by_depth[-1] for path, room in site.nodes.items()}
         return {site.path: self._tables.room(site.kind) for site in self._by_depth[depth]}
 
+    @property
+    def ties_s(self) -> float:
+        """Give what breaking ties by room adds to a chain's cost at most."""
+        return 2 * _ROOM * self._unit
+
     def take(self, paths: tuple[Path, ...]) -> None:
         """Take away the room of these nodes for one stage each."""
         self._change(Counter(paths), sign=-1)
@@ -133,11 +149,11 @@ class LikeStages:
                     best = (cost, path)
         alone = next((each for each in self._large_nodes() if is_free(each[1])), None)
         if alone is not None and (best is None or alone[0] <= best[0]):
-            return Found(cost=alone[0], paths=(alone[1],) * self._num_stages)
+            return Found(cost=alone[0], walk=partial(repeat, alone[1], self._num_stages))
         if best is None:
             return None
-        walk = self._walk(self._sites[best[1]], 0, self._num_stages, limited, limits)
-        return Found(cost=best[0], paths=tuple(walk))
+        site = self._sites[best[1]]
+        return Found(cost=best[0], walk=partial(self._walk, site, 0, self._num_stages, limited, limits))
 
     def _ranked(self, depth: int) -> list[tuple[float, Path]]:
         """Give the domains that hold the chain, the cheapest first."""
@@ -213,6 +229,11 @@ def _by_value(items: Iterator[tuple[int, Path]]) -> dict[int, list[Path]]:
     for value, path in sorted(items, reverse=True):
         by_value.setdefault(value, []).append(path)
     return by_value
+
+
+def crossing_ties_s(prices: Prices) -> float:
+    """Give what breaking ties by crossings adds to a chain's cost at most."""
+    return 0.0 if prices.step_s is None else 2 * _CROSSING * prices.step_s
 
 
 def _unit(prices: Prices) -> float:

@@ -9,7 +9,8 @@ With `price[d][b]` for boundary b crossing between two domains inside one of dep
 where `cost[s, e]` is of the stages s..e-1. Parts are added one by one, in order of their room: from small to large if
 boundaries cost more towards the end of the chain, since that moves every boundary as far to the front as it can go; the
 other way round if they cost less. For a domain over nodes this order is the best one there is, and where all boundaries
-cost the same no order is better than another. Where prices rise and fall, both orders are tried.
+cost the same no order is better than another. Elsewhere all orders are tried where the parts are few
+(`placement_orders.py`), and one or both of these where they are many.
 
 Domains that hold the same have one table: of a hundred leaves with six free nodes each, one is reckoned. And where all
 boundaries cost the same a run costs the same wherever it starts, so that a table has one row. Chains of more than
@@ -22,10 +23,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipelinejob.placement_orders import Steps, all_orders, num_steps, one_order, two_orders
+
 Costs = npt.NDArray[np.float64]
 Kind = int  # domains of one kind hold the same: their parts are of the same kinds
 
 _INFINITE = float("inf")
+_MOST_REORDERED, _EFFORT = 8, 1500  # parts of a domain that are tried in all orders, and runs added in doing so
 _LONGEST = 160  # stages whose boundaries are told apart; tables grow with the square, and the work with the cube
 
 
@@ -97,8 +101,8 @@ class Tables:
             return _INFINITE
         cost = self._whole.get(kind)
         if cost is None:
-            tables = [self._layers(kind, ascending=ascending, start=0)[-1] for ascending in self._orders]
-            cost = self._whole[kind] = float(min(table[0, self._num_stages] for table in tables))
+            costs = self._states(kind, start=0)[-1]
+            cost = self._whole[kind] = _INFINITE if costs is None else float(costs[0, self._num_stages])
         return cost
 
     def runs(self, kind: Kind) -> Costs:
@@ -110,11 +114,12 @@ class Tables:
 
     def _made(self, kind: Kind) -> Costs:
         shape = self._shapes[kind]
-        if shape.is_over_nodes:
-            costs = [self._over(shape.depth, self._limited(shape, ascending=ascending)) for ascending in self._orders]
+        if shape.is_over_nodes and len(self._orders) == 1:
+            costs: Costs | None = self._over(shape.depth, self._in_order(shape, ascending=self._orders[0]))
         else:
-            costs = [self._layers(kind, ascending=ascending)[-1] for ascending in self._orders]
-        return _skewed(np.minimum.reduce(costs), most=min(self._num_stages, self.room(kind)))
+            costs = self._states(kind)[-1]
+        assert costs is not None, "the last state is reached"
+        return _skewed(costs, most=min(self._num_stages, self.room(kind)))
 
     def _over(self, depth: int, rooms: tuple[int, ...]) -> Costs:
         """Give the table of nodes with these rooms, in this order, from the longest beginning that is known on."""
@@ -140,12 +145,8 @@ class Tables:
             self._parts[kind] = runs
         return runs
 
-    def in_order(self, kind: Kind, *, ascending: bool) -> list[int]:
-        """Give the parts in the order in which the chain passes them: rooms of nodes, or kinds of parts."""
-        return list(self._limited(self._shapes[kind], ascending=ascending))
-
-    def _limited(self, shape: _Shape, *, ascending: bool) -> tuple[int, ...]:
-        """Leave out parts that are alike beyond the number that a chain can have use for.
+    def _in_order(self, shape: _Shape, *, ascending: bool) -> tuple[int, ...]:
+        """Give the parts by room, without those alike beyond the number that a chain can have use for.
 
         Of two alike that are each at most half full, one could take the other's stages, so not many stand half empty.
         """
@@ -154,14 +155,33 @@ class Tables:
         useful = ((part, min(count, 2 * -(-self._num_stages // room_of(part)) + 1)) for part, count in ordered)
         return tuple(part for part, count in useful for _ in range(count))
 
-    def _layers(self, kind: Kind, *, ascending: bool, start: int | None = None) -> list[Costs]:
-        """Give the table after each part: rows are the first stage, or only `start`; columns the end."""
+    def _steps(self, kind: Kind) -> Steps:
+        """Give the orders that are worth trying: all where they matter and are few."""
         shape = self._shapes[kind]
-        layers = [self._nothing(start)]
-        for part in self.in_order(kind, ascending=ascending):
-            runs = self.node_runs(shape.depth, part) if shape.is_over_nodes else self.part_runs(part)
-            layers.append(self._extended(shape.depth, layers[-1], runs, start=start))
-        return layers
+        parts = self._in_order(shape, ascending=self._orders[0])
+        if self._is_level or (shape.is_over_nodes and len(self._orders) == 1):
+            return one_order(parts)
+        rooms = parts if shape.is_over_nodes else tuple(map(self.room, parts))
+        num_runs = sum(min(room, self._num_stages) for room in rooms) / max(1, len(parts))
+        if len(parts) <= _MOST_REORDERED and num_steps(len(parts)) * num_runs <= _EFFORT:
+            return all_orders(parts)
+        return two_orders(parts, self._in_order(shape, ascending=self._orders[-1]))
+
+    def _states(self, kind: Kind, start: int | None = None) -> list[Costs | None]:
+        """Give the table after each set of parts: rows are the first stage, or only `start`; columns the end."""
+        shape = self._shapes[kind]
+        states: list[Costs | None] = [self._nothing(start)]
+        for steps in self._steps(kind):
+            reached = [
+                self._extended(shape.depth, costs, self._runs_of(shape, part), start=start)
+                for before, part in steps
+                if (costs := states[before]) is not None
+            ]
+            states.append(np.minimum.reduce(reached) if reached else None)
+        return states
+
+    def _runs_of(self, shape: _Shape, part: int) -> Costs:
+        return self.node_runs(shape.depth, part) if shape.is_over_nodes else self.part_runs(part)
 
     @property
     def _num_rows(self) -> int:
@@ -197,33 +217,33 @@ class Tables:
 
         A part is the room of a node or the kind of a part; those alike count as one and the same.
         """
+        shape, steps, states = self._shapes[kind], self._steps(kind), self._states(kind, start)
         offset = start if self._is_level else 0
         end -= offset
-        layers, parts = min(
-            (
-                (self._layers(kind, ascending=each, start=start), self.in_order(kind, ascending=each))
-                for each in self._orders
-            ),
-            key=lambda way: float(way[0][-1][0, end]),
-        )
-        taken, shape = [], self._shapes[kind]
-        for number in reversed(range(len(parts))):
-            before, after, part = layers[number], layers[number + 1], parts[number]
-            if after[0, end] == before[0, end]:
-                continue
-            runs = self.node_runs(shape.depth, part) if shape.is_over_nodes else self.part_runs(part)
-            count = self._last_run(before + self._row(self._crossings[shape.depth], start), runs, end, after[0, end])
-            taken.append((part, end - count + offset, end + offset))
-            end -= count
+        taken, state = [], len(steps)
+        while state:
+            here = states[state]
+            assert here is not None, "a state that was reached is left by the way it came"
+            cost = here[0, end]
+            for before, part in steps[state - 1]:
+                count = self._last_run(shape, states[before], part, (start, end, cost))
+                if count is not None:
+                    break
+            if count:
+                taken.append((part, end - count + offset, end + offset))
+                end -= count
+            state = before
         yield from reversed(taken)
 
-    def _last_run(self, entered: Costs, runs: Costs, end: int, cost: float) -> int:
-        """Give the length of the run that led to this cost."""
-        return next(
-            count
-            for count in range(1, min(len(runs) - 1, end) + 1)
-            if entered[0, end - count] + runs[count, 0 if self._is_level else end - count] == cost
-        )
+    def _last_run(self, shape: _Shape, before: Costs | None, part: int, at: tuple[int, int, float]) -> int | None:
+        """Give the length of the run, or 0, that led from the table before to this cost; None if none did."""
+        start, end, cost = at
+        if before is None or before[0, end] == cost:
+            return None if before is None else 0
+        entered, runs = before + self._row(self._crossings[shape.depth], start), self._runs_of(shape, part)
+        lengths = range(1, min(len(runs) - 1, end) + 1)
+        column = 0 if self._is_level else 1
+        return next((n for n in lengths if entered[0, end - n] + runs[n, column * (end - n)] == cost), None)
 
 
 def _orders(price: Costs) -> tuple[bool, ...]:

@@ -16,6 +16,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, groupby, pairwise
 
 from pipelinejob.network import common_depth
@@ -65,6 +66,11 @@ class UnlikeStages:
         for path, counts in self._counts.items():
             rooms[path[:depth]] = rooms.get(path[:depth], 0) + counts[self._scarcest]
         return rooms
+
+    @property
+    def ties_s(self) -> float:
+        """Give what tie-breaks add to a chain's cost: there are none."""
+        return 0.0
 
     def least(self, *, depth: int, limits: Limits | None = None) -> Found | None:
         """Give the cheapest chain within one domain of a depth or deeper that the search finds."""
@@ -175,7 +181,7 @@ class _Search:
                 frames.append(_Frame(self._options(chain)))
         for frame in reversed(frames):
             self._withdraw(frame, chain)
-        return None if best is None else Found(cost=best[0], paths=tuple(best[1]))
+        return None if best is None else Found(cost=best[0], walk=partial(tuple, best[1]))
 
     def _put(self, frame: _Frame, run: list[Path], chain: list[Path]) -> None:
         for path in run:
@@ -352,7 +358,7 @@ class _Search:
         found = [chain[stage] for stage in sorted(chain)] if len(chain) == len(order) else None
         while chain:
             self._vacate(chain)
-        return Found(cost=self._prices.chain_s(found), paths=tuple(found)) if found else None
+        return Found(cost=self._prices.chain_s(found), walk=partial(tuple, found)) if found else None
 
     def _vacate(self, chain: dict[int, Path]) -> None:
         """Take the stage that was placed last away again."""
