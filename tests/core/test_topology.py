@@ -4,6 +4,7 @@ import pytest
 
 from pipelinejob.errors import SpecError
 from pipelinejob.topology import PROFILES, NodeInfo, Topology, detect
+from pipelinejob.topology_profile import Link, MissingLabels, TopologyProfileSpec
 
 
 def labelled(name, labels):
@@ -15,6 +16,10 @@ TIER = "fabric.topograph.run/tier-"
 V0 = "network.topology.nvidia.com/"
 OCI = "oci.oraclecloud.com/"
 KUEUE = "cloud.provider.com/topology-"
+V01 = "network.topology.kubernetes.io/"
+DOMAIN = "accelerator.topograph.run/domain"
+SUB_DOMAIN = "accelerator.topograph.run/sub-domain"
+VOLCANO = "volcano.sh/"
 CLIQUE = "nvidia.com/gpu.clique"
 ZONE = "topology.kubernetes.io/zone"
 
@@ -42,6 +47,14 @@ ZONE = "topology.kubernetes.io/zone"
             ("s", "l", "nv", "n"),
         ),
         ({"alibabacloud.com/asw-id": "a", "alibabacloud.com/point-of-delivery": "p"}, "alibaba", ("p", "a", "n")),
+        ({V01 + "block": "l", V01 + "spine": "s", V01 + "datacenter": "c"}, "topograph-v0", ("c", "s", "l", "n")),
+        (
+            {TIER + "0": "near", TIER + "1": "mid", DOMAIN: "nvl-1", SUB_DOMAIN: "nvl-1.2"},
+            "topograph",
+            ("mid", "near", "nvl-1", "nvl-1.2", "n"),
+        ),
+        ({VOLCANO + "hypercluster": "hc", VOLCANO + "hypernode": "hn"}, "volcano", ("hc", "hn", "n")),
+        ({VOLCANO + "tor": "t", CLIQUE: "u.1"}, "volcano", ("t", "u.1", "n")),
         ({KUEUE + "rack": "r", KUEUE + "block": "b"}, "kueue-docs", ("b", "r", "n")),
         ({ZONE: "z", "topology.kubernetes.io/region": "r", CLIQUE: "u.1"}, "kubernetes", ("r", "z", "u.1", "n")),
         ({}, "kubernetes", ("n",)),
@@ -94,6 +107,77 @@ def test_a_node_without_a_label_stands_alone_and_a_note_says_so():
     assert topology.paths["b"] == ("only b", "b")
     assert len(list(topology.root.at_depth(1))) == 6
     assert topology.notes == ("b, c, d and 2 more: no label rack, so each counts as a rack of its own",)
+
+
+RACKED = [labelled("a", {"rack": "1"}), labelled("b", {}), labelled("c", {"rack": ""})]
+
+
+def test_nodes_without_a_label_stand_together_if_so_asked():
+    topology = Topology.of(RACKED, levels=["rack"], missing=MissingLabels.TOGETHER)
+
+    assert topology.paths == {"a": ("1", "a"), "b": ("no rack", "b"), "c": ("no rack", "c")}
+    assert topology.notes == ("b, c: no label rack, so they count as one rack",)
+
+
+def test_nodes_without_a_label_take_no_stage_if_so_asked():
+    topology = Topology.of(RACKED, levels=["rack"], missing=MissingLabels.EXCLUDE)
+
+    assert topology.paths == {"a": ("1", "a")}
+    assert [node.unusable for node in topology.usable(RACKED)] == [None, "has no label rack", "has no label rack"]
+    assert topology.notes == ("b, c: no label rack, so they take no stage",)
+
+
+def test_a_node_that_is_unusable_anyhow_keeps_its_reason():
+    cordoned = NodeInfo(name="d", unusable="is cordoned")
+    topology = Topology.of([*RACKED, cordoned], levels=["rack"], missing=MissingLabels.EXCLUDE)
+
+    assert topology.usable([cordoned])[0].unusable == "is cordoned"
+
+
+@pytest.mark.parametrize("missing", MissingLabels)
+def test_of_an_optional_level_a_node_may_lack_the_label_whatever_is_asked(missing):
+    nodes = [labelled("a", {ZONE: "z", CLIQUE: "u.1"}), labelled("b", {ZONE: "z"})]
+
+    topology = Topology.of(nodes, missing=missing)
+
+    assert topology.paths["b"] == ("z", "only b", "b")
+    assert topology.notes == ()
+
+
+PROFILE = TopologyProfileSpec.model_validate({
+    "levels": [{"name": "row", "keys": ["x/row"], "link": {"kind": "roce-400"}}, {"name": "rack", "keys": ["x/rack"]}],
+    "missingLabels": "Exclude",
+    "clusterLink": {"bytesPerSecond": 1e9},
+})  # fmt: skip
+
+
+def test_a_clusters_own_profile_brings_its_levels_links_and_answer_to_missing_labels():
+    nodes = [labelled("a", {"x/row": "1", "x/rack": "2"}), labelled("b", {"x/row": "1"})]
+
+    topology = Topology.of(nodes, "ours", profiles={"ours": PROFILE})
+
+    assert topology.paths == {"a": ("1", "2", "a")}
+    assert [level.link for level in topology.levels] == [Link(kind="roce-400"), None, None]
+    assert topology.link == Link(bytes_per_second=1e9)
+    assert Topology.of(nodes, "ours", missing=MissingLabels.TOGETHER, profiles={"ours": PROFILE}).excluded == {}
+
+
+def test_a_clusters_own_profile_is_detected_before_presets_if_a_node_carries_its_labels():
+    theirs = [labelled(name, {V0 + "leaf": "l"}) for name in "abc"]
+
+    assert Topology.of([*theirs, labelled("d", {"x/rack": "2"})], profiles={"ours": PROFILE}).profile == "ours"
+    assert Topology.of(theirs, profiles={"ours": PROFILE}).profile == "topograph-v0"
+
+
+def test_a_clusters_own_profile_replaces_the_preset_of_its_name():
+    node = labelled("a", {"x/row": "1", "topology.k8s.aws/network-node-layer-1": "s"})
+
+    assert Topology.of([node], "eks", profiles={"eks": PROFILE}).levels[0].name == "row"
+
+
+def test_a_profile_that_does_not_exist_is_refused_with_the_clusters_own_among_those_that_do():
+    with pytest.raises(SpecError, match="there is no profile 'our'; use auto, or one of ours, gke, eks"):
+        Topology.of([], "our", profiles={"ours": PROFILE})
 
 
 def test_nodes_outside_any_nvlink_domain_need_no_note():
