@@ -131,7 +131,7 @@ def test_room_stays_kept_where_it_was_however_many_go_past():
     """Two leaves of two nodes; the older job needs a whole one. Without a fixed choice, small jobs could take turns."""
     leaf = "topology.kubernetes.io/rack"
     world = World([node(f"{rack}{n}", labels={leaf: rack}) for rack in "ab" for n in range(2)])
-    first = submit(world, "first", stages=1)
+    first = submit(world, "first", stages=1, template={"spec": {"nodeSelector": {leaf: "a"}}})
     second = submit(world, "second", stages=1, template={"spec": {"nodeSelector": {leaf: "b"}}})
     world.train()
     older = submit(world, "older", stages=2, topology={"levels": [leaf], "pipeline": {"required": leaf}})

@@ -147,6 +147,10 @@ class StageStatus(Value):
             description="The node's place in the network, coarse to fine: `zone-a/spine-1/leaf-3`.",
         ),
     ] = None
+    last_node: Annotated[
+        Short | None,
+        Field(description="Between two attempts: the node it had, to which it comes back unless that was lost."),
+    ] = None
     ready: Annotated[bool, Field(description="Whether its trainer answers and trains.")] = False
     restarts: Annotated[Count, Field(description="How often its own failure made the gang restart.")] = 0
     step: Annotated[Count | None, Field(description="Optimiser steps it has completed.")] = None

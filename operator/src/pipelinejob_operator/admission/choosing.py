@@ -3,14 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from types import MappingProxyType
 
 from pipelinejob.errors import NoPlacementError, SpecError
 from pipelinejob.placement import place
+from pipelinejob.placement_again import place_again
 from pipelinejob.placement_room import Demand
-from pipelinejob.plan import Placement
+from pipelinejob.placement_room import Room as RankRoom
+from pipelinejob.plan import Assignment, Placement
+from pipelinejob.prices import Prices
 from pipelinejob.quantities import Resources, resources
 from pipelinejob.spec import PipelineJobSpec
-from pipelinejob.topology import NodeInfo, Topology
+from pipelinejob.status import PipelineJobStatus
+from pipelinejob.topology import NodeInfo, Profiles, Topology
 from pipelinejob_operator.admission.capacity import Claim, allocatable
 from pipelinejob_operator.admission.eligibility import may_stand_on, unusable
 from pipelinejob_operator.cluster import Object
@@ -21,6 +26,7 @@ from pipelinejob_operator.objects.pods import pod_requests
 
 Free = Mapping[str, Resources]
 _PODS = "pods"
+_NO_PROFILES: Profiles = MappingProxyType({})
 
 
 def choose_nodes(
@@ -36,21 +42,50 @@ def choose_nodes(
 class Chooser:
     """Places jobs on the nodes of one moment; remembers what stays the same, however often it is asked about a job."""
 
-    def __init__(self, nodes: Sequence[Object], settings: ControllerSettings) -> None:
+    def __init__(
+        self, nodes: Sequence[Object], settings: ControllerSettings, profiles: Profiles = _NO_PROFILES
+    ) -> None:
+        """Look at nodes; `profiles` are the cluster's TopologyProfiles."""
         self._nodes = nodes
         self._settings = settings
+        self._profiles = profiles
+        self._topologies: dict[str, Topology] = {}
         self._demands: dict[str, tuple[Demand, ...]] = {}
 
-    def choose(self, job: Job, free: Free) -> Placement:
-        """Give every rank a node.
+    def choose(self, job: Job, free: Free, *, prices: Prices | None = None, move_s: float = 0.0) -> Placement:
+        """Give every rank a node; without prices by crossings alone.
 
-        Raises NoPlacementError with one sentence on what is missing, SpecError if the spec names an unknown topology.
+        A gang that was broken comes back to where it stood, but for what was lost; a healthy stage moves only if that
+        earns back the `move_s` that it costs. Raises NoPlacementError with one sentence on what is missing, SpecError
+        if the spec names an unknown topology.
         """
-        spec = job.spec
-        assert spec is not None, "only readable jobs are placed"
-        infos = node_infos(self._nodes, free)
-        topology = Topology.from_spec(spec.topology, infos)
-        return place(self.demands(job), topology, infos, scope=spec.topology.pipeline)
+        assert job.spec is not None, "only readable jobs are placed"
+        infos, wanted = node_infos(self._nodes, free), job.spec.topology
+        topology = self._topology(job, infos)
+        before = stood(job.status)
+        if before is None:
+            return place(
+                self.demands(job),
+                topology,
+                infos,
+                scope=wanted.pipeline,
+                prices=prices,
+                threshold=wanted.threshold,
+                objective=wanted.objective,
+            )
+        return place_again(
+            self.demands(job),
+            topology,
+            infos,
+            before=before,
+            lost=self._lost(job, before, infos),
+            reload_s=move_s,
+            steps_left=max(1, job.spec.training.steps - (job.status.last_checkpoint_step or 0)),
+            scope=wanted.pipeline,
+            prices=prices,
+            threshold=wanted.threshold,
+            objective=wanted.objective,
+        )
 
     def fits(self, job: Job, free: Free) -> tuple[Claim, ...] | None:
         """Give what the job would take of which node, None if it does not fit."""
@@ -61,12 +96,48 @@ class Chooser:
         asked = {Rank(each.replica, each.stage): resources(each.requests) for each in self.demands(job)}
         return tuple(Claim(each.node, asked[Rank(each.replica, each.stage)]) for each in placed.assignments)
 
+    def _topology(self, job: Job, infos: Sequence[NodeInfo]) -> Topology:
+        assert job.spec is not None, "only readable jobs are placed"
+        if job.uid not in self._topologies:
+            self._topologies[job.uid] = Topology.from_spec(job.spec.topology, infos, self._profiles)
+        return self._topologies[job.uid]
+
+    def _lost(self, job: Job, before: Placement, infos: Sequence[NodeInfo]) -> frozenset[str]:
+        """Give the nodes that cannot take back what stood there: they are gone, unusable, or others' by now."""
+        room, lost = RankRoom(infos), set()
+        demands = {Rank(each.replica, each.stage): each for each in self.demands(job)}
+        for each in before.assignments:
+            demand = demands.get(Rank(each.replica, each.stage))
+            if demand is not None and room.fits(demand, each.node):
+                room.take(demand, each.node)
+            else:
+                lost.add(each.node)
+        return frozenset(lost)
+
     def demands(self, job: Job) -> tuple[Demand, ...]:
         """Give what each rank asks for, and where its pod may go."""
         assert job.spec is not None, "only readable jobs are placed"
         if job.uid not in self._demands:
             self._demands[job.uid] = _demands(job, job.spec, self._nodes, self._settings)
         return self._demands[job.uid]
+
+
+def stood(status: PipelineJobStatus) -> Placement | None:
+    """Give where a gang stood before it broke, as far as it is to come back there; None if it begins anew."""
+    assignments = tuple(
+        Assignment(replica=each.replica, stage=each.stage, node=each.last_node, path=())
+        for each in status.stages
+        if each.last_node is not None
+    )
+    return Placement(assignments=assignments, crossings={}) if assignments else None
+
+
+def eligible(infos: Sequence[NodeInfo], demands: Sequence[Demand]) -> list[NodeInfo]:
+    """Give the nodes as they are, but those unusable that none of the ranks may go to."""
+    if any(each.nodes is None for each in demands):
+        return list(infos)
+    allowed = frozenset[str]().union(*(each.nodes or () for each in demands))
+    return [info if info.name in allowed else replace(info, unusable="may not be used") for info in infos]
 
 
 def node_infos(nodes: Sequence[Object], free: Free) -> list[NodeInfo]:

@@ -11,6 +11,7 @@ from pipelinejob_operator.objects.job import Job, condition
 NO_ROOM = "NoRoom"
 NOT_ITS_TURN = "NotItsTurn"
 NEVER_FITS = "NeverFits"
+NO_PLAN = "NoPlan"  # what the cluster is said to be does not allow for one, or not on the nodes that are free
 PREEMPTED = "Preempted"  # it was told to make way, and waits in its place of the line
 PREEMPTING = "Preempting"  # others were told to make way for it
 # Reasons of PLACED with which a job waits for something other than room.

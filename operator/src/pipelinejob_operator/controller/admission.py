@@ -5,13 +5,21 @@ from dataclasses import dataclass, replace
 
 from pipelinejob.errors import NoPlacementError, SpecError
 from pipelinejob.plan import Placement, Plan
+from pipelinejob.site import Draft
 from pipelinejob_operator.admission.asking import ask
 from pipelinejob_operator.admission.backfill import kept_for, reserve
 from pipelinejob_operator.admission.capacity import Claim, Promise, minus, promise_of
 from pipelinejob_operator.admission.choosing import Chooser
 from pipelinejob_operator.admission.preempting import victims
 from pipelinejob_operator.admission.priority import NO_PRIORITY_CLASS
-from pipelinejob_operator.admission.queueing import NEVER_FITS, NO_ROOM, NOT_ITS_TURN, PREEMPTED, PREEMPTING
+from pipelinejob_operator.admission.queueing import (
+    NEVER_FITS,
+    NO_PLAN,
+    NO_ROOM,
+    NOT_ITS_TURN,
+    PREEMPTED,
+    PREEMPTING,
+)
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.controller import transitions
 from pipelinejob_operator.controller.measurements import with_plan
@@ -39,15 +47,28 @@ class _Asking:
         return self.turn.job
 
 
-def admit(turn: Turn, planner: Callable[[Job], Plan], room: Room, settings: ControllerSettings) -> Turn:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """What became of a job that asked for room: the turn it takes, and its place if it got one."""
+
+    turn: Turn
+    placement: Placement | None = None
+
+
+def admit(
+    turn: Turn, drafted: Callable[[Job], Draft], room: Room, chooser: Chooser, settings: ControllerSettings
+) -> Admission:
     """Give the job its nodes, or say why it waits. `turn.job.is_placed` stays; the new status tells."""
     turn = turn.having(not_before=None)
     if not room.order.priorities.knows(turn.job):
-        return _without_class(turn)
+        return Admission(turn=_without_class(turn))
     try:
-        return _admit_in_turn(turn, planner(turn.job), room, settings)
+        return _admit_in_turn(turn, drafted(turn.job), room, chooser, settings)
     except SpecError as error:
-        return transitions.fail(turn, "InvalidSpec", str(error), stalled=True)
+        return Admission(turn=transitions.fail(turn, "InvalidSpec", str(error), stalled=True))
+    except NoPlacementError as error:
+        turn = turn.having(preempts=(), waits_for=())
+        return Admission(turn=transitions.wait(turn, NO_PLAN, str(error), stalled=True))
 
 
 def promise_from(turn: Turn, settings: ControllerSettings) -> Promise | None:
@@ -63,20 +84,26 @@ def _without_class(turn: Turn) -> Turn:
     return transitions.wait(turn.having(preempts=(), waits_for=()), NO_PRIORITY_CLASS, message, stalled=True)
 
 
-def _admit_in_turn(turn: Turn, plan: Plan, room: Room, settings: ControllerSettings) -> Turn:
-    chooser = Chooser(room.nodes, settings)
+def without_plan(turn: Turn, error: SpecError) -> Turn:
+    """Wait on: there were nodes, but what the job would be on them cannot be planned."""
+    turn = turn.having(preempts=(), waits_for=())
+    return transitions.wait(turn, NO_PLAN, f"there are nodes for it, but no plan for them: {error}")
+
+
+def _admit_in_turn(turn: Turn, draft: Draft, room: Room, chooser: Chooser, settings: ControllerSettings) -> Admission:
     ahead = room.order.ahead_of(turn.job, room.waiting)
     asking = _Asking(turn=turn, room=room, chooser=chooser, ahead=ahead, kept=kept_for(ahead, room, chooser))
     if asking.kept is not None:
         try:
-            placed = chooser.choose(turn.job, minus(room.free, asking.kept))
+            free = minus(room.free, asking.kept)
+            placed = chooser.choose(turn.job, free, prices=draft.prices, move_s=settings.move_s)
         except NoPlacementError:
             pass
         else:
-            return _place(turn, plan, placed, ahead)
+            return Admission(turn=_place(turn, draft.plan, placed, ahead), placement=placed)
     if ahead:
         turn = replace(turn, look_again_s=min(settings.waiting_retry_s, QUEUE_STEP_S * len(ahead)))
-    return _wait(replace(asking, turn=turn))
+    return Admission(turn=_wait(replace(asking, turn=turn)))
 
 
 def _place(turn: Turn, plan: Plan, placed: Placement, ahead: Sequence[Job]) -> Turn:

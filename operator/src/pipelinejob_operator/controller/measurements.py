@@ -58,6 +58,11 @@ def summarize_placement(placement: Placement, step_s: float | None) -> Placement
     )
 
 
+def summaries(plan: Plan, placement: Placement) -> dict[str, Any]:
+    """Give what a status says of a plan for a place: what is expected there, and what the place costs."""
+    return {"plan": summarize(plan), "placement": summarize_placement(placement, _step_s(plan))}
+
+
 def with_plan(
     status: PipelineJobStatus, job: Job, plan: Plan, *, pods: Mapping[tuple[int, int], str] | None = None
 ) -> PipelineJobStatus:
@@ -99,13 +104,16 @@ def with_pods_made(status: PipelineJobStatus, plan: Plan, pods: Mapping[Rank, st
     )
 
 
-def without_nodes(status: PipelineJobStatus, *, failed: Rank | None = None) -> PipelineJobStatus:
-    """Take every rank's node back; what is known of the ranks' ends stays readable."""
+def without_nodes(
+    status: PipelineJobStatus, *, failed: Rank | None = None, comes_back: bool = False
+) -> PipelineJobStatus:
+    """Take every rank's node back; what is known of the ranks' ends stays readable, and where it is to come back to."""
     stages = tuple(
         stage.model_copy(
             update={
                 "node": None,
                 "path": None,
+                "last_node": stage.node if comes_back else None,
                 "ready": False,
                 "restarts": stage.restarts + (failed == (stage.replica, stage.stage)),
             }

@@ -1,7 +1,7 @@
 """What one pass sees: the job, its pods and the nodes at one moment, read once, parsed, and not looked at again."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelinejob import names
@@ -67,7 +67,7 @@ def observe(cluster: Cluster, raw: Object, errors: Sequence[SpecError], settings
         job=job,
         errors=tuple(errors),
         pods=pods,
-        plan_attempt=_attempt(furniture.get("ConfigMap")),
+        plan_attempt=plan_attempt(furniture.values()),
         has_service="Service" in furniture,
         in_the_way=_in_the_way(cluster, job),
         gone_nodes=_used(pods) - {node["metadata"]["name"] for node in cluster.nodes()},
@@ -109,7 +109,9 @@ def _asker(cluster: Cluster, job: Job) -> Job | None:
     return asked_to_leave([job, *askers], Priorities.read(cluster.priority_classes())).get(job.uid)
 
 
-def _attempt(config_map: Object | None) -> int | None:
+def plan_attempt(furniture: Iterable[Object]) -> int | None:
+    """Give the attempt whose plan stands in the config map; None if there is none."""
+    config_map = next((item for item in furniture if item["kind"] == "ConfigMap"), None)
     label = (config_map or {}).get("metadata", {}).get("labels", {}).get(names.LABEL_ATTEMPT, "")
     return int(label) if label.isdecimal() else None
 

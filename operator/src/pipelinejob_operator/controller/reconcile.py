@@ -5,31 +5,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from pipelinejob.cost import Profile
 from pipelinejob.errors import InvalidManifestError, SpecError
-from pipelinejob.plan import Plan
-from pipelinejob.planner import make_plan
-from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.hardware import Hardware
+from pipelinejob.plan import Placement, Plan
+from pipelinejob.site import Draft
+from pipelinejob_operator.admission.choosing import Chooser
 from pipelinejob_operator.admission.ledger import Ledger
 from pipelinejob_operator.admission.priority import Priorities
 from pipelinejob_operator.admission.queueing import Order
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.cluster import Cluster, ConflictError, ForbiddenError, InvalidError, Key, Object
 from pipelinejob_operator.controller import late
-from pipelinejob_operator.controller.admission import admit, promise_from
+from pipelinejob_operator.controller.admission import Admission, admit, promise_from, without_plan
 from pipelinejob_operator.controller.decide import Decision, complete, decide, refused
-from pipelinejob_operator.controller.measurements import is_due
+from pipelinejob_operator.controller.measurements import is_due, summaries
 from pipelinejob_operator.controller.memo import PerGeneration
-from pipelinejob_operator.controller.observe import Observed, ask_progress, observe
+from pipelinejob_operator.controller.observe import Observed, ask_progress, observe, plan_attempt
+from pipelinejob_operator.controller.planning import Ground, Planner, ProfileSource
 from pipelinejob_operator.controller.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, read_job
+from pipelinejob_operator.objects.topology_profiles import profiles_of
 from pipelinejob_operator.validation.validate import validate
 
 __all__ = ["Controller", "ControllerSettings", "ProfileSource"]
-
-# Costs measured where the job will run; None: derive them from the model's sizes.
-ProfileSource = Callable[[PipelineJobSpec], Profile | None]
 
 MAX_WRITES_AT_ONCE = 16
 
@@ -47,14 +46,14 @@ class Controller:
         settings: ControllerSettings,
         clock: Callable[[], datetime],
         profile_source: ProfileSource | None = None,
+        hardware: Hardware | None = None,
     ) -> None:
         self._cluster = cluster
         self._settings = settings
         self._clock = clock
-        self._profile_source = profile_source
         self._ledger = Ledger()
         self._errors = PerGeneration(_errors)
-        self._plans = PerGeneration(self._make_plan)
+        self._planner = Planner(settings, hardware=hardware, profile_source=profile_source)
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring the job closer to its spec.
@@ -65,7 +64,7 @@ class Controller:
         raw = await self._planned(key)
         if raw is None:
             self._errors.forget(key)
-            self._plans.forget(key)
+            self._planner.forget(key)
             return None
         now = self._clock()
         observed = await self._observe(raw, now)
@@ -79,15 +78,17 @@ class Controller:
         """Read a job whose plan, if it needs one, is at hand: finding one may take seconds, in which others go on."""
         raw = self._cluster.job(key)
         if raw is not None and self._needs_plan(raw):
-            await asyncio.to_thread(self._plans.prepare, raw)
+            await asyncio.to_thread(self._planner.prepare, read_job(raw), Ground.of(self._cluster))
             raw = self._cluster.job(key)
         return raw
 
     def _needs_plan(self, raw: Object) -> bool:
-        if self._plans.knows(raw) or self._errors(raw):
-            return False
         job = read_job(raw)
-        return job.spec is not None and not job.spec.suspend and not job.is_finished
+        if self._errors(raw) or job.spec is None or job.spec.suspend or job.is_finished or job.is_deleting:
+            return False
+        if job.has_begun and plan_attempt(self._cluster.furniture(job.key)) == job.status.attempt:
+            return False
+        return not self._planner.knows(job, Ground.of(self._cluster))
 
     async def _observe(self, raw: Object, now: datetime) -> Observed:
         observed = observe(self._cluster, raw, self._errors(raw), self._settings)
@@ -104,9 +105,24 @@ class Controller:
         if job.binds_late:  # takes nothing that others could be given meanwhile
             turn = await asyncio.to_thread(late.admit, turn, observed, self._plan, self._cluster.nodes())
         else:
-            turn = self._ask_for_room(turn)
+            admission = self._ask_for_room(turn)
+            return await self._take(turn, admission, observed)
+        decision = complete(turn, observed, self._settings, planner=self._plan)
+        await self._carry_out(observed, decision)
+        return decision.requeue_after_s
+
+    async def _take(self, asking: Turn, admission: Admission, observed: Observed) -> float | None:
+        """Write down what became of a job that asked for room; what it got is promised to it from now on."""
+        turn = admission.turn
         promise = promise_from(turn, self._settings)
         before = self._ledger.write(promise) if promise else None
+        if admission.placement is not None:
+            try:
+                turn = await self._planned_for(turn, admission.placement)
+            except SpecError as error:
+                turn = without_plan(asking, error)
+        if promise and not replace(turn.job, status=turn.status).is_placed:
+            self._ledger.restore(promise.uid, before)
         decision = complete(turn, observed, self._settings, planner=self._plan)
         try:
             await self._carry_out(observed, decision)
@@ -116,11 +132,17 @@ class Controller:
             raise
         return decision.requeue_after_s
 
+    async def _planned_for(self, turn: Turn, placement: Placement) -> Turn:
+        """Plan again for the place that the job got: with its devices, and its links."""
+        job, ground = replace(turn.job, status=turn.status), Ground.of(self._cluster)
+        await asyncio.to_thread(self._planner.prepare, job, ground, placement)
+        return turn.having(**summaries(self._planner.plan(job, ground), placement))
+
     def _was_written(self, turn: Turn) -> bool:
         raw = self._cluster.job(turn.job.key)
         return raw is not None and read_job(raw).status == turn.status
 
-    def _ask_for_room(self, turn: Turn) -> Turn:
+    def _ask_for_room(self, turn: Turn) -> Admission:
         assert turn.job.spec is not None, "only readable jobs ask for room"
         jobs = [read_job(raw) for raw in self._cluster.jobs()]
         promises = self._ledger.promises(jobs, self._settings)
@@ -134,7 +156,9 @@ class Controller:
             now=turn.now,
             settings=self._settings,
         )
-        return admit(turn, self._plan, room, self._settings)
+        profiles = profiles_of(self._cluster.topology_profiles())
+        chooser = Chooser(room.nodes, self._settings, profiles)
+        return admit(turn, self._draft, room, chooser, self._settings)
 
     async def _carry_out(self, observed: Observed, decision: Decision) -> None:
         """Write the status, if it differs, then what follows from it."""
@@ -185,17 +209,10 @@ class Controller:
                 raise result
 
     def _plan(self, job: Job) -> Plan:
-        return self._plans(job.raw)
+        return self._planner.plan(job, Ground.of(self._cluster))
 
-    def _make_plan(self, raw: Object) -> Plan:
-        """Plan the job.
-
-        Raises SpecError if its stages cannot share its layers.
-        """
-        job = read_job(raw)
-        assert job.spec is not None, "only readable jobs are planned"
-        profile = self._profile_source(job.spec) if self._profile_source else None
-        return make_plan(namespace=job.key.namespace, name=job.key.name, spec=job.spec, profile=profile)
+    def _draft(self, job: Job) -> Draft:
+        return self._planner.draft(job, Ground.of(self._cluster))
 
 
 def _errors(raw: Object) -> tuple[SpecError, ...]:

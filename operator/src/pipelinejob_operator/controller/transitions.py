@@ -175,9 +175,18 @@ def stick(turn: Turn, reason: str, message: str) -> Turn:
     return turn.told("StageStuck", message, warning=True) if is_news else turn
 
 
-def give_up(turn: Turn, *, state: State, reason: str, message: str, backoff_s: float, rank: Any = None) -> Turn:
+def give_up(  # all of it is said of one attempt
+    turn: Turn,
+    *,
+    state: State,
+    reason: str,
+    message: str,
+    backoff_s: float,
+    rank: Any = None,
+    comes_back: bool = False,
+) -> Turn:
     """End the present attempt; the next one fences it off. Its pods go before anything of the next comes."""
-    status = without_nodes(turn.status, failed=rank)
+    status = without_nodes(turn.status, failed=rank, comes_back=comes_back)
     until = format_time(turn.now + timedelta(seconds=backoff_s)) if backoff_s > 0 else None
     return (
         replace(turn, status=status)
@@ -206,6 +215,7 @@ def restart(turn: Turn, cause: Cause, *, is_counted: bool, backoff_s: float, lim
         message=f"{sentence}; the gang goes on from its last checkpoint ({counted})",
         backoff_s=backoff_s,
         rank=cause.rank if is_counted else None,
+        comes_back=True,
     ).having(restarts=restarts, disruptions=disruptions)
     pause = f" after {backoff_s:.0f} s" if backoff_s > 0 else ""
     return turn.told("Restarting", f"Attempt {turn.status.attempt} begins{pause}: {counted}")
