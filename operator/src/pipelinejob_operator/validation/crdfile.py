@@ -86,7 +86,7 @@ def _type(field: Mapping[str, Any]) -> str:
     if isinstance(field.get("additionalProperties"), Mapping):
         return f"map of {_type(field['additionalProperties'])}"
     if "x-kubernetes-preserve-unknown-fields" in field:
-        return "pod template"
+        return "object, free in form"
     return str(field["type"]) + _bounds(field)
 
 
