@@ -68,12 +68,22 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         replica=_number(variables, names.ENV_REPLICA),
         attempt=_number(variables, names.ENV_ATTEMPT),
         rendezvous=_address(variables, names.ENV_RENDEZVOUS),
-        metrics_port=_number(variables, names.ENV_METRICS_PORT, default=names.PORT_METRICS),
+        metrics_port=read_metrics_port(variables),
         checkpoints=Path(_text(variables, names.ENV_CHECKPOINTS)),
         output=_path(variables, names.ENV_OUTPUT),
         termination_log=read_termination_log(variables),
-        grace_s=float(_number(variables, names.ENV_GRACE_S, default=int(_DEFAULT_GRACE_S))),
+        grace_s=read_grace_s(variables),
     )
+
+
+def read_metrics_port(variables: Mapping[str, str]) -> int:
+    """Say where this process shows itself."""
+    return _number(variables, names.ENV_METRICS_PORT, default=names.PORT_METRICS)
+
+
+def read_grace_s(variables: Mapping[str, str]) -> float:
+    """Say how long this process has to stop."""
+    return float(_number(variables, names.ENV_GRACE_S, default=int(_DEFAULT_GRACE_S)))
 
 
 def read_termination_log(environment: Mapping[str, str] | None = None) -> Path | None:

@@ -17,6 +17,7 @@ from pipelinejob_trainer.config import Config, read_config, read_plan, read_term
 from pipelinejob_trainer.errors import StoppedError, UserError
 from pipelinejob_trainer.httpserver import serve
 from pipelinejob_trainer.lastwords import LastWords
+from pipelinejob_trainer.number import await_number
 from pipelinejob_trainer.signals import StopWish
 
 # torch takes seconds to import: what needs it is imported by the command that does, once /healthz answers.
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(_: argparse.Namespace) -> NoReturn:
     words = LastWords(read_termination_log())
     try:
-        config = read_config()
+        config = read_config(await_number(words))
         plan = read_plan(config.plan)
         account = Account(plan, stage=config.stage, replica=config.replica, attempt=config.attempt)
     except BaseException as error:  # noqa: BLE001  # this is the border where errors become exit codes

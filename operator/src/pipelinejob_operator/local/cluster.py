@@ -220,6 +220,8 @@ class LocalCluster:
             rank.pod["status"] = {"phase": "Pending", "conditions": _conditions(scheduled=False, ready=False)}
         elif rank.pod["metadata"].get("deletionTimestamp") is None:
             rank.pod = self._with_identity(stated, rank.pod)
+            if rank.process is not None:
+                self._write_own_fields(rank.pod)
         else:
             raise ConflictError(f"pod {key} is being deleted")
         if not local_pod.is_gated(rank.pod) and rank.process is None and rank.pod["status"]["phase"] == "Pending":
@@ -382,6 +384,8 @@ class LocalCluster:
                 mounts[mount["mountPath"]] = Path(volume["hostPath"]["path"])
             elif "configMap" in volume:
                 mounts[mount["mountPath"]] = self._config_folder(pod, volume["configMap"]["name"])
+            elif "downwardAPI" in volume:
+                mounts[mount["mountPath"]] = self._own_folder(pod, mount["name"])
             elif "emptyDir" in volume and Path(mount["mountPath"]).is_dir():
                 continue  # /tmp, /dev/shm: this machine has its own
                 mounts[mount["mountPath"]] = root / "volumes" / mount["name"]
@@ -393,6 +397,9 @@ class LocalCluster:
         # The plan is what a person looks for, so it lies at the top.
         is_plan = name == names.plan_name(pod["metadata"].get("labels", {}).get(names.LABEL_JOB, ""))
         return root if is_plan else root / "volumes" / name
+
+    def _own_folder(self, pod: Object, volume: str) -> Path:
+        return self._folder.root.resolve() / "volumes" / str(pod["metadata"]["name"]) / volume
 
     def _check_config_maps(self, pod: Object) -> None:
         for volume in pod["spec"].get("volumes", ()):
@@ -410,8 +417,17 @@ class LocalCluster:
             folder.mkdir(parents=True, exist_ok=True)
             for file, content in config.get("data", {}).items():
                 self._folder.write(folder / file, content)
+        self._write_own_fields(pod)
         for folder in self._mounts(pod).values():
             folder.mkdir(parents=True, exist_ok=True)
+
+    def _write_own_fields(self, pod: Object) -> None:
+        for volume in pod["spec"].get("volumes", ()):
+            if "downwardAPI" in volume:
+                folder = self._own_folder(pod, volume["name"])
+                folder.mkdir(parents=True, exist_ok=True)
+                for file, content in local_pod.field_files(pod, volume).items():
+                    self._folder.write(folder / file, content)
 
     def _log(self, pod: Object) -> Path:
         return self._folder.logs / f"{pod['metadata']['name']}.{local_pod.attempt(pod)}.log"

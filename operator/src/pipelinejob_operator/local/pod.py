@@ -13,7 +13,7 @@ from pipelinejob_operator.cluster import InvalidError, Object
 _TRAINER = (sys.executable, "-m", "pipelinejob_trainer")
 _IMAGE_COMMAND = "pipelinejob-trainer"  # what the trainer's image calls it
 _DEFAULT_GRACE_S = 30.0
-_LOCAL_VOLUMES = frozenset({"configMap", "emptyDir", "hostPath", "persistentVolumeClaim"})
+_LOCAL_VOLUMES = frozenset({"configMap", "downwardAPI", "emptyDir", "hostPath", "persistentVolumeClaim"})
 # An image has no home and no user; a person has both, and may keep data there.
 _A_PERSONS_OWN = frozenset({"HOME", "USER"})
 
@@ -58,6 +58,11 @@ def check(pod: Object) -> None:
         if not _LOCAL_VOLUMES & volume.keys():
             known = ", ".join(sorted(_LOCAL_VOLUMES))
             raise InvalidError(f"volume {volume['name']} does not work without a cluster; only {known} do")
+
+
+def field_files(pod: Object, volume: Mapping[str, Any]) -> dict[str, str]:
+    """Give the files of a volume that shows the pod's own fields."""
+    return {item["path"]: _field(pod, item["fieldRef"]["fieldPath"]) for item in volume["downwardAPI"].get("items", ())}
 
 
 def is_gated(pod: Object) -> bool:
