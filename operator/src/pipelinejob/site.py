@@ -46,7 +46,8 @@ class Site:
 
     def pool(self, spec: PipelineJobSpec) -> Pool:
         """Give the devices that are free for a job, node by node; those of nodes that take no pod are not."""
-        free = ((node, node.free.get(spec.gpu_resource, 0)) for node in self.topology.usable(self.nodes))
+        resource = spec.gpu_resource if spec.device is Device.GPU else "cpu"
+        free = ((node, node.free.get(resource, 0)) for node in self.topology.usable(self.nodes))
         return Pool.of((self.device_of(spec, node), int(count)) for node, count in free if node.unusable is None)
 
     def commonest_device(self, spec: PipelineJobSpec) -> DeviceKind:
@@ -99,7 +100,7 @@ class Draft:
         return None if self.costs.source is CostSource.EQUAL else prices_of(self.plan, self.costs, self.network)
 
     def place(self, demands: Sequence[Demand], *, objective: Objective | None = None) -> Placement:
-        """Give every rank a node.
+        """Give every rank a node, by the objective given or the manifest's own.
 
         Raises NoPlacementError and SpecError, as `placement.place` does.
         """
@@ -110,7 +111,8 @@ class Draft:
             self.site.nodes,
             scope=topology.pipeline,
             prices=self.prices,
-            objective=objective or Objective.AUTO,
+            threshold=topology.threshold,
+            objective=objective or topology.objective,
         )
 
     def placed(self, placement: Placement) -> "Draft":

@@ -12,7 +12,7 @@ from rich.console import Console
 from pipelinejob.cost import Profile, analytic_profile
 from pipelinejob.errors import InvalidManifestError, NoPlacementError, PipelineJobError, SpecError
 from pipelinejob.plan import Plan
-from pipelinejob.planner import make_plan
+from pipelinejob.planner import make_plan, refuse_unrunnable
 from pipelinejob.status import PipelineJobStatus, State
 from pipelinejob_operator.cli.costs import ProfileOption, costs_of
 from pipelinejob_operator.cli.exits import Exit
@@ -71,6 +71,7 @@ def _only_job(documents: Sequence[Manifest], file: Path, steps: int | None) -> G
             f"{file}: holds {len(manifests)} PipelineJobs; `run` takes one at a time, in a file of its own"
         )
     job = given_job(manifests[0] if steps is None else _with_steps(manifests[0], steps))
+    refuse_unrunnable(job.spec)
     if job.spec.suspend:
         raise UsageError(f"{file}: spec.suspend is true, so nothing would run; set it to false")
     return job
