@@ -1,7 +1,7 @@
 """How much a rank holds at most in a step: its parameters and what goes with them, and what micro-batches keep.
 
-As the trainer has it: parameters and AdamW's two moments always; gradients from a stage's first weight gradient in the
-step to the step's update, which makes no large temporaries.
+As the trainer has it: parameters and AdamW's two moments always; copies in bf16 from a stage's first pass to the end of
+the step; gradients from its first weight gradient to the step's update, which makes no large temporaries.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,10 +26,11 @@ def ahead_bytes(message_bytes: int, num_messages: int) -> int:
 class StageBytes:
     """What one stage takes: its gradients, and for one micro-batch what is kept and what a pass takes while it lasts.
 
-    `received` is what a stage that recomputes keeps after a forward pass.
+    `received` is what a stage that recomputes keeps after a forward pass, `casts` are copies of parameters in bf16.
     """
 
     gradients: int
+    casts: int
     received: int
     kept: int
     between: int
@@ -48,6 +49,7 @@ def stage_bytes(layers: Sequence[LayerCost], *, received: int, is_split: bool) -
         let_go += layer.activation_bytes - (_between(layer) if is_split else 0)
     return StageBytes(
         gradients=sum(layer.parameter_bytes for layer in layers),
+        casts=sum(layer.cast_bytes for layer in layers),
         received=received,
         kept=sum(layer.activation_bytes for layer in layers),
         between=sum(map(_between, layers)),
@@ -70,16 +72,22 @@ def peak_bytes(
 ) -> int:
     """Give the most that is held while a rank's actions, each with its stage, are played.
 
-    An asynchronous schedule updates within the step, with activations held and gradients always there.
+    An asynchronous schedule updates within the step, with activations held and gradients always there; each of its
+    micro-batches keeps copies in bf16 of its own, of the weights that it met.
     """
     state = (2 + num_versions) * parameter_bytes  # the moments, and each version of the parameters
     gradients = parameter_bytes if is_asynchronous else 0
+    have_casts: set[int] = set()
     have_gradients: set[int] = set()
     held = peak = 0
     for action, stage in actions:
         size = stages[stage]
-        before = size.received if recomputes else size.kept
-        again = size.kept if recomputes else 0
+        kept = size.kept + (size.casts if is_asynchronous else 0)
+        before = size.received if recomputes else kept
+        again = kept if recomputes else 0
+        if stage not in have_casts and not is_asynchronous:
+            have_casts.add(stage)
+            state += size.casts
         during = 0
         if action.kind is ActionKind.FORWARD:
             held += before
