@@ -147,6 +147,19 @@ def test_a_users_own_layers_are_counted_where_a_config_gives_their_sizes():
     assert block.optimizer_s == pytest.approx(7 * block.parameter_bytes / 2.039e12)
 
 
+def test_few_tokens_wait_for_the_experts_to_be_read():
+    """256 tokens do 2.4e11 operations with a block of Mixtral, but its 1.45e9 parameters are read all the same."""
+    sizes = {"model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+    more = {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8}
+    model = {"entrypoint": "a:b", "numLayers": 34, "config": sizes | more}
+
+    block = analytic(model, product="NVIDIA-A100-SXM4-80GB", sequence_length=256).layers[1]
+
+    matrices = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 8 * 4096 + 8 * 3 * 4096 * 14336
+    traffic = 2 * (block.activation_bytes + block.output_bytes)
+    assert block.forward_s == pytest.approx((2 * matrices + traffic) / 2.039e12)
+
+
 def test_a_config_without_its_width_is_the_authors_to_mend():
     with pytest.raises(SpecError, match=r"spec\.model\.config\.hidden_size: is missing"):
         analytic({"entrypoint": "a:b", "numLayers": 3, "config": {"model_type": "llama"}})

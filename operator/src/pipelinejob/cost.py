@@ -186,9 +186,9 @@ class _Pace:
     link_bytes_per_s: float
     tensor: int
 
-    def pass_s(self, operations: float, num_bytes: float) -> float:
-        """Give the seconds of a pass: of its products, and of the memory traffic of all that lies between them."""
-        return operations / self.flops + self.traffic_s(num_bytes)
+    def products_s(self, operations: float, matrix_bytes: float) -> float:
+        """Give the seconds of products: their operations', or, of few tokens, those in which the matrices are read."""
+        return max(operations / self.flops, self.traffic_s(matrix_bytes))
 
     def traffic_s(self, num_bytes: float) -> float:
         """Give the seconds in which so many bytes go through the device's memory."""
@@ -201,22 +201,24 @@ class _Pace:
 
 
 def _layer(counted: Count, pace: _Pace, batch: Batch) -> LayerCost:
-    """Turn counts into seconds.
+    """Turn counts into seconds: of products, and of the memory traffic of all that lies between them.
 
     What is kept was written, and read again by what comes next; gradients of parameters are read and written to add up.
     """
-    traffic = 2 * (counted.activation_bytes + counted.output_bytes)
+    between_s = pace.traffic_s(2 * (counted.activation_bytes + counted.output_bytes))
+    added_s = pace.traffic_s(2 * FP32_BYTES * counted.matrix_parameters)
     group_s = counted.collectives * pace.gather_s(counted.gathered_bytes)
+    products, scores, matrix_bytes = counted.products, counted.scores, counted.matrix_parameters * batch.element_bytes
+    back_s = 0.0 if counted.is_lookup else pace.products_s(products + 2 * scores, matrix_bytes) + between_s
     parameter_bytes = counted.parameters * FP32_BYTES
-    back_s = 0.0 if counted.is_lookup else pace.pass_s(counted.products + 2 * counted.scores, traffic)
     return LayerCost(
         name="",
-        forward_s=pace.pass_s(counted.products + counted.scores, traffic) + group_s,
+        forward_s=pace.products_s(products + scores, matrix_bytes) + between_s + group_s,
         backward_input_s=back_s + group_s,
-        backward_weight_s=pace.pass_s(counted.products, 2 * FP32_BYTES * counted.matrix_parameters),
+        backward_weight_s=products / pace.flops + added_s,
         optimizer_s=_ADAMW_PASSES * pace.traffic_s(parameter_bytes),
         parameter_bytes=parameter_bytes,
-        cast_bytes=counted.matrix_parameters * batch.element_bytes if batch.element_bytes < FP32_BYTES else 0,
+        cast_bytes=matrix_bytes if batch.element_bytes < FP32_BYTES else 0,
         activation_bytes=counted.activation_bytes,
         between_bytes=counted.between_bytes,
         working_bytes=counted.working_bytes,

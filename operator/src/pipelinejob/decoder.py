@@ -51,9 +51,9 @@ class Branch:
     """What is added to the residual stream at once: attention, a feed-forward layer, or both side by side.
 
     For each token, `kept` counts the elements that its backward pass needs besides the stream itself, and `multiplied`
-    those of them that matrices are multiplied with, which the gradients of matrices need; `vectors` the
-    parameters that are no matrices. Attention looks at `window` keys at most, and multiplies
-    with each `score_width` elements: those of all heads' keys, and of their values.
+    those of them that matrices are multiplied with, which the gradients of matrices need. `vectors` are the parameters
+    that are no matrices. Attention looks at `window` keys at most, and multiplies with each `score_width` elements:
+    those of all heads' keys, and of their values.
     """
 
     matrices: tuple[Matrix, ...]

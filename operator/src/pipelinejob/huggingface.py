@@ -31,7 +31,7 @@ def decoder_of_config(config: Mapping[str, Any]) -> Decoder:
 
     Raises SpecError naming the field that is missing, or is no size.
     """
-    return _decoder_of_text(json.dumps(config, sort_keys=True))  # a search asks a thousand times
+    return _decoder_of_text(json.dumps(config, default=str))  # a search asks a thousand times
 
 
 @lru_cache(maxsize=64)
