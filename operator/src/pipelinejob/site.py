@@ -6,12 +6,14 @@ by it, placement weighs those prices, and the plan is made once more for the dev
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pipelinejob import hardware as hardware_data
 from pipelinejob import network as all_networks
 from pipelinejob.cost import Profile
+from pipelinejob.errors import SpecError
 from pipelinejob.hardware import DeviceKind, Hardware
 from pipelinejob.network import Network
 from pipelinejob.objective import Objective
@@ -66,9 +68,23 @@ class Site:
     def draft(self, spec: PipelineJobSpec, *, namespace: str, name: str, profile: Profile | None = None) -> "Draft":
         """Plan a job as if all its ranks stood beside each other on the commonest device.
 
-        `profile` are its measured costs. Raises SpecError, as `planner.make_plan` does.
+        Where that has too little memory, on the next one that has enough, and only nodes with it count. `profile` are
+        measured costs. Raises SpecError, as `planner.make_plan` does.
         """
-        device = self.commonest_device(spec)
+        common = self.commonest_device(spec)
+        try:
+            return self.draft_on(common, spec, namespace=namespace, name=name, profile=profile)
+        except SpecError:
+            for device in (group.device for group in self.pool(spec).groups if group.device != common):
+                alone = replace(self, nodes=[each for each in self.nodes if self.device_of(spec, each) == device])
+                with suppress(SpecError):
+                    return alone.draft_on(device, spec, namespace=namespace, name=name, profile=profile)
+            raise
+
+    def draft_on(
+        self, device: DeviceKind, spec: PipelineJobSpec, *, namespace: str, name: str, profile: Profile | None = None
+    ) -> "Draft":
+        """Plan a job as if all its ranks stood beside each other on a device, whatever there is of it."""
         devices = None if spec.device is Device.CPU else (device,) * spec.parallelism.pipeline
         costs = profile or counted(spec, devices, self.hardware)
         return Draft(
