@@ -45,6 +45,8 @@ def ranks(*, pipeline, data=1, shapes=None):
 
 def numbered(shapes, pods, nodes, **more):
     found = number(shapes, pods, topology(nodes), nodes, **more)
+    taken = [node for node in nodes if node.name in {pod.node for pod in pods}]
+    assert number(shapes, pods, topology(nodes), taken, **more) == found, "the other nodes change nothing"
     where = {pod.name: pod for pod in pods}
     assert sorted(found.pods.values()) == sorted(where), "every pod is one rank"
     for each in found.placement.assignments:

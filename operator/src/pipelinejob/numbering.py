@@ -49,8 +49,9 @@ def number(
 ) -> Numbering:
     """Give every rank a pod so that a step is short; for the same pods and prices always the same.
 
-    `shapes` says of every rank which pods may become it; of each shape there are as many pods as ranks. `nodes` and
-    their `topology` are the cluster's. Without prices crossings count, coarse levels first.
+    `shapes` says of every rank which pods may become it; of each shape there are as many pods as ranks. `nodes` are
+    those with pods, or more of the cluster's, and `topology` is the cluster's. Without prices crossings count, coarse
+    levels first.
     """
     here = Counter((pod.node, pod.shape) for pod in pods)
     room = [

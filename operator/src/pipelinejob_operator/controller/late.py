@@ -4,13 +4,14 @@ The numbers are written to the status before any pod is told its own, and stay f
 that dies in between is taken up by the next, which tells the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from pipelinejob import numbering
-from pipelinejob.errors import SpecError
-from pipelinejob.plan import Plan
+from pipelinejob.errors import NoPlacementError, SpecError
+from pipelinejob.site import Draft
 from pipelinejob.spec import PipelineJobSpec
-from pipelinejob.topology import NodeInfo, Topology
+from pipelinejob.topology import NodeInfo
+from pipelinejob_operator.admission.queueing import NO_ROOM
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.controller import transitions
 from pipelinejob_operator.controller.giving_back import since_release_s, take_back, why_unbound
@@ -52,18 +53,19 @@ def is_bound(turn: Turn, observed: Observed) -> bool:
     return all(rank in current and current[rank].node and not current[rank].is_terminating for rank in job.ranks)
 
 
-def admit(turn: Turn, observed: Observed, planner: Callable[[Job], Plan], nodes: Sequence[Object]) -> Turn:
+def admit(turn: Turn, observed: Observed, drafter: Callable[[Job], Draft]) -> Turn:
     """Let the pods go to the cluster's scheduler or, once all are bound, give them their numbers."""
     job = turn.job
-    assert job.spec is not None, "only readable jobs are admitted"
     try:
-        plan = planner(job)
-        if job.has_begun:
-            return _number(turn, observed, job.spec, plan, nodes)
+        draft = drafter(job)
     except SpecError as error:
         return transitions.fail(turn, "InvalidSpec", str(error), stalled=True)
+    except NoPlacementError as error:
+        return transitions.wait(turn, NO_ROOM, str(error))
+    if job.has_begun:
+        return _number(turn, observed, draft)
     made_for = dict(zip(job.ranks, pod_names(job), strict=True))
-    return transitions.let_bind(turn, with_pods_made(turn.status, plan, made_for))
+    return transitions.let_bind(turn, with_pods_made(turn.status, draft.plan, made_for))
 
 
 def pods_to_apply(
@@ -89,24 +91,26 @@ def pods_to_apply(
     )
 
 
-def _number(turn: Turn, observed: Observed, spec: PipelineJobSpec, plan: Plan, nodes: Sequence[Object]) -> Turn:
-    current = observed.current
-    infos = [NodeInfo(name=node["metadata"]["name"], labels=node["metadata"].get("labels") or {}) for node in nodes]
-    known = {info.name for info in infos}
+def _number(turn: Turn, observed: Observed, draft: Draft) -> Turn:
+    current, topology = observed.current, draft.site.topology
     pods = [
         numbering.BoundPod(name=pod.name, shape=shape(pod.raw), node=pod.node)
         for pod in current.values()
         if pod.node is not None
     ]
-    infos += [NodeInfo(name=name) for name in sorted({pod.node for pod in pods} - known)]  # gone, or not seen yet
+    nodes = sorted({pod.node for pod in pods})
+    unseen = [node for node in nodes if node not in topology.paths]
+    if unseen:
+        return transitions.await_binding(turn, f"all {len(pods)} pods are bound; node {unseen[0]} was not seen yet")
     found = numbering.number(
         {(rank.replica, rank.stage): shape(pod.raw) for rank, pod in current.items()},
         pods,
-        Topology.from_spec(spec.topology, infos),
-        infos,
+        topology,
+        [NodeInfo(name=node) for node in nodes],
+        prices=draft.prices,
     )
-    num_nodes = len({pod.node for pod in pods})
     apart = ", ".join(f"{count} cross {level}" for level, count in found.placement.crossings.items() if count)
-    message = f"{len(pods)} stages on {num_nodes} node{'s' if num_nodes > 1 else ''}, numbered after they were bound"
-    status = with_plan(turn.status, turn.job, plan.model_copy(update={"placement": found.placement}), pods=found.pods)
+    message = f"{len(pods)} stages on {len(nodes)} node{'s' if len(nodes) > 1 else ''}, numbered after they were bound"
+    plan = draft.plan.model_copy(update={"placement": found.placement})
+    status = with_plan(turn.status, turn.job, plan, pods=found.pods)
     return transitions.number(turn, status, message + (f"; {apart}" if apart else ""))

@@ -103,7 +103,7 @@ class Controller:
         job = observed.job
         turn = Turn(job=job, now=now, status=decision.status, events=decision.events)
         if job.binds_late:  # takes nothing that others could be given meanwhile
-            turn = await asyncio.to_thread(late.admit, turn, observed, self._plan, self._cluster.nodes())
+            turn = await asyncio.to_thread(late.admit, turn, observed, self._draft)
         else:
             admission = self._ask_for_room(turn)
             return await self._take(turn, admission, observed)
