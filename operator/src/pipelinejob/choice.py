@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import accumulate, pairwise
 
+import numpy as np
+
 from pipelinejob.cost import Profile
-from pipelinejob.errors import SpecError
+from pipelinejob.errors import SpecError, TooLargeError
 from pipelinejob.links import Links
 from pipelinejob.outlook import Length, few, length_of, whole
 from pipelinejob.partition import PATH, does_not_fit, partition
@@ -28,7 +30,7 @@ from pipelinejob.simulate import simulate
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.stage_costs import Cuts, Division
 
-EFFORT = 400_000  # actions simulated to shorten a step by the order of its stages: about half a second
+EFFORT = 100_000  # actions simulated to shorten a step by the order of its stages: about a tenth of a second
 _ATTEMPTS = 6  # at a partition that fits into memory
 _ALIKE = 1 + 1e-9
 
@@ -102,7 +104,7 @@ def choose(spec: PipelineJobSpec, profile: Profile, *, links: Links | None = Non
         if limits is None or spec.partition.layers is not None or choice.fits(limits):
             return choice
         room = _first_room(choice, limits) if room is None else room.after(choice, limits)
-    raise SpecError(PATH, does_not_fit(spec.parallelism.pipeline, limits or ()))
+    raise TooLargeError(PATH, does_not_fit(spec.parallelism.pipeline, limits or ()))
 
 
 def _first_room(choice: Choice, limits: Sequence[float]) -> _Room:
@@ -187,7 +189,7 @@ class _Chooser:
         except ScheduleError as error:
             if caps != asked.activation_caps:
                 limits = self._profile.memory_limits(self._num_ranks) or ()
-                raise SpecError(PATH, does_not_fit(self._num_ranks, limits)) from error
+                raise TooLargeError(PATH, does_not_fit(self._num_ranks, limits)) from error
             raise SpecError("spec.schedule", str(error)) from error
         check_caps(name, schedule, caps)
         return schedule
@@ -275,23 +277,29 @@ class _Chooser:
         if self._spec.partition.layers is not None or self._profile.concurrency is not None:
             return choice  # on shared processors it is the sum of all work that counts
         limits = self._profile.memory_limits(self._num_ranks)
-        starts = [each for each in (choice, *map(choice.over, _simple_cuts(choice.division))) if each.fits(limits)]
-        if not starts:
+        partitions = dict.fromkeys((choice.division.cuts, *_simple_cuts(choice.division)))
+        starts = [choice, *(choice.over(cuts) for cuts in partitions if cuts != choice.division.cuts)]
+        best = next((each for each in sorted(starts, key=lambda each: each.makespan_s) if each.fits(limits)), None)
+        if best is None:
             return choice
-        best = min(starts, key=lambda each: each.makespan_s)
         ordered = best.over(self._ordered(best))
         return ordered if ordered.fits(limits) and ordered.makespan_s < best.makespan_s else best
 
     def _ordered(self, choice: Choice) -> Cuts:
         """Give the partition of the shortest step among those with the same busiest rank, seen over a few rounds."""
         division, schedule = choice.division, choice.schedule_for(few(self._spec.schedule, self._num_ranks))
-        busiest_s = division.busiest_s * _ALIKE
+        own = np.array([[0, *(end for _, end in division.cuts)]])
+        busiest_s = division.busiest_s(own)[0] * _ALIKE
 
-        def seconds(cuts: Cuts) -> float | None:
-            other = replace(division, cuts=cuts)
-            return simulate(schedule, other.costs).makespan_s if other.busiest_s <= busiest_s else None
+        def seconds(cuts: Cuts) -> float:
+            return simulate(schedule, replace(division, cuts=cuts).costs).makespan_s
 
-        return quickest(division.cuts, seconds, effort=self._effort // sum(map(len, schedule.ranks)))
+        return quickest(
+            division.cuts,
+            seconds,
+            allowed=lambda edges: division.busiest_s(edges) <= busiest_s,
+            effort=self._effort // sum(map(len, schedule.ranks)),
+        )
 
 
 def _prohibitive(num_stages: int) -> Costs:

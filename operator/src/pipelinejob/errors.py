@@ -20,6 +20,10 @@ class SpecError(PipelineJobError):
         self.problem = problem
 
 
+class TooLargeError(SpecError):
+    """The model does not go into the devices' memory as it is split; another split may."""
+
+
 class InvalidManifestError(PipelineJobError):
     """All that is wrong with a manifest, at once."""
 

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from pipelinejob.errors import SpecError
+from pipelinejob.errors import SpecError, TooLargeError
 
 Floats = npt.NDArray[np.float64]
 
@@ -44,7 +44,7 @@ def partition(
     loads = _Loads(costs, speeds or [1.0] * num_stages, memory, memory_limits)
     bottleneck = _bottleneck(loads, num_stages)
     if bottleneck is None:
-        raise SpecError(PATH, does_not_fit(num_stages, memory_limits or ()))
+        raise TooLargeError(PATH, does_not_fit(num_stages, memory_limits or ()))
     _, cuts = _solve(loads, num_stages, lambda best, load: best + load * load, limit=bottleneck * _TIE)
     return tuple(pairwise(cuts))
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from pipelinejob.errors import SpecError
+from pipelinejob.errors import SpecError, TooLargeError
 from pipelinejob.partition import PATH, does_not_fit, partition
 from pipelinejob.schedules.actions import Route
 
@@ -48,7 +48,7 @@ def partition_chunks(
     start = partition(costs, num_stages, speeds=problem.stage_speeds)
     cuts = _bettered(problem, np.array([0, *(end for _, end in start)]))
     if problem.standing(cuts)[0] > 0:
-        raise SpecError(PATH, does_not_fit(num_ranks, memory_limits or ()))
+        raise TooLargeError(PATH, does_not_fit(num_ranks, memory_limits or ()))
     return tuple(pairwise(map(int, cuts)))
 
 

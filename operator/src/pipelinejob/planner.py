@@ -36,19 +36,21 @@ def make_plan(
     network: Network | None = None,
     devices: Sequence[DeviceKind] | None = None,
     hardware: Hardware | None = None,
+    links: Links | None = None,
 ) -> Plan:
     """Decide which layers stand on which stage and in which order they work, and predict what will come of it.
 
     Without a profile the costs are derived from the model's sizes (`cost.analytic_profile`). `devices` are those of
-    each stage, of its replicas' the slowest. With a placement, `network` says what joins its nodes. Raises SpecError if
-    something is still open, the stages cannot share the layers, or the schedule cannot be made for them.
+    each stage, of its replicas' the slowest. With a placement, `network` says what joins its nodes; without one, `links`
+    are those to be expected. Raises SpecError if something is still open, the stages cannot share the layers, or the
+    schedule cannot be made for them.
     """
     _check_decided(spec)
     profile = profile or counted(spec, devices, hardware)
     _check_covers(profile, spec)
     if devices is not None:
         profile = on_devices(profile, spec, devices, hardware)
-    links = _links(placement, network, profile)
+    links = _links(placement, network, profile) or links
     return assembled(
         choose(spec, profile, links=links),
         namespace=namespace,
@@ -76,7 +78,11 @@ def assembled(
     """
     division, profile, replicas = choice.division, choice.division.profile, spec.parallelism.data
     promised = outlook(division, choice.schedule_for, choice.length, replicas=replicas)
-    near = closest and outlook(replace(division, links=closest), choice.schedule_for, choice.length, replicas=replicas)
+    near = (
+        None
+        if closest is None
+        else outlook(replace(division, links=closest), choice.schedule_for, choice.length, replicas=replicas)
+    )
     plan = Plan(
         namespace=namespace,
         name=name,
@@ -102,7 +108,7 @@ def assembled(
 def counted(
     spec: PipelineJobSpec, devices: Sequence[DeviceKind] | None = None, hardware: Hardware | None = None
 ) -> Profile:
-    """Derive a spec's costs from its sizes, on the first stage's device."""
+    """Derive a spec's costs from its sizes, on the fastest of the stages' devices."""
     known = hardware or hardware_data.default()
     if devices:
         known = replace(known, devices={**known.devices, **{device.name: device for device in devices}})
@@ -112,7 +118,7 @@ def counted(
         spec.schedule,
         spec.training,
         device=spec.device,
-        product=devices[0].name if devices else "",
+        product=max(devices, key=lambda each: each.attained_flops(spec.training.precision)).name if devices else "",
         tensor=spec.parallelism.tensor,
         hardware=known,
     )
@@ -123,11 +129,12 @@ def on_devices(
 ) -> Profile:
     """Give the costs of a model whose stages stand on devices of their own.
 
-    Costs of a device that is not known count as those of the first stage's.
+    Costs of a device that is not known count as those of the fastest.
     """
     precision = spec.training.precision
     known = {**(hardware or hardware_data.default()).devices, **{device.name: device for device in devices}}
-    reference = known.get(profile.device or "", devices[0]).attained_flops(precision)
+    fastest = max(devices, key=lambda each: each.attained_flops(precision))
+    reference = known.get(profile.device or "", fastest).attained_flops(precision)
     speeds = tuple(device.attained_flops(precision) / reference for device in devices)
     unbounded = 2**63
     memory = tuple(device.memory_bytes or unbounded for device in devices)

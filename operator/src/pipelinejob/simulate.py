@@ -11,9 +11,9 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, count
+from itertools import count
 
-from pipelinejob.schedules.actions import GIVES_GRADIENT, Action, ActionKind, Schedule, ScheduleError
+from pipelinejob.schedules.actions import Action, ActionKind, Schedule, ScheduleError, Work
 from pipelinejob.schedules.causes import WaitCause, wait_causes
 from pipelinejob.schedules.costs import Costs
 from pipelinejob.timeline import Span, SpanKind, StageTimeline, Timeline
@@ -227,24 +227,22 @@ def reduced_s(schedule: Schedule, rank: int, ended: Sequence[float], reduction_s
 
 
 class _Program:
-    """A schedule and its costs as flat arrays: one entry an action, rank after rank in their lists' order.
-
-    An action has at most one source on another stage (what it receives) and one target (what it sends to), so that
-    playing it touches a handful of numbers.
-    """
+    """A schedule's wiring with what its actions and messages take."""
 
     def __init__(
         self, schedule: Schedule, costs: Costs, slowdowns: Sequence[float] | None, update_s: Sequence[float]
     ) -> None:
-        self.num_ranks = schedule.num_ranks
-        self.offsets = [0, *accumulate(map(len, schedule.ranks))]
-        size = self.offsets[-1]
-        self.rank_of = [rank for rank, actions in enumerate(schedule.ranks) for _ in actions]
-        self.seconds = [0.0] * size
-        self.source = [-1] * size
-        self.target = [-1] * size
-        self.link: list[tuple[int, float, float]] = [(-1, 0.0, 0.0)] * size  # its number, message_s, latency_s
-        self._lay_out(schedule, costs, slowdowns or [1.0] * self.num_ranks, update_s)
+        wiring = schedule.wiring
+        self.num_ranks, self.num_links = schedule.num_ranks, len(wiring.links)
+        self.offsets, self.rank_of = wiring.offsets, wiring.rank_of
+        self.source, self.target = wiring.source, wiring.target
+        slowed = slowdowns or [1.0] * self.num_ranks
+        work_s = [_work_s(work, costs, slowed[work.rank], update_s) for work in wiring.works]
+        self.seconds = [work_s[number] for number in wiring.work_of]
+        joined = [costs.between(*ends) for ends in wiring.links]
+        links = [(number, link.message_s, link.latency_s) for number, link in enumerate(joined)]
+        links.append((-1, 0.0, 0.0))  # what stays within its rank
+        self.link = [links[number] for number in wiring.link_of]  # its number, message_s, latency_s
 
     def of_rank(self, values: list[float], rank: int) -> list[float]:
         return values[self.offsets[rank] : self.offsets[rank + 1]]
@@ -252,50 +250,22 @@ class _Program:
     def by_rank(self, values: list[float]) -> Times:
         return tuple(tuple(self.of_rank(values, rank)) for rank in range(self.num_ranks))
 
-    def _lay_out(self, schedule: Schedule, costs: Costs, slowdowns: Sequence[float], update_s: Sequence[float]) -> None:
-        stages = schedule.num_stages
-        forwards = [-1] * (schedule.num_micro_batches * stages)
-        gradients = [-1] * len(forwards)
-        backward_s = [i + w for i, w in zip(costs.input_s, costs.weight_s, strict=True)]
-        seconds_of = {
-            ActionKind.FORWARD: costs.forward_s,
-            ActionKind.BACKWARD: backward_s,
-            ActionKind.INPUT: costs.input_s,
-            ActionKind.WEIGHT: costs.weight_s,
-        }
-        number = 0
-        for rank, actions in enumerate(schedule.ranks):
-            factor = slowdowns[rank] / (costs.speeds[rank] if costs.speeds else 1.0)
-            stages_of = [of_rank[rank] for of_rank in schedule.stages_of]
-            for kind, micro_batch, chunk, _ in actions:
-                if kind is ActionKind.UPDATE:
-                    self.seconds[number] = update_s[rank] * slowdowns[rank] if update_s else 0.0
-                else:
-                    stage = stages_of[schedule.route_of[micro_batch]][chunk]
-                    self.seconds[number] = seconds_of[kind][stage] * factor + costs.action_s
-                    if kind is ActionKind.FORWARD:
-                        forwards[micro_batch * stages + stage] = number
-                    elif kind in GIVES_GRADIENT:
-                        gradients[micro_batch * stages + stage] = number
-                number += 1
-        self._connect(forwards, gradients, stages, costs)
 
-    def _connect(self, forwards: list[int], gradients: list[int], stages: int, costs: Costs) -> None:
-        links: dict[tuple[int, int], tuple[int, float, float]] = {}
-        pairs = [(n, n + 1) for n in range(len(forwards) - 1) if (n + 1) % stages]
-        sent = [(forwards[here], forwards[there]) for here, there in pairs]
-        sent += [(gradients[there], gradients[here]) for here, there in pairs if gradients[there] >= 0]
-        for source, target in sent:
-            self.source[target] = source
-            self.target[source] = target
-            ends = self.rank_of[source], self.rank_of[target]
-            if ends[0] == ends[1]:
-                continue
-            if ends not in links:
-                link = costs.between(*ends)
-                links[ends] = (len(links), link.message_s, link.latency_s)
-            self.link[source] = links[ends]
-        self.num_links = len(links)
+def _work_s(work: Work, costs: Costs, slowdown: float, update_s: Sequence[float]) -> float:
+    """Give the seconds of an action."""
+    rank, kind, stage = work
+    match kind:
+        case ActionKind.UPDATE:
+            return update_s[rank] * slowdown if update_s else 0.0
+        case ActionKind.FORWARD:
+            seconds = costs.forward_s[stage]
+        case ActionKind.BACKWARD:
+            seconds = costs.input_s[stage] + costs.weight_s[stage]
+        case ActionKind.INPUT:
+            seconds = costs.input_s[stage]
+        case ActionKind.WEIGHT:
+            seconds = costs.weight_s[stage]
+    return seconds * slowdown / (costs.speeds[rank] if costs.speeds else 1.0) + costs.action_s
 
 
 @dataclass(slots=True)

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
 
 from pipelinejob.cost import LayerCost, Profile
 from pipelinejob.links import Links
@@ -156,11 +159,36 @@ class Division:
         """
         return (3 + num_versions) * self.parameter_bytes(rank)
 
-    @property
-    def busiest_s(self) -> float:
-        """Give the seconds of a micro-batch on the rank that takes longest: the pace of the pipeline."""
-        each = tuple(map(sum, zip(self.costs.forward_s, self.costs.input_s, self.costs.weight_s, strict=True)))
-        return max(self.mean_share(rank, each) for rank in range(self.num_ranks))
+    def busiest_s(self, edges: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Give the seconds of a micro-batch on the rank that takes longest, the pipeline's pace, if it were cut so.
+
+        Each row of `edges` is a partition: 0, the first layer of each further stage, the number of layers.
+        """
+        each = np.diff(self._summed_s[edges]) + np.diff(self._again_s[edges]) * self._recomputing
+        busiest: npt.NDArray[np.float64] = (each @ self._work.T).max(axis=1)
+        return busiest
+
+    @cached_property
+    def _summed_s(self) -> npt.NDArray[np.float64]:
+        return np.array([0.0, *accumulate(layer.compute_s for layer in self.profile.layers)])
+
+    @cached_property
+    def _again_s(self) -> npt.NDArray[np.float64]:
+        return np.array([0.0, *accumulate(layer.forward_s for layer in self.profile.layers)])
+
+    @cached_property
+    def _recomputing(self) -> npt.NDArray[np.bool_]:
+        stages = range(len(self.cuts))
+        return np.array([any(self.schedule.recomputes(route[stage]) for route in self.routes) for stage in stages])
+
+    @cached_property
+    def _work(self) -> npt.NDArray[np.float64]:
+        """Give, by rank and stage, the share of a micro-batch's time in the stage that the rank works for."""
+        work = np.zeros((self.num_ranks, len(self.cuts)))
+        for route in self.routes:
+            for stage, rank in enumerate(route):
+                work[rank, stage] += 1 / len(self.routes) / self.speed(rank)
+        return work
 
     def room_for(self, rank: int, limit: float) -> float:
         """Give how many micro-batches' activations a rank has room for, in shares, within a limit of bytes."""

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 from pipelinejob.errors import PipelineJobError
@@ -138,6 +139,11 @@ class Schedule:
         """Say whether any backward pass is done in two halves."""
         return any(action.kind is ActionKind.WEIGHT for actions in self.ranks for action in actions)
 
+    @cached_property
+    def wiring(self) -> "Wiring":
+        """Give the same as flat arrays, for who plays it many times."""
+        return Wiring(self)
+
     def forward_only(self) -> "Schedule":
         """Give the forwards alone, in their order: what evaluation plays, whatever the schedule."""
         return Schedule(
@@ -148,6 +154,65 @@ class Schedule:
                 for actions in self.ranks
             ),
         )
+
+
+class Work(NamedTuple):
+    """What several actions of a rank have in common: the same work for different micro-batches."""
+
+    rank: int
+    kind: ActionKind
+    stage: int  # -1 for an update, which is of all of them
+
+
+class Wiring:
+    """A schedule as flat arrays: one entry an action, rank after rank in their lists' order.
+
+    An action has at most one source on another stage (what it receives) and one target (what it sends to); -1 stands
+    for none. `works[work_of[n]]` is what it does, `links[link_of[n]]` the ranks that its message goes between.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.offsets = [0, *accumulate(map(len, schedule.ranks))]
+        self.rank_of = [rank for rank, actions in enumerate(schedule.ranks) for _ in actions]
+        self.works: list[Work] = []
+        self.work_of: list[int] = []
+        size = self.offsets[-1]
+        self.source, self.target, self.link_of = [-1] * size, [-1] * size, [-1] * size
+        self.links: list[tuple[int, int]] = []
+        self._lay_out(schedule)
+
+    def _lay_out(self, schedule: Schedule) -> None:
+        stages = schedule.num_stages
+        forwards = [-1] * (schedule.num_micro_batches * stages)
+        gradients = [-1] * len(forwards)
+        numbers: dict[Work, int] = {}
+        for rank, actions in enumerate(schedule.ranks):
+            stages_of = [of_rank[rank] for of_rank in schedule.stages_of]
+            for kind, micro_batch, chunk, _ in actions:
+                number, stage = len(self.work_of), -1
+                if kind is not ActionKind.UPDATE:
+                    stage = stages_of[schedule.route_of[micro_batch]][chunk]
+                    if kind is ActionKind.FORWARD:
+                        forwards[micro_batch * stages + stage] = number
+                    elif kind in GIVES_GRADIENT:
+                        gradients[micro_batch * stages + stage] = number
+                work = Work(rank, kind, stage)
+                self.work_of.append(numbers.setdefault(work, len(numbers)))
+        self.works = list(numbers)
+        self._connect(forwards, gradients, stages)
+
+    def _connect(self, forwards: list[int], gradients: list[int], stages: int) -> None:
+        links: dict[tuple[int, int], int] = {}
+        pairs = [(n, n + 1) for n in range(len(forwards) - 1) if (n + 1) % stages]
+        sent = [(forwards[here], forwards[there]) for here, there in pairs]
+        sent += [(gradients[there], gradients[here]) for here, there in pairs if gradients[there] >= 0]
+        for source, target in sent:
+            self.source[target] = source
+            self.target[source] = target
+            ends = self.rank_of[source], self.rank_of[target]
+            if ends[0] != ends[1]:
+                self.link_of[source] = links.setdefault(ends, len(links))
+        self.links = list(links)
 
 
 def _places(route: Route) -> Iterator[Place]:
