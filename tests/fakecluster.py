@@ -58,6 +58,9 @@ class FakeCluster:
     def priority_classes(self):
         return self._all("PriorityClass")
 
+    async def config_map(self, namespace, name):
+        return self.objects.get(("ConfigMap", namespace, name))
+
     async def progress(self, pod):
         return self.answers.get(pod["metadata"]["name"])
 

@@ -103,6 +103,12 @@ class Cluster(Protocol):
     def kueue(self, key: Key) -> Kueue | None:
         """Give what Kueue says of this job; None where there is no Kueue, or the operator was told of none."""
 
+    async def config_map(self, namespace: str, name: str) -> Object | None:
+        """Read a config map of a user's, or None if there is none; this one goes to the API server each time.
+
+        Raises ForbiddenError where this process may not.
+        """
+
     async def progress(self, pod: Object) -> Progress | None:
         """Ask a running trainer how far it is; None if it does not answer."""
 

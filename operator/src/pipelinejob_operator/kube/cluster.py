@@ -151,6 +151,13 @@ class KubeCluster:
         job = self.job(key)
         return self._kueue.of(key, job["metadata"]["uid"]) if self._kueue and job else None
 
+    async def config_map(self, namespace: str, name: str) -> Object | None:
+        """Read a config map of a user's, or None."""
+        try:
+            return await self._api.request("GET", self._path("ConfigMap", namespace, name), timeout_s=WRITE_TIMEOUT_S)
+        except NotFoundError:
+            return None
+
     async def progress(self, pod: Object) -> Progress | None:
         """Ask a running trainer how far it is; None if it does not answer."""
         address = pod.get("status", {}).get("podIP")
