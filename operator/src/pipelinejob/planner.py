@@ -41,7 +41,7 @@ def make_plan(
     """Decide which layers stand on which stage and in which order they work, and predict what will come of it.
 
     Without a profile the costs are derived from the model's sizes (`cost.analytic_profile`). `devices` are those of
-    each stage, of its replicas' the slowest. With a placement, `network` says what joins its nodes; without one, `links`
+    each stage, of its replicas' the slowest. With a placement, `network` says what joins its nodes; without, `links`
     are those to be expected. Raises SpecError if something is still open, the stages cannot share the layers, or the
     schedule cannot be made for them.
     """
