@@ -25,6 +25,7 @@ def node(name: str, gpus: int, leaf: str) -> dict[str, Any]:
     }
 
 
+QUICK = ("--alternatives", "0")  # looks for no other configurations
 THREE_NODES = [node("a", 2, "zone-a"), node("b", 2, "zone-a"), node("c", 2, "zone-b")]
 
 
@@ -78,21 +79,21 @@ def test_a_plan_as_json_holds_the_document_that_the_stages_mount(call) -> None:
 def test_json_says_where_every_rank_goes(call, manifest, nodes_file) -> None:
     file = manifest(device="gpu", parallelism={"pipeline": 2, "data": 2})
 
-    told = json.loads(call("plan", file, "--nodes", nodes_file(THREE_NODES), "-o", "json").out)
+    told = json.loads(call("plan", file, "--nodes", nodes_file(THREE_NODES), "-o", "json", *QUICK).out)
 
     zones = {"a": "zone-a", "b": "zone-a", "c": "zone-b"}
     assert [(rank["replica"], rank["index"]) for rank in told["stages"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert all(rank["path"] == [zones[rank["node"]], rank["node"]] for rank in told["stages"])
     assert told["fits"] is True
     assert told["placement"]["nodes"] == sorted({rank["node"] for rank in told["stages"]})
-    assert told["placement"]["crossings"] == {"zone": 0, "node": 0}
+    assert told["placement"]["crossings"]["zone"] == 0
 
 
 def test_people_and_programs_are_told_the_same_figures(call, manifest, nodes_file) -> None:
-    arguments = ("plan", manifest(device="gpu"), "--nodes", nodes_file(THREE_NODES))
+    arguments = ("plan", manifest(device="gpu"), "--nodes", nodes_file(THREE_NODES), *QUICK)
 
     told = json.loads(call(*arguments, "-o", "json").out)
-    lines = call(*arguments).out.splitlines()
+    lines = call(*arguments).out.partition("memory: ")[0].splitlines()
 
     assert any(f"{seconds(told['prediction']['stepSeconds'])} a step" in line for line in lines)
     assert any(f"bubble {told['prediction']['bubble']:.1%}" in line for line in lines)
@@ -130,7 +131,7 @@ def test_the_manifests_are_those_of_one_gang(call) -> None:
 
 
 def test_given_nodes_the_stages_are_placed_and_their_pods_pinned(call, manifest, nodes_file) -> None:
-    arguments = ("plan", manifest(device="gpu"), "--nodes", nodes_file(THREE_NODES))
+    arguments = ("plan", manifest(device="gpu"), "--nodes", nodes_file(THREE_NODES), *QUICK)
 
     plan = Plan.model_validate(json.loads(call(*arguments, "-o", "json").out)["plan"])
     items = list(yaml.safe_load_all(call(*arguments, "--manifests").out))
@@ -147,7 +148,7 @@ def test_nodes_may_be_yaml_and_pods_take_their_room(call, manifest, tmp_path: Pa
     nodes, pods = tmp_path / "nodes.yaml", tmp_path / "pods.json"
     nodes.write_text(yaml.safe_dump({"items": THREE_NODES}))
     pods.write_text(json.dumps({"items": [pod("other", "a", 2)]}))
-    arguments = ("plan", manifest(device="gpu"), "--nodes", nodes, "--pods", pods, "-o", "json")
+    arguments = ("plan", manifest(device="gpu"), "--nodes", nodes, "--pods", pods, "-o", "json", *QUICK)
 
     now, empty = (json.loads(call(*arguments, *more).out) for more in ((), ("--empty",)))
 
@@ -162,7 +163,7 @@ def test_what_the_job_itself_holds_counts_as_free(call, manifest, nodes_file, tm
     own["metadata"] |= {"namespace": "default", "labels": {"pipelinejob.io/name": "stdlib-gpt"}}
     pods.write_text(json.dumps({"items": [own, pod("other", "c", 2)]}))
 
-    result = call("plan", manifest(device="gpu"), "--nodes", nodes_file(THREE_NODES), "--pods", pods)
+    result = call("plan", manifest(device="gpu"), "--nodes", nodes_file(THREE_NODES), "--pods", pods, *QUICK)
 
     assert result.code == 0
 
@@ -238,7 +239,7 @@ def test_options_that_do_not_go_together_are_wrong_usage(call, arguments: list[s
 def test_a_page_shows_the_fabric_with_the_chain_on_it(call, manifest, nodes_file, tmp_path: Path) -> None:
     page = tmp_path / "plan.html"
 
-    result = call("plan", manifest(device="gpu"), "--nodes", nodes_file(THREE_NODES), "--html", page)
+    result = call("plan", manifest(device="gpu"), "--nodes", nodes_file(THREE_NODES), "--html", page, *QUICK)
     written = page.read_text()
 
     assert result.code == 0

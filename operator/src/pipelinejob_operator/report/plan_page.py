@@ -63,7 +63,8 @@ def _header(view: PlanView) -> str:
         False: '<span class="state bad">does not fit</span>',
         None: "",
     }[view.fits]
-    facts = [view.shape_line, *([f"on {view.where}"] if view.where else []), *view.notes]
+    facts = [view.shape_line, *([f"on {view.where}"] if view.where else [])]
+    facts += [*([f"network: {view.tree}"] if view.tree else []), *view.notes]
     lead = "".join(f'<p class="soft">{escape(line)}</p>' for line in facts)
     short = f'<p class="bad">{escape(view.shortfall)}</p>' if view.shortfall else ""
     said = '<span class="soft">a plan: all figures are predictions</span>'
@@ -95,7 +96,7 @@ def _facts(view: PlanView) -> str:
 def _fabric(view: PlanView) -> str:
     if view.fabric is None:
         return ""
-    lines = [line for line in (view.placement_line, view.room_line) if line]
+    lines = [line for line in (view.placement_line, view.trade_line, view.room_line) if line]
     note = "".join(f'<p class="note">{escape(line)}</p>' for line in lines)
     picture = fabric_picture(view.fabric)
     return section("The fabric, and the chain of stages on it", f"{note}{picture}{_fabric_legend(view)}")

@@ -56,7 +56,7 @@ class MemoryParts:
     parameters: int
     gradients: int
     optimizer: int
-    activations: int  # and what else the schedule holds at the peak: further weight versions
+    activations: int  # and what passes work with: copies in bf16, messages received ahead, further weight versions
 
     @property
     def total(self) -> int:
@@ -88,6 +88,7 @@ class PlanView:
 
     plan: Plan
     where: str | None = None  # what it was placed on, for people; None: nobody asked
+    tree: str | None = None  # how the network of those nodes is seen
     shortfall: str | None = None  # why it does not fit
     device_memory: tuple[int, ...] | None = None  # of each stage's device, in bytes; None: no bound
     alternatives: tuple[Alternative, ...] = ()
@@ -189,7 +190,8 @@ class PlanView:
         limit = f" of {gib(known)}" if known else ""
         return (
             f"memory: at most {gib(parts.total)}{limit}, on stage {stage.stage}: parameters {gib(parts.parameters)}, "
-            f"gradients {gib(parts.gradients)}, optimizer {gib(parts.optimizer)}, activations {gib(parts.activations)}"
+            f"gradients {gib(parts.gradients)}, optimizer {gib(parts.optimizer)}, "
+            f"activations and work space {gib(parts.activations)}"
         )
 
     @property
@@ -208,6 +210,12 @@ class PlanView:
             best = "" if least is None else f" (the least possible with what is free: {least:.2%})"
             parts.append(f"predicted to cost {self.penalty_ratio:.2%} of a step{best}")
         return f"placement: {'; '.join(parts)}"
+
+    @property
+    def trade_line(self) -> str | None:
+        """Say what a step longer than the least was taken for."""
+        trade = self.placement.trade if self.placement else None
+        return trade and f"traded: {trade}"
 
     @property
     def room_line(self) -> str | None:

@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from pipelinejob_operator.cli.exits import Exit, complain
-from pipelinejob_operator.cli.manifests import FileArgument, GivenJob, read_jobs
+from pipelinejob_operator.cli.manifests import GivenJob
 from pipelinejob_operator.cli.output import Format, FormatOption, to_yaml, write
+from pipelinejob_operator.cli.plan.asked import Asked, plans
 from pipelinejob_operator.cli.plan.document import document
-from pipelinejob_operator.cli.plan.files import read_hardware, read_profile, write_text
-from pipelinejob_operator.cli.plan.made import Made, Planner
-from pipelinejob_operator.cli.plan.nodes import Asked, read_inventory
+from pipelinejob_operator.cli.plan.files import write_text
+from pipelinejob_operator.cli.plan.made import Made
+from pipelinejob_operator.cli.plan.model_file import ConfigTraining
+from pipelinejob_operator.cli.plan.nodes import Places
 from pipelinejob_operator.cli.plan.objects import objects
 from pipelinejob_operator.cli.plan.terminal import print_plan
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
@@ -20,10 +22,17 @@ from pipelinejob_operator.report.plan_page import plan_page
 
 _DEFAULT_IMAGE = "pipelinejob/trainer:latest"
 _WHERE = "Where to place it"
+_WHAT = "What to plan"
 
 
 def plan(
-    file: FileArgument,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A manifest in YAML or JSON, or the config.json of a Hugging Face model; - reads standard input.",
+        ),
+    ],
     *,
     nodes: Annotated[
         Path | None,
@@ -60,16 +69,32 @@ def plan(
     ] = False,
     topology_profile: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="TopologyProfiles that the cluster would have.", rich_help_panel=_WHERE
-        ),
+        typer.Option(metavar="FILE", help="TopologyProfiles that the cluster would have.", rich_help_panel=_WHERE),
     ] = None,
     hardware: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Device and link kinds beside the known ones.", rich_help_panel=_WHERE
-        ),
+        typer.Option(metavar="FILE", help="Device and link kinds beside the known ones.", rich_help_panel=_WHERE),
     ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Use so many: degrees, schedule and micro-batches are chosen.", rich_help_panel=_WHAT),
+    ] = None,
+    product: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What the GPUs are, where no node says it: H100.", rich_help_panel=_WHAT),
+    ] = None,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="TOKENS", help="Of a config.json: tokens in a sequence.", rich_help_panel=_WHAT),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="COUNT", help="Of a config.json: sequences in a step.", rich_help_panel=_WHAT),
+    ] = None,
+    alternatives: Annotated[
+        int,
+        typer.Option(min=0, metavar="COUNT", help="Other configurations to price; or 0.", rich_help_panel=_WHAT),
+    ] = 4,
     profile: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Measured costs, from `pipelinejob-trainer profile`; counted if not given."),
@@ -92,7 +117,7 @@ def plan(
     Touches nothing. Ends with 4 if the job does not fit on the nodes given, and says what would.
     """
     settings = ControllerSettings(trainer_image=image)
-    asked = Asked(
+    places = Places(
         nodes=nodes,
         pods=pods,
         fabric=fabric,
@@ -101,13 +126,17 @@ def plan(
         empty=empty,
         topology_profiles=topology_profile or (),
     )
-    planner = Planner(
+    asked = Asked(
+        places=places,
         settings=settings,
-        hardware=read_hardware(hardware),
-        inventory=read_inventory(asked),
-        measured=read_profile(profile) if profile else None,
+        hardware=hardware,
+        profile=profile,
+        gpus=gpus,
+        product=product,
+        training=ConfigTraining(gpus=gpus, sequence_length=sequence_length, batch_size=batch_size),
+        most=alternatives,
     )
-    every = [(job, planner.make(job)) for job in read_jobs(file)]
+    every = plans(file, asked)
     for job, made in every:
         if manifests:
             _print_objects(job, made, settings)

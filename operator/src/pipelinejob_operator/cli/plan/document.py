@@ -17,6 +17,7 @@ def document(view: PlanView) -> dict[str, Any]:
         "fits": view.fits,
         "shortfall": view.shortfall,
         "where": view.where,
+        "network": view.tree,
         "prediction": _prediction(view),
         "parallelism": plan.parallelism.dump(),
         "schedule": plan.schedule.dump(),
@@ -79,6 +80,7 @@ def _placement(view: PlanView) -> dict[str, Any] | None:
         "bestPenaltySeconds": placement.best_penalty_s,
         "bestPenalty": view.best_penalty_ratio,
         "roomLeft": placement.room_left,
+        "trade": placement.trade,
     }
 
 

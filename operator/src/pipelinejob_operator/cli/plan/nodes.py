@@ -88,8 +88,8 @@ def _less(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """The options, as they were given."""
+class Places:
+    """The options that say where the nodes are, as they were given."""
 
     nodes: Path | None = None
     fabric: Path | None = None
@@ -100,7 +100,7 @@ class Asked:
     empty: bool = False
 
 
-def read_inventory(asked: Asked) -> Inventory | None:
+def read_inventory(asked: Places) -> Inventory | None:
     """Read what the options name; None if they name nothing.
 
     Raises InventoryError for options that do not go together, and what reading raises.
@@ -122,7 +122,7 @@ def read_inventory(asked: Asked) -> Inventory | None:
     return replace(found, is_empty=asked.empty, profiles={**found.profiles, **given})
 
 
-def _check_together(asked: Asked) -> None:
+def _check_together(asked: Places) -> None:
     places = (("--nodes", asked.nodes), ("--fabric", asked.fabric), ("--kubeconfig", asked.kubeconfig))
     given = [option for option, file in places if file is not None]
     if len(given) > 1:
@@ -165,7 +165,7 @@ def _as_object(node: NodeInfo) -> Object:
     }
 
 
-def _read_cluster(asked: Asked) -> Inventory:
+def _read_cluster(asked: Places) -> Inventory:
     # Only here is the client's library loaded, so that every other use of the command starts fast.
     from pipelinejob_operator.kube.reading import read_cluster  # noqa: PLC0415
 

@@ -37,10 +37,12 @@ def print_plan(view: PlanView, *, costs: Profile | None = None) -> None:
     console.print(Text(view.prediction_line), soft_wrap=True)
     if view.where:
         console.print(Text(f"on: {view.where}"), soft_wrap=True)
+    if view.tree:
+        console.print(Text(f"network: {view.tree}"), soft_wrap=True)
     for note in view.notes:
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
     console.print(_stage_table(view))
-    for line in (view.memory_line, view.placement_line, view.room_line):
+    for line in (view.memory_line, view.placement_line, view.trade_line, view.room_line):
         if line:
             console.print(Text(line), soft_wrap=True)
     for about in About:

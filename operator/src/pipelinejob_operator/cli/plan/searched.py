@@ -1,0 +1,111 @@
+"""Configurations for a job: what is chosen where its manifest leaves something open, and what else there would be."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipelinejob.cost import Profile
+from pipelinejob.hardware import Hardware
+from pipelinejob.pool import Pool
+from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
+from pipelinejob.search import Candidate, Found, search
+from pipelinejob.spec import Parallelism, Partition, PipelineJobSpec
+from pipelinejob_operator.report.plan_view import About, Alternative, Rejected
+
+_BRIEF = 400_000  # actions played to find alternatives to what a manifest fixes: about a second
+_UNRUNNABLE = "; the trainer cannot run it yet"
+_CHOSEN = {
+    "pipeline": "spec.parallelism.pipeline",
+    "data": "spec.parallelism.data",
+    "tensor": "spec.parallelism.tensor",
+    "schedule": "spec.schedule.name",
+    "virtual_stages": "spec.schedule.virtualStages",
+    "micro_batches": "spec.schedule.microBatches",
+    "micro_batch_size": "spec.schedule.microBatchSize",
+    "batch_size": "spec.schedule.batchSize",
+    "recompute": "spec.schedule.recompute",
+    "recompute_stages": "spec.schedule.recomputeStages",
+}
+
+
+def opened(spec: PipelineJobSpec, gpus: int) -> PipelineJobSpec:
+    """Leave degrees, schedule and micro-batches open, over so many GPUs and the same sequences in a step."""
+    schedule = spec.schedule
+    total = schedule.global_batch_size or (spec.parallelism.data or 1) * schedule.sequences
+    others: dict[str, Any] = {"name": ScheduleName.AUTO, "global_batch_size": total}
+    return spec.model_copy(
+        update={
+            "parallelism": Parallelism.model_validate({"gpus": gpus}),
+            "schedule": type(schedule).model_validate(others),
+            "partition": Partition(),
+            "stage_templates": (),
+        }
+    )
+
+
+def others_than(spec: PipelineJobSpec, pool: Pool, *, hardware: Hardware, profile: Profile | None) -> Found | None:
+    """Look for other configurations of a decided spec, on as many devices of a pool; None where there is no choice.
+
+    A schedule that trains otherwise (asynchronous, or of the user's own making) is left to its user, and costs that
+    were measured hold for one size of micro-batches only.
+    """
+    if spec.schedule.name in {*ASYNCHRONOUS, ScheduleName.CUSTOM} or profile is not None:
+        return None
+    return search(opened(spec, num_gpus(spec)), pool, hardware=hardware, effort=_BRIEF)
+
+
+def num_gpus(spec: PipelineJobSpec) -> int:
+    """Count the devices of a decided spec."""
+    return spec.parallelism.pipeline * spec.parallelism.data * spec.parallelism.tensor
+
+
+def named(candidate: Candidate) -> str:
+    """Name a candidate for people; one that can be planned, but not yet be run, says so."""
+    return candidate.title + _UNRUNNABLE * (candidate.chosen.tensor > 1)
+
+
+def fields_of(candidate: Candidate) -> dict[str, object]:
+    """Give what would stand in the manifest, by path."""
+    chosen = candidate.chosen.model_dump(mode="json")
+    return {path: chosen[key] for key, path in _CHOSEN.items() if chosen[key] is not None}
+
+
+def is_of(candidate: Candidate, spec: PipelineJobSpec) -> bool:
+    """Say whether a candidate is what a decided spec says anyhow."""
+    own, other = spec.parallelism, candidate.spec.parallelism
+    schedule, its = spec.schedule, candidate.spec.schedule
+    return (own.pipeline, own.data, own.tensor) == (other.pipeline, other.data, other.tensor) and (
+        schedule.name,
+        schedule.virtual_stages,
+        schedule.micro_batches,
+        schedule.micro_batch_size,
+    ) == (its.name, its.virtual_stages, its.micro_batches, its.micro_batch_size)
+
+
+def unplaced(best: Candidate, found: Found, *, most: int) -> tuple[Alternative, ...]:
+    """Give the best candidates of other degrees than the one that is planned, with their price against it."""
+    others = [each for each in found.alternatives if not is_of(each, best.spec)]
+    return tuple(
+        Alternative(
+            about=About.CONFIGURATION,
+            what=named(each),
+            step_s=each.step_s,
+            price=best.tokens_per_s / each.tokens_per_s - 1,
+            bubble_ratio=each.bubble_ratio,
+            memory_bytes=max(each.memory_bytes),
+            fields=fields_of(each),
+        )
+        for each in others[:most]
+    )
+
+
+def rejected_of(found: Found) -> tuple[Rejected, ...]:
+    """Give what was looked at and is not among the candidates."""
+    return tuple(Rejected(what=each.what, why=each.why) for each in found.rejected)
+
+
+def notes_of(found: Found) -> Sequence[str]:
+    """Say how far a search came."""
+    number = f"{found.num_options:,} configurations looked at"
+    if found.is_complete:
+        return (f"{number}: none is left that could be better",)
+    return (f"{number}; the search ended before all that could be better were planned",)
