@@ -126,6 +126,7 @@ def test_every_log_line_is_one_json_object(api_server, namespace, tmp_path):
         ("--metrics-port=99999", "'99999' is no port; use 1 to 65535"),
         ("--workers=0", "'0' is no whole number of at least 1"),
         ("--log-level=loud", "'loud' is no log level; use one of debug, info, warning, error"),
+        ("--hardware=/nowhere/own.toml", "/nowhere/own.toml: No such file or directory"),
         ("--gang-timeout-seconds=-1", "'-1' is no number of seconds above 0; write for example 10"),
         ("--kubeconfig=/nowhere/config", "name a kubeconfig with --kubeconfig or KUBECONFIG, or run in a pod"),
     ],

@@ -4,6 +4,7 @@ import pytest
 
 from pipelinejob.hardware import Hardware, HardwareError, default, parse
 from pipelinejob.spec import Device, Precision
+from pipelinejob_operator.process import settings
 
 
 @pytest.mark.parametrize(
@@ -172,3 +173,23 @@ def test_a_link_kind_that_nobody_describes_is_named():
         HardwareError, match=r"devices\.Gaudi3: no link kind is called roce-own; name one of between-zones"
     ):
         default().extended(Hardware(devices=parse(OWN).devices))
+
+
+def test_the_operator_reads_a_clusters_own_file(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text(OWN)
+
+    for flags, environment in (([f"--hardware={file}"], {}), ([], {"PIPELINEJOB_OPERATOR_HARDWARE": str(file)})):
+        assert settings.read(flags, environment).hardware.device_of("HL-325L").name == "Gaudi3"
+    assert settings.read([], {}).hardware == default()
+
+
+def test_a_file_that_the_operator_cannot_use_ends_it_with_a_sentence(tmp_path, capsys):
+    file = tmp_path / "own.toml"
+    file.write_text("[levels]\nrack = 'carrier-pigeon'")
+
+    with pytest.raises(SystemExit) as ended:
+        settings.read([f"--hardware={file}"], {})
+
+    assert ended.value.code == 2
+    assert f"{file}: levels.rack: no link kind is called carrier-pigeon; name one of" in capsys.readouterr().err

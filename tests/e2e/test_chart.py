@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import toolchain
+from pipelinejob.hardware import parse
 
 pytestmark = pytest.mark.nodes
 
@@ -22,6 +23,7 @@ VALUES = {
     "digests": {"image.digest": "sha256:" + "a" * 64, "trainer.image.digest": "sha256:" + "b" * 64},
     "no extras": {"crds.install": "false", "metrics.service.enabled": "false", "grafana.dashboards.enabled": "false"},
     "kueue": {"kueue.enabled": "true"},
+    "own hardware": {"hardware.toml": "[levels]\nrack = 'roce-100'", "podAnnotations.team": "platform"},
     "own account": {"serviceAccount.create": "false", "serviceAccount.name": "mine"},
 }
 
@@ -67,6 +69,7 @@ def test_lint_finds_nothing():
         ("metrics.podMonitor.enabled=maybe", "enabled"),
         ("metrics.podMonitor.interval=15", "interval"),
         ("kueue.enabled=perhaps", "enabled"),
+        ("hardware.file=mine", "file"),
         ("nonsense.at=all", "nonsense"),
     ],
 )
@@ -130,6 +133,22 @@ def test_rights_on_kueues_objects_come_only_with_kueue():
         "resourceflavors",
         "workloadpriorityclasses",
     }
+
+
+def test_own_hardware_reaches_the_operator_and_a_change_of_it_restarts_it():
+    def objects(toml):
+        items = {item["kind"]: item for item in render({"hardware.toml": toml, "grafana.dashboards.enabled": "false"})}
+        return items["ConfigMap"], items["Deployment"]["spec"]["template"]
+
+    config_map, pod = objects("[levels]\nrack = 'roce-100'")
+    container = pod["spec"]["containers"][0]
+    env = {each["name"]: each.get("value") for each in container["env"]}
+
+    mount = next(each for each in container["volumeMounts"] if each["name"] == "hardware")
+    assert parse(config_map["data"]["hardware.toml"]).levels == {"rack": "roce-100"}
+    assert env["PIPELINEJOB_OPERATOR_HARDWARE"] == f"{mount['mountPath']}/hardware.toml"
+    assert pod["spec"]["volumes"][-1]["configMap"]["name"] == config_map["metadata"]["name"]
+    assert pod["metadata"]["annotations"] != objects("[levels]\nrack = 'roce-200'")[1]["metadata"]["annotations"]
 
 
 def test_every_pod_passes_pod_security_restricted():

@@ -97,7 +97,12 @@ class Operator:
             check_fence=leadership.check,
         )
         self._cluster = KubeCluster(api, hooks=hooks, instance=settings.identity, session=session, kueue=settings.kueue)
-        self._controller = Controller(self._cluster, settings=settings.controller, clock=lambda: datetime.now(UTC))
+        self._controller = Controller(
+            self._cluster,
+            settings=settings.controller,
+            clock=lambda: datetime.now(UTC),
+            hardware=settings.hardware,
+        )
         self._kopf = KopfWatch(
             loop=asyncio.get_running_loop(),
             credentials=api.credentials,

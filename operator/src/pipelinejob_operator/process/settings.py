@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelinejob import hardware
+from pipelinejob.hardware import Hardware
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 
 _PREFIX = "PIPELINEJOB_OPERATOR_"
@@ -25,6 +27,7 @@ class OperatorSettings:
     identity: str  # holds the Lease; unique among all operators
     leader_election: bool
     kueue: bool  # whether jobs with a queue ask Kueue
+    hardware: Hardware  # what plans know of devices and links
     metrics_address: str
     metrics_port: int
     workers: int
@@ -51,6 +54,7 @@ def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
         identity=given.identity,
         leader_election=given.leader_election,
         kueue=given.kueue,
+        hardware=given.hardware,
         metrics_address=given.metrics_address,
         metrics_port=given.metrics_port,
         workers=given.workers,
@@ -80,6 +84,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     option("cluster-domain", str, "cluster.local", "the cluster's DNS domain (%(default)s)")
     option("progress-interval-seconds", _positive, "10", "between status writes that bring only numbers (%(default)s)")
     option("gang-timeout-seconds", _positive, "300", "a gang not bound by then gives its place back (%(default)s)")
+    option("hardware", _hardware, "", "TOML file of device kinds and link kinds that adds to the packaged ones")
     option("log-level", _level, "info", f"one of {', '.join(_LEVELS)} (%(default)s)")
     option("metrics-address", str, "0.0.0.0", "where /metrics, /healthz and /readyz are served (%(default)s)")  # noqa: S104  # probes come from the node
     option("metrics-port", _port, "8080", "port of the same (%(default)s)")
@@ -125,6 +130,17 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > _MAX_PORT:
         raise argparse.ArgumentTypeError(f"{text!r} is no port; use 1 to {_MAX_PORT}, or 0 for any free one")
     return int(text)
+
+
+def _hardware(file: str) -> Hardware:
+    if not file:
+        return hardware.default()
+    try:
+        return hardware.default().extended(hardware.parse(Path(file).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{file}: {error.strerror}") from error
+    except (UnicodeDecodeError, hardware.HardwareError) as error:
+        raise argparse.ArgumentTypeError(f"{file}: {error}") from error
 
 
 def _level(text: str) -> str:
