@@ -166,6 +166,8 @@ RULES = [
         "the stages are 0 to 3"),
     Bad("preferred equals required", {"spec.topology.pipeline": {"required": "rack", "preferred": "rack"}},
         "spec.topology.pipeline.preferred", "must differ from required"),
+    Bad("a level is required of another scheduler", {"spec.topology.pipeline": {"required": "rack"}, "spec.scheduling": {"binding": "Late"}},
+        "spec.topology.pipeline.required", "the cluster's scheduler chooses nodes, so no level can be required"),
     Bad("required level is not listed", {"spec.topology": {"levels": ["zone"], "pipeline": {"required": "rack"}}},
         "spec.topology.pipeline.required", '"rack" is not among levels'),
     Bad("preferred level is not listed", {"spec.topology": {"levels": ["zone"], "pipeline": {"preferred": "rack"}}},

@@ -16,6 +16,14 @@ BINDING_RULE = Rule(
     reason=Reason.FORBIDDEN,
 )
 
+# And here both sides of what another scheduler cannot be held to.
+LATE_RULE = Rule(
+    rule="self.scheduling.binding != 'Late' || !has(self.topology.pipeline.required)",
+    message="with scheduling.binding Late the cluster's scheduler chooses nodes, so no level can be required; "
+    "tell that scheduler in spec.template, or bind Early",
+    field=".topology.pipeline.required",
+)
+
 
 class Binding(StrEnum):
     """When the stages get their numbers."""

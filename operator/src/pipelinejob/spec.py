@@ -16,7 +16,7 @@ from pipelinejob.objective import Objective
 from pipelinejob.rules import Reason, Rule, changing_only_while_suspended, ruled, rules_extra, unchanging
 from pipelinejob.schedule_spec import LAYERS, LAYERS_KNOWN, SCHEDULE_RULES, ScheduleSpec
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.scheduling import BINDING_RULE, Binding, Scheduling
+from pipelinejob.scheduling import BINDING_RULE, LATE_RULE, Binding, Scheduling
 from pipelinejob.topology_profile import MissingLabels
 from pipelinejob.values import OPEN, Value
 from pipelinejob.workload import Corpus, Data, GptModel, Model
@@ -457,6 +457,7 @@ class PipelineJobSpec(Value):
             field=".stageTemplates",
         ),
         *SCHEDULE_RULES,
+        LATE_RULE,
         BINDING_RULE,
         unchanging("model", why="the checkpoints hold this one"),
         unchanging("data", why="the position in it is part of the checkpoints"),
