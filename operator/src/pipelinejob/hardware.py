@@ -90,13 +90,9 @@ class Hardware:
         The longest product name that stands in it counts, whole words only: an RTX-A4000 is no A40. A part of a device
         (`-MIG-1g.10gb`) is none of these.
         """
-        words = _words(product)
-        if "mig" in words:
-            return None
-        for name, kind in self._by_product:
-            if any(words[start : start + len(name)] == name for start in range(len(words))):
-                return kind
-        return None
+        if product not in self._found:  # one product stands on thousands of nodes
+            self._found[product] = self._find(_words(product))
+        return self._found[product]
 
     def reckoned_as(self, device: Device, product: str = "") -> DeviceKind:
         """Give what a device is reckoned as: a processor core, or the GPU that `product`, a kind or a label, names.
@@ -130,6 +126,18 @@ class Hardware:
     def _named(self, name: str, device: DeviceKind) -> LinkKind:
         return self.links[{_OWN_LINK: device.link, _OWN_NETWORK: device.network}.get(name, name)]
 
+    def _find(self, words: tuple[str, ...]) -> DeviceKind | None:
+        if "mig" in words:
+            return None
+        for name, kind in self._by_product:
+            if any(words[start : start + len(name)] == name for start in range(len(words))):
+                return kind
+        return None
+
+    @cached_property
+    def _found(self) -> dict[str, DeviceKind | None]:
+        return {}
+
     @cached_property
     def _by_product(self) -> tuple[tuple[tuple[str, ...], DeviceKind], ...]:
         """Give every product's words with its kind, the longest name first; of two alike the later kind."""
@@ -137,13 +145,14 @@ class Hardware:
         return tuple(sorted(known.items(), key=lambda item: -len("-".join(item[0]))))
 
     def _check_links(self) -> None:
+        own = {_OWN_LINK, _OWN_NETWORK}
         wanted = [
             (f"devices.{kind.name}", name) for kind in self.devices.values() for name in (kind.link, kind.network)
         ]
         for table, names in (("levels", self.levels), ("across", self.across)):
-            wanted += [(f"{table}.{key}", name) for key, name in names.items()]
+            wanted += [(f"{table}.{level}", name) for level, name in names.items() if name not in own]
         for where, name in wanted:
-            if name not in self.links and name not in {_OWN_LINK, _OWN_NETWORK}:
+            if name not in self.links:
                 known = ", ".join(sorted(self.links))
                 raise HardwareError(f"{where}: no link kind is called {name}; name one of {known}, or describe it")
 
