@@ -229,6 +229,7 @@ def test_an_evicted_job_gives_everything_back_before_its_quota_and_returns_by_it
     assert kueue.conditions()["Admitted"] == ("False", "NoReservation")
     assert kueue.conditions()["Requeued"] == ("True", "Preempted")
     assert "admission" not in kueue.workload["status"]
+    assert "startTime" not in world.status(key), "the active deadline counts anew"
 
     kueue.admit()
     world.train(key)

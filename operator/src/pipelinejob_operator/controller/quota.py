@@ -66,7 +66,8 @@ def _take_back(turn: Turn, quota: Quota) -> Turn:
     )
     message += f"{quota.queue} admits the job again"
     turn = turn.told(QUOTA_TAKEN_BACK, message, warning=True)
-    return transitions.give_up(turn, state=State.WAITING, reason=QUOTA_TAKEN_BACK, message=message, backoff_s=0.0)
+    turn = transitions.give_up(turn, state=State.WAITING, reason=QUOTA_TAKEN_BACK, message=message, backoff_s=0.0)
+    return turn.having(start_time=None)  # as after a suspension, the active deadline counts anew
 
 
 def _stopping(turn: Turn, observed: Observed) -> Turn | None:
