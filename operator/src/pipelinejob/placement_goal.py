@@ -8,6 +8,7 @@ job is looked for keeper by keeper: which domain, limited to how few stages, sti
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
+from math import inf
 from typing import Protocol
 
 from pipelinejob.objective import Objective
@@ -23,8 +24,11 @@ _FEWEST_TRIES = 12
 class Placer(Protocol):
     """Finds chains, and knows what there is room for."""
 
-    def least(self, *, depth: int, limits: Limits | None = None) -> Found | None:
-        """Give the cheapest chain within one domain of a depth or deeper that it finds under the limits."""
+    def least(self, *, depth: int, limits: Limits | None = None, within: float = inf) -> Found | None:
+        """Give the cheapest chain within one domain of a depth or deeper that it finds under the limits.
+
+        One that costs more than `within` need not be found.
+        """
 
     def rooms(self, depth: int) -> Mapping[Path, int]:
         """Give the room of each domain of a depth."""
@@ -53,7 +57,7 @@ class Goal:
         search = _Search(placer, depth, least)
         if self.objective is Objective.PACK:
             for level in range(1, self.num_levels - 1):  # all but the closest domains, and the nodes
-                search.keep(level, budget=float("inf"))
+                search.keep(level, budget=inf)
             search.keep(self.num_levels - 1, budget=search.best.cost + placer.ties_s)
             return search.best
         slack = self.slack if self.objective is Objective.AUTO else 0.0
@@ -126,7 +130,7 @@ class _Search:
         if self._tries <= 0:
             return None
         self._tries -= 1
-        found = self._placer.least(depth=self._depth, limits={**branch.limits, path: taken})
+        found = self._placer.least(depth=self._depth, limits={**branch.limits, path: taken}, within=budget)
         return found if found is not None and found.cost <= budget else None
 
 

@@ -127,8 +127,9 @@ class Job:
     # Chain by chain
 
     def _by_chain(self, goal: Goal) -> Replicas:
-        room, rooms = Room(self.nodes), self._alike
-        like = None if rooms is None else LikeStages(self.topology.root, rooms, self.prices)
+        room, like = Room(self.nodes), self._like
+        if like is not None:
+            like.give_all_back()
         placed: list[tuple[Path, ...]] = []
         for chain in self.chains:
             placer = like or UnlikeStages(self.topology, chain, room, self.prices, share=1 / len(self.chains))
@@ -146,6 +147,10 @@ class Job:
         """Give a chain within the preferred level, or else within the required one."""
         depths = sorted({self.required_depth, self._preferred_depth}, reverse=True)
         return next(filter(None, (goal.chain(placer, depth) for depth in depths)), None)
+
+    @cached_property
+    def _like(self) -> LikeStages | None:
+        return None if self._alike is None else LikeStages(self.topology.root, self._alike, self.prices)
 
     @cached_property
     def _alike(self) -> dict[Path, int] | None:

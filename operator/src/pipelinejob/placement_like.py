@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from heapq import heapify, heappop, heappush
 from itertools import repeat
 
 import numpy as np
@@ -58,6 +59,14 @@ class _Site:
     kind: Kind = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Ranking:
+    """Domains by cost: those that are known to be the cheapest, and the others by their cost or a bound of it."""
+
+    known: list[tuple[float, Path]]
+    pending: list[tuple[float, Path, bool]]
+
+
 class LikeStages:
     """Chains of stages that all fit on the same nodes, as the room for them shrinks."""
 
@@ -75,7 +84,8 @@ class LikeStages:
         self._tables = Tables(_costs(prices), self._use, num_stages=self._num_stages)
         self._sites: dict[Path, _Site] = {}
         self._by_depth: list[list[_Site]] = [[] for _ in range(self._num_levels)]
-        self._by_cost: dict[int, list[tuple[float, Path]]] = {}
+        self._taken: Counter[Path] = Counter()
+        self._by_cost: dict[int, _Ranking] = {}
         self._alone: list[tuple[float, Path]] | None = None
         self._site(root, None, rooms)
 
@@ -115,7 +125,13 @@ class LikeStages:
 
     def take(self, paths: tuple[Path, ...]) -> None:
         """Take away the room of these nodes for one stage each."""
+        self._taken.update(paths)
         self._change(Counter(paths), sign=-1)
+
+    def give_all_back(self) -> None:
+        """Let all room be there again that was taken away."""
+        self._change(self._taken, sign=1)
+        self._taken.clear()
 
     def _change(self, counts: Mapping[Path, int], *, sign: int) -> None:
         touched: dict[Path, _Site] = {}
@@ -132,8 +148,11 @@ class LikeStages:
 
     # The cheapest chain
 
-    def least(self, *, depth: int, limits: Limits | None = None) -> Found | None:
-        """Give the cheapest chain that stands in one domain of a depth or deeper; None if there is no room."""
+    def least(self, *, depth: int, limits: Limits | None = None, within: float = _INFINITE) -> Found | None:
+        """Give the cheapest chain that stands in one domain of a depth or deeper; None if there is no room.
+
+        One that costs more than `within` need not be found.
+        """
         limits = limits or {}
         limited = self._limited(limits)
         too_little = [path for path, most in limits.items() if most < self._num_stages]
@@ -143,7 +162,8 @@ class LikeStages:
 
         best = next((each for each in self._ranked(depth) if each[1] not in limited and is_free(each[1])), None)
         for path, kind in limited.items():
-            if len(path) >= depth and is_free(path):
+            enough = within if best is None else min(within, best[0])
+            if len(path) >= depth and is_free(path) and self._tables.bound(kind) <= enough:
                 cost = self._whole(kind, self._sites[path])
                 if cost < _INFINITE and (best is None or (cost, path) < best):
                     best = (cost, path)
@@ -155,14 +175,25 @@ class LikeStages:
         site = self._sites[best[1]]
         return Found(cost=best[0], walk=partial(self._walk, site, 0, self._num_stages, limited, limits))
 
-    def _ranked(self, depth: int) -> list[tuple[float, Path]]:
-        """Give the domains that hold the chain, the cheapest first."""
-        ranked = self._by_cost.get(depth)
-        if ranked is None:
+    def _ranked(self, depth: int) -> Iterator[tuple[float, Path]]:
+        """Give the domains that hold the chain, the cheapest first; none is reckoned before its bound's turn."""
+        if depth not in self._by_cost:
             sites = (site for at in range(depth, self._num_levels) for site in self._by_depth[at])
-            costs = ((self._whole(site.kind, site), site.path) for site in sites)
-            ranked = self._by_cost[depth] = sorted(each for each in costs if each[0] < _INFINITE)
-        return ranked
+            bounds = [(self._tables.bound(site.kind), site.path, False) for site in sites]
+            self._by_cost[depth] = _Ranking(known=[], pending=[each for each in bounds if each[0] < _INFINITE])
+            heapify(self._by_cost[depth].pending)
+        ranking, number = self._by_cost[depth], 0
+        while number < len(ranking.known) or ranking.pending:
+            if number < len(ranking.known):
+                yield ranking.known[number]
+                number += 1
+                continue
+            cost, path, is_exact = heappop(ranking.pending)
+            if is_exact:
+                ranking.known.append((cost, path))
+            else:
+                site = self._sites[path]
+                heappush(ranking.pending, (self._whole(site.kind, site), path, True))
 
     def _large_nodes(self) -> list[tuple[float, Path]]:
         """Give the nodes that hold the chain, the cheapest first."""

@@ -61,7 +61,13 @@ class Tables:
         self._rooms: list[int] = []
         self._runs: dict[Kind, Costs] = {}
         self._whole: dict[Kind, float] = {}
+        self._bounds: dict[Kind, float] = {}
+        sums = np.cumsum(np.sort(self._price, axis=1), axis=1)
+        self._cheapest = np.hstack([np.zeros((len(price), 1)), sums])  # so many crossings
         self._parts: dict[Kind, Costs] = {}
+        self._ends: dict[tuple[int, int], Costs] = {}
+        stages = np.arange(num_stages + 1)
+        self._starts = np.maximum(stages[:, None] - stages[1:], 0)  # where a run that ends at e starts
         self._nodes: dict[tuple[int, tuple[int, ...]], Costs] = {}
         self._crossings = [self._crossing(depth) for depth in range(len(price))]
 
@@ -105,6 +111,24 @@ class Tables:
             cost = self._whole[kind] = _INFINITE if costs is None else float(costs[0, self._num_stages])
         return cost
 
+    def bound(self, kind: Kind) -> float:
+        """Give what the whole chain costs at least where it does not fit into one part; infinite if it does not fit."""
+        if self.room(kind) < self._num_stages:
+            return _INFINITE
+        bound = self._bounds.get(kind)
+        if bound is None:
+            shape, room, parts = self._shapes[kind], 0, 0
+            room_of = (lambda part: part) if shape.is_over_nodes else self.room
+            for most, count in sorted(((room_of(part), count) for part, count in shape.parts), reverse=True):
+                needed = min(count, -(-(self._num_stages - room) // most))
+                room, parts = room + needed * most, parts + needed
+                if room >= self._num_stages:
+                    break
+            bound = self._bounds[kind] = float(
+                self._cheapest[shape.depth][min(max(1, parts - 1), self._num_stages - 1)]
+            )
+        return bound
+
     def runs(self, kind: Kind) -> Costs:
         """Give the costs of runs: `runs[n, s]` of n stages from stage s on."""
         runs = self._runs.get(kind)
@@ -114,6 +138,8 @@ class Tables:
 
     def _made(self, kind: Kind) -> Costs:
         shape = self._shapes[kind]
+        if shape.is_over_nodes and shape.parts and shape.parts[-1][0] == 1:
+            return self._of_single(shape.depth, min(self._num_stages, self.room(kind)))
         if shape.is_over_nodes and len(self._orders) == 1:
             costs: Costs | None = self._over(shape.depth, self._in_order(shape, ascending=self._orders[0]))
         else:
@@ -121,12 +147,23 @@ class Tables:
         assert costs is not None, "the last state is reached"
         return _skewed(costs, most=min(self._num_stages, self.room(kind)))
 
+    def _of_single(self, depth: int, most: int) -> Costs:
+        """Give the runs over nodes that take one stage each: every boundary crosses."""
+        runs = np.full((most + 1, self._num_rows), _INFINITE)
+        runs[0] = 0.0
+        crossed = np.concatenate([[0.0], np.cumsum(self._price[depth])])
+        for count in range(1, most + 1):
+            starts = min(self._num_rows, self._num_stages - count + 1)
+            runs[count, :starts] = crossed[count - 1 : count - 1 + starts] - crossed[:starts]
+        runs[1:] += self._use[depth + 1] * np.arange(1, most + 1)[:, None]
+        return runs
+
     def _over(self, depth: int, rooms: tuple[int, ...]) -> Costs:
         """Give the table of nodes with these rooms, in this order, from the longest beginning that is known on."""
         known = next((n for n in range(len(rooms), 0, -1) if (depth, rooms[:n]) in self._nodes), 0)
         costs = self._nodes[depth, rooms[:known]] if known else self._nothing()
         for number in range(known, len(rooms)):
-            costs = self._extended(depth, costs, self.node_runs(depth, rooms[number]))
+            costs = self._with_part(depth, costs, self.node_runs(depth, rooms[number]))
             self._nodes[depth, rooms[: number + 1]] = costs
         return costs
 
@@ -173,7 +210,7 @@ class Tables:
         states: list[Costs | None] = [self._nothing(start)]
         for steps in self._steps(kind):
             reached = [
-                self._extended(shape.depth, costs, self._runs_of(shape, part), start=start)
+                self._extended(shape, costs, part, start)
                 for before, part in steps
                 if (costs := states[before]) is not None
             ]
@@ -192,14 +229,37 @@ class Tables:
         np.fill_diagonal(costs, 0.0)
         return self._row(costs, start)
 
-    def _extended(self, depth: int, costs: Costs, runs: Costs, *, start: int | None = None) -> Costs:
+    def _extended(self, shape: _Shape, costs: Costs, part: int, start: int | None) -> Costs:
         """Add a part: it takes no stage, or a run that begins where the parts so far end."""
-        entered = costs + self._row(self._crossings[depth], start)
+        if len(costs) == 1:
+            return self._with_part_in_row(shape, costs, part, start)
+        return self._with_part(shape.depth, costs, self._runs_of(shape, part))
+
+    def _with_part(self, depth: int, costs: Costs, runs: Costs) -> Costs:
+        entered = costs + self._crossings[depth]
         extended = costs.copy()
         for count in range(1, len(runs)):
             run = runs[count] if self._is_level else runs[count, :-count]
             np.minimum(extended[:, count:], entered[:, :-count] + run, out=extended[:, count:])
         return extended
+
+    def _last_runs(self, shape: _Shape, part: int) -> Costs:
+        """Give a part's runs by their end: `[e, n - 1]` of n stages before stage e."""
+        key = shape.depth if shape.is_over_nodes else -1, part
+        runs = self._ends.get(key)
+        if runs is None:
+            by_start = self._runs_of(shape, part)
+            lengths = np.arange(1, len(by_start))
+            starts = np.arange(self._num_stages + 1)[:, None] - lengths
+            runs = by_start[lengths, np.maximum(starts, 0) if not self._is_level else 0]
+            runs = self._ends[key] = np.where(starts < 0, _INFINITE, runs)
+        return runs
+
+    def _with_part_in_row(self, shape: _Shape, costs: Costs, part: int, start: int | None) -> Costs:
+        """Do so with runs of all lengths at once, which for a single row is quicker."""
+        runs = self._last_runs(shape, part)
+        entered = (costs + self._row(self._crossings[shape.depth], start))[0]
+        return np.minimum(costs, (entered[self._starts[:, : runs.shape[1]]] + runs).min(axis=1))
 
     def _crossing(self, depth: int) -> Costs:
         """Give what it costs to go on to another part with stage m: nothing if m is the first."""

@@ -72,13 +72,13 @@ class UnlikeStages:
         """Give what tie-breaks add to a chain's cost: there are none."""
         return 0.0
 
-    def least(self, *, depth: int, limits: Limits | None = None) -> Found | None:
+    def least(self, *, depth: int, limits: Limits | None = None, within: float = _INFINITE) -> Found | None:
         """Give the cheapest chain within one domain of a depth or deeper that the search finds."""
         limits = limits or {}
         best: Found | None = None
         for domain in self._domains(depth, limits):
             search = _Search(self._nodes_in(domain), self._demands, self._room, self._prices, limits)
-            if best is not None and search.least_s >= best.cost:
+            if search.least_s > within or (best is not None and search.least_s >= best.cost):
                 continue
             found = search.best_chain(self._budget, below=_INFINITE if best is None else best.cost)
             if found is None and best is None:
