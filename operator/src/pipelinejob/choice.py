@@ -8,7 +8,7 @@ partitions.
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -26,6 +26,7 @@ from pipelinejob.schedules.catalogue import FAMILIES, build, family
 from pipelinejob.schedules.costs import Costs
 from pipelinejob.schedules.memory import live_versions, peak_activations
 from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
+from pipelinejob.schedules.setting import Setting
 from pipelinejob.simulate import simulate
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.stage_costs import Cuts, Division
@@ -94,8 +95,8 @@ class _Room:
 def choose(spec: PipelineJobSpec, profile: Profile, *, links: Links | None = None, effort: int = EFFORT) -> Choice:
     """Choose a partition and a schedule that fit into memory.
 
-    At most `effort` actions are simulated to shorten the step by the order of its stages. Raises SpecError where
-    nothing fits.
+    At most `effort` actions are simulated to shorten the step by the order of its stages; with 0 the partition is the
+    one with the least busy rank, and no other is looked at. Raises SpecError where nothing fits.
     """
     limits = profile.memory_limits(spec.parallelism.pipeline)
     room: _Room | None = None  # nothing has to be kept to as long as all fits
@@ -183,9 +184,10 @@ class _Chooser:
         """
         asked = setting_of(self._spec.schedule, self._num_ranks)
         caps = self._caps(asked.activation_caps)
-        setting = replace(asked, num_micro_batches=num_micro_batches, costs=self._costs, activation_caps=caps)
+        looks = family(name).looks_at_costs
+        setting = replace(asked, num_micro_batches=num_micro_batches, activation_caps=caps)
         try:
-            schedule = build(name, setting)
+            schedule = build(name, replace(setting, costs=self._costs)) if looks else _by_sizes(name, setting)
         except ScheduleError as error:
             if caps != asked.activation_caps:
                 limits = self._profile.memory_limits(self._num_ranks) or ()
@@ -222,7 +224,7 @@ class _Chooser:
             cuts=self._cuts(routes),
             routes=routes,
             schedule=self._spec.schedule,
-            tied_bytes=self._spec.model.tied_bytes,
+            tied_bytes=self._spec.model.tied_bytes // self._spec.parallelism.tensor,
             links=self._links,
         )
 
@@ -274,7 +276,7 @@ class _Chooser:
 
     def _bettered(self, choice: Choice) -> Choice:
         """Give a choice with a shorter step, by a partition whose busiest rank takes as long or that is simpler."""
-        if self._spec.partition.layers is not None or self._profile.concurrency is not None:
+        if self._effort == 0 or self._spec.partition.layers is not None or self._profile.concurrency is not None:
             return choice  # on shared processors it is the sum of all work that counts
         limits = self._profile.memory_limits(self._num_ranks)
         partitions = dict.fromkeys((choice.division.cuts, *_simple_cuts(choice.division)))
@@ -300,6 +302,12 @@ class _Chooser:
             allowed=lambda edges: division.busiest_s(edges) <= busiest_s,
             effort=self._effort // sum(map(len, schedule.ranks)),
         )
+
+
+@lru_cache(maxsize=64)
+def _by_sizes(name: ScheduleName, setting: Setting) -> Schedule:
+    """Make a schedule that looks at no costs; plans of one job, and options of one search, ask for the same again."""
+    return build(name, setting)
 
 
 def _prohibitive(num_stages: int) -> Costs:

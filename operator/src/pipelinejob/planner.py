@@ -163,7 +163,7 @@ def division_of(plan: Plan, profile: Profile) -> Division:
         cuts=plan.cuts,
         routes=schedule_of(plan).routes,
         schedule=plan.schedule,
-        tied_bytes=plan.model.tied_bytes,
+        tied_bytes=plan.model.tied_bytes // plan.parallelism.tensor,
         links=Links.of_plan(plan.links),
     )
 

@@ -7,10 +7,11 @@ below the best found, that is the best there is; a search that would take too lo
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from pipelinejob import hardware as hardware_data
+from pipelinejob.choice import EFFORT as EFFORT_OF_A_PLAN
 from pipelinejob.choice import Choice, choose
 from pipelinejob.chosen import Chosen, resolved
 from pipelinejob.cost import Profile
@@ -36,7 +37,8 @@ from pipelinejob.spec import Parallelism, PipelineJobSpec
 
 __all__ = ["Candidate", "Found", "Rejected", "choice_of", "resolved", "search"]
 
-EFFORT = 6_000_000  # actions that may be planned and simulated: some ten seconds
+EFFORT = 1_500_000  # actions that may be planned and simulated: a few seconds
+_LEAST_REFINED = 3
 _TIE = 1 - 1e-9
 
 
@@ -160,8 +162,21 @@ class _Entry:
     what: Layout | Option = field(compare=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ground:
+    """What the stages stand on: speeds relative to the fastest device among them, and bytes of each."""
+
+    speeds: tuple[float, ...]
+    limits: tuple[int, ...] | None
+    names: tuple[str, ...]  # of the device kinds
+
+
 class _Search:
-    """One search: the options that are left, by guess, and what was planned so far."""
+    """One search: the options that are left, by guess, and what was planned so far.
+
+    Options are first planned with the partition whose busiest rank is least, then, the best of them first, with all
+    that shortens a step.
+    """
 
     def __init__(self, spec: PipelineJobSpec, pool: Pool, hardware: Hardware, profile: Profile | None) -> None:
         self._spec = spec
@@ -169,28 +184,20 @@ class _Search:
         self._profile = profile
         self._space = Space(spec, pool, hardware)
         self._tables = cache(self._table)
+        self._grounds = cache(self._ground)
         self._queue: list[_Entry] = []
+        self._drafts: list[tuple[float, int, Option]] = []  # step, number
         self._candidates: list[Candidate] = []
         self._tally = Tally(pool)
-        self._num_entries = self._num_options = 0
+        self._num_options = 0
         self._best_s = float("inf")
 
     def run(self, effort: int) -> Found:
         for layout in self._space.layouts():
             self._add_layout(layout)
         heapq.heapify(self._queue)
-        while self._queue and effort > 0:
-            entry = heapq.heappop(self._queue)
-            if entry.floor_s >= self._best_s * _TIE:
-                self._tally.too_slow(entry.what, entry.floor_s)
-            elif isinstance(entry.what, Layout):
-                self._expand(entry.what)
-            elif not self._is_closely_bounded(entry.what):
-                effort -= self._plan(entry.what)
-        return self._found()
-
-    def _found(self) -> Found:
-        left = [entry for entry in self._queue if entry.floor_s < self._best_s * _TIE]
+        left = effort - self._draft_all(effort * 2 // 3)
+        is_complete = self._refine_all(left) and not self._queue
         for entry in self._queue:
             self._tally.too_slow(entry.what, entry.floor_s)
         ranked = sorted(self._candidates, key=_rank)
@@ -198,85 +205,132 @@ class _Search:
             candidates=tuple(ranked),
             rejected=self._tally.rejected(ranked),
             num_options=self._num_options,
-            is_complete=not left,
+            is_complete=is_complete,
         )
 
-    def _table(self, tensor: int, micro_batch_size: int, devices: tuple[str, ...]) -> Table:
+    def _draft_all(self, effort: int) -> int:
+        """Plan the options that may win, roughly; give the actions that this took."""
+        spent = 0
+        while self._queue and spent < effort:
+            entry = heapq.heappop(self._queue)
+            if entry.floor_s >= self._best_s * _TIE:
+                self._tally.too_slow(entry.what, entry.floor_s)
+            elif isinstance(entry.what, Layout):
+                self._expand(entry.what)
+            elif not self._is_closely_bounded(entry.what):
+                self._draft(entry.what)
+                spent += _num_actions(entry.what)
+        self._queue = [entry for entry in self._queue if not self._is_ruled_out(entry)]
+        return spent
+
+    def _is_ruled_out(self, entry: _Entry) -> bool:
+        if entry.floor_s < self._best_s * _TIE:
+            return False
+        self._tally.too_slow(entry.what, entry.floor_s)
+        return True
+
+    def _refine_all(self, effort: int) -> bool:
+        """Plan the options that were drafted as a plan would be made, the best first; say whether that was all."""
+        spent = 0
+        for number, (_, _, option) in enumerate(sorted(self._drafts)):
+            if spent >= effort and number >= _LEAST_REFINED:
+                return False
+            try:
+                self._candidates.append(self._candidate(option, EFFORT_OF_A_PLAN))
+            except SpecError as error:
+                self._tally.failed(option, error)
+            spent += 4 * _num_actions(option) + EFFORT_OF_A_PLAN // 4
+        return True
+
+    def _table(self, tensor: int, micro_batch_size: int, names: tuple[str, ...]) -> Table:
         """Give the costs on the fastest of some devices."""
         if self._profile is not None:
             return Table(profile=self._profile)
-        kinds = [self._space.kind(name) for name in devices]
         one = Chosen(
-            pipeline=1, data=1, tensor=tensor, schedule=ScheduleName.ONE_F_ONE_B, micro_batches=1,
+            pipeline=1,
+            data=1,
+            tensor=tensor,
+            schedule=ScheduleName.ONE_F_ONE_B,
+            micro_batches=1,
             micro_batch_size=micro_batch_size,
-        )  # fmt: skip
-        return Table(profile=counted(resolved(self._spec, one), kinds, self._hardware))
+        )
+        kinds = [self._space.kind(name) for name in names]
+        profile = counted(resolved(self._spec, one), kinds, self._hardware)
+        return Table(profile=profile, tied_bytes=self._spec.model.tied_bytes // tensor)
 
-    def _costs(self, layout: Layout) -> tuple[Table, Profile]:
-        """Give a layout's costs, and the same with the speed and memory of each stage's device."""
-        devices = self._space.devices(layout)
-        names = tuple(dict.fromkeys(device.name for device in devices))
-        table = self._tables(layout.tensor, layout.micro_batch_size, names)
-        return table, on_devices(table.profile, self._spec, devices, self._hardware)
+    def _table_of(self, layout: Layout) -> Table:
+        return self._tables(layout.tensor, layout.micro_batch_size, self._grounds(layout.seats).names)
+
+    def _ground(self, seats: tuple[int, ...]) -> _Ground:
+        precision = self._spec.training.precision
+        devices = [self._space.group(seat).device for seat in seats]
+        fastest = max(device.attained_flops(precision) for device in devices)
+        memory = tuple(device.memory_bytes for device in devices)
+        return _Ground(
+            speeds=tuple(device.attained_flops(precision) / fastest for device in devices),
+            limits=tuple(each for each in memory if each is not None) if None not in memory else None,
+            names=tuple(dict.fromkeys(device.name for device in devices)),
+        )
 
     def _add_layout(self, layout: Layout) -> None:
-        table, profile = self._costs(layout)
-        speeds, limits = _speeds(profile, layout), profile.memory_limits(layout.pipeline)
-        if limits is not None and held_share(table, limits) > 1:
-            self._tally.too_large(layout, held_share(table, limits) * limits[0], limits[0])
+        table, ground = self._table_of(layout), self._grounds(layout.seats)
+        if self._is_too_large(layout, layout, copies=1):
             return
-        floor_s = layout_floor_s(layout, table, speeds)
+        floor_s = layout_floor_s(layout, table, ground.speeds)
         self._queue.append(_Entry(floor_s, len(self._queue), floor_s, layout))
 
-    def _expand(self, layout: Layout) -> None:
-        table, profile = self._costs(layout)
-        speeds, limits = _speeds(profile, layout), profile.memory_limits(layout.pipeline)
-        for option in self._space.options(layout):
-            copies = copies_of(option.schedule)
-            if limits is not None and held_share(table, limits, copies=copies) > 1:
-                self._tally.too_large(option, held_share(table, limits, copies=copies) * limits[0], limits[0])
-                continue
-            self._push(option, table, speeds)
+    def _is_too_large(self, what: Layout | Option, layout: Layout, *, copies: int) -> bool:
+        limits = self._grounds(layout.seats).limits
+        share = held_share(self._table_of(layout), limits, copies=copies) if limits else 0.0
+        if limits and share > 1:
+            self._tally.too_large(what, share * sum(limits) / len(limits), max(limits))
+        return share > 1
 
-    def _push(self, option: Option, table: Table, speeds: tuple[float, ...]) -> None:
+    def _expand(self, layout: Layout) -> None:
+        for option in self._space.options(layout):
+            if not self._is_too_large(option, layout, copies=copies_of(option.schedule)):
+                self._push(option)
+
+    def _push(self, option: Option) -> None:
         self._num_options += 1
+        table, speeds = self._table_of(option.layout), self._grounds(option.layout.seats).speeds
         floor_s = option_floor_s(option, table, speeds)
-        guess_s_ = max(floor_s, guess_s(option, table, speeds))
-        heapq.heappush(self._queue, _Entry(guess_s_, self._num_options, floor_s, option))
+        expected_s = max(floor_s, guess_s(option, table, speeds))
+        heapq.heappush(self._queue, _Entry(expected_s, self._num_options, floor_s, option))
 
     def _is_closely_bounded(self, option: Option) -> bool:
         """Say whether the bound that takes longer to find rules an option out."""
-        table, profile = self._costs(option.layout)
-        floor_s = chain_floor_s(option, table, _speeds(profile, option.layout))
+        floor_s = chain_floor_s(option, self._table_of(option.layout), self._grounds(option.layout.seats).speeds)
         if floor_s < self._best_s * _TIE:
             return False
         self._tally.too_slow(option, floor_s)
         return True
 
-    def _plan(self, option: Option) -> int:
-        """Plan an option; give the actions that this took."""
-        table, profile = self._costs(option.layout)
+    def _draft(self, option: Option) -> None:
         try:
-            candidate = min(
-                (self._candidate(option, profile, links) for links in self._all_links(option.layout)),
-                key=lambda each: each.step_s,
-            )
+            step_s = self._candidate(option, 0).step_s
         except TooLargeError as error:
             self._tally.failed(option, error)
-            if option.recompute is Recompute.NONE and self._spec.schedule.recompute is None:
-                self._push(_with_some(option), table, _speeds(profile, option.layout))
+            if option.recompute is Recompute.NONE and self._spec.schedule.recompute is None and self._spec.is_open:
+                self._push(replace(option, recompute=Recompute.SOME))
         except SpecError as error:
             self._tally.failed(option, error)
         else:
-            self._candidates.append(candidate)
-            self._best_s = min(self._best_s, candidate.step_s)
-        return 2 * option.layout.pipeline * (option.virtual_stages or 1) * option.layout.micro_batches
+            self._drafts.append((step_s, len(self._drafts), option))
+            self._best_s = min(self._best_s, step_s)
+
+    def _candidate(self, option: Option, effort: int) -> Candidate:
+        """Plan an option with the links that shorten its step the most."""
+        layout = option.layout
+        profile = on_devices(self._table_of(layout).profile, self._spec, self._space.devices(layout), self._hardware)
+        made = (self._made(option, profile, links, effort) for links in self._all_links(layout))
+        return min(made, key=lambda each: each.step_s)
 
     def _all_links(self, layout: Layout) -> list[Links]:
         return [self._space.links(layout, near) for near in self._space.nears(layout)]
 
-    def _candidate(self, option: Option, profile: Profile, links: Links) -> Candidate:
-        chosen, choice = self._chosen(option, profile, links)
+    def _made(self, option: Option, profile: Profile, links: Links, effort: int) -> Candidate:
+        chosen, choice = self._chosen(option, profile, links, effort)
         spec = resolved(self._spec, chosen)
         promised = outlook(choice.division, choice.schedule_for, choice.length, replicas=chosen.data)
         step_s = promised.step_s + profile.step_overhead_s
@@ -293,37 +347,33 @@ class _Search:
             links=links,
         )
 
-    def _chosen(self, option: Option, profile: Profile, links: Links) -> tuple[Chosen, Choice]:
+    def _chosen(self, option: Option, profile: Profile, links: Links, effort: int) -> tuple[Chosen, Choice]:
         if option.recompute is not Recompute.SOME:
             given = self._spec.schedule.recompute_stages if option.recompute is Recompute.GIVEN else None
             chosen = option.chosen(given)
-            return chosen, choose(resolved(self._spec, chosen), profile, links=links)
+            return chosen, choose(resolved(self._spec, chosen), profile, links=links, effort=effort)
         limits = profile.memory_limits(option.layout.pipeline) or ()
         free = profile.model_copy(update={"device_memory_bytes": None, "stage_memory_bytes": None})
         stages: tuple[int, ...] = ()
         while True:
             chosen = option.chosen(stages)
-            choice = choose(resolved(self._spec, chosen), free, links=links)
+            choice = choose(resolved(self._spec, chosen), free, links=links, effort=effort)
             over = {rank for rank, limit in enumerate(limits) if choice.memory_bytes[rank] > limit} - set(stages)
             if not over:
-                return chosen, choose(resolved(self._spec, chosen), profile, links=links)
+                return chosen, choose(resolved(self._spec, chosen), profile, links=links, effort=effort)
             stages = tuple(sorted({*stages, *over}))
 
 
-def _with_some(option: Option) -> Option:
-    return Option(option.layout, option.schedule, option.virtual_stages, Recompute.SOME)
-
-
-def _speeds(profile: Profile, layout: Layout) -> tuple[float, ...]:
-    return profile.stage_speeds or (1.0,) * layout.pipeline
+def _num_actions(option: Option) -> int:
+    return 2 * option.layout.pipeline * (option.virtual_stages or 1) * option.layout.micro_batches
 
 
 def _rank(candidate: Candidate) -> tuple[float, int, int, int]:
     """Order by the step; of equal ones those with fewer devices, fewer stages, and fewer stretches of layers first."""
     chosen = candidate.chosen
-    return round_to(candidate.step_s), chosen.num_gpus, chosen.pipeline, len(candidate.layers)
+    return _rounded(candidate.step_s), chosen.num_gpus, chosen.pipeline, len(candidate.layers)
 
 
-def round_to(seconds: float) -> float:
+def _rounded(seconds: float) -> float:
     """Round away what rounding alone made."""
     return float(f"{seconds:.9g}")

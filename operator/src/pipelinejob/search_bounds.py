@@ -36,6 +36,7 @@ class Table:
     """The costs of a model's layers for one size of micro-batches and one tensor degree, summed from the first on."""
 
     profile: Profile
+    tied_bytes: int = 0  # what embedding and head share
 
     @cached_property
     def forward_s(self) -> Floats:
@@ -80,13 +81,19 @@ class Table:
         return sum(layer.optimizer_s for layer in self.profile.layers)
 
     @cached_property
-    def held_bytes(self) -> int:
-        """Give what all stages hold together at least: the state, and the activations of one micro-batch each."""
-        return sum(layer.state_bytes + layer.activation_bytes for layer in self.profile.layers)
+    def state_bytes(self) -> int:
+        """Give what all stages hold together whatever is in flight; a tied table stands on one of them at least."""
+        return sum(layer.state_bytes for layer in self.profile.layers) - 4 * self.tied_bytes
 
     @cached_property
-    def state_bytes(self) -> int:
-        return sum(layer.state_bytes for layer in self.profile.layers)
+    def held_bytes(self) -> int:
+        """Give what all stages hold together at least, each at its fullest.
+
+        One micro-batch is there whole, by then perhaps without the gradients, which come with the way back.
+        """
+        gradients = sum(layer.parameter_bytes for layer in self.profile.layers) - self.tied_bytes
+        activations = sum(layer.activation_bytes for layer in self.profile.layers)
+        return self.state_bytes + max(activations - gradients, 0)
 
 
 def _summed(values: list[float] | list[int]) -> Floats:

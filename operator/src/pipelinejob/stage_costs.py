@@ -12,10 +12,10 @@ from pipelinejob.cost import LayerCost, Profile
 from pipelinejob.links import Links
 from pipelinejob.plan import LayerRange
 from pipelinejob.schedule_spec import ScheduleSpec
-from pipelinejob.schedules.actions import ActionKind, Route, Schedule
+from pipelinejob.schedules.actions import Route, Schedule
 from pipelinejob.schedules.costs import Costs, Link
 from pipelinejob.schedules.memory import live_versions
-from pipelinejob.stage_memory import ahead_bytes, peak_bytes, stage_bytes
+from pipelinejob.stage_memory import StageBytes, ahead_bytes, peak_bytes, stage_bytes
 
 Cuts = tuple[LayerRange, ...]  # of each stage of a route
 
@@ -201,21 +201,30 @@ class Division:
 
     def memory_bytes(self, schedule: Schedule, rank: int) -> int:
         """Predict the most that a rank holds at once."""
-        actions = schedule.ranks[rank]
-        stages = [
-            stage_bytes(self.layers(stage), received=self.input_bytes(stage), is_split=schedule.is_split)
-            for stage in range(len(self.cuts))
-        ]
+        actions, wiring = schedule.ranks[rank], schedule.wiring
+        works = wiring.work_of[wiring.offsets[rank] : wiring.offsets[rank + 1]]
+        stage_of = [work.stage for work in wiring.works]
         return self._ahead_bytes(rank) + peak_bytes(
-            (
-                (action, 0 if action.kind is ActionKind.UPDATE else schedule.stage_of(rank, action))
-                for action in actions
-            ),
-            stages,
+            zip(actions, (stage_of[work] for work in works), strict=True),
+            self._split_bytes if schedule.is_split else self._whole_bytes,
             parameter_bytes=self.parameter_bytes(rank),
             num_versions=live_versions(actions),
             recomputes=self.schedule.recomputes(rank),
             is_asynchronous=schedule.is_asynchronous,
+        )
+
+    @cached_property
+    def _whole_bytes(self) -> tuple[StageBytes, ...]:
+        return self._stage_bytes(is_split=False)
+
+    @cached_property
+    def _split_bytes(self) -> tuple[StageBytes, ...]:
+        return self._stage_bytes(is_split=True)
+
+    def _stage_bytes(self, *, is_split: bool) -> tuple[StageBytes, ...]:
+        return tuple(
+            stage_bytes(self.layers(stage), received=self.input_bytes(stage), is_split=is_split)
+            for stage in range(len(self.cuts))
         )
 
     def _ahead_bytes(self, rank: int) -> int:
