@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pipelinejob.cost import Profile
 from pipelinejob.errors import PipelineJobError
 from pipelinejob_operator.cli.manifests import GivenJob
-from pipelinejob_operator.objects.costs import CostsError, costs_in
+from pipelinejob_operator.objects.costs import costs_in
 
 ProfileOption = Annotated[
     Path | None,
@@ -29,7 +29,7 @@ def costs_of(job: GivenJob, documents: Sequence[Mapping[str, Any]], profile: Pat
     """Give the costs that a job is to be planned with; None: nothing was measured.
 
     `profile` is the file that --profile names; without one the config map of `spec.costs` is looked for among the
-    documents of the manifest's file. Raises ProfileFileError, CostsError.
+    documents of the manifest's file. Raises ProfileFileError, and CostsError for one that holds no profile.
     """
     if profile is not None:
         return read_profile(profile)
@@ -37,11 +37,13 @@ def costs_of(job: GivenJob, documents: Sequence[Mapping[str, Any]], profile: Pat
     if reference is None:
         return None
     found = next((each for each in documents if _is_config_map(each, reference.config_map, job.namespace)), None)
-    if found is None:
-        raise CostsError(
-            f"spec.costs: config map {reference.config_map} is not in the manifest's file; put it there as another"
-            " document, or give its profile with --profile"
+    if found is None:  # it is in a cluster
+        typer.echo(
+            f"note: {job.name}: spec.costs names config map {reference.config_map}, which is not in the file: planned"
+            " without; give its profile with --profile",
+            err=True,
         )
+        return None
     return costs_in(found, reference)
 
 
