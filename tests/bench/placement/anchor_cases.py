@@ -171,11 +171,14 @@ def _numbered_late(run: Run) -> Run:
     return renumbered
 
 
+def nodes_by_type(fabric: Fabric) -> dict[str, frozenset[str]]:
+    """Give the nodes of each of the two types."""
+    even = frozenset(node.name for node in fabric.nodes if int(node.name.removeprefix("gpu-")) % 2 == 0)
+    return {"even": even, "odd": frozenset(node.name for node in fabric.nodes) - even}
+
+
 def _verdicts(fabric: Fabric, case: Case, run: Run) -> list[Verdict]:
-    kinds = None
-    if case.has_types:
-        even = frozenset(node.name for node in fabric.nodes if int(node.name.removeprefix("gpu-")) % 2 == 0)
-        kinds = {"even": even, "odd": frozenset(node.name for node in fabric.nodes) - even}
+    kinds = nodes_by_type(fabric) if case.has_types else None
     demands, prices, verdicts = case.job.demands(fabric, kinds), crossing_prices(case.job.stages, 3), list[Verdict]()
     for seed in SEEDS:
         world = World(topology=fabric.topology, nodes=anchors_occupied(fabric, seed) if case.is_busy else fabric.nodes)
