@@ -156,23 +156,44 @@ def two_leaves(*, free=(6, 2)):
             two_leaves(),
             {"required": "leaf"},
             (
-                "needs room for 8 stages with 8 nvidia.com/gpu each in one leaf; the largest, x, has room for 6; "
-                "free 2 more there, or require only superpod: A has room"
+                "needs 8 nodes with 8 nvidia.com/gpu free under one leaf; the largest free leaf, x, has 6; "
+                "fits now with pipeline: 6, or only superpod required and leaf preferred"
+            ),
+        ),
+        (
+            stages(12, gpus=4),
+            two_leaves(free=(4, 1)),
+            {"required": "leaf"},
+            (
+                "needs room for 12 stages with 4 nvidia.com/gpu each under one leaf; the largest free leaf, x, has 8; "
+                "fits now with pipeline: 8"
+            ),
+        ),
+        (
+            stages(8),
+            [gpu_node(f"{name}{i}", pod=name, leaf=f"{name}-0") for name, n in (("A", 6), ("B", 2)) for i in range(n)],
+            {"required": "leaf"},
+            (
+                "needs 8 nodes with 8 nvidia.com/gpu free under one leaf; the largest free leaf, A-0, has 6; "
+                "fits now with pipeline: 6, or pipeline preferred instead of required"
             ),
         ),
         (
             stages(10),
             two_leaves(),
             {},
-            "needs room for 10 stages with 8 nvidia.com/gpu each; the cluster has room for 8; 2 more are missing",
+            (
+                "needs 10 nodes with 8 nvidia.com/gpu free; the cluster has room for 8; 2 more are missing; "
+                "fits now with pipeline: 8"
+            ),
         ),
         (
             stages(3, replicas=3),
             two_leaves(),
             {},
             (
-                "only 2 of 3 replicas find a place: for the next, needs room for 3 stages with 8 nvidia.com/gpu each; "
-                "the cluster has room for 2; 1 more are missing"
+                "only 2 of 3 replicas find a place: for the next, needs 3 nodes with 8 nvidia.com/gpu free; "
+                "the cluster has room for 2; 1 more are missing; fits now with pipeline: 2, or data: 2"
             ),
         ),
         (
@@ -216,8 +237,8 @@ def two_leaves(*, free=(6, 2)):
             [*two_leaves(free=(3, 2)), gpu_node("z", pod="A", leaf="x", unusable="is cordoned")],
             {},
             (
-                "needs room for 8 stages with 8 nvidia.com/gpu each; the cluster has room for 5; 3 more are missing "
-                "(left out: z is cordoned)"
+                "needs 8 nodes with 8 nvidia.com/gpu free; the cluster has room for 5; 3 more are missing; "
+                "fits now with pipeline: 5 (left out: z is cordoned)"
             ),
         ),
         (stages(8), [], {}, "8 stages need nodes, and there are none; add some"),

@@ -179,6 +179,7 @@ class Job:
             num_replicas=len(self.chains),
             num_placed=num_placed,
             room=room,
+            room_before=Room(self.nodes),
             nodes=self.nodes,
             topology=self.topology,
             domains=list(self.topology.root.at_depth(self.required_depth)),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pipelinejob.placement_room import Demand, Number, Room
-from pipelinejob.topology import Domain, NodeInfo, Topology
+from pipelinejob.topology import NODE_LEVEL, Domain, NodeInfo, Topology
 
 _PODS = "pods"  # every pod asks for one of these, which goes without saying
 _BYTES = ("memory", "ephemeral-storage", "hugepages-")
@@ -20,6 +20,7 @@ class Attempt:
     num_replicas: int
     num_placed: int
     room: Room
+    room_before: Room
     nodes: Sequence[NodeInfo]
     topology: Topology
     domains: Sequence[Domain]
@@ -30,10 +31,16 @@ class Attempt:
         """Name the level inside one of whose domains the replica must stay."""
         return self.topology.levels[self.required_depth - 1].name
 
+    def count_before(self, demand: Demand, domain: Domain) -> int:
+        """Give how many such stages the domain had room for before any replica was placed."""
+        if domain.node is not None:
+            return self.room_before.count(demand, domain.node)
+        return sum(self.count_before(demand, child) for child in domain.children)
+
     def count(self, demand: Demand, domain: Domain) -> int:
         """Give how many such stages the domain has room for."""
         if domain.node is not None:
-            return self.room.count(demand, domain.node, most=len(self.demands))
+            return self.room.count(demand, domain.node)
         return sum(self.count(demand, child) for child in domain.children)
 
 
@@ -109,16 +116,59 @@ def _ratio(room: Room, demand: Demand, node: str, resource: str) -> Fraction:
 
 def _like_do_not_fit(attempt: Attempt) -> str:
     demand, wanted = attempt.demands[0], len(attempt.demands)
-    needs = f"needs room for {wanted} stages with {_asked(demand)} each"
     if attempt.required_depth == 0:
-        has = sum(attempt.count(demand, domain) for domain in attempt.domains)
-        return f"{needs}; the cluster has room for {has}; {wanted - has} more are missing"
+        has = attempt.count(demand, attempt.topology.root)
+        missing = f"the cluster has room for {has}; {wanted - has} more are missing"
+        return f"{_needs(attempt)}; {missing}{_fits_now(_ways(attempt), '')}"
     largest = max(attempt.domains, key=lambda domain: attempt.count(demand, domain))
     has = attempt.count(demand, largest)
+    where = "on one node" if attempt.level == NODE_LEVEL else f"under one {attempt.level}"
     return (
-        f"{needs} in one {attempt.level}; the largest, {largest.name}, has room for {has}; "
-        f"free {wanted - has} more there{_coarser(attempt, lambda domain: attempt.count(demand, domain) >= wanted)}"
+        f"{_needs(attempt)} {where}; the largest free {attempt.level}, {largest.name}, has {has}"
+        f"{_fits_now(_ways(attempt), f'; free {wanted - has} more there')}"
     )
+
+
+def _needs(attempt: Attempt) -> str:
+    """Say what is needed: whole nodes where no node takes more than one stage."""
+    demand, wanted = attempt.demands[0], len(attempt.demands)
+    most = max(attempt.room.count(demand, node.name) for node in attempt.nodes)
+    if most > 1:
+        return f"needs room for {wanted} stages with {_asked(demand)} each"
+    return f"needs {wanted} node{'s' * (wanted != 1)} with {_asked(demand)} free"
+
+
+def _fits_now(ways: Sequence[str], otherwise: str) -> str:
+    if not ways:
+        return otherwise
+    *first, last = ways
+    return f"; fits now with {', '.join(first)}{', or ' if first else ''}{last}"
+
+
+def _ways(attempt: Attempt) -> list[str]:
+    """Name changes with which all replicas would find a place at once."""
+    demand, wanted, replicas = attempt.demands[0], len(attempt.demands), attempt.num_replicas
+    rooms = [attempt.count_before(demand, domain) for domain in attempt.domains]
+    ways = []
+    fewer = next((n for n in range(wanted - 1, 0, -1) if sum(room // n for room in rooms) >= replicas), None)
+    if fewer is not None:
+        ways.append(f"pipeline: {fewer}")
+    if (fitting := sum(room // wanted for room in rooms)) and replicas > 1:
+        ways.append(f"data: {fitting}")
+    if attempt.required_depth:
+        ways += _looser(attempt, lambda domain: attempt.count_before(demand, domain) // wanted)
+    return ways
+
+
+def _looser(attempt: Attempt, fitting: Callable[[Domain], int]) -> list[str]:
+    """Name the closest coarser level in whose domains all replicas fit; without any, the level is but preferred."""
+    for depth in range(attempt.required_depth - 1, -1, -1):
+        domains = list(attempt.topology.root.at_depth(depth))
+        if sum(map(fitting, domains)) >= attempt.num_replicas:
+            if depth == 0:
+                return ["pipeline preferred instead of required"]
+            return [f"only {attempt.topology.levels[depth - 1].name} required and {attempt.level} preferred"]
+    return []
 
 
 def _unlike_do_not_fit(attempt: Attempt, nodes: Sequence[NodeInfo]) -> str:
@@ -136,17 +186,6 @@ def _unlike_do_not_fit(attempt: Attempt, nodes: Sequence[NodeInfo]) -> str:
         f"{len(attempt.demands)} unlike stages do not fit together{where}, though {amounts(free)} are free in all; "
         f"free whole nodes{', or require a coarser level' if attempt.required_depth > 1 else ''}"
     )
-
-
-def _coarser(attempt: Attempt, fits: Callable[[Domain], bool]) -> str:
-    """Name the closest coarser level with room, if there is one."""
-    for depth in range(attempt.required_depth - 1, -1, -1):
-        domain = next((domain for domain in attempt.topology.root.at_depth(depth) if fits(domain)), None)
-        if domain is not None and depth == 0:
-            return ", or require no level: the cluster as a whole has room"
-        if domain is not None:
-            return f", or require only {attempt.topology.levels[depth - 1].name}: {domain.name} has room"
-    return ""
 
 
 def amounts(resources: Mapping[str, Number]) -> str:
