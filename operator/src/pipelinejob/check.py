@@ -18,7 +18,8 @@ from pipelinejob.schedules.actions import ScheduleError
 from pipelinejob.schedules.catalogue import build, family
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec import Device, Model, PipelineJobSpec, Topology
-from pipelinejob.topology import AUTO, HOSTNAME, NODE_LEVEL, PROFILES
+from pipelinejob.topology import AUTO, HOSTNAME, NO_PROFILES, NODE_LEVEL, PROFILES, Profiles
+from pipelinejob.topology_presets import levels_of
 
 # Lists that templates are merged by: each item must carry this key.
 _KEYED_LISTS = {"initContainers": "name", "volumes": "name", "imagePullSecrets": "name"}
@@ -35,13 +36,16 @@ _QUANTITY = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\
 _ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def check(spec: PipelineJobSpec) -> tuple[SpecError, ...]:
-    """Give everything that is wrong with a spec which its schema and CEL rules let through."""
+def check(spec: PipelineJobSpec, profiles: Profiles | None = NO_PROFILES) -> tuple[SpecError, ...]:
+    """Give everything that is wrong with a spec which its schema and CEL rules let through.
+
+    `profiles` are the cluster's TopologyProfiles; None if they may come and go: what names them is not judged then.
+    """
     return (
         *_check_arguments(spec),
         *_check_config(spec.model),
         *_check_schedule(spec),
-        *_check_topology(spec.topology),
+        *_check_topology(spec.topology, profiles),
         *_check_templates(spec),
     )
 
@@ -93,15 +97,18 @@ def _check_schedule(spec: PipelineJobSpec) -> Iterator[SpecError]:
         yield error
 
 
-def _check_topology(topology: Topology) -> Iterator[SpecError]:
+def _check_topology(topology: Topology, profiles: Profiles | None) -> Iterator[SpecError]:
     if topology.levels is not None:
         return  # overrides the profile, and the CRD's rules see both lists of names
-    if topology.profile not in {AUTO, *PROFILES}:
-        known = f"use {AUTO}, or one of {', '.join(PROFILES)}"
+    if profiles is None and topology.profile not in PROFILES:
+        return  # `auto`, too, may find a TopologyProfile
+    known_levels = {**PROFILES, **{name: levels_of(profile) for name, profile in (profiles or {}).items()}}
+    if topology.profile not in {AUTO, *known_levels}:
+        known = f"use {AUTO}, or one of {', '.join(known_levels)}"
         yield SpecError("spec.topology.profile", f'there is no profile "{topology.profile}"; {known}')
         return
-    profiles = list(PROFILES.values()) if topology.profile == AUTO else [PROFILES[topology.profile]]
-    levels = [level for profile in profiles for level in profile]
+    read = list(known_levels.values()) if topology.profile == AUTO else [known_levels[topology.profile]]
+    levels = [level for profile in read for level in profile]
     for field in ("required", "preferred"):
         wanted = getattr(topology.pipeline, field)
         if wanted not in {None, NODE_LEVEL, HOSTNAME} and not any(level.is_called(wanted) for level in levels):

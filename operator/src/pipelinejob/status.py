@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, WithJsonSchema
 
+from pipelinejob.chosen import Chosen
 from pipelinejob.values import Value
 
 Count = Annotated[int, Field(ge=0)]
@@ -208,6 +209,13 @@ class PipelineJobStatus(Value):
     ] = None
     start_time: Annotated[Time | None, Field(description="When the job was admitted first.")] = None
     completion_time: Annotated[Time | None, Field(description="When the job ended.")] = None
+    chosen: Annotated[
+        Chosen | None,
+        Field(
+            description="What was chosen for what the spec leaves open; stored before the first pod exists, and kept "
+            "over restarts."
+        ),
+    ] = None
     preempts: Annotated[
         tuple[AskedJob, ...],
         Field(
@@ -221,7 +229,7 @@ class PipelineJobStatus(Value):
         Field(
             max_length=256,
             json_schema_extra={"x-kubernetes-list-type": "atomic"},
-            description="While it waits: running jobs whose room is kept for it, so that no job that goes past it takes "
+            description="While it waits: running jobs whose room is kept for it, so that no job that passes it takes "
             "that; `team-a/gpt`.",
         ),
     ] = ()

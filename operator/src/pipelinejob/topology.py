@@ -17,14 +17,14 @@ from pipelinejob.errors import SpecError
 from pipelinejob.topology_presets import HOSTNAME, NODE_LEVEL, PLAIN, PROFILES, Level, levels_of
 from pipelinejob.topology_profile import Link, MissingLabels, TopologyProfileSpec
 
-__all__ = ["HOSTNAME", "NODE_LEVEL", "PROFILES", "Domain", "Level", "NodeInfo", "Topology", "detect"]
+__all__ = ["HOSTNAME", "NODE_LEVEL", "NO_PROFILES", "PROFILES", "Domain", "Level", "NodeInfo", "Topology", "detect"]
 
 Profiles = Mapping[str, TopologyProfileSpec]  # the TopologyProfiles of a cluster, by name
 
 AUTO = "auto"
 _SHOWN = 3  # names in a note
 _NODE = Level(name=NODE_LEVEL, keys=(HOSTNAME,))
-_NO_PROFILES: Profiles = MappingProxyType({})
+NO_PROFILES: Profiles = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class Topology:
         levels: Sequence[str] | None = None,
         *,
         missing: MissingLabels | None = None,
-        profiles: Profiles = _NO_PROFILES,
+        profiles: Profiles = NO_PROFILES,
     ) -> "Topology":
         """Read the tree from labels: by `levels` (label keys, coarse to fine) if given, else by a profile.
 
@@ -96,7 +96,7 @@ class Topology:
 
     @classmethod
     def from_spec(
-        cls, topology: spec.Topology, nodes: Sequence[NodeInfo], profiles: Profiles = _NO_PROFILES
+        cls, topology: spec.Topology, nodes: Sequence[NodeInfo], profiles: Profiles = NO_PROFILES
     ) -> "Topology":
         """Read the tree that a manifest asks for."""
         return cls.of(nodes, topology.profile, topology.levels, missing=topology.missing_labels, profiles=profiles)
@@ -124,7 +124,7 @@ class Topology:
         raise SpecError(path, f"there is no level {level!r} in profile {self.profile}; use one of {known}")
 
 
-def detect(nodes: Sequence[NodeInfo], profiles: Profiles = _NO_PROFILES) -> str:
+def detect(nodes: Sequence[NodeInfo], profiles: Profiles = NO_PROFILES) -> str:
     """Name the profile whose own labels most nodes carry: one of `profiles`, else a preset, else the plain one."""
     for known in filter(None, ({name: levels_of(each) for name, each in profiles.items()}, PROFILES)):
         counts = _carriers(known, nodes)

@@ -15,6 +15,7 @@ free beside. Therefore
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from pipelinejob.status import ConditionStatus, ConditionType
 from pipelinejob_operator.admission.capacity import Claim, minus
@@ -51,11 +52,11 @@ def reserve(job: Job, room: Room, kept: Sequence[Claim], chooser: Chooser) -> Re
     """Keep room for a job, beside what is kept for those ahead of it; None if only those who went past it have it."""
     first = _there_first(job, room)
     known = tuple(each for each in first if str(each.key) in job.status.waits_for)
-    if (claims := chooser.fits(job, room.after(known, kept=kept))) is not None:
-        return Reservation(claims=claims, waits_for=known)
+    if chooser.fits(job, room.after(known, kept=kept)) is not None:
+        return _kept_where_others_leave(job, known, room, kept, chooser)
     found = fewest([first], lambda gone: chooser.fits(job, room.after(gone, kept=kept)))
     if found is not None:
-        return Reservation(claims=found[1], waits_for=found[0])
+        return _kept_where_others_leave(job, found[0], room, kept, chooser)
     # It fits beside none of those ahead, so it waits for their end, too: they are there first, like all that run.
     if (claims := chooser.fits(job, room.after(first))) is not None:
         return Reservation(claims=claims, waits_for=first)
@@ -63,6 +64,17 @@ def reserve(job: Job, room: Room, kept: Sequence[Claim], chooser: Chooser) -> Re
     others_gone = minus(room.empty, (claim for each in passed for claim in room.held[each.uid]))
     claims = chooser.fits(job, others_gone)  # pods that are no PipelineJob's have to go
     return None if claims is None else Reservation(claims=claims, waits_for=first)
+
+
+def _kept_where_others_leave(
+    job: Job, gone: tuple[Job, ...], room: Room, kept: Sequence[Claim], chooser: Chooser
+) -> Reservation | None:
+    """Keep, if it suffices, only the nodes that are not free yet: it starts no later for that, and more can go past."""
+    after = room.after(gone, kept=kept)
+    awaited = {claim.node for each in gone for claim in room.held[each.uid]}
+    nothing = {node: dict.fromkeys(amounts, Fraction(0)) for node, amounts in after.items() if node not in awaited}
+    claims = chooser.fits(job, {**after, **nothing}) or chooser.fits(job, after)
+    return None if claims is None else Reservation(claims=claims, waits_for=gone)
 
 
 def _there_first(job: Job, room: Room) -> tuple[Job, ...]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from types import MappingProxyType
 
 from pipelinejob.errors import NoPlacementError, SpecError
 from pipelinejob.placement import place
@@ -15,7 +14,7 @@ from pipelinejob.prices import Prices
 from pipelinejob.quantities import Resources, resources
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.status import PipelineJobStatus
-from pipelinejob.topology import NodeInfo, Profiles, Topology
+from pipelinejob.topology import NO_PROFILES, NodeInfo, Profiles, Topology
 from pipelinejob_operator.admission.capacity import Claim, allocatable
 from pipelinejob_operator.admission.eligibility import may_stand_on, unusable
 from pipelinejob_operator.cluster import Object
@@ -26,7 +25,6 @@ from pipelinejob_operator.objects.pods import pod_requests
 
 Free = Mapping[str, Resources]
 _PODS = "pods"
-_NO_PROFILES: Profiles = MappingProxyType({})
 
 
 def choose_nodes(
@@ -43,7 +41,7 @@ class Chooser:
     """Places jobs on the nodes of one moment; remembers what stays the same, however often it is asked about a job."""
 
     def __init__(
-        self, nodes: Sequence[Object], settings: ControllerSettings, profiles: Profiles = _NO_PROFILES
+        self, nodes: Sequence[Object], settings: ControllerSettings, profiles: Profiles = NO_PROFILES
     ) -> None:
         """Look at nodes; `profiles` are the cluster's TopologyProfiles."""
         self._nodes = nodes

@@ -15,12 +15,20 @@ NO_PLAN = "NoPlan"  # what the cluster is said to be does not allow for one, or 
 PREEMPTED = "Preempted"  # it was told to make way, and waits in its place of the line
 PREEMPTING = "Preempting"  # others were told to make way for it
 # Reasons of PLACED with which a job waits for something other than room.
-BLOCKS_NOBODY = WAITS_FOR_KUEUE | {NEVER_FITS, NO_PRIORITY_CLASS, "GangTimeout", "Refused", "PodsStuck", "NamesTaken"}
+BLOCKS_NOBODY = WAITS_FOR_KUEUE | {
+    NEVER_FITS,
+    NO_PLAN,
+    NO_PRIORITY_CLASS,
+    "GangTimeout",
+    "Refused",
+    "PodsStuck",
+    "NamesTaken",
+}
 
 
 def is_waiting(job: Job) -> bool:
     """Say whether the job wants room and has none: worth a pass whenever room may have come free."""
-    if job.spec is None or job.is_finished or job.is_deleting or job.spec.suspend:
+    if job.spec is None or job.spec.is_open or job.is_finished or job.is_deleting or job.spec.suspend:
         return False
     return not job.is_placed
 

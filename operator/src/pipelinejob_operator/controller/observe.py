@@ -57,7 +57,8 @@ def observe(cluster: Cluster, raw: Object, errors: Sequence[SpecError], settings
     """Read everything about the job that a decision may need; all from caches."""
     job = read_job(raw)
     kueue, priorities = cluster.kueue(job.key), Priorities.read(cluster.priority_classes())
-    quota = quota_of(job, job.spec, kueue, priorities, settings) if job.spec and not errors else None
+    is_readable = job.spec is not None and not job.spec.is_open and not errors
+    quota = quota_of(job, job.spec, kueue, priorities, settings) if job.spec and is_readable else None
     if quota and job.spec:
         job = replace(job, spec=quota.laid_over(job.spec))
     ranks = {stage.pod: Rank(stage.replica, stage.stage) for stage in job.status.stages}

@@ -4,32 +4,34 @@ A draft follows from the spec, its costs, and what the cluster consists of; the 
 that the job's status names. Finding one may take seconds, so it is prepared in a thread; losing one loses nothing.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from pipelinejob import hardware as hardware_data
+from pipelinejob.chosen import Chosen
 from pipelinejob.cost import Profile
 from pipelinejob.errors import NoPlacementError, SpecError
 from pipelinejob.hardware import Hardware, HardwareError
+from pipelinejob.placement_room import Demand
 from pipelinejob.plan import Placement, Plan
 from pipelinejob.planner import refuse_unrunnable
 from pipelinejob.quantities import Resources
+from pipelinejob.search import search
 from pipelinejob.site import Draft, Site
-from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.site_choice import place_candidates
+from pipelinejob.spec import Parallelism, PipelineJobSpec
 from pipelinejob.topology import NodeInfo, Profiles, Topology
 from pipelinejob_operator.admission.capacity import standing_room
 from pipelinejob_operator.admission.choosing import Chooser, eligible, node_infos
 from pipelinejob_operator.cluster import Cluster, Key, Object
+from pipelinejob_operator.controller.costs import Costs
 from pipelinejob_operator.controller.measurements import placement_of
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job
 from pipelinejob_operator.objects.topology_profiles import profiles_of
-
-# Costs measured where the job will run; None: derive them from the model's sizes.
-ProfileSource = Callable[[PipelineJobSpec], Profile | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,13 @@ class Ground:
     @cached_property
     def likeness(self) -> Hashable:
         """Give what two grounds have in common that lead to the same drafts: names, labels and profiles."""
-        labels = tuple((each.name, tuple(sorted(each.labels.items()))) for each in self.infos)
-        return hash((labels, tuple(sorted(self.profiles.items(), key=lambda item: item[0]))))
+        nodes = tuple((each.name, tuple(sorted(each.labels.items())), _devices(each)) for each in self.infos)
+        return hash((nodes, str(sorted(self.profiles.items(), key=lambda item: item[0]))))
+
+
+def _devices(node: NodeInfo) -> Hashable:
+    """Give what a node has to compute on: extended resources, such as `nvidia.com/gpu`."""
+    return tuple(sorted((name, amount) for name, amount in node.free.items() if "/" in name))
 
 
 class Planner:
@@ -66,20 +73,38 @@ class Planner:
         self,
         settings: ControllerSettings,
         *,
+        costs: Costs,
         hardware: Hardware | None = None,
-        profile_source: ProfileSource | None = None,
     ) -> None:
         self._settings = settings
+        self._costs = costs
         self._hardware = hardware or hardware_data.default()
-        self._profile_source = profile_source
+        self._choices: dict[Key, tuple[Hashable, Chosen | SpecError | NoPlacementError]] = {}
         self._drafts: dict[Key, tuple[Hashable, Draft | SpecError | NoPlacementError]] = {}
         self._placed: dict[Key, tuple[Hashable, Plan | SpecError]] = {}
+
+    def choose(self, job: Job, ground: Ground) -> Chosen:
+        """Choose what the spec leaves open: what is quickest where it would stand, were all work on the cluster done.
+
+        Raises SpecError if nothing can be planned, NoPlacementError if nothing of it finds a place. May take ten
+        seconds: to be called in a thread.
+        """
+        wanted = job.uid, job.generation, self._costs.version(job), ground.likeness
+        if not _has(self._choices, job.key, wanted):
+            try:
+                self._choices[job.key] = (wanted, self._choose(job, ground))
+            except (SpecError, NoPlacementError) as error:
+                self._choices[job.key] = (wanted, error)
+        found = self._choices[job.key][1]
+        if isinstance(found, Chosen):
+            return found
+        raise found
 
     def knows(self, job: Job, ground: Ground) -> bool:
         """Say whether the job's plan is at hand: for its place, or the draft where it has none."""
         if job.is_placed:
-            return _has(self._placed, job.key, _at(job))
-        return _has(self._drafts, job.key, _of(job, ground))
+            return _has(self._placed, job.key, self._at(job))
+        return _has(self._drafts, job.key, self._of(job, ground))
 
     def prepare(self, job: Job, ground: Ground, placement: Placement | None = None) -> None:
         """Bring the job's plan to hand; in a thread. Its status tells its place, if not given."""
@@ -88,10 +113,10 @@ class Planner:
         try:
             draft = self.draft(job, ground)
             if job.is_placed:
-                self._placed[job.key] = (_at(job), draft.placed(placement or placement_of(job.status)).plan)
+                self._placed[job.key] = (self._at(job), draft.placed(placement or placement_of(job.status)).plan)
         except SpecError as error:
             if job.is_placed:
-                self._placed[job.key] = (_at(job), error)
+                self._placed[job.key] = (self._at(job), error)
         except NoPlacementError:
             pass  # it is told when the job asks for room
 
@@ -100,7 +125,7 @@ class Planner:
 
         Raises SpecError if there can be none, NoPlacementError if what is known of the cluster does not allow for one.
         """
-        wanted = _of(job, ground)
+        wanted = self._of(job, ground)
         if not _has(self._drafts, job.key, wanted):
             try:
                 draft = self._draft(job, ground)
@@ -128,16 +153,56 @@ class Planner:
 
     def forget(self, key: Key) -> None:
         """Let go of a job that is no more."""
+        self._choices.pop(key, None)
         self._drafts.pop(key, None)
         self._placed.pop(key, None)
+
+    def _choose(self, job: Job, ground: Ground) -> Chosen:
+        assert job.spec is not None, "only readable jobs are planned"
+        spec = _runnable(job.spec)
+        alone = spec.model_copy(update={"parallelism": Parallelism(pipeline=1)})  # where any of its stages may stand
+        site, profile = self._site(replace(job, spec=alone), ground), self._costs.profile(job)
+        pool = site.pool(spec)
+        if not pool.groups:
+            raise NoPlacementError("no node that it may use has a device to compute on; add some, or make one ready")
+        found = search(spec, pool, hardware=self._hardware, profile=profile)
+        placed, misplaced = place_candidates(
+            site,
+            found.alternatives,
+            lambda each: self._demands(replace(job, spec=each), ground),
+            namespace=job.key.namespace,
+            name=job.key.name,
+            profile=profile,
+        )
+        if not placed:
+            raise NoPlacementError(misplaced[0].why)
+        return placed[0].candidate.chosen
+
+    def _of(self, job: Job, ground: Ground) -> Hashable:
+        return job.uid, job.generation, job.status.chosen, self._costs.version(job), ground.likeness
+
+    def _at(self, job: Job) -> Hashable:
+        nodes = tuple(stage.node for stage in job.status.stages)
+        return job.uid, job.generation, self._costs.version(job), nodes
+
+    def _demands(self, job: Job, ground: Ground) -> tuple[Demand, ...]:
+        return Chooser(ground.nodes, self._settings).demands(job)
+
+    def _site(self, job: Job, ground: Ground) -> Site:
+        """Give the nodes that the job may use."""
+        assert job.spec is not None, "only readable jobs are planned"
+        infos = eligible(ground.infos, self._demands(job, ground))
+        try:
+            topology = Topology.from_spec(job.spec.topology, infos, ground.profiles)
+        except SpecError as error:  # there may be such a TopologyProfile yet
+            raise NoPlacementError(str(error)) from error
+        return Site.of(infos, topology, hardware=self._hardware)
 
     def _draft(self, job: Job, ground: Ground) -> Draft:
         spec = job.spec
         assert spec is not None, "only readable jobs are planned"
         refuse_unrunnable(spec)
-        profile = self._profile_source(spec) if self._profile_source else None
-        infos = eligible(ground.infos, Chooser(ground.nodes, self._settings).demands(job))
-        site = Site.of(infos, Topology.from_spec(spec.topology, infos, ground.profiles), hardware=self._hardware)
+        site, profile = self._site(job, ground), self._costs.profile(job)
         try:
             return self._first_that_fits(job, spec, site, profile)
         except HardwareError as error:  # the administrator's to mend, not the job's end
@@ -156,12 +221,12 @@ class Planner:
             raise
 
 
-def _of(job: Job, ground: Ground) -> Hashable:
-    return job.uid, job.generation, ground.likeness
-
-
-def _at(job: Job) -> Hashable:
-    return job.uid, job.generation, tuple(stage.node for stage in job.status.stages)
+def _runnable(spec: PipelineJobSpec) -> PipelineJobSpec:
+    """Leave to be chosen only what the trainer can run."""
+    if spec.parallelism.tensor is not None:
+        refuse_unrunnable(spec)
+        return spec
+    return spec.model_copy(update={"parallelism": spec.parallelism.model_copy(update={"tensor": 1})})
 
 
 def _has(known: Mapping[Key, tuple[Hashable, Any]], key: Key, wanted: Hashable) -> bool:

@@ -5,23 +5,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from pipelinejob.errors import InvalidManifestError, SpecError
+from pipelinejob.errors import InvalidManifestError, NoPlacementError, SpecError
 from pipelinejob.hardware import Hardware
 from pipelinejob.plan import Placement, Plan
 from pipelinejob.site import Draft
 from pipelinejob_operator.admission.choosing import Chooser
 from pipelinejob_operator.admission.ledger import Ledger
 from pipelinejob_operator.admission.priority import Priorities
-from pipelinejob_operator.admission.queueing import Order
+from pipelinejob_operator.admission.queueing import NO_PLAN, Order
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.cluster import Cluster, ConflictError, ForbiddenError, InvalidError, Key, Object
-from pipelinejob_operator.controller import late
+from pipelinejob_operator.controller import late, transitions
 from pipelinejob_operator.controller.admission import Admission, admit, promise_from, without_plan
+from pipelinejob_operator.controller.costs import Costs, ProfileSource
 from pipelinejob_operator.controller.decide import Decision, complete, decide, refused
 from pipelinejob_operator.controller.measurements import is_due, summaries
 from pipelinejob_operator.controller.memo import PerGeneration
 from pipelinejob_operator.controller.observe import Observed, ask_progress, observe, plan_attempt
-from pipelinejob_operator.controller.planning import Ground, Planner, ProfileSource
+from pipelinejob_operator.controller.planning import Ground, Planner
 from pipelinejob_operator.controller.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, read_job
@@ -53,7 +54,8 @@ class Controller:
         self._clock = clock
         self._ledger = Ledger()
         self._errors = PerGeneration(_errors)
-        self._planner = Planner(settings, hardware=hardware, profile_source=profile_source)
+        self._costs = Costs(cluster, given=profile_source)
+        self._planner = Planner(settings, costs=self._costs, hardware=hardware)
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring the job closer to its spec.
@@ -61,10 +63,14 @@ class Controller:
         Gives the seconds after which it wants to be called again, None if only an event can change anything. Raises
         ClusterError when a write failed; the caller retries with back-off.
         """
+        await self._look_at_costs(key)
+        if not await self._is_chosen(key):
+            return self._settings.waiting_retry_s
         raw = await self._planned(key)
         if raw is None:
             self._errors.forget(key)
             self._planner.forget(key)
+            self._costs.forget(key)
             return None
         now = self._clock()
         observed = await self._observe(raw, now)
@@ -73,6 +79,35 @@ class Controller:
             return await self._admit(observed, decision, now)
         await self._carry_out(observed, decision)
         return decision.requeue_after_s
+
+    async def _look_at_costs(self, key: Key) -> None:
+        """Look at the measured costs of a job that waits for a plan; one that has its place keeps its plan."""
+        raw = self._cluster.job(key)
+        if raw is None or self._errors(raw):
+            return
+        job = read_job(raw)
+        if not job.is_finished and not job.is_deleting and (not job.is_placed or self._needs_plan(raw)):
+            await self._costs.look(job)
+
+    async def _is_chosen(self, key: Key) -> bool:
+        """See to it that the status says what was chosen for all that the spec leaves open, if it is time for that.
+
+        Before its first step a job may be given another shape each time that it waits; afterwards only once it was
+        suspended.
+        """
+        raw = self._cluster.job(key)
+        if raw is None or self._errors(raw) or not _is_to_be_chosen(job := read_job(raw)):
+            return True
+        turn = Turn(job=job, now=self._clock(), status=job.status)
+        try:
+            written = read_job({**raw, "status": {}})  # with all that it leaves open
+            chosen = await asyncio.to_thread(self._planner.choose, written, Ground.of(self._cluster))
+            turn = turn if chosen == job.status.chosen else transitions.choose(turn, chosen)
+        except (SpecError, NoPlacementError) as error:
+            turn = transitions.wait(turn.having(chosen=None), NO_PLAN, str(error), stalled=True)
+        await self._write_status(job, turn)
+        raw = self._cluster.job(key)
+        return raw is None or read_job(raw).status.chosen is not None
 
     async def _planned(self, key: Key) -> Object | None:
         """Read a job whose plan, if it needs one, is at hand: finding one may take seconds, in which others go on."""
@@ -183,7 +218,7 @@ class Controller:
         for reference in decision.delete:
             await self._cluster.delete(reference)
 
-    async def _write_status(self, job: Job, decision: Decision) -> None:
+    async def _write_status(self, job: Job, decision: Decision | Turn) -> None:
         status = decision.status.dump()
         if status == (job.raw.get("status") or {}):
             return
@@ -215,9 +250,16 @@ class Controller:
         return self._planner.draft(job, Ground.of(self._cluster))
 
 
+def _is_to_be_chosen(job: Job) -> bool:
+    if not job.leaves_open or job.spec is None or job.spec.suspend or job.is_finished or job.is_deleting:
+        return False
+    is_from_scratch = not job.has_begun and not job.status.last_checkpoint_step and job.queue is None
+    return job.status.chosen is None or is_from_scratch
+
+
 def _errors(raw: Object) -> tuple[SpecError, ...]:
     try:
-        validate(raw)
+        validate(raw, profiles=None)
     except InvalidManifestError as invalid:
         return invalid.errors
     return ()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Self
 
+from pipelinejob.chosen import Chosen
+from pipelinejob.search import title
 from pipelinejob.status import ConditionType, PipelineJobStatus, State
 from pipelinejob_operator.admission.queueing import PREEMPTED
 from pipelinejob_operator.cluster import Event
@@ -75,6 +77,11 @@ def wait(turn: Turn, reason: str, message: str, *, stalled: bool = False) -> Tur
 def clean_up(turn: Turn, state: State, reason: str, message: str) -> Turn:
     """Wait for pods of an older attempt, or a namesake's, to be gone; keep why the last attempt ended readable."""
     return turn.finding(state, {READY: Fact(False, reason, message), PLACED: Fact(False, reason, message)})
+
+
+def choose(turn: Turn, chosen: Chosen) -> Turn:
+    """Store what was chosen for what the spec leaves open, before anything is done by it."""
+    return turn.having(chosen=chosen).told("Chosen", f"Chose {title(chosen)}")
 
 
 def place(turn: Turn, status: PipelineJobStatus, message: str) -> Turn:
@@ -241,7 +248,7 @@ def suspend(turn: Turn, *, is_still_running: bool) -> Turn:
         facts = {SUSPENDED: Fact(True, "Suspended", message)} | _taken_back("Suspended", message) | _WELL
         last = condition(turn.status, SUSPENDED)
         # As for a batch Job, the active deadline counts anew after a suspension.
-        turn = turn.having(start_time=None, not_before=None).finding(State.SUSPENDED, facts)
+        turn = turn.having(start_time=None, not_before=None, chosen=None).finding(State.SUSPENDED, facts)
         is_news = last is None or last.reason != "Suspended"
         return turn.told("Suspended", "Everything is released") if is_news else turn
     message = "spec.suspend is true; the stages write a checkpoint and stop"

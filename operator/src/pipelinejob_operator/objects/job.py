@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from pipelinejob import names
+from pipelinejob.chosen import resolved
 from pipelinejob.scheduling import Binding
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.status import Condition, ConditionStatus, ConditionType, PipelineJobStatus
@@ -35,11 +36,12 @@ class Job:
     status: PipelineJobStatus
     raw: Object
     is_deleting: bool = False
+    leaves_open: bool = False  # the spec as written; `spec` has what the status says was chosen
 
     @property
     def ranks(self) -> tuple[Rank, ...]:
         """Give every rank, replica by replica, stage by stage; none for an unreadable spec."""
-        if self.spec is None:
+        if self.spec is None or self.spec.parallelism.is_open:
             return ()
         parallelism = self.spec.parallelism
         return tuple(Rank(r, s) for r in range(parallelism.data) for s in range(parallelism.pipeline))
@@ -74,14 +76,17 @@ class Job:
 def read_job(raw: Object) -> Job:
     """Read a stored PipelineJob. A spec or status of another shape reads as absent; validation says what is wrong."""
     metadata = raw["metadata"]
+    written, status = _spec(raw), _status(raw)
+    leaves_open = written is not None and written.is_open
     return Job(
         key=Key(metadata["namespace"], metadata["name"]),
         uid=metadata["uid"],
         generation=metadata.get("generation", 0),
         created=metadata.get("creationTimestamp") or "",
-        spec=_spec(raw),
-        status=_status(raw),
+        spec=resolved(written, status.chosen) if written and leaves_open and status.chosen else written,
+        status=status,
         raw=raw,
+        leaves_open=leaves_open,
         is_deleting=metadata.get("deletionTimestamp") is not None,
     )
 

@@ -12,6 +12,7 @@ from pipelinejob import crd, names
 from pipelinejob.check import check
 from pipelinejob.errors import InvalidManifestError, SpecError
 from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.topology import NO_PROFILES, Profiles
 from pipelinejob_operator.validation.celrules import ABSENT, rule_errors
 from pipelinejob_operator.validation.manifest_files import Manifest, load_manifests
 from pipelinejob_operator.validation.openapi import read_as_server, schema_errors, unknown_fields
@@ -43,15 +44,15 @@ METADATA = {
 }
 
 
-def validate(manifest: Mapping[str, Any]) -> PipelineJobSpec:
-    """Give the spec of a good manifest, defaults filled in.
+def validate(manifest: Mapping[str, Any], profiles: Profiles | None = NO_PROFILES) -> PipelineJobSpec:
+    """Give the spec of a good manifest, defaults filled in; `profiles` are as in `check.check`.
 
     Raises InvalidManifestError with everything that is wrong, each with its path.
     """
     raise_if_any(list(kind_errors(manifest, names.KIND)))
     raise_if_any(list(_errors(manifest, ABSENT)))
     spec = PipelineJobSpec.model_validate(defaulted(manifest)["spec"])
-    raise_if_any(list(check(spec)))
+    raise_if_any(list(check(spec, profiles)))
     return spec
 
 
