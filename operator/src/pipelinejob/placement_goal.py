@@ -95,9 +95,12 @@ class _Search:
         largest = nsmallest(_KEEPERS + self._num_stages, rooms, key=lambda path: (-rooms[path], path))
         kept = [each for branch in self._branches for each in self._kept(branch, level, rooms, largest, budget)]
         most = max((room for room, _ in kept), default=0)
-        branches = {tuple(sorted(branch.limits.items())): branch for room, branch in kept if room == most}
-        ordered = sorted(branches, key=lambda limits: (branches[limits].found.cost, limits))
-        self._branches = [branches[limits] for limits in ordered[:_BRANCHES]] or self._branches
+        branches: dict[tuple[tuple[Path, int], ...], _Branch] = {}
+        for room, branch in kept:
+            if room == most:
+                branches.setdefault(tuple(sorted(branch.limits.items())), branch)
+        # Of equals those come first that were found first: what stood there already, which is first by name.
+        self._branches = sorted(branches.values(), key=lambda each: each.found.cost)[:_BRANCHES] or self._branches
 
     def _kept(
         self, branch: _Branch, level: int, rooms: Mapping[Path, int], largest: Sequence[Path], budget: float
