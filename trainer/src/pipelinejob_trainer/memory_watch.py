@@ -21,8 +21,8 @@ class Level(NamedTuple):
 class MemoryWatch(Protocol):
     """Marks moments while it watches; afterwards it tells the levels."""
 
-    def mark(self) -> None:
-        """Mark this moment."""
+    def mark(self) -> int:
+        """Mark this moment; give the mark's number."""
 
     def levels(self) -> list[Level]:
         """Give the level at each mark."""
@@ -55,10 +55,11 @@ class _ProcessorWatch:
     marks: list[int] = field(default_factory=list)
     changes: list[tuple[int, int]] = field(default_factory=list)
 
-    def mark(self) -> None:
+    def mark(self) -> int:
         time.sleep(_APART_S)
         self.marks.append(time.time_ns())
         time.sleep(_APART_S)
+        return len(self.marks) - 1
 
     def levels(self) -> list[Level]:
         found: list[Level] = []
@@ -82,11 +83,12 @@ class _CudaWatch:
         self._device = device
         self._levels: list[Level] = []
 
-    def mark(self) -> None:
+    def mark(self) -> int:
         torch.cuda.synchronize(self._device)
         held, peak = torch.cuda.memory_allocated(self._device), torch.cuda.max_memory_allocated(self._device)
         self._levels.append(Level(held, peak))
         torch.cuda.reset_peak_memory_stats(self._device)
+        return len(self._levels) - 1
 
     def levels(self) -> list[Level]:
         first = self._levels[0].held

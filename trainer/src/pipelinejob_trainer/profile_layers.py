@@ -7,7 +7,7 @@ measured with a layer that does next to nothing, and taken off: a stage of ten l
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from statistics import mean, median
 from typing import NamedTuple, Protocol
 
@@ -17,9 +17,9 @@ from torch import nn
 from pipelinejob.cost import LayerCost
 from pipelinejob.plan import Plan
 from pipelinejob.spec import Precision
-from pipelinejob_trainer.memory_watch import Level, MemoryWatch, watching
 from pipelinejob_trainer.models import LayerEntry, build_part, num_layers
 from pipelinejob_trainer.optimizer import AdamW
+from pipelinejob_trainer.profile_memory import LayerMemory, layer_memory, starting_gradient
 from pipelinejob_trainer.stage import Stage
 
 _IN_FLIGHT = 3  # micro-batches
@@ -199,11 +199,6 @@ class _Chain:
         return _Timer(seconds, self._device)
 
 
-def starting_gradient(last: Stage, output: torch.Tensor) -> torch.Tensor | None:
-    """Give a gradient of a chain's output; the loss needs none."""
-    return None if last.is_last else torch.ones_like(output)
-
-
 class _Timer:
     """Adds the seconds inside to a list; on a GPU, those until the work is done."""
 
@@ -224,16 +219,6 @@ class _Timer:
     def _wait_for_device(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Memory:
-    """Bytes of one layer."""
-
-    kept: int
-    between: int
-    working: int
-    output: int
 
 
 class _Stretch:
@@ -276,7 +261,9 @@ class _Stretch:
             for layer in range(len(self._entries))
         ]
 
-    def _cost(self, layer: int, whole: Passes | None, halves: Passes, optimizer_s: float, memory: _Memory) -> LayerCost:
+    def _cost(
+        self, layer: int, whole: Passes | None, halves: Passes, optimizer_s: float, memory: LayerMemory
+    ) -> LayerCost:
         """Lay a layer's figures together.
 
         Where backward passes are whole, their halves are shares of the whole one, which walks the graph only once.
@@ -290,6 +277,7 @@ class _Stretch:
             backward_weight_s=halves.weight_s * scale,
             optimizer_s=optimizer_s,
             parameter_bytes=sum(each.nbytes for each in self._optimizers[layer].parameters.values()),
+            cast_bytes=memory.casts,
             activation_bytes=memory.kept,
             between_bytes=memory.between,
             working_bytes=memory.working,
@@ -326,72 +314,15 @@ class _Stretch:
                 optimizer.zero_gradients()
             seconds[-1] += norm[0]
 
-    def _memory(self, *, is_split: bool) -> list[_Memory]:
-        """Send one micro-batch forth and back, and watch what is held."""
+    def _memory(self, *, is_split: bool) -> list[LayerMemory]:
+        """Give what layers hold; what is kept between halves is of a split pass, whatever the schedule."""
+        split, self.output = self._held(is_split=True)
+        if is_split:
+            return split
+        whole, _ = self._held(is_split=False)
+        return [replace(one, between=other.between) for one, other in zip(whole, split, strict=True)]
+
+    def _held(self, *, is_split: bool) -> tuple[list[LayerMemory], torch.Tensor]:
+        self._chain.play(self._received, self._targets, is_split=is_split)  # so that there are gradients
         stages = self._chain.stages(is_split=is_split)
-        self._chain.play(self._received, self._targets, is_split=is_split)  # so that gradients are there
-        sizes = [self._received.nbytes]
-        forth, back, aside = _Marks(), _Marks(), _Marks()
-        with stages[0].keeping_casts(), watching(self._device) as watch:
-            tensor = self._received.detach().clone()
-            watch.mark()
-            for stage in stages:
-                tensor = stage.forward(0, tensor, self._targets if stage.is_last else None, seed=0)
-                sizes.append(tensor.nbytes)
-                forth.add(watch)
-            self.output = tensor
-            gradient = starting_gradient(stages[-1], tensor)
-            gradients = [_size(gradient)]
-            back.add(watch)
-            for stage in reversed(stages):
-                gradient = (stage.backward_input if is_split else stage.backward)(0, gradient)
-                gradients.append(_size(gradient))
-                back.add(watch)
-            aside.add(watch)
-            for stage in stages if is_split else ():
-                stage.backward_weight(0)
-                aside.add(watch)
-        levels = iter(watch.levels()[1:])
-        return _memories(forth.take(levels), back.take(levels), aside.take(levels), sizes, gradients[::-1])
-
-
-def _size(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.nbytes
-
-
-@dataclass(slots=True)
-class _Marks:
-    """How many marks a part of the pass has; afterwards, their levels."""
-
-    count: int = 0
-    levels: list[Level] = field(default_factory=list)
-
-    def add(self, watch: MemoryWatch) -> None:
-        watch.mark()
-        self.count += 1
-
-    def take(self, levels: Iterator[Level]) -> list[Level]:
-        return [next(levels) for _ in range(self.count)]
-
-
-def _memories(
-    forth: list[Level], back: list[Level], aside: list[Level], sizes: Sequence[int], gradients: Sequence[int]
-) -> list[_Memory]:
-    """Read levels of memory.
-
-    `sizes` are of what each layer received, and of what the last one gave; `gradients` of their gradients. What a layer
-    received is counted as its own, and while it goes back, the gradient of what it gave, too.
-    """
-    count = len(forth)
-    entered = [0, *(level.held for level in forth)]
-    found = []
-    for layer in range(count):
-        before, after = back[count - 1 - layer], back[count - layer]
-        went, came = gradients[layer], gradients[layer + 1]
-        kept = forth[layer].held - entered[layer] - sizes[layer + 1] + sizes[layer]
-        working = [forth[layer].peak - forth[layer].held, after.peak - before.held + came]
-        if len(aside) > 1:
-            working.append(aside[layer + 1].peak - aside[layer].held)
-        between = after.held - went - before.held + came + kept
-        found.append(_Memory(kept=kept, between=between, working=max(working), output=sizes[layer + 1]))
-    return found
+        return layer_memory(stages, self._received, self._targets, is_split=is_split)
