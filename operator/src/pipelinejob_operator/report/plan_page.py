@@ -167,9 +167,9 @@ def _stage_row(view: PlanView, index: int) -> str:
 
 
 def _nodes(view: PlanView, stage: int) -> str:
-    ranks = view.of_stage(stage)
-    further = len(ranks) - _MOST_PATHS
-    shown = ", ".join("/".join(rank.path) for rank in ranks[:_MOST_PATHS])
+    places = view.places_of(stage)
+    further = len(places) - _MOST_PATHS
+    shown = ", ".join(path for path, _ in places[:_MOST_PATHS])
     return f"{shown} and {further} more" if further > 0 else shown
 
 

@@ -1,5 +1,6 @@
 """What is told of a plan, in a terminal, as JSON and on a page alike: so that none says another number. Pure."""
 
+from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -143,6 +144,11 @@ class PlanView:
     def of_stage(self, stage: int) -> tuple[RankView, ...]:
         """Give a stage's ranks, one a replica."""
         return tuple(rank for rank in self.ranks if rank.index == stage)
+
+    def places_of(self, stage: int) -> tuple[tuple[str, int], ...]:
+        """Give the paths of the nodes that a stage stands on, and how many of its replicas each holds."""
+        counts = Counter("/".join(rank.path) for rank in self.of_stage(stage))
+        return tuple(counts.items())
 
     @property
     def penalty_ratio(self) -> float | None:

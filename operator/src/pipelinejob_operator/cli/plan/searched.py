@@ -11,7 +11,7 @@ from pipelinejob.search import Candidate, Found, search
 from pipelinejob.spec import Parallelism, Partition, PipelineJobSpec
 from pipelinejob_operator.report.plan_view import About, Alternative, Rejected
 
-_BRIEF = 400_000  # actions played to find alternatives to what a manifest fixes: about a second
+_BRIEF = 150_000  # actions played to find alternatives to what a manifest fixes: some seconds
 _UNRUNNABLE = "; the trainer cannot run it yet"
 _CHOSEN = {
     "pipeline": "spec.parallelism.pipeline",

@@ -15,13 +15,12 @@ from pipelinejob_operator.report.plan_view import (
     About,
     Alternative,
     PlanView,
-    RankView,
     gib,
     price_text,
 )
 from pipelinejob_operator.report.run_view import layers
 
-_MOST_REPLICAS = 4  # whose nodes are named in a cell
+_MOST_NODES = 4  # named in a cell
 _MOST_REJECTED = 8
 _HEADINGS = {
     About.CONFIGURATION: "other configurations, and what a step would take (predicted)",
@@ -57,7 +56,7 @@ def _stage_table(view: PlanView) -> Table:
     if view.placement:
         table.add_column("node")
     for stage in view.plan.stages:
-        nodes = [_nodes(view.of_stage(stage.stage))] if view.placement else []
+        nodes = [_nodes(view.places_of(stage.stage))] if view.placement else []
         table.add_row(*_stage_cells(view, stage), *nodes)
     return table
 
@@ -75,10 +74,10 @@ def _stage_cells(view: PlanView, stage: StagePlan) -> list[str]:
     ]
 
 
-def _nodes(ranks: tuple[RankView, ...]) -> str:
-    shown = ["/".join(rank.path) for rank in ranks[:_MOST_REPLICAS]]
-    further = len(ranks) - len(shown)
-    return "\n".join([*shown, *([f"and {further} more replicas"] if further else [])])
+def _nodes(places: tuple[tuple[str, int], ...]) -> str:
+    shown = [f"{path}{f' ({count} replicas)' if count > 1 else ''}" for path, count in places[:_MOST_NODES]]
+    further = len(places) - len(shown)
+    return "\n".join([*shown, *([f"and {further} more nodes"] if further else [])])
 
 
 def _print_alternatives(console: Console, about: About, found: list[Alternative]) -> None:

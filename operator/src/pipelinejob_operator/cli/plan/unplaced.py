@@ -1,8 +1,7 @@
 """A job planned without nodes: as its manifest has it, or for so many devices of one kind."""
 
-from pipelinejob.choice import choose
 from pipelinejob.errors import SpecError
-from pipelinejob.planner import assembled, counted, make_plan, on_devices
+from pipelinejob.planner import counted, make_plan, on_devices
 from pipelinejob.pool import Pool
 from pipelinejob.search import Candidate, Found, search
 from pipelinejob.spec import Device
@@ -60,11 +59,13 @@ def _assembled(wanted: Wanted, best: Candidate) -> Made:
     """Make a candidate's plan, with the devices and links that it was found with."""
     costs = wanted.measured or counted(best.spec, best.devices, wanted.hardware)
     costs = on_devices(costs, best.spec, best.devices, wanted.hardware)
-    plan = assembled(
-        choose(best.spec, costs, links=best.links),
+    plan = make_plan(
         namespace=wanted.job.namespace,
         name=wanted.job.name,
         spec=best.spec,
+        profile=costs,
         devices=best.devices,
+        links=best.links,
+        hardware=wanted.hardware,
     )
     return Made(view=PlanView(plan=plan, device_memory=costs.memory_limits(len(plan.stages))), costs=costs)
