@@ -9,7 +9,8 @@ from itertools import groupby, pairwise
 from pipelinejob.errors import NoPlacementError
 from pipelinejob.network import common_depth
 from pipelinejob.objective import Objective
-from pipelinejob.placement_goal import Goal
+from pipelinejob.placement_goal import Goal, Placer
+from pipelinejob.placement_joint import JointReplicas
 from pipelinejob.placement_left import Largest, RoomLeft
 from pipelinejob.placement_like import Found, LikeStages, crossing_ties_s
 from pipelinejob.placement_replicas import Replicas, by_ring
@@ -112,17 +113,28 @@ class Job:
         for objective in (None, self.objective) if is_traded else (Objective.CHAIN,):
             slack = self.slack + crossing_ties_s(self.prices)  # room counts for more than crossings that cost nothing
             goal = Goal(objective=objective, slack=slack, num_levels=self.num_levels)
-            yield self._by_chain(goal)
-            rooms = self._alike if self._has_rings else None
-            if rooms is not None:
-                num_replicas, depth = len(self.chains), self.required_depth
-                yield from by_ring(
-                    self.topology.root, rooms, self.prices, num_replicas=num_replicas, goal=goal, depth=depth
-                )
+            apart = [self._by_chain(goal)]
+            rooms, num_replicas, depth = self._alike, len(self.chains), self.required_depth
+            if rooms is not None and self._has_rings:
+                root = self.topology.root
+                apart += by_ring(root, rooms, self.prices, num_replicas=num_replicas, goal=goal, depth=depth)
+            yield from apart
+            if rooms is not None and num_replicas > 1:
+                yield from self._jointly(rooms, goal, apart)
 
     @property
     def _has_rings(self) -> bool:
         return len(self.chains) > 1 and any(map(any, self.prices.ring))
+
+    def _jointly(self, rooms: dict[Path, int], goal: Goal, apart: Sequence[Replicas]) -> Iterator[Replicas]:
+        """Weigh all replicas at once, where they are few."""
+        if JointReplicas.is_for(rooms, num_ranks=sum(map(len, self.chains))):
+            starts = [[path for paths in replicas for path in paths] for replicas in apart]
+            placer = JointReplicas(rooms, self.prices, num_replicas=len(self.chains), starts=starts)
+            found = self._closest(placer, goal)
+            if found is not None:
+                num = len(self.chains[0])
+                yield tuple(found.paths[start : start + num] for start in range(0, len(found.paths), num))
 
     # Chain by chain
 
@@ -143,7 +155,7 @@ class Job:
             placed.append(found.paths)
         return tuple(placed)
 
-    def _closest(self, placer: LikeStages | UnlikeStages, goal: Goal) -> Found | None:
+    def _closest(self, placer: Placer, goal: Goal) -> Found | None:
         """Give a chain within the preferred level, or else within the required one."""
         depths = sorted({self.required_depth, self._preferred_depth}, reverse=True)
         return next(filter(None, (goal.chain(placer, depth) for depth in depths)), None)

@@ -1,0 +1,256 @@
+"""Places all replicas of like stages at once, where they are few: what chain by chain and ring by ring cannot weigh.
+
+A layout is improved by the best single change, a rank going to a free seat or two ranks changing theirs, until none
+helps. Replicas wait for their dearest chain and their dearest ring; as a change elsewhere shows in neither, the sum of
+all counts second. Several layouts are begun with, and the best end counts. That is a local search: it is held against
+proofs on small clusters (tests/core/test_placement_certified.py), not proved itself.
+
+Seats of one innermost domain are alike as long as no node takes two ranks; else every node is a place of its own.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+
+from pipelinejob.network import common_depth
+from pipelinejob.placement_like import Found, Limits
+from pipelinejob.prices import Path, Prices
+
+MOST_RANKS, MOST_PLACES = 16, 24  # more are left to the ways that look at one chain at a time
+_MOST_STARTS = 8  # places that are filled first
+_PRECISION = 1e-9  # of the largest price: below it is rounding
+
+_Layout = tuple[int, ...]  # each rank's place by number, replica by replica
+_Score = tuple[int, int]  # what the job costs, and the sum of what all its chains and rings cost
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """Prices in whole numbers, and how close places are."""
+
+    unit: float
+    num_stages: int
+    num_replicas: int
+    chain: list[list[int]]
+    ring: list[list[int]]
+    wrap: list[int]
+    depths: list[list[int]]
+    parents: list[int]  # of each place the number of the domain around it
+
+    @classmethod
+    def of(cls, prices: Prices, num_replicas: int, places: Sequence[Path]) -> "_Costs":
+        unit = max(map(max, (*prices.chain, *prices.ring, prices.wrap))) * _PRECISION or 1.0
+
+        def whole(by_depth: Sequence[float]) -> list[int]:
+            return [round(price / unit) for price in by_depth]
+
+        return cls(
+            unit=unit,
+            num_stages=prices.num_stages,
+            num_replicas=num_replicas,
+            chain=list(map(whole, prices.chain)),
+            ring=list(map(whole, prices.ring)),
+            wrap=whole(prices.wrap),
+            depths=[[common_depth(one, other) for other in places] for one in places],
+            parents=[[place[:-1] for place in places].index(place[:-1]) for place in places],
+        )
+
+    def score(self, layout: Sequence[int]) -> _Score:
+        """Price a whole layout."""
+        chains = [self.chain_of(layout, replica) for replica in range(self.num_replicas)]
+        rings = [self.ring_of(layout, stage) for stage in range(self.num_stages)]
+        return max(chains) + max(rings), sum(chains) + sum(rings)
+
+    def chain_of(self, layout: Sequence[int], replica: int) -> int:
+        """Price one replica's chain."""
+        depths, total = self.depths, 0
+        start = place = layout[replica * self.num_stages]
+        for stage, price in enumerate(self.chain, start=replica * self.num_stages + 1):
+            total += price[depths[place][layout[stage]]]
+            place = layout[stage]
+        return total + self.wrap[depths[place][start]]
+
+    def ring_of(self, layout: Sequence[int], stage: int) -> int:
+        """Price one stage's ring."""
+        first, *others = layout[stage :: self.num_stages]
+        near = self.depths[first]
+        return self.ring[stage][min(near[each] for each in others)]
+
+
+class _Tally:
+    """What the chains and rings of one layout cost, so that of a changed one only what changed is reckoned."""
+
+    def __init__(self, costs: _Costs, layout: Sequence[int]) -> None:
+        self._costs = costs
+        self._chains = [costs.chain_of(layout, replica) for replica in range(costs.num_replicas)]
+        self._rings = [costs.ring_of(layout, stage) for stage in range(costs.num_stages)]
+
+    def after(self, layout: Sequence[int], *ranks: int) -> _Score:
+        """Price a layout in which only these ranks stand elsewhere."""
+        chains, rings = self._chains.copy(), self._rings.copy()
+        for rank in ranks:
+            replica, stage = divmod(rank, self._costs.num_stages)
+            chains[replica] = self._costs.chain_of(layout, replica)
+            rings[stage] = self._costs.ring_of(layout, stage)
+        return max(chains) + max(rings), sum(chains) + sum(rings)
+
+
+class JointReplicas:
+    """Finds layouts of a whole job as if it were one chain; a `placement_goal.Placer`."""
+
+    def __init__(
+        self, rooms: Mapping[Path, int], prices: Prices, *, num_replicas: int, starts: Iterable[Sequence[Path]]
+    ) -> None:
+        """Take each node's room, and layouts to begin with, by the nodes of all ranks."""
+        self._node_rooms = {node: room for node, room in sorted(rooms.items()) if room}
+        is_shared = all(room == 1 for room in self._node_rooms.values())
+        depth = prices.num_depths - 2 if is_shared else prices.num_depths - 1
+        self._nodes: dict[Path, list[Path]] = {}
+        for node in self._node_rooms:
+            self._nodes.setdefault(node[:depth], []).append(node)
+        self._places = list(self._nodes)
+        self._costs = _Costs.of(prices, num_replicas, self._places)
+        number = {place: index for index, place in enumerate(self._places)}
+        self._starts = [tuple(number[node[:depth]] for node in start) for start in starts]
+
+    @staticmethod
+    def is_for(rooms: Mapping[Path, int], *, num_ranks: int) -> bool:
+        """Say whether ranks, and domains over nodes, are few enough to be weighed all together."""
+        return num_ranks <= MOST_RANKS and len({node[:-1] for node, room in rooms.items() if room}) <= MOST_PLACES
+
+    @property
+    def ties_s(self) -> float:
+        """Give what rounding adds."""
+        return self._costs.unit
+
+    def rooms(self, depth: int) -> dict[Path, int]:
+        """Give the room of each domain of a depth."""
+        totals: Counter[Path] = Counter()
+        for node, room in self._node_rooms.items():
+            totals[node[:depth]] += room
+        return dict(totals)
+
+    def least(self, *, depth: int, limits: Limits | None = None, within: float = inf) -> Found | None:
+        """Give the cheapest layout that is found, each replica within one domain of a depth."""
+        search = _Search(self._costs, self._rooms_within(limits or {}), self._bounds(limits or {}), depth)
+        ends = {search.improved(start) for start in {*self._starts, *self._packed()}} - {None}
+        if not ends:
+            return None
+        cost, layout = min((self._costs.score(end), end) for end in ends if end is not None)
+        cost_s = cost[0] * self._costs.unit
+        return Found(cost=cost_s, walk=partial(self._named, layout, limits or {})) if cost_s <= within else None
+
+    def _rooms_within(self, limits: Limits) -> list[int]:
+        return [sum(self._node_room(node, limits) for node in nodes) for nodes in self._nodes.values()]
+
+    def _node_room(self, node: Path, limits: Limits) -> int:
+        return min(self._node_rooms[node], limits.get(node, self._node_rooms[node]))
+
+    def _bounds(self, limits: Limits) -> list[tuple[frozenset[int], int]]:
+        """Give the places that each limited domain holds, and how many ranks they may take together."""
+        return [
+            (frozenset(index for index, place in enumerate(self._places) if place[: len(domain)] == domain), most)
+            for domain, most in limits.items()
+            if domain not in self._node_rooms
+        ]
+
+    def _packed(self) -> Iterator[_Layout]:
+        """Fill places from each on, the near ones next: chain after chain, and ring after ring."""
+        stages, replicas = self._costs.num_stages, self._costs.num_replicas
+        by_ring = [replica * stages + stage for stage in range(stages) for replica in range(replicas)]
+        rooms = self._rooms_within({})
+        for first in sorted(range(len(rooms)), key=lambda place: (-rooms[place], place))[:_MOST_STARTS]:
+            near = self._costs.depths[first]
+            order = sorted(range(len(near)), key=lambda place: (-near[place], -rooms[place]))
+            seats = [place for place in order for _ in range(rooms[place])][: stages * replicas]
+            yield tuple(seats)
+            yield tuple(place for _, place in sorted(zip(by_ring, seats, strict=True)))
+
+    def _named(self, layout: _Layout, limits: Limits) -> Iterator[Path]:
+        """Give the nodes; of alike ones the first by name."""
+        seats = [
+            iter([node for node in nodes for _ in range(self._node_room(node, limits))])
+            for nodes in self._nodes.values()
+        ]
+        return (next(seats[place]) for place in layout)
+
+
+class _Search:
+    """One problem: so much room, bounds on what sets of places take, each replica within one domain of a depth."""
+
+    def __init__(
+        self, costs: _Costs, rooms: Sequence[int], bounds: Sequence[tuple[frozenset[int], int]], depth: int
+    ) -> None:
+        self._costs = costs
+        self._rooms = rooms
+        self._bounds = bounds
+        self._depth = depth
+
+    def improved(self, start: _Layout) -> _Layout | None:
+        """Give what the best changes, one after another, make of a layout; None if it cannot be made to fit."""
+        layout = self._fitted(start)
+        if layout is None:
+            return None
+        score = self._costs.score(layout)
+        while True:
+            best = min(self._changed(layout), default=(score, layout))
+            if best[0] >= score:
+                return tuple(layout)
+            score, layout = best
+
+    def _fitted(self, start: _Layout) -> list[int] | None:
+        """Seat those anew that find no room where they are, each as near as can be to the others of its replica."""
+        layout: list[int | None] = [None] * len(start)
+        for rank, place in enumerate(start):
+            if self._may(layout, rank, place):
+                layout[rank] = place
+        for rank, place in enumerate(start):
+            if layout[rank] is None:
+                free = [each for each in range(len(self._rooms)) if self._may(layout, rank, each)]
+                if not free:
+                    return None
+                layout[rank] = max(free, key=lambda each: (self._costs.depths[place][each], -each))
+        return [place for place in layout if place is not None]
+
+    def _may(self, layout: Sequence[int | None], rank: int, place: int) -> bool:
+        """Say whether a rank that is nowhere yet may go to a place."""
+        if layout.count(place) >= self._rooms[place]:
+            return False
+        for places, most in self._bounds:
+            if place in places and sum(each in places for each in layout) >= most:
+                return False
+        start = rank - rank % self._costs.num_stages
+        near = self._costs.depths[place]
+        own = layout[start : start + self._costs.num_stages]
+        return self._depth == 0 or all(each is None or near[each] >= self._depth for each in own)
+
+    def _changed(self, layout: list[int]) -> Iterator[tuple[_Score, list[int]]]:
+        """Give all layouts that are one change away, with what they cost."""
+        tally = _Tally(self._costs, layout)
+        for rank, place in enumerate(layout):
+            for other in self._free(layout, rank):
+                moved = [*layout[:rank], other, *layout[rank + 1 :]]
+                yield tally.after(moved, rank), moved
+            for later in range(rank + 1, len(layout)):
+                if layout[later] != place:
+                    swapped = layout.copy()
+                    swapped[rank], swapped[later] = layout[later], place
+                    if self._depth == 0 or self._is_close(swapped):
+                        yield tally.after(swapped, rank, later), swapped
+
+    def _free(self, layout: Sequence[int], rank: int) -> Iterator[int]:
+        """Give the places that a rank may go to; of those that nobody uses, in one domain, the first stands for all."""
+        without: list[int | None] = [*layout[:rank], None, *layout[rank + 1 :]]
+        seen: set[int] = set()
+        for place, parent in enumerate(self._costs.parents):
+            is_used = place in without
+            if place != layout[rank] and (is_used or parent not in seen) and self._may(without, rank, place):
+                if not is_used:
+                    seen.add(parent)
+                yield place
+
+    def _is_close(self, layout: Sequence[int]) -> bool:
+        num, depths = self._costs.num_stages, self._costs.depths
+        return all(depths[layout[rank - rank % num]][place] >= self._depth for rank, place in enumerate(layout))
