@@ -19,12 +19,13 @@ ENDS_UNLIKE: Kinds = lambda num: ["embedding", *["body"] * (num - 2), "head"]  #
 
 @dataclass(frozen=True)
 class JobKind:
-    """A job of a benchmark. A stage takes a whole node: its GPUs are one tensor group."""
+    """A job of a benchmark. A stage's GPUs are one tensor group: a node's, or an equal share of them."""
 
     title: str
     stages: int
     replicas: int = 1
     kinds: Kinds = ALIKE
+    ranks_per_node: int = 1
     is_large: bool = False  # a model of 175 billion parameters, else of 7
 
     def demands(self, fabric: Fabric, nodes_of_kind: dict[str, frozenset[str]] | None = None) -> list[Demand]:
@@ -35,7 +36,7 @@ class JobKind:
             Demand(
                 replica=replica,
                 stage=stage,
-                requests={"nvidia.com/gpu": Fraction(fabric.gpus), "pods": Fraction(1), "memory": 2**30 * extra[kind]},
+                requests={"nvidia.com/gpu": Fraction(fabric.gpus, self.ranks_per_node), "pods": Fraction(1), "memory": 2**30 * extra[kind]},
                 nodes=(nodes_of_kind or {}).get(kind),
             )
             for replica in range(self.replicas)
@@ -55,7 +56,7 @@ def prices(job: JobKind, fabric: Fabric) -> Prices:
     spec = PipelineJobSpec.model_validate({
         "model": {"gpt": {"numLayers": layers, "hiddenSize": hidden, "numHeads": heads, "vocabularySize": 51200}},
         "data": {"corpus": "python-stdlib", "sequenceLength": 4096},
-        "parallelism": {"pipeline": job.stages, "data": job.replicas, "tensor": fabric.gpus},
+        "parallelism": {"pipeline": job.stages, "data": job.replicas, "tensor": fabric.gpus // job.ranks_per_node},
         "schedule": {"name": "1F1B", "microBatches": rounds * job.stages, "microBatchSize": size},
         "training": {"steps": 10, "precision": "bf16"},
     })  # fmt: skip

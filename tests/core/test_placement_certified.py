@@ -20,6 +20,8 @@ JOBS = {
     "PP 6, ends unlike": JobKind("PP 6, ends unlike", 6, kinds=ENDS_UNLIKE),
     "PP 4 x DP 2": JobKind("PP 4 x DP 2", 4, 2),
     "PP 3 x DP 3": JobKind("PP 3 x DP 3", 3, 3),
+    "PP 6, two a node": JobKind("PP 6, two a node", 6, ranks_per_node=2),
+    "PP 4 x DP 2, two a node": JobKind("PP 4 x DP 2, two a node", 4, 2, ranks_per_node=2),
 }
 THRESHOLD = 0.01
 PARTS = 1e-6  # of a step: what the solver's whole numbers round off
