@@ -50,6 +50,6 @@ def place(
         nodes=topology.usable(nodes),
         scope=scope or TopologyScope(),
         given=prices,
-        slack=threshold * (step_s or (prices and prices.step_s) or 0.0),
+        slack=0.0 if prices is None else threshold * (step_s or prices.step_s or 0.0),
         objective=objective,
     ).placement()

@@ -59,7 +59,7 @@ def place_again(
         nodes=[_unusable(node) if node.name in lost else node for node in topology.usable(nodes)],
         scope=scope or TopologyScope(),
         given=prices,
-        slack=threshold * (step_s or (prices and prices.step_s) or 0.0),
+        slack=0.0 if prices is None else threshold * (step_s or prices.step_s or 0.0),
         objective=objective,
     )
     stood = {
