@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 Resources = Mapping[str, Fraction]
@@ -22,7 +23,12 @@ def quantity(text: Any) -> Fraction:
 
     Raises ValueError for what the API server would not store.
     """
-    match = _QUANTITY.fullmatch(str(text))
+    return _quantity(str(text))
+
+
+@lru_cache(maxsize=4096)  # a cluster says the same few amounts over and over
+def _quantity(text: str) -> Fraction:
+    match = _QUANTITY.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is no quantity; write a number with or without a suffix, as in 250m, 4Gi or 8")
     scale = Fraction(10) ** int(match["exponent"]) if match["exponent"] else _SUFFIXES.get(match["suffix"], Fraction(1))

@@ -10,7 +10,7 @@ from pipelinejob.quantities import Resources, add, resources, subtract
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
-from pipelinejob_operator.objects.manifests import stage_pod
+from pipelinejob_operator.objects.manifests import kind_of_stage, kinds_of_stages, stage_pod
 from pipelinejob_operator.objects.pods import pod_requests
 
 
@@ -76,10 +76,9 @@ def promise_of(job: Job, settings: ControllerSettings) -> Promise:
     spec = job.spec
     if spec is None or job.is_finished or not job.is_placed:
         return Promise(uid=job.uid, attempt=job.status.attempt, generation=job.generation)
+    asked = {kind: rank_requests(job, Rank(0, kind), settings) for kind in kinds_of_stages(spec)}
     claims = {
-        Rank(each.replica, each.stage): Claim(
-            each.node or "", rank_requests(job, Rank(each.replica, each.stage), settings)
-        )
+        Rank(each.replica, each.stage): Claim(each.node or "", asked[kind_of_stage(spec, each.stage)])
         for each in job.status.stages
     }
     return Promise(uid=job.uid, attempt=job.status.attempt, generation=job.generation, claims=claims)

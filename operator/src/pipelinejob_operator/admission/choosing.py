@@ -20,7 +20,7 @@ from pipelinejob_operator.admission.eligibility import may_stand_on, unusable
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
-from pipelinejob_operator.objects.manifests import stage_pod
+from pipelinejob_operator.objects.manifests import kind_of_stage, kinds_of_stages, stage_pod
 from pipelinejob_operator.objects.pods import pod_requests
 
 Free = Mapping[str, Resources]
@@ -40,9 +40,7 @@ def choose_nodes(
 class Chooser:
     """Places jobs on the nodes of one moment; remembers what stays the same, however often it is asked about a job."""
 
-    def __init__(
-        self, nodes: Sequence[Object], settings: ControllerSettings, profiles: Profiles = NO_PROFILES
-    ) -> None:
+    def __init__(self, nodes: Sequence[Object], settings: ControllerSettings, profiles: Profiles = NO_PROFILES) -> None:
         """Look at nodes; `profiles` are the cluster's TopologyProfiles."""
         self._nodes = nodes
         self._settings = settings
@@ -87,12 +85,22 @@ class Chooser:
 
     def fits(self, job: Job, free: Free) -> tuple[Claim, ...] | None:
         """Give what the job would take of which node, None if it does not fit."""
+        if not self._may_fit(job, free):
+            return None
         try:
             placed = self.choose(job, free)
         except (NoPlacementError, SpecError):
             return None
         asked = {Rank(each.replica, each.stage): resources(each.requests) for each in self.demands(job)}
         return tuple(Claim(each.node, asked[Rank(each.replica, each.stage)]) for each in placed.assignments)
+
+    def _may_fit(self, job: Job, free: Free) -> bool:
+        """Look whether there are places enough at all, which costs far less than to say what is missing."""
+        demands = self.demands(job)
+        first, room = demands[0], RankRoom(node_infos(self._nodes, free))
+        if not all(each.is_like(first) for each in demands):
+            return True
+        return sum(room.counts(first, most=len(demands)).values()) >= len(demands)
 
     def _topology(self, job: Job, infos: Sequence[NodeInfo]) -> Topology:
         assert job.spec is not None, "only readable jobs are placed"
@@ -154,12 +162,12 @@ def _info(node: Object, free: Free) -> NodeInfo:
 def _demands(
     job: Job, spec: PipelineJobSpec, nodes: Sequence[Object], settings: ControllerSettings
 ) -> tuple[Demand, ...]:
-    # Replicas of a stage are alike, so each stage is rendered and matched once.
-    stages = [_stage_demand(job, spec, stage, nodes, settings) for stage in range(spec.parallelism.pipeline)]
+    # Replicas of a stage are alike, and so are all stages whose template nothing changes: each kind is matched once.
+    kinds = {stage: _stage_demand(job, spec, stage, nodes, settings) for stage in kinds_of_stages(spec)}
     return tuple(
         Demand(replica=rank.replica, stage=rank.stage, requests=requests, nodes=eligible)
         for rank in job.ranks
-        for requests, eligible in (stages[rank.stage],)
+        for requests, eligible in (kinds[kind_of_stage(spec, rank.stage)],)
     )
 
 

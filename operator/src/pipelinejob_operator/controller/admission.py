@@ -23,6 +23,7 @@ from pipelinejob_operator.admission.queueing import (
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.controller import transitions
 from pipelinejob_operator.controller.measurements import with_plan
+from pipelinejob_operator.controller.planning import is_priced
 from pipelinejob_operator.controller.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job
@@ -49,10 +50,14 @@ class _Asking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """What became of a job that asked for room: the turn it takes, and its place if it got one."""
+    """What became of a job that asked for room: the turn it takes, and its place if it got one.
+
+    A job that fits is to be priced first, and then to ask again.
+    """
 
     turn: Turn
     placement: Placement | None = None
+    lacks_prices: bool = False
 
 
 def admit(
@@ -94,9 +99,12 @@ def _admit_in_turn(turn: Turn, draft: Draft, room: Room, chooser: Chooser, setti
     ahead = room.order.ahead_of(turn.job, room.waiting)
     asking = _Asking(turn=turn, room=room, chooser=chooser, ahead=ahead, kept=kept_for(ahead, room, chooser))
     if asking.kept is not None:
+        free = minus(room.free, asking.kept)
+        if not is_priced(draft) and chooser.fits(turn.job, free):
+            return Admission(turn=turn, lacks_prices=True)
         try:
-            free = minus(room.free, asking.kept)
-            placed = chooser.choose(turn.job, free, prices=draft.prices, move_s=settings.move_s)
+            prices = draft.prices if is_priced(draft) else None
+            placed = chooser.choose(turn.job, free, prices=prices, move_s=settings.move_s)
         except NoPlacementError:
             pass
         else:

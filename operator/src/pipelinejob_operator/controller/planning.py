@@ -66,6 +66,11 @@ def _devices(node: NodeInfo) -> Hashable:
     return tuple(sorted((name, amount) for name, amount in node.free.items() if "/" in name))
 
 
+def is_priced(draft: Draft) -> bool:
+    """Say whether the draft's prices are at hand."""
+    return "prices" in vars(draft)
+
+
 class Planner:
     """The plans of all jobs."""
 
@@ -128,15 +133,17 @@ class Planner:
         wanted = self._of(job, ground)
         if not _has(self._drafts, job.key, wanted):
             try:
-                draft = self._draft(job, ground)
-                _ = draft.prices  # which take the longest, and stand in the draft from now on
-                self._drafts[job.key] = (wanted, draft)
+                self._drafts[job.key] = (wanted, self._draft(job, ground))
             except (SpecError, NoPlacementError) as error:
                 self._drafts[job.key] = (wanted, error)
         found = self._drafts[job.key][1]
         if isinstance(found, Draft):
             return found
         raise found
+
+    def price(self, job: Job, ground: Ground) -> None:
+        """Bring the draft's prices to hand; in a thread, for they take the longest. A job that only waits needs none."""
+        _ = self.draft(job, ground).prices
 
     def plan(self, job: Job, ground: Ground) -> Plan:
         """Give the plan for the place that the job's status names, else the draft's.

@@ -141,6 +141,9 @@ class Controller:
             turn = await asyncio.to_thread(late.admit, turn, observed, self._draft)
         else:
             admission = self._ask_for_room(turn)
+            if admission.lacks_prices:
+                await asyncio.to_thread(self._planner.price, job, Ground.of(self._cluster))
+                admission = self._ask_for_room(turn)
             return await self._take(turn, admission, observed)
         decision = complete(turn, observed, self._settings, planner=self._plan)
         await self._carry_out(observed, decision)

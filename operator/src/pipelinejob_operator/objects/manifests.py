@@ -76,6 +76,17 @@ def stage_template(spec: PipelineJobSpec, stage: int) -> dict[str, Any]:
     return template
 
 
+def kind_of_stage(spec: PipelineJobSpec, stage: int) -> int:
+    """Give what stands for all stages whose pods ask alike: the stage itself if its template has changes, else -1."""
+    changed = {override.stage for override in spec.stage_templates}
+    return stage if stage in changed else -1
+
+
+def kinds_of_stages(spec: PipelineJobSpec) -> list[int]:
+    """Give one stage of each kind; -1 stands for those without changes."""
+    return [-1, *sorted({override.stage for override in spec.stage_templates})]
+
+
 def rendezvous(job: Job, pod: str, settings: ControllerSettings) -> str:
     """Say where a job's ranks meet: host and port of the pod of replica 0, stage 0."""
     domain = f"{names.service_name(job.key.name)}.{job.key.namespace}.svc.{settings.cluster_domain}"
