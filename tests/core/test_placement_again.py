@@ -1,5 +1,6 @@
 """Lost nodes: their stages find a place nearby, the chain's order is kept, and healthy stages move only if it pays."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from pipelinejob.errors import NoPlacementError
 from pipelinejob.placement import Demand, place
 from pipelinejob.placement_again import place_again
+from pipelinejob.plan import Assignment, Placement
 from pipelinejob.prices import Prices
 from pipelinejob.spec import TopologyScope
 from pipelinejob.topology import NodeInfo, Topology
@@ -120,6 +122,26 @@ def test_other_replicas_stay_where_they_are():
     assert chain(after) == ["Aa0", "Ac0", "Aa2"]
 
 
+def test_a_new_member_stands_near_its_ring_where_that_is_the_dearer_link():
+    nodes = cluster(Aa=3, Ba=3)
+    demands = stages(2, replicas=2)
+    rings = replace(prices(2), ring=((9.0, 0.0, 0.0, 0.0), (0.0,) * 4))
+    nodes = busy(nodes, "Aa2", "Ba1", "Ba2")
+    before = Placement(
+        assignments=tuple(
+            Assignment(replica=replica, stage=stage, node=node, path=(node[0], node[:2], node))
+            for replica, stage, node in ((0, 0, "Aa0"), (0, 1, "Aa1"), (1, 0, "Ab0"), (1, 1, "Ba0"))
+        ),
+        crossings={},
+    )
+    more = cluster(Ab=1, Ac=1, Bb=1)
+
+    after = again([*nodes, *more], before, "Ab0", demands=demands, prices=rings)
+
+    assert chain(after) == ["Aa0", "Aa1"]
+    assert chain(after, 1) == ["Ac0", "Ba0"]  # not Bb0, which is next to Ba0
+
+
 def test_nodes_that_are_gone_count_as_lost():
     nodes = cluster(Aa=4)
     before = placed(nodes, stages(3))
@@ -141,7 +163,5 @@ def test_where_nothing_is_free_the_reason_is_told():
     nodes = cluster(Aa=3)
     before = placed(nodes, stages(3))
 
-    with pytest.raises(
-        NoPlacementError, match="the cluster has room for 2; 1 more are missing"
-    ):
+    with pytest.raises(NoPlacementError, match="the cluster has room for 2; 1 more are missing"):
         again(nodes, before, "Aa1")

@@ -24,7 +24,7 @@ from pipelinejob.objective import Objective
 from pipelinejob.placement_job import Job, Outcome, chains_of
 from pipelinejob.placement_room import Demand, Room
 from pipelinejob.plan import Placement
-from pipelinejob.prices import Path, Prices
+from pipelinejob.prices import Path, Prices, ring_depth
 from pipelinejob.spec import TopologyScope
 from pipelinejob.topology import NodeInfo, Topology
 
@@ -167,15 +167,35 @@ class _Repair:
             yield self._with(beginning, demand, following, new=())
         moving_s = self._reload_s if (demand.replica, demand.stage) in self._stood else 0.0
         if len(beginning.new) < len(chain) - len(healthy) and moving_s < inf:
-            ends = [path for path in (beginning.path, following) if path is not None]
+            ends = [path for path in (beginning.path, following, *self._peers(demand)[:1]) if path is not None]
             for path in self._near(demand, ends, beginning):
                 yield self._with(beginning, demand, path, new=(path,))
 
     def _with(self, beginning: _Chain, demand: Demand, path: Path, *, new: tuple[Path, ...]) -> _Chain:
-        cost = beginning.cost + self._moving_s(demand, path)
+        cost = beginning.cost + self._moving_s(demand, path) + self._steps_left * self._widening_s(demand, path)
         if beginning.path is not None:
             cost += self._steps_left * self._prices.chain[beginning.length - 1][common_depth(beginning.path, path)]
         return _Chain(cost, path, beginning, beginning.length + 1, beginning.new + new)
+
+    def _widening_s(self, demand: Demand, path: Path) -> float:
+        """Give what the ring of a stage costs a step with a new member, beyond the dearest ring there is."""
+        peers = self._peers(demand)
+        if not peers or self._stood.get((demand.replica, demand.stage)) == path:
+            return 0.0
+        return max(0.0, self._prices.ring[demand.stage][ring_depth([*peers, path])] - self._dearest_ring_s)
+
+    def _peers(self, demand: Demand) -> list[Path]:
+        """Give the nodes of the healthy copies of a stage in other replicas."""
+        ranks = ((chain[0].replica, demand.stage) for chain in self._job.chains)
+        return [self._stood[rank] for rank in ranks if rank[0] != demand.replica and rank in self._stood]
+
+    @cached_property
+    def _dearest_ring_s(self) -> float:
+        """Give the price of the dearest ring among the ranks that were not lost."""
+        members: dict[int, list[Path]] = {}
+        for (_, stage), path in self._stood.items():
+            members.setdefault(stage, []).append(path)
+        return max((self._prices.ring[stage][ring_depth(paths)] for stage, paths in members.items()), default=0.0)
 
     def _near(self, demand: Demand, ends: Sequence[Path], beginning: _Chain) -> list[Path]:
         """Give free nodes of each distance from the ends."""
