@@ -85,13 +85,21 @@ def test_a_config_map_that_holds_no_profile_is_told_of(data, said):
     assert said in world.condition(key, "Placed")["message"]
 
 
-def test_costs_of_another_model_end_nothing_but_are_told_of():
+def test_costs_of_another_model_or_micro_batch_are_told_of_and_end_nothing():
     world = World(nodes(2))
-    world.cluster.create(config_map(0.5))
-    key = world.submit(job(costs=COSTS, model={"gpt": {"numLayers": 3, "hiddenSize": 64, "numHeads": 4}}))
-    world.settle(key)
+    other = profile(0.5).model_copy(update={"micro_batch_size": 3})
+    world.cluster.create(costs_config_map(other, name="measured", namespace="default"))
+    layers = world.submit(job("layers", costs=COSTS, model={"gpt": {"numLayers": 3, "hiddenSize": 64, "numHeads": 4}}))
+    rows = world.submit(job("rows", costs=COSTS))
+    world.settle(layers, rows)
 
-    assert "5 layers but the profile measured 8; profile this model again" in str(world.status(key)["conditions"])
+    assert "has 5 layers but the profile measured 8; profile this model again" in placed(world, layers)["message"]
+    assert "is 1 but the profile measured micro-batches of 3; use 3, or profile" in placed(world, rows)["message"]
+    assert [world.status(key)["state"] for key in (layers, rows)] == ["Waiting", "Waiting"]
+
+
+def placed(world, key):
+    return world.condition(key, "Placed")
 
 
 def test_a_change_is_seen_at_the_next_plan():

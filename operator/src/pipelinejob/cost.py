@@ -76,6 +76,7 @@ class Profile(Value):
 
     source: CostSource
     layers: tuple[LayerCost, ...]
+    micro_batch_size: int | None = None  # sequences of the micro-batch that was measured; None: as the job has it
     concurrency: int | None = None
     link_s: float = 0.0
     link_bytes_per_s: float | None = None

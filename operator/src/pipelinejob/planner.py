@@ -47,7 +47,7 @@ def make_plan(
     """
     _check_decided(spec)
     profile = profile or counted(spec, devices, hardware)
-    _check_covers(profile, spec)
+    check_covers(profile, spec)
     if devices is not None:
         profile = on_devices(profile, spec, devices, hardware)
     links = _links(placement, network, profile) or links
@@ -194,12 +194,22 @@ def _links(placement: Placement | None, network: Network | None, profile: Profil
     return all_links.of_placement(placement, network, num_bytes=num_bytes)
 
 
-def _check_covers(profile: Profile, spec: PipelineJobSpec) -> None:
+def check_covers(profile: Profile, spec: PipelineJobSpec) -> None:
+    """Check that costs are of this job's model and micro-batches; what the spec leaves open they may be of.
+
+    Raises SpecError.
+    """
     expected = len(layer_names(spec.model))
     if len(profile.layers) != expected:
         raise SpecError(
             "spec.model",
             f"has {expected} layers but the profile measured {len(profile.layers)}; profile this model again",
+        )
+    measured, size = profile.micro_batch_size, spec.schedule.micro_batch_size
+    if measured is not None and size is not None and measured != size:
+        raise SpecError(
+            "spec.schedule.microBatchSize",
+            f"is {size} but the profile measured micro-batches of {measured}; use {measured}, or profile again",
         )
     num_stages = spec.parallelism.pipeline
     if profile.stage_speeds is not None and len(profile.stage_speeds) != num_stages:

@@ -49,6 +49,7 @@ def measure(plan: Plan, together: Together | None = None) -> Profile | None:
     return Profile(
         source=CostSource.PROFILED,
         layers=tuple(layers),
+        micro_batch_size=plan.schedule.micro_batch_size,
         concurrency=num_at_once(plan),
         link_s=overheads.link_s,
         link_bytes_per_s=overheads.link_bytes_per_s,

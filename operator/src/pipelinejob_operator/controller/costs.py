@@ -4,9 +4,10 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from pipelinejob.cost import Profile
-from pipelinejob.errors import NoPlacementError
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob_operator.cluster import Cluster, ForbiddenError, Key
+from pipelinejob.errors import NoPlacementError, SpecError
+from pipelinejob.planner import check_covers
+from pipelinejob.spec import CostsReference, PipelineJobSpec
+from pipelinejob_operator.cluster import Cluster, ForbiddenError, Key, Object
 from pipelinejob_operator.objects.costs import CostsError, costs_in
 from pipelinejob_operator.objects.job import Job
 
@@ -40,23 +41,20 @@ class Costs:
         Raises ClusterError if the cluster does not answer.
         """
         reference = job.spec.costs if job.spec is not None else None
-        if reference is None or self._given is not None:
+        if job.spec is None or reference is None or self._given is not None:
             self._found.pop(job.key, None)
             return
         try:
             config_map = await self._cluster.config_map(job.key.namespace, reference.config_map)
         except ForbiddenError as error:
             problem = f"spec.costs: config map {reference.config_map} may not be read by the operator: {error}"
-            self._found[job.key] = _Found(version=(reference, problem), problem=problem)
+            self._found[job.key] = _Found(version=(job.generation, problem), problem=problem)
             return
         metadata = (config_map or {}).get("metadata", {})
-        version = (reference, metadata.get("uid"), metadata.get("resourceVersion"))
+        version = (job.generation, metadata.get("uid"), metadata.get("resourceVersion"))
         if self.version(job) == version:
             return
-        try:
-            self._found[job.key] = _Found(version=version, profile=costs_in(config_map, reference))
-        except CostsError as error:
-            self._found[job.key] = _Found(version=version, problem=str(error))
+        self._found[job.key] = _read(job.spec, reference, config_map, version)
 
     def version(self, job: Job) -> Hashable:
         """Give what changes whenever the costs do."""
@@ -77,3 +75,14 @@ class Costs:
     def forget(self, key: Key) -> None:
         """Let go of a job that is no more."""
         self._found.pop(key, None)
+
+
+def _read(spec: PipelineJobSpec, reference: CostsReference, config_map: Object | None, version: Hashable) -> _Found:
+    try:
+        profile = costs_in(config_map, reference)
+        check_covers(profile, spec)
+    except CostsError as error:
+        return _Found(version=version, problem=str(error))
+    except SpecError as error:  # somebody may measure the right thing yet
+        return _Found(version=version, problem=f"spec.costs: config map {reference.config_map}: {error}")
+    return _Found(version=version, profile=profile)
