@@ -62,7 +62,7 @@ def test_defaults_are_those_of_the_types():
 
     assert PipelineJobSpec.model_validate(stored["spec"]) == PipelineJobSpec.model_validate(manifest()["spec"])
     assert stored["spec"]["training"]["weightDecay"] == 0.1
-    assert stored["spec"]["topology"] == {"profile": "auto", "pipeline": {}}
+    assert stored["spec"]["topology"] == {"profile": "auto", "pipeline": {}, "objective": "auto", "threshold": 0.01}
     assert validate(manifest()).schedule.name is ScheduleName.ONE_F_ONE_B
 
 
