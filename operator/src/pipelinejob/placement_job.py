@@ -16,6 +16,7 @@ from pipelinejob.placement_like import Found, LikeStages, crossing_ties_s
 from pipelinejob.placement_replicas import Replicas, by_ring
 from pipelinejob.placement_room import Demand, Room
 from pipelinejob.placement_unlike import UnlikeStages, kinds_of
+from pipelinejob.placement_whole import as_one_chain, with_seats_changed
 from pipelinejob.placement_why import Attempt, why_not
 from pipelinejob.plan import Assignment, Placement
 from pipelinejob.prices import Path, Prices, crossing_prices
@@ -118,9 +119,14 @@ class Job:
             if rooms is not None and self._has_rings:
                 root = self.topology.root
                 apart += by_ring(root, rooms, self.prices, num_replicas=num_replicas, goal=goal, depth=depth)
-            yield from apart
             if rooms is not None and num_replicas > 1:
+                num_stages = len(self.chains[0])
+                apart += as_one_chain(
+                    self.topology.root, rooms, num_stages=num_stages, num_replicas=num_replicas, goal=goal, depth=depth
+                )
+                apart = [with_seats_changed(each, self.prices) for each in dict.fromkeys(apart)]
                 yield from self._jointly(rooms, goal, apart)
+            yield from apart
 
     @property
     def _has_rings(self) -> bool:

@@ -10,91 +10,17 @@ Seats of one innermost domain are alike as long as no node takes two ranks; else
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import inf
 
-from pipelinejob.network import common_depth
+from pipelinejob.placement_costs import JobCosts, Score, Tally
 from pipelinejob.placement_like import Found, Limits
 from pipelinejob.prices import Path, Prices
 
 MOST_RANKS, MOST_PLACES = 16, 24  # more are left to the ways that look at one chain at a time
 _MOST_STARTS = 8  # places that are filled first
-_PRECISION = 1e-9  # of the largest price: below it is rounding
 
 _Layout = tuple[int, ...]  # each rank's place by number, replica by replica
-_Score = tuple[int, int]  # what the job costs, and the sum of what all its chains and rings cost
-
-
-@dataclass(frozen=True, slots=True)
-class _Costs:
-    """Prices in whole numbers, and how close places are."""
-
-    unit: float
-    num_stages: int
-    num_replicas: int
-    chain: list[list[int]]
-    ring: list[list[int]]
-    wrap: list[int]
-    depths: list[list[int]]
-    parents: list[int]  # of each place the number of the domain around it
-
-    @classmethod
-    def of(cls, prices: Prices, num_replicas: int, places: Sequence[Path]) -> "_Costs":
-        unit = max(map(max, (*prices.chain, *prices.ring, prices.wrap))) * _PRECISION or 1.0
-
-        def whole(by_depth: Sequence[float]) -> list[int]:
-            return [round(price / unit) for price in by_depth]
-
-        return cls(
-            unit=unit,
-            num_stages=prices.num_stages,
-            num_replicas=num_replicas,
-            chain=list(map(whole, prices.chain)),
-            ring=list(map(whole, prices.ring)),
-            wrap=whole(prices.wrap),
-            depths=[[common_depth(one, other) for other in places] for one in places],
-            parents=[[place[:-1] for place in places].index(place[:-1]) for place in places],
-        )
-
-    def score(self, layout: Sequence[int]) -> _Score:
-        """Price a whole layout."""
-        chains = [self.chain_of(layout, replica) for replica in range(self.num_replicas)]
-        rings = [self.ring_of(layout, stage) for stage in range(self.num_stages)]
-        return max(chains) + max(rings), sum(chains) + sum(rings)
-
-    def chain_of(self, layout: Sequence[int], replica: int) -> int:
-        """Price one replica's chain."""
-        depths, total = self.depths, 0
-        start = place = layout[replica * self.num_stages]
-        for stage, price in enumerate(self.chain, start=replica * self.num_stages + 1):
-            total += price[depths[place][layout[stage]]]
-            place = layout[stage]
-        return total + self.wrap[depths[place][start]]
-
-    def ring_of(self, layout: Sequence[int], stage: int) -> int:
-        """Price one stage's ring."""
-        first, *others = layout[stage :: self.num_stages]
-        near = self.depths[first]
-        return self.ring[stage][min(near[each] for each in others)]
-
-
-class _Tally:
-    """What the chains and rings of one layout cost, so that of a changed one only what changed is reckoned."""
-
-    def __init__(self, costs: _Costs, layout: Sequence[int]) -> None:
-        self._costs = costs
-        self._chains = [costs.chain_of(layout, replica) for replica in range(costs.num_replicas)]
-        self._rings = [costs.ring_of(layout, stage) for stage in range(costs.num_stages)]
-
-    def after(self, layout: Sequence[int], *ranks: int) -> _Score:
-        """Price a layout in which only these ranks stand elsewhere."""
-        chains, rings = self._chains.copy(), self._rings.copy()
-        for rank in ranks:
-            replica, stage = divmod(rank, self._costs.num_stages)
-            chains[replica] = self._costs.chain_of(layout, replica)
-            rings[stage] = self._costs.ring_of(layout, stage)
-        return max(chains) + max(rings), sum(chains) + sum(rings)
 
 
 class JointReplicas:
@@ -111,7 +37,7 @@ class JointReplicas:
         for node in self._node_rooms:
             self._nodes.setdefault(node[:depth], []).append(node)
         self._places = list(self._nodes)
-        self._costs = _Costs.of(prices, num_replicas, self._places)
+        self._costs = JobCosts.of(prices, num_replicas, self._places)
         number = {place: index for index, place in enumerate(self._places)}
         self._starts = [tuple(number[node[:depth]] for node in start) for start in starts]
 
@@ -181,7 +107,7 @@ class _Search:
     """One problem: so much room, bounds on what sets of places take, each replica within one domain of a depth."""
 
     def __init__(
-        self, costs: _Costs, rooms: Sequence[int], bounds: Sequence[tuple[frozenset[int], int]], depth: int
+        self, costs: JobCosts, rooms: Sequence[int], bounds: Sequence[tuple[frozenset[int], int]], depth: int
     ) -> None:
         self._costs = costs
         self._rooms = rooms
@@ -226,9 +152,9 @@ class _Search:
         own = layout[start : start + self._costs.num_stages]
         return self._depth == 0 or all(each is None or near[each] >= self._depth for each in own)
 
-    def _changed(self, layout: list[int]) -> Iterator[tuple[_Score, list[int]]]:
+    def _changed(self, layout: list[int]) -> Iterator[tuple[Score, list[int]]]:
         """Give all layouts that are one change away, with what they cost."""
-        tally = _Tally(self._costs, layout)
+        tally = Tally(self._costs, layout)
         for rank, place in enumerate(layout):
             for other in self._free(layout, rank):
                 moved = [*layout[:rank], other, *layout[rank + 1 :]]
