@@ -10,6 +10,7 @@ from pipelinejob.plan import Plan
 
 RACK = "topology.kubernetes.io/rack"
 PRODUCT = "nvidia.com/gpu.product"
+ON_H100 = {"nodeSelector": {PRODUCT: "NVIDIA-H100-80GB-HBM3"}}
 LAYERS = {"gpt": {"numLayers": 22, "hiddenSize": 1024, "numHeads": 16}}
 
 
@@ -80,6 +81,29 @@ def test_a_device_that_cannot_hold_its_stage_is_no_place_for_it():
 
     assert world.condition(key, "Succeeded")["reason"] == "InvalidSpec"
     assert "no split of the layers over 2 stages fits into 14.9 GiB a stage" in str(world.status(key)["conditions"])
+
+
+def test_nodes_whose_devices_are_too_small_are_left_to_others():
+    """Most of the cluster could hold it, but only what could not is free now."""
+    large = {"gpt": {"numLayers": 40, "hiddenSize": 3072, "numHeads": 24}}
+    many = [node(f"h{index}", labels={PRODUCT: "NVIDIA-H100-80GB-HBM3"}) for index in range(4)]
+    world = World([*many, *(node(f"t{index}", labels={PRODUCT: "Tesla-T4"}) for index in range(2))])
+    running = world.submit(job("running", parallelism={"pipeline": 4}, template={"spec": ON_H100}))
+    world.train()
+    key = world.submit(job("large", model=large))
+    world.settle()
+
+    placed = world.condition(key, "Placed")
+    assert (placed["status"], placed["reason"]) == ("False", "NoPlan")
+    assert placed["message"].startswith("there are nodes for it, but no plan for them: spec.parallelism.pipeline: no ")
+    small = world.submit(job("small"))
+    world.train()
+    assert stood(world, small) == ["t0", "t1"]
+
+    for pod in world.cluster.pods(running):
+        world.cluster.set_pod(pod, phase="Succeeded", code=0)
+    world.train()
+    assert all(name.startswith("h") for name in stood(world, key))
 
 
 def test_tensor_parallelism_is_refused_with_the_way_out():

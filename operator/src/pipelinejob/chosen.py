@@ -12,8 +12,8 @@ from pipelinejob.values import Value
 class Chosen(Value):
     """Degrees, schedule and micro-batches, as they are to stand in the spec."""
 
-    pipeline: Annotated[int, Field(ge=1, le=1024, description="Stages.")]
-    data: Annotated[int, Field(ge=1, le=1024, description="Replicas.")]
+    pipeline: Annotated[int, Field(ge=1, le=1024, description="Stages of a replica.")]
+    data: Annotated[int, Field(ge=1, le=1024, description="Replicas of the pipeline.")]
     tensor: Annotated[int, Field(ge=1, le=64, description="GPUs of a stage.")]
     schedule: Annotated[ScheduleName, Field(description="The schedule's name.")]
     virtual_stages: Annotated[
