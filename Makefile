@@ -69,6 +69,7 @@ bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet ma
 	$(BIN)/python tests/bench/bench_uneven.py
 	$(BIN)/python tests/bench/bench_overhead.py
 	$(BIN)/python tests/bench/bench_admission.py
+	$(BIN)/python tests/bench/bench_late.py
 
 clean: ## Remove what was built here (caches outside the folder stay)
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
