@@ -124,6 +124,24 @@ class Plan(Value):
     placement: Placement | None = None
     links: tuple[LinkPlan, ...] = ()  # where they are known
 
+    @property
+    def penalty_s(self) -> float | None:
+        """Give what a step is longer by, as predicted, than with all on the closest links; None where none are known.
+
+        This is simulated with all links at once. A placement's own `penalty_s` adds up what each would cost alone:
+        places are compared by that, but it is too much where several slow links are waited for at the same time.
+        """
+        closest_s = self.prediction.closest_step_s
+        return None if closest_s is None else max(0.0, self.prediction.step_s - closest_s)
+
+    @property
+    def least_penalty_s(self) -> float | None:
+        """Give a bound below which no place would have brought that, with what was free."""
+        placement, penalty_s = self.placement, self.penalty_s
+        if placement is None or penalty_s is None or placement.penalty_s is None or placement.best_penalty_s is None:
+            return None
+        return max(0.0, penalty_s - max(0.0, placement.penalty_s - placement.best_penalty_s))
+
     def to_json(self) -> str:
         """Serialise; `from_json` reads it back to an equal plan."""
         return self.model_dump_json(by_alias=True, exclude_none=True)

@@ -126,7 +126,7 @@ class PlacementSummary(Value):
         ),
     ] = None
     least_penalty: Annotated[
-        Short | None, Field(description="The least that any place would have cost with the nodes that were free.")
+        Short | None, Field(description="At least so much any place would have cost with the nodes that were free.")
     ] = None
     room_left: Annotated[
         dict[Short, Count] | None,

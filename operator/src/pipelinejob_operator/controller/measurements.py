@@ -43,24 +43,27 @@ def summarize(plan: Plan) -> PlanSummary:
     )
 
 
-def summarize_placement(placement: Placement, step_s: float | None) -> PlacementSummary:
-    """Write how good a place is; `step_s` is the predicted step, None where seconds mean nothing."""
+def summarize_placement(plan: Plan) -> PlacementSummary:
+    """Write how good a placed plan's place is."""
+    placement, prediction = plan.placement, plan.prediction
+    assert placement is not None, "only placed plans are written"
     crossed = ", ".join(f"{level} {count}" for level, count in placement.crossings.items() if count)
 
     def share(seconds: float | None) -> str | None:
-        return None if seconds is None or not step_s else percent(seconds / step_s)
+        return None if seconds is None or not prediction.is_absolute else percent(seconds / prediction.step_s)
 
     return PlacementSummary(
         crossed=crossed or "none",
-        penalty=share(placement.penalty_s),
-        least_penalty=share(placement.best_penalty_s),
+        penalty=share(plan.penalty_s),
+        least_penalty=share(plan.least_penalty_s),
         room_left=placement.room_left or None,
     )
 
 
 def summaries(plan: Plan, placement: Placement) -> dict[str, Any]:
     """Give what a status says of a plan for a place: what is expected there, and what the place costs."""
-    return {"plan": summarize(plan), "placement": summarize_placement(placement, _step_s(plan))}
+    placed = plan.model_copy(update={"placement": placement})
+    return {"plan": summarize(placed), "placement": summarize_placement(placed)}
 
 
 def with_plan(
@@ -87,7 +90,7 @@ def with_plan(
             "stages_ready": f"0/{len(stages)}",
             "nodes": _nodes(stages),
             "crossings": plan.placement.crossings,
-            "placement": summarize_placement(plan.placement, _step_s(plan)),
+            "placement": summarize_placement(plan),
             "steps": plan.training.steps,
         }
     )
@@ -182,10 +185,6 @@ def with_last_words(status: PipelineJobStatus, endings: Iterable[Ending]) -> Pip
     return status.model_copy(
         update={"last_checkpoint_step": step, "step": step, "progress": progress_share(step, status.steps)}
     )
-
-
-def _step_s(plan: Plan) -> float | None:
-    return plan.prediction.step_s if plan.prediction.is_absolute else None
 
 
 def _restarts(status: PipelineJobStatus, rank: Rank) -> int:

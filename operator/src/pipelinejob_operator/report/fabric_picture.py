@@ -33,7 +33,7 @@ STYLE = """
 .cell { fill: var(--card); stroke: var(--soft); stroke-opacity: .55; }
 .cell.busy { fill: var(--soft); fill-opacity: .32; stroke: none; }
 .cell.partly { fill: var(--soft); fill-opacity: .13; } .cell.out { fill: none; stroke-dasharray: 2 3; }
-.cell.ours { fill: var(--accent); stroke: none; } .cell.ours.r1 { fill: var(--accent); fill-opacity: .62; }
+.cell.ours { fill: #2f6fde; stroke: none; } .cell.ours.r1 { fill: #5a7fc0; }
 .chip { fill: none; stroke: var(--soft); stroke-opacity: .5; stroke-dasharray: 3 3; }
 .chain { fill: none; stroke-linecap: round; stroke-linejoin: round; stroke-width: 2.6; }
 .chain.more { stroke-opacity: .45; }
@@ -209,13 +209,15 @@ class _Drawing:
 
 
 def _ranks_text(ranks: Sequence[Rank]) -> str:
-    """Write which stages a node holds: `3`, `0–7`, `2, 5`; with replicas before a point where they are several."""
+    """Write which stages a node holds: `3`, `0–7`, `1·3` of replica 1, `0–1 ×4` of four replicas."""
     replicas = sorted({replica for replica, _ in ranks})
-    if len(replicas) > 1:
-        return f"{len(ranks)} ranks"
-    stages = [stage for _, stage in ranks]
+    stages = sorted({stage for _, stage in ranks})
     is_run = stages == list(range(stages[0], stages[0] + len(stages)))
-    of_stages = f"{stages[0]}–{stages[-1]}" if is_run and len(stages) > 1 else ", ".join(map(str, stages))
+    if not is_run or len(ranks) < len(stages) * len(replicas):
+        return f"{len(ranks)} in all" if len(ranks) > 1 else str(stages[0])
+    of_stages = f"{stages[0]}–{stages[-1]}" if len(stages) > 1 else str(stages[0])
+    if len(replicas) > 1:
+        return f"{of_stages} ×{len(replicas)}"
     return of_stages if replicas == [0] else f"{replicas[0]}·{of_stages}"
 
 

@@ -28,6 +28,8 @@ from pipelinejob_operator.report.run_view import layers
 _MOST_MICRO_BATCHES = 4096  # of all stages together; a longer step cannot be drawn so that it is seen
 _MOST_PATHS = 1
 _STYLE = """
+.facts { grid-template-columns: repeat(auto-fit, minmax(215px, 1fr)); } dl.fact { margin: 0; }
+.note + .note { margin-top: -8px; } .wraps tbody th { white-space: normal; min-width: 260px; }
 .dense td, .dense th { padding: 3px 9px; font-size: 13px; } .tall { max-height: 640px; overflow: auto; }
 .tall thead th { position: sticky; top: 0; background: var(--card); }
 @media print { .tall { max-height: none; } }
@@ -83,8 +85,8 @@ def _facts(view: PlanView) -> str:
         beside = f"{f'of {gib(limit)}, ' if limit else ''}on the fullest stage, predicted"
         facts.append(("memory", gib(fullest.memory_bytes), beside))
     if view.penalty_ratio is not None:
-        least = view.best_penalty_ratio
-        beside = "of a step, predicted" + ("" if least is None else f"; {least:.2%} is the least possible now")
+        least = view.least_penalty_ratio
+        beside = "of a step, predicted" + ("" if least is None else f"; at least {least:.2%} anywhere now")
         facts.append(("what the network costs", f"{view.penalty_ratio:.2%}", beside))
     entries = "".join(
         f'<dl class="fact"><dt>{escape(name)}</dt><dd>{escape(value)}</dd><dd>{escape(beside)}</dd></dl>'
@@ -112,7 +114,7 @@ def _fabric_legend(view: PlanView) -> str:
     ]
     items.append("<li>filled: a stage of this job, by its number</li><li>grey: taken by others</li>")
     if view.plan.parallelism.data > 1:
-        items.append("<li>before the point: the replica, where it is not the first</li>")
+        items.append("<li>before a point the replica, after a × how many of them</li>")
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
@@ -123,7 +125,7 @@ def _alternatives(view: PlanView, about: About) -> str:
     heads = ("", "step", "price", "bubble", "memory", "crossings", "room left")
     rows = "".join(_alternative_row(each) for each in found)
     note = '<p class="note">Predicted, like all on this page; the price is that of the same work.</p>'
-    return section(_TITLES[about], note + _table(heads, rows))
+    return section(_TITLES[about], f'{note}<div class="scroll dense wraps">{_table(heads, rows)}</div>')
 
 
 def _alternative_row(each: Alternative) -> str:
@@ -143,9 +145,9 @@ def _stages(view: PlanView) -> str:
     heads = ["stage", *(["node"] if view.placement else [])]
     heads += ["layers", "parameters", "forward", "backward", "bubble", "memory"]
     if view.is_absolute:
-        heads += ["= weights", "+ gradients", "+ optimizer", "+ activations"]
+        heads += ["weights", "gradients", "optimizer", "activations"]
     rows = "".join(_stage_row(view, stage) for stage in range(len(view.plan.stages)))
-    note = '<p class="note">Of one micro-batch, and of the peak of memory; predicted.</p>'
+    note = '<p class="note">Seconds of one micro-batch; the peak of memory, and what it consists of. All predicted.</p>'
     return section("Stages", f'{note}<div class="scroll tall dense">{_table(heads, rows)}</div>')
 
 
@@ -155,7 +157,7 @@ def _stage_row(view: PlanView, index: int) -> str:
     cells = [_nodes(view, index)] if view.placement else []
     cells += [
         layers(stage.chunks),
-        f"{stage.parameter_bytes // 4:,}" if is_absolute else "–",
+        f"{stage.parameter_bytes / 4e6:,.1f} M" if is_absolute else "–",
         seconds(stage.forward_s if is_absolute else None),
         seconds(stage.backward_s if is_absolute else None),
         percent(stage.bubble_ratio),

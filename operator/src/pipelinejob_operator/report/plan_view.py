@@ -153,12 +153,12 @@ class PlanView:
     @property
     def penalty_ratio(self) -> float | None:
         """Give the share of a step that the placement's crossings cost."""
-        return self._share(self.placement.penalty_s if self.placement else None)
+        return self._share(self.plan.penalty_s)
 
     @property
-    def best_penalty_ratio(self) -> float | None:
-        """Give the least that any place would have cost with what is free."""
-        return self._share(self.placement.best_penalty_s if self.placement else None)
+    def least_penalty_ratio(self) -> float | None:
+        """Give a bound for the least that any place would have cost with what is free."""
+        return self._share(self.plan.least_penalty_s)
 
     def _share(self, penalty_s: float | None) -> float | None:
         return None if penalty_s is None or not self.is_absolute else penalty_s / self.plan.prediction.step_s
@@ -212,8 +212,8 @@ class PlanView:
         if crossings:
             parts.append(f"of the stage boundaries {crossings}")
         if self.penalty_ratio is not None:
-            least = self.best_penalty_ratio
-            best = "" if least is None else f" (the least possible with what is free: {least:.2%})"
+            least = self.least_penalty_ratio
+            best = "" if least is None else f" (at least {least:.2%} anywhere with what is free)"
             parts.append(f"predicted to cost {self.penalty_ratio:.2%} of a step{best}")
         return f"placement: {'; '.join(parts)}"
 

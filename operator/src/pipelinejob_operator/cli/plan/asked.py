@@ -14,7 +14,7 @@ from pipelinejob_operator.cli.plan.made import Made, Wanted
 from pipelinejob_operator.cli.plan.model_file import ENTRYPOINT, ConfigTraining, is_config, job_of_config
 from pipelinejob_operator.cli.plan.nodes import Places, read_inventory
 from pipelinejob_operator.cli.plan.placed import plan_on_nodes
-from pipelinejob_operator.cli.plan.searched import opened
+from pipelinejob_operator.cli.plan.searched import opened, runnable
 from pipelinejob_operator.cli.plan.unplaced import plan_as_it_is, plan_for_devices
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.validation.validate import Manifest
@@ -52,6 +52,8 @@ def plans(file: Path, asked: Asked) -> list[tuple[GivenJob, Made]]:
 
     def made(job: GivenJob) -> Made:
         spec = job.spec if asked.gpus is None or job.spec.is_open else opened(job.spec, asked.gpus)
+        if job.spec.model.entrypoint != ENTRYPOINT:  # not a mere model, of which more can be planned than be run
+            spec = runnable(spec)
         wanted = Wanted(
             job=job,
             spec=spec,
@@ -59,7 +61,6 @@ def plans(file: Path, asked: Asked) -> list[tuple[GivenJob, Made]]:
             measured=costs_of(job, documents, asked.profile),
             product=asked.product,
             most=asked.most,
-            is_job=job.spec.model.entrypoint != ENTRYPOINT,
         )
         if inventory is not None:
             ground = Ground(job=job, inventory=inventory, hardware=hardware, settings=asked.settings)

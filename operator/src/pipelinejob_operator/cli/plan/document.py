@@ -75,10 +75,10 @@ def _placement(view: PlanView) -> dict[str, Any] | None:
     return {
         "nodes": sorted({each.node for each in placement.assignments}),
         "crossings": placement.crossings,
-        "penaltySeconds": placement.penalty_s,
+        "penaltySeconds": view.plan.penalty_s,
         "penalty": view.penalty_ratio,
-        "bestPenaltySeconds": placement.best_penalty_s,
-        "bestPenalty": view.best_penalty_ratio,
+        "leastPenaltySeconds": view.plan.least_penalty_s,
+        "leastPenalty": view.least_penalty_ratio,
         "roomLeft": placement.room_left,
         "trade": placement.trade,
     }

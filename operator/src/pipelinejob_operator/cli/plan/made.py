@@ -1,13 +1,10 @@
 """What is planned, and what comes of it: the values that all ways to a plan share."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelinejob.cost import Profile
-from pipelinejob.errors import SpecError
 from pipelinejob.hardware import Hardware
 from pipelinejob.plan import Plan
-from pipelinejob.search import Candidate
 from pipelinejob.spec import Device, PipelineJobSpec
 from pipelinejob_operator.cli.manifests import GivenJob
 from pipelinejob_operator.report.plan_view import PlanView
@@ -26,20 +23,6 @@ class Wanted:
     measured: Profile | None = None
     product: str | None = None  # what the devices are, where no node says it
     most: int = 4
-    is_job: bool = True  # not a mere model, of which more can be planned than the trainer runs
-
-    def best_of(self, candidates: Sequence[Candidate]) -> Candidate:
-        """Give the quickest of some candidates; for a job, as the operator would, of those that can be run.
-
-        Raises SpecError if none can.
-        """
-        if not self.is_job or self.spec.parallelism.tensor is not None:
-            return candidates[0]
-        best = next((each for each in candidates if each.chosen.tensor == 1), None)
-        if best is None:
-            problem = f"nothing with 1 was found, and more cannot be run yet; the best would be {candidates[0].title}"
-            raise SpecError("spec.parallelism.tensor", problem)
-        return best
 
     @property
     def has_alternatives(self) -> bool:

@@ -12,7 +12,7 @@ from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.topology import Topology
 from pipelinejob_operator.cli.plan.ground import Ground
 from pipelinejob_operator.cli.plan.made import Made, Wanted
-from pipelinejob_operator.cli.plan.searched import fields_of, is_of, named, notes_of, others_than, rejected_of
+from pipelinejob_operator.cli.plan.searched import fields_of, in_turn, is_of, named, notes_of, others_than, rejected_of
 from pipelinejob_operator.cli.plan.ways import alternative, ways_to_fit
 from pipelinejob_operator.report.plan_view import About, Alternative, PlanView, Rejected
 
@@ -54,14 +54,12 @@ class _OnNodes:
         wanted = self._wanted
         pool = self._ground.site.pool(wanted.spec)
         found = search(wanted.spec, pool, hardware=wanted.hardware, profile=wanted.measured)
-        placed, misplaced = self._place(found.alternatives, most=wanted.most + 1)
+        placed, misplaced = self._place(in_turn(found), most=wanted.most + 1)
         rejected = (*(Rejected(what=named(each.candidate), why=each.why) for each in misplaced), *rejected_of(found))
         if not placed:
             draft = self._draft_of(found.best.spec)
             return self._lacking(draft, misplaced[0].why, self._ways_to_fit(draft))
-        first = wanted.best_of([each.candidate for each in placed])
-        best = next(each for each in placed if each.candidate is first)
-        others = [each for each in placed if each is not best][: wanted.most]
+        best, *others = placed
         plan = best.draft.plan
         return self._told(
             best.draft,
@@ -85,7 +83,7 @@ class _OnNodes:
             return (), (), ()
         if found is None:
             return (), (), ()
-        candidates = [each for each in found.alternatives if not is_of(each, wanted.spec)]
+        candidates = [each for each in in_turn(found) if not is_of(each, wanted.spec)]
         placed, misplaced = self._place(candidates, most=wanted.most)
         rejected = (*(Rejected(what=named(each.candidate), why=each.why) for each in misplaced), *rejected_of(found))
         return tuple(_configuration(plan, each) for each in placed), rejected, tuple(notes_of(found))

@@ -1,6 +1,6 @@
 """Configurations for a job: what is chosen where its manifest leaves something open, and what else there would be."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelinejob.cost import Profile
@@ -42,6 +42,14 @@ def opened(spec: PipelineJobSpec, gpus: int) -> PipelineJobSpec:
     )
 
 
+def runnable(spec: PipelineJobSpec) -> PipelineJobSpec:
+    """Leave to be chosen only what the trainer can run, as the operator does: no tensor parallelism."""
+    if spec.parallelism.tensor is not None:
+        return spec
+    parallelism = spec.parallelism.model_copy(update={"tensor": 1})
+    return spec.model_copy(update={"parallelism": parallelism})
+
+
 def others_than(spec: PipelineJobSpec, pool: Pool, *, hardware: Hardware, profile: Profile | None) -> Found | None:
     """Look for other configurations of a decided spec, on as many devices of a pool; None where there is no choice.
 
@@ -50,7 +58,29 @@ def others_than(spec: PipelineJobSpec, pool: Pool, *, hardware: Hardware, profil
     """
     if spec.schedule.name in {*ASYNCHRONOUS, ScheduleName.CUSTOM} or profile is not None:
         return None
-    return search(opened(spec, num_gpus(spec)), pool, hardware=hardware, effort=_BRIEF)
+    wanted = opened(spec, num_gpus(spec))
+    if spec.parallelism.tensor == 1:
+        wanted = runnable(wanted)
+    return search(wanted, pool, hardware=hardware, effort=_BRIEF)
+
+
+def in_turn(found: Found) -> tuple[Candidate, ...]:
+    """Give the candidates worth telling of: the best of each degrees, then the best of further schedules for those."""
+    by_schedule = _firsts(found.candidates, _schedule)
+    further = [each for each in by_schedule if not any(each is other for other in found.alternatives)]
+    return (*found.alternatives, *further)
+
+
+def _firsts(candidates: Sequence[Candidate], key: Callable[[Candidate], object]) -> list[Candidate]:
+    firsts: dict[object, Candidate] = {}
+    for each in candidates:
+        firsts.setdefault(key(each), each)
+    return list(firsts.values())
+
+
+def _schedule(candidate: Candidate) -> tuple[int, int, int, str]:
+    chosen = candidate.chosen
+    return chosen.pipeline, chosen.data, chosen.tensor, chosen.schedule
 
 
 def num_gpus(spec: PipelineJobSpec) -> int:
@@ -83,7 +113,7 @@ def is_of(candidate: Candidate, spec: PipelineJobSpec) -> bool:
 
 def unplaced(best: Candidate, found: Found, *, most: int) -> tuple[Alternative, ...]:
     """Give the best candidates of other degrees than the one that is planned, with their price against it."""
-    others = [each for each in found.alternatives if not is_of(each, best.spec)]
+    others = [each for each in in_turn(found) if not is_of(each, best.spec)]
     return tuple(
         Alternative(
             about=About.CONFIGURATION,

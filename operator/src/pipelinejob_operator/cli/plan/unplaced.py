@@ -31,7 +31,7 @@ def plan_for_devices(wanted: Wanted) -> Made:
     pool = Pool.alike(device, spec.parallelism.gpus or num_gpus(spec))
     found = search(spec, pool, hardware=wanted.hardware, profile=wanted.measured)
     beside = found if spec.is_open else _others(wanted, pool)
-    best = wanted.best_of(found.candidates)
+    best = found.best
     made = _assembled(wanted, best)
     notes = list(notes_of(beside)) if beside else []
     if wanted.product is None and spec.device is Device.GPU:
