@@ -6,7 +6,7 @@ import json
 import pytest
 
 from fakecluster import phase
-from jobs import job, nodes
+from jobs import job, nodes, priority_class
 from operatorworld import World, check
 from pipelinejob_operator.cluster import ClusterError, ConflictError, UnavailableError
 
@@ -54,6 +54,20 @@ def resume(world, key):
     come_back(world)
 
 
+def preempt(world, key):
+    world.train()
+    world.cluster._put(priority_class("high", 100))
+    urgent = world.submit(job("urgent", scheduling={"priorityClassName": "high"}))
+    come_back(world)
+    assert [world.status(each)["state"] for each in (key, urgent)] == ["Waiting", "Training"]
+
+
+def choose_a_shape(world, key):
+    shape = world.submit(job("open", parallelism={"gpus": 1}, schedule={"globalBatchSize": 4}))
+    come_back(world)
+    assert world.status(shape)["chosen"]["microBatches"] >= 1
+
+
 def delete(world, key):
     world.train()
     world.cluster.remove(world.cluster.job(key))
@@ -67,7 +81,7 @@ def come_back(world):
     world.train()
 
 
-LIVES = [create, run, stage_crash, node_loss, suspend, resume, delete]
+LIVES = [create, run, stage_crash, node_loss, suspend, resume, preempt, choose_a_shape, delete]
 
 
 class Mortal(World):
