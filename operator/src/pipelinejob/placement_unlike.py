@@ -17,11 +17,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, combinations_with_replacement, groupby
 
 from pipelinejob.network import common_depth
 from pipelinejob.placement_like import Found, Limits
-from pipelinejob.placement_room import Demand, Room
+from pipelinejob.placement_room import Demand, Room, Seats
 from pipelinejob.prices import Path, Prices
 from pipelinejob.topology import Topology
 
@@ -29,9 +29,9 @@ _NEVER = 10**9
 _INFINITE = float("inf")
 _DOMAINS = 4
 _LEAVES = 128
-_EFFORT = 20_000  # stages looked at by one search: under a tenth of a second
+_EFFORT = 8_000  # stages looked at by one search: a few hundredths of a second
 _LEAST_BUDGET = 100  # leaves tried
-_LATER = 20  # times less for each further search for a chain that leaves more room
+_LATER, _LATER_LEAST = 20, 30  # times less for each further search for a chain that leaves more room
 
 
 class UnlikeStages:
@@ -46,11 +46,13 @@ class UnlikeStages:
         self._prices = prices
         self._num_levels = prices.num_depths - 1
         self._budget = max(_LEAST_BUDGET, int(share * _EFFORT / len(demands)))
-        self._later_budget = max(1, self._budget // _LATER)
+        self._is_first = True
         self._kinds = kinds_of(demands)
         self._kind_of = [next(i for i, kind in enumerate(self._kinds) if kind.is_like(each)) for each in demands]
         self._wanted = Counter(self._kind_of)
         self._counts = self._counted(topology)
+        pairs = combinations_with_replacement(self._kinds, 2)
+        self._seats = Seats(demands, self._kind_of, self._counts) if room.parts_all(pairs) else None
         places = [sum(counts) for counts in zip(*self._counts.values(), strict=True)] or [0]
         self._scarcest = places.index(min(places))
 
@@ -77,14 +79,15 @@ class UnlikeStages:
         limits = limits or {}
         best: Found | None = None
         for domain in self._domains(depth, limits):
-            search = _Search(self._nodes_in(domain), self._demands, self._room, self._prices, limits)
+            search = _Search(self._nodes_in(domain), self._demands, self._seats or self._room, self._prices, limits)
             if search.least_s > within or (best is not None and search.least_s >= best.cost):
                 continue
             found = search.best_chain(self._budget, below=_INFINITE if best is None else best.cost)
-            if found is None and best is None:
+            if found is None and best is None and self._is_first:
                 found = search.scarcest_first(self._budget)
             best = found or best
-        self._budget = self._later_budget  # what follows asks again under limits, and has a chain to fall back to
+        if self._is_first:  # what follows asks again under limits, and has a chain to fall back to
+            self._is_first, self._budget = False, max(_LATER_LEAST, self._budget // _LATER)
         return best
 
     def _domains(self, depth: int, limits: Limits) -> Iterator[Path]:
@@ -129,6 +132,7 @@ class _Frame:
     """One leaf of the chain under way: the options for it, and the run that is being tried."""
 
     options: Iterator[list[Path]]
+    before_s: float = 0.0  # what the chain costs so far
     run: list[Path] = field(default_factory=list)
 
 
@@ -137,7 +141,7 @@ class _Search:
         self,
         counts: Mapping[Path, tuple[int, ...]],
         demands: Sequence[Demand],
-        room: Room,
+        room: Room | Seats,
         prices: Prices,
         limits: Limits,
     ) -> None:
@@ -169,8 +173,8 @@ class _Search:
                 if not frames:
                     break
                 continue
-            self._put(frames[-1], run, chain)
-            if self._bound(chain) >= below:
+            so_far_s = frames[-1].before_s + self._put(frames[-1], run, chain)
+            if self._bound(chain, so_far_s) >= below:
                 continue
             if len(chain) == len(self._demands):
                 below = self._prices.chain_s(chain)
@@ -178,16 +182,21 @@ class _Search:
                 if below <= self.least_s:
                     break
             else:
-                frames.append(_Frame(self._options(chain)))
+                frames.append(_Frame(self._options(chain), so_far_s))
         for frame in reversed(frames):
             self._withdraw(frame, chain)
         return None if best is None else Found(cost=best[0], walk=partial(tuple, best[1]))
 
-    def _put(self, frame: _Frame, run: list[Path], chain: list[Path]) -> None:
+    def _put(self, frame: _Frame, run: list[Path], chain: list[Path]) -> float:
+        """Lengthen the chain by a run; give what its boundaries cost."""
+        cost_s = 0.0
         for path in run:
+            if chain:
+                cost_s += self._prices.chain[len(chain) - 1][common_depth(chain[-1], path)]
             self._room.take(self._demands[len(chain)], path[-1])
             chain.append(path)
         frame.run = run
+        return cost_s
 
     def _withdraw(self, frame: _Frame, chain: list[Path]) -> None:
         for _ in frame.run:
@@ -249,16 +258,17 @@ class _Search:
         """Stay on the node if it can take this stage too; else take the node that is of least use to others."""
         if last is not None and self._room.fits(demand, last[-1]):
             return last
-        return next(iter(self._by_use(demand, nodes)), None)
+        return min(self._fitting(demand, nodes), default=(0, 0, None))[2]
 
     def _by_use(self, demand: Demand, nodes: Sequence[Path]) -> list[Path]:
         """Give the nodes that can take the stage, those of least use to others first."""
-        most = len(self._demands)
-        fitting = (node for node in nodes if self._room.fits(demand, node[-1]) and self._limits.get(node, 1))
-        return sorted(
-            fitting,
-            key=lambda node: (self._versatility[node], self._room.count(demand, node[-1], most=most), node),
-        )
+        return [node for _, _, node in sorted(self._fitting(demand, nodes))]
+
+    def _fitting(self, demand: Demand, nodes: Sequence[Path]) -> Iterator[tuple[int, int, Path]]:
+        """Give the nodes that can take the stage, each with how many kinds, and how many stages, it is of use to."""
+        for node in nodes:
+            if (count := self._room.count(demand, node[-1], most=len(self._demands))) and self._limits.get(node, 1):
+                yield self._versatility[node], count, node
 
     # What no chain can beat
 
@@ -267,16 +277,13 @@ class _Search:
         """Give a price that no chain is below."""
         return self._further_s[0]
 
-    def _bound(self, chain: list[Path]) -> float:
+    def _bound(self, chain: list[Path], so_far_s: float) -> float:
         """Give a price that no completion of the chain is below."""
         stage = len(chain)
         if stage == len(self._demands):
             return self._prices.chain_s(chain)
-        so_far = sum(
-            price[common_depth(*ends)] for price, ends in zip(self._prices.chain, pairwise(chain), strict=False)
-        )
         to_next_s = self._prices.chain[stage - 1][self._num_levels - 2] if chain else 0.0  # it stands in another leaf
-        return so_far + to_next_s + self._further_s[stage]
+        return so_far_s + to_next_s + self._further_s[stage]
 
     def _reckon_further(self) -> list[float]:
         """Give, for each stage, what the boundaries behind it cost at least, by the domains that the rest takes.
