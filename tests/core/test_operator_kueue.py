@@ -7,7 +7,7 @@ import pytest
 
 from jobs import job, nodes
 from operatorworld import World
-from pipelinejob_operator.cluster import InvalidError, Reference
+from pipelinejob_operator.cluster import ClusterError, InvalidError, Reference
 
 NOW = {"lastTransitionTime": "2026-01-01T00:00:00Z"}
 QUEUE = {"kueue.x-k8s.io/queue-name": "team-a"}
@@ -465,3 +465,45 @@ def test_a_deleted_jobs_workload_is_left_to_its_owner_reference(world, kueue):
 
     assert workload["metadata"]["ownerReferences"][0]["blockOwnerDeletion"]
     assert Reference not in {type(item) for verb, item in world.cluster.writes if verb == "delete"}
+
+
+class Mortal(World):
+    """Its controller dies right before, or right after, its n-th write, and starts again knowing nothing."""
+
+    def __init__(self, *arguments, deadly, verb):
+        super().__init__(*arguments)
+        self.deadly = deadly
+        setattr(self.cluster, verb, self.judge)
+
+    def judge(self, verb, item):
+        self.deadly -= 1
+        return ClusterError("killed") if self.deadly == 0 else None
+
+    def settle(self, *keys):
+        for _ in range(3):
+            super().settle(*keys)
+            self.restart()
+
+
+@pytest.mark.parametrize("verb", ["refuse", "lose_answer"])
+@pytest.mark.parametrize("deadly", range(1, 24))
+def test_a_controller_that_dies_after_any_write_gives_quota_back_only_when_nothing_runs(deadly, verb):
+    world = Mortal(nodes(2), deadly=deadly, verb=verb)
+    kueue = Kueue(world)
+    key = world.submit(queued())
+    train(world, kueue, key)
+    kueue.evict()
+    world.settle()
+    assert kueue.conditions()["QuotaReserved"][0] == "True", "stages still stop"
+    world.cluster.finish_deletions()
+    world.settle()
+    assert kueue.conditions()["QuotaReserved"] == ("False", "Pending")
+
+    kueue.admit()
+    world.train(key)
+
+    assert (world.status(key)["state"], world.status(key)["attempt"]) == ("Training", 2)
+    for name in ("gpt-r0-s0", "gpt-r0-s1"):
+        world.cluster.set_pod(world.cluster.pod(name), phase="Succeeded", code=0)
+    world.settle()
+    assert kueue.conditions()["Finished"] == ("True", "Succeeded")
