@@ -14,8 +14,8 @@ from pipelinejob.placement_joint import JointReplicas
 from pipelinejob.placement_left import Largest, RoomLeft
 from pipelinejob.placement_like import Found, LikeStages, crossing_ties_s
 from pipelinejob.placement_replicas import Replicas, by_ring
-from pipelinejob.placement_room import Demand, Room
-from pipelinejob.placement_unlike import UnlikeStages, kinds_of
+from pipelinejob.placement_room import Demand, Room, kinds_of
+from pipelinejob.placement_unlike import UnlikeStages
 from pipelinejob.placement_whole import as_one_chain, with_seats_changed
 from pipelinejob.placement_why import Attempt, why_not
 from pipelinejob.plan import Assignment, Placement

@@ -29,6 +29,15 @@ class Demand:
         return self.requests == other.requests and self.nodes == other.nodes
 
 
+def kinds_of(demands: Sequence[Demand]) -> list[Demand]:
+    """Give one demand of each kind."""
+    kinds: list[Demand] = []
+    for demand in demands:
+        if not any(demand.is_like(kind) for kind in kinds):
+            kinds.append(demand)
+    return kinds
+
+
 class Room:
     """What is left on the nodes that can be used, as ranks are put there one by one."""
 
