@@ -63,7 +63,7 @@ from pipelinejob_trainer.together import meet
 
 REAL_RANKS, VIRTUAL_RANKS = 2, (2, 3, 4, 6, 8)
 REAL_MEAN, REAL_WORST, VIRTUAL_MEAN, MEMORY_MEAN = 0.05, 0.15, 0.02, 0.05
-SETTLING_STEPS, REAL_STEPS, VIRTUAL_STEPS, MEMORY_STEPS = 2, 8, 4, 3
+SETTLING_STEPS, REAL_STEPS, VIRTUAL_STEPS, MEMORY_STEPS = 2, 6, 4, 2
 SHARE_MS = 12  # of a virtual rank, for each pass of a micro-batch
 ONE_CHUNK = (ScheduleName.GPIPE, ScheduleName.ONE_F_ONE_B, ScheduleName.ZB_H1, ScheduleName.ZB_H2)
 TWO_CHUNKS = (ScheduleName.INTERLEAVED, ScheduleName.ZB_V, ScheduleName.V_HALF, ScheduleName.HANAYO)

@@ -115,6 +115,11 @@ def read_threads(environment: Mapping[str, str] | None = None) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and int(text) else None
 
 
+def silence_profiler() -> None:
+    """Keep torch's profiler from telling of each of its starts; before torch is imported."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
 def prepare_environment(rendezvous: Address) -> None:
     """Set what torch's libraries read from the environment, before they do; what the user set stays."""
     # A stage that waits for another must fail when that one dies, not hang: NCCL looks up from a collective only then.

@@ -13,7 +13,7 @@ from pipelinejob.plan import Plan
 from pipelinejob.progress import ExitCode
 from pipelinejob_trainer.account import Account
 from pipelinejob_trainer.beside import Seat, end_with_parent, first_seat, others_started
-from pipelinejob_trainer.config import Config, read_config, read_plan, read_termination_log
+from pipelinejob_trainer.config import Config, read_config, read_plan, read_termination_log, silence_profiler
 from pipelinejob_trainer.errors import StoppedError, UserError
 from pipelinejob_trainer.httpserver import serve
 from pipelinejob_trainer.lastwords import LastWords
@@ -92,6 +92,7 @@ def _profile(options: argparse.Namespace) -> None:
 
 
 def _measure(file: Path, given: Seat | None) -> None:
+    silence_profiler()
     plan = read_plan(file)
     seat = given or first_seat(plan)
     if given is not None:

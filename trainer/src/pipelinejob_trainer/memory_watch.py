@@ -1,6 +1,5 @@
 """What tensors take on the device between marks, and at most: by torch's own record of allocations."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-_APART_S = 200e-6  # marks and allocations are told apart by the clock
+_MARK_BYTES = 104_729  # a prime, so that no tensor of numbers has it
 
 
 class Level(NamedTuple):
@@ -40,40 +39,41 @@ def watching(device: torch.device) -> Iterator[MemoryWatch]:
     watch.changes = _changes(profile)
 
 
-def _changes(profile: torch.profiler.profile) -> list[tuple[int, int]]:
-    """Give (moment in ns, bytes allocated or, below 0, let go of), in order."""
+def _changes(profile: torch.profiler.profile) -> list[int]:
+    """Give the bytes that were allocated or, below 0, let go of, in order."""
     results = profile.profiler.kineto_results if profile.profiler is not None else None
     assert results is not None, "the profile has ended"
     events = (event for event in results.events() if event.name() == "[memory]")
-    return sorted((event.start_ns(), event.nbytes()) for event in events)  # type: ignore[attr-defined] # it has both
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]  # type: ignore[attr-defined]
 
 
 @dataclass(slots=True)
 class _ProcessorWatch:
-    """Memory of the CPU, whose allocator keeps no count: the profiler's record of it is read afterwards."""
+    """Memory of the CPU, whose allocator keeps no count: the profiler's record of it is read afterwards.
 
-    marks: list[int] = field(default_factory=list)
-    changes: list[tuple[int, int]] = field(default_factory=list)
+    A mark is an allocation itself, of a size that no other has: its place among them is sure, whatever clocks say.
+    """
+
+    num_marks: int = 0
+    changes: list[int] = field(default_factory=list)
 
     def mark(self) -> int:
-        time.sleep(_APART_S)
-        self.marks.append(time.time_ns())
-        time.sleep(_APART_S)
-        return len(self.marks) - 1
+        torch.empty(_MARK_BYTES, dtype=torch.uint8)
+        self.num_marks += 1
+        return self.num_marks - 1
 
     def levels(self) -> list[Level]:
         found: list[Level] = []
-        held = 0
-        changes = [change for change in self.changes if change[0] >= self.marks[0]]
-        position = 0
-        for mark in self.marks:
-            peak = held
-            while position < len(changes) and changes[position][0] < mark:
-                held += changes[position][1]
+        held = peak = 0
+        for change in self.changes:
+            if change == _MARK_BYTES:
+                found.append(Level(held, peak))
+                peak = held
+            elif change != -_MARK_BYTES:
+                held += change
                 peak = max(peak, held)
-                position += 1
-            found.append(Level(held, peak))
-        return found
+        first = found[0].held
+        return [Level(level.held - first, level.peak - first) for level in found]
 
 
 class _CudaWatch:
