@@ -8,6 +8,7 @@ import pytest
 from jobs import job, nodes
 from operatorworld import World
 from pipelinejob_operator.cluster import ClusterError, InvalidError, Reference
+from pipelinejob_operator.controller.observe import read_admitted
 
 NOW = {"lastTransitionTime": "2026-01-01T00:00:00Z"}
 QUEUE = {"kueue.x-k8s.io/queue-name": "team-a"}
@@ -197,6 +198,23 @@ def test_an_admitted_job_is_placed_on_nodes_of_its_flavor_only():
     spec = world.cluster.pod("gpt-r0-s0")["spec"]
     assert spec["nodeSelector"] == {"pool": "blue"}
     assert tolerations[0] in spec["tolerations"]
+
+
+def test_the_plan_is_made_for_the_devices_of_the_flavor():
+    products = {"slow": "NVIDIA-A100-SXM4-80GB", "fast": "NVIDIA-H100-80GB-HBM3"}
+    labels = {pool: {"pool": pool, "nvidia.com/gpu.product": product} for pool, product in products.items()}
+    world = World([*nodes(2, labels=labels["slow"]), *nodes(6, labels=labels["fast"])[2:]])
+    kueue = Kueue(world)
+    kueue.flavor("slow", nodeLabels={"pool": "slow"})
+    key = world.submit(queued())
+    world.settle()
+    kueue.admit("slow")
+    draft = world.controller._draft(read_admitted(world.cluster, world.cluster.job(key), (), world.settings)[0])
+
+    world.train(key)
+
+    assert {stage.device for stage in draft.plan.stages} == {"A100-SXM-80GB"}
+    assert {each["node"] for each in world.status(key)["stages"]} == {"n0", "n1"}
 
 
 def test_what_an_admission_check_adds_reaches_the_pods(world, kueue):

@@ -5,7 +5,7 @@ when none of them is left. What a job controller owes Kueue is written in its `p
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ from pipelinejob_operator.objects.workload import (
     Urgency,
     asks_alike,
     condition,
+    flavors_of,
     holds,
     pod_sets,
     with_flavors,
@@ -74,11 +75,12 @@ class Quota:
         """Say whether the job has come to ask for something else."""
         return self.workload is not None and self.wanted is not None and not asks_alike(self.workload, self.wanted)
 
-    def laid_over(self, spec: PipelineJobSpec) -> PipelineJobSpec:
-        """Give the spec whose pods go where Kueue's flavors are."""
-        if self.workload is None or self.kueue is None or not self.is_admitted:
-            return spec
-        return with_flavors(spec, self.workload, self.sets, self.kueue.flavors)
+    def laid_over(self, job: Job) -> Job:
+        """Give the job whose pods go where the flavors are that Kueue assigned."""
+        if job.spec is None or self.workload is None or self.kueue is None or not self.is_admitted:
+            return job
+        spec = with_flavors(job.spec, self.workload, self.sets, self.kueue.flavors)
+        return replace(job, spec=spec, flavors=flavors_of(self.workload))
 
     def why_pending(self) -> tuple[str, str]:
         """Say why the job holds no quota: reason and sentence."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pipelinejob import names
 from pipelinejob.errors import SpecError
@@ -55,12 +55,8 @@ class Observed:
 
 def observe(cluster: Cluster, raw: Object, errors: Sequence[SpecError], settings: ControllerSettings) -> Observed:
     """Read everything about the job that a decision may need; all from caches."""
-    job = read_job(raw)
-    kueue, priorities = cluster.kueue(job.key), Priorities.read(cluster.priority_classes())
-    is_readable = job.spec is not None and not job.spec.is_open and not errors
-    quota = quota_of(job, job.spec, kueue, priorities, settings) if job.spec and is_readable else None
-    if quota and job.spec:
-        job = replace(job, spec=quota.laid_over(job.spec))
+    kueue = cluster.kueue(read_job(raw).key)
+    job, quota = read_admitted(cluster, raw, errors, settings)
     ranks = {stage.pod: Rank(stage.replica, stage.stage) for stage in job.status.stages}
     pods = tuple(pod for each in cluster.pods(job.key) if (pod := read_stage_pod(each, ranks)) is not None)
     furniture = {item["kind"]: item for item in cluster.furniture(job.key)}
@@ -77,6 +73,18 @@ def observe(cluster: Cluster, raw: Object, errors: Sequence[SpecError], settings
         quota=quota,
         stray_workload=kueue.workload if kueue and job.queue is None else None,
     )
+
+
+def read_admitted(
+    cluster: Cluster, raw: Object, errors: Sequence[SpecError], settings: ControllerSettings
+) -> tuple[Job, Quota | None]:
+    """Read a job as its pods are made now, with what the flavors add that Kueue admitted it to; and that admission."""
+    job = read_job(raw)
+    if job.spec is None or job.spec.is_open or errors or job.queue is None:
+        return job, None
+    priorities = Priorities.read(cluster.priority_classes())
+    quota = quota_of(job, job.spec, cluster.kueue(job.key), priorities, settings)
+    return (quota.laid_over(job) if quota else job), quota
 
 
 async def ask_progress(cluster: Cluster, pods: Mapping[Rank, StagePod]) -> tuple[Progress, ...]:

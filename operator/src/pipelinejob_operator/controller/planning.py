@@ -142,7 +142,7 @@ class Planner:
         raise found
 
     def price(self, job: Job, ground: Ground) -> None:
-        """Bring the draft's prices to hand; in a thread, for they take the longest. A job that only waits needs none."""
+        """Bring the draft's prices to hand; in a thread, for they take long. A job that only waits needs none."""
         _ = self.draft(job, ground).prices
 
     def plan(self, job: Job, ground: Ground) -> Plan:
@@ -186,7 +186,7 @@ class Planner:
         return placed[0].candidate.chosen
 
     def _of(self, job: Job, ground: Ground) -> Hashable:
-        return job.uid, job.generation, job.status.chosen, self._costs.version(job), ground.likeness
+        return job.uid, job.generation, job.flavors, job.status.chosen, self._costs.version(job), ground.likeness
 
     def _at(self, job: Job) -> Hashable:
         nodes = tuple(stage.node for stage in job.status.stages)

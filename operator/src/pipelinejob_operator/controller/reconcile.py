@@ -21,7 +21,7 @@ from pipelinejob_operator.controller.costs import Costs, ProfileSource
 from pipelinejob_operator.controller.decide import Decision, complete, decide, refused
 from pipelinejob_operator.controller.measurements import is_due, summaries
 from pipelinejob_operator.controller.memo import PerGeneration
-from pipelinejob_operator.controller.observe import Observed, ask_progress, observe, plan_attempt
+from pipelinejob_operator.controller.observe import Observed, ask_progress, observe, plan_attempt, read_admitted
 from pipelinejob_operator.controller.planning import Ground, Planner
 from pipelinejob_operator.controller.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
@@ -113,12 +113,13 @@ class Controller:
         """Read a job whose plan, if it needs one, is at hand: finding one may take seconds, in which others go on."""
         raw = self._cluster.job(key)
         if raw is not None and self._needs_plan(raw):
-            await asyncio.to_thread(self._planner.prepare, read_job(raw), Ground.of(self._cluster))
+            job, _ = read_admitted(self._cluster, raw, (), self._settings)
+            await asyncio.to_thread(self._planner.prepare, job, Ground.of(self._cluster))
             raw = self._cluster.job(key)
         return raw
 
     def _needs_plan(self, raw: Object) -> bool:
-        job = read_job(raw)
+        job, _ = read_admitted(self._cluster, raw, self._errors(raw), self._settings)
         if self._errors(raw) or job.spec is None or job.spec.suspend or job.is_finished or job.is_deleting:
             return False
         if job.has_begun and plan_attempt(self._cluster.furniture(job.key)) == job.status.attempt:

@@ -36,6 +36,7 @@ class Job:
     status: PipelineJobStatus
     raw: Object
     is_deleting: bool = False
+    flavors: tuple[str, ...] = ()  # of Kueue's nodes that it was admitted to; `spec` has what they add to its pods
     leaves_open: bool = False  # the spec as written; `spec` has what the status says was chosen
 
     @property

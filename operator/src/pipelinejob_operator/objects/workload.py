@@ -120,6 +120,12 @@ def holds(item: Object, kind: str) -> bool:
     return (condition(item, kind) or {}).get("status") == "True"
 
 
+def flavors_of(item: Object) -> tuple[str, ...]:
+    """Name the flavors that Kueue assigned."""
+    assignments = (item.get("status", {}).get("admission") or {}).get("podSetAssignments") or ()
+    return tuple(sorted({flavor for each in assignments for flavor in (each.get("flavors") or {}).values()}))
+
+
 def with_flavors(
     spec: PipelineJobSpec, item: Object, sets: Sequence[PodSet], flavors: Mapping[str, Object]
 ) -> PipelineJobSpec:
