@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pipelinejob_operator.cli.costs import ProfileOption
 from pipelinejob_operator.cli.exits import Exit, complain
 from pipelinejob_operator.cli.manifests import GivenJob
 from pipelinejob_operator.cli.output import Format, FormatOption, to_yaml, write
@@ -95,10 +96,7 @@ def plan(
         int,
         typer.Option(min=0, metavar="COUNT", help="Other configurations to price; or 0.", rich_help_panel=_WHAT),
     ] = 4,
-    profile: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Measured costs, from `pipelinejob-trainer profile`; counted if not given."),
-    ] = None,
+    profile: ProfileOption = None,
     output: FormatOption = Format.TABLE,
     gantt: Annotated[bool, typer.Option("--gantt", help="Draw the predicted timeline of one step.")] = False,
     html: Annotated[

@@ -7,10 +7,8 @@ from typing import Any
 
 import typer
 import yaml
-from pydantic import ValidationError
 
 from pipelinejob import fabric, hardware
-from pipelinejob.cost import Profile
 from pipelinejob.errors import InvalidManifestError, PipelineJobError
 from pipelinejob.fabric import Fabric
 from pipelinejob.hardware import Hardware
@@ -76,21 +74,6 @@ def read_hardware(file: Path | None) -> Hardware:
         return hardware.default().extended(hardware.parse(read_text(file, "--hardware")))
     except hardware.HardwareError as error:
         raise FileError(f"--hardware {file}: {error}") from error
-
-
-def read_profile(file: Path) -> Profile:
-    """Read measured costs.
-
-    Raises FileError.
-    """
-    try:
-        return Profile.model_validate(read_data(file, "--profile"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise FileError(
-            f"--profile {file}: {where}: {first['msg']}; write it with `pipelinejob-trainer profile`"
-        ) from error
 
 
 def read_data(file: Path, option: str) -> Any:
