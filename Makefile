@@ -67,6 +67,8 @@ bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet ma
 	$(BIN)/python tests/bench/bench_auto.py
 	$(BIN)/python tests/bench/bench_actions.py
 	$(BIN)/python tests/bench/bench_uneven.py
+	$(BIN)/python tests/bench/bench_truth.py
+	$(BIN)/python tests/bench/bench_worth.py
 	$(BIN)/python tests/bench/bench_overhead.py
 	$(BIN)/python tests/bench/bench_admission.py
 	$(BIN)/python tests/bench/bench_late.py
