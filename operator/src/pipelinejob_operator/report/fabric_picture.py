@@ -5,6 +5,7 @@ placement reads from left to right. Of large fabrics only the domains that a ran
 chip each, with what is free in them, and where there are too many of them, one chip for all.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -27,6 +28,7 @@ _SMALL = 160  # nodes: a fabric of no more is shown whole
 _MOST_CHIPS = 18  # domains beside each other that are one chip each
 _MOST_CELLS = 48  # unused nodes of one domain that are one cell each
 _MOST_REPLICAS = 4  # whose chains are drawn
+_LANES = 4
 
 STYLE = """
 .domain { fill: none; stroke: var(--soft); stroke-opacity: .38; } .domain.d1 { stroke-width: 1.6; }
@@ -56,9 +58,12 @@ def fabric_picture(view: FabricView) -> str:
     return "".join([opened(box.height, label), *drawing.shapes, *chains, *drawing.labels, "</svg>"])
 
 
-def level_class(view: FabricView, level: str) -> str:
-    """Give the class of boundaries that cross a level: the coarser it is, the stronger it is drawn."""
-    return _class_of(view, view.levels.index(level))
+def crossings_by_class(view: FabricView) -> list[tuple[str, str, int]]:
+    """Give the class, the coarsest level crossed and the number of boundaries drawn alike, the coarsest first."""
+    depths = Counter(
+        closest_common_depth(one.path, other.path) for _, one, other in boundaries(view.nodes) if one is not other
+    )
+    return [(_class_of(view, depth), view.levels[depth], depths[depth]) for depth in sorted(depths)]
 
 
 def _class_of(view: FabricView, depth: int) -> str:
@@ -227,23 +232,23 @@ def _chains(view: FabricView, centres: dict[str, tuple[float, float]]) -> Iterat
     for replica, of_replica in groupby(found, key=lambda each: each[0][0]):
         if replica >= _MOST_REPLICAS:
             return
-        for (_, stage), one, other in of_replica:
+        for index, ((_, stage), one, other) in enumerate(of_replica):
             depth = closest_common_depth(one.path, other.path)
             style = f"chain {_class_of(view, depth)}{' more' if replica else ''}"
             tip = f"stage {stage} to {stage + 1} of replica {replica}\ncrosses a {view.levels[depth]}"
-            yield _link(centres[one.name], centres[other.name], lane=replica, style=style, tip=tip)
+            yield _link(centres[one.name], centres[other.name], lane=(index + replica) % _LANES, style=style, tip=tip)
 
 
 def _link(start: tuple[float, float], end: tuple[float, float], *, lane: int, style: str, tip: str) -> str:
     """Draw a line from cell to cell: straight to a neighbour; else below its row, then along the other's left side.
 
-    So it passes over no cell and no title. Each replica has a lane of its own between rows.
+    So it passes over no cell and no title. Lanes keep apart what runs between the same rows.
     """
     (x1, y1), (x2, y2) = start, end
     left = x2 - _CELL_WIDTH / 2
     if abs(y1 - y2) < 1 and 0 < x2 - x1 < _CELL_WIDTH + 2 * _GAP:
         path = f"M{x1 + _CELL_WIDTH / 2:.1f} {y1:.1f}L{left:.1f} {y2:.1f}"
     else:
-        below, aside = y1 + _CELL_HEIGHT / 2 + 3 + 1.8 * lane, left - 4 - 1.2 * lane
+        below, aside = y1 + _CELL_HEIGHT / 2 + 2.5 + 3.2 * lane, left - 3 - 1.3 * lane
         path = f"M{x1:.1f} {y1 + _CELL_HEIGHT / 2:.1f}V{below:.1f}H{aside:.1f}V{y2:.1f}H{left:.1f}"
     return f'<path class="{style}" d="{path}"><title>{escape(tip)}</title></path>'

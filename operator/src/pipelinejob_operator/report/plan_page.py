@@ -10,7 +10,7 @@ from pipelinejob.cost import Profile
 from pipelinejob.planner import predicted_timeline
 from pipelinejob.playing import schedule_of
 from pipelinejob_operator.report import charts
-from pipelinejob_operator.report.fabric_picture import STYLE, fabric_picture, level_class
+from pipelinejob_operator.report.fabric_picture import STYLE, crossings_by_class, fabric_picture
 from pipelinejob_operator.report.gantt import Panel, gantt
 from pipelinejob_operator.report.marks import looks_in, row, shades_of
 from pipelinejob_operator.report.numbers import percent, seconds
@@ -30,7 +30,7 @@ _MOST_PATHS = 1
 _STYLE = """
 .facts { grid-template-columns: repeat(auto-fit, minmax(215px, 1fr)); } dl.fact { margin: 0; }
 .note + .note { margin-top: -8px; } .wraps tbody th { white-space: normal; min-width: 260px; }
-.dense td, .dense th { padding: 3px 9px; font-size: 13px; } .tall { max-height: 640px; overflow: auto; }
+.dense td, .dense th { padding: 3px 7px; font-size: 12.5px; } .tall { max-height: 640px; overflow: auto; }
 .tall thead th { position: sticky; top: 0; background: var(--card); }
 @media print { .tall { max-height: none; } }
 """
@@ -107,10 +107,9 @@ def _fabric(view: PlanView) -> str:
 def _fabric_legend(view: PlanView) -> str:
     assert view.fabric is not None, "only a fabric that is drawn is explained"
     items = [
-        f'<li><i class="swatch {level_class(view.fabric, level)}"></i>'
+        f'<li><i class="swatch {style}"></i>'
         f"{count} {'boundary crosses' if count == 1 else 'boundaries cross'} a {escape(level)}</li>"
-        for level, count in (view.placement.crossings if view.placement else {}).items()
-        if count
+        for style, level, count in crossings_by_class(view.fabric)
     ]
     items.append("<li>filled: a stage of this job, by its number</li><li>grey: taken by others</li>")
     if view.plan.parallelism.data > 1:

@@ -22,6 +22,7 @@ from pipelinejob_operator.report.run_view import layers
 
 _MOST_NODES = 4  # named in a cell
 _MOST_REJECTED = 8
+_WIDE = 100  # columns of a terminal that has room for all that is known of alternatives
 _HEADINGS = {
     About.CONFIGURATION: "other configurations, and what a step would take (predicted)",
     About.PLACEMENT: "other places, and what a step would take (predicted)",
@@ -84,16 +85,20 @@ def _print_alternatives(console: Console, about: About, found: list[Alternative]
     if not found:
         return
     console.print(Text(_HEADINGS[about], style="dim"), soft_wrap=True)
-    table = _table("what", right=("step", "price", "bubble", "memory"))
+    is_narrow = console.width < _WIDE
+    table = _table("what", right=("step", "price", *(() if is_narrow else ("bubble", "memory"))))
     table.add_column("crossings")
     table.add_column("room left")
     for each in found:
+        further = (
+            "–" if each.bubble_ratio is None else f"{each.bubble_ratio:.1%}",
+            "–" if each.memory_bytes is None else gib(each.memory_bytes),
+        )
         table.add_row(
             each.what,
             seconds(each.step_s),
             price_text(each.price),
-            "–" if each.bubble_ratio is None else f"{each.bubble_ratio:.1%}",
-            "–" if each.memory_bytes is None else gib(each.memory_bytes),
+            *(() if is_narrow else further),
             _counts(each.crossings),
             _counts(each.room_left),
         )
