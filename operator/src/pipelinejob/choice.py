@@ -33,6 +33,7 @@ from pipelinejob.stage_costs import Cuts, Division
 
 EFFORT = 100_000  # actions simulated to shorten a step by the order of its stages: about a tenth of a second
 _ATTEMPTS = 6  # at a partition that fits into memory
+_FEW_ATTEMPTS = 3
 _ALIKE = 1 + 1e-9
 
 
@@ -100,7 +101,7 @@ def choose(spec: PipelineJobSpec, profile: Profile, *, links: Links | None = Non
     """
     limits = profile.memory_limits(spec.parallelism.pipeline)
     room: _Room | None = None  # nothing has to be kept to as long as all fits
-    for _ in range(_ATTEMPTS):
+    for _ in range(_ATTEMPTS if effort else _FEW_ATTEMPTS):
         choice = _Chooser(spec, profile, room, links=links, effort=effort).choose()
         if limits is None or spec.partition.layers is not None or choice.fits(limits):
             return choice

@@ -21,11 +21,14 @@ from pipelinejob.links import Links
 from pipelinejob.outlook import outlook
 from pipelinejob.planner import counted, on_devices
 from pipelinejob.pool import Pool
+from pipelinejob.schedules.catalogue import FAMILIES
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.search_bounds import (
+    Joined,
     Table,
     chain_floor_s,
     copies_of,
+    guess_layout_s,
     guess_s,
     held_share,
     layout_floor_s,
@@ -37,8 +40,9 @@ from pipelinejob.spec import Parallelism, PipelineJobSpec
 
 __all__ = ["Candidate", "Found", "Rejected", "choice_of", "resolved", "search"]
 
-EFFORT = 1_500_000  # actions that may be planned and simulated: a few seconds
+EFFORT = 400_000  # actions that may be planned and simulated: a few seconds
 _LEAST_REFINED = 3
+_SLOWLY_MADE = 6
 _TIE = 1 - 1e-9
 
 
@@ -235,11 +239,12 @@ class _Search:
         for number, (_, _, option) in enumerate(sorted(self._drafts)):
             if spent >= effort and number >= _LEAST_REFINED:
                 return False
+            num_actions, num_stages = _num_actions(option), option.layout.pipeline * (option.virtual_stages or 1)
             try:
                 self._candidates.append(self._candidate(option, EFFORT_OF_A_PLAN))
             except SpecError as error:
                 self._tally.failed(option, error)
-            spent += 4 * _num_actions(option) + EFFORT_OF_A_PLAN // 4
+            spent += 4 * num_actions + min(EFFORT_OF_A_PLAN, num_actions * num_stages**2)
         return True
 
     def _table(self, tensor: int, micro_batch_size: int, names: tuple[str, ...]) -> Table:
@@ -261,6 +266,9 @@ class _Search:
     def _table_of(self, layout: Layout) -> Table:
         return self._tables(layout.tensor, layout.micro_batch_size, self._grounds(layout.seats).names)
 
+    def _joined(self, layout: Layout) -> Joined:
+        return Joined(hop=self._space.worst_hop(layout), ring=self._space.best_ring(layout))
+
     def _ground(self, seats: tuple[int, ...]) -> _Ground:
         precision = self._spec.training.precision
         devices = [self._space.group(seat).device for seat in seats]
@@ -277,7 +285,8 @@ class _Search:
         if self._is_too_large(layout, layout, copies=1):
             return
         floor_s = layout_floor_s(layout, table, ground.speeds)
-        self._queue.append(_Entry(floor_s, len(self._queue), floor_s, layout))
+        expected_s = guess_layout_s(layout, table, ground.speeds, self._joined(layout))
+        self._queue.append(_Entry(expected_s, len(self._queue), floor_s, layout))
 
     def _is_too_large(self, what: Layout | Option, layout: Layout, *, copies: int) -> bool:
         limits = self._grounds(layout.seats).limits
@@ -294,13 +303,17 @@ class _Search:
     def _push(self, option: Option) -> None:
         self._num_options += 1
         table, speeds = self._table_of(option.layout), self._grounds(option.layout.seats).speeds
-        floor_s = option_floor_s(option, table, speeds)
-        expected_s = max(floor_s, guess_s(option, table, speeds))
+        joined = self._joined(option.layout)
+        floor_s = option_floor_s(option, table, speeds, joined)
+        expected_s = max(floor_s, guess_s(option, table, speeds, joined))
         heapq.heappush(self._queue, _Entry(expected_s, self._num_options, floor_s, option))
 
     def _is_closely_bounded(self, option: Option) -> bool:
         """Say whether the bound that takes longer to find rules an option out."""
-        floor_s = chain_floor_s(option, self._table_of(option.layout), self._grounds(option.layout.seats).speeds)
+        layout = option.layout
+        floor_s = chain_floor_s(
+            option, self._table_of(layout), self._grounds(layout.seats).speeds, self._joined(layout)
+        )
         if floor_s < self._best_s * _TIE:
             return False
         self._tally.too_slow(option, floor_s)
@@ -365,7 +378,10 @@ class _Search:
 
 
 def _num_actions(option: Option) -> int:
-    return 2 * option.layout.pipeline * (option.virtual_stages or 1) * option.layout.micro_batches
+    """Give the actions that an option is worth: of schedules that take long to make, several times their own."""
+    family = FAMILIES.get(option.schedule)
+    own = 2 * option.layout.pipeline * (option.virtual_stages or 1) * option.layout.micro_batches
+    return own * (_SLOWLY_MADE if family is not None and family.is_split else 1)
 
 
 def _rank(candidate: Candidate) -> tuple[float, int, int, int]:

@@ -7,18 +7,19 @@ sums over replicas they do know.
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelinejob.cost import Profile
+from pipelinejob.hardware import LinkKind
 from pipelinejob.schedules.catalogue import FAMILIES
 from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
 from pipelinejob.search_space import Layout, Option, Recompute
 
 Floats = npt.NDArray[np.float64]
 
+_MANY_CHUNKS = 4
 _MAX_LAYERS = 300  # of more, pairs of their ends are too many to look at each
 _COPIES = {ScheduleName.DUALPIPE: 2, ScheduleName.CHIMERA: 2}
 _STRAIGHT = frozenset({
@@ -96,6 +97,14 @@ class Table:
         return self.state_bytes + max(activations - gradients, 0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """What joins neighbouring stages at worst, and the replicas of a stage at best; None where there are none."""
+
+    hop: LinkKind | None
+    ring: LinkKind | None
+
+
 def _summed(values: list[float] | list[int]) -> Floats:
     return np.concatenate(([0.0], np.cumsum(np.asarray(values, dtype=np.float64))))
 
@@ -113,7 +122,7 @@ def held_share(table: Table, limits: tuple[float, ...], *, copies: int = 1) -> f
     return needed / sum(limits)
 
 
-def option_floor_s(option: Option, table: Table, speeds: tuple[float, ...]) -> float:
+def option_floor_s(option: Option, table: Table, speeds: tuple[float, ...], joined: Joined) -> float:
     """Give what the option's step cannot be shorter than, in closed form.
 
     A rank r that takes w_r for a micro-batch, x for which stand before it and y after it on the chain, is done after
@@ -128,18 +137,25 @@ def option_floor_s(option: Option, table: Table, speeds: tuple[float, ...]) -> f
     if table.profile.concurrency is not None or len(speeds) == 1:
         return floor_s
     after_s = table.optimizer_s / sum(speeds) + table.profile.step_overhead_s
+    if option.schedule in _STRAIGHT:  # a rank's gradients are summed after all of its work
+        floor_s += _summing_s(option.layout, table, joined) / len(speeds)
     return max(floor_s, _filled_s(option, table, speeds) + after_s)
 
 
-def chain_floor_s(
-    option: Option, table: Table, speeds: tuple[float, ...], *, ring_bytes_per_s: float | None = None
-) -> float:
+def _summing_s(layout: Layout, table: Table, joined: Joined) -> float:
+    """Give what summing the gradients of all stages over the replicas takes at least, one after the other."""
+    if joined.ring is None:
+        return 0.0
+    return 2 * (layout.data - 1) / layout.data * float(table.parameter_bytes[-1]) / joined.ring.bytes_per_s
+
+
+def chain_floor_s(option: Option, table: Table, speeds: tuple[float, ...], joined: Joined) -> float:
     """Give a closer bound, over all partitions of the layers into a straight route's stages; 0 for other routes."""
     is_straight = option.schedule in _STRAIGHT and table.profile.concurrency is None
     if not is_straight or len(table.forward_s) > _MAX_LAYERS:
         return 0.0
     again_s = table.forward_s if option.recompute is Recompute.ALL else np.zeros_like(table.forward_s)
-    chain_s = _Chain(option, table, table.backward_s + again_s, speeds, ring_bytes_per_s).least_s()
+    chain_s = _Chain(option, table, table.backward_s + again_s, speeds, joined).least_s()
     return chain_s + table.optimizer_s / sum(speeds) + table.profile.step_overhead_s
 
 
@@ -181,15 +197,14 @@ class _Chain:
     """The stages of a straight route, as runs of layers [a, e): rows are a, columns e."""
 
     def __init__(
-        self, option: Option, table: Table, backward_s: Floats, speeds: tuple[float, ...], ring: float | None
+        self, option: Option, table: Table, backward_s: Floats, speeds: tuple[float, ...], joined: Joined
     ) -> None:
         self._option = option
         self._speeds = speeds
         self._fast = max(speeds)
         self._forward_s, self._backward_s = table.forward_s, backward_s
-        copies = option.layout.data
-        summed = 2 * (copies - 1) / copies / ring if ring else 0.0
-        self._ring_s = summed * _spans(table.parameter_bytes)
+        share = _summing_s(option.layout, table, joined) / max(1.0, float(table.parameter_bytes[-1]))
+        self._ring_s = share * _spans(table.parameter_bytes)
 
     def least_s(self) -> float:
         """Give the least that the rank which ends last can take, over all partitions."""
@@ -227,29 +242,45 @@ def copies_of(schedule: ScheduleName) -> int:
     return _COPIES.get(schedule, 1)
 
 
-def guess_s(option: Option, table: Table, speeds: tuple[float, ...]) -> float:
+def guess_layout_s(layout: Layout, table: Table, speeds: tuple[float, ...], joined: Joined) -> float:
+    """Guess the step of a layout under a good schedule: filling and draining, and summing at the end, single layers."""
+    layers = len(table.profile.layers)
+    fill_s = (layout.pipeline - 1) * table.compute_s / layers / max(speeds)
+    hops_s = 2 * layout.micro_batches * _hop_s(table, joined) * min(layers // layout.pipeline, _MANY_CHUNKS)
+    return layout_floor_s(layout, table, speeds) + fill_s + hops_s + _summing_s(layout, table, joined) / layers
+
+
+def guess_s(option: Option, table: Table, speeds: tuple[float, ...], joined: Joined) -> float:
     """Guess the step, were all stages equal: the order in which options are looked at, and nothing else."""
-    layout = option.layout
-    share = 1 / sum(speeds)
+    layout, share = option.layout, 1 / sum(speeds)
     again_s = float(table.forward_s[-1]) if option.recompute is Recompute.ALL else 0.0
     forward_s = float(table.forward_s[-1]) * share
-    backward_s = (float(table.backward_s[-1]) + again_s) * share
-    waits = layout.pipeline - 1
-    both_s, third_s = forward_s + backward_s, forward_s
-    fill = {
-        ScheduleName.ZB_H1: waits * third_s,
-        ScheduleName.ZB_1P: waits * third_s,
-        ScheduleName.ZB_H2: waits * third_s,
-        ScheduleName.ZB_2P: waits * third_s,
-        ScheduleName.ZB_V: waits * third_s / 2,
-        ScheduleName.V_HALF: waits * both_s / 2,
-        ScheduleName.V_MIN: waits * both_s * 2 / 3,
-        ScheduleName.DUALPIPE: waits * both_s / 4,
-        ScheduleName.DUALPIPE_V: waits * both_s / 4,
-        ScheduleName.CHIMERA: waits * both_s / 2,
-    }.get(option.schedule, waits * both_s / (option.virtual_stages or 1))
-    if option.schedule in ASYNCHRONOUS:
-        fill = waits * both_s
-    rounds = ceil(layout.micro_batches / layout.pipeline) * layout.pipeline if option.virtual_stages else 0
-    count = max(layout.micro_batches, min(rounds, layout.micro_batches + layout.pipeline // 2))
-    return count * both_s + fill + table.optimizer_s * share + table.profile.step_overhead_s
+    both_s = forward_s + (float(table.backward_s[-1]) + again_s) * share
+    chunks = option.virtual_stages or (FAMILIES[option.schedule].usual_chunks if option.schedule in FAMILIES else 1)
+    hops_s = 2 * _hop_s(table, joined) * (layout.micro_batches * chunks + layout.pipeline)
+    fill_s = (layout.pipeline - 1) * _waits_s(option.schedule, forward_s, both_s, chunks)
+    summing_s = _summing_s(layout, table, joined) / layout.pipeline / chunks
+    after_s = table.optimizer_s * share + table.profile.step_overhead_s
+    return layout.micro_batches * both_s + fill_s + hops_s + summing_s + after_s
+
+
+def _hop_s(table: Table, joined: Joined) -> float:
+    layers = table.profile.layers
+    return joined.hop.seconds(layers[len(layers) // 2].output_bytes) if joined.hop is not None else 0.0
+
+
+def _waits_s(schedule: ScheduleName, forward_s: float, both_s: float, chunks: int) -> float:
+    """Give the bubble of a step for each further stage, as the papers have it for F = B = W."""
+    match schedule:
+        case ScheduleName.ZB_H1 | ScheduleName.ZB_H2 | ScheduleName.ZB_1P | ScheduleName.ZB_2P:
+            return forward_s
+        case ScheduleName.ZB_V:
+            return forward_s / 2
+        case ScheduleName.DUALPIPE | ScheduleName.DUALPIPE_V:
+            return both_s / 4
+        case ScheduleName.V_HALF | ScheduleName.CHIMERA:
+            return both_s / 2
+        case ScheduleName.V_MIN:
+            return both_s * 2 / 3
+        case _:
+            return both_s / chunks

@@ -65,23 +65,23 @@ class Tally:
         whys = {}
         for pipeline in sorted({*self._too_large, *self._floors_s, *self._failed} - planned):
             whys[pipeline] = self._why(pipeline, best_s)
-        runs = groupby(sorted(whys), key=lambda pipeline: whys[pipeline][0])
-        return [self._sentence([(n, *whys[n]) for n in run]) for _, run in runs]
+        kinds: dict[str, list[int]] = {}
+        for pipeline, (kind, _, _) in whys.items():
+            kinds.setdefault(kind, []).append(pipeline)
+        return [
+            Rejected(what=f"pipeline {_ranges(stages)}", why=min((whys[each][1:] for each in stages))[1])
+            for stages in kinds.values()
+        ]
 
     def _why(self, pipeline: int, best_s: float | None) -> tuple[str, float, str]:
         """Give the kind of the reason, how far it is from being none, and the sentence."""
         if pipeline in self._floors_s and best_s is not None:
             floor_s = self._floors_s[pipeline]
-            return "slow", floor_s, f"at best {_seconds(floor_s)} a step, the best found takes {_seconds(best_s)}"
+            return "left" if floor_s < best_s else "slow", floor_s, _why(floor_s, best_s)
         if pipeline in self._failed:
             return "failed", 0.0, self._failed[pipeline].problem
         needed, limit = self._too_large[pipeline]
         return "large", needed, f"a stage would take {needed / 1e9:,.0f} GB of {limit / 1e9:,.0f} GB"
-
-    def _sentence(self, run: list[tuple[int, str, float, str]]) -> Rejected:
-        first, last = run[0][0], run[-1][0]
-        _, _, _, why = min(run, key=lambda each: each[2])
-        return Rejected(what=f"pipeline {first}" if first == last else f"pipeline {first} to {last}", why=why)
 
     def _by_schedule(self, ranked: Sequence[Planned]) -> list[Rejected]:
         """Give why the chosen degrees are not played by other schedules."""
@@ -98,16 +98,25 @@ class Tally:
             known = reasons.get(option.schedule)
             if known is None or (isinstance(why, float) and (isinstance(known, SpecError) or why < known)):
                 reasons[option.schedule] = why
-        stages = f" with {best.chosen.pipeline} stages"
         return [
-            Rejected(
-                what=f"{name}{stages}",
-                why=why.problem
-                if isinstance(why, SpecError)
-                else f"at best {_seconds(why)} a step, the best found takes {_seconds(best.step_s)}",
-            )
+            Rejected(what=f"{name} with {best.chosen.pipeline} stages", why=_why(why, best.step_s))
             for name, why in reasons.items()
         ]
+
+
+def _why(why: float | SpecError, best_s: float) -> str:
+    if isinstance(why, SpecError):
+        return why.problem
+    if why < best_s:
+        return f"not looked at, as other options promised more; at best {_seconds(why)} a step"
+    return f"at best {_seconds(why)} a step, the best found takes {_seconds(best_s)}"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Write ascending numbers as ranges: `1 to 4, 6`."""
+    runs = (list(run) for _, run in groupby(enumerate(numbers), key=lambda each: each[1] - each[0]))
+    ends = ((run[0][1], run[-1][1]) for run in runs)
+    return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in ends)
 
 
 def _layout(what: Layout | Option) -> Layout:

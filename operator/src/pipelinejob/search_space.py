@@ -22,7 +22,7 @@ from pipelinejob.spec import MAX_RANKS, Device, PipelineJobSpec, Precision
 
 MIXED = -1  # a seat that any group's devices may take, and so counts as the slowest of them
 _MAX_COUNT = 65536  # micro-batches, and sequences in one: the bounds of the fields
-_CHUNKS = (2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64)
+_CHUNKS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _MAX_ORDERED_GROUPS = 3  # of more kinds of device, no order along the chain is tried
 
 
@@ -214,6 +214,28 @@ class Space:
         rooms = (self.group(seat).gpus_per_node // layout.tensor for seat in layout.seats)
         return (Near.PIPELINE, Near.DATA) if layout.data <= min(rooms) else (Near.PIPELINE,)
 
+    def worst_hop(self, layout: Layout) -> LinkKind | None:
+        """Give the slowest link between neighbouring stages, if these get the near links; None without neighbours."""
+        seats = set(layout.seats)
+        if layout.pipeline == 1:
+            return None
+        if len(seats) > 1:
+            groups = [self.group(seat) for seat in dict.fromkeys(layout.seats)]
+            return min((self._across(*pair) for pair in pairwise(groups)), key=lambda link: link.bytes_per_s)
+        (seat,) = seats
+        is_near = layout.pipeline <= self.group(seat).gpus_per_node // layout.tensor
+        return self._within(seat) if is_near or self._in_one_node(layout, seat) else self._between(seat)
+
+    def best_ring(self, layout: Layout) -> LinkKind | None:
+        """Give the fastest link that the replicas of a stage may be joined by; None without replicas."""
+        if layout.data == 1:
+            return None
+        near = self.nears(layout)[-1]
+        return max((self._ring(layout, near, rank) for rank in self._one_of_each(layout)), key=_rate)
+
+    def _one_of_each(self, layout: Layout) -> list[int]:
+        return [layout.seats.index(seat) for seat in dict.fromkeys(layout.seats)]
+
     def _hop(self, layout: Layout, near: Near, places: list[tuple[int, int]], source: int, target: int) -> LinkKind:
         here, there = layout.seats[source], layout.seats[target]
         if here != there:
@@ -302,6 +324,10 @@ def _orders(num_groups: int) -> Iterator[tuple[int, ...]]:
     """Give the orders in which some of the groups can stand along a chain."""
     for size in range(1, num_groups + 1):
         yield from permutations(range(num_groups), size)
+
+
+def _rate(link: LinkKind) -> float:
+    return link.bytes_per_s
 
 
 @cache
