@@ -14,6 +14,10 @@ import toolchain
 from apiserver import ApiServer
 from fakenodes import add_nodes, finish_pod, node
 from operatorprocess import OperatorProcess, condition, is_placed, job, pods
+from pipelinejob.cost import LayerCost, Profile
+from pipelinejob.names import PLAN_FILE, plan_name
+from pipelinejob.plan import CostSource
+from pipelinejob_operator.objects.costs import costs_config_map
 from processes import Process, wait_until
 
 # One worker for all: they share an operator, or fight over its processor time.
@@ -84,6 +88,33 @@ def test_a_job_that_waits_is_placed_when_a_node_comes(api_server, operator, name
     new_node(gpus=1)
 
     wait_until(lambda: is_running(api_server, namespace), "it runs", timeout_s=30)
+
+
+def test_a_job_waits_for_the_costs_that_it_names_and_is_planned_with_them(api_server, operator, namespace, new_node):
+    new_node(gpus=STAGES)
+    api_server.apply(job(namespace, "gpt", stages=STAGES, costs={"configMap": "measured"}))
+    wait_until(lambda: condition(api_server, namespace, "gpt", "Placed")["status"] == "False", "it is not placed")
+    said = condition(api_server, namespace, "gpt", "Placed")["message"]
+
+    api_server.apply(costs_config_map(costs(STAGES + 2), name="measured", namespace=namespace))
+
+    wait_until(lambda: is_running(api_server, namespace), "it runs", timeout_s=60)
+    plan = json.loads(api_server.get("configmap", "-n", namespace, plan_name("gpt"))["data"][PLAN_FILE])
+    assert "config map measured is not in the job's namespace" in said
+    assert plan["prediction"]["source"] == "profiled"
+
+
+def costs(num_layers: int) -> Profile:
+    layer = LayerCost(
+        name="x",
+        forward_s=0.1,
+        backward_input_s=0.1,
+        backward_weight_s=0.1,
+        parameter_bytes=100,
+        activation_bytes=10,
+        output_bytes=1,
+    )
+    return Profile(source=CostSource.PROFILED, layers=(layer,) * num_layers)
 
 
 def test_every_pod_is_made_with_the_gate_and_none_is_released_before_all_are_there(
