@@ -235,3 +235,15 @@ def test_a_bad_description_is_said_by_its_field(call, gpu_job, tmp_path: Path, c
 
     assert result.code in {2, 3}
     assert said in result.err
+
+
+def test_an_open_job_on_a_full_fabric_is_told_what_the_idle_one_would_hold(call, gpu_job, tmp_path: Path) -> None:
+    fabric = tmp_path / "fabric.yaml"
+    fabric.write_text("node: {product: NVIDIA-H100-80GB-HBM3}\ngroups: [{nodes: 2}]\nbusy: [{nodes: 2}]\n")
+    file = gpu_job(parallelism={"gpus": 4}, schedule={"name": "1F1B", "globalBatchSize": 8})
+
+    result = call("plan", file, "--fabric", fabric, "-o", "json")
+
+    assert result.code == 4
+    assert "an idle cluster would hold" in json.loads(result.out)["shortfall"]
+    assert result.err.startswith("error: default/stdlib-gpt does not fit: ")

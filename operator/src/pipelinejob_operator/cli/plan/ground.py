@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
-from pipelinejob import spec as specs
 from pipelinejob.hardware import Hardware
 from pipelinejob.placement_room import Demand
 from pipelinejob.plan import Placement
@@ -31,13 +30,16 @@ class Ground:
 
     @cached_property
     def site(self) -> Site:
-        """Give the nodes as placement sees them."""
-        return self.site_of(self.job.spec.topology)
-
-    def site_of(self, topology: specs.Topology) -> Site:
-        """Give the nodes in the tree that a manifest asks for."""
-        tree = Topology.from_spec(topology, self._infos, self.inventory.profiles)
+        """Give the nodes as placement sees them, in the tree that the manifest asks for."""
+        tree = Topology.from_spec(self.job.spec.topology, self._infos, self.inventory.profiles)
         return Site.of(self._infos, tree, hardware=self.hardware)
+
+    @property
+    def idle(self) -> "Ground":
+        """Give the same nodes as if all work on them were done."""
+        if self.inventory.is_empty:
+            return self
+        return replace(self, inventory=replace(self.inventory, is_empty=True))
 
     def demands_of(self, spec: PipelineJobSpec) -> Sequence[Demand]:
         """Give what each rank of a spec asks for, and where its pod may go."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pipelinejob.errors import NoPlacementError, SpecError
 from pipelinejob.objective import Objective
 from pipelinejob.plan import Placement, Plan
-from pipelinejob.search import Candidate, search
+from pipelinejob.search import Candidate, Found, search
 from pipelinejob.site import Draft
 from pipelinejob.site_choice import Misplaced, PlacedCandidate, place_candidates
 from pipelinejob.spec import PipelineJobSpec
@@ -52,8 +52,10 @@ class _OnNodes:
     def chosen(self) -> Made:
         """Choose what is open: by the steps that the best configurations have where they would stand."""
         wanted = self._wanted
-        pool = self._ground.site.pool(wanted.spec)
-        found = search(wanted.spec, pool, hardware=wanted.hardware, profile=wanted.measured)
+        try:
+            found = self._search(self._ground)
+        except SpecError as error:
+            return self._idle_alone(error)
         placed, misplaced = self._place(in_turn(found), most=wanted.most + 1)
         rejected = (*(Rejected(what=named(each.candidate), why=each.why) for each in misplaced), *rejected_of(found))
         if not placed:
@@ -70,6 +72,27 @@ class _OnNodes:
             rejected=rejected,
             notes=tuple(notes_of(found)),
         )
+
+    def _search(self, ground: Ground) -> Found:
+        wanted = self._wanted
+        pool = ground.site.pool(wanted.spec)
+        if not pool.groups:
+            raise SpecError("spec.parallelism", "no device is free that its stages could compute on")
+        return search(wanted.spec, pool, hardware=wanted.hardware, profile=wanted.measured)
+
+    def _idle_alone(self, error: SpecError) -> Made:
+        """Tell of a job for which nothing can be planned on what is free: what the same nodes could hold if idle.
+
+        Raises the error if that is nothing either.
+        """
+        idle = self._ground.idle
+        if idle is self._ground:
+            raise error
+        best = self._search(idle).best
+        job, measured = self._wanted.job, self._wanted.measured
+        draft = idle.site.draft(best.spec, namespace=job.namespace, name=job.name, profile=measured)
+        shortfall = f"{error.problem}; an idle cluster would hold {named(best)}"
+        return self._lacking(draft, shortfall, self._ways_to_fit(draft))
 
     def _others(self, plan: Plan) -> tuple[tuple[Alternative, ...], tuple[Rejected, ...], tuple[str, ...]]:
         """Look for other configurations on as many devices, and place those that promise most."""
