@@ -5,6 +5,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from pipelinejob.errors import NoPlacementError, SpecError
+from pipelinejob.objective import Objective
 from pipelinejob.placement import place
 from pipelinejob.placement_again import place_again
 from pipelinejob.placement_room import Demand
@@ -84,23 +85,18 @@ class Chooser:
         )
 
     def fits(self, job: Job, free: Free) -> tuple[Claim, ...] | None:
-        """Give what the job would take of which node, None if it does not fit."""
-        if not self._may_fit(job, free):
+        """Give what the job would take of which node, None if it does not fit; tightly, and whatever its steps cost."""
+        assert job.spec is not None, "only readable jobs are placed"
+        demands, infos, wanted = self.demands(job), node_infos(self._nodes, free), job.spec.topology
+        if not _may_fit(demands, infos):
             return None
         try:
-            placed = self.choose(job, free)
+            topology = self._topology(job, infos)
+            placed = place(demands, topology, infos, scope=wanted.pipeline, objective=Objective.PACK)
         except (NoPlacementError, SpecError):
             return None
-        asked = {Rank(each.replica, each.stage): resources(each.requests) for each in self.demands(job)}
+        asked = {Rank(each.replica, each.stage): resources(each.requests) for each in demands}
         return tuple(Claim(each.node, asked[Rank(each.replica, each.stage)]) for each in placed.assignments)
-
-    def _may_fit(self, job: Job, free: Free) -> bool:
-        """Look whether there are places enough at all, which costs far less than to say what is missing."""
-        demands = self.demands(job)
-        first, room = demands[0], RankRoom(node_infos(self._nodes, free))
-        if not all(each.is_like(first) for each in demands):
-            return True
-        return sum(room.counts(first, most=len(demands)).values()) >= len(demands)
 
     def _topology(self, job: Job, infos: Sequence[NodeInfo]) -> Topology:
         assert job.spec is not None, "only readable jobs are placed"
@@ -126,6 +122,14 @@ class Chooser:
         if job.uid not in self._demands:
             self._demands[job.uid] = _demands(job, job.spec, self._nodes, self._settings)
         return self._demands[job.uid]
+
+
+def _may_fit(demands: Sequence[Demand], infos: Sequence[NodeInfo]) -> bool:
+    """Look whether there are places enough at all, which costs far less than to say what is missing."""
+    first = demands[0]
+    if not all(each.is_like(first) for each in demands):
+        return True
+    return sum(RankRoom(infos).counts(first, most=len(demands)).values()) >= len(demands)
 
 
 def stood(status: PipelineJobStatus) -> Placement | None:
