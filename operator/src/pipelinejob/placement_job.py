@@ -67,6 +67,10 @@ class Job:
         Raises NoPlacementError if it does not fit.
         """
         outcomes = [self.outcome(each) for each in self.layouts()]
+        if len(self.chains) > 1 and self._alike is not None:
+            least = self.least(outcomes)
+            promising = {each.replicas for each in (least, self._best(outcomes, least))}
+            outcomes += [self.outcome(with_seats_changed(each, self.prices)) for each in sorted(promising)]
         least = self.least(outcomes)
         return self.described(self._best(outcomes, least), least)
 
@@ -124,7 +128,6 @@ class Job:
                 apart += as_one_chain(
                     self.topology.root, rooms, num_stages=num_stages, num_replicas=num_replicas, goal=goal, depth=depth
                 )
-                apart = [with_seats_changed(each, self.prices) for each in dict.fromkeys(apart)]
                 yield from self._jointly(rooms, goal, apart)
             yield from apart
 
