@@ -1,5 +1,6 @@
 """`pipelinejob plan`: what it says to people and to programs, where it places, and what it says if it does not fit."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,39 @@ def test_people_and_programs_are_told_the_same_figures(call, manifest, nodes_fil
         assert row[7] == f"{rank['bubble']:.1%}"
         assert " ".join(row[8:10]) == gib(rank["memoryBytes"])
         assert row[10] == "/".join(rank["path"])
+
+
+def test_a_manifest_may_come_from_standard_input(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(EXAMPLE.read_text()))
+
+    assert call("plan", "-").out == call("plan", EXAMPLE).out
+
+
+def test_several_jobs_are_told_one_after_the_other_and_one_that_does_not_fit_counts(
+    call, manifest, nodes_file, tmp_path: Path
+) -> None:
+    file = tmp_path / "jobs.yaml"
+    small = manifest(device="gpu", parallelism={"pipeline": 2}).read_text()
+    file.write_text(f"{small}\n---\n{manifest(device='gpu').read_text().replace('stdlib-gpt', 'large')}")
+
+    result = call("plan", file, "--nodes", nodes_file([node("a", 2, "zone-a")]), *QUICK)
+
+    assert result.code == 4
+    assert "default/stdlib-gpt  2 stages" in result.out
+    assert "default/large  4 stages" in result.out
+    assert result.err.startswith("error: default/large does not fit: ")
+
+
+def test_a_narrow_terminal_is_told_less_of_each_but_no_figure_is_cut(
+    call, manifest, nodes_file, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+    out = call("plan", manifest(device="gpu"), "--nodes", nodes_file(THREE_NODES), *QUICK).out
+
+    assert "parameters  " not in out
+    assert "zone-a/a" in out
+    assert "…" not in out
 
 
 def test_the_parts_of_a_stages_memory_add_up_to_it(call) -> None:

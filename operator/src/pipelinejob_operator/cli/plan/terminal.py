@@ -41,7 +41,7 @@ def print_plan(view: PlanView, *, costs: Profile | None = None) -> None:
         console.print(Text(f"network: {view.tree}"), soft_wrap=True)
     for note in view.notes:
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
-    console.print(_stage_table(view))
+    console.print(_stage_table(view, is_narrow=console.width < _WIDE))
     for line in (view.memory_line, view.placement_line, view.trade_line, view.room_line):
         if line:
             console.print(Text(line), soft_wrap=True)
@@ -52,20 +52,21 @@ def print_plan(view: PlanView, *, costs: Profile | None = None) -> None:
         _print_gantt(console, view, costs)
 
 
-def _stage_table(view: PlanView) -> Table:
-    table = _table("stage", "layers", right=("parameters", "forward", "backward", "bubble", "memory"))
+def _stage_table(view: PlanView, *, is_narrow: bool) -> Table:
+    parameters = () if is_narrow else ("parameters",)
+    table = _table("stage", "layers", right=(*parameters, "forward", "backward", "bubble", "memory"))
     if view.placement:
-        table.add_column("node")
+        table.add_column("node", overflow="fold")
     for stage in view.plan.stages:
+        shape, number, *rest = _stage_cells(view, stage)
         nodes = [_nodes(view.places_of(stage.stage))] if view.placement else []
-        table.add_row(*_stage_cells(view, stage), *nodes)
+        table.add_row(str(stage.stage), shape, *([] if is_narrow else [number]), *rest, *nodes)
     return table
 
 
 def _stage_cells(view: PlanView, stage: StagePlan) -> list[str]:
     is_absolute = view.is_absolute
     return [
-        str(stage.stage),
         layers(stage.chunks),
         f"{stage.parameter_bytes // 4:,}" if is_absolute else "–",
         seconds(stage.forward_s if is_absolute else None),
@@ -137,5 +138,5 @@ def _table(*left: str, right: tuple[str, ...]) -> Table:
     for name in left:
         table.add_column(name)
     for name in right:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     return table
