@@ -1,6 +1,6 @@
 """What every peer's model sees: the tree of domains, how many pods each node still takes, and how ranks are named."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelinejob.placement_room import Demand, Room
@@ -24,10 +24,14 @@ class World:
 
 def counts(domain: Domain, demand: Demand, room: Room, into: dict[Path, int]) -> int:
     """Count how many such pods each domain takes, from the nodes up."""
+    return _summed(domain, room.counts(demand), into)
+
+
+def _summed(domain: Domain, by_node: Mapping[str, int], into: dict[Path, int]) -> int:
     if domain.node is not None:
-        count = room.count(demand, domain.node, most=1024)
+        count = by_node.get(domain.node, 0)
     else:
-        count = sum(counts(child, demand, room, into) for child in domain.children)
+        count = sum(_summed(child, by_node, into) for child in domain.children)
     into[domain.path] = count
     return count
 
