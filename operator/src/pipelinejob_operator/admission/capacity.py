@@ -1,6 +1,7 @@
 """What every node has left: what it can give, less what all pods on it take, less what other jobs were promised."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -92,20 +93,22 @@ def rank_requests(job: Job, rank: Rank, settings: ControllerSettings) -> dict[st
 
 def plus(free: Mapping[str, Resources], claims: Iterable[Claim]) -> dict[str, Resources]:
     """Give what is left once these claims are given back."""
-    return _changed(free, claims, 1)
+    return _changed(free, claims, operator.add)
 
 
 def minus(free: Mapping[str, Resources], claims: Iterable[Claim]) -> dict[str, Resources]:
     """Give what is left for those who mind these claims; below zero where there is less than is claimed."""
-    return _changed(free, claims, -1)
+    return _changed(free, claims, operator.sub)
 
 
-def _changed(free: Mapping[str, Resources], claims: Iterable[Claim], sign: int) -> dict[str, Resources]:
+def _changed(
+    free: Mapping[str, Resources], claims: Iterable[Claim], by: Callable[[Fraction, Fraction], Fraction]
+) -> dict[str, Resources]:
     changed = dict(free)
     for node, requests in claims:
         if node in changed:
-            amounts = changed[node]
-            changed[node] = {name: left + sign * requests.get(name, Fraction(0)) for name, left in amounts.items()}
+            left = changed[node]
+            changed[node] = {**left, **{name: by(left[name], some) for name, some in requests.items() if name in left}}
     return changed
 
 
