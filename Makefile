@@ -72,6 +72,10 @@ bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet ma
 	$(BIN)/python tests/bench/bench_overhead.py
 	$(BIN)/python tests/bench/bench_admission.py
 	$(BIN)/python tests/bench/bench_late.py
+	$(BIN)/python tests/bench/placement/bench_placement.py
+	$(BIN)/python tests/bench/placement/bench_placement_speed.py
+	$(BIN)/python tests/toolchain.py kueue
+	$(BIN)/python tests/bench/placement/bench_kueue.py
 
 clean: ## Remove what was built here (caches outside the folder stay)
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
