@@ -36,7 +36,11 @@ class JobKind:
             Demand(
                 replica=replica,
                 stage=stage,
-                requests={"nvidia.com/gpu": Fraction(fabric.gpus, self.ranks_per_node), "pods": Fraction(1), "memory": 2**30 * extra[kind]},
+                requests={
+                    "nvidia.com/gpu": Fraction(fabric.gpus, self.ranks_per_node),
+                    "pods": Fraction(1),
+                    "memory": 2**30 * extra[kind],
+                },
                 nodes=(nodes_of_kind or {}).get(kind),
             )
             for replica in range(self.replicas)
