@@ -126,6 +126,15 @@ def test_a_manifest_that_leaves_degrees_open_is_planned_onto_nodes(call, gpu_job
     assert all(rank["node"] for rank in plan["stages"])
 
 
+def test_gpus_given_count_before_those_of_an_open_manifest(call, gpu_job) -> None:
+    file = gpu_job(parallelism={"gpus": 2, "data": 1}, schedule={"name": "1F1B", "globalBatchSize": 8})
+
+    plan = told(call, file, "--gpus", "4", "--product", "H100", "--alternatives", "0")
+
+    assert plan["parallelism"]["pipeline"] == 4
+    assert plan["parallelism"]["data"] == 1  # which the manifest fixes
+
+
 def test_devices_nobody_named_are_said_to_be_assumed(call, gpu_job) -> None:
     plan = told(call, gpu_job(), "--gpus", "4")
 

@@ -1,6 +1,5 @@
 """What the plan command is asked for, put together: jobs from a manifest or a model's config, nodes, devices, costs."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +10,12 @@ from pipelinejob_operator.cli.manifests import GivenJob, jobs_in, read_documents
 from pipelinejob_operator.cli.plan.files import read_hardware
 from pipelinejob_operator.cli.plan.ground import Ground
 from pipelinejob_operator.cli.plan.made import Made, Wanted
-from pipelinejob_operator.cli.plan.model_file import ENTRYPOINT, ConfigTraining, is_config, job_of_config
+from pipelinejob_operator.cli.plan.model_file import ConfigTraining, is_config, job_of_config
 from pipelinejob_operator.cli.plan.nodes import Places, read_inventory
 from pipelinejob_operator.cli.plan.placed import plan_on_nodes
-from pipelinejob_operator.cli.plan.searched import opened, runnable
+from pipelinejob_operator.cli.plan.searched import for_gpus, runnable
 from pipelinejob_operator.cli.plan.unplaced import plan_as_it_is, plan_for_devices
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
-from pipelinejob_operator.validation.validate import Manifest
 
 
 class AskedError(PipelineJobError):
@@ -49,11 +47,11 @@ def plans(file: Path, asked: Asked) -> list[tuple[GivenJob, Made]]:
     if inventory is not None and asked.product is not None:
         raise AskedError(f"--product {asked.product}: the nodes say themselves what they hold; leave it out")
     documents = read_documents(file)
+    is_model = len(documents) == 1 and is_config(documents[0])
 
     def made(job: GivenJob) -> Made:
-        spec = job.spec if asked.gpus is None or job.spec.is_open else opened(job.spec, asked.gpus)
-        if job.spec.model.entrypoint != ENTRYPOINT:  # not a mere model, of which more can be planned than be run
-            spec = runnable(spec)
+        spec = job.spec if asked.gpus is None else for_gpus(job.spec, asked.gpus)
+        spec = spec if is_model else runnable(spec)  # of a mere model more is planned than can be run
         wanted = Wanted(
             job=job,
             spec=spec,
@@ -69,7 +67,12 @@ def plans(file: Path, asked: Asked) -> list[tuple[GivenJob, Made]]:
             return plan_for_devices(wanted)
         return plan_as_it_is(wanted)
 
-    return [(job, made(job)) for job in _jobs(documents, file, asked.training)]
+    if is_model:
+        jobs = [job_of_config(documents[0], file, asked.training)]
+    else:
+        _check_of_model(asked.training)
+        jobs = jobs_in(documents, file)
+    return [(job, made(job)) for job in jobs]
 
 
 def _check_product(product: str | None, hardware: Hardware) -> None:
@@ -81,10 +84,7 @@ def _check_product(product: str | None, hardware: Hardware) -> None:
     )
 
 
-def _jobs(documents: Sequence[Manifest], file: Path, training: ConfigTraining) -> list[GivenJob]:
-    if len(documents) == 1 and is_config(documents[0]):
-        return [job_of_config(documents[0], file, training)]
+def _check_of_model(training: ConfigTraining) -> None:
     for option, value in (("--sequence-length", training.sequence_length), ("--batch-size", training.batch_size)):
         if value is not None:
             raise AskedError(f"{option} {value}: goes with the config.json of a model; a manifest says it itself")
-    return jobs_in(documents, file)

@@ -11,7 +11,7 @@ from pipelinejob.errors import PipelineJobError, SpecError
 from pipelinejob.families import model_of
 from pipelinejob_operator.cli.manifests import GivenJob, given_job
 
-ENTRYPOINT = "model.layers:build"  # stands for what the user would have to write to run it
+_ENTRYPOINT = "model.layers:build"  # stands for what the user would have to write to run it
 _BATCH_OF_A_GPU = 1  # sequences in a step, for each GPU, where nothing is said
 _LONGEST_DEFAULT = 4096  # tokens; models that could take many more are seldom trained on them
 
@@ -51,7 +51,7 @@ def job_of_config(config: Mapping[str, Any], file: Path, training: ConfigTrainin
             "kind": names.KIND,
             "metadata": {"name": _name(config, file)},
             "spec": {
-                "model": {"entrypoint": ENTRYPOINT, "numLayers": num_layers, "config": dict(config)},
+                "model": {"entrypoint": _ENTRYPOINT, "numLayers": num_layers, "config": dict(config)},
                 "data": {
                     "corpus": "python-stdlib",
                     "sequenceLength": training.sequence_length or _sequence_length(config),

@@ -27,6 +27,13 @@ _CHOSEN = {
 }
 
 
+def for_gpus(spec: PipelineJobSpec, gpus: int) -> PipelineJobSpec:
+    """Plan for so many GPUs instead: with degrees that a manifest leaves open, as it does; else with all open."""
+    if not spec.parallelism.is_open:
+        return opened(spec, gpus)
+    return spec.model_copy(update={"parallelism": spec.parallelism.model_copy(update={"gpus": gpus})})
+
+
 def opened(spec: PipelineJobSpec, gpus: int) -> PipelineJobSpec:
     """Leave degrees, schedule and micro-batches open, over so many GPUs and the same sequences in a step."""
     schedule = spec.schedule
