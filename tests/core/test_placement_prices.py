@@ -240,3 +240,26 @@ def test_what_is_said_to_fit_now_does_and_nothing_larger(seed):
         assert placed(nodes, stages(count, replicas=replicas), scope=TopologyScope(preferred=scope.required))
     if "only pod required" in sentence:
         assert placed(nodes, stages(count, replicas=replicas), scope=TopologyScope(required="pod"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_the_rings_cost_every_chain_keeps_to_what_is_required(seed):
+    draw = random.Random(seed)
+    nodes, count, replicas = small_cluster(draw), draw.randint(2, 3), draw.randint(2, 3)
+    dear = flat(count, pod=1.0, leaf=0.5, ring=(90.0, 50.0, 0.0, 0.0))
+    required = draw.choice(["pod", "leaf"])
+    try:
+        placement = placed(nodes, stages(count, replicas=replicas), prices=dear, scope=TopologyScope(required=required))
+    except NoPlacementError:
+        return
+
+    assert placement.crossings[required] == 0
+
+
+def test_a_preferred_level_comes_before_what_rings_cost():
+    nodes = leaves(Aa=2, Ab=2, Ac=2, Ad=2)
+    dear = flat(2, pod=9.0, leaf=1.0, ring=(90.0, 50.0, 0.0, 0.0))
+
+    placement = placed(nodes, stages(2, replicas=2), prices=dear, scope=TopologyScope(preferred="leaf"))
+
+    assert placement.crossings["leaf"] == 0

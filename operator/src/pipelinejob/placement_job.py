@@ -1,7 +1,7 @@
 """A job whose ranks are to be placed: its chains, the room for them, and what each way to place it comes to."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -24,6 +24,7 @@ from pipelinejob.spec import TopologyScope
 from pipelinejob.topology import NodeInfo, Topology
 
 _SCOPE = "spec.topology.pipeline"
+_MOST_SWAPPED = 128  # ranks that may change their seats: the work grows with the square of them
 _ALIKE = 1e-9  # of a step: prices that differ by less are one
 
 
@@ -66,11 +67,12 @@ class Job:
 
         Raises NoPlacementError if it does not fit.
         """
-        outcomes = [self.outcome(each) for each in self.layouts()]
-        if len(self.chains) > 1 and self._alike is not None:
+        outcomes = [self.outcome(each) for each in self._closest_of(self.layouts())]
+        if len(self.chains) > 1 and sum(map(len, self.chains)) <= _MOST_SWAPPED and self._alike is not None:
             least = self.least(outcomes)
-            promising = {each.replicas for each in (least, self._best(outcomes, least))}
-            outcomes += [self.outcome(with_seats_changed(each, self.prices)) for each in sorted(promising)]
+            promising = sorted({each.replicas for each in (least, self._best(outcomes, least))})
+            changed = [with_seats_changed(each, self.prices) for each in promising]
+            outcomes = [self.outcome(each) for each in self._closest_of([*promising, *changed])] + outcomes
         least = self.least(outcomes)
         return self.described(self._best(outcomes, least), least)
 
@@ -130,6 +132,12 @@ class Job:
                 )
                 yield from self._jointly(rooms, goal, apart)
             yield from apart
+
+    def _closest_of(self, layouts: Iterable[Replicas]) -> list[Replicas]:
+        """Keep the layouts whose chains all stand as close as required, and of these those with most as preferred."""
+        close = [each for each in layouts if _num_within(each, self.required_depth) == len(each)]
+        most = max(_num_within(each, self._preferred_depth) for each in close)
+        return [each for each in close if _num_within(each, self._preferred_depth) == most]
 
     @property
     def _has_rings(self) -> bool:
@@ -275,6 +283,11 @@ class Job:
 def chains_of(demands: Sequence[Demand]) -> list[list[Demand]]:
     ordered = sorted(demands, key=lambda demand: (demand.replica, demand.stage))
     return [list(chain) for _, chain in groupby(ordered, key=lambda demand: demand.replica)]
+
+
+def _num_within(replicas: Replicas, depth: int) -> int:
+    """Count the replicas that stand in one domain of a depth."""
+    return sum(len({path[:depth] for path in paths}) == 1 for paths in replicas)
 
 
 def crossings(paths: Sequence[Path]) -> tuple[int, ...]:
