@@ -63,7 +63,8 @@ from pipelinejob_trainer.together import meet
 
 REAL_RANKS, VIRTUAL_RANKS = 2, (2, 3, 4, 6, 8)
 REAL_MEAN, REAL_WORST, VIRTUAL_MEAN, MEMORY_MEAN = 0.05, 0.15, 0.02, 0.05
-SETTLING_STEPS, REAL_STEPS, VIRTUAL_STEPS, MEMORY_STEPS = 2, 6, 4, 2
+SETTLING_STEPS, REAL_STEPS, VIRTUAL_STEPS, MEMORY_STEPS = 2, 6, 3, 2
+COUNTED_STEP_S = (0.1, 0.6)  # by operations over a core's nominal speed
 SHARE_MS = 12  # of a virtual rank, for each pass of a micro-batch
 ONE_CHUNK = (ScheduleName.GPIPE, ScheduleName.ONE_F_ONE_B, ScheduleName.ZB_H1, ScheduleName.ZB_H2)
 TWO_CHUNKS = (ScheduleName.INTERLEAVED, ScheduleName.ZB_V, ScheduleName.V_HALF, ScheduleName.HANAYO)
@@ -91,8 +92,16 @@ def drawn_schedule(draw: random.Random, num_ranks: int, *, most_rounds: int) -> 
 
 
 def real_job(seed: int) -> PipelineJobSpec:
-    """Draw a GPT, its cut, a schedule and micro-batches, for two ranks."""
+    """Draw a GPT, its cut, a schedule and micro-batches, for two ranks; again if a step is too short or too long."""
     draw = random.Random(seed)
+    shortest_s, longest_s = COUNTED_STEP_S
+    while True:
+        spec = _any_real_job(draw)
+        if shortest_s <= make_plan(namespace="bench", name="drawn", spec=spec).prediction.step_s <= longest_s:
+            return spec
+
+
+def _any_real_job(draw: random.Random) -> PipelineJobSpec:
     hidden = draw.choice((128, 192, 256, 384))
     gpt = GptModel(
         num_layers=draw.randint(2, 8),

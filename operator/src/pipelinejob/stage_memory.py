@@ -6,6 +6,7 @@ the step; gradients from its first weight gradient to the step's update, which m
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pipelinejob.cost import LayerCost
 from pipelinejob.schedules.actions import GIVES_GRADIENT, Action, ActionKind
@@ -40,13 +41,18 @@ class StageBytes:
 def stage_bytes(layers: Sequence[LayerCost], *, received: int, is_split: bool) -> StageBytes:
     """Add up the layers of a stage.
 
-    A pass works on one layer after the other. When it comes back to one, what the layers behind it kept is gone, or,
-    where backward passes are split, is what is kept between the halves.
+    A pass works on one layer after the other. When a whole backward pass comes back to one, what the layers behind it
+    kept is gone. The first half of a split one lets go of nothing before its end, and gathers gradients on its way.
     """
+    sizes = [received, *(layer.output_bytes for layer in layers)]
     let_go = working = 0
-    for layer in reversed(layers):
+    for layer, (taken, given) in zip(reversed(layers), reversed(list(pairwise(sizes))), strict=True):
         working = max(working, layer.working_bytes - let_go)
-        let_go += layer.activation_bytes - (_between(layer) if is_split else 0)
+        if is_split:
+            gathered = layer.working_bytes - taken - given
+            let_go -= max(gathered, _between(layer) - layer.activation_bytes, 0)
+        else:
+            let_go += layer.activation_bytes
     return StageBytes(
         gradients=sum(layer.parameter_bytes for layer in layers),
         casts=sum(layer.cast_bytes for layer in layers),
@@ -94,11 +100,13 @@ def peak_bytes(
             during = size.working
         elif action.kind in GIVES_GRADIENT:
             during = again + size.working
-        peak = max(peak, gradients + held + during)
-        held += _change(action, size, before=before, again=again)
+        earlier = gradients
         if action.kind in _GIVES_WEIGHT_GRADIENTS and stage not in have_gradients:
             have_gradients.add(stage)
             gradients = min(gradients + size.gradients, parameter_bytes)
+        # A whole backward pass lets go of layer after layer while their gradients come, a second half at its end.
+        peak = max(peak, (gradients if action.kind is ActionKind.WEIGHT else earlier) + held + during)
+        held += _change(action, size, before=before, again=again)
         peak = max(peak, gradients + held)
     return state + peak
 
