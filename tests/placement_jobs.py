@@ -13,8 +13,15 @@ from placement_fabrics import Fabric
 
 Kinds = Callable[[int], Sequence[str]]  # a stage's kind, for so many stages
 
-ALIKE: Kinds = lambda num: ["body"] * num  # noqa: E731
-ENDS_UNLIKE: Kinds = lambda num: ["embedding", *["body"] * (num - 2), "head"]  # noqa: E731
+
+def alike(num_stages: int) -> Sequence[str]:
+    """Give stages of one kind."""
+    return ["body"] * num_stages
+
+
+def ends_unlike(num_stages: int) -> Sequence[str]:
+    """Give an embedding, bodies, and a head."""
+    return ["embedding", *["body"] * (num_stages - 2), "head"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class JobKind:
     title: str
     stages: int
     replicas: int = 1
-    kinds: Kinds = ALIKE
+    kinds: Kinds = alike
     ranks_per_node: int = 1
     is_large: bool = False  # a model of 175 billion parameters, else of 7
 
@@ -74,10 +81,10 @@ JOBS = (
     JobKind("PP 8", 8),
     JobKind("PP 16", 16),
     JobKind("PP 32", 32, is_large=True),
-    JobKind("PP 12, ends unlike", 12, kinds=ENDS_UNLIKE),
-    JobKind("PP 24, ends unlike", 24, kinds=ENDS_UNLIKE),
+    JobKind("PP 12, ends unlike", 12, kinds=ends_unlike),
+    JobKind("PP 24, ends unlike", 24, kinds=ends_unlike),
     JobKind("PP 4 x DP 4", 4, 4),
     JobKind("PP 8 x DP 4", 8, 4),
-    JobKind("PP 16 x DP 2, ends unlike", 16, 2, kinds=ENDS_UNLIKE),
+    JobKind("PP 16 x DP 2, ends unlike", 16, 2, kinds=ends_unlike),
     JobKind("PP 64", 64, is_large=True),
 )

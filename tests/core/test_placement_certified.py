@@ -10,14 +10,14 @@ import pytest
 from pipelinejob.placement import Objective, place
 from pipelinejob.prices import Prices
 from placement_fabrics import Fabric, small_ones
-from placement_jobs import ENDS_UNLIKE, JobKind, prices
+from placement_jobs import JobKind, ends_unlike, prices
 from placement_oracle import Oracle
 
 FABRICS = {fabric.name: fabric for fabric in small_ones()}
 JOBS = {
     "PP 4": JobKind("PP 4", 4),
     "PP 8": JobKind("PP 8", 8),
-    "PP 6, ends unlike": JobKind("PP 6, ends unlike", 6, kinds=ENDS_UNLIKE),
+    "PP 6, ends unlike": JobKind("PP 6, ends unlike", 6, kinds=ends_unlike),
     "PP 4 x DP 2": JobKind("PP 4 x DP 2", 4, 2),
     "PP 3 x DP 3": JobKind("PP 3 x DP 3", 3, 3),
     "PP 6, two a node": JobKind("PP 6, two a node", 6, ranks_per_node=2),

@@ -19,11 +19,16 @@ from pipelinejob.placement import Objective, place
 from pipelinejob.placement_room import Demand
 from pipelinejob.prices import crossing_prices
 from placement_fabrics import Fabric, anchors, anchors_occupied
-from placement_jobs import ENDS_UNLIKE, JobKind, Kinds
+from placement_jobs import JobKind, ends_unlike
 from world import Chosen, World, groups_alike
 
 SEEDS = range(8)
-TWO_TYPES: Kinds = lambda num: ["even"] * (num // 2) + ["odd"] * (num - num // 2)  # noqa: E731
+
+
+def two_types(num_stages: int) -> Sequence[str]:
+    """Give a half of each type."""
+    return ["even"] * (num_stages // 2) + ["odd"] * (num_stages - num_stages // 2)
+
 
 Run = Callable[[World, list[Demand], int], Chosen | None]
 
@@ -113,7 +118,7 @@ CASES = (
     ),
     Case(
         title="PP 12, ends unlike, 24 of 64 busy",
-        job=JobKind("", 12, kinds=ENDS_UNLIKE),
+        job=JobKind("", 12, kinds=ends_unlike),
         is_busy=True,
         measured={"Kueue, required": "4.00", "Kueue, preferred": "3.62 + 0.38", "Kueue, PodSet a stage": "5.62"},
         wanted={"chain": (1.5, 0), "pack": (3.125, 0)},
@@ -121,7 +126,7 @@ CASES = (
     ),
     Case(
         title="PP 8 of two node types, 24 of 64 busy",
-        job=JobKind("", 8, kinds=TWO_TYPES),
+        job=JobKind("", 8, kinds=two_types),
         is_busy=True,
         measured={"Kueue, required": "3.12", "Kueue, preferred": "1.12 + 0.50", "Koordinator": "3.12 + 0.62"},
         wanted={"chain": (0.75, 0)},

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import kueuemanager as kueue
 import toolchain
-from anchor_cases import RUNS, TWO_TYPES, nodes_by_type
+from anchor_cases import RUNS, nodes_by_type, two_types
 from apiserver import ApiServer
 from fakenodes import add_nodes, node
 from judge import Verdict, judge
@@ -27,7 +27,7 @@ from pipelinejob.placement import Objective, place
 from pipelinejob.placement_room import Demand
 from pipelinejob.prices import crossing_prices
 from placement_fabrics import Fabric, anchors, anchors_occupied
-from placement_jobs import ENDS_UNLIKE, JobKind
+from placement_jobs import JobKind, ends_unlike
 from processes import wait_until
 from schedulers import by_kind, one_each
 from world import Chosen, World
@@ -55,7 +55,7 @@ CASES = (
     Case(title="PP 12, busy", job=JobKind("", 12), model="Kueue", request=LEAF),
     Case(
         title="PP 12, ends unlike, busy",
-        job=JobKind("", 12, kinds=ENDS_UNLIKE),
+        job=JobKind("", 12, kinds=ends_unlike),
         model="Kueue, required",
         request=SUPERPOD,
     ),
@@ -68,7 +68,7 @@ CASES = (
     ),
     Case(
         title="PP 8 of two node types, busy",
-        job=JobKind("", 8, kinds=TWO_TYPES),
+        job=JobKind("", 8, kinds=two_types),
         model="Kueue, preferred",
         request=LEAF,
     ),
@@ -210,7 +210,7 @@ def main() -> int:
 def _rows(manager: Kueue, fabric: Fabric, case: Case) -> dict[str, list[Verdict]]:
     rows: dict[str, list[Verdict]] = {"Kueue": [], "model": [], "chain": [], "pack": []}
     kinds, prices = case.job.kinds(case.job.stages), crossing_prices(case.job.stages, 3)
-    demands = case.job.demands(fabric, nodes_by_type(fabric) if case.job.kinds is TWO_TYPES else None)
+    demands = case.job.demands(fabric, nodes_by_type(fabric) if case.job.kinds is two_types else None)
     for seed in SEEDS if case.is_busy else [0]:
         nodes = anchors_occupied(fabric, seed) if case.is_busy else fabric.nodes
         world = World(topology=fabric.topology, nodes=nodes)

@@ -28,7 +28,7 @@ from anchor_cases import anchor_rows
 from anchor_losses import loss_rows
 from judge import Verdict, judge
 from placement_fabrics import Fabric, all_three, small_ones
-from placement_jobs import ALIKE, ENDS_UNLIKE, JOBS, JobKind, prices
+from placement_jobs import JOBS, JobKind, alike, ends_unlike, prices
 from proof import Proof, prove
 from schedulers import OURS, ours, peers
 from world import World
@@ -36,9 +36,9 @@ from world import World
 SMALL_JOBS = (
     JobKind("PP 4", 4),
     JobKind("PP 8", 8),
-    JobKind("PP 6, ends unlike", 6, kinds=ENDS_UNLIKE),
-    JobKind("PP 4 x DP 2", 4, 2, kinds=ALIKE),
-    JobKind("PP 3 x DP 3", 3, 3, kinds=ALIKE),
+    JobKind("PP 6, ends unlike", 6, kinds=ends_unlike),
+    JobKind("PP 4 x DP 2", 4, 2, kinds=alike),
+    JobKind("PP 3 x DP 3", 3, 3, kinds=alike),
 )
 
 

@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from pipelinejob.placement import place
 from pipelinejob.topology import Topology
 from placement_fabrics import H100, Fabric, described
-from placement_jobs import ENDS_UNLIKE, JobKind, prices
+from placement_jobs import JobKind, ends_unlike, prices
 
 BOUNDS_S = {1_024: 0.05, 10_000: 1.0, 100_000: 10.0}
 LEAF = 32
 JOBS = (
     JobKind("PP 64", 64, is_large=True),
-    JobKind("PP 64, ends unlike", 64, kinds=ENDS_UNLIKE, is_large=True),
+    JobKind("PP 64, ends unlike", 64, kinds=ends_unlike, is_large=True),
     JobKind("PP 8 x DP 8", 8, 8),
 )
 
