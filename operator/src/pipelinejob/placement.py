@@ -6,11 +6,11 @@ these the one that leaves the largest room for the next job is taken (`placement
 
 What is exact: for one replica of like stages the cheapest chain is found, at every level at once, and the largest room
 that can be left beside one within the threshold (`placement_like.py` says where not). Like stages find a place whenever
-there is room, whatever the number of replicas and the required level. Replicas are placed one after another, each
-optimal given those before it, or ring by ring (`placement_replicas.py`), whichever is cheaper: that need not be the
-optimum. Stages that ask for different things, but each take one node of the same nodes, count as alike. Others are
-placed by a bounded search (`placement_unlike.py`), which may miss the optimum, and a place where several unlike ranks
-must share nodes tightly.
+there is room, whatever the number of replicas and the required level. Several replicas are placed by comparing layouts,
+chain by chain, ring by ring (`placement_replicas.py`) and as one chain (`placement_whole.py`), and by a local search
+where ranks are few (`placement_joint.py`): that need not be the optimum. Stages that ask for different things, but each
+take one node of the same nodes, count as alike. Others are placed by a bounded search (`placement_unlike.py`), which
+may miss the optimum, and a place where several unlike ranks must share nodes tightly.
 """
 
 from collections.abc import Sequence
