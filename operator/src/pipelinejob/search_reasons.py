@@ -69,7 +69,7 @@ class Tally:
         for pipeline, (kind, _, _) in whys.items():
             kinds.setdefault(kind, []).append(pipeline)
         return [
-            Rejected(what=f"pipeline {_ranges(stages)}", why=min((whys[each][1:] for each in stages))[1])
+            Rejected(what=f"pipeline {_ranges(stages)}", why=min(whys[each][1:] for each in stages)[1])
             for stages in kinds.values()
         ]
 

@@ -12,6 +12,7 @@ from itertools import groupby, pairwise, permutations
 
 from pipelinejob.chosen import Chosen
 from pipelinejob.cost import layer_names
+from pipelinejob.families import decoder_of
 from pipelinejob.hardware import DeviceKind, Hardware, LinkKind
 from pipelinejob.links import Links
 from pipelinejob.pool import Pool, PoolGroup
@@ -124,8 +125,12 @@ class Space:
             tensor *= 2
 
     def _is_shared(self, tensor: int) -> bool:
-        gpt = self.spec.model.gpt
-        return self.spec.device is Device.GPU and gpt is not None and gpt.num_heads % tensor == 0
+        decoder = decoder_of(self.spec.model, sequence_length=self.spec.data.sequence_length)
+        if decoder is None or self.spec.device is not Device.GPU:
+            return False
+        branches = (branch for block in dict.fromkeys(decoder.blocks) for branch in block)
+        units = (matrix.units for branch in branches for matrix in branch.matrices if not matrix.is_whole)
+        return all(each is None or each % tensor == 0 for each in units)
 
     def pipeline_degrees(self, tensor: int) -> Iterator[int]:
         """Give the numbers of stages that share the layers and find devices."""
