@@ -136,8 +136,31 @@ class ChainSearch:
         """Give the nodes for the longest run of stages from `stage` on that the leaf can take beside those it took."""
         key = (leaf, stage, taken)
         if key not in self._runs:
-            self._runs[key] = self._reckon_run(leaf, stage)
+            reckon = self._matched_run if isinstance(self._room, Seats) else self._reckon_run
+            self._runs[key] = reckon(leaf, stage)
         return self._runs[key]
+
+    def _matched_run(self, leaf: Path, stage: int) -> list[Path]:
+        """Match stages with nodes that take one each: a stage that finds none free moves others aside, if they can."""
+        options: dict[int, list[Path]] = {}
+        holders: dict[Path, int] = {}
+
+        def is_seated(number: int, tried: set[Path]) -> bool:
+            kind = self._kind_of[number]
+            if kind not in options:
+                options[kind] = self._by_use(self._demands[number], self._nodes[leaf])
+            for node in options[kind]:
+                if node not in tried:
+                    tried.add(node)
+                    if node not in holders or is_seated(holders[node], tried):
+                        holders[node] = number
+                        return True
+            return False
+
+        for number in range(stage, len(self._demands)):
+            if not is_seated(number, set()):
+                break
+        return sorted(holders, key=holders.__getitem__)
 
     def _reckon_run(self, leaf: Path, stage: int) -> list[Path]:
         run: list[Path] = []
