@@ -1,6 +1,6 @@
 """Where a job may stand, and the way from there to its plan: first drafted, then priced, placed, and planned again.
 
-The draft has all ranks on the closest links and on the commonest device. What it costs to stand further apart is priced
+The draft has all ranks on the closest links and on one device. What it costs to stand further apart is priced
 by it, placement weighs those prices, and the plan is made once more for the devices and links that came of it.
 """
 
@@ -17,7 +17,7 @@ from pipelinejob.errors import SpecError
 from pipelinejob.hardware import DeviceKind, Hardware
 from pipelinejob.network import Network
 from pipelinejob.objective import Objective
-from pipelinejob.placement import place
+from pipelinejob.placement_devices import place_on_fastest
 from pipelinejob.placement_room import Demand
 from pipelinejob.plan import CostSource, Placement, Plan
 from pipelinejob.planner import counted, make_plan, on_devices
@@ -52,30 +52,35 @@ class Site:
         free = ((node, node.free.get(resource, 0)) for node in self.topology.usable(self.nodes))
         return Pool.of((self.device_of(spec, node), int(count)) for node, count in free if node.unusable is None)
 
-    def commonest_device(self, spec: PipelineJobSpec) -> DeviceKind:
-        """Give the device that most is free of; of a site without any, what is reckoned with where nothing is known."""
+    def likely_device(self, spec: PipelineJobSpec) -> DeviceKind:
+        """Give the fastest device that a decided job has room on; where it has on none alone, what most is free of.
+
+        Of a site without any free, what is reckoned with where nothing is known.
+        """
         if spec.device is Device.CPU:
             return self.hardware.reckoned_as(spec.device)
-        counts: Counter[str] = Counter()
+        room: Counter[str] = Counter()
         kinds: dict[str, DeviceKind] = {}
-        for group in self.pool(spec).groups:
-            counts[group.device.name] += group.num_gpus
+        for group in self.pool(spec).groups:  # the fastest come first
+            room[group.device.name] += group.room_for(spec.parallelism.tensor)
             kinds[group.device.name] = group.device
-        if not counts:
+        if not kinds:
             return self.hardware.reckoned_as(spec.device)
-        return kinds[max(counts, key=lambda name: counts[name])]  # of equals the first, which is the fastest
+        wanted = spec.parallelism.pipeline * spec.parallelism.data
+        holding = next((name for name in kinds if room[name] >= wanted), None)
+        return kinds[holding or max(kinds, key=lambda name: room[name])]
 
     def draft(self, spec: PipelineJobSpec, *, namespace: str, name: str, profile: Profile | None = None) -> "Draft":
-        """Plan a job as if all its ranks stood beside each other on the commonest device.
+        """Plan a job as if all its ranks stood beside each other on the likeliest device.
 
         Where that has too little memory, on the next one that has enough, and only nodes with it count. `profile` are
         measured costs. Raises SpecError, as `planner.make_plan` does.
         """
-        common = self.commonest_device(spec)
+        likely = self.likely_device(spec)
         try:
-            return self.draft_on(common, spec, namespace=namespace, name=name, profile=profile)
+            return self.draft_on(likely, spec, namespace=namespace, name=name, profile=profile)
         except SpecError:
-            for device in (group.device for group in self.pool(spec).groups if group.device != common):
+            for device in (group.device for group in self.pool(spec).groups if group.device != likely):
                 alone = replace(self, nodes=[each for each in self.nodes if self.device_of(spec, each) == device])
                 with suppress(SpecError):
                     return alone.draft_on(device, spec, namespace=namespace, name=name, profile=profile)
@@ -121,15 +126,20 @@ class Draft:
         Raises NoPlacementError and SpecError, as `placement.place` does.
         """
         topology = self.spec.topology
-        return place(
+        return place_on_fastest(
             demands,
             self.site.topology,
             self.site.nodes,
+            rate=self.rate,
             scope=topology.pipeline,
             prices=self.prices,
             threshold=topology.threshold,
             objective=objective or topology.objective,
         )
+
+    def rate(self, node: NodeInfo) -> float:
+        """Say how fast a stage computes on a node."""
+        return self.site.device_of(self.spec, node).attained_flops(self.spec.training.precision)
 
     def placed(self, placement: Placement) -> "Draft":
         """Plan again for a place: for the devices of its nodes, of a stage's replicas the slowest, and its links."""

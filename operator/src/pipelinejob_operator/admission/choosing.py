@@ -8,6 +8,7 @@ from pipelinejob.errors import NoPlacementError, SpecError
 from pipelinejob.objective import Objective
 from pipelinejob.placement import place
 from pipelinejob.placement_again import place_again
+from pipelinejob.placement_devices import Rate, place_on_fastest
 from pipelinejob.placement_room import Demand
 from pipelinejob.placement_room import Room as RankRoom
 from pipelinejob.plan import Assignment, Placement
@@ -25,6 +26,7 @@ from pipelinejob_operator.objects.manifests import kind_of_stage, kinds_of_stage
 from pipelinejob_operator.objects.pods import pod_requests
 
 Free = Mapping[str, Resources]
+
 _PODS = "pods"
 
 
@@ -49,8 +51,10 @@ class Chooser:
         self._topologies: dict[str, Topology] = {}
         self._demands: dict[str, tuple[Demand, ...]] = {}
 
-    def choose(self, job: Job, free: Free, *, prices: Prices | None = None, move_s: float = 0.0) -> Placement:
-        """Give every rank a node; without prices by crossings alone.
+    def choose(
+        self, job: Job, free: Free, *, prices: Prices | None = None, rate: Rate | None = None, move_s: float = 0.0
+    ) -> Placement:
+        """Give every rank a node; without prices by crossings alone, with a rate on the fastest devices that hold all.
 
         A gang that was broken comes back to where it stood, but for what was lost; a healthy stage moves only if that
         earns back the `move_s` that it costs. Raises NoPlacementError with one sentence on what is missing, SpecError
@@ -61,10 +65,11 @@ class Chooser:
         topology = self._topology(job, infos)
         before = stood(job.status)
         if before is None:
-            return place(
+            return place_on_fastest(
                 self.demands(job),
                 topology,
                 infos,
+                rate=rate or _alike,
                 scope=wanted.pipeline,
                 prices=prices,
                 threshold=wanted.threshold,
@@ -148,6 +153,10 @@ def eligible(infos: Sequence[NodeInfo], demands: Sequence[Demand]) -> list[NodeI
         return list(infos)
     allowed = frozenset[str]().union(*(each.nodes or () for each in demands))
     return [info if info.name in allowed else replace(info, unusable="may not be used") for info in infos]
+
+
+def _alike(_: NodeInfo) -> float:
+    return 1.0
 
 
 def node_infos(nodes: Sequence[Object], free: Free) -> list[NodeInfo]:

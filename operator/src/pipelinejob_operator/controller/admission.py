@@ -104,7 +104,7 @@ def _admit_in_turn(turn: Turn, draft: Draft, room: Room, chooser: Chooser, setti
             return Admission(turn=turn, lacks_prices=True)
         try:
             prices = draft.prices if is_priced(draft) else None
-            placed = chooser.choose(turn.job, free, prices=prices, move_s=settings.move_s)
+            placed = chooser.choose(turn.job, free, prices=prices, rate=draft.rate, move_s=settings.move_s)
         except NoPlacementError:
             pass
         else:
