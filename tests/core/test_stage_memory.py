@@ -1,0 +1,62 @@
+"""What a rank holds at most, action by action, worked out by hand."""
+
+from pipelinejob.cost import LayerCost
+from pipelinejob.schedules.actions import B, F, I, W
+from pipelinejob.stage_memory import AHEAD_BYTES, ahead_bytes, peak_bytes, stage_bytes
+
+
+def layer(**bytes_):
+    fields = {"parameter_bytes": 0, "activation_bytes": 0, "output_bytes": 0, **bytes_}
+    return LayerCost(name="x", forward_s=1, backward_input_s=1, backward_weight_s=1, **fields)
+
+
+def peak(actions, *layers, is_split=False, received=0, **others):
+    stage = stage_bytes(layers, received=received, is_split=is_split)
+    parameters = sum(each.parameter_bytes for each in layers)
+    options = {"num_versions": 1, "recomputes": False, "is_asynchronous": False, **others}
+    return peak_bytes([(action, 0) for action in actions], [stage], parameter_bytes=parameters, **options)
+
+
+def test_gradients_are_there_from_the_first_backward_pass_on():
+    one = layer(parameter_bytes=100, activation_bytes=70)
+
+    # parameters and moments: 300; two micro-batches before there are gradients, or one beside them
+    assert peak([F(0), F(1), B(0), B(1)], one) == 300 + 140 + 30
+    assert peak([F(0), B(0), F(1), B(1)], one) == 300 + 100 + 70
+
+
+def test_a_backward_pass_works_on_the_last_layer_while_all_is_kept_and_on_the_first_when_the_others_are_done():
+    first, last = layer(activation_bytes=10, working_bytes=200), layer(activation_bytes=90, working_bytes=50)
+
+    # on the last layer 100 + 50; on the first one 10 + 200
+    assert peak([F(0), B(0)], first, last) == 210
+    assert peak([F(0), B(0)], last, first) == 100 + 200
+
+
+def test_the_first_half_of_a_split_pass_gathers_gradients_and_lets_go_at_its_end():
+    one = layer(activation_bytes=50, between_bytes=60, working_bytes=40, output_bytes=5)
+
+    # on the last of three layers 150 + 40; each one before it finds 40 - 5 - 5 more
+    assert peak([F(0), I(0), W(0)], one, one, one, is_split=True, received=5) == 150 + 2 * 30 + 40
+    # between the halves 180 are kept, beside another micro-batch's 150 and what is gathered on its way
+    assert peak([F(0), F(1), I(0), I(1), W(0), W(1)], one, one, one, is_split=True, received=5) == 180 + 150 + 100
+
+
+def test_the_second_half_makes_gradients_before_it_lets_go():
+    one = layer(parameter_bytes=100, activation_bytes=50, between_bytes=60)
+
+    assert peak([F(0), I(0), W(0)], one, is_split=True) == 300 + 100 + 60
+
+
+def test_a_stage_that_computes_again_keeps_what_it_received():
+    one = layer(activation_bytes=50, working_bytes=7)
+
+    assert peak([F(0), F(1), B(0), B(1)], one, received=4, recomputes=True) == 2 * 4 + 50 + 7
+
+
+def test_small_messages_are_all_received_ahead_and_large_ones_by_threes():
+    assert ahead_bytes(100, 8) == 800
+    assert ahead_bytes(AHEAD_BYTES // 4, 8) == AHEAD_BYTES
+    assert ahead_bytes(AHEAD_BYTES, 8) == 3 * AHEAD_BYTES
+    assert ahead_bytes(AHEAD_BYTES, 2) == 2 * AHEAD_BYTES
+    assert ahead_bytes(0, 8) == 0
