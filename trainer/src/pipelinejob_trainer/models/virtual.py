@@ -89,7 +89,8 @@ class _Exit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, passing: _Pass) -> torch.Tensor:
         ctx.passing = passing  # type: ignore[attr-defined] # as above
-        output = x.clone()  # and no view: a layer's output may be the stage's, and torch's runtime detaches that in place
+        # No view: a layer's output may be the stage's, and torch's runtime detaches that in place.
+        output = x.clone()
         _SLEEPER.sleep_until(passing.start_s + passing.forward_s)
         return output
 
