@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import nsmallest
 from itertools import groupby, pairwise
 
 from pipelinejob.errors import NoPlacementError
@@ -25,6 +26,7 @@ from pipelinejob.topology import NodeInfo, Topology
 
 _SCOPE = "spec.topology.pipeline"
 _MOST_SWAPPED = 128  # ranks that may change their seats: the work grows with the square of them
+_ROOMIER = 1  # layouts beyond the threshold whose seats are changed
 _ALIKE = 1e-9  # of a step: prices that differ by less are one
 
 
@@ -69,8 +71,7 @@ class Job:
         """
         outcomes = [self.outcome(each) for each in self._closest_of(self.layouts())]
         if len(self.chains) > 1 and sum(map(len, self.chains)) <= _MOST_SWAPPED and self._alike is not None:
-            least = self.least(outcomes)
-            promising = sorted({each.replicas for each in (least, self._best(outcomes, least))})
+            promising = sorted({each.replicas for each in self._promising(outcomes)})
             changed = [with_seats_changed(each, self.prices) for each in promising]
             outcomes = [self.outcome(each) for each in self._closest_of([*promising, *changed])] + outcomes
         least = self.least(outcomes)
@@ -96,6 +97,15 @@ class Job:
             room_left={level: largest.room for level, largest in zip(levels, best.left, strict=True)},
             trade=self._trade(best, least) if self.given else None,
         )
+
+    def _promising(self, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
+        """Give what is best as it stands, and what would be if it were a little cheaper."""
+        least = self.least(outcomes)
+        best = self._best(outcomes, least)
+        yield from (least, best)
+        if self.objective is not Objective.CHAIN:
+            roomier = (each for each in outcomes if each.tightness < best.tightness)
+            yield from nsmallest(_ROOMIER, roomier, key=lambda each: each.penalty_s)
 
     def _best(self, outcomes: Sequence[Outcome], least: Outcome) -> Outcome:
         if self.objective is Objective.CHAIN:
