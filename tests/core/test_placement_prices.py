@@ -3,8 +3,9 @@
 import random
 import re
 from collections import defaultdict
+from dataclasses import replace
 from fractions import Fraction
-from itertools import product
+from itertools import permutations, product
 
 import pytest
 
@@ -116,6 +117,33 @@ def test_no_chain_is_cheaper_and_none_within_the_threshold_leaves_more_room(seed
     assert placement.best_penalty_s == pytest.approx(best[0], abs=1e-6 * STEP_S)
     assert tuple(placement.room_left.values()) == best[1]
     assert placement.penalty_s == pytest.approx(best[2], abs=1e-6 * STEP_S)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_chain_over_nodes_of_several_types_is_cheaper(seed):
+    draw = random.Random(seed)
+    nodes, count = small_cluster(draw), draw.randint(2, 4)
+    nodes = [replace(each, free={GPU: min(each.free[GPU], Fraction(1))}) for each in nodes]
+    prices = random_prices(draw, count)
+    types = {each.name: draw.choice("xy") for each in nodes}
+    allowed = [draw.choice(["x", "y", "xy"]) for _ in range(count)]
+    demands = [
+        replace(demand, nodes=frozenset(name for name in types if types[name] in kinds))
+        for demand, kinds in zip(stages(count), allowed, strict=True)
+    ]
+    free = [(each.labels["pod"], each.labels["leaf"], each.name) for each in nodes if each.free[GPU]]
+    chains = [
+        chain
+        for chain in permutations(free, count)
+        if all(types[path[-1]] in kinds for path, kinds in zip(chain, allowed, strict=True))
+    ]
+
+    if not chains:
+        with pytest.raises(NoPlacementError):
+            placed(nodes, demands, prices=prices)
+        return
+    placement = placed(nodes, demands, prices=prices, objective=Objective.CHAIN)
+    assert placement.penalty_s == pytest.approx(min(map(prices.chain_s, chains)), abs=1e-6 * STEP_S)
 
 
 # What is weighed

@@ -8,7 +8,7 @@ from first.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, groupby
@@ -17,6 +17,8 @@ from pipelinejob.network import common_depth
 from pipelinejob.placement_like import Found, Limits
 from pipelinejob.placement_room import Demand, Room, Seats, kinds_of
 from pipelinejob.prices import Path, Prices
+
+_Choice = Callable[[int, Sequence[Path]], Path | None]
 
 _NEVER = 10**9
 _INFINITE = float("inf")
@@ -52,7 +54,7 @@ class ChainSearch:
         self._kinds = kinds_of(demands)
         self._kind_of = [next(i for i, kind in enumerate(self._kinds) if kind.is_like(each)) for each in demands]
         self._versatility = {node: sum(map(bool, each)) for node, each in counts.items()}
-        self._runs: dict[tuple[Path, int, tuple[tuple[int, Path], ...]], list[Path]] = {}
+        self._runs: dict[tuple[Path, int, tuple[tuple[int, Path], ...]], list[list[Path]]] = {}
         self._further_s = self._reckon_further()
 
     # What the search walks
@@ -109,7 +111,11 @@ class ChainSearch:
             leaf = each[1][:-1]
             taken[leaf] = (*taken.get(leaf, ()), each)
         others = (leaf for leaf in self._nodes if not here or leaf != here[:-1])
-        runs = (self._within_limits(self._run(leaf, stage, taken.get(leaf, ())), chain) for leaf in others)
+        runs = (
+            self._within_limits(run, chain)
+            for leaf in others
+            for run in self._runs_in(leaf, stage, taken.get(leaf, ()))
+        )
         ordered = sorted(
             (run for run in runs if run),
             key=lambda run: (-common_depth(here, run[0]) if here else 0, -len(run), self._spare(run[0]), run[0]),
@@ -132,12 +138,15 @@ class ChainSearch:
     def _spare(self, node: Path) -> int:
         return len(self._nodes[node[:-1]])
 
-    def _run(self, leaf: Path, stage: int, taken: tuple[tuple[int, Path], ...]) -> list[Path]:
-        """Give the nodes for the longest run of stages from `stage` on that the leaf can take beside those it took."""
+    def _runs_in(self, leaf: Path, stage: int, taken: tuple[tuple[int, Path], ...]) -> list[list[Path]]:
+        """Give the nodes for long runs of stages from `stage` on that the leaf can take beside those it took."""
         key = (leaf, stage, taken)
         if key not in self._runs:
-            reckon = self._matched_run if isinstance(self._room, Seats) else self._reckon_run
-            self._runs[key] = reckon(leaf, stage)
+            if isinstance(self._room, Seats):
+                self._runs[key] = [self._matched_run(leaf, stage)]
+            else:
+                ways = (self._seated_run(leaf, stage, choose) for choose in (self._least_of_use, self._longest_held))
+                self._runs[key] = [run for run, _ in groupby(ways)]
         return self._runs[key]
 
     def _matched_run(self, leaf: Path, stage: int) -> list[Path]:
@@ -162,10 +171,12 @@ class ChainSearch:
                 break
         return sorted(holders, key=holders.__getitem__)
 
-    def _reckon_run(self, leaf: Path, stage: int) -> list[Path]:
+    def _seated_run(self, leaf: Path, stage: int, choose: _Choice) -> list[Path]:
+        """Put stage after stage on a node, staying on it as long as it can take more."""
         run: list[Path] = []
-        for demand in self._demands[stage:]:
-            node = self._node_for(demand, self._nodes[leaf], run[-1] if run else None)
+        for number, demand in enumerate(self._demands[stage:], start=stage):
+            stays = bool(run) and self._room.fits(demand, run[-1][-1])
+            node = run[-1] if stays else choose(number, self._nodes[leaf])
             if node is None:
                 break
             self._room.take(demand, node[-1])
@@ -174,11 +185,26 @@ class ChainSearch:
             self._room.give_back(demand, node[-1])
         return run
 
-    def _node_for(self, demand: Demand, nodes: Sequence[Path], last: Path | None) -> Path | None:
-        """Stay on the node if it can take this stage too; else take the node that is of least use to others."""
-        if last is not None and self._room.fits(demand, last[-1]):
-            return last
-        return min(self._fitting(demand, nodes), default=(0, 0, None))[2]
+    def _least_of_use(self, stage: int, nodes: Sequence[Path]) -> Path | None:
+        """Choose the node that is of least use to others."""
+        return min(self._fitting(self._demands[stage], nodes), default=(0, 0, None))[2]
+
+    def _longest_held(self, stage: int, nodes: Sequence[Path]) -> Path | None:
+        """Choose the node that can take the most stages in a row from here on."""
+        fitting = self._fitting(self._demands[stage], nodes)
+        ranked = ((-self._num_in_a_row(stage, node), kinds, count, node) for kinds, count, node in fitting)
+        return min(ranked, default=(0, 0, 0, None))[3]
+
+    def _num_in_a_row(self, stage: int, node: Path) -> int:
+        seated = []
+        for demand in self._demands[stage:]:
+            if not self._room.fits(demand, node[-1]):
+                break
+            self._room.take(demand, node[-1])
+            seated.append(demand)
+        for demand in seated:
+            self._room.give_back(demand, node[-1])
+        return len(seated)
 
     def _by_use(self, demand: Demand, nodes: Sequence[Path]) -> list[Path]:
         """Give the nodes that can take the stage, those of least use to others first."""
