@@ -65,6 +65,21 @@ def test_a_described_fabric_is_planned_with_what_is_taken_of_it(call, gpu_job) -
     assert set(plan["placement"]["roomLeft"]) == {"superpod", "leaf", "node"}
 
 
+def test_unlike_devices_are_told_of(call, gpu_job, tmp_path: Path) -> None:
+    fabric = tmp_path / "fabric.yaml"
+    fabric.write_text(
+        "groups:\n"
+        "- {node: {product: NVIDIA-H100-80GB-HBM3, gpus: 2}}\n"
+        "- {node: {product: NVIDIA-A100-SXM4-80GB, gpus: 2}}\n"
+    )
+
+    out = call("plan", gpu_job(), "--fabric", fabric, "--alternatives", "0").out
+
+    assert "devices: 2 stages on " in out
+    assert "H100-SXM" in out
+    assert "A100-SXM-80GB" in out
+
+
 def test_an_idle_fabric_has_more_room(call, gpu_job) -> None:
     busy, idle = (
         told(call, gpu_job(), "--fabric", UNEVEN, "--alternatives", "0", *more) for more in ((), ("--empty",))

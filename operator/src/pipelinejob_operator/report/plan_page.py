@@ -65,9 +65,9 @@ def _header(view: PlanView) -> str:
         False: '<span class="state bad">does not fit</span>',
         None: "",
     }[view.fits]
-    facts = [view.shape_line, *([f"on {view.where}"] if view.where else [])]
-    facts += [*([f"network: {view.tree}"] if view.tree else []), *view.notes]
-    lead = "".join(f'<p class="soft">{escape(line)}</p>' for line in facts)
+    where, network = view.where and f"on {view.where}", view.tree and f"network: {view.tree}"
+    facts = (view.shape_line, where, network, view.devices_line, *view.notes)
+    lead = "".join(f'<p class="soft">{escape(line)}</p>' for line in facts if line)
     short = f'<p class="bad">{escape(view.shortfall)}</p>' if view.shortfall else ""
     said = '<span class="soft">a plan: all figures are predictions</span>'
     return f'<header><h1>{escape(view.name)}</h1>{said}{state}</header><div class="lead">{lead}{short}</div>'

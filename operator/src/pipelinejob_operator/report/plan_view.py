@@ -176,6 +176,16 @@ class PlanView:
         )
 
     @property
+    def devices_line(self) -> str | None:
+        """Say on which devices the stages compute, where that is known."""
+        kinds = Counter(stage.device for stage in self.plan.stages if stage.device is not None)
+        if not kinds or not self.is_absolute:
+            return None
+        if len(kinds) == 1:
+            return f"devices: {next(iter(kinds))}"
+        return "devices: " + ", ".join(f"{count} stages on {kind}" for kind, count in kinds.items())
+
+    @property
     def prediction_line(self) -> str:
         """Say what is expected, and from which costs."""
         prediction = self.plan.prediction

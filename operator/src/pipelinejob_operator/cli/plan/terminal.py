@@ -39,6 +39,8 @@ def print_plan(view: PlanView, *, costs: Profile | None = None) -> None:
         console.print(Text(f"on: {view.where}"), soft_wrap=True)
     if view.tree:
         console.print(Text(f"network: {view.tree}"), soft_wrap=True)
+    if view.devices_line:
+        console.print(Text(view.devices_line), soft_wrap=True)
     for note in view.notes:
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
     console.print(_stage_table(view, is_narrow=console.width < _WIDE))
