@@ -34,7 +34,6 @@ BOUND_S = 2.0
 _CRDS = Path(__file__).parents[2] / "crds"
 _JOBS = f"/apis/pipelinejob.io/v1alpha1/namespaces/{NAMESPACE}/pipelinejobs"
 _LEAF = "topology.kubernetes.io/rack"
-_RACK = 8  # nodes
 
 
 class Watcher(Client):
@@ -48,10 +47,10 @@ class Watcher(Client):
 
 
 def kinds(num_nodes: int) -> dict[str, dict[str, Any]]:
-    """Give the jobs that wait: what each lacks, and how it says so."""
+    """Give the jobs that wait, by what each lacks: a quarter of the nodes is free, and there are two racks."""
     leaf = {"topology": {"levels": [_LEAF], "pipeline": {"required": _LEAF}}}
     return {
-        "no room in one rack": {"stages": _RACK, **leaf},
+        "no room in one rack": {"stages": num_nodes * 3 // 8, **leaf},
         "no room": {"stages": num_nodes // 2},
         "never fits": {"stages": num_nodes + 1},
     }
@@ -84,7 +83,7 @@ def run(jobs: int, num_nodes: int) -> list[dict[str, Any]]:
         server.start_scheduler()
         server.start_controllers()
         start_kwok(server)
-        racks = [node(f"node-{n:03}", gpus=1, labels={_LEAF: f"rack-{n // _RACK}"}) for n in range(num_nodes)]
+        racks = [node(f"node-{n:03}", gpus=1, labels={_LEAF: f"rack-{2 * n // num_nodes}"}) for n in range(num_nodes)]
         add_nodes(server, racks)
         with OperatorProcess(server.kubeconfig, Path(folder)) as operator:
             wait_until(lambda: operator.metric("leader_election_master_status") == 1, "the operator leads")
