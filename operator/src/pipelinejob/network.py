@@ -21,10 +21,6 @@ class Network:
     def __post_init__(self) -> None:
         assert len(self.links) == len(self.levels) + 1, "one link for the cluster, one for each level"
 
-    def common_depth(self, one: tuple[str, ...], other: tuple[str, ...]) -> int:
-        """Give the depth of the closest common domain of two nodes, by their paths."""
-        return common_depth(one, other)
-
     def between(self, one: tuple[str, ...], other: tuple[str, ...]) -> LinkKind:
         """Give the link between two nodes, by their paths."""
         return self.links[common_depth(one, other)]

@@ -45,4 +45,4 @@ def all_orders(parts: Sequence[int]) -> Steps:
 
 def num_steps(num_parts: int) -> int:
     """Count the steps of all orders."""
-    return num_parts * 2 ** max(0, num_parts - 1)
+    return num_parts << max(0, num_parts - 1)

@@ -163,17 +163,17 @@ class Tables:
         known = next((n for n in range(len(rooms), 0, -1) if (depth, rooms[:n]) in self._nodes), 0)
         costs = self._nodes[depth, rooms[:known]] if known else self._nothing()
         for number in range(known, len(rooms)):
-            costs = self._with_part(depth, costs, self.node_runs(depth, rooms[number]))
+            costs = self._with_part(depth, costs, self._node_runs(depth, rooms[number]))
             self._nodes[depth, rooms[: number + 1]] = costs
         return costs
 
-    def node_runs(self, depth: int, room: int) -> Costs:
+    def _node_runs(self, depth: int, room: int) -> Costs:
         """Give the runs of a node with this room, in a domain of this depth."""
         runs = np.zeros((min(room, self._num_stages) + 1, self._num_rows))
         runs[1:] = self._use[depth + 1] * room
         return runs
 
-    def part_runs(self, kind: Kind) -> Costs:
+    def _part_runs(self, kind: Kind) -> Costs:
         """Give the runs of a domain as part of another one: what its use costs counts too."""
         runs = self._parts.get(kind)
         if runs is None:
@@ -218,7 +218,7 @@ class Tables:
         return states
 
     def _runs_of(self, shape: _Shape, part: int) -> Costs:
-        return self.node_runs(shape.depth, part) if shape.is_over_nodes else self.part_runs(part)
+        return self._node_runs(shape.depth, part) if shape.is_over_nodes else self._part_runs(part)
 
     @property
     def _num_rows(self) -> int:
@@ -252,14 +252,16 @@ class Tables:
             lengths = np.arange(1, len(by_start))
             starts = np.arange(self._num_stages + 1)[:, None] - lengths
             runs = by_start[lengths, np.maximum(starts, 0) if not self._is_level else 0]
-            runs = self._ends[key] = np.where(starts < 0, _INFINITE, runs)
+            runs = np.where(starts < 0, _INFINITE, runs)
+            self._ends[key] = runs
         return runs
 
     def _with_part_in_row(self, shape: _Shape, costs: Costs, part: int, start: int | None) -> Costs:
         """Do so with runs of all lengths at once, which for a single row is quicker."""
         runs = self._last_runs(shape, part)
         entered = (costs + self._row(self._crossings[shape.depth], start))[0]
-        return np.minimum(costs, (entered[self._starts[:, : runs.shape[1]]] + runs).min(axis=1))
+        extended: Costs = np.minimum(costs, (entered[self._starts[:, : runs.shape[1]]] + runs).min(axis=1))
+        return extended
 
     def _crossing(self, depth: int) -> Costs:
         """Give what it costs to go on to another part with stage m: nothing if m is the first."""
