@@ -13,7 +13,7 @@ from pipelinejob.placement_room import Demand
 from pipelinejob.placement_room import Room as RankRoom
 from pipelinejob.plan import Assignment, Placement
 from pipelinejob.prices import Prices
-from pipelinejob.quantities import Resources, resources
+from pipelinejob.quantities import Resources
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.status import PipelineJobStatus
 from pipelinejob.topology import NO_PROFILES, NodeInfo, Profiles, Topology
@@ -100,7 +100,10 @@ class Chooser:
             placed = place(demands, topology, infos, scope=wanted.pipeline, objective=Objective.PACK)
         except (NoPlacementError, SpecError):
             return None
-        asked = {Rank(each.replica, each.stage): resources(each.requests) for each in demands}
+        asked = {
+            Rank(each.replica, each.stage): {name: Fraction(amount) for name, amount in each.requests.items()}
+            for each in demands
+        }
         return tuple(Claim(each.node, asked[Rank(each.replica, each.stage)]) for each in placed.assignments)
 
     def _topology(self, job: Job, infos: Sequence[NodeInfo]) -> Topology:
