@@ -15,6 +15,7 @@ from pipelinejob.plan import Plan
 from pipelinejob.planner import make_plan, refuse_unrunnable
 from pipelinejob.status import PipelineJobStatus, State
 from pipelinejob_operator.cli.costs import ProfileOption, costs_of
+from pipelinejob_operator.cli.decided import decided
 from pipelinejob_operator.cli.exits import Exit
 from pipelinejob_operator.cli.manifests import FileArgument, GivenJob, given_job, jobs_among, read_documents
 from pipelinejob_operator.cli.output import to_yaml
@@ -72,6 +73,9 @@ def _only_job(documents: Sequence[Manifest], file: Path, steps: int | None) -> G
         )
     job = given_job(manifests[0] if steps is None else _with_steps(manifests[0], steps))
     refuse_unrunnable(job.spec)
+    job, choice = decided(job, read_machine())
+    if choice is not None:
+        typer.echo(f"chosen for this machine: {choice.title}", err=True)
     if job.spec.suspend:
         raise UsageError(f"{file}: spec.suspend is true, so nothing would run; set it to false")
     return job
