@@ -168,6 +168,13 @@ def test_a_model_that_fits_nowhere_is_told_what_it_would_take():
         search(spec, apart(tiny, 2), hardware=HARDWARE)
 
 
+def test_a_pool_without_a_free_device_is_refused():
+    spec = spec_of({"gpus": 2}, {"name": "1F1B", "globalBatchSize": 8})
+
+    with pytest.raises(SpecError, match="no device is free"):
+        search(spec, Pool.of([(H100, 0)]), hardware=HARDWARE)
+
+
 def test_a_small_model_on_a_slow_network_is_not_pipelined():
     spec = spec_of({"gpus": 8, "tensor": 1}, {"name": "auto", "globalBatchSize": 64}, layers=4, width=128)
 

@@ -19,6 +19,7 @@ from pipelinejob.errors import SpecError, TooLargeError
 from pipelinejob.hardware import DeviceKind, Hardware
 from pipelinejob.links import Links
 from pipelinejob.outlook import outlook
+from pipelinejob.partition import PATH, does_not_fit
 from pipelinejob.planner import counted, on_devices
 from pipelinejob.pool import Pool
 from pipelinejob.schedules.catalogue import FAMILIES
@@ -30,6 +31,7 @@ from pipelinejob.search_bounds import (
     copies_of,
     guess_layout_s,
     guess_s,
+    has_room,
     held_share,
     layout_floor_s,
     option_floor_s,
@@ -42,6 +44,7 @@ __all__ = ["Candidate", "Found", "Rejected", "choice_of", "resolved", "search"]
 
 EFFORT = 400_000  # actions that may be planned and simulated: a few seconds
 _LEAST_REFINED = 3
+_PATIENCE = 2  # times the effort, as long as nothing fits
 _SLOWLY_MADE = 6
 _TIE = 1 - 1e-9
 
@@ -127,6 +130,8 @@ def search(
     A measured `profile` holds for the size of micro-batches that it was measured with, and for no tensor parallelism.
     Raises SpecError where nothing can be planned, with the reason of what came closest.
     """
+    if not pool.num_gpus:
+        raise SpecError("spec.parallelism", "no device is free; wait, or name nodes that have some")
     if profile is not None:
         spec = _as_measured(spec)
     found = _Search(spec, pool, hardware or hardware_data.default(), profile).run(effort)
@@ -215,7 +220,7 @@ class _Search:
     def _draft_all(self, effort: int) -> int:
         """Plan the options that may win, roughly; give the actions that this took."""
         spent = 0
-        while self._queue and spent < effort:
+        while self._queue and (spent < effort or (not self._drafts and spent < _PATIENCE * effort)):
             entry = heapq.heappop(self._queue)
             if entry.floor_s >= self._best_s * _TIE:
                 self._tally.too_slow(entry.what, entry.floor_s)
@@ -296,9 +301,20 @@ class _Search:
         return share > 1
 
     def _expand(self, layout: Layout) -> None:
+        limits = self._grounds(layout.seats).limits
         for option in self._space.options(layout):
-            if not self._is_too_large(option, layout, copies=copies_of(option.schedule)):
+            if self._is_too_large(option, layout, copies=copies_of(option.schedule)):
+                continue
+            if limits is None or has_room(option, self._table_of(layout), limits):
                 self._push(option)
+            else:
+                self._tally.failed(option, TooLargeError(PATH, does_not_fit(layout.pipeline, limits)))
+                self._push_some(option)
+
+    def _push_some(self, option: Option) -> None:
+        """Look at the same with recomputation where it is needed, if that is to be chosen."""
+        if option.recompute is Recompute.NONE and self._spec.schedule.recompute is None and self._spec.is_open:
+            self._push(replace(option, recompute=Recompute.SOME))
 
     def _push(self, option: Option) -> None:
         self._num_options += 1
@@ -324,8 +340,7 @@ class _Search:
             step_s = self._candidate(option, 0).step_s
         except TooLargeError as error:
             self._tally.failed(option, error)
-            if option.recompute is Recompute.NONE and self._spec.schedule.recompute is None and self._spec.is_open:
-                self._push(replace(option, recompute=Recompute.SOME))
+            self._push_some(option)
         except SpecError as error:
             self._tally.failed(option, error)
         else:

@@ -122,6 +122,31 @@ def held_share(table: Table, limits: tuple[float, ...], *, copies: int = 1) -> f
     return needed / sum(limits)
 
 
+def has_room(option: Option, table: Table, limits: tuple[float, ...]) -> bool:
+    """Say whether the blocks might find room: each rank keeps so many micro-batches of each that it holds."""
+    layers = table.profile.layers[1:-1]
+    if option.recompute is not Recompute.NONE or not layers:
+        return True
+    state = min(layer.state_bytes for layer in layers)
+    kept = min(layer.activation_bytes for layer in layers)
+    each = (state + _in_flight(option, rank) * kept for rank in range(len(limits)))
+    return sum(limit / max(taken, 1) for limit, taken in zip(limits, each, strict=True)) >= len(layers)
+
+
+def _in_flight(option: Option, rank: int) -> float:
+    """Give how many micro-batches a rank keeps at its fullest, at least."""
+    count, ranks, chunks = option.layout.micro_batches, option.layout.pipeline, option.virtual_stages or 1
+    match option.schedule:
+        case ScheduleName.GPIPE:
+            return count
+        case ScheduleName.ONE_F_ONE_B:
+            return min(count, ranks - rank)
+        case ScheduleName.INTERLEAVED if count % ranks == 0:
+            return min(count, ((chunks - 1) * ranks + 2 * (ranks - 1 - rank) + 1) / chunks)
+        case _:
+            return 0.0
+
+
 def option_floor_s(option: Option, table: Table, speeds: tuple[float, ...], joined: Joined) -> float:
     """Give what the option's step cannot be shorter than, in closed form.
 
