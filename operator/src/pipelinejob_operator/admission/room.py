@@ -17,7 +17,6 @@ from pipelinejob_operator.admission.capacity import (
     identity,
     minus,
     plus,
-    standing_room,
 )
 from pipelinejob_operator.admission.queueing import Order
 from pipelinejob_operator.cluster import Object
@@ -51,6 +50,7 @@ class Room:
         jobs: Sequence[Job],
         promises: Mapping[str, Promise],
         order: Order,
+        empty: Free,
         now: datetime,
         settings: ControllerSettings,
     ) -> Self:
@@ -68,7 +68,7 @@ class Room:
             waiting=tuple(job for job in jobs if job.uid not in promises),
             order=order,
             free=free_room(nodes, pods, others.values()),
-            empty=standing_room(nodes, pods),
+            empty=empty,
             asked=asked,
             running=running,
             held={uid: tuple(each) for uid, each in held.items()},

@@ -1,6 +1,6 @@
-"""Results that follow from a job's spec alone, kept until the spec changes. Saves work; losing it loses nothing."""
+"""Results that follow from a job alone, kept until it changes. Saves work; losing it loses nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from pipelinejob.errors import SpecError
@@ -42,6 +42,24 @@ class PerGeneration(Generic[T]):
     def forget(self, key: Key) -> None:
         """Let go of a job that is no more."""
         self._known.pop(key, None)
+
+
+class PerVersion(Generic[T]):
+    """One result a job, as it stands."""
+
+    def __init__(self, compute: Callable[[Object], T]) -> None:
+        self._compute = compute
+        self._known: dict[str, tuple[str, T]] = {}
+
+    def of_all(self, jobs: Iterable[Object]) -> list[T]:
+        """Give the results of all jobs that there are; forget those of any other."""
+        self._known = {job["metadata"]["uid"]: self._of(job) for job in jobs}
+        return [result for _, result in self._known.values()]
+
+    def _of(self, job: Object) -> tuple[str, T]:
+        metadata = job["metadata"]
+        known, version = self._known.get(metadata["uid"]), metadata.get("resourceVersion", "")
+        return known if known is not None and known[0] == version != "" else (version, self._compute(job))
 
 
 def _key(job: Object) -> Key:

@@ -24,7 +24,7 @@ from pipelinejob.site import Draft, Site
 from pipelinejob.site_choice import place_candidates
 from pipelinejob.spec import Parallelism, PipelineJobSpec
 from pipelinejob.topology import NodeInfo, Profiles, Topology
-from pipelinejob_operator.admission.capacity import standing_room
+from pipelinejob_operator.admission.capacity import belongs_to_node, standing_room
 from pipelinejob_operator.admission.choosing import Chooser, eligible, node_infos
 from pipelinejob_operator.cluster import Cluster, Key, Object
 from pipelinejob_operator.controller.costs import Costs
@@ -59,6 +59,22 @@ class Ground:
         """Give what two grounds have in common that lead to the same drafts: names, labels and profiles."""
         nodes = tuple((each.name, tuple(sorted(each.labels.items())), _devices(each)) for each in self.infos)
         return hash((nodes, str(sorted(self.profiles.items(), key=lambda item: item[0]))))
+
+
+class Grounds:
+    """What a cluster consists of, looked at anew only if that has changed."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._last: tuple[object, Ground] | None = None
+
+    def now(self) -> Ground:
+        """Give the ground as it is now."""
+        staying = tuple(pod for pod in self._cluster.all_pods() if belongs_to_node(pod))
+        seen = (tuple(self._cluster.nodes()), staying, tuple(self._cluster.topology_profiles()))
+        if self._last is None or self._last[0] != seen:
+            self._last = (seen, Ground.of(self._cluster))
+        return self._last[1]
 
 
 def _devices(node: NodeInfo) -> Hashable:

@@ -20,9 +20,9 @@ from pipelinejob_operator.controller.admission import Admission, admit, promise_
 from pipelinejob_operator.controller.costs import Costs, ProfileSource
 from pipelinejob_operator.controller.decide import Decision, complete, decide, refused
 from pipelinejob_operator.controller.measurements import is_due, summaries
-from pipelinejob_operator.controller.memo import PerGeneration
+from pipelinejob_operator.controller.memo import PerGeneration, PerVersion
 from pipelinejob_operator.controller.observe import Observed, ask_progress, observe, plan_attempt, read_admitted
-from pipelinejob_operator.controller.planning import Ground, Planner
+from pipelinejob_operator.controller.planning import Grounds, Planner
 from pipelinejob_operator.controller.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, read_job
@@ -54,6 +54,8 @@ class Controller:
         self._clock = clock
         self._ledger = Ledger()
         self._errors = PerGeneration(_errors)
+        self._jobs = PerVersion(read_job)
+        self._grounds = Grounds(cluster)
         self._costs = Costs(cluster, given=profile_source)
         self._planner = Planner(settings, costs=self._costs, hardware=hardware)
 
@@ -101,7 +103,7 @@ class Controller:
         turn = Turn(job=job, now=self._clock(), status=job.status)
         try:
             written = read_job({**raw, "status": {}})  # with all that it leaves open
-            chosen = await asyncio.to_thread(self._planner.choose, written, Ground.of(self._cluster))
+            chosen = await asyncio.to_thread(self._planner.choose, written, self._grounds.now())
             turn = turn if chosen == job.status.chosen else transitions.choose(turn, chosen)
         except (SpecError, NoPlacementError) as error:
             turn = transitions.wait(turn.having(chosen=None), NO_PLAN, str(error), stalled=True)
@@ -114,7 +116,7 @@ class Controller:
         raw = self._cluster.job(key)
         if raw is not None and self._needs_plan(raw):
             job, _ = read_admitted(self._cluster, raw, (), self._settings)
-            await asyncio.to_thread(self._planner.prepare, job, Ground.of(self._cluster))
+            await asyncio.to_thread(self._planner.prepare, job, self._grounds.now())
             raw = self._cluster.job(key)
         return raw
 
@@ -124,7 +126,7 @@ class Controller:
             return False
         if job.has_begun and plan_attempt(self._cluster.furniture(job.key)) == job.status.attempt:
             return False
-        return not self._planner.knows(job, Ground.of(self._cluster))
+        return not self._planner.knows(job, self._grounds.now())
 
     async def _observe(self, raw: Object, now: datetime) -> Observed:
         observed = observe(self._cluster, raw, self._errors(raw), self._settings)
@@ -143,7 +145,7 @@ class Controller:
         else:
             admission = self._ask_for_room(turn)
             if admission.lacks_prices:
-                await asyncio.to_thread(self._planner.price, job, Ground.of(self._cluster))
+                await asyncio.to_thread(self._planner.price, job, self._grounds.now())
                 admission = self._ask_for_room(turn)
             return await self._take(turn, admission, observed)
         decision = complete(turn, observed, self._settings, planner=self._plan)
@@ -173,7 +175,7 @@ class Controller:
 
     async def _planned_for(self, turn: Turn, placement: Placement) -> Turn:
         """Plan again for the place that the job got: with its devices, and its links."""
-        job, ground = replace(turn.job, status=turn.status), Ground.of(self._cluster)
+        job, ground = replace(turn.job, status=turn.status), self._grounds.now()
         await asyncio.to_thread(self._planner.prepare, job, ground, placement)
         return turn.having(**summaries(self._planner.plan(job, ground), placement))
 
@@ -183,7 +185,7 @@ class Controller:
 
     def _ask_for_room(self, turn: Turn) -> Admission:
         assert turn.job.spec is not None, "only readable jobs ask for room"
-        jobs = [read_job(raw) for raw in self._cluster.jobs()]
+        jobs = self._jobs.of_all(self._cluster.jobs())
         promises = self._ledger.promises(jobs, self._settings)
         room = Room.of(
             own=turn.job,
@@ -192,6 +194,7 @@ class Controller:
             jobs=jobs,
             promises=promises,
             order=Order(priorities=Priorities.read(self._cluster.priority_classes())),
+            empty=self._grounds.now().room,
             now=turn.now,
             settings=self._settings,
         )
@@ -248,10 +251,10 @@ class Controller:
                 raise result
 
     def _plan(self, job: Job) -> Plan:
-        return self._planner.plan(job, Ground.of(self._cluster))
+        return self._planner.plan(job, self._grounds.now())
 
     def _draft(self, job: Job) -> Draft:
-        return self._planner.draft(job, Ground.of(self._cluster))
+        return self._planner.draft(job, self._grounds.now())
 
 
 def _is_to_be_chosen(job: Job) -> bool:
