@@ -43,7 +43,8 @@ from pipelinejob.spec import Parallelism, PipelineJobSpec
 __all__ = ["Candidate", "Found", "Rejected", "choice_of", "resolved", "search"]
 
 EFFORT = 400_000  # actions that may be planned and simulated: a few seconds
-_LEAST_REFINED = 3
+_LEAST_REFINED = 3  # are planned whatever that takes, and the best of so many degrees
+_LEAST_OTHERS = 5
 _PATIENCE = 2  # times the effort, as long as nothing fits
 _SLOWLY_MADE = 6
 _TIE = 1 - 1e-9
@@ -241,8 +242,11 @@ class _Search:
     def _refine_all(self, effort: int) -> bool:
         """Plan the options that were drafted as a plan would be made, the best first; say whether that was all."""
         spent = 0
-        for number, (_, _, option) in enumerate(sorted(self._drafts)):
-            if spent >= effort and number >= _LEAST_REFINED:
+        ranked = [option for _, _, option in sorted(self._drafts)]
+        others = list({_degrees(option.layout): option for option in reversed(ranked)}.values())[::-1]
+        first = dict.fromkeys((*ranked[:_LEAST_REFINED], *others[:_LEAST_OTHERS]))
+        for number, option in enumerate(dict.fromkeys((*first, *ranked))):
+            if spent >= effort and number >= len(first):
                 return False
             num_actions, num_stages = _num_actions(option), option.layout.pipeline * (option.virtual_stages or 1)
             try:
@@ -390,6 +394,10 @@ class _Search:
             if not over:
                 return chosen, choose(resolved(self._spec, chosen), profile, links=links, effort=effort)
             stages = tuple(sorted({*stages, *over}))
+
+
+def _degrees(layout: Layout) -> tuple[int, int, int]:
+    return layout.pipeline, layout.data, layout.tensor
 
 
 def _num_actions(option: Option) -> int:
