@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from heapq import nsmallest
 from itertools import groupby, pairwise
 
 from pipelinejob.errors import NoPlacementError
@@ -26,7 +25,6 @@ from pipelinejob.topology import NodeInfo, Topology
 
 _SCOPE = "spec.topology.pipeline"
 _MOST_SWAPPED = 128  # ranks that may change their seats: the work grows with the square of them
-_ROOMIER = 1  # layouts beyond the threshold whose seats are changed
 _ALIKE = 1e-9  # of a step: prices that differ by less are one
 
 
@@ -104,8 +102,9 @@ class Job:
         best = self._best(outcomes, least)
         yield from (least, best)
         if self.objective is not Objective.CHAIN:
-            roomier = (each for each in outcomes if each.tightness < best.tightness)
-            yield from nsmallest(_ROOMIER, roomier, key=lambda each: each.penalty_s)
+            roomier = [each for each in outcomes if each.tightness < best.tightness]
+            yield from sorted(roomier, key=lambda each: each.penalty_s)[:1]
+            yield from sorted(roomier, key=lambda each: (each.tightness, each.penalty_s))[:1]
 
     def _best(self, outcomes: Sequence[Outcome], least: Outcome) -> Outcome:
         if self.objective is Objective.CHAIN:
