@@ -31,6 +31,7 @@ from pipelinejob.search_bounds import (
     copies_of,
     guess_layout_s,
     guess_s,
+    guess_share,
     has_room,
     held_share,
     layout_floor_s,
@@ -45,6 +46,7 @@ __all__ = ["Candidate", "Found", "Rejected", "choice_of", "resolved", "search"]
 EFFORT = 400_000  # actions that may be planned and simulated: a few seconds
 _LEAST_REFINED = 3  # are planned whatever that takes, and the best of so many degrees
 _LEAST_OTHERS = 5
+_HARDLY = 2  # times as long counts what will hardly fit
 _PATIENCE = 2  # times the effort, as long as nothing fits
 _SLOWLY_MADE = 6
 _TIE = 1 - 1e-9
@@ -326,6 +328,9 @@ class _Search:
         joined = self._joined(option.layout)
         floor_s = option_floor_s(option, table, speeds, joined)
         expected_s = max(floor_s, guess_s(option, table, speeds, joined))
+        limits = self._grounds(option.layout.seats).limits
+        if limits is not None and guess_share(option, table, limits) > 1:
+            expected_s *= _HARDLY
         heapq.heappush(self._queue, _Entry(expected_s, self._num_options, floor_s, option))
 
     def _is_closely_bounded(self, option: Option) -> bool:

@@ -20,6 +20,7 @@ from pipelinejob.search_space import Layout, Option, Recompute
 Floats = npt.NDArray[np.float64]
 
 _MANY_CHUNKS = 4
+_RECEIVED = 0.1  # of a stage's activations, what it receives
 _MAX_LAYERS = 300  # of more, pairs of their ends are too many to look at each
 _COPIES = {ScheduleName.DUALPIPE: 2, ScheduleName.CHIMERA: 2}
 _STRAIGHT = frozenset({
@@ -287,6 +288,33 @@ def guess_s(option: Option, table: Table, speeds: tuple[float, ...], joined: Joi
     summing_s = _summing_s(layout, table, joined) / layout.pipeline / chunks
     after_s = table.optimizer_s * share + table.profile.step_overhead_s
     return layout.micro_batches * both_s + fill_s + hops_s + summing_s + after_s
+
+
+def guess_share(option: Option, table: Table, limits: tuple[float, ...]) -> float:
+    """Guess which part of the devices' memory an option fills, were all stages equal: what is above 1 is tried last."""
+    count, ranks, chunks = option.layout.micro_batches, option.layout.pipeline, option.virtual_stages or 1
+    kept = sum(layer.activation_bytes for layer in table.profile.layers)
+    held = min(count, _usual_in_flight(option.schedule, count, ranks, chunks))
+    if option.recompute is not Recompute.NONE:
+        held = 1 + held * _RECEIVED
+    return (copies_of(option.schedule) * table.state_bytes + held * kept) / sum(limits)
+
+
+def _usual_in_flight(schedule: ScheduleName, count: int, ranks: int, chunks: int) -> float:
+    """Give how many micro-batches the fullest rank keeps, as docs/schedules.md has it."""
+    match schedule:
+        case ScheduleName.GPIPE | ScheduleName.LOOPED_BFS:
+            return count
+        case ScheduleName.INTERLEAVED:
+            return ranks + (ranks - 1) / chunks
+        case ScheduleName.ZB_H2 | ScheduleName.ZB_2P:
+            return 2 * ranks - 1
+        case ScheduleName.V_HALF:
+            return ranks / 2 + 1
+        case ScheduleName.V_MIN:
+            return ranks / 3 + 4 / 3
+        case _:
+            return ranks
 
 
 def _hop_s(table: Table, joined: Joined) -> float:
