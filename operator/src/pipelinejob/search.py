@@ -46,7 +46,8 @@ __all__ = ["Candidate", "Found", "Rejected", "choice_of", "resolved", "search"]
 EFFORT = 400_000  # actions that may be planned and simulated: a few seconds
 _LEAST_REFINED = 3  # are planned whatever that takes, and the best of so many degrees
 _LEAST_OTHERS = 5
-_HARDLY = 2  # times as long counts what will hardly fit
+_HARDLY = 2  # times as long counts what will hardly fit, as it fills memory so many times by a guess
+_SURELY_FULL = 1.15
 _PATIENCE = 2  # times the effort, as long as nothing fits
 _SLOWLY_MADE = 6
 _TIE = 1 - 1e-9
@@ -329,7 +330,7 @@ class _Search:
         floor_s = option_floor_s(option, table, speeds, joined)
         expected_s = max(floor_s, guess_s(option, table, speeds, joined))
         limits = self._grounds(option.layout.seats).limits
-        if limits is not None and guess_share(option, table, limits) > 1:
+        if limits is not None and guess_share(option, table, limits) > _SURELY_FULL:
             expected_s *= _HARDLY
         heapq.heappush(self._queue, _Entry(expected_s, self._num_options, floor_s, option))
 
