@@ -15,6 +15,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,23 @@ def test_suspending_releases_everything_and_resuming_goes_on(cluster: nodes.Clus
     first = re.search(r"step (\d+)/30", logs)
     assert first is not None, logs
     assert int(first[1]) > saved, logs
+
+
+def test_pods_that_the_cluster_bound_are_numbered_and_train(cluster: nodes.Cluster, team: str) -> None:
+    manifest = example(name="late", steps=5, interval=1000)
+    manifest["spec"]["scheduling"] = {"binding": "Late"}
+    apply_job(cluster, manifest)
+
+    wait_for(cluster, "late", lambda status: status["state"] == "Succeeded", "the end", timeout_s=600)
+
+    stages = job(cluster, "late")["status"]["stages"]
+    assert {each["pod"] for each in stages} == {f"late-p{ordinal}" for ordinal in range(4)}
+    nodes_in_order = [each["node"] for each in stages]
+    assert sum(one != other for one, other in pairwise(nodes_in_order)) == len(set(nodes_in_order)) - 1
+    labels = {
+        pod["metadata"]["name"]: pod["metadata"]["labels"]["pipelinejob.io/stage"] for pod in pods(cluster, "late")
+    }
+    assert labels == {each["pod"]: str(each["stage"]) for each in stages}
 
 
 def test_deleting_leaves_nothing(cluster: nodes.Cluster, team: str) -> None:
