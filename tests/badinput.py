@@ -168,9 +168,6 @@ RULES = [
     Bad("a priority class that no PriorityClass can be called", {"spec.scheduling": {"priorityClassName": "High_Prio"}}, "spec.scheduling.priorityClassName", '"High_Prio" cannot name a PriorityClass'),
     Bad("a level is required of another scheduler", {"spec.topology.pipeline": {"required": "rack"}, "spec.scheduling": {"binding": "Late"}},
         "spec.topology.pipeline.required", "the cluster's scheduler chooses nodes, so no level can be required"),
-    Bad("an objective that does not exist", {"spec.topology.objective": "spread"},
-        "spec.topology.objective", "chain"),
-    Bad("a threshold of more than a step", {"spec.topology.threshold": 1.5}, "spec.topology.threshold", "1"),
     Bad("required level is not listed", {"spec.topology": {"levels": ["zone"], "pipeline": {"required": "rack"}}},
         "spec.topology.pipeline.required", '"rack" is not among levels'),
     Bad("preferred level is not listed", {"spec.topology": {"levels": ["zone"], "pipeline": {"preferred": "rack"}}},
@@ -228,6 +225,9 @@ RULES = [
 
 # The API server refuses these too, in its own words.
 FIELDS = [
+    Bad("an objective that does not exist", {"spec.topology.objective": "spread"},
+        "spec.topology.objective", "chain"),
+    Bad("a threshold of more than a step", {"spec.topology.threshold": 1.5}, "spec.topology.threshold", "1"),
     Bad("no spec", {"spec": ABSENT}, "spec", "is missing"),
     Bad("spec is a list", {"spec": []}, "spec", "[] is a list; it must be a mapping"),
     Bad("no training", {"spec.training": ABSENT}, "spec.training", "is missing; it must be given: What is trained"),
