@@ -6,6 +6,7 @@ measured with a layer that does next to nothing, and taken off: a stage of ten l
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
@@ -22,7 +23,7 @@ from pipelinejob_trainer.optimizer import AdamW
 from pipelinejob_trainer.profile_memory import LayerMemory, layer_memory, starting_gradient
 from pipelinejob_trainer.stage import Stage
 
-_IN_FLIGHT = 3  # micro-batches
+_MICRO_BATCHES, _IN_FLIGHT = 4, 2
 _STRETCH = 4  # layers
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 12
 _BUDGET_S = 1.5  # for each way of playing a stretch
@@ -167,13 +168,17 @@ class _Chain:
         return self._split if is_split else self._whole
 
     def play(self, received: torch.Tensor, targets: torch.Tensor | None, *, is_split: bool) -> _Round:
-        """Run several micro-batches forth through all layers, and then back."""
+        """Run micro-batches through all layers in turns: one forth, an earlier one back, as in the middle of a step."""
         stages = self.stages(is_split=is_split)
         found = _Round([[] for _ in stages], [[] for _ in stages], [[] for _ in stages])
         with stages[0].keeping_casts():
-            outputs = [self._forth(stages, found, k, received, targets) for k in range(_IN_FLIGHT)]
-            for k, output in enumerate(outputs):
-                self._back(stages, found, k, output, is_split=is_split)
+            outputs: deque[torch.Tensor] = deque()
+            for k in range(_MICRO_BATCHES):
+                outputs.append(self._forth(stages, found, k, received, targets))
+                if len(outputs) == _IN_FLIGHT:
+                    self._back(stages, found, k + 1 - _IN_FLIGHT, outputs.popleft(), is_split=is_split)
+            for k in range(_MICRO_BATCHES + 1 - _IN_FLIGHT, _MICRO_BATCHES):
+                self._back(stages, found, k, outputs.popleft(), is_split=is_split)
         return found
 
     def _forth(

@@ -8,13 +8,14 @@ are read off the timelines that both ranks recorded.
 import math
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from torch import distributed
 
@@ -79,8 +80,8 @@ def played_overheads(plan: Plan, groups: Groups, *, num_bytes: int) -> Overheads
     """
     short_length, length = min(_SHORT, plan.data.sequence_length), plan.data.sequence_length
     rows = math.ceil(max(num_bytes, _LONG_BYTES) / _TOKEN_BYTES / length)
-    short = _Played(_timelines(_empty_plan(plan, rows=1, length=short_length), groups))
-    long = _Played(_timelines(_empty_plan(plan, rows=rows, length=length), groups))
+    short = _played(_empty_plan(plan, rows=1, length=short_length), groups)
+    long = _played(_empty_plan(plan, rows=rows, length=length), groups)
     apart_bytes = (rows * length - short_length) * _TOKEN_BYTES
     share = (num_bytes - short_length * _TOKEN_BYTES) / apart_bytes
 
@@ -88,14 +89,15 @@ def played_overheads(plan: Plan, groups: Groups, *, num_bytes: int) -> Overheads
         return max(a + share * (b - a), 0.0)
 
     arriving_s = between(short.arriving_s, long.arriving_s)
-    action_s = _messages_an_action(plan) * between(short.exchange_s, long.exchange_s)
+    messages = _messages_an_action(plan)
+    busy_s = messages * between(short.exchange_s, long.exchange_s)
     seconds_a_byte = max(long.arriving_s - short.arriving_s, _LEAST_S) / apart_bytes
     ranks = plan.parallelism.pipeline * plan.parallelism.data
     return Overheads(
         # A message leaves before its sender's book-keeping is done, which the plan lets it wait for.
-        link_s=max(arriving_s - action_s - num_bytes * seconds_a_byte, 0.0),
+        link_s=max(arriving_s - busy_s - num_bytes * seconds_a_byte, 0.0),
         link_bytes_per_s=1 / seconds_a_byte,
-        action_s=action_s,
+        action_s=busy_s + messages * between(short.beside_s, long.beside_s),
         step_s=short.report_s + short.update_s + short.barrier_s * math.ceil(math.log2(max(ranks, 2))),
     )
 
@@ -137,12 +139,19 @@ class _Kept(Account):
         self.timelines.append(timeline)
 
 
-def _timelines(plan: Plan, groups: Groups) -> list[list[StageTimeline]]:
-    """Train the plan; give both ranks' timelines of each step, its first and last ones aside."""
-    own = _trained(plan, groups).timelines[_SETTLING_STEPS:-1]
-    found: list[list[StageTimeline]] = [[], []]
-    distributed.all_gather_object(found, own, group=groups.world)
-    return found
+def _played(plan: Plan, groups: Groups) -> "_Played":
+    """Train the plan; give what both ranks recorded, its first and last steps aside."""
+    began_s = _beside_s()
+    timelines = _trained(plan, groups).timelines
+    beside_s = (_beside_s() - began_s) / (len(timelines) * _MICRO_BATCHES)
+    found: list[tuple[list[StageTimeline], float]] = [([], 0.0)] * _RANKS
+    distributed.all_gather_object(found, (timelines[_SETTLING_STEPS:-1], beside_s), group=groups.world)
+    return _Played([steps for steps, _ in found], beside_s=mean(seconds for _, seconds in found))
+
+
+def _beside_s() -> float:
+    """Give the processor time of this process's other threads."""
+    return time.process_time() - time.thread_time()
 
 
 def _trained(plan: Plan, groups: Groups) -> _Kept:
@@ -182,10 +191,15 @@ def _config(plan: Plan, rank: int, folder: Path) -> Config:
 
 
 class _Played:
-    """What two ranks' timelines say; both have the machine's clock."""
+    """What two ranks' timelines say; both have the machine's clock.
 
-    def __init__(self, ranks: Sequence[Sequence[StageTimeline]]) -> None:
+    `beside_s` is what gloo's own thread works for each message sent and each one received: where every rank has one
+    core, it takes that from the rank's compute.
+    """
+
+    def __init__(self, ranks: Sequence[Sequence[StageTimeline]], *, beside_s: float) -> None:
         self._ranks = ranks
+        self.beside_s = beside_s
         self._messages = [message for step in zip(*ranks, strict=True) for message in _messages(step)]
 
     @property
@@ -197,7 +211,8 @@ class _Played:
     def exchange_s(self) -> float:
         """Give what it takes a rank to send one message and to take in another that is there."""
         there = [message.receiving_s for message in self._messages if not message.is_awaited]
-        return median(message.sending_s for message in self._messages) + (median(there) if there else 0.0)
+        sending_s = median(message.sending_s for message in self._messages)
+        return sending_s + (median(there) if there else 0.0)
 
     @property
     def report_s(self) -> float:
