@@ -1,12 +1,12 @@
 """What each layer costs here, in time and in memory: a stretch of layers, played as a run plays them.
 
-Each layer of the stretch is a stage of its own. Several micro-batches are in flight, so that a pass finds the caches as
-it would in a run: full of other layers' and other micro-batches' numbers. What a stage's call costs by itself is
-measured with a layer that does next to nothing, and taken off: a stage of ten layers pays it once, not ten times.
+Each layer of the stretch is a stage of its own, and forwards and backwards of micro-batches take turns, so that a pass
+finds the caches as it would in a run: full of what other layers and the pass before it left there. What a stage's call
+costs by itself is measured with a layer that does next to nothing, and taken off: a stage of ten layers pays it once,
+not ten times.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
@@ -23,7 +23,7 @@ from pipelinejob_trainer.optimizer import AdamW
 from pipelinejob_trainer.profile_memory import LayerMemory, layer_memory, starting_gradient
 from pipelinejob_trainer.stage import Stage
 
-_MICRO_BATCHES, _IN_FLIGHT = 4, 2
+_MICRO_BATCHES = 4
 _STRETCH = 4  # layers
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 12
 _BUDGET_S = 1.5  # for each way of playing a stretch
@@ -168,17 +168,13 @@ class _Chain:
         return self._split if is_split else self._whole
 
     def play(self, received: torch.Tensor, targets: torch.Tensor | None, *, is_split: bool) -> _Round:
-        """Run micro-batches through all layers in turns: one forth, an earlier one back, as in the middle of a step."""
+        """Run micro-batches through all layers, each one forth and back."""
         stages = self.stages(is_split=is_split)
         found = _Round([[] for _ in stages], [[] for _ in stages], [[] for _ in stages])
         with stages[0].keeping_casts():
-            outputs: deque[torch.Tensor] = deque()
             for k in range(_MICRO_BATCHES):
-                outputs.append(self._forth(stages, found, k, received, targets))
-                if len(outputs) == _IN_FLIGHT:
-                    self._back(stages, found, k + 1 - _IN_FLIGHT, outputs.popleft(), is_split=is_split)
-            for k in range(_MICRO_BATCHES + 1 - _IN_FLIGHT, _MICRO_BATCHES):
-                self._back(stages, found, k, outputs.popleft(), is_split=is_split)
+                output = self._forth(stages, found, k, received, targets)
+                self._back(stages, found, k, output, is_split=is_split)
         return found
 
     def _forth(
