@@ -1,4 +1,4 @@
-"""What processes of tests/trainer/test_runtime.py do; here, as they must find it by name in a module on the path."""
+"""What processes of tests/trainer do; here, as they must find it by name in a module on the path."""
 
 import os
 from typing import Any
@@ -6,11 +6,14 @@ from typing import Any
 import torch
 from torch import distributed
 
+from pipelinejob.plan import Plan
 from pipelinejob_trainer.errors import UserError
 from pipelinejob_trainer.link import Channel, DistributedInbox, DistributedOutbox, Shapes
 from pipelinejob_trainer.messages import Border, Message
 from pipelinejob_trainer.parallel import process_groups
+from pipelinejob_trainer.profile_pipeline import Overheads, played_overheads
 from pipelinejob_trainer.reduction import Reducer, Share, buckets, sums_over_groups
+from pipelinejob_trainer.together import meet
 from pipelines import CPU, Job, connect_all, make_rank
 
 BORDER = Border(0, 0)
@@ -78,3 +81,8 @@ def summing_rank(rank: int) -> list[Any]:
 def group_rank(rank: int) -> tuple[list[int], list[int]]:
     groups = process_groups(pipeline=2, data=2)
     return distributed.get_process_group_ranks(groups.pipeline), distributed.get_process_group_ranks(groups.data)
+
+
+def overheads_of(rank: int, plan: Plan, num_bytes: int) -> Overheads:
+    """Play an empty pipeline of two."""
+    return played_overheads(plan, meet(2).pair, num_bytes=num_bytes)

@@ -8,8 +8,8 @@ from pipelinejob.spec import Evaluation
 from pipelinejob_trainer.account import Account
 
 CHART = Path(__file__).parents[2] / "charts" / "pipelinejob-operator"
-# Of the operator: it knows conditions and restarts, the stages do not.
-OF_THE_OPERATOR = re.compile(r"pipelinejob_(operator_\w+|status_condition|restarts_total)")
+# Of the operator: it knows conditions, restarts, places and what is waited for, the stages do not.
+OF_THE_OPERATOR = re.compile(r"pipelinejob_(operator_\w+|status_condition|restarts_total|placement_\w+|waiting_reason)")
 
 
 def _asked_for() -> set[str]:

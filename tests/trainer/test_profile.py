@@ -16,11 +16,10 @@ from pipelinejob_trainer.beside import Seat, first_seat
 from pipelinejob_trainer.memory_watch import watching
 from pipelinejob_trainer.models import LayerEntry
 from pipelinejob_trainer.profile_memory import layer_memory
-from pipelinejob_trainer.profile_pipeline import played_overheads
 from pipelinejob_trainer.stage import Stage
-from pipelinejob_trainer.together import meet
 from pipelines import run_processes
 from processes import wait_until
+from ranks import overheads_of
 
 CPU = torch.device("cpu")
 WIDTH, ROWS = 64, 1024
@@ -101,13 +100,8 @@ def test_one_process_measures_for_one_stage_and_for_gpus() -> None:
     assert first_seat(plan()) is not None
 
 
-def overheads(rank: int):
-    together = meet(2)
-    return played_overheads(plan(), together.pair, num_bytes=200_000)
-
-
 def test_an_empty_pipeline_tells_both_ranks_what_links_actions_and_steps_take() -> None:
-    first, second = run_processes(overheads, world=2)
+    first, second = run_processes(overheads_of, plan(), 200_000, world=2)
 
     assert first == second
     assert 0 <= first.link_s < 0.1
