@@ -120,6 +120,21 @@ def test_prometheus_saw_operator_and_every_stage(cluster: nodes.Cluster, prometh
     assert query(prometheus, "sum(controller_runtime_reconcile_total)") > 0
 
 
+def test_a_job_that_fits_nowhere_says_so_and_prometheus_sees_why(
+    cluster: nodes.Cluster, team: str, prometheus: str
+) -> None:
+    manifest = example(name="too-large", steps=1, interval=1)
+    manifest["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "64"
+    apply_job(cluster, manifest)
+    wait_for(cluster, "too-large", lambda status: status.get("state") == "Waiting", "it waits")
+    seen = 'sum(pipelinejob_waiting_reason{pipelinejob="too-large", reason="NeverFits"}) or vector(0)'
+    wait_until(lambda: query(prometheus, seen) == 1, "Prometheus saw why", timeout_s=60)
+    placed = next(each for each in job(cluster, "too-large")["status"]["conditions"] if each["type"] == "Placed")
+    cluster.server.kubectl("delete", "pj", "too-large", "-n", NAMESPACE)
+
+    assert "64 cpu" in placed["message"]
+
+
 @pytest.mark.parametrize(("panel", "expression"), dashboards.panel_queries())
 def test_a_panel_shows_what_was_measured(prometheus: str, panel: str, expression: str) -> None:
     asked = dashboards.filled_in(expression, namespace=NAMESPACE, job="stdlib-gpt", interval="20s")
