@@ -233,4 +233,4 @@ def _bytes(number: float | None) -> str:
     if number is None:
         return "–"
     mebi = number / 2**20
-    return f"{mebi:,.0f} MiB" if mebi < 10_240 else f"{mebi / 1024:,.1f} GiB"  # noqa: PLR2004  # ten GiB
+    return f"{mebi:,.0f} MiB" if mebi < 1024 else f"{mebi / 1024:,.1f} GiB"  # noqa: PLR2004  # of a GiB

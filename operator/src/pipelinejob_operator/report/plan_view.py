@@ -251,7 +251,7 @@ def crossings_text(crossings: dict[str, int]) -> str:
 
 def gib(size: int) -> str:
     """Write a size of memory so that a person can compare it."""
-    return f"{size / 2**30:,.1f} GiB" if size >= 10 * 2**30 else f"{size / 2**20:,.0f} MiB"
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
 
 
 def price_text(price: float | None) -> str:
