@@ -123,7 +123,7 @@ def test_prometheus_saw_operator_and_every_stage(cluster: nodes.Cluster, prometh
 def test_a_job_that_fits_nowhere_says_so_and_prometheus_sees_why(
     cluster: nodes.Cluster, team: str, prometheus: str
 ) -> None:
-    manifest = example(name="too-large", steps=1, interval=1)
+    manifest = example(name="too-large", steps=10, interval=10)
     manifest["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "64"
     apply_job(cluster, manifest)
     wait_for(cluster, "too-large", lambda status: status.get("state") == "Waiting", "it waits")
