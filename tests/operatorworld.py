@@ -94,3 +94,21 @@ def _check_finished(world, job):
         assert summary == world.finished[uid], "a finished job came back to life"
     if summary in {"True", "False"}:
         world.finished[uid] = summary
+
+
+class Mortal(World):
+    """Its controller dies right before, or right after, its n-th write, and starts again knowing nothing."""
+
+    def __init__(self, *arguments, deadly, verb):
+        super().__init__(*arguments)
+        self.deadly = deadly
+        setattr(self.cluster, verb, self.judge)
+
+    def judge(self, verb, item):
+        self.deadly -= 1
+        return ClusterError("killed") if self.deadly == 0 else None
+
+    def settle(self, *keys):
+        for _ in range(4):
+            super().settle(*keys)
+            self.restart()

@@ -24,7 +24,7 @@ def test_the_page_shows_a_good_profile():
 def test_the_page_shows_a_fabric_of_512_nodes():
     (description,) = (block for block in BLOCKS if "groups" in block)
 
-    assert len(fabric.nodes_of(description)) == 512
+    assert len(fabric.read(description).nodes) == 512
 
 
 def test_the_page_lists_every_preset_with_its_levels():

@@ -42,11 +42,11 @@ busy:
 
 
 def test_a_node_has_what_the_description_gives_it():
-    (node,) = fabric.nodes_of({
+    (node,) = fabric.read({
         "levels": ["zone"],
         "node": {"product": "NVIDIA-L4", "gpus": 2, "cpu": "500m", "memory": "1Gi", "resources": {"rdma/hca": 1}},
         "groups": [{"zone": "z", "node": {"gpus": 4, "labels": {"team": "a"}}}],
-    })  # fmt: skip
+    }).nodes  # fmt: skip
 
     assert node.name == "z-n0"
     assert node.labels == {
@@ -62,14 +62,14 @@ def test_a_node_has_what_the_description_gives_it():
 
 
 def test_domains_are_numbered_on_over_groups_and_named_ones_are_joined():
-    nodes = fabric.nodes_of({
+    nodes = fabric.read({
         "levels": ["superpod", "leaf"],
         "groups": [
             {"superpod": "A", "leaf": 1, "nodes": 2},
             {"superpod": "A", "leaf": [1]},
             {"superpod": 1, "leaf": 1},
         ],
-    })  # fmt: skip
+    }).nodes  # fmt: skip
 
     assert [node.name for node in nodes] == ["a-leaf-0-n0", "a-leaf-0-n1", "a-leaf-1-n0", "superpod-0-leaf-0-n0"]
 
@@ -83,7 +83,7 @@ def test_a_level_that_a_group_leaves_out_is_a_label_that_its_nodes_lack():
 
 
 def test_a_presets_levels_carry_its_keys_and_are_detected():
-    nodes = fabric.nodes_of({"profile": "eks", "levels": ["spine", "leaf"], "groups": [{"spine": 1, "leaf": 2}]})
+    nodes = fabric.read({"profile": "eks", "levels": ["spine", "leaf"], "groups": [{"spine": 1, "leaf": 2}]}).nodes
 
     assert nodes[0].labels["topology.k8s.aws/network-node-layer-1"] == "spine-0"
     assert nodes[0].labels["topology.k8s.aws/network-node-layer-3"] == "spine-0-leaf-0"

@@ -6,8 +6,8 @@ The cluster is of dictionaries and Kueue is played; `tests/cluster/test_kueue.py
 import pytest
 
 from jobs import job, nodes
-from operatorworld import World
-from pipelinejob_operator.cluster import ClusterError, InvalidError, Reference
+from operatorworld import Mortal, World
+from pipelinejob_operator.cluster import InvalidError, Reference
 from pipelinejob_operator.controller.observe import read_admitted
 
 NOW = {"lastTransitionTime": "2026-01-01T00:00:00Z"}
@@ -483,24 +483,6 @@ def test_a_deleted_jobs_workload_is_left_to_its_owner_reference(world, kueue):
 
     assert workload["metadata"]["ownerReferences"][0]["blockOwnerDeletion"]
     assert Reference not in {type(item) for verb, item in world.cluster.writes if verb == "delete"}
-
-
-class Mortal(World):
-    """Its controller dies right before, or right after, its n-th write, and starts again knowing nothing."""
-
-    def __init__(self, *arguments, deadly, verb):
-        super().__init__(*arguments)
-        self.deadly = deadly
-        setattr(self.cluster, verb, self.judge)
-
-    def judge(self, verb, item):
-        self.deadly -= 1
-        return ClusterError("killed") if self.deadly == 0 else None
-
-    def settle(self, *keys):
-        for _ in range(3):
-            super().settle(*keys)
-            self.restart()
 
 
 @pytest.mark.parametrize("verb", ["refuse", "lose_answer"])

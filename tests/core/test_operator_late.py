@@ -3,10 +3,10 @@
 import pytest
 
 from jobs import job, node, nodes
-from operatorworld import World
+from operatorworld import Mortal, World
 from pipelinejob import names
 from pipelinejob.plan import Plan
-from pipelinejob_operator.cluster import ClusterError, ConflictError, InvalidError
+from pipelinejob_operator.cluster import ConflictError, InvalidError
 
 LATE = {"scheduling": {"binding": "Late"}}
 # Where a scheduler that knows nothing of stages puts four pods: at each step into the other leaf.
@@ -277,24 +277,6 @@ def test_a_template_that_the_cluster_finds_invalid_ends_the_job():
     world.settle()
 
     assert world.condition(key, "Succeeded")["reason"] == "InvalidTemplate"
-
-
-class Mortal(World):
-    """Its controller dies right after, or before, its n-th write."""
-
-    def __init__(self, *arguments, deadly, verb):
-        super().__init__(*arguments)
-        self.deadly = deadly
-        setattr(self.cluster, verb, self.judge)
-
-    def judge(self, verb, item):
-        self.deadly -= 1
-        return ClusterError("killed") if self.deadly == 0 else None
-
-    def settle(self, *keys):
-        for _ in range(4):
-            super().settle(*keys)
-            self.restart()
 
 
 @pytest.mark.parametrize("verb", ["refuse", "lose_answer"])

@@ -63,11 +63,6 @@ class Fabric:
         return Topology.of(self.nodes, profiles=self.profiles)
 
 
-def nodes_of(description: Mapping[str, Any]) -> tuple[NodeInfo, ...]:
-    """Give the nodes of a described cluster. Raises InvalidManifestError, as `read` does."""
-    return read(description).nodes
-
-
 def read(description: Mapping[str, Any]) -> Fabric:
     """Read a description, as YAML gives it.
 

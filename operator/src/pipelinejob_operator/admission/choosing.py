@@ -30,16 +30,6 @@ Free = Mapping[str, Resources]
 _PODS = "pods"
 
 
-def choose_nodes(
-    job: Job, spec: PipelineJobSpec, *, nodes: Sequence[Object], free: Free, settings: ControllerSettings
-) -> Placement:
-    """Give every rank a node.
-
-    Raises NoPlacementError with one sentence on what is missing, SpecError if the spec names an unknown topology.
-    """
-    return Chooser(nodes, settings).choose(replace(job, spec=spec), free)
-
-
 class Chooser:
     """Places jobs on the nodes of one moment; remembers what stays the same, however often it is asked about a job."""
 
