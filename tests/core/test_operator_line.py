@@ -113,6 +113,16 @@ def test_a_younger_job_goes_past_an_older_one_beside_the_room_that_is_kept_for_i
     assert states(world, older, younger) == ["Training", "Training"]
 
 
+def test_who_was_placed_in_the_very_second_counts_as_there_first_whatever_its_name():
+    world = World(nodes(1))
+    world.submit(job("z-running", parallelism={"pipeline": 1}))
+    world.settle()
+    waits = world.submit(job("a-waits", parallelism={"pipeline": 1}))
+    world.settle()
+
+    assert world.status(waits)["waitsFor"] == ["default/z-running"]
+
+
 def test_a_younger_job_does_not_take_what_the_older_waits_for():
     world = World(nodes(3))
     running = submit(world, "running", stages=1)

@@ -78,9 +78,13 @@ def _kept_where_others_leave(
 
 
 def _there_first(job: Job, room: Room) -> tuple[Job, ...]:
-    """Give the running jobs that did not go past this one, those that are expected to end soonest first."""
+    """Give the running jobs that did not go past this one, those that are expected to end soonest first.
+
+    Kubernetes tells time in whole seconds. Who began to run in the second in which this one began to wait counts as
+    there first: such jobs are few, and none is added later.
+    """
     own, since = room.order.rank(job), _waiting_since(job)
-    first = [each for each in room.running if room.order.rank(each) < own or _running_since(each) < since]
+    first = [each for each in room.running if room.order.rank(each) < own or _running_since(each) <= since]
     return tuple(sorted(first, key=lambda each: (_remaining_s(each), room.order.rank(each))))
 
 
