@@ -2,12 +2,13 @@
 
     python tests/bench/bench_schedules.py [--ranks 4] [--rounds 5] [--schedules 1F1B,ZB-V] [--output FILE.json]
 
-One process a rank over gloo; forward, input gradient and weight gradient of a rank's share take 40 ms each. The ideal
-is the simulator's, with nothing beside compute. torch plays its own schedule of that name, where it has one, and our
-list, where it can; and our runtime plays torch's interleaved zero bubble. The limit is the list's waits and messages
-with nothing else (`limit.py`): what this machine takes for them longer than the ideal is nobody's to save. Ends with 1
-if anything is out of its bound: our least step within 2 % of the ideal (3 % from 8 ranks on), our median one within 3 %
-of the plan, our bubble within 2 points of it, and our least step no longer than any peer's.
+One process a rank over gloo; forward, input gradient and weight gradient of a rank's share take 40 ms each, of plain
+torch (`calibration.py`; with --bare-waits the waits alone do, and autograd comes on top). The ideal is the simulator's,
+with nothing beside compute. torch plays its own schedule of that name, where it has one, and our list, where it can;
+and our runtime plays torch's interleaved zero bubble. The limit is the list's waits and messages with nothing else
+(`limit.py`): what this machine takes for them longer than the ideal is nobody's to save. Ends with 1 if anything is out
+of its bound: our least step within 2 % of the ideal (3 % from 8 ranks on), our median one within 3 % of the plan, our
+bubble within 2 points of it, and our least step no longer than any peer's.
 """
 
 import sys
@@ -16,6 +17,8 @@ from dataclasses import asdict, dataclass
 
 from torch import distributed
 
+import calibration
+from calibration import Excess
 from harness import (
     Measured,
     Player,
@@ -41,6 +44,7 @@ from pipelinejob.simulate import Simulation
 from pipelinejob_trainer.models.virtual import VOCABULARY_SIZE
 from pipelinejob_trainer.parallel import process_groups
 from pipelinejob_trainer.torch_runtime import reason_against
+from pipelines import Job
 
 SHARE_MS = 40  # as long as a stage of a large model takes; what a runtime costs by itself is a share of it
 PLAN_BOUND, BUBBLE_BOUND = 0.03, 0.02
@@ -60,6 +64,7 @@ class Options:
     micro_batches: int
     rounds: int
     share_ms: float
+    is_calibrated: bool
     schedules: tuple[str, ...]
 
 
@@ -123,15 +128,16 @@ def built(name: str, options: Options) -> Schedule:
     )
 
 
-def measure(rank: int, options: Options) -> tuple[dict[str, Schedule], dict[str, list]]:
+def measure(rank: int, options: Options) -> tuple[dict[str, Schedule], dict[int, Excess], dict[str, list]]:
     """One process: play every schedule with every player, in turns."""
     groups = process_groups(pipeline=options.ranks, data=1)
     costs = even_costs(options.ranks, share_ms=options.share_ms)
+    excess = calibrated(options)
     schedules: dict[str, Schedule] = {}
     players: dict[str, Player] = {}
     for name in options.schedules:
         schedule = borrowed(rank, options) if name == TORCHS_ALONE else built(name, options)
-        job = even_job(schedule, share_ms=options.share_ms)
+        job = even_job(schedule, share_ms=options.share_ms, excess=excess.get(schedule.num_stages // options.ranks))
         schedules[name] = schedule
         players[f"{name}|ours"] = ours(job, rank, groups)
         players[f"{name}|{LIMIT}"] = waits_and_messages(
@@ -145,7 +151,17 @@ def measure(rank: int, options: Options) -> tuple[dict[str, Schedule], dict[str,
             players[f"{name}|DeepSpeed"] = deepspeed(job, rank)
     samples = take_turns(players, options.rounds)
     distributed.barrier()
-    return schedules, samples
+    return schedules, excess, samples
+
+
+def calibrated(options: Options) -> dict[int, Excess]:
+    """Measure by how much waits are to be shorter, for as many chunks a rank as a schedule may have."""
+    if not options.is_calibrated:
+        return {}
+    return {
+        chunks: calibration.measure(options.share_ms / 1000 / chunks, sequence_length=Job.sequence_length)
+        for chunks in (1, 2)
+    }
 
 
 def borrowed(rank: int, options: Options) -> Schedule:
@@ -166,6 +182,12 @@ def report(options: Options, schedules: dict[str, Schedule], measured: dict[str,
             Row(schedule=name, plan=ideal(schedule, costs), ours=mine.pop("ours"), limit=mine.pop(LIMIT), peers=mine)
         )
     return rows
+
+
+def print_calibration(excess: dict[int, Excess]) -> None:
+    for chunks, each in excess.items():
+        off = ", ".join(f"{name.removesuffix('_s')} {1e6 * value:.0f}" for name, value in asdict(each).items())
+        print(f"{chunks} chunks a rank: µs that plain torch takes longer than the waits, which come off them: {off}")
 
 
 def print_table(options: Options, rows: Sequence[Row]) -> None:
@@ -192,6 +214,9 @@ def main() -> int:
     options.add_argument("--ranks", type=int, default=4)
     options.add_argument("--micro-batches", type=int, help="3 for each rank if unset")
     options.add_argument("--share-ms", type=float, default=SHARE_MS)
+    options.add_argument(
+        "--bare-waits", action="store_true", help="the waits alone take as long, autograd comes on top"
+    )
     options.add_argument("--schedules", default=",".join([*names, TORCHS_ALONE]))
     given = options.parse_args()
     chosen = Options(
@@ -199,10 +224,13 @@ def main() -> int:
         micro_batches=given.micro_batches or 3 * given.ranks,
         rounds=given.rounds,
         share_ms=given.share_ms,
+        is_calibrated=not given.bare_waits,
         schedules=tuple(given.schedules.split(",")),
     )
     results = launch(measure, chosen, world=chosen.ranks)
-    rows = report(chosen, results[0][0], laid_together([samples for _, samples in results]))
+    schedules, excess, _ = results[0]
+    rows = report(chosen, schedules, laid_together([samples for *_, samples in results]))
+    print_calibration(excess)
     print_table(chosen, rows)
     write(given.output, {"options": asdict(chosen), "rows": [row.figures for row in rows]})
     return 1 if any(row.problems for row in rows) else 0

@@ -19,6 +19,7 @@ from torch import distributed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from calibration import Excess
 from pipelinejob.schedules.actions import Schedule
 from pipelinejob.schedules.causes import WaitCause
 from pipelinejob.schedules.costs import CostModel, shares
@@ -86,10 +87,15 @@ def virtual_job(
     )
 
 
-def even_job(schedule: Schedule, *, share_ms: float) -> Job:
-    """Make a job in which a rank's whole share takes `share_ms` forward, and each of its gradients as long."""
-    layer_ms = [share_ms * schedule.num_ranks / schedule.num_stages] * schedule.num_stages
-    return virtual_job(schedule, forward_ms=layer_ms, input_ms=layer_ms, weight_ms=layer_ms)
+def even_job(schedule: Schedule, *, share_ms: float, excess: Excess | None = None) -> Job:
+    """Make a job in which a rank's whole share takes `share_ms` forward, and each of its gradients as long.
+
+    Each wait takes that long, or with `excess`, which is known not to be a runtime's, each pass.
+    """
+    pass_ms = share_ms * schedule.num_ranks / schedule.num_stages
+    waits_ms = excess.waits_ms(pass_ms, schedule) if excess else [pass_ms] * 3
+    forward_ms, input_ms, weight_ms = ([each] * schedule.num_stages for each in waits_ms)
+    return virtual_job(schedule, forward_ms=forward_ms, input_ms=input_ms, weight_ms=weight_ms)
 
 
 def _stretches(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
