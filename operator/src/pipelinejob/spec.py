@@ -12,16 +12,18 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from pipelinejob.failure_policy import FailurePolicy, FailureRule, RestartAction
 from pipelinejob.objective import Objective
 from pipelinejob.rules import Reason, Rule, changing_only_while_suspended, ruled, rules_extra, unchanging
 from pipelinejob.schedule_spec import LAYERS, LAYERS_KNOWN, SCHEDULE_RULES, ScheduleSpec
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.scheduling import BINDING_RULE, LATE_RULE, Binding, Scheduling
-from pipelinejob.topology_profile import MissingLabels
+from pipelinejob.topology_spec import Topology, TopologyScope
+from pipelinejob.training_spec import Checkpoint, CheckpointVolume, Evaluation, Optimizer, Precision, Training
 from pipelinejob.values import OPEN, Value
 from pipelinejob.workload import Corpus, Data, GptModel, Model
 
-# Model, data and schedule stand in files of their own, but belong to the spec like the rest.
+# Many parts stand in files of their own, but belong to the spec like the rest.
 __all__ = [
     "MAX_RANKS",
     "Binding",
@@ -64,20 +66,6 @@ def _given(field: str) -> str:
 
 
 _GIVEN_RANKS = f"{_given('pipeline')} * {_given('data')} * {_given('tensor')}"
-_NODE = "['node', 'kubernetes.io/hostname']"  # a level below all others, which need not be listed
-
-
-class Precision(StrEnum):
-    """Arithmetic of forward and backward; parameters and optimiser state stay fp32."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-
-
-class Optimizer(StrEnum):
-    """How parameters follow gradients."""
-
-    ADAMW = "AdamW"
 
 
 class Device(StrEnum):
@@ -85,13 +73,6 @@ class Device(StrEnum):
 
     GPU = "gpu"
     CPU = "cpu"
-
-
-class RestartAction(StrEnum):
-    """What a failure rule does."""
-
-    FAIL = "Fail"
-    RESTART = "Restart"
 
 
 class Parallelism(Value):
@@ -193,228 +174,6 @@ class CostsReference(Value):
     key: Annotated[str, Field(min_length=1, max_length=253, description="Its entry that holds the profile.")] = (
         "profile.json"
     )
-
-
-class TopologyScope(Value):
-    """How close ranks must or should be, as names of topology levels."""
-
-    model_config = ruled(
-        Rule(
-            rule="!has(self.required) || !has(self.preferred) || self.required != self.preferred",
-            message="preferred must differ from required, which holds anyhow; name a narrower level or leave it out",
-            field=".preferred",
-        ),
-    )
-
-    required: Annotated[
-        str | None, Field(min_length=1, max_length=316, description="All within one domain of this level, or wait.")
-    ] = None
-    preferred: Annotated[
-        str | None, Field(min_length=1, max_length=316, description="Within one domain of this level where possible.")
-    ] = None
-
-
-class Topology(Value):
-    """What the cluster's network looks like, and how close the stages must be."""
-
-    model_config = ruled(
-        Rule(
-            rule=f"!has(self.levels) || !has(self.pipeline.required) || self.pipeline.required in self.levels "
-            f"|| self.pipeline.required in {_NODE}",
-            message="pipeline.required must be one of levels, or node",
-            says='"%s" is not among levels; name one of them, or node, or add it',
-            values=("self.pipeline.required",),
-            field=".pipeline.required",
-        ),
-        Rule(
-            rule=f"!has(self.levels) || !has(self.pipeline.preferred) || self.pipeline.preferred in self.levels "
-            f"|| self.pipeline.preferred in {_NODE}",
-            message="pipeline.preferred must be one of levels, or node",
-            says='"%s" is not among levels; name one of them, or node, or add it',
-            values=("self.pipeline.preferred",),
-            field=".pipeline.preferred",
-        ),
-    )
-
-    profile: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=63,
-            description="Which node labels to read: a TopologyProfile's or a preset's name, or `auto` to detect it.",
-        ),
-    ] = "auto"
-    levels: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=316)], ...] | None,
-        Field(
-            min_length=1,
-            max_length=8,
-            description="Node label keys from coarse to fine, each once; overrides `profile`.",
-            json_schema_extra={
-                "x-kubernetes-list-type": "atomic",
-                **rules_extra(
-                    Rule(
-                        rule="self.all(key, self.exists_one(other, other == key))",
-                        message="a node label key stands here twice; keep one of them",
-                    ),
-                    Rule(
-                        rule="self.all(key, key.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?"
-                        "[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$'))",
-                        message="every level must be a node label key, as in topology.kubernetes.io/zone",
-                    ),
-                ),
-            },
-        ),
-    ] = None
-    missing_labels: Annotated[
-        MissingLabels | None,
-        Field(
-            description="What a node counts as that lacks a level's label. Separate, as if unset: a domain of its own. "
-            "Together: all such nodes are one domain. Exclude: it takes no stage. Overrides the TopologyProfile's."
-        ),
-    ] = None
-    pipeline: Annotated[TopologyScope, Field(description="Closeness of the stages of one replica.")] = TopologyScope()
-    objective: Annotated[
-        Objective,
-        Field(
-            description="What is weighed against a short step. auto: the most room for the next job within `threshold` "
-            "of the shortest step. chain: the shortest step. pack: the tightest domains that hold the job."
-        ),
-    ] = Objective.AUTO
-    threshold: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            description="Share of a step that may be given up for more room, where `objective` is auto; 0.01 is 1 %.",
-        ),
-    ] = 0.01
-
-
-class Training(Value):
-    """What is trained, how far, and how."""
-
-    model_config = ruled(
-        Rule(
-            rule="self.warmupSteps <= self.steps",
-            message="warmupSteps must be at most steps",
-            says="%d warm-up steps do not fit into %d steps; use at most %d",
-            values=("self.warmupSteps", "self.steps", "self.steps"),
-            field=".warmupSteps",
-        ),
-        unchanging("seed", why="the data order that was trained on so far follows from it"),
-    )
-
-    steps: Annotated[int, Field(ge=1, le=1_000_000_000, description="Optimiser steps in all.")]
-    optimizer: Annotated[Optimizer, Field(description="The optimiser; AdamW.")] = Optimizer.ADAMW
-    learning_rate: Annotated[float, Field(gt=0, le=10, description="Peak learning rate.")] = 3e-4
-    warmup_steps: Annotated[
-        int,
-        Field(ge=0, le=1_000_000_000, description="Steps of linear warm-up; then cosine decay to a tenth."),
-    ] = 0
-    weight_decay: Annotated[float, Field(ge=0, le=1, description="Decoupled weight decay, on matrices only.")] = 0.1
-    clip_norm: Annotated[
-        float, Field(ge=0, le=1e6, description="Bound on the global gradient norm over all stages; 0 clips nothing.")
-    ] = 1.0
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="Seed of initial weights and data order.")] = 0
-    precision: Annotated[Precision, Field(description="fp32 or bf16 arithmetic; master weights are fp32.")] = (
-        Precision.FP32
-    )
-    preflight: Annotated[
-        bool,
-        Field(
-            description="Before the first step, compare one step's gradients of a shrunk model with a single "
-            "process's, and fail if they differ."
-        ),
-    ] = False
-
-
-class Evaluation(Value):
-    """When and on what the model is evaluated, with the forward passes of the job's schedule."""
-
-    interval_steps: Annotated[int, Field(ge=1, le=1_000_000_000, description="Steps between evaluations.")]
-    batches: Annotated[int, Field(ge=1, le=65536, description="Batches of each evaluation, as large as a step's.")] = 1
-    paths: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] | None,
-        Field(
-            min_length=1,
-            max_length=64,
-            description="Files, or globs of files, to evaluate on, readable in every first and last stage; "
-            "if unset, the last twentieth of the training text, which is then not trained on.",
-            json_schema_extra={"x-kubernetes-list-type": "atomic"},
-        ),
-    ] = None
-
-
-class CheckpointVolume(Value):
-    """Where checkpoints live: a volume that all stages share."""
-
-    claim_name: Annotated[
-        str, Field(min_length=1, max_length=253, description="A PersistentVolumeClaim of the job's namespace.")
-    ]
-
-
-class Checkpoint(Value):
-    """When and where the state is saved."""
-
-    model_config = ruled(
-        unchanging("path", why="the state would be left behind in the old folder"),
-        unchanging("volume", why="the state would be left behind on the old volume"),
-    )
-
-    interval_steps: Annotated[
-        int, Field(ge=0, le=1_000_000_000, description="Steps between checkpoints; 0: only at the end.")
-    ] = 100
-    keep: Annotated[int, Field(ge=1, le=1000, description="Verified checkpoints kept; older ones are deleted.")] = 2
-    path: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            max_length=1024,
-            description="Folder below the volume, or the run's output; `<namespace>/<job>` on a volume if unset.",
-            json_schema_extra=rules_extra(
-                Rule(
-                    rule="!self.startsWith('/') && !self.matches('(^|/)[.][.](/|$)')",
-                    message="must be a folder below the volume: no leading / and no ..",
-                    says='"%s" leads out of the volume; write a folder below it, without leading / and ..',
-                    values=("self",),
-                )
-            ),
-        ),
-    ] = None
-    volume: Annotated[
-        CheckpointVolume | None,
-        Field(description="A volume shared by all stages; without one, checkpoints do not outlive the pods."),
-    ] = None
-
-
-class FailureRule(Value):
-    """What to do when a stage ends with one of these exit codes; the first rule that matches counts."""
-
-    action: Annotated[RestartAction, Field(description="Fail: end the job. Restart: count a restart and go on.")]
-    on_exit_codes: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=255)], ...],
-        Field(
-            min_length=1,
-            max_length=255,
-            description="Exit codes, 1 to 255.",
-            json_schema_extra={"x-kubernetes-list-type": "set"},
-        ),
-    ]
-
-
-class FailurePolicy(Value):
-    """How often a failed gang is restarted from its last checkpoint, and which failures are final."""
-
-    max_restarts: Annotated[int, Field(ge=0, le=100_000, description="Restarts before the job fails.")] = 6
-    rules: Annotated[
-        tuple[FailureRule, ...],
-        Field(
-            max_length=32,
-            description="Rules by exit code, first match counts.",
-            json_schema_extra={"x-kubernetes-list-type": "atomic"},
-        ),
-    ] = ()
 
 
 class StageTemplate(Value):
