@@ -48,6 +48,7 @@ class Goal:
     objective: Objective | None
     slack: float
     num_levels: int
+    num_packed: int  # levels whose room is kept whatever that costs, where the tightest domains are wanted
 
     def chain(self, placer: Placer, depth: int) -> Found | None:
         """Give the chain that serves best within one domain of a depth or deeper; None if none was found."""
@@ -56,9 +57,10 @@ class Goal:
             return least
         search = _Search(placer, depth, least)
         if self.objective is Objective.PACK:
-            for level in range(1, self.num_levels - 1):  # all but the closest domains, and the nodes
+            for level in range(1, min(self.num_packed, self.num_levels) + 1):
                 search.keep(level, budget=inf)
-            search.keep(self.num_levels - 1, budget=search.best.cost + placer.ties_s)
+            if self.num_packed < self.num_levels:
+                search.keep(self.num_packed + 1, budget=search.best.cost + placer.ties_s)
             return search.best
         slack = self.slack if self.objective is Objective.AUTO else 0.0
         for level in range(1, self.num_levels + 1):

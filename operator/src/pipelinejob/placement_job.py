@@ -110,11 +110,20 @@ class Job:
         if self.objective is Objective.CHAIN:
             return least
         if self.objective is Objective.PACK:
-            coarse = self.num_levels - 2
-            return min(outcomes, key=lambda each: (each.tightness[:coarse], each.penalty_s, each.tightness))
+            return min(outcomes, key=self._packing)
         budget = least.penalty_s + self.slack + self._unit * _ALIKE
         affordable = [each for each in outcomes if each.penalty_s <= budget]
         return min(affordable, key=lambda each: (each.tightness, each.penalty_s))
+
+    def _packing(self, outcome: Outcome) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
+        """Sort by the room of coarse levels, then by price, then by the room of close ones."""
+        tightness = outcome.tightness
+        return tightness[: self._num_packed], self._rounded(outcome.penalty_s), tightness
+
+    @property
+    def _num_packed(self) -> int:
+        """Count the levels whose room `pack` keeps at any price: all but the closest domains, and the nodes."""
+        return max(0, self.num_levels - 2)
 
     def _rounded(self, penalty_s: float) -> int:
         return round(penalty_s / self._unit / _ALIKE)
@@ -128,7 +137,7 @@ class Job:
         is_traded = self.objective is Objective.PACK or (self.objective is Objective.AUTO and self.given is not None)
         for objective in (None, self.objective) if is_traded else (Objective.CHAIN,):
             slack = self.slack + crossing_ties_s(self.prices)  # room counts for more than crossings that cost nothing
-            goal = Goal(objective=objective, slack=slack, num_levels=self.num_levels)
+            goal = Goal(objective=objective, slack=slack, num_levels=self.num_levels, num_packed=self._num_packed)
             apart = [self._by_chain(goal)]
             rooms, num_replicas, depth = self._alike, len(self.chains), self.required_depth
             if rooms is not None and self._has_rings:
