@@ -16,7 +16,7 @@ stage, the first half goes back to an **entrance** inside of it, and what lies b
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,9 +27,8 @@ from pipelinejob_trainer.engine import accumulate, capture
 from pipelinejob_trainer.saved import SavedTensors
 
 _Edges = tuple[tuple[Node, int], ...]
-
-
 _Parameters = tuple[torch.Tensor, ...]
+_NONE: _Parameters = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,37 +106,54 @@ def _left(junction: Junction, arrived: Iterator[torch.Tensor | None]) -> _Left:
 
 
 def find_way(root: Node, goal: Node) -> Way | None:
-    """Find the way from a node back to another; None if there is none."""
+    """Find the way from a node back to another; None if there is none.
+
+    It is found anew for every micro-batch, since layers may do other things each time: so it is kept quick.
+    """
     edges_of = _children_first(root)
     on_way: dict[Node, _Parameters] = {}  # and the parameters that join there
     aside: dict[Node, _Parameters] = {}  # and the parameters that they lead to
     for node, edges in edges_of.items():
-        below = [child for child, _ in edges if child not in on_way]
-        parameters = _union(aside[child] for child in below)
-        if node is goal or len(below) < len(edges):
-            on_way[node] = parameters
-        else:
-            aside[node] = parameters if edges else _leaf(node)
+        is_on_way = node is goal
+        parameters = _NONE if edges or is_on_way else _leaf(node)
+        for child, _ in edges:
+            below = aside.get(child)
+            if below is None:
+                is_on_way = True
+            elif below is not parameters:
+                parameters = _union(parameters, below)
+        (on_way if is_on_way else aside)[node] = parameters
     if root not in on_way:
         return None
-    counts = Counter(parameter for parameters in on_way.values() for parameter in parameters)
-    repeated = {parameter for parameter, count in counts.items() if count > 1}
+    repeated = _repeated(on_way.values())
     junctions = tuple(_junctions(edges_of, on_way, repeated))
-    both = (node for node, parameters in aside.items() if 0 < len(repeated.intersection(parameters)) < len(parameters))
+    both = tuple(_leading_to_both(aside, repeated)) if repeated else ()
     return Way(junctions, tuple(repeated), (*(junction.node for junction in junctions), *both))
 
 
+def _repeated(groups: Iterable[_Parameters]) -> dict[torch.Tensor, None]:
+    counts = Counter(parameter for parameters in groups for parameter in parameters)
+    return {parameter: None for parameter, count in counts.items() if count > 1}
+
+
+def _leading_to_both(aside: dict[Node, _Parameters], repeated: Container[torch.Tensor]) -> Iterator[Node]:
+    for node, parameters in aside.items():
+        if 0 < sum(parameter in repeated for parameter in parameters) < len(parameters):
+            yield node
+
+
 def _junctions(
-    edges_of: dict[Node, _Edges], on_way: dict[Node, _Parameters], repeated: set[torch.Tensor]
+    edges_of: dict[Node, _Edges], on_way: dict[Node, _Parameters], repeated: Container[torch.Tensor]
 ) -> Iterator[Junction]:
+    single = {node: tuple(p for p in all_of if p not in repeated) for node, all_of in on_way.items() if all_of}
     slots: dict[Node, dict[int, None]] = {}
     for node in on_way:
         for child, slot in edges_of[node]:
-            slots.setdefault(child, {})[slot] = None
-    for node, parameters in on_way.items():
-        single = tuple(each for each in parameters if each not in repeated)
-        if single:
-            yield Junction(node, tuple(GradientEdge(node, slot) for slot in slots.get(node, (0,))), single)
+            if child in single:
+                slots.setdefault(child, {})[slot] = None
+    for node, parameters in single.items():
+        if parameters:
+            yield Junction(node, tuple(GradientEdge(node, slot) for slot in slots.get(node, (0,))), parameters)
 
 
 def _children_first(root: Node) -> dict[Node, _Edges]:
@@ -156,16 +172,15 @@ def _children_first(root: Node) -> dict[Node, _Edges]:
     return finished
 
 
-def _leaf(node: Node) -> tuple[torch.Tensor, ...]:
+def _leaf(node: Node) -> _Parameters:
     variable = getattr(node, "variable", None)  # only nodes that end in a leaf have it
-    return () if variable is None else (variable,)
+    return _NONE if variable is None else (variable,)
 
 
-def _union(groups: Iterable[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
-    filled = [group for group in groups if group]
-    if len(filled) <= 1:
-        return filled[0] if filled else ()
-    return tuple(dict.fromkeys(each for group in filled for each in group))
+def _union(one: _Parameters, other: _Parameters) -> _Parameters:
+    if not one or not other:
+        return one or other
+    return tuple(dict.fromkeys((*one, *other)))
 
 
 def _add(parameters: Iterable[torch.Tensor], gradients: Iterable[torch.Tensor | None]) -> None:
