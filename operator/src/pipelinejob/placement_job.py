@@ -135,21 +135,34 @@ class Job:
     def layouts(self) -> Iterator[Replicas]:
         """Give what is worth comparing; raises NoPlacementError if there is nothing."""
         is_traded = self.objective is Objective.PACK or (self.objective is Objective.AUTO and self.given is not None)
+        whole = list(self._as_one_chain())
         for objective in (None, self.objective) if is_traded else (Objective.CHAIN,):
-            slack = self.slack + crossing_ties_s(self.prices)  # room counts for more than crossings that cost nothing
-            goal = Goal(objective=objective, slack=slack, num_levels=self.num_levels, num_packed=self._num_packed)
+            goal = self._goal(objective)
             apart = [self._by_chain(goal)]
             rooms, num_replicas, depth = self._alike, len(self.chains), self.required_depth
             if rooms is not None and self._has_rings:
                 root = self.topology.root
                 apart += by_ring(root, rooms, self.prices, num_replicas=num_replicas, goal=goal, depth=depth)
+            apart += whole
             if rooms is not None and num_replicas > 1:
-                num_stages = len(self.chains[0])
-                apart += as_one_chain(
-                    self.topology.root, rooms, num_stages=num_stages, num_replicas=num_replicas, goal=goal, depth=depth
-                )
                 yield from self._jointly(rooms, goal, apart)
             yield from apart
+
+    def _goal(self, objective: Objective | None) -> Goal:
+        slack = self.slack + crossing_ties_s(self.prices)  # room counts for more than crossings that cost nothing
+        return Goal(objective=objective, slack=slack, num_levels=self.num_levels, num_packed=self._num_packed)
+
+    def _as_one_chain(self) -> Iterator[Replicas]:
+        rooms, num_replicas = self._alike, len(self.chains)
+        if rooms is not None and num_replicas > 1:
+            yield from as_one_chain(
+                self.topology.root,
+                rooms,
+                self.prices,
+                num_replicas=num_replicas,
+                goal=self._goal(None),
+                depth=self.required_depth,
+            )
 
     def _closest_of(self, layouts: Iterable[Replicas]) -> list[Replicas]:
         """Keep the layouts whose chains all stand as close as required, and of these those with most as preferred."""

@@ -1,12 +1,14 @@
 """Lays a whole job of like stages out as one long chain, and lets ranks change their seats.
 
 All ranks together in as few and as tight domains as there are leave the most room, whatever they cost; then seats are
-handed out chain after chain, or ring after ring. Changing seats leaves the room as it is: swaps that shorten the step
-are made as long as there are any, those of the dearest chain and the dearest ring, which alone count.
+handed out chain after chain, or ring after ring, over the closest domains in the order in which that costs least.
+Changing seats leaves the room as it is: swaps that shorten the step are made as long as there are any, those of the
+dearest chain and the dearest ring, which alone count.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, combinations, groupby, islice
 
 from pipelinejob.objective import Objective
 from pipelinejob.placement_costs import JobCosts, Tally
@@ -17,21 +19,75 @@ from pipelinejob.topology import Domain
 
 Replicas = tuple[tuple[Path, ...], ...]
 
+_Handing = Callable[[Sequence[Path]], Replicas]  # who gets which of the seats
+
 _EFFORT = 3_000  # swaps that are priced to improve one layout
+_REORDERED = 1_500  # ranks that are priced to find the order of the domains
+_MOST_PRICED = 48  # ranks whose chains are placed end to end by price: the work grows with the cube of them
 
 
 def as_one_chain(
-    root: Domain, rooms: Mapping[Path, int], *, num_stages: int, num_replicas: int, goal: Goal, depth: int
+    root: Domain, rooms: Mapping[Path, int], prices: Prices, *, num_replicas: int, goal: Goal, depth: int
 ) -> Iterator[Replicas]:
-    """Give layouts of all ranks in one domain of a depth, in the tightest domains and with the fewest crossings."""
-    num_ranks = num_stages * num_replicas
-    placer = LikeStages(root, rooms, crossing_prices(num_ranks, goal.num_levels))
+    """Give layouts of all ranks in one domain of a depth, in the tightest domains, with few or with cheap crossings."""
+    num_stages, num_ranks = prices.num_stages, prices.num_stages * num_replicas
+
+    def by_chain(seats: Sequence[Path]) -> Replicas:
+        return tuple(tuple(seats[start : start + num_stages]) for start in range(0, num_ranks, num_stages))
+
+    def by_ring(seats: Sequence[Path]) -> Replicas:
+        return tuple(tuple(seats[replica::num_replicas]) for replica in range(num_replicas))
+
+    crossed = LikeStages(root, rooms, crossing_prices(num_ranks, goal.num_levels))
+    for seats in _seats(crossed, goal, depth):
+        yield from (_in_order(seats, prices, handed) for handed in (by_chain, by_ring))
+    if num_ranks <= _MOST_PRICED:
+        priced = LikeStages(root, rooms, _end_to_end(prices, num_replicas))
+        yield from map(by_chain, _seats(priced, goal, depth))
+
+
+def _seats(placer: LikeStages, goal: Goal, depth: int) -> Iterator[tuple[Path, ...]]:
     for objective in (Objective.PACK, None):
         found = replace(goal, objective=objective).chain(placer, depth)
         if found is not None:
-            seats = found.paths
-            yield tuple(seats[start : start + num_stages] for start in range(0, num_ranks, num_stages))
-            yield tuple(seats[replica::num_replicas] for replica in range(num_replicas))
+            yield found.paths
+
+
+def _end_to_end(prices: Prices, num_replicas: int) -> Prices:
+    """Give the prices of all chains, one after another, as if they were one: between two of them it costs nothing."""
+    free = (0.0,) * prices.num_depths
+    return Prices(
+        step_s=prices.step_s,
+        chain=((*prices.chain, free) * num_replicas)[:-1],
+        ring=(free,) * (prices.num_stages * num_replicas),
+        wrap=free,
+    )
+
+
+def _in_order(seats: Sequence[Path], prices: Prices, handed: _Handing) -> Replicas:
+    """Hand the seats out over the closest domains in the best order found: two at a time change their turns."""
+    blocks = [tuple(inside) for _, inside in groupby(seats, key=lambda seat: seat[:-1])]
+    orders = (blocks, sorted(blocks, key=len, reverse=True))
+    least, _, order = min((prices.penalty_s(handed(_joined(each))), number, each) for number, each in enumerate(orders))
+    effort = _REORDERED // len(seats)
+    while effort > 0 and len(order) > 1:
+        turns = [_swapped(order, *pair) for pair in islice(combinations(range(len(order)), 2), effort)]
+        effort -= len(turns)
+        best = min((prices.penalty_s(handed(_joined(each))), number) for number, each in enumerate(turns))
+        if best[0] >= least:
+            break
+        least, order = best[0], turns[best[1]]
+    return handed(_joined(order))
+
+
+def _joined(blocks: Sequence[Sequence[Path]]) -> list[Path]:
+    return list(chain.from_iterable(blocks))
+
+
+def _swapped(blocks: Sequence[tuple[Path, ...]], one: int, other: int) -> list[tuple[Path, ...]]:
+    swapped = list(blocks)
+    swapped[one], swapped[other] = blocks[other], blocks[one]
+    return swapped
 
 
 def with_seats_changed(replicas: Replicas, prices: Prices) -> Replicas:
