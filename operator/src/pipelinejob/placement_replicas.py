@@ -7,12 +7,13 @@ the close links. In such a domain, and on nodes that hold several ranks, every r
 same order, so that members of a ring stand at the same place of their nodes: on the same rail.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
+from math import inf
 
 from pipelinejob.placement_goal import Goal
-from pipelinejob.placement_like import LikeStages
+from pipelinejob.placement_like import Found, LikeStages, Limits
 from pipelinejob.prices import Path, Prices
 from pipelinejob.topology import Domain
 
@@ -25,19 +26,50 @@ def by_ring(
     """Give layouts with all copies of a stage in one domain, for each level; each chain in one domain of `depth`."""
     for level in range(max(1, depth), prices.num_depths):
         groups = _groups(rooms, level, num_replicas)
-        placer = LikeStages(root, groups, _within(prices, level))
+        placer = _Rings(LikeStages(root, groups, _within(prices, level)), rooms, num_replicas)
         found = replace(goal, num_levels=level).chain(placer, depth) if groups else None
         if found is None:
             continue
-        yield _filled(found.paths, rooms, num_replicas, chains_first=True)
-        yield _filled(found.paths, rooms, num_replicas, chains_first=False)
+        domains = found.paths[::num_replicas]
+        yield _filled(domains, rooms, num_replicas, chains_first=True)
+        yield _filled(domains, rooms, num_replicas, chains_first=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rings:
+    """Finds a domain for each ring, and counts the room in ranks: what is left over where no ring fits is room too."""
+
+    rings: LikeStages
+    ranks: Mapping[Path, int]  # the room of each node
+    size: int
+
+    def least(self, *, depth: int, limits: Limits | None = None, within: float = inf) -> Found | None:
+        """Give the cheapest domains for the rings, one for each rank in order of the stages."""
+        of_rings = {path: most // self.size for path, most in (limits or {}).items()}
+        found = self.rings.least(depth=depth, limits=of_rings, within=within)
+        if found is None:
+            return None
+        return Found(cost=found.cost, walk=lambda: [path for path in found.paths for _ in range(self.size)])
+
+    def rooms(self, depth: int) -> dict[Path, int]:
+        """Give the room of each domain of a depth in ranks."""
+        return _totals(self.ranks, depth)
+
+    @property
+    def ties_s(self) -> float:
+        return self.rings.ties_s
+
+
+def _totals(rooms: Mapping[Path, int], depth: int) -> dict[Path, int]:
+    totals: dict[Path, int] = {}
+    for path, room in rooms.items():
+        totals[path[:depth]] = totals.get(path[:depth], 0) + room
+    return totals
 
 
 def _groups(rooms: dict[Path, int], level: int, size: int) -> dict[Path, int]:
     """Count how many groups of ranks each domain of a level has room for."""
-    totals: dict[Path, int] = {}
-    for path, room in rooms.items():
-        totals[path[:level]] = totals.get(path[:level], 0) + room
+    totals = _totals(rooms, level)
     return {path: total // size for path, total in totals.items() if total >= size}
 
 
