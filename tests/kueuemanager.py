@@ -33,7 +33,7 @@ _CONVERSION = {
 def install_crds(server: ApiServer) -> None:
     """Have the API server serve Kueue's kinds."""
     server.kubectl("apply", "--server-side", "-f", toolchain.manifests(toolchain.KUEUE_MANAGER))
-    wait_until(lambda: _is_served(server), "Kueue's kinds are served", timeout_s=60)
+    wait_until(lambda: _is_served(server), "Kueue's kinds are served")
 
 
 def start_kueue(server: ApiServer) -> Process:
@@ -62,7 +62,7 @@ def start_kueue(server: ApiServer) -> Process:
         binary=toolchain.find(toolchain.KUEUE_MANAGER),
     )
     try:
-        wait_until(lambda: _mount(server, certificates), "Kueue's certificates are made", timeout_s=60)
+        wait_until(lambda: _mount(server, certificates), "Kueue's certificates are made")
         wait_until(lambda: "Starting workers" in manager.log.read_text(), "Kueue works", timeout_s=120)
     except TimeoutError as error:
         raise RuntimeError(f"{error}\n{manager.tail()}") from error

@@ -45,7 +45,7 @@ class OperatorProcess:
     def start(self) -> None:
         self.process.start()
         try:
-            wait_until(lambda: self.get("/readyz") == "ok", "operator ready", timeout_s=30)
+            wait_until(lambda: self.get("/readyz") == "ok", "operator ready")
         except TimeoutError as error:
             raise RuntimeError(f"{error}\n{self.process.tail()}") from error
 

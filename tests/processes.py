@@ -77,9 +77,10 @@ class Process:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
 
 
-def wait_until(claim: Callable[[], object], what: str, *, timeout_s: float = 30, poll_s: float = 0.1) -> None:
+def wait_until(claim: Callable[[], object], what: str, *, timeout_s: float = 120, poll_s: float = 0.1) -> None:
     """Wait until `claim` gives something true.
 
+    The time is for machines on which everything is slow: no test should fail by it that would pass elsewhere.
     Raises TimeoutError with `what` and the last error seen.
     """
     deadline = time.monotonic() + timeout_s

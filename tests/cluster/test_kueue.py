@@ -76,7 +76,7 @@ def manager(server, operator):
     server.apply(queued("default", "early", stages=1, queue="nowhere"))
     wait_until(lambda: reason(server, "default", "early") == "NoKueue", "the job is told that there is no Kueue")
     manager = kueue.start_kueue(server)
-    wait_until(lambda: "doesn't exist" in message(server, "default", "early"), "Kueue answers", timeout_s=60)
+    wait_until(lambda: "doesn't exist" in message(server, "default", "early"), "Kueue answers")
     assert message(server, "default", "early") == (
         "waits for quota in queue nowhere: not reserved: LocalQueue nowhere doesn't exist"
     )

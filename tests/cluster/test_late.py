@@ -55,7 +55,7 @@ def trains(server: ApiServer, namespace: str) -> bool:
 def test_crossings_are_no_more_than_the_racks_that_the_scheduler_used_less_one(api_server, operator, namespace, fabric):
     api_server.apply(late(namespace))
 
-    wait_until(lambda: trains(api_server, namespace), "it trains", timeout_s=60)
+    wait_until(lambda: trains(api_server, namespace), "it trains")
 
     found = pods(api_server, namespace, "gpt")
     racks = {fabric[pod["spec"]["nodeName"]] for pod in found}
@@ -69,7 +69,7 @@ def test_crossings_are_no_more_than_the_racks_that_the_scheduler_used_less_one(a
 
 def test_no_pod_had_a_gate_or_a_place_of_ours(api_server, operator, namespace, fabric):
     api_server.apply(late(namespace))
-    wait_until(lambda: trains(api_server, namespace), "it trains", timeout_s=60)
+    wait_until(lambda: trains(api_server, namespace), "it trains")
 
     for pod in pods(api_server, namespace, "gpt"):
         assert "affinity" not in pod["spec"]
@@ -78,13 +78,12 @@ def test_no_pod_had_a_gate_or_a_place_of_ours(api_server, operator, namespace, f
 
 def test_a_numbered_gang_ends_well_and_restarts_when_a_stage_fails(api_server, operator, namespace, fabric):
     api_server.apply(late(namespace, stages=2))
-    wait_until(lambda: trains(api_server, namespace), "it trains", timeout_s=60)
+    wait_until(lambda: trains(api_server, namespace), "it trains")
     finish_pod(api_server, namespace, status(api_server, namespace)["stages"][1]["pod"], exit_code=1)
 
     wait_until(
         lambda: status(api_server, namespace)["attempt"] == 2 and trains(api_server, namespace),
         "the next attempt trains",
-        timeout_s=60,
     )
     assert status(api_server, namespace)["restarts"] == 1
 
@@ -100,7 +99,6 @@ def test_a_gang_that_is_only_partly_bound_gives_everything_back(api_server, oper
     wait_until(
         lambda: condition(api_server, namespace, "gpt", "Placed")["reason"] == "GangTimeout",
         "it gives up",
-        timeout_s=60,
     )
 
     assert "1 of 17 pods were not bound within 15 s" in condition(api_server, namespace, "gpt", "Placed")["message"]
@@ -115,7 +113,7 @@ def test_the_numbering_outlives_the_operator(api_server, operator, namespace, fa
 
     operator.start()
 
-    wait_until(lambda: trains(api_server, namespace), "it trains", timeout_s=60)
+    wait_until(lambda: trains(api_server, namespace), "it trains")
     assert {each["stage"]: each["pod"] for each in status(api_server, namespace)["stages"]} == before
     annotations = {
         pod["metadata"]["name"]: pod["metadata"].get("annotations", {}).get(RANK)

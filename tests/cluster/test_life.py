@@ -6,11 +6,11 @@ The namespace enforces Pod Security `restricted` throughout.
 from __future__ import annotations
 
 import json
+from itertools import takewhile
 from typing import Any
 
 import pytest
 
-import toolchain
 from apiserver import ApiServer
 from fakenodes import add_nodes, finish_pod, node
 from operatorprocess import OperatorProcess, condition, is_placed, job, pods
@@ -18,6 +18,7 @@ from pipelinejob.cost import LayerCost, Profile
 from pipelinejob.names import PLAN_FILE, plan_name
 from pipelinejob.plan import CostSource
 from pipelinejob_operator.objects.costs import costs_config_map
+from podhistory import PodHistory
 from processes import Process, wait_until
 
 # One worker for all: they share an operator, or fight over its processor time.
@@ -87,7 +88,7 @@ def test_a_job_that_waits_is_placed_when_a_node_comes(api_server, operator, name
 
     new_node(gpus=1)
 
-    wait_until(lambda: is_running(api_server, namespace), "it runs", timeout_s=30)
+    wait_until(lambda: is_running(api_server, namespace), "it runs")
 
 
 def test_a_job_waits_for_the_costs_that_it_names_and_is_planned_with_them(api_server, operator, namespace, new_node):
@@ -98,7 +99,7 @@ def test_a_job_waits_for_the_costs_that_it_names_and_is_planned_with_them(api_se
 
     api_server.apply(costs_config_map(costs(STAGES + 2), name="measured", namespace=namespace))
 
-    wait_until(lambda: is_running(api_server, namespace), "it runs", timeout_s=60)
+    wait_until(lambda: is_running(api_server, namespace), "it runs")
     plan = json.loads(api_server.get("configmap", "-n", namespace, plan_name("gpt"))["data"][PLAN_FILE])
     assert "config map measured is not in the job's namespace" in said
     assert plan["prediction"]["source"] == "profiled"
@@ -118,39 +119,23 @@ def costs(num_layers: int) -> Profile:
 
 
 def test_every_pod_is_made_with_the_gate_and_none_is_released_before_all_are_there(
-    api_server, operator, namespace, new_node, tmp_path
+    api_server, operator, namespace, new_node
 ):
     new_node(gpus=STAGES)
-    watch = Process(
-        "watch",
-        [
-            *(toolchain.find("kubectl"), f"--kubeconfig={api_server.kubeconfig}", "get", "pods", "-n", namespace),
-            *("--watch", "--output-watch-events", "-o", "json"),
-        ],
-        log=tmp_path / "watch.json",
-    )
-    watch.start()
-    api_server.apply(job(namespace, "gpt", stages=STAGES))
-    wait_until(lambda: is_running(api_server, namespace), "it runs")
-    seen = [event["object"] for event in stream(watch.log.read_text())]
-    watch.stop()
+    with PodHistory(api_server, namespace) as history:
+        api_server.apply(job(namespace, "gpt", stages=STAGES))
+        wait_until(lambda: is_running(api_server, namespace), "it runs")
+        wait_until(
+            lambda: not all(is_gated(pod) for there in history.moments() for pod in there.values()), "it was watched"
+        )
 
-    first_released = next(number for number, pod in enumerate(seen) if not pod["spec"].get("schedulingGates"))
-    gated = {pod["metadata"]["name"] for pod in seen[:first_released]}
-    assert gated == {f"gpt-r0-s{stage}" for stage in range(STAGES)}
-    assert not any(pod["spec"].get("nodeName") for pod in seen[:first_released])
+    gated = list(takewhile(lambda there: all(map(is_gated, there.values())), history.moments()))
+    assert set(gated[-1]) == {f"gpt-r0-s{stage}" for stage in range(STAGES)}
+    assert not any(pod["spec"].get("nodeName") for there in gated for pod in there.values())
 
 
-def stream(text: str) -> list[dict[str, Any]]:
-    """Parse JSON documents that follow one another; the last may be torn."""
-    decoder, found, at = json.JSONDecoder(), [], 0
-    while (at := next((i for i in range(at, len(text)) if not text[i].isspace()), len(text))) < len(text):
-        try:
-            item, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError:
-            break
-        found.append(item)
-    return found
+def is_gated(pod: dict[str, Any]) -> bool:
+    return bool(pod["spec"].get("schedulingGates"))
 
 
 def test_a_job_runs_one_pod_a_stage_each_owned_by_it(api_server, namespace, running):
@@ -244,7 +229,7 @@ def test_describe_tells_the_story(api_server, namespace, running):
 
 
 def test_an_operator_that_starts_anew_changes_nothing(api_server, operator, namespace, running):
-    wait_until(lambda: status(api_server, namespace).get("state") in {"Training", "Starting"}, "the status is written")
+    wait_until(lambda: status(api_server, namespace).get("state") == "Training", "the last status is written")
     operator.stop()
     before = versions(api_server, namespace)
     operator.start()

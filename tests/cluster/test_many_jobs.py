@@ -84,14 +84,16 @@ def test_a_job_of_higher_priority_takes_the_place_of_a_lower_one_which_comes_bac
 
     api_server.apply(here(namespace, "high", stages=2, priority=classes["high"]))
 
-    wait_until(lambda: runs(api_server, namespace, "high", stages=2), "the higher one runs", timeout_s=30)
-    placed = condition(api_server, namespace, "low", "Placed")
-    assert placed["reason"] == "Preempted"
-    assert placed["message"].startswith(f"made way for {namespace}/high; ")
+    wait_until(lambda: runs(api_server, namespace, "high", stages=2), "the higher one runs")
+    made_way = f"made way for {namespace}/high; "
+    wait_until(
+        lambda: condition(api_server, namespace, "low", "Placed")["message"].startswith(made_way), "the lower waits"
+    )
+    assert condition(api_server, namespace, "low", "Placed")["reason"] == "Preempted"
     assert not pods(api_server, namespace, "low")
 
     api_server.kubectl("delete", "pipelinejob", "-n", namespace, "high")
-    wait_until(lambda: runs(api_server, namespace, "low", stages=2), "the lower one is back", timeout_s=30)
+    wait_until(lambda: runs(api_server, namespace, "low", stages=2), "the lower one is back")
     seen = status(api_server, namespace, "low")
     assert (seen["preemptions"], seen["restarts"], seen["disruptions"]) == (1, 0, 0)
     wait_until(lambda: "Preempted" in reasons(api_server, namespace, "low"), "it is told")
@@ -123,7 +125,7 @@ def test_a_younger_job_passes_an_older_one_beside_what_is_kept_for_it(api_server
     wait_until(lambda: runs(api_server, namespace, "younger", stages=1), "the younger passes")
 
     api_server.kubectl("delete", "pipelinejob", "-n", namespace, "running")
-    wait_until(lambda: runs(api_server, namespace, "older", stages=2), "the older starts", timeout_s=30)
+    wait_until(lambda: runs(api_server, namespace, "older", stages=2), "the older starts")
     assert runs(api_server, namespace, "younger", stages=1)
 
 
@@ -143,7 +145,6 @@ def test_lost_nodes_are_made_up_for_in_their_rack_and_healthy_stages_stay(api_se
     wait_until(
         lambda: runs(api_server, namespace, "gpt", stages=4) and status(api_server, namespace, "gpt")["attempt"] > 1,
         "the next attempt runs",
-        timeout_s=40,
     )
     after = [stage["node"] for stage in status(api_server, namespace, "gpt")["stages"]]
     assert [after[0], after[3]] == [before[0], before[3]]
@@ -158,6 +159,6 @@ def test_what_a_spec_leaves_open_is_chosen_by_the_operator(api_server, operator,
     open_spec = {"model": model, "parallelism": {"gpus": 2}, "schedule": {"globalBatchSize": 8}}
     api_server.apply(here(namespace, "gpt", stages=4, **open_spec))
 
-    wait_until(lambda: is_placed(api_server, namespace, "gpt", ranks=2), "it runs", timeout_s=60)
+    wait_until(lambda: is_placed(api_server, namespace, "gpt", ranks=2), "it runs")
     chosen = status(api_server, namespace, "gpt")["chosen"]
     assert chosen["pipeline"] * chosen["data"] == 2

@@ -156,7 +156,7 @@ async def record(recorder: Recorder, written: Written, events: list[Event], *, e
     running = asyncio.create_task(recorder.run())
     for event in events:
         recorder.record(JOB, event)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(written.requests) < expected:
             await asyncio.sleep(0.001)
     await asyncio.sleep(0.01)
