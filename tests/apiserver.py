@@ -15,6 +15,7 @@ import shutil
 import signal
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -90,7 +91,10 @@ class ApiServer:
             self.folder / "kubeconfigs" / f"{user.replace(':', '-')}{'' if url is None else '-' + url.split(':')[-1]}"
         )
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(_kubeconfig(url or self.url, self.ca, user, self._tokens[user])))
+        # Whole or not at all: another thread's kubectl may be reading it, and would ask localhost if it were empty.
+        beside = path.with_name(f"{path.name}.{threading.get_ident()}")
+        beside.write_text(json.dumps(_kubeconfig(url or self.url, self.ca, user, self._tokens[user])))
+        beside.replace(path)
         return path
 
     def kubectl(self, *arguments: object, stdin: str = "") -> str:
