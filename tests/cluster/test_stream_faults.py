@@ -1,5 +1,7 @@
 """Whatever the stream does, the operator process stays up and has caught up 5 seconds after the fault's end.
 
+On a slow machine it has longer: by twice what placing a job takes there without any fault.
+
 The node has room for one job. During the fault that job is deleted and another is made: only an operator that saw the
 deletion in the gap, pods included, and the creation, gives the second one the first one's place.
 """
@@ -68,16 +70,19 @@ def replace_job(server: ApiServer, namespace: str) -> None:
     server.apply(job(namespace, "second", stages=STAGES))
 
 
-def submit_first(server: ApiServer, namespace: str) -> None:
+def submit_first(server: ApiServer, namespace: str) -> float:
+    """Give the seconds that it took to be placed."""
+    started = time.monotonic()
     server.apply(job(namespace, "first", stages=STAGES))
     wait_until(lambda: is_placed(server, namespace, "first", ranks=STAGES), "the first job is placed")
+    return time.monotonic() - started
 
 
-def assert_caught_up(server: ApiServer, operator: OperatorProcess, namespace: str, *, pid: int) -> None:
+def assert_caught_up(server: ApiServer, operator: OperatorProcess, namespace: str, *, pid: int, usual_s: float) -> None:
     wait_until(
         lambda: is_placed(server, namespace, "second", ranks=STAGES),
         f"the second job has the first one's place\n{operator.process.tail(30)}",
-        timeout_s=CATCH_UP_S,
+        timeout_s=CATCH_UP_S + 2 * usual_s,
     )
     assert operator.alive
     assert operator.process.pid == pid
@@ -89,7 +94,7 @@ def assert_caught_up(server: ApiServer, operator: OperatorProcess, namespace: st
 def test_a_job_replaced_during_a_fault_is_placed_soon_after(  # noqa: PLR0917  # fixtures
     api_server, proxy, operator, namespace, gpu_node, fault
 ):
-    submit_first(api_server, namespace)
+    usual_s = submit_first(api_server, namespace)
     pid = operator.process.pid
 
     with proxy.fault(fault):
@@ -97,7 +102,7 @@ def test_a_job_replaced_during_a_fault_is_placed_soon_after(  # noqa: PLR0917  #
         # Each of the three caches, and kopf, met the fault; a frozen stream can be met once only.
         wait_until(lambda: proxy.hits >= (3 if fault.freeze else 8), "the fault was met")
 
-    assert_caught_up(api_server, operator, namespace, pid=pid)
+    assert_caught_up(api_server, operator, namespace, pid=pid, usual_s=usual_s)
 
 
 def test_kopf_begins_again_when_a_stream_ended_it(proxy, operator):
@@ -113,13 +118,13 @@ def test_kopf_begins_again_when_a_stream_ended_it(proxy, operator):
 
 
 def test_an_api_server_gone_for_a_minute_ends_nothing(api_server, proxy, operator, namespace, gpu_node):
-    submit_first(api_server, namespace)
+    usual_s = submit_first(api_server, namespace)
     pid = operator.process.pid
 
     with proxy.fault(faultproxy.GONE):
         gone_since = time.monotonic()
         replace_job(api_server, namespace)
-        wait_until(lambda: time.monotonic() - gone_since >= 60, "a minute is over", timeout_s=70)
+        wait_until(lambda: time.monotonic() - gone_since >= 60, "a minute is over")
         assert operator.get("/healthz") == "ok"
 
-    assert_caught_up(api_server, operator, namespace, pid=pid)
+    assert_caught_up(api_server, operator, namespace, pid=pid, usual_s=usual_s)
