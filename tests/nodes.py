@@ -80,8 +80,12 @@ class Cluster:
             node.runtime.load(digests)
 
     def set_gpus(self, node: str, count: int) -> None:
-        """Let a node have GPUs that do not exist: the kubelet keeps them, the scheduler counts them."""
-        patch = [{"op": "add", "path": "/status/capacity/nvidia.com~1gpu", "value": str(count)}]
+        """Let a node have GPUs that do not exist."""
+        self.set_extended_resource(node, "nvidia.com/gpu", count)
+
+    def set_extended_resource(self, node: str, name: str, count: int) -> None:
+        """Let a node have a device that does not exist: the kubelet keeps it, the scheduler counts it."""
+        patch = [{"op": "add", "path": f"/status/capacity/{name.replace('/', '~1')}", "value": str(count)}]
         self.server.kubectl("patch", "node", node, "--subresource=status", "--type=json", "-p", json.dumps(patch))
 
     def shared_folder(self, name: str) -> Path:
@@ -110,8 +114,8 @@ class Cluster:
         self._start_proxy()
         self.server.apply(*_dns())
         for node in self.nodes:
-            wait_until(node.is_ready, f"{node.name} is ready", timeout_s=90, poll_s=0.5)
-        self.server.kubectl("rollout", "status", "-n", "kube-system", "deployment/coredns", "--timeout=120s")
+            wait_until(node.is_ready, f"{node.name} is ready", timeout_s=300, poll_s=0.5)
+        self.server.kubectl("rollout", "status", "-n", "kube-system", "deployment/coredns", "--timeout=300s")
 
     def _controller_flags(self) -> list[str]:
         certificates = self.server.folder / "certificates"

@@ -39,5 +39,5 @@ def operator(cluster: nodes.Cluster) -> str:
         repository, tag = image.rsplit(":", 1)
         values += [f"--set={key}.repository={repository}", f"--set={key}.tag={tag}"]
     values.append("--set=operator.progressIntervalSeconds=1")
-    helm(cluster, "install", "pj", CHART, f"--namespace={SYSTEM}", *values, "--wait", "--timeout=180s")
+    helm(cluster, "install", "pj", CHART, f"--namespace={SYSTEM}", *values, "--wait", "--timeout=300s")
     return SYSTEM

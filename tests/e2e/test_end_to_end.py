@@ -1,7 +1,7 @@
 """The whole product on real nodes: chart, operator in its own pod, trainer pods of the trainer image, Prometheus.
 
 One story, told in order by tests that build on each other: installing, training through a killed stage, what Prometheus
-saw, suspending and resuming, deleting, and an image that is not there.
+saw, suspending and resuming, making way for a higher priority, deleting, and an image that is not there.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import math
 import re
 import threading
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import yaml
 import dashboards_as_code as dashboards
 import nodes
 from helm import helm
+from podhistory import Pod, PodHistory, held, last_words
 from processes import free_ports, wait_until
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1800)]
@@ -32,6 +34,9 @@ pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1800)]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "stdlib-gpt.yaml"
 NAMESPACE = "team"
 LABEL_JOB = "pipelinejob.io/name"
+# Devices that a gang fills. Not nvidia.com/gpu, which no job may ask for that computes on processors as these do.
+DEVICE = "example.com/accelerator"
+GANGS = ("modest", "urgent")
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
@@ -82,12 +87,22 @@ def prometheus(cluster: nodes.Cluster, operator: str) -> Iterator[str]:
     ]
     process = cluster.start_process("prometheus", ["/usr/bin/prometheus", *flags])
     url = f"http://127.0.0.1:{port}"
-    wait_until(lambda: _http(f"{url}/-/ready"), "Prometheus is ready", timeout_s=60)
+    wait_until(lambda: _http(f"{url}/-/ready"), "Prometheus is ready")
     discovery.start()
     yield url
     stopped.set()
     discovery.join()
     process.stop()
+
+
+@pytest.fixture
+def devices(cluster: nodes.Cluster) -> Iterator[None]:
+    """One device on each node while the test lasts: room for one gang of two stages."""
+    for node in cluster.nodes:
+        cluster.set_extended_resource(node.name, DEVICE, 1)
+    yield
+    for node in cluster.nodes:
+        cluster.set_extended_resource(node.name, DEVICE, 0)
 
 
 def test_the_example_trains_to_its_end_though_a_stage_is_killed(
@@ -97,15 +112,15 @@ def test_the_example_trains_to_its_end_though_a_stage_is_killed(
     wait_for(cluster, "stdlib-gpt", lambda status: status.get("lastCheckpointStep", 0) >= 10, "a checkpoint")
     first = job(cluster, "stdlib-gpt")["status"]
     assert {stage["node"] for stage in first["stages"]} == {"node-1", "node-2"}
-    assert float(first["loss"]) > 2.5
 
     kill(cluster, "stdlib-gpt-r0-s2")
     wait_for(cluster, "stdlib-gpt", lambda status: status["restarts"] == 1, "the killed stage counts as a restart")
-    wait_for(cluster, "stdlib-gpt", lambda status: status["state"] == "Succeeded", "the end", timeout_s=600)
+    wait_for(cluster, "stdlib-gpt", lambda status: status["state"] == "Succeeded", "the end")
 
     last = job(cluster, "stdlib-gpt")["status"]
     assert (last["step"], last["restarts"], last["attempt"]) == (40, 1, first["attempt"] + 1)
-    assert float(last["loss"]) < float(first["loss"])
+    # Better than a guess among all bytes, and then better still.
+    assert float(last["loss"]) < float(first["loss"]) < math.log(256)
     reasons = events(cluster, "stdlib-gpt")
     assert any("killed" in text.lower() or "137" in text for text in reasons), reasons
 
@@ -117,7 +132,7 @@ def test_prometheus_saw_operator_and_every_stage(cluster: nodes.Cluster, prometh
     )
     assert query(prometheus, 'max(max_over_time(pipelinejob_loss{pipelinejob="stdlib-gpt"}[30m]))') > 2
     assert query(prometheus, 'sum(max_over_time(pipelinejob_stage_seconds_total{state="forward"}[30m]))') > 0
-    assert query(prometheus, "sum(controller_runtime_reconcile_total)") > 0
+    assert query(prometheus, "sum(max_over_time(controller_runtime_reconcile_total[30m]))") > 0
 
 
 def test_a_job_that_fits_nowhere_says_so_and_prometheus_sees_why(
@@ -128,7 +143,7 @@ def test_a_job_that_fits_nowhere_says_so_and_prometheus_sees_why(
     apply_job(cluster, manifest)
     wait_for(cluster, "too-large", lambda status: status.get("state") == "Waiting", "it waits")
     seen = 'sum(pipelinejob_waiting_reason{pipelinejob="too-large", reason="NeverFits"}) or vector(0)'
-    wait_until(lambda: query(prometheus, seen) == 1, "Prometheus saw why", timeout_s=60)
+    wait_until(lambda: query(prometheus, seen) == 1, "Prometheus saw why")
     placed = next(each for each in job(cluster, "too-large")["status"]["conditions"] if each["type"] == "Placed")
     cluster.server.kubectl("delete", "pj", "too-large", "-n", NAMESPACE)
 
@@ -146,15 +161,16 @@ def test_a_panel_shows_what_was_measured(prometheus: str, panel: str, expression
 
 
 def test_helm_test_finds_the_operator_at_work(cluster: nodes.Cluster, operator: str) -> None:
-    said = helm(cluster, "test", "pj", f"--namespace={operator}", "--timeout=120s")
+    said = helm(cluster, "test", "pj", f"--namespace={operator}", "--timeout=240s")
 
     assert "Phase:          Succeeded" in said
 
 
 def test_the_operator_was_refused_nothing(cluster: nodes.Cluster, prometheus: str) -> None:
     """The chart grants every right that was used; test_chart.py sees that it grants few."""
-    assert query(prometheus, 'sum(rest_client_requests_total{code="200"})') > 0
-    assert query(prometheus, 'sum(rest_client_requests_total{code=~"401|403"}) or vector(0)') == 0
+    answered = "sum(max_over_time(rest_client_requests_total{code=~'%s'}[30m])) or vector(0)"
+    assert query(prometheus, answered % "200") > 0
+    assert query(prometheus, answered % "401|403") == 0
 
 
 def test_suspending_releases_everything_and_resuming_goes_on(cluster: nodes.Cluster, team: str) -> None:
@@ -166,11 +182,11 @@ def test_suspending_releases_everything_and_resuming_goes_on(cluster: nodes.Clus
     saved = job(cluster, "pausing")["status"]["lastCheckpointStep"]
     assert saved >= 3
     # Their processes have ended; the kubelet may still be removing the last of them.
-    wait_until(lambda: pods(cluster, "pausing") == [], "the pods are gone", timeout_s=30)
+    wait_until(lambda: pods(cluster, "pausing") == [], "the pods are gone")
 
     patch(cluster, "pausing", {"spec": {"suspend": False}})
     wait_for(cluster, "pausing", lambda status: status["state"] == "Training", "training again")
-    wait_for(cluster, "pausing", lambda status: status["state"] == "Succeeded", "the end", timeout_s=600)
+    wait_for(cluster, "pausing", lambda status: status["state"] == "Succeeded", "the end")
     ended = job(cluster, "pausing")["status"]
     assert (ended["step"], ended["restarts"]) == (30, 0)
     # Only the checkpoint made on the way out can have carried the steps: the interval is longer than the job.
@@ -180,12 +196,56 @@ def test_suspending_releases_everything_and_resuming_goes_on(cluster: nodes.Clus
     assert int(first[1]) > saved, logs
 
 
+def test_a_gang_makes_way_whole_and_goes_on_from_the_step_that_it_saved(
+    cluster: nodes.Cluster, team: str, devices: None
+) -> None:
+    cluster.server.apply(priority_class("training-low", 10), priority_class("training-high", 1000))
+    with PodHistory(cluster.server, NAMESPACE) as history:
+        apply_job(cluster, on_devices(name="modest", steps=40, priority="training-low"))
+        wait_for(cluster, "modest", lambda status: status.get("step", 0) >= 3, "some steps")
+        first = job(cluster, "modest")["status"]
+
+        apply_job(cluster, on_devices(name="urgent", steps=5, priority="training-high"))
+        wait_for(cluster, "modest", lambda status: status.get("lastCheckpointStep"), "a checkpoint on the way out")
+        left = job(cluster, "modest")["status"]
+        for name in ("urgent", "modest"):
+            wait_for(cluster, name, lambda status: status["state"] == "Succeeded", "the end")
+        wait_until(lambda: [*phases([*history.moments()][-1])] == ["Succeeded"] * 4, "the watch has told all")
+
+    assert (left["state"], left["preemptedBy"], left["preemptions"]) == ("Waiting", "team/urgent", 1)
+    saved = left["lastCheckpointStep"]
+    assert saved >= first["step"] >= 3
+    # Only that checkpoint can have carried the steps: the interval is longer than the job.
+    logs = cluster.server.kubectl("logs", "-n", NAMESPACE, "modest-r0-s1")
+    assert f"resumed from the checkpoint of step {saved}\n" in logs
+    assert re.findall(r"step (\d+)/40", logs)[0] == str(saved + 1)
+    ended = job(cluster, "modest")["status"]
+    assert (ended["step"], ended["attempt"], ended["preemptions"]) == (40, first["attempt"] + 1, 1)
+    assert (ended["restarts"], ended["disruptions"]) == (0, 0)
+    assert_whole_gangs_one_after_the_other([*history.moments()], saved=saved)
+
+
+def assert_whole_gangs_one_after_the_other(moments: list[dict[str, Pod]], *, saved: int) -> None:
+    # Devices of modest and of urgent, after each change of a pod: pods come and go singly, so each number shows.
+    assert [each for each, _ in groupby(map(devices_held, moments))] == [
+        *[(0, 0), (1, 0), (2, 0), (1, 0)],
+        *[(0, 0), (0, 1), (0, 2), (0, 1)],
+        *[(0, 0), (1, 0), (2, 0), (1, 0), (0, 0)],
+    ]
+    # No pod was let go to its node before all of its gang were there.
+    assert {len(gang(there, name)) for there in moments for name in GANGS if is_arriving(gang(there, name))} == {2}
+    words = {last_words(pod) or "" for there in moments for pod in gang(there, "modest")}
+    on_leaving = [each for each in words if "asked to stop" in each]
+    assert on_leaving
+    assert all(f"a checkpoint of step {saved} was written" in each for each in on_leaving)
+
+
 def test_pods_that_the_cluster_bound_are_numbered_and_train(cluster: nodes.Cluster, team: str) -> None:
     manifest = example(name="late", steps=5, interval=1000)
     manifest["spec"]["scheduling"] = {"binding": "Late"}
     apply_job(cluster, manifest)
 
-    wait_for(cluster, "late", lambda status: status["state"] == "Succeeded", "the end", timeout_s=600)
+    wait_for(cluster, "late", lambda status: status["state"] == "Succeeded", "the end")
 
     stages = job(cluster, "late")["status"]["stages"]
     assert {each["pod"] for each in stages} == {f"late-p{ordinal}" for ordinal in range(4)}
@@ -201,13 +261,13 @@ def test_deleting_leaves_nothing(cluster: nodes.Cluster, team: str) -> None:
     apply_job(cluster, example(name="unwanted", steps=1000, interval=1000))
     wait_for(cluster, "unwanted", lambda status: status["state"] == "Training", "training")
 
-    cluster.server.kubectl("delete", "pj", "-n", NAMESPACE, "unwanted", "--timeout=60s")
+    cluster.server.kubectl("delete", "pj", "-n", NAMESPACE, "unwanted", "--timeout=240s")
 
     kinds = "pods,services,configmaps,pipelinejobs"
     wait_until(
         lambda: cluster.server.get(kinds, "-n", NAMESPACE, "-l", f"{LABEL_JOB}=unwanted")["items"] == [],
         "nothing is left",
-        timeout_s=90,
+        timeout_s=240,
         poll_s=1,
     )
 
@@ -223,7 +283,7 @@ def test_an_image_that_cannot_be_pulled_is_said_clearly(cluster: nodes.Cluster, 
         return any(image in text for text in said)
 
     wait_for(cluster, "no-image", says_it, "a message that names the image")
-    cluster.server.kubectl("delete", "pj", "-n", NAMESPACE, "no-image", "--timeout=60s")
+    cluster.server.kubectl("delete", "pj", "-n", NAMESPACE, "no-image", "--timeout=240s")
 
 
 def test_uninstalling_keeps_the_jobs_and_blocks_no_deletion(cluster: nodes.Cluster, operator: str, team: str) -> None:
@@ -231,11 +291,11 @@ def test_uninstalling_keeps_the_jobs_and_blocks_no_deletion(cluster: nodes.Clust
     apply_job(cluster, example(name="survivor", steps=1000, interval=1000))
     wait_for(cluster, "survivor", lambda status: status["state"] == "Training", "training")
 
-    helm(cluster, "uninstall", "pj", f"--namespace={operator}", "--wait", "--timeout=120s")
+    helm(cluster, "uninstall", "pj", f"--namespace={operator}", "--wait", "--timeout=240s")
 
     assert job(cluster, "survivor")["status"]["state"] == "Training"
-    cluster.server.kubectl("delete", "pj", "-n", NAMESPACE, "--all", "--timeout=60s")
-    wait_until(lambda: pods(cluster, "survivor") == [], "its stages go with it", timeout_s=90, poll_s=1)
+    cluster.server.kubectl("delete", "pj", "-n", NAMESPACE, "--all", "--timeout=240s")
+    wait_until(lambda: pods(cluster, "survivor") == [], "its stages go with it", timeout_s=240, poll_s=1)
 
 
 # ---- what the tests are written with
@@ -254,6 +314,39 @@ def example(*, name: str = "stdlib-gpt", steps: int, interval: int) -> dict[str,
     resources = {"requests": {"cpu": "600m", "memory": "256Mi"}}
     spec["template"] = {"spec": {"containers": [{"name": "trainer", "resources": resources}]}}
     return manifest
+
+
+def on_devices(*, name: str, steps: int, priority: str) -> dict[str, Any]:
+    """The example as two stages that hold a device each, with a priority."""
+    manifest = example(name=name, steps=steps, interval=1000)
+    spec = manifest["spec"]
+    spec["parallelism"] = {"pipeline": 2}
+    spec["scheduling"] = {"priorityClassName": priority}
+    spec["template"]["spec"]["containers"][0]["resources"]["limits"] = {DEVICE: "1"}
+    return manifest
+
+
+def priority_class(name: str, value: int) -> dict[str, Any]:
+    """A class as docs/scheduling.md advises: the operator makes room by whole gangs, kube-scheduler takes no pod."""
+    meta = {"name": name, "annotations": {"pipelinejob.io/gang-preemption": "true"}}
+    kind = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass"}
+    return {**kind, "metadata": meta, "value": value, "preemptionPolicy": "Never"}
+
+
+def gang(there: dict[str, Pod], name: str) -> list[Pod]:
+    return [pod for pod in there.values() if pod["metadata"]["labels"].get(LABEL_JOB) == name]
+
+
+def phases(there: dict[str, Pod]) -> Iterator[str]:
+    return (pod["status"]["phase"] for name in GANGS for pod in gang(there, name))
+
+
+def devices_held(there: dict[str, Pod]) -> tuple[int, ...]:
+    return tuple(sum(held(pod, DEVICE) for pod in gang(there, name)) for name in GANGS)
+
+
+def is_arriving(pods: list[Pod]) -> bool:
+    return any(held(pod, DEVICE) and pod["status"]["phase"] == "Pending" for pod in pods)
 
 
 def apply_job(cluster: nodes.Cluster, manifest: dict[str, Any]) -> None:
@@ -277,10 +370,17 @@ def events(cluster: nodes.Cluster, name: str) -> list[str]:
     return [f"{each['reason']}: {each.get('message', '')}" for each in found]
 
 
-def wait_for(cluster: nodes.Cluster, name: str, claim: Any, what: str, *, timeout_s: float = 240) -> None:
+def wait_for(cluster: nodes.Cluster, name: str, claim: Any, what: str, *, timeout_s: float = 600) -> None:
     """Wait for a claim about the job's status; on failure say all that is known of the job."""
+
+    def is_so() -> bool:
+        status = job(cluster, name)["status"]
+        if status.get("state") == "Failed":
+            pytest.fail(f"{name} failed\n{_everything_about(cluster, name)}")
+        return bool(claim(status))
+
     try:
-        wait_until(lambda: claim(job(cluster, name)["status"]), f"{name}: {what}", timeout_s=timeout_s, poll_s=1)
+        wait_until(is_so, f"{name}: {what}", timeout_s=timeout_s, poll_s=1)
     except TimeoutError as error:
         raise AssertionError(f"{error}\n{_everything_about(cluster, name)}") from error
 
@@ -301,7 +401,7 @@ def query(url: str, expression: str) -> float:
 
 
 def _http(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as response:
+    with urllib.request.urlopen(url, timeout=30) as response:
         return str(response.read().decode())
 
 
