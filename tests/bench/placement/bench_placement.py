@@ -1,6 +1,6 @@
 """Placements of ours and of the peers, judged by the same prices and the same room.
 
-    python tests/bench/placement/bench_placement.py [--seeds 100] [--certify 100] [--output FILE.json]
+    python tests/bench/placement/bench_placement.py [--seeds 100] [--certify 100] [--only TEXT] [--output FILE.json]
 
 Three fabrics, each with seeded occupancies; jobs of 4 to 64 stages, with and without data parallelism, alike and not.
 For every occupancy: what the step gets longer by, and the largest next job that one domain of each level still takes.
@@ -137,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=100, help="occupancies of each fabric")
     parser.add_argument("--certify", type=int, default=100, help="occupancies of each small fabric that are proved")
+    parser.add_argument("--only", default="", help="just the rows whose 'fabric, job' has this in it, and no proofs")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, help="write everything as JSON")
     options = parser.parse_args(arguments)
@@ -145,13 +146,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faults = [*anchor_rows(), *loss_rows()]
     rows: list[Row] = []
     with ProcessPoolExecutor(options.workers) as pool:
-        cases = [(fabric, job) for fabric in all_three() for job in JOBS]
+        cases = [
+            (fabric, job) for fabric in all_three() for job in JOBS if options.only in f"{fabric.name}, {job.title}"
+        ]
+        if not cases:
+            parser.error(f"--only: no 'fabric, job' has {options.only!r} in it")
         for row in pool.map(measure, *zip(*cases, strict=True), [options.seeds] * len(cases)):
             print(shown(row), flush=True)
             faults += row.faults
             rows.append(row)
-        print("\nProofs on small fabrics")
-        faults += certified(options.certify, pool)
+        if not options.only:
+            print("\nProofs on small fabrics")
+            faults += certified(options.certify, pool)
     if options.output:
         options.output.write_text(json.dumps([dumped(row) for row in rows], indent=1))
     print(f"\n{len(faults)} faults" + "".join(f"\n  {fault}" for fault in faults[:40]))
