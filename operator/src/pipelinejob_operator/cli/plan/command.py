@@ -12,12 +12,12 @@ from pipelinejob_operator.cli.manifests import GivenJob
 from pipelinejob_operator.cli.output import Format, FormatOption, to_yaml, write
 from pipelinejob_operator.cli.plan.asked import Asked, plans
 from pipelinejob_operator.cli.plan.document import document
-from pipelinejob_operator.cli.plan.files import write_text
 from pipelinejob_operator.cli.plan.made import Made
 from pipelinejob_operator.cli.plan.model_file import ConfigTraining
 from pipelinejob_operator.cli.plan.nodes import Places
 from pipelinejob_operator.cli.plan.objects import objects
 from pipelinejob_operator.cli.plan.terminal import print_plan
+from pipelinejob_operator.cli.text_files import write_text
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.report.plan_page import plan_page
 

@@ -5,19 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import typer
 import yaml
 
 from pipelinejob import fabric, hardware
-from pipelinejob.errors import InvalidManifestError, PipelineJobError
+from pipelinejob.errors import InvalidManifestError
 from pipelinejob.fabric import Fabric
 from pipelinejob.hardware import Hardware
+from pipelinejob_operator.cli.text_files import FileError, read_text
 from pipelinejob_operator.validation.manifest_files import load_manifests
 from pipelinejob_operator.validation.topology_profiles import NamedProfile, validate_profile
-
-
-class FileError(PipelineJobError):
-    """A file given by an option is not what it should be."""
 
 
 def read_objects(file: Path, option: str, kind: str) -> list[Mapping[str, Any]]:
@@ -102,28 +98,3 @@ def _flow_yaml(file: Path, option: str, text: str) -> Any:
 
 def _short(error: yaml.YAMLError) -> str:
     return " ".join(str(error).split())
-
-
-def read_text(file: Path, option: str) -> str:
-    """Read a text.
-
-    Raises FileError.
-    """
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{option} {file}: {error.strerror}; name a file that can be read") from error
-    except UnicodeDecodeError as error:
-        raise FileError(f"{option} {file}: is no text; name a file of JSON or YAML") from error
-
-
-def write_text(file: Path, option: str, content: str) -> None:
-    """Write a file that an option asks for, and say so beside the result.
-
-    Raises FileError.
-    """
-    try:
-        file.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{option} {file}: {error.strerror}; name a file that can be written") from error
-    typer.echo(f"wrote {file}", err=True)

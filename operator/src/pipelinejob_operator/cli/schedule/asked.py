@@ -5,7 +5,6 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -189,28 +188,3 @@ def schedule_name(written: str) -> ScheduleName:
 
 def _bare(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.casefold())
-
-
-def write_file(option: str, file: Path, content: str) -> None:
-    """Write a file that an option asks for, and say so beside the result.
-
-    Raises AskedError.
-    """
-    try:
-        file.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise AskedError(f"{option} {file}: {error.strerror}; name a file that can be written") from error
-    typer.echo(f"wrote {file}", err=True)
-
-
-def read_file(option: str, file: Path) -> str:
-    """Read a file that an option names.
-
-    Raises AskedError.
-    """
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise AskedError(f"{option} {file}: {error.strerror}; name a file that can be read") from error
-    except UnicodeDecodeError as error:
-        raise AskedError(f"{option} {file}: is no text; give a schedule's text form, or torch's CSV") from error

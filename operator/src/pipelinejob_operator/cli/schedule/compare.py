@@ -31,8 +31,8 @@ from pipelinejob_operator.cli.schedule.asked import (
     WeightOption,
     schedule_name,
     setting,
-    write_file,
 )
+from pipelinejob_operator.cli.text_files import write_text
 from pipelinejob_operator.report.numbers import percent, plain
 from pipelinejob_operator.report.schedule_page import comparison_page
 from pipelinejob_operator.report.schedule_view import ScheduleView, by_rank
@@ -87,8 +87,8 @@ def compare(
         views = [
             ScheduleView(outcome=each, title=family(each.name).title, source=family(each.name).source) for each in found
         ]
-        write_file(
-            "--html", html, comparison_page(views, missing, sizes=f"{ranks} ranks, {micro_batches} micro-batches")
+        write_text(
+            html, "--html", comparison_page(views, missing, sizes=f"{ranks} ranks, {micro_batches} micro-batches")
         )
     write([_entry(each) for each in found], output, lambda: _print(found, missing))
     if output is not Format.TABLE:

@@ -31,11 +31,10 @@ from pipelinejob_operator.cli.schedule.asked import (
     Times,
     WeightOption,
     numbers,
-    read_file,
     schedule_name,
     setting,
-    write_file,
 )
+from pipelinejob_operator.cli.text_files import read_text, write_text
 from pipelinejob_operator.report.marks import shades_of
 from pipelinejob_operator.report.numbers import percent, plain
 from pipelinejob_operator.report.schedule_page import schedule_page, schedule_picture
@@ -117,9 +116,9 @@ def show(
         played = outcome(found, asked, overlap=not no_overlap, slowdowns=times.slowdowns(ranks))
         view = ScheduleView(outcome=played, title=known.title, source=known.source)
     if svg is not None:
-        write_file("--svg", svg, schedule_picture(view))
+        write_text(svg, "--svg", schedule_picture(view))
     if html is not None:
-        write_file("--html", html, schedule_page(view))
+        write_text(html, "--html", schedule_page(view))
     _write(view, output, width)
 
 
@@ -156,7 +155,7 @@ def _custom(schedule: Schedule, file: Path, times: Times, memory_cap: str | None
 
 
 def _read(file: Path) -> Schedule:
-    text = read_file("--file", file)
+    text = read_text(file, "--file", otherwise="give a schedule's text form, or torch's CSV")
     schedule = torch_csv.read(text) if _is_csv(text) else parse(text)
     validate(schedule)
     return schedule
