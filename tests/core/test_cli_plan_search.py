@@ -1,6 +1,7 @@
 """`pipelinejob plan` where something is left open: devices without nodes, described fabrics, a model's config.json."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,29 @@ def test_so_many_gpus_have_degrees_schedule_and_micro_batches_chosen(call, gpu_j
     assert plan["stages"][0]["deviceMemoryBytes"] == 80_000_000_000
     assert any("configurations looked at" in note for note in plan["notes"])
     assert plan["prediction"]["stepSeconds"] < told(call, file, "--product", "H100")["prediction"]["stepSeconds"]
+
+
+def test_a_schedule_that_is_searched_for_says_what_it_is_worth_and_stands_in_the_plan(call, gpu_job) -> None:
+    """A head that takes as long as two layers leaves no named schedule without waits."""
+    file = gpu_job(
+        model={"gpt": GPT["gpt"] | {"vocabularySize": 16384}},
+        parallelism={"pipeline": 4, "data": 1, "gpus": 4},
+        schedule={"name": "auto", "globalBatchSize": 8, "microBatchSize": 1},
+    )
+
+    plan = told(call, file, "--product", "H100")
+
+    mounted = Plan.model_validate(plan["plan"])
+    assert mounted.schedule.name == "auto"
+    assert mounted.schedule_actions is not None
+    assert "and a schedule searched for 1 of them" in plan["notes"][0]
+    assert re.fullmatch(
+        r"auto: [\d.]+ ms a step by a schedule searched for these stages, the best named one takes [\d.]+% longer"
+        r" \([\d.]+ ms: 4 stages, .*, 8 micro-batches of 1\), both predicted",
+        plan["notes"][1],
+    )
+    named = next(each for each in plan["alternatives"] if each["fields"]["spec.schedule.name"] != "auto")
+    assert named["stepSeconds"] > plan["prediction"]["stepSeconds"]
 
 
 def test_a_manifest_that_leaves_degrees_open_is_planned_onto_nodes(call, gpu_job) -> None:

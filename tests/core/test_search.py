@@ -87,7 +87,7 @@ def test_no_configuration_that_could_have_been_chosen_is_quicker(gpus, layers, w
         {"gpus": gpus}, {"name": "auto", "globalBatchSize": batch}, layers=layers, width=width, vocabulary=vocabulary
     )
 
-    found = search(spec, apart(H100, gpus), hardware=HARDWARE)
+    found = search(spec, apart(H100, gpus), hardware=HARDWARE, effort=1_000_000)
 
     assert found.is_complete
     for each in every_choice(spec, gpus, batch, NAMED):
@@ -176,9 +176,11 @@ def test_a_pool_without_a_free_device_is_refused():
 
 
 def test_a_small_model_on_a_slow_network_is_not_pipelined():
-    spec = spec_of({"gpus": 8, "tensor": 1}, {"name": "auto", "globalBatchSize": 64}, layers=4, width=128)
+    slow = LinkKind(name="slow", latency_s=0.001, bytes_per_s=1.25e9)
+    pool = Pool(groups=(PoolGroup(device=H100, gpus_per_node=1, num_nodes=4, link=slow),))
+    spec = spec_of({"gpus": 4, "tensor": 1}, {"name": "auto", "globalBatchSize": 64}, layers=4, width=128)
 
-    found = search(spec, Pool.alike(H100, 8), hardware=HARDWARE)
+    found = search(spec, pool, hardware=HARDWARE)
 
     assert found.best.chosen.pipeline == 1
     assert found.best.title.startswith("no pipeline")

@@ -16,7 +16,7 @@ import numpy as np
 from pipelinejob.cost import Profile
 from pipelinejob.errors import SpecError, TooLargeError
 from pipelinejob.links import Links
-from pipelinejob.outlook import Length, few, length_of, whole
+from pipelinejob.outlook import Length, few, length_of, outlook, whole
 from pipelinejob.partition import PATH, does_not_fit, partition
 from pipelinejob.partition_chunks import partition_chunks
 from pipelinejob.partition_ties import quickest
@@ -33,7 +33,7 @@ from pipelinejob.stage_costs import Cuts, Division
 
 EFFORT = 100_000  # actions simulated to shorten a step by the order of its stages: about a tenth of a second
 _ATTEMPTS = 6  # at a partition that fits into memory
-_FEW_ATTEMPTS = 3
+FEW_ATTEMPTS = 3
 _ALIKE = 1 + 1e-9
 
 
@@ -93,15 +93,23 @@ class _Room:
         return replace(self, limits=tuple(each / max(1.0, bytes_ / limit) for each, bytes_, limit in taken))
 
 
-def choose(spec: PipelineJobSpec, profile: Profile, *, links: Links | None = None, effort: int = EFFORT) -> Choice:
+def choose(
+    spec: PipelineJobSpec,
+    profile: Profile,
+    *,
+    links: Links | None = None,
+    effort: int = EFFORT,
+    attempts: int | None = None,
+) -> Choice:
     """Choose a partition and a schedule that fit into memory.
 
     At most `effort` actions are simulated to shorten the step by the order of its stages; with 0 the partition is the
-    one with the least busy rank, and no other is looked at. Raises SpecError where nothing fits.
+    one with the least busy rank, and no other is looked at. Raises SpecError where nothing fits, or was not found
+    within so many `attempts`.
     """
     limits = profile.memory_limits(spec.parallelism.pipeline)
     room: _Room | None = None  # nothing has to be kept to as long as all fits
-    for _ in range(_ATTEMPTS if effort else _FEW_ATTEMPTS):
+    for _ in range(attempts or (_ATTEMPTS if effort else FEW_ATTEMPTS)):
         choice = _Chooser(spec, profile, room, links=links, effort=effort).choose()
         if limits is None or spec.partition.layers is not None or choice.fits(limits):
             return choice
@@ -137,21 +145,50 @@ class _Chooser:
         self._num_ranks = spec.parallelism.pipeline
         self._division = cache(self._divided)
         self._leaders: dict[tuple[Route, ...], Choice] = {}
+        self._goes_one_way = False  # as the sums of two copies' gradients would take longer than they save
 
     def choose(self) -> Choice:
         spec = self._spec.schedule
         if spec.name is not ScheduleName.CUSTOM and not family(spec.name).looks_at_costs:
             return self._by_name(spec.name)
-        if spec.name is ScheduleName.CUSTOM:
-            listed = written_schedule(self._spec)
-        else:
-            if spec.name is ScheduleName.AUTO:
-                self._leaders = self._best_named()
-            listed = self._built(spec.name, spec.micro_batches)
-        choice = Choice(
-            division=self._led(listed.routes), schedule_for=lambda _: listed, length=whole(spec), listed=listed
-        )
-        return self._bettered(choice)
+        if spec.name is ScheduleName.AUTO:
+            return self._searched()
+        is_written = spec.name is ScheduleName.CUSTOM
+        listed = written_schedule(self._spec) if is_written else self._built(spec.name, spec.micro_batches)
+        return self._bettered(self._of_list(listed, self._division(listed.routes)))
+
+    def _searched(self) -> Choice:
+        """Choose the shorter step: of a schedule that is searched for, or of the best that follows from its name.
+
+        What is searched for is the shortest list of actions. Of two that are nearly as long, a step may prefer the one
+        whose gradients are summed sooner.
+        """
+        limits = self._profile.memory_limits(self._num_ranks)
+        named = self._best_listed()
+        is_free = self._room is None and self._spec.partition.layers is None
+        if is_free and named is not None and not named.fits(limits):
+            return named  # memory is scarce: what is searched for without regard to it would not fit either
+        self._goes_one_way = named is not None and len(named.division.routes) == 1
+        listed = self._built(ScheduleName.AUTO, self._spec.schedule.micro_batches)
+        found = self._of_list(listed, self._led(listed.routes))
+        choices = [found, self._bettered(found), *([named] if named else [])]
+        return min([each for each in choices if each.fits(limits)] or choices, key=self._step_s)
+
+    def _best_listed(self) -> Choice | None:
+        """Give the best choice whose schedule follows from its name, written down; None where there is none."""
+        self._leaders = self._best_named()
+        best = min(self._leaders.values(), key=self._step_s, default=None)
+        return best and self._of_list(best.schedule_for(self._spec.schedule.micro_batches), best.division)
+
+    def _of_list(self, listed: Schedule, division: Division) -> Choice:
+        """Give the choice of a schedule that has to be written down."""
+        length = whole(self._spec.schedule)
+        return Choice(division=division, schedule_for=lambda _: listed, length=length, listed=listed)
+
+    def _step_s(self, choice: Choice) -> float:
+        """Predict the seconds of a step, with the sums of gradients and the updates at its end."""
+        replicas = self._spec.parallelism.data
+        return outlook(choice.division, choice.schedule_for, choice.length, replicas=replicas).step_s
 
     def _by_name(self, name: ScheduleName) -> Choice:
         """Choose the partition for a schedule that follows from its name and sizes."""
@@ -171,7 +208,7 @@ class _Chooser:
             with suppress(SpecError):  # not for these sizes, caps or layers
                 choice = self._by_name(each.name)
                 routes = choice.division.routes
-                if routes not in leaders or choice.makespan_s < leaders[routes].makespan_s:
+                if routes not in leaders or self._step_s(choice) < self._step_s(leaders[routes]):
                     leaders[routes] = choice
         return leaders
 
@@ -209,8 +246,11 @@ class _Chooser:
         """Give a schedule that looks at costs those of the best partition over its routes: a CostModel.
 
         Who chooses among routes asks about all of them; one that the layers cannot be divided over, or whose weights
-        leave no memory to work in, costs more than any other.
+        leave no memory to work in, costs more than any other. Raises ScheduleError for routes from both ends where
+        a named schedule that goes one way has the shortest step.
         """
+        if len(routes) > 1 and self._goes_one_way:
+            raise ScheduleError("a schedule that goes one way has the shorter step")
         try:
             division = self._led(routes)
         except SpecError:

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pipelinejob.cost import layer_names
 from pipelinejob.errors import SpecError
@@ -93,7 +93,13 @@ def _written_problems(schedule: Schedule, spec: PipelineJobSpec) -> Iterator[str
 
 def check_caps(name: ScheduleName, schedule: Schedule, caps: tuple[float, ...] | None) -> None:
     """Raise SpecError if a stage holds more than a spec's memoryCap."""
-    for stage, (peak, cap) in enumerate(zip(peak_activations(schedule), caps or (), strict=caps is not None)):
+    if caps is not None:
+        check_peaks(name, peak_activations(schedule), caps)
+
+
+def check_peaks(name: ScheduleName, peaks: Iterable[float], caps: tuple[float, ...]) -> None:
+    """Raise SpecError if a stage's activations, in micro-batches, are more than a spec's memoryCap."""
+    for stage, (peak, cap) in enumerate(zip(peaks, caps, strict=True)):
         if peak > cap:
             raise SpecError(
                 "spec.schedule.memoryCap",

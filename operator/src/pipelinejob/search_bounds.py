@@ -212,7 +212,7 @@ def _filled_s(option: Option, table: Table, speeds: tuple[float, ...]) -> float:
                 return work_s / fastest
             rates += speed / own
         return work_s / fastest + work_s / rates
-    if copies_of(option.schedule) > 1:
+    if copies_of(option.schedule) > 1 or option.schedule is ScheduleName.AUTO:  # which may take such a route too
         return 0.0
     first_s = table.forward_s if family.is_split else table.forward_s + table.backward_s
     before_s = float(first_s[:num_ranks].mean()) / fastest

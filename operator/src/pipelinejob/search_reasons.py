@@ -108,8 +108,8 @@ def _why(why: float | SpecError, best_s: float) -> str:
     if isinstance(why, SpecError):
         return why.problem
     if why < best_s:
-        return f"not looked at, as other options promised more; at best {_seconds(why)} a step"
-    return f"at best {_seconds(why)} a step, the best found takes {_seconds(best_s)}"
+        return f"not looked at, as other options promised more; at best {seconds_text(why)} a step"
+    return f"at best {seconds_text(why)} a step, the best found takes {seconds_text(best_s)}"
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -127,5 +127,6 @@ def _degrees(chosen: Chosen) -> tuple[int, int, int]:
     return chosen.pipeline, chosen.data, chosen.tensor
 
 
-def _seconds(seconds: float) -> str:
+def seconds_text(seconds: float) -> str:
+    """Write seconds to three digits."""
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"

@@ -282,10 +282,11 @@ class Space:
         """Give the schedules that a layout may be played by."""
         for name, chunks in self._schedules(layout):
             if layout.pipeline * (chunks or 1) * layout.micro_batches <= MAX_WRITTEN:
-                for recompute in self._recomputes():
+                for recompute in self.recomputes():
                     yield Option(layout, name, chunks, recompute)
 
-    def _recomputes(self) -> tuple[Recompute, ...]:
+    def recomputes(self) -> tuple[Recompute, ...]:
+        """Give what may be computed again, the least first."""
         schedule = self.spec.schedule
         if schedule.recompute is None and self.spec.is_open:
             return (Recompute.NONE, Recompute.ALL)
@@ -295,7 +296,7 @@ class Space:
 
     def _schedules(self, layout: Layout) -> Iterator[tuple[ScheduleName, int | None]]:
         schedule = self.spec.schedule
-        if schedule.name is not ScheduleName.AUTO:
+        if schedule.name is not ScheduleName.AUTO or not self.spec.is_open:
             family = FAMILIES.get(schedule.name)
             is_fixed = schedule.virtual_stages is not None or not self.spec.is_open
             if is_fixed or family is None or not family.chunk_choice:

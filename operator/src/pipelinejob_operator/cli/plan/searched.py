@@ -1,6 +1,6 @@
 """Configurations for a job: what is chosen where its manifest leaves something open, and what else there would be."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipelinejob.cost import Profile
@@ -9,9 +9,11 @@ from pipelinejob.pool import Pool
 from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
 from pipelinejob.search import Candidate, Found, search
 from pipelinejob.spec import Parallelism, Partition, PipelineJobSpec
+from pipelinejob_operator.report.numbers import seconds
 from pipelinejob_operator.report.plan_view import About, Alternative, Rejected
 
 _BRIEF = 150_000  # actions played to find alternatives to what a manifest fixes: some seconds
+_ENDED = "; the search ended before all that could be better were planned"
 _UNRUNNABLE = "; the trainer cannot run it yet"
 _CHOSEN = {
     "pipeline": "spec.parallelism.pipeline",
@@ -141,8 +143,18 @@ def rejected_of(found: Found) -> tuple[Rejected, ...]:
 
 
 def notes_of(found: Found) -> Sequence[str]:
-    """Say how far a search came."""
+    """Say how far a search came, and what a schedule that was searched for is worth."""
     number = f"{found.num_options:,} configurations looked at"
-    if found.is_complete:
-        return (f"{number}: none is left that could be better",)
-    return (f"{number}; the search ended before all that could be better were planned",)
+    if found.num_searched:
+        number = f"{number}, and a schedule searched for {found.num_searched} of them"
+    end = ": none is left that could be better" if found.is_complete else _ENDED
+    return (f"{number}{end}", *_worth(found))
+
+
+def _worth(found: Found) -> Iterator[str]:
+    best, named = found.best, found.best_named
+    if best.is_searched and named is not None:
+        yield (
+            f"auto: {seconds(best.step_s)} a step by a schedule searched for these stages, the best named one takes"
+            f" {named.step_s / best.step_s - 1:.1%} longer ({seconds(named.step_s)}: {named.title}), both predicted"
+        )

@@ -1,7 +1,7 @@
 """A job planned without nodes: as its manifest has it, or for so many devices of one kind."""
 
 from pipelinejob.errors import SpecError
-from pipelinejob.planner import counted, make_plan, on_devices
+from pipelinejob.planner import assembled, check_covers, counted, make_plan, on_devices
 from pipelinejob.pool import Pool
 from pipelinejob.search import Candidate, Found, search
 from pipelinejob.spec import Device
@@ -56,16 +56,15 @@ def _others(wanted: Wanted, pool: Pool) -> Found | None:
 
 
 def _assembled(wanted: Wanted, best: Candidate) -> Made:
-    """Make a candidate's plan, with the devices and links that it was found with."""
+    """Make a candidate's plan: what the search chose, with the devices and links that it was found with."""
     costs = wanted.measured or counted(best.spec, best.devices, wanted.hardware)
     costs = on_devices(costs, best.spec, best.devices, wanted.hardware)
-    plan = make_plan(
+    check_covers(costs, best.spec)
+    plan = assembled(
+        best.choice,
         namespace=wanted.job.namespace,
         name=wanted.job.name,
         spec=best.spec,
-        profile=costs,
         devices=best.devices,
-        links=best.links,
-        hardware=wanted.hardware,
     )
     return Made(view=PlanView(plan=plan, device_memory=costs.memory_limits(len(plan.stages))), costs=costs)

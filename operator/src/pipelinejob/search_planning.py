@@ -1,0 +1,93 @@
+"""Plans single options of a search, as `planner.make_plan` would."""
+
+from pipelinejob.choice import EFFORT, FEW_ATTEMPTS, Choice, choose
+from pipelinejob.chosen import Chosen, resolved
+from pipelinejob.cost import Profile
+from pipelinejob.links import Links
+from pipelinejob.outlook import outlook
+from pipelinejob.playing import check_peaks, setting_of
+from pipelinejob.schedules.memory import peak_activations
+from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.search_bounds import layout_floor_s
+from pipelinejob.search_found import Candidate
+from pipelinejob.search_ground import Grounds
+from pipelinejob.search_space import Layout, Option, Recompute, Space
+
+
+class Planning:
+    """Makes candidates of the options of a space."""
+
+    def __init__(self, space: Space, grounds: Grounds) -> None:
+        self._spec = space.spec
+        self._space = space
+        self._grounds = grounds
+
+    def candidate(self, option: Option, effort: int) -> Candidate:
+        """Plan an option with the links that shorten its step the most; `effort` is that of `choice.choose`.
+
+        Raises SpecError where it cannot be, TooLargeError for want of memory.
+        """
+        layout, profile = option.layout, self._grounds.profile(option.layout)
+        every_links = (self._space.links(layout, near) for near in self._space.nears(layout))
+        made = (
+            self._made(layout, profile, links, self._chosen(option, profile, links, effort)) for links in every_links
+        )
+        return min(made, key=lambda each: each.step_s)
+
+    def searched(self, layout: Layout, leader: Candidate | None, virtual_stages: int | None) -> Candidate:
+        """Plan a layout with a schedule that is searched for; of a candidate of it, on the same links.
+
+        Raises SpecError, as `candidate` does.
+        """
+        if leader is None:
+            recompute = self._space.recomputes()[0]
+            return self.candidate(Option(layout, ScheduleName.AUTO, virtual_stages, recompute), EFFORT)
+        changed = {"schedule": ScheduleName.AUTO, "virtual_stages": virtual_stages}
+        chosen, profile = leader.chosen.model_copy(update=changed), self._grounds.profile(layout)
+        spec = resolved(self._spec, chosen)
+        choice = choose(spec, profile, links=leader.links, attempts=FEW_ATTEMPTS)  # each takes long
+        return self._made(layout, profile, leader.links, (chosen, choice))
+
+    def _made(self, layout: Layout, profile: Profile, links: Links, made: tuple[Chosen, Choice]) -> Candidate:
+        chosen, choice = made
+        spec = resolved(self._spec, chosen)
+        self._check_caps(chosen, choice)
+        promised = outlook(choice.division, choice.schedule_for, choice.length, replicas=chosen.data)
+        step_s = promised.step_s + profile.step_overhead_s
+        return Candidate(
+            layout=layout,
+            chosen=chosen,
+            spec=spec,
+            step_s=step_s,
+            floor_s=layout_floor_s(layout, self._grounds.table(layout), self._grounds.of(layout).speeds),
+            tokens_per_s=chosen.data * layout.sequences * spec.data.sequence_length / step_s,
+            bubble_ratio=sum(promised.bubble_ratios) / len(promised.bubble_ratios),
+            memory_bytes=choice.memory_bytes,
+            layers=tuple(end - first for first, end in choice.division.cuts),
+            devices=self._space.devices(layout),
+            links=links,
+            choice=choice,
+        )
+
+    def _check_caps(self, chosen: Chosen, choice: Choice) -> None:
+        """Hold named schedules to the caps that a manifest gives beside `auto`; to its own, a schedule is made."""
+        caps = setting_of(self._spec.schedule, chosen.pipeline).activation_caps
+        if caps is not None and chosen.schedule is not self._spec.schedule.name:
+            peaks = choice.length.values(lambda count: tuple(peak_activations(choice.schedule_for(count))))
+            check_peaks(chosen.schedule, peaks, caps)
+
+    def _chosen(self, option: Option, profile: Profile, links: Links, effort: int) -> tuple[Chosen, Choice]:
+        if option.recompute is not Recompute.SOME:
+            given = self._spec.schedule.recompute_stages if option.recompute is Recompute.GIVEN else None
+            chosen = option.chosen(given)
+            return chosen, choose(resolved(self._spec, chosen), profile, links=links, effort=effort)
+        limits = profile.memory_limits(option.layout.pipeline) or ()
+        free = profile.model_copy(update={"device_memory_bytes": None, "stage_memory_bytes": None})
+        stages: tuple[int, ...] = ()
+        while True:
+            chosen = option.chosen(stages)
+            choice = choose(resolved(self._spec, chosen), free, links=links, effort=effort)
+            over = {rank for rank, limit in enumerate(limits) if choice.memory_bytes[rank] > limit} - set(stages)
+            if not over:
+                return chosen, choose(resolved(self._spec, chosen), profile, links=links, effort=effort)
+            stages = tuple(sorted({*stages, *over}))
