@@ -104,33 +104,9 @@ class Room:
         free = self._free.get(node, {})
         return tuple(free.get(resource, 0) for resource in resources)
 
-
-class Seats:
-    """The room of nodes that each take one rank of a chain and no more, which is quickly counted."""
-
-    def __init__(
-        self, demands: Sequence[Demand], kind_of: Sequence[int], counts: Mapping[tuple[str, ...], Sequence[int]]
-    ) -> None:
-        """Take the chain, the kind of each of its ranks, and how many of each kind each node, by its path, can take."""
-        self._kind_of = {demand.stage: kind for demand, kind in zip(demands, kind_of, strict=True)}
-        self._takes = {path[-1]: of_kinds for path, of_kinds in counts.items()}
-        self._taken: set[str] = set()
-
-    def fits(self, demand: Demand, node: str) -> bool:
-        """Say whether the node can take this rank now."""
-        return node not in self._taken and bool(self._takes[node][self._kind_of[demand.stage]])
-
-    def count(self, demand: Demand, node: str, *, most: int = PLENTY) -> int:
-        """Give how many such ranks the node can take now."""
-        return min(most, int(self.fits(demand, node)))
-
-    def take(self, demand: Demand, node: str) -> None:  # noqa: ARG002 # whichever it is
-        """Put a rank there."""
-        self._taken.add(node)
-
-    def give_back(self, demand: Demand, node: str) -> None:  # noqa: ARG002
-        """Take it away again."""
-        self._taken.discard(node)
+    def free_by_node(self) -> Iterable[tuple[str, Mapping[str, Number]]]:
+        """Give what each node that can be used has left."""
+        return self._free.items()
 
 
 def _wanted(requests: Mapping[str, Number]) -> list[tuple[str, int, int]]:

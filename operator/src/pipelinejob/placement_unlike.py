@@ -9,11 +9,15 @@ in each of them the `_LEAVES` that can take the longest runs.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import combinations_with_replacement, groupby
+from collections.abc import Iterable, Iterator, Sequence
 
+from pipelinejob.placement_asked import Asked
+from pipelinejob.placement_bounds import Bounds
+from pipelinejob.placement_contents import Contents
+from pipelinejob.placement_leaves import Leaf, Runs, by_domain, leaves_of
 from pipelinejob.placement_like import Found, Limits
-from pipelinejob.placement_room import Demand, Room, Seats, kinds_of
+from pipelinejob.placement_room import Demand, Room
+from pipelinejob.placement_scarce import ScarcestFirst
 from pipelinejob.placement_search import ChainSearch
 from pipelinejob.prices import Path, Prices
 from pipelinejob.topology import Topology
@@ -33,32 +37,26 @@ class UnlikeStages:
         self, topology: Topology, demands: Sequence[Demand], room: Room, prices: Prices, *, share: float = 1.0
     ) -> None:
         """Take what to place, and which share of the usual effort may be spent."""
-        self._demands = demands
-        self._room = room
         self._prices = prices
         self._num_levels = prices.num_depths - 1
         self._budget = max(_LEAST_BUDGET, int(share * _EFFORT / len(demands)))
         self._is_first = True
-        self._kinds = kinds_of(demands)
-        self._kind_of = [next(i for i, kind in enumerate(self._kinds) if kind.is_like(each)) for each in demands]
-        self._wanted = Counter(self._kind_of)
-        self._counts = self._counted(topology)
-        pairs = combinations_with_replacement(self._kinds, 2)
-        self._seats = Seats(demands, self._kind_of, self._counts) if room.parts_all(pairs) else None
-        places = [sum(counts) for counts in zip(*self._counts.values(), strict=True)] or [0]
+        self._contents = contents = Contents(Asked(demands))
+        self._wanted = Counter(contents.kind_of)
+        self._leaves = leaves_of(topology, room, contents)
+        self._runs = Runs(contents)
+        self._bounds = Bounds(contents, prices)
+        self._searches: dict[Path, ChainSearch] = {}
+        places = by_domain(((), contents.counts_in(leaf.stock)) for leaf in self._leaves).get((), (0,))
         self._scarcest = places.index(min(places))
-
-    def _counted(self, topology: Topology) -> dict[Path, tuple[int, ...]]:
-        """Give how many stages of each kind each node could take, were it for that kind alone."""
-        by_kind = [self._room.counts(kind, most=len(self._demands)) for kind in self._kinds]
-        names = sorted(set().union(*by_kind), key=topology.paths.__getitem__)
-        return {topology.paths[name]: tuple(counts.get(name, 0) for counts in by_kind) for name in names}
 
     def rooms(self, depth: int) -> dict[Path, int]:
         """Give the room of each domain of a depth for stages of the kind that finds the fewest places."""
         rooms: dict[Path, int] = {}
-        for path, counts in self._counts.items():
-            rooms[path[:depth]] = rooms.get(path[:depth], 0) + counts[self._scarcest]
+        for leaf in self._leaves:
+            for node, content in leaf.nodes.items():
+                count = self._contents.counts[content][self._scarcest]
+                rooms[node[:depth]] = rooms.get(node[:depth], 0) + count
         return rooms
 
     @property
@@ -71,40 +69,54 @@ class UnlikeStages:
         limits = limits or {}
         best: Found | None = None
         for domain in self._domains(depth, limits):
-            search = ChainSearch(self._nodes_in(domain), self._demands, self._seats or self._room, self._prices, limits)
+            search = self._search(domain)
             if search.least_s > within or (best is not None and search.least_s >= best.cost):
                 continue
-            found = search.best_chain(self._budget, below=_INFINITE if best is None else best.cost)
+            found = search.best_chain(self._budget, limits, below=_INFINITE if best is None else best.cost)
             if found is None and best is None and self._is_first:
-                found = search.scarcest_first(self._budget)
+                found = self._scarcest_first(domain)
             best = found or best
         if self._is_first:  # what follows asks again under limits, and has a chain to fall back to
             self._is_first, self._budget = False, max(_LATER_LEAST, self._budget // _LATER)
         return best
 
+    def _search(self, domain: Path) -> ChainSearch:
+        if domain not in self._searches:
+            leaves = self._leaves_in(domain)
+            behind_s = self._bounds.behind_s(leaves)
+            self._searches[domain] = ChainSearch(leaves, self._contents, self._runs, self._prices, behind_s)
+        return self._searches[domain]
+
+    def _scarcest_first(self, domain: Path) -> Found | None:
+        chain = ScarcestFirst(self._leaves_in(domain), self._contents).chain(self._budget)
+        return None if chain is None else Found(cost=self._prices.chain_s(chain), walk=lambda: chain)
+
     def _domains(self, depth: int, limits: Limits) -> Iterator[Path]:
         """Give the domains that may hold the chain, the closest first, of each level the tightest."""
+        emptied = {limit: most for limit, most in limits.items() if not most}
+        inside = (leaf for leaf in self._leaves if not any(leaf.path[: len(limit)] == limit for limit in emptied))
+        leaves = [leaf.limited(emptied, self._contents) for leaf in inside]
         for level in range(self._num_levels, depth - 1, -1):
-            rooms: dict[Path, list[int]] = {}
-            for path, counts in self._counts.items():
-                if any(path[: len(limit)] == limit and not most for limit, most in limits.items()):
-                    continue
-                room = rooms.setdefault(path[:level], [0] * len(self._kinds))
-                for kind, count in enumerate(counts):
-                    room[kind] += count
-            fitting = (
-                (max(room), path)
-                for path, room in rooms.items()
-                if all(room[kind] >= wanted for kind, wanted in self._wanted.items())
+            fitting = sorted(
+                (max(counts), path) for path, counts in self._rooms_by_kind(leaves, level) if self._holds(counts)
             )
-            for _, path in sorted(fitting)[: None if level == depth else _DOMAINS]:
+            for _, path in fitting[: None if level == depth else _DOMAINS]:
                 yield path
 
-    def _nodes_in(self, domain: Path) -> dict[Path, tuple[int, ...]]:
-        """Give the nodes of the domain's leaves that can take the longest runs."""
-        inside = {path: counts for path, counts in self._counts.items() if path[: len(domain)] == domain}
-        leaves = {leaf: list(nodes) for leaf, nodes in groupby(inside, key=lambda path: path[:-1])}
-        if len(leaves) <= _LEAVES:
-            return inside
-        best = sorted(leaves, key=lambda leaf: (-sum(sum(inside[node]) for node in leaves[leaf]), leaf))[:_LEAVES]
-        return {node: inside[node] for leaf in sorted(best) for node in leaves[leaf]}
+    def _holds(self, counts: Sequence[int]) -> bool:
+        return all(counts[kind] >= wanted for kind, wanted in self._wanted.items())
+
+    def _rooms_by_kind(self, leaves: Sequence[Leaf], level: int) -> Iterable[tuple[Path, Sequence[int]]]:
+        """Give the room of each domain of a level for each kind alone."""
+        if level == self._num_levels:
+            counts = self._contents.counts
+            return ((node, counts[content]) for leaf in leaves for node, content in leaf.nodes.items())
+        return by_domain((leaf.path[:level], self._contents.counts_in(leaf.stock)) for leaf in leaves).items()
+
+    def _leaves_in(self, domain: Path) -> list[Leaf]:
+        """Give the domain's leaves that can take the longest runs; for a node its leaf without the others."""
+        inside = [leaf for leaf in self._leaves if leaf.path[: len(domain)] == domain[: len(leaf.path)]]
+        if len(domain) == self._num_levels:
+            return [Leaf(leaf.path, {domain: leaf.nodes[domain]}) for leaf in inside]
+        best = sorted(inside, key=lambda leaf: (-sum(self._contents.counts_in(leaf.stock)), leaf.path))[:_LEAVES]
+        return sorted(best, key=lambda leaf: leaf.path)

@@ -1,0 +1,62 @@
+"""What the stages of one chain ask for, kind by kind, in whole numbers: the finest parts that any of them asks for."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import combinations_with_replacement
+from math import lcm
+from operator import add, mul
+
+from pipelinejob.placement_room import Demand, Number
+
+Amounts = tuple[int, ...]  # of each resource
+Counts = tuple[int, ...]  # of each kind
+
+
+class Asked:
+    """The kinds of a chain's stages; a kind is called by its number."""
+
+    def __init__(self, demands: Sequence[Demand]) -> None:
+        """Take the chain's stages."""
+        self.num_stages = len(demands)
+        self.kinds: list[Demand] = []
+        self.kind_of = [self._kind(demand) for demand in demands]
+        self._resources = sorted({name for each in self.kinds for name, amount in each.requests.items() if amount > 0})
+        wanted = [[max(0, each.requests.get(name, 0)) for name in self._resources] for each in self.kinds]
+        self._units = [lcm(*(amount.denominator for amount in amounts)) for amounts in zip(*wanted, strict=True)]
+        self.amounts = [tuple(map(int, map(mul, amounts, self._units))) for amounts in wanted]  # of each kind
+        # More than all stages could ever ask for is not told apart.
+        self._plenty = [self.num_stages * max(amounts) for amounts in zip(*self.amounts, strict=True)]
+        self.counts = cache(self._counts)
+
+    def _kind(self, demand: Demand) -> int:
+        number = next((number for number, kind in enumerate(self.kinds) if kind.is_like(demand)), len(self.kinds))
+        if number == len(self.kinds):
+            self.kinds.append(demand)
+        return number
+
+    def takes(self, node: str) -> tuple[int, ...]:
+        """Give the kinds that may go to a node."""
+        return tuple([number for number, kind in enumerate(self.kinds) if kind.nodes is None or node in kind.nodes])
+
+    def left(self, free: Mapping[str, Number]) -> Amounts:
+        """Give what a node has left of what the stages ask for."""
+        free_of = [free.get(name, 0) for name in self._resources]
+        return tuple([
+            min(plenty, max(0, amount.numerator * unit // amount.denominator))
+            for amount, unit, plenty in zip(free_of, self._units, self._plenty, strict=True)
+        ])  # fmt: skip
+
+    def _counts(self, left: Amounts) -> Counts:
+        """Give how many stages of each kind find room in what is left, were it for that kind alone."""
+        return tuple(
+            min([self.num_stages, *(has // wants for has, wants in zip(left, amounts, strict=True) if wants)])
+            for amounts in self.amounts
+        )
+
+    def is_one_each(self, lefts: Sequence[Amounts]) -> bool:
+        """Say whether no node takes two stages, going by the largest amount of each resource."""
+        largest = list(map(max, zip(*lefts, strict=True)))
+        for one, other in combinations_with_replacement(set(self.amounts), 2):
+            if all(wants <= has for wants, has in zip(map(add, one, other), largest, strict=True)):
+                return False
+        return True

@@ -1,0 +1,107 @@
+"""A chain under way, run by run: where it stands, what its boundaries cost, and what it leaves of each leaf."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from pipelinejob.network import common_depth
+from pipelinejob.placement_contents import FULL, Content, Contents, Stock
+from pipelinejob.placement_leaves import Leaf, Run, Runs
+from pipelinejob.placement_like import Limits
+from pipelinejob.prices import Path, Prices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """One run of the chain, and how things stood before it."""
+
+    leaf: Leaf
+    run: Run
+    stage: int  # the first of the run
+    stock: Stock
+    cost_s: float
+
+
+class Chain:
+    """The chain, as it grows and shrinks."""
+
+    def __init__(self, leaves: Sequence[Leaf], runs: Runs, prices: Prices, limits: Limits) -> None:
+        """Take where it may go."""
+        self.pieces: list[Piece] = []
+        self.num_stages = 0
+        self.cost_s = 0.0  # of its boundaries so far
+        self.stocks = {leaf.path: leaf.stock for leaf in leaves}
+        self._runs = runs
+        self._prices = prices
+        self._limits = limits
+
+    @property
+    def leaf(self) -> Path | None:
+        """Give the leaf that the last stage stands in."""
+        return self.pieces[-1].leaf.path if self.pieces else None
+
+    def lengthen(self, leaf: Leaf, run: Run) -> None:
+        """Put the next stages on the nodes of a run."""
+        before = Piece(leaf=leaf, run=run, stage=self.num_stages, stock=self.stocks[leaf.path], cost_s=self.cost_s)
+        added_s = 0.0
+        for boundary, depth in enumerate(_depths(self.leaf, before), start=self.num_stages - 1):
+            added_s += self._prices.chain[boundary][depth] if boundary >= 0 else 0.0
+        self.pieces.append(before)
+        self.num_stages += len(run)
+        self.cost_s += added_s
+        self.stocks[leaf.path] = self._runs.rest(before.stock, before.stage, run)
+
+    def withdraw(self) -> None:
+        """Take the last run away again."""
+        before = self.pieces.pop()
+        self.num_stages = before.stage
+        self.cost_s = before.cost_s
+        self.stocks[before.leaf.path] = before.stock
+
+    def left_within_limits(self) -> dict[Path, int]:
+        """Give how many stages more each limited domain may take."""
+        return {
+            limit: most - sum(len(each.run) for each in self.pieces if each.leaf.path[: len(limit)] == limit)
+            for limit, most in self._limits.items()
+        }
+
+    def whole_s(self) -> float:
+        """Price the whole chain."""
+        leaves = [None, *(piece.leaf.path for piece in self.pieces)]
+        depths = [depth for before, piece in zip(leaves, self.pieces, strict=False) for depth in _depths(before, piece)]
+        total_s = sum(price[depth] for price, depth in zip(self._prices.chain, depths[1:], strict=True))
+        return total_s + (self._prices.wrap[self._depth_of_ends(depths[1:])] if len(depths) > 1 else 0.0)
+
+    def _depth_of_ends(self, depths: Sequence[int]) -> int:
+        """Give how close the last stage is to the first: a chain that comes back to a node counts as on another."""
+        first, last = self.pieces[0].leaf.path, self.pieces[-1].leaf.path
+        return min(depths) if len(self.pieces) == 1 else common_depth(first, last)
+
+
+def _depths(before: Path | None, piece: Piece) -> Iterator[int]:
+    """Give how close each of a run's stages is to the one before it; the first of them comes from another leaf."""
+    in_leaf = len(piece.leaf.path)
+    yield 0 if before is None else common_depth(before, piece.leaf.path)
+    yield from (in_leaf + stays for _, stays in piece.run[1:])
+
+
+def named(pieces: Sequence[Piece], contents: Contents) -> Iterator[Path]:
+    """Give the nodes of the stages, in order; of those that can take the same the first by name."""
+    held: dict[Path, dict[Content, list[Path]]] = {}
+    for piece in pieces:
+        leaf = piece.leaf.path
+        if leaf not in held:
+            held[leaf] = {}
+            for node, content in piece.leaf.nodes.items():  # in order of their names, which makes heaps
+                held[leaf].setdefault(content, []).append(node)
+        here, is_at = FULL, None
+        for stage, (content, stays) in enumerate(piece.run, start=piece.stage):
+            if not stays:
+                if is_at is not None:
+                    heappush(held[leaf].setdefault(here, []), is_at)
+                is_at = heappop(held[leaf][content])
+            assert is_at is not None, "the first of a run stays nowhere"
+            here = contents.after(content, contents.kind_of[stage])
+            yield is_at
+        if is_at is not None:
+            heappush(held[leaf].setdefault(here, []), is_at)

@@ -1,0 +1,92 @@
+"""What nodes can still take, by number: nodes that take the same stages are one content, whatever their names.
+
+Of a thousand nodes there are but a few contents, so what a node can take, and what it can take after that, is reckoned
+once for each of them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+
+from pipelinejob.placement_asked import Amounts, Asked, Counts
+
+Content = int
+Stock = tuple[tuple[Content, int], ...]  # how many nodes of each content there are, in order
+
+FULL: Content = 0  # takes nothing
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """What tells contents apart."""
+
+    left: Amounts
+    takes: tuple[int, ...] = ()  # the kinds that may go there
+    most: int = 0  # stages
+    versatility: int = 0  # how many kinds the node was of use to before the chain took any of it
+
+
+class Contents:
+    """The contents of the nodes that a chain may go to."""
+
+    def __init__(self, asked: Asked) -> None:
+        """Take what the stages ask for."""
+        self.asked = asked
+        self.kind_of = asked.kind_of
+        self.counts: list[Counts] = [(0,) * len(asked.kinds)]  # of each content: how many of each kind fit alone
+        self._nodes = [_Node((0,) * len(asked.amounts[0]))]
+        self._known: dict[_Node, Content] = {}
+        self.after = cache(self._after)
+        self.counts_in = cache(self._counts_in)
+
+    def of(self, left: Amounts, takes: tuple[int, ...]) -> Content:
+        """Give the content of a node with so much left that takes these kinds."""
+        versatility = sum(1 for kind in takes if self.asked.counts(left)[kind])
+        return self._number(_Node(left, takes, self.asked.num_stages, versatility))
+
+    def with_most(self, content: Content, most: int) -> Content:
+        """Give what a node can take that may take no more than so many stages."""
+        node = self._nodes[content]
+        return self._number(replace(node, most=min(node.most, most)))
+
+    def _after(self, content: Content, kind: int) -> Content:
+        """Give what a node can take once it has taken a stage of the kind."""
+        node, amounts = self._nodes[content], self.asked.amounts[kind]
+        left = tuple(has - wants for has, wants in zip(node.left, amounts, strict=True))
+        return self._number(replace(node, left=left, most=node.most - 1))
+
+    def _number(self, node: _Node) -> Content:
+        if node not in self._known:
+            self._known[node] = self._numbered(node)
+        return self._known[node]
+
+    def _numbered(self, node: _Node) -> Content:
+        fitting, counts = self.asked.counts(node.left), [0] * len(self.asked.kinds)
+        for kind in node.takes:
+            counts[kind] = min(fitting[kind], node.most)
+        if not any(counts):
+            return FULL
+        self._nodes.append(node)
+        self.counts.append(tuple(counts))
+        return len(self._nodes) - 1
+
+    # What is reckoned of them
+
+    @property
+    def is_one_each(self) -> bool:
+        """Say whether no node takes two stages."""
+        return self.asked.is_one_each([node.left for node in self._nodes])
+
+    def by_use(self, kind: int, contents: Iterable[Content]) -> list[Content]:
+        """Give those that can take a stage of a kind, those of least use to others first, equals in the order given."""
+        fitting = [content for content in contents if self.counts[content][kind]]
+        return sorted(fitting, key=lambda content: (self._nodes[content].versatility, self.counts[content][kind]))
+
+    def _counts_in(self, stock: Stock) -> Counts:
+        """Give how many stages of each kind a stock could take, were it for that kind alone."""
+        kinds = range(len(self.asked.kinds))
+        return tuple(sum([self.counts[content][kind] * number for content, number in stock]) for kind in kinds)
+
+    def room_in(self, stock: Stock) -> int:
+        """Give how many stages a stock could take at most, whatever their kind."""
+        return sum(max(self.counts[content]) * number for content, number in stock)
