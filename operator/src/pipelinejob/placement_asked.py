@@ -20,12 +20,13 @@ class Asked:
         self.num_stages = len(demands)
         self.kinds: list[Demand] = []
         self.kind_of = [self._kind(demand) for demand in demands]
-        self._resources = sorted({name for each in self.kinds for name, amount in each.requests.items() if amount > 0})
-        wanted = [[max(0, each.requests.get(name, 0)) for name in self._resources] for each in self.kinds]
-        self._units = [lcm(*(amount.denominator for amount in amounts)) for amounts in zip(*wanted, strict=True)]
-        self.amounts = [tuple(map(int, map(mul, amounts, self._units))) for amounts in wanted]  # of each kind
+        resources = sorted({name for each in self.kinds for name, amount in each.requests.items() if amount > 0})
+        wanted = [[max(0, each.requests.get(name, 0)) for name in resources] for each in self.kinds]
+        units = [lcm(*(amount.denominator for amount in amounts)) for amounts in zip(*wanted, strict=True)]
+        self.amounts = [tuple(map(int, map(mul, amounts, units))) for amounts in wanted]  # of each kind
         # More than all stages could ever ask for is not told apart.
-        self._plenty = [self.num_stages * max(amounts) for amounts in zip(*self.amounts, strict=True)]
+        plenty = [self.num_stages * max(amounts) for amounts in zip(*self.amounts, strict=True)]
+        self._measures = list(zip(resources, units, plenty, strict=True))
         self.counts = cache(self._counts)
 
     def _kind(self, demand: Demand) -> int:
@@ -40,16 +41,16 @@ class Asked:
 
     def left(self, free: Mapping[str, Number]) -> Amounts:
         """Give what a node has left of what the stages ask for."""
-        free_of = [free.get(name, 0) for name in self._resources]
-        return tuple([
-            min(plenty, max(0, amount.numerator * unit // amount.denominator))
-            for amount, unit, plenty in zip(free_of, self._units, self._plenty, strict=True)
-        ])  # fmt: skip
+        whole = []
+        for name, unit, plenty in self._measures:
+            amount = free.get(name, 0)
+            whole.append(min(plenty, amount.numerator * unit // amount.denominator))
+        return tuple(whole)
 
     def _counts(self, left: Amounts) -> Counts:
         """Give how many stages of each kind find room in what is left, were it for that kind alone."""
         return tuple(
-            min([self.num_stages, *(has // wants for has, wants in zip(left, amounts, strict=True) if wants)])
+            min([self.num_stages, *(max(0, has // wants) for has, wants in zip(left, amounts, strict=True) if wants)])
             for amounts in self.amounts
         )
 

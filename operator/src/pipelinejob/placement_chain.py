@@ -6,8 +6,9 @@ from heapq import heappop, heappush
 
 from pipelinejob.network import common_depth
 from pipelinejob.placement_contents import FULL, Content, Contents, Stock
-from pipelinejob.placement_leaves import Leaf, Run, Runs
+from pipelinejob.placement_leaves import Leaf
 from pipelinejob.placement_like import Limits
+from pipelinejob.placement_runs import Run, Runs
 from pipelinejob.prices import Path, Prices
 
 
@@ -43,12 +44,9 @@ class Chain:
     def lengthen(self, leaf: Leaf, run: Run) -> None:
         """Put the next stages on the nodes of a run."""
         before = Piece(leaf=leaf, run=run, stage=self.num_stages, stock=self.stocks[leaf.path], cost_s=self.cost_s)
-        added_s = 0.0
-        for boundary, depth in enumerate(_depths(self.leaf, before), start=self.num_stages - 1):
-            added_s += self._prices.chain[boundary][depth] if boundary >= 0 else 0.0
+        self.cost_s += self._added_s(leaf, run)
         self.pieces.append(before)
         self.num_stages += len(run)
-        self.cost_s += added_s
         self.stocks[leaf.path] = self._runs.rest(before.stock, before.stage, run)
 
     def withdraw(self) -> None:
@@ -65,24 +63,22 @@ class Chain:
             for limit, most in self._limits.items()
         }
 
+    @property
     def whole_s(self) -> float:
-        """Price the whole chain."""
-        leaves = [None, *(piece.leaf.path for piece in self.pieces)]
-        depths = [depth for before, piece in zip(leaves, self.pieces, strict=False) for depth in _depths(before, piece)]
-        total_s = sum(price[depth] for price, depth in zip(self._prices.chain, depths[1:], strict=True))
-        return total_s + (self._prices.wrap[self._depth_of_ends(depths[1:])] if len(depths) > 1 else 0.0)
+        """Price the chain as a whole: its last stage may talk to its first."""
+        first, last = self.pieces[0], self.pieces[-1]
+        is_one_node = first is last and all(stays for _, stays in first.run[1:])
+        return self.cost_s + self._prices.wrap[common_depth(first.leaf.path, last.leaf.path) + is_one_node]
 
-    def _depth_of_ends(self, depths: Sequence[int]) -> int:
-        """Give how close the last stage is to the first: a chain that comes back to a node counts as on another."""
-        first, last = self.pieces[0].leaf.path, self.pieces[-1].leaf.path
-        return min(depths) if len(self.pieces) == 1 else common_depth(first, last)
-
-
-def _depths(before: Path | None, piece: Piece) -> Iterator[int]:
-    """Give how close each of a run's stages is to the one before it; the first of them comes from another leaf."""
-    in_leaf = len(piece.leaf.path)
-    yield 0 if before is None else common_depth(before, piece.leaf.path)
-    yield from (in_leaf + stays for _, stays in piece.run[1:])
+    def _added_s(self, leaf: Leaf, run: Run) -> float:
+        """Price the boundaries before a run's stages; the first of them comes from another leaf, or from nowhere."""
+        in_leaf = len(leaf.path)
+        depths = [in_leaf + stays for _, stays in run]
+        if self.leaf is None:
+            depths, boundaries = depths[1:], self._prices.chain
+        else:
+            depths[0], boundaries = common_depth(self.leaf, leaf.path), self._prices.chain[self.num_stages - 1 :]
+        return sum([price[depth] for price, depth in zip(boundaries, depths, strict=False)])
 
 
 def named(pieces: Sequence[Piece], contents: Contents) -> Iterator[Path]:

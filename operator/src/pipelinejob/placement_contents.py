@@ -4,7 +4,6 @@ Of a thousand nodes there are but a few contents, so what a node can take, and w
 once for each of them.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -36,10 +35,12 @@ class Contents:
         self.counts: list[Counts] = [(0,) * len(asked.kinds)]  # of each content: how many of each kind fit alone
         self._nodes = [_Node((0,) * len(asked.amounts[0]))]
         self._known: dict[_Node, Content] = {}
+        self.of = cache(self._of)
         self.after = cache(self._after)
+        self.by_use = cache(self._by_use)
         self.counts_in = cache(self._counts_in)
 
-    def of(self, left: Amounts, takes: tuple[int, ...]) -> Content:
+    def _of(self, left: Amounts, takes: tuple[int, ...]) -> Content:
         """Give the content of a node with so much left that takes these kinds."""
         versatility = sum(1 for kind in takes if self.asked.counts(left)[kind])
         return self._number(_Node(left, takes, self.asked.num_stages, versatility))
@@ -62,6 +63,8 @@ class Contents:
 
     def _numbered(self, node: _Node) -> Content:
         fitting, counts = self.asked.counts(node.left), [0] * len(self.asked.kinds)
+        if not any(fitting):
+            return FULL
         for kind in node.takes:
             counts[kind] = min(fitting[kind], node.most)
         if not any(counts):
@@ -77,7 +80,7 @@ class Contents:
         """Say whether no node takes two stages."""
         return self.asked.is_one_each([node.left for node in self._nodes])
 
-    def by_use(self, kind: int, contents: Iterable[Content]) -> list[Content]:
+    def _by_use(self, kind: int, contents: tuple[Content, ...]) -> list[Content]:
         """Give those that can take a stage of a kind, those of least use to others first, equals in the order given."""
         fitting = [content for content in contents if self.counts[content][kind]]
         return sorted(fitting, key=lambda content: (self._nodes[content].versatility, self.counts[content][kind]))

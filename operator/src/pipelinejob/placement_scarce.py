@@ -47,7 +47,7 @@ class ScarcestFirst:
         there = sorted(
             (content for content, nodes in self._held.items() if nodes), key=lambda each: self._held[each][0]
         )
-        return iter(self._contents.by_use(self._next_kind, there))
+        return iter(self._contents.by_use(self._next_kind, tuple(there)))
 
     @property
     def _next_kind(self) -> int:

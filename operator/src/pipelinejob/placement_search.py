@@ -14,8 +14,9 @@ from functools import partial
 from pipelinejob.network import common_depth
 from pipelinejob.placement_chain import Chain, named
 from pipelinejob.placement_contents import Contents
-from pipelinejob.placement_leaves import Leaf, Run, Runs
+from pipelinejob.placement_leaves import Leaf
 from pipelinejob.placement_like import Found, Limits
+from pipelinejob.placement_runs import Run, Runs
 from pipelinejob.prices import Path, Prices
 
 
@@ -79,7 +80,7 @@ class ChainSearch:
         """Give a price that no completion of the chain is below; that of the chain where it is whole."""
         stage = chain.num_stages
         if stage == self._num_stages:
-            return chain.whole_s()
+            return chain.whole_s
         to_next_s = self._prices.chain[stage - 1][self._prices.num_depths - 3]  # it stands in another leaf
         return chain.cost_s + to_next_s + self._behind_s[stage]
 

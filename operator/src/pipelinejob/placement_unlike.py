@@ -10,13 +10,15 @@ in each of them the `_LEAVES` that can take the longest runs.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from pipelinejob.placement_asked import Asked
 from pipelinejob.placement_bounds import Bounds
 from pipelinejob.placement_contents import Contents
-from pipelinejob.placement_leaves import Leaf, Runs, by_domain, leaves_of
+from pipelinejob.placement_leaves import Leaf, by_domain, leaves_of
 from pipelinejob.placement_like import Found, Limits
 from pipelinejob.placement_room import Demand, Room
+from pipelinejob.placement_runs import Runs
 from pipelinejob.placement_scarce import ScarcestFirst
 from pipelinejob.placement_search import ChainSearch
 from pipelinejob.prices import Path, Prices
@@ -109,8 +111,9 @@ class UnlikeStages:
     def _rooms_by_kind(self, leaves: Sequence[Leaf], level: int) -> Iterable[tuple[Path, Sequence[int]]]:
         """Give the room of each domain of a level for each kind alone."""
         if level == self._num_levels:
-            counts = self._contents.counts
-            return ((node, counts[content]) for leaf in leaves for node, content in leaf.nodes.items())
+            large = {number: counts for number, counts in enumerate(self._contents.counts) if self._holds(counts)}
+            nodes = chain.from_iterable(leaf.nodes.items() for leaf in leaves if large)
+            return ((node, large[content]) for node, content in nodes if content in large)
         return by_domain((leaf.path[:level], self._contents.counts_in(leaf.stock)) for leaf in leaves).items()
 
     def _leaves_in(self, domain: Path) -> list[Leaf]:
