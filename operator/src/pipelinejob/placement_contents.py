@@ -34,7 +34,7 @@ class Contents:
         self.kind_of = asked.kind_of
         self.counts: list[Counts] = [(0,) * len(asked.kinds)]  # of each content: how many of each kind fit alone
         self._nodes = [_Node((0,) * len(asked.amounts[0]))]
-        self._known: dict[_Node, Content] = {}
+        self._number = cache(self._numbered)
         self.of = cache(self._of)
         self.after = cache(self._after)
         self.by_use = cache(self._by_use)
@@ -56,12 +56,8 @@ class Contents:
         left = tuple(has - wants for has, wants in zip(node.left, amounts, strict=True))
         return self._number(replace(node, left=left, most=node.most - 1))
 
-    def _number(self, node: _Node) -> Content:
-        if node not in self._known:
-            self._known[node] = self._numbered(node)
-        return self._known[node]
-
     def _numbered(self, node: _Node) -> Content:
+        """Give the node's content a number, and reckon what it can take."""
         fitting, counts = self.asked.counts(node.left), [0] * len(self.asked.kinds)
         if not any(fitting):
             return FULL

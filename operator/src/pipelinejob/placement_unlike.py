@@ -10,7 +10,6 @@ in each of them the `_LEAVES` that can take the longest runs.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 
 from pipelinejob.placement_asked import Asked
 from pipelinejob.placement_bounds import Bounds
@@ -27,7 +26,7 @@ from pipelinejob.topology import Topology
 _INFINITE = float("inf")
 _DOMAINS = 4
 _LEAVES = 128
-_EFFORT = 8_000  # stages looked at by one search: a few hundredths of a second
+_EFFORT = 8_000  # stages looked at by one search: some thousandths of a second
 _LEAST_BUDGET = 100  # leaves tried
 _LATER, _LATER_LEAST = 20, 30  # times less for each further search for a chain that leaves more room
 
@@ -112,7 +111,7 @@ class UnlikeStages:
         """Give the room of each domain of a level for each kind alone."""
         if level == self._num_levels:
             large = {number: counts for number, counts in enumerate(self._contents.counts) if self._holds(counts)}
-            nodes = chain.from_iterable(leaf.nodes.items() for leaf in leaves if large)
+            nodes = ((node, content) for leaf in leaves if large for node, content in leaf.nodes.items())
             return ((node, large[content]) for node, content in nodes if content in large)
         return by_domain((leaf.path[:level], self._contents.counts_in(leaf.stock)) for leaf in leaves).items()
 
