@@ -1,11 +1,11 @@
 """A chain under way, run by run: where it stands, what its boundaries cost, and what it leaves of each leaf."""
 
+from bisect import insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
 
 from pipelinejob.network import common_depth
-from pipelinejob.placement_contents import FULL, Content, Contents, Stock
+from pipelinejob.placement_contents import Content, Contents, Stock
 from pipelinejob.placement_leaves import Leaf
 from pipelinejob.placement_like import Limits
 from pipelinejob.placement_runs import Run, Runs
@@ -43,18 +43,18 @@ class Chain:
 
     def lengthen(self, leaf: Leaf, run: Run) -> None:
         """Put the next stages on the nodes of a run."""
-        before = Piece(leaf=leaf, run=run, stage=self.num_stages, stock=self.stocks[leaf.path], cost_s=self.cost_s)
+        piece = Piece(leaf=leaf, run=run, stage=self.num_stages, stock=self.stocks[leaf.path], cost_s=self.cost_s)
         self.cost_s += self._added_s(leaf, run)
-        self.pieces.append(before)
+        self.stocks[leaf.path] = self._runs.rest(piece.stock, piece.stage, run)
         self.num_stages += len(run)
-        self.stocks[leaf.path] = self._runs.rest(before.stock, before.stage, run)
+        self.pieces.append(piece)
 
     def withdraw(self) -> None:
         """Take the last run away again."""
-        before = self.pieces.pop()
-        self.num_stages = before.stage
-        self.cost_s = before.cost_s
-        self.stocks[before.leaf.path] = before.stock
+        piece = self.pieces.pop()
+        self.cost_s = piece.cost_s
+        self.stocks[piece.leaf.path] = piece.stock
+        self.num_stages = piece.stage
 
     def left_within_limits(self) -> dict[Path, int]:
         """Give how many stages more each limited domain may take."""
@@ -84,20 +84,11 @@ class Chain:
 def named(pieces: Sequence[Piece], contents: Contents) -> Iterator[Path]:
     """Give the nodes of the stages, in order; of those that can take the same the first by name."""
     held: dict[Path, dict[Content, list[Path]]] = {}
+    here: Path = ()
     for piece in pieces:
-        leaf = piece.leaf.path
-        if leaf not in held:
-            held[leaf] = {}
-            for node, content in piece.leaf.nodes.items():  # in order of their names, which makes heaps
-                held[leaf].setdefault(content, []).append(node)
-        here, is_at = FULL, None
+        nodes = held.setdefault(piece.leaf.path, piece.leaf.by_content())
         for stage, (content, stays) in enumerate(piece.run, start=piece.stage):
-            if not stays:
-                if is_at is not None:
-                    heappush(held[leaf].setdefault(here, []), is_at)
-                is_at = heappop(held[leaf][content])
-            assert is_at is not None, "the first of a run stays nowhere"
-            here = contents.after(content, contents.kind_of[stage])
-            yield is_at
-        if is_at is not None:
-            heappush(held[leaf].setdefault(here, []), is_at)
+            here = here if stays else nodes[content][0]
+            nodes[content].remove(here)
+            insort(nodes.setdefault(contents.after(content, contents.kind_of[stage]), []), here)
+            yield here

@@ -24,6 +24,13 @@ class Leaf:
     def stock(self) -> Stock:
         return tuple(sorted(Counter(content for content in self.nodes.values() if content != FULL).items()))
 
+    def by_content(self) -> dict[Content, list[Path]]:
+        """Give the nodes by what they can take, in order of their names."""
+        nodes: dict[Content, list[Path]] = {}
+        for node, content in self.nodes.items():
+            nodes.setdefault(content, []).append(node)
+        return nodes
+
     def limited(self, limits: Mapping[Path, int], contents: Contents) -> "Leaf":
         """Give the leaf as it is if some of its nodes may take no more than so many stages."""
         changed = {

@@ -16,8 +16,8 @@ class ScarcestFirst:
         self._contents = contents
         self._held: dict[Content, list[Path]] = {}
         for leaf in leaves:  # in order of their names
-            for node, content in leaf.nodes.items():
-                self._held.setdefault(content, []).append(node)
+            for content, nodes in leaf.by_content().items():
+                self._held.setdefault(content, []).extend(nodes)
         choice = [self._num_fitting(kind) for kind in range(len(contents.asked.kinds))]
         self._order = sorted(range(len(contents.kind_of)), key=lambda stage: choice[contents.kind_of[stage]])
         self._seated: list[tuple[Path, Content]] = []  # in that order, with what the node could take before
