@@ -65,6 +65,8 @@ bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet ma
 	$(BIN)/python tests/bench/bench_schedules.py
 	$(BIN)/python tests/bench/bench_schedules.py --ranks 8 --rounds 3 --output bench-schedules-8.json
 	$(BIN)/python tests/bench/bench_auto.py
+	$(BIN)/python tests/bench/bench_search.py
+	$(BIN)/python tests/bench/bench_recompute.py
 	$(BIN)/python tests/bench/bench_actions.py
 	$(BIN)/python tests/bench/bench_uneven.py
 	$(BIN)/python tests/bench/bench_truth.py

@@ -14,7 +14,7 @@ from pipelinejob.schedules.auto import search
 from pipelinejob.schedules.bounds import double_ways, lower_bound_s, preemptive_makespan, shop_for, single_ways
 from pipelinejob.schedules.catalogue import build, named
 from pipelinejob.schedules.climb import climb
-from pipelinejob.schedules.costs import Costs, Link, equal_shares, shares
+from pipelinejob.schedules.costs import CostModel, Costs, Link, equal_shares, shares
 from pipelinejob.schedules.greedy import Patience, list_schedule
 from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.names import ScheduleName
@@ -124,6 +124,16 @@ def test_the_smallest_cap_does(num_chunks):
 positive = st.floats(0.05, 20)
 
 
+def ahead(costs: CostModel, share: float) -> CostModel:
+    """Let a share of each way back need no gradient."""
+
+    def model(routes: tuple[Route, ...]) -> Costs:
+        found = costs(routes)
+        return replace(found, ahead_s=tuple(share * each for each in found.input_s))
+
+    return model
+
+
 @st.composite
 def any_setting(draw) -> Setting:
     p, m = draw(st.integers(1, 5)), draw(st.integers(1, 7))
@@ -135,7 +145,7 @@ def any_setting(draw) -> Setting:
         num_ranks=p,
         num_micro_batches=m,
         num_chunks=draw(st.sampled_from([None, 1, 2, 3])),
-        costs=costs,
+        costs=ahead(costs, draw(st.sampled_from([0.0, 0.5, 1.0]))),
         activation_caps=caps,
     )
 
@@ -161,16 +171,17 @@ def whole_numbers(seed: int, num_chunks: int) -> Setting:
         times = [num_chunks * round(20 * 4 ** draw.random()) for _ in range(p)]
         return times if is_unequal else times[:1] * p
 
+    costs = shares(
+        forward_s=seconds(),
+        input_s=seconds(),
+        weight_s=seconds(),
+        link=Link(latency_s=draw.randint(0, 4), message_s=draw.randint(0, 2)),
+    )
     return Setting(
         num_ranks=p,
         num_micro_batches=m,
         num_chunks=num_chunks,
-        costs=shares(
-            forward_s=seconds(),
-            input_s=seconds(),
-            weight_s=seconds(),
-            link=Link(latency_s=draw.randint(0, 4), message_s=draw.randint(0, 2)),
-        ),
+        costs=ahead(costs, seed % 2),
         activation_caps=tuple(float(draw.randint(1, 2 * p)) for _ in range(p)),
     )
 

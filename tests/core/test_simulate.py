@@ -1,6 +1,7 @@
 """The simulator against closed forms, published numbers, and what must hold of every simulation."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given, settings
@@ -27,9 +28,11 @@ def balanced(name, p, m, *, link=Link(), **others):  # noqa: B008 # a value
     return simulate(schedule, equal_shares(p, link=link)(schedule.routes), **others)
 
 
-def played(text, *, forward_s, input_s, weight_s, link=Link(), links=None, **others):  # noqa: B008 # a value
+def played(text, *, forward_s, input_s, weight_s, ahead_s=None, link=Link(), links=None, **others):  # noqa: B008 # a value
     schedule = parse(text)
-    costs = Costs(forward_s=forward_s, input_s=input_s, weight_s=weight_s, link=link, links=links or {})
+    costs = Costs(
+        forward_s=forward_s, input_s=input_s, weight_s=weight_s, ahead_s=ahead_s, link=link, links=links or {}
+    )
     return simulate(schedule, costs, **others)
 
 
@@ -46,9 +49,11 @@ def test_a_balanced_pipeline_has_the_bubble_of_the_papers(name, p, m):
 # A random stage: its three seconds. A random schedule of the catalogue for them, if it exists for these sizes.
 stage_lists = st.lists(st.tuples(seconds, seconds, seconds), min_size=1, max_size=6)
 links = st.builds(Link, latency_s=st.floats(0, 2), message_s=st.floats(0, 2))
+shares_ahead = st.sampled_from([0.0, 0.3, 1.0])
 
 
-def random_setting(name, stages, m, link):
+def random_setting(name, stages, m, link, *, ahead=0.0):
+    """Give a schedule and its costs; `ahead` is the share of each way back that needs no gradient."""
     model = shares(
         forward_s=[f for f, _, _ in stages],
         input_s=[i for _, i, _ in stages],
@@ -59,7 +64,8 @@ def random_setting(name, stages, m, link):
         schedule = build(name, Setting(num_ranks=len(stages), num_micro_batches=m, costs=model))
     except ScheduleError:
         assume(False)
-    return schedule, model(schedule.routes)
+    costs = model(schedule.routes)
+    return schedule, replace(costs, ahead_s=tuple(ahead * each for each in costs.input_s))
 
 
 @settings(max_examples=60, deadline=None)
@@ -68,10 +74,11 @@ def random_setting(name, stages, m, link):
     stages=stage_lists,
     m=st.integers(1, 8),
     link=links,
+    ahead=shares_ahead,
     concurrency=st.sampled_from([None, 1, 2, 3]),
 )
-def test_every_second_of_every_rank_is_in_exactly_one_span(name, stages, m, link, concurrency):
-    schedule, costs = random_setting(name, stages, m, link)
+def test_every_second_of_every_rank_is_in_exactly_one_span(name, stages, m, link, *, ahead, concurrency):
+    schedule, costs = random_setting(name, stages, m, link, ahead=ahead)
     simulation = simulate(schedule, costs, concurrency=concurrency)
 
     for stage, ratio in zip(simulation.timeline.stages, simulation.bubble_ratios, strict=True):
@@ -89,10 +96,11 @@ def test_every_second_of_every_rank_is_in_exactly_one_span(name, stages, m, link
     stages=stage_lists,
     m=st.integers(1, 8),
     link=links,
+    ahead=shares_ahead,
     overlap=st.booleans(),
 )
-def test_idle_seconds_by_cause_and_computing_add_up_to_the_step(name, stages, m, link, overlap):
-    simulation = simulate(*random_setting(name, stages, m, link), overlap=overlap)
+def test_idle_seconds_by_cause_and_computing_add_up_to_the_step(name, stages, m, link, *, ahead, overlap):
+    simulation = simulate(*random_setting(name, stages, m, link, ahead=ahead), overlap=overlap)
 
     for idle, compute in zip(simulation.idle_s, simulation.compute_s, strict=True):
         assert sum(idle.values()) + compute == pytest.approx(simulation.makespan_s, rel=1e-9)
@@ -101,15 +109,53 @@ def test_idle_seconds_by_cause_and_computing_add_up_to_the_step(name, stages, m,
 
 
 @settings(max_examples=60, deadline=None)
-@given(name=st.sampled_from(NAMES), stages=stage_lists, m=st.integers(1, 8), link=links)
-def test_both_ways_of_playing_agree_where_they_must(name, stages, m, link):
+@given(name=st.sampled_from(NAMES), stages=stage_lists, m=st.integers(1, 8), link=links, ahead=shares_ahead)
+def test_both_ways_of_playing_agree_where_they_must(name, stages, m, link, ahead):
     """Ranks that share almost as many processors as there are ranks are as fast as ranks with one each."""
-    schedule, costs = random_setting(name, stages, m, link)
+    schedule, costs = random_setting(name, stages, m, link, ahead=ahead)
     assume(len(stages) > 1)
     apart = simulate(schedule, costs)
     shared = simulate(schedule, costs, concurrency=len(stages) - 1e-9)
 
     assert shared.makespan_s == pytest.approx(apart.makespan_s, rel=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(NAMES), stages=stage_lists, m=st.integers(1, 8), link=links)
+def test_what_needs_no_gradient_is_as_good_as_done_sooner_and_never_skipped(name, stages, m, link):
+    schedule, costs = random_setting(name, stages, m, link, ahead=0.5)
+    ahead = simulate(schedule, costs)
+    behind = simulate(schedule, replace(costs, ahead_s=None))
+    never = simulate(schedule, replace(costs, ahead_s=None, input_s=tuple(each / 2 for each in costs.input_s)))
+
+    assert never.makespan_s - 1e-9 <= ahead.makespan_s <= behind.makespan_s + 1e-9
+    assert ahead.compute_s == pytest.approx(behind.compute_s)
+
+
+@pytest.mark.parametrize(("p", "m"), [(2, 2), (4, 8), (8, 24)])
+def test_to_run_layers_again_lengthens_the_work_of_1f1b_and_not_its_bubble(p, m):
+    schedule = build(ScheduleName.ONE_F_ONE_B, Setting(num_ranks=p, num_micro_batches=m))
+    costs = equal_shares(p, forward_s=1, input_s=2, weight_s=1)(schedule.routes)
+
+    simulation = simulate(schedule, replace(costs, ahead_s=(1,) * p))
+
+    assert simulation.makespan_s == m * 4 + (p - 1) * 3
+
+
+def test_a_gradient_that_comes_while_layers_are_run_again_is_not_waited_for():
+    text = """
+        F0 B0
+        F0 B0
+    """
+    costs = {"forward_s": (1, 1), "input_s": (3, 1), "weight_s": (1, 1), "ahead_s": (2, 0)}
+    apart, shared = (played(text, **costs, concurrency=cores) for cores in (None, 1.999))
+
+    # rank 0 is free at 1 and done ahead at 3; its gradient comes at 4
+    assert (apart.started_s[0], apart.ended_s[0], apart.ahead_s[0]) == ((0, 2), (1, 6), (0, 2))
+    assert shared.makespan_s == pytest.approx(6, abs=0.01)
+    kinds = [(span.kind, span.start_s, span.end_s) for span in apart.timeline.stages[0].spans]
+    back, wait = SpanKind.BACKWARD_INPUT, SpanKind.RECV
+    assert kinds == [(SpanKind.FORWARD, 0, 1), (back, 1, 3), (wait, 3, 4), (back, 4, 6)]
 
 
 @settings(max_examples=60, deadline=None)

@@ -45,7 +45,7 @@ def test_halves_of_a_backward_and_chunks_have_spans_of_their_own(text: Path) -> 
     spans = spans_of(run_threads(job).timelines, stage=1, step=1)
 
     for kind in (SpanKind.FORWARD, SpanKind.BACKWARD_INPUT, SpanKind.BACKWARD_WEIGHT):
-        seen = sorted((span.micro_batch, span.chunk) for span in spans if span.kind is kind)
+        seen = sorted({(span.micro_batch, span.chunk) for span in spans if span.kind is kind})
         assert seen == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
@@ -57,6 +57,24 @@ def test_waits_are_named_by_what_they_wait_for(text: Path) -> None:
 
     assert causes(0) == ["warm-up", "gradient"] + ["cool-down"] * 4
     assert causes(3) == ["warm-up"] + ["activation"] * 5
+
+
+@pytest.mark.parametrize("schedule", [ScheduleName.ONE_F_ONE_B, ScheduleName.ZB_H1])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_layers_are_run_again_before_a_rank_waits_for_the_gradient(
+    text: Path,
+    schedule: ScheduleName,
+    recompute: bool,
+) -> None:
+    job = Job(text=text, schedule=schedule, micro_batches=3, recompute=recompute)
+    spans = spans_of(run_threads(job).timelines, stage=1, step=2)
+
+    back, wait = SpanKind.BACKWARD_INPUT, SpanKind.RECV
+    for k in range(3):
+        first = next(place for place, span in enumerate(spans) if (span.kind, span.micro_batch) == (back, k))
+        kinds = [span.kind for span in spans[first : first + 3] if span.micro_batch == k]
+        is_prepared = recompute or schedule is ScheduleName.ZB_H1  # whose halves have a way to find
+        assert kinds[:3] == ([back, wait, back] if is_prepared else [back, SpanKind.SEND])
 
 
 def test_ranks_that_embed_or_judge_read_data_and_those_between_read_none(text: Path) -> None:

@@ -55,11 +55,12 @@ def _typical(steps: Iterable[StageTimeline]) -> dict[Action, float]:
     """
     seconds: defaultdict[Action, list[float]] = defaultdict(list)
     for step in steps:
-        of_step: defaultdict[Action, list[float]] = defaultdict(list)
-        for span in step.spans:
-            of_step[(step.stage, span.chunk), span.kind].append(span.end_s - span.start_s)
-        for action, each in of_step.items():
-            seconds[action].append(sum(each) if action[1] is SpanKind.OPTIMIZER else mean(each))
+        of_step: defaultdict[Action, defaultdict[int | None, float]] = defaultdict(lambda: defaultdict(float))
+        for span in step.spans:  # an action has two where it waited in its midst
+            of_step[(step.stage, span.chunk), span.kind][span.micro_batch] += _length(span)
+        for action, lengths in of_step.items():
+            typical = sum if action[1] is SpanKind.OPTIMIZER else mean
+            seconds[action].append(typical(lengths.values()))
     return {action: median(each) for action, each in seconds.items()}
 
 

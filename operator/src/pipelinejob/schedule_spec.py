@@ -258,7 +258,7 @@ class ScheduleSpec(Value):
     recompute: Annotated[
         bool,
         Field(
-            description="Keep only what a stage receives, and compute the rest again before its backward pass; if "
+            description="Keep only what a stage receives, and compute the rest again while its gradient is awaited; if "
             "unset, false, or as is best where degrees or micro-batches are chosen."
         ),
     ] = OPEN

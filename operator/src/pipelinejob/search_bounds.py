@@ -156,7 +156,10 @@ def option_floor_s(option: Option, table: Table, speeds: tuple[float, ...], join
         1F1B, GPipe   x + y + w_r (m - (k-1) f)   k = p - r or m micro-batches ahead, f the forward's share, at most
         split         f x + m w_r                 f the forward's share, at least
 
-    at the earliest. All w add up to the work, which gives the least time at which all ranks can be done. Of schedules
+    at the earliest. Layers can be run again before the gradient is there, while a rank waits for it: that counts in
+    neither x nor y, and in w_r not for the first micro-batch.
+
+    All w add up to the work, which gives the least time at which all ranks can be done. Of schedules
     that give a rank several stages, what stands before its first is at least one layer for each rank there.
     """
     floor_s = layout_floor_s(option.layout, table, speeds) + _again_s(option, table) / sum(speeds)
@@ -180,8 +183,7 @@ def chain_floor_s(option: Option, table: Table, speeds: tuple[float, ...], joine
     is_straight = option.schedule in _STRAIGHT and table.profile.concurrency is None
     if not is_straight or len(table.forward_s) > _MAX_LAYERS:
         return 0.0
-    again_s = table.forward_s if option.recompute is Recompute.ALL else np.zeros_like(table.forward_s)
-    chain_s = _Chain(option, table, table.backward_s + again_s, speeds, joined).least_s()
+    chain_s = _Chain(option, table, speeds, joined).least_s()
     return chain_s + table.optimizer_s / sum(speeds) + table.profile.step_overhead_s
 
 
@@ -209,9 +211,9 @@ def _filled_s(option: Option, table: Table, speeds: tuple[float, ...]) -> float:
             ahead = count if option.schedule is ScheduleName.GPIPE else min(count, num_ranks - rank)
             own = count - 1 - (ahead - 1) * most
             if own <= 0:
-                return work_s / fastest
+                return table.compute_s / fastest
             rates += speed / own
-        return work_s / fastest + work_s / rates
+        return table.compute_s / fastest + work_s / rates
     if copies_of(option.schedule) > 1 or option.schedule is ScheduleName.AUTO:  # which may take such a route too
         return 0.0
     first_s = table.forward_s if family.is_split else table.forward_s + table.backward_s
@@ -222,13 +224,12 @@ def _filled_s(option: Option, table: Table, speeds: tuple[float, ...]) -> float:
 class _Chain:
     """The stages of a straight route, as runs of layers [a, e): rows are a, columns e."""
 
-    def __init__(
-        self, option: Option, table: Table, backward_s: Floats, speeds: tuple[float, ...], joined: Joined
-    ) -> None:
+    def __init__(self, option: Option, table: Table, speeds: tuple[float, ...], joined: Joined) -> None:
         self._option = option
         self._speeds = speeds
         self._fast = max(speeds)
-        self._forward_s, self._backward_s = table.forward_s, backward_s
+        self._forward_s, self._backward_s = table.forward_s, table.backward_s
+        self._again_s = table.forward_s if option.recompute is Recompute.ALL else np.zeros_like(table.forward_s)
         share = _summing_s(option.layout, table, joined) / max(1.0, float(table.parameter_bytes[-1]))
         self._ring_s = share * _spans(table.parameter_bytes)
 
@@ -242,16 +243,17 @@ class _Chain:
     def _rank_s(self, rank: int) -> Floats:
         """Give when a rank that holds the layers [a, e) is done; infinite where e is not beyond a."""
         count, speed = self._option.layout.micro_batches, self._speeds[rank]
-        forward_s, backward_s = _spans(self._forward_s) / speed, _spans(self._backward_s) / speed
+        spans = (_spans(sums) / speed for sums in (self._forward_s, self._backward_s, self._again_s))
+        forward_s, backward_s, again_s = spans
         before_s = self._forward_s[:, np.newaxis] / self._fast
         if FAMILIES[self._option.schedule].is_split:
-            done = before_s + count * (forward_s + backward_s) + self._ring_s
+            done = before_s + count * (forward_s + backward_s + again_s) + self._ring_s
         else:
             ahead = count if self._option.schedule is ScheduleName.GPIPE else min(count, len(self._speeds) - rank)
             both = self._forward_s + self._backward_s
             beyond_s = (both[-1] - both[np.newaxis, :]) / self._fast
-            turned_s = np.maximum(ahead * forward_s, forward_s + beyond_s)
-            rest_s = (count - ahead) * forward_s + count * backward_s
+            turned_s = np.maximum(ahead * forward_s + again_s, forward_s + beyond_s)
+            rest_s = (count - ahead) * forward_s + count * backward_s + (count - 1) * again_s
             after_s = np.maximum(self._backward_s[:, np.newaxis] / self._fast, self._ring_s)
             done = before_s + turned_s + rest_s + after_s
         edges = np.arange(len(self._forward_s))

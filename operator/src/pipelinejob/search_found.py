@@ -1,6 +1,5 @@
 """What a search found: configurations that were planned, the best first, and why nothing else was chosen."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipelinejob.choice import Choice
@@ -8,7 +7,7 @@ from pipelinejob.chosen import Chosen
 from pipelinejob.hardware import DeviceKind
 from pipelinejob.links import Links
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.search_reasons import Rejected
+from pipelinejob.search_reasons import Rejected, ranges_text
 from pipelinejob.search_space import Layout
 from pipelinejob.spec import PipelineJobSpec
 
@@ -90,7 +89,7 @@ def title(chosen: Chosen) -> str:
     replicas = f" x {chosen.data} replicas" if chosen.data > 1 else ""
     tensor = f" x {chosen.tensor} GPUs" if chosen.tensor > 1 else ""
     schedule = "" if chosen.pipeline == 1 else f", {schedule_title(chosen)}"
-    some = f" on stages {_listed(chosen.recompute_stages)}" if chosen.recompute_stages else ""
+    some = f" on stages {ranges_text(chosen.recompute_stages)}" if chosen.recompute_stages else ""
     recompute = f", recomputing{some}" if chosen.recompute else ""
     batch = f"{chosen.micro_batches} micro-batch{'es' * (chosen.micro_batches != 1)} of {chosen.micro_batch_size}"
     return f"{stages}{replicas}{tensor}{schedule}, {batch}{recompute}"
@@ -99,10 +98,6 @@ def title(chosen: Chosen) -> str:
 def schedule_title(chosen: Chosen) -> str:
     """Name a choice's schedule, as in `LoopedBFS with 12 stretches each`."""
     return f"{chosen.schedule}{f' with {chosen.virtual_stages} stretches each' if chosen.virtual_stages else ''}"
-
-
-def _listed(stages: Sequence[int]) -> str:
-    return ", ".join(map(str, stages))
 
 
 def rank(candidate: Candidate) -> tuple[float, int, int, int]:

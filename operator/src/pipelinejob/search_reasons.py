@@ -69,7 +69,7 @@ class Tally:
         for pipeline, (kind, _, _) in whys.items():
             kinds.setdefault(kind, []).append(pipeline)
         return [
-            Rejected(what=f"pipeline {_ranges(stages)}", why=min(whys[each][1:] for each in stages)[1])
+            Rejected(what=f"pipeline {ranges_text(stages)}", why=min(whys[each][1:] for each in stages)[1])
             for stages in kinds.values()
         ]
 
@@ -112,7 +112,7 @@ def _why(why: float | SpecError, best_s: float) -> str:
     return f"at best {seconds_text(why)} a step, the best found takes {seconds_text(best_s)}"
 
 
-def _ranges(numbers: list[int]) -> str:
+def ranges_text(numbers: Sequence[int]) -> str:
     """Write ascending numbers as ranges: `1 to 4, 6`."""
     runs = (list(run) for _, run in groupby(enumerate(numbers), key=lambda each: each[1] - each[0]))
     ends = ((run[0][1], run[-1][1]) for run in runs)

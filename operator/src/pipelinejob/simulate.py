@@ -2,9 +2,10 @@
 
 Exact for its model: a rank runs one action at a time in its list's order; receives are posted ahead and sends are
 asynchronous, so that a message leaves when its action ends, crosses its link (one message at a time each way, then the
-latency), and waits at the other side until it is wanted. Without `overlap` a rank does nothing else until its message
-has arrived. Ranks either have a device each, or share one node's `concurrency` k by processor sharing: while n > k of
-them compute, each goes at k/n of its speed.
+latency), and waits at the other side until it is wanted. What of a backward pass needs no gradient is done while the
+rank waits for that one. Without `overlap` a rank does nothing else until its message has arrived. Ranks either have a
+device each, or share one node's `concurrency` k by processor sharing: while n > k of them compute, each goes at k/n of
+its speed.
 """
 
 import heapq
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 
-from pipelinejob.schedules.actions import Action, ActionKind, Schedule, ScheduleError, Work
+from pipelinejob.schedules.actions import GIVES_GRADIENT, Action, ActionKind, Schedule, ScheduleError, Work
 from pipelinejob.schedules.causes import WaitCause, wait_causes
 from pipelinejob.schedules.costs import Costs
 from pipelinejob.timeline import Span, SpanKind, StageTimeline, Timeline
@@ -33,6 +34,8 @@ SPAN_KINDS = {
 class Simulation:
     """What is expected of one step.
 
+    An action whose first `ahead_s` passed before it waited for its gradient counts as if it had run through, from so
+    much later on: what `ended_s` and `started_s` are apart is what it computed.
     `makespan_s` ends with the last action; after it come what is left of the gradient reduction over replicas
     (`reduced_s`, when each rank has its sums), the barrier at which the global norm becomes known, and the optimiser.
     """
@@ -40,6 +43,7 @@ class Simulation:
     schedule: Schedule
     started_s: Times
     ended_s: Times
+    ahead_s: Times
     sent_s: Times  # when the rank was free again: without overlap, once the message had arrived
     makespan_s: float
     reduced_s: tuple[float, ...]
@@ -117,11 +121,14 @@ class Simulation:
         spans: list[Span] = []
         now = 0.0
         actions = self.schedule.ranks[rank]
-        times = zip(self.started_s[rank], self.ended_s[rank], self.sent_s[rank], strict=True)
-        for action, cause, (start, end, sent) in zip(actions, wait_causes(actions), times, strict=True):
+        times = zip(self.started_s[rank], self.ended_s[rank], self.ahead_s[rank], self.sent_s[rank], strict=True)
+        for action, cause, (start, end, ahead, sent) in zip(actions, wait_causes(actions), times, strict=True):
+            kind = SPAN_KINDS[action.kind]
+            if ahead:
+                spans.append(_span(kind, now, now + ahead, action))
             if start > now:
-                spans.append(_span(SpanKind.RECV, now, start, action, cause))
-            spans.append(_span(SPAN_KINDS[action.kind], start, end, action))
+                spans.append(_span(SpanKind.RECV, now + ahead, start + ahead, action, cause))
+            spans.append(_span(kind, start + ahead, end, action))
             if sent > end:
                 spans.append(_span(SpanKind.SEND, end, sent, action, WaitCause.SEND))
             now = sent
@@ -182,6 +189,7 @@ def simulate(
         schedule=schedule,
         started_s=program.by_rank(play.started),
         ended_s=program.by_rank(play.ended),
+        ahead_s=program.by_rank(play.ahead),
         sent_s=program.by_rank(sent),
         makespan_s=max(makespan_s, last_sent),
         reduced_s=reduced,
@@ -238,11 +246,19 @@ class _Program:
         self.source, self.target = wiring.source, wiring.target
         slowed = slowdowns or [1.0] * self.num_ranks
         work_s = [_work_s(work, costs, slowed[work.rank], update_s) for work in wiring.works]
+        ahead_s = [_ahead_s(work, costs, slowed[work.rank]) for work in wiring.works]
         self.seconds = [work_s[number] for number in wiring.work_of]
+        self.ahead = [ahead_s[number] for number in wiring.work_of]  # of those seconds, what waits for no message
         joined = [costs.between(*ends) for ends in wiring.links]
         links = [(number, link.message_s, link.latency_s) for number, link in enumerate(joined)]
         links.append((-1, 0.0, 0.0))  # what stays within its rank
         self.link = [links[number] for number in wiring.link_of]  # its number, message_s, latency_s
+        # From when its message has left to when the action that waits for it can start: to have done a part of that by
+        # then is to have had the message by so much sooner.
+        self.lead = [
+            latency_s - (self.ahead[receiver] if receiver >= 0 else 0.0)
+            for (_, _, latency_s), receiver in zip(self.link, self.target, strict=True)
+        ]
 
     def of_rank(self, values: list[float], rank: int) -> list[float]:
         return values[self.offsets[rank] : self.offsets[rank + 1]]
@@ -268,13 +284,24 @@ def _work_s(work: Work, costs: Costs, slowdown: float, update_s: Sequence[float]
     return seconds * slowdown / (costs.speeds[rank] if costs.speeds else 1.0) + costs.action_s
 
 
+def _ahead_s(work: Work, costs: Costs, slowdown: float) -> float:
+    """Give what of an action's seconds can pass before its gradient is there."""
+    return costs.ahead_of_gradient_s(work.stage, work.rank) * slowdown if work.kind in GIVES_GRADIENT else 0.0
+
+
 @dataclass(slots=True)
 class _Play:
-    """When each action started and ended, and when its rank was free again."""
+    """When each action started and ended, how much of it passed ahead of a wait, and when its rank was free again."""
 
     started: list[float]
     ended: list[float]
+    ahead: list[float]
     sent: list[float]
+
+    @classmethod
+    def of(cls, size: int) -> "_Play":
+        """Give one in which nothing has happened yet."""
+        return cls(*([0.0] * size for _ in range(4)))
 
 
 def _play_apart(program: _Program, *, overlap: bool) -> _Play:
@@ -282,11 +309,12 @@ def _play_apart(program: _Program, *, overlap: bool) -> _Play:
 
     A link's messages leave in the order of their sender's list, so this one pass knows when each one passes.
     """
-    size = len(program.seconds)
-    started, ended, sent = [0.0] * size, [0.0] * size, [0.0] * size
-    arrived = [-1.0] * size
+    play = _Play.of(len(program.seconds))
+    started, ended, sent = play.started, play.ended, play.sent
+    arrived = [-1.0] * len(program.seconds)
     link_free = [0.0] * program.num_links
-    source, target, links, seconds = program.source, program.target, program.link, program.seconds
+    source, target, links, lead = program.source, program.target, program.link, program.lead
+    seconds, ahead = program.seconds, program.ahead
     position, free = program.offsets[:-1], [0.0] * program.num_ranks
     awake = list(range(program.num_ranks))
     while awake:
@@ -297,6 +325,7 @@ def _play_apart(program: _Program, *, overlap: bool) -> _Play:
                 arrival = arrived[action]
                 if arrival < 0:
                     break
+                play.ahead[action] = ahead[action] if arrival > now else 0.0
                 now = max(now, arrival)
             started[action] = now
             now += seconds[action]
@@ -309,7 +338,7 @@ def _play_apart(program: _Program, *, overlap: bool) -> _Play:
                 else:
                     leaves = max(now, link_free[number]) + message_s
                     link_free[number] = leaves
-                    arrived[receiver] = leaves + latency_s
+                    arrived[receiver] = max(leaves + lead[action], 0.0)
                     if not overlap:
                         now = leaves + latency_s
                     other = program.rank_of[receiver]
@@ -320,7 +349,7 @@ def _play_apart(program: _Program, *, overlap: bool) -> _Play:
         position[rank], free[rank] = action, now
     if position != program.offsets[1:]:
         raise ScheduleError("the schedule cannot be played to its end; `validate` says where and why")
-    return _Play(started, ended, sent)
+    return play
 
 
 class _SharedPlay:
@@ -332,14 +361,14 @@ class _SharedPlay:
     """
 
     def __init__(self, program: _Program, concurrency: float) -> None:
-        size = len(program.seconds)
         self.now = self.worked = 0.0
         self._program = program
         self._concurrency = concurrency
-        self._play = _Play([0.0] * size, [0.0] * size, [0.0] * size)
+        self._play = _Play.of(len(program.seconds))
         self._has_arrived = [source < 0 for source in program.source]
         self._position = program.offsets[:-1]
         self._is_computing = [False] * program.num_ranks
+        self._ahead_since: list[float | None] = [None] * program.num_ranks  # when a rank began what waits for nothing
         self._link_free = [0.0] * program.num_links
         self._computing: list[tuple[float, int]] = []  # (end on the clock `worked`, rank)
         self._travelling: list[tuple[float, int, int]] = []  # (arrival, order, the action that waits for it)
@@ -369,18 +398,30 @@ class _SharedPlay:
         return rank
 
     def _start(self, rank: int) -> None:
-        """Start the rank's next action if it is free and what the action needs is at hand."""
+        """Start the rank's next action if it is free and what that needs is at hand, else what waits for nothing."""
         action = self._position[rank]
-        if self._is_computing[rank] or action == self._program.offsets[rank + 1] or not self._has_arrived[action]:
+        if self._is_computing[rank] or action == self._program.offsets[rank + 1]:
+            return
+        work_s, ahead_s = self._program.seconds[action], self._program.ahead[action]
+        passed_s = self._play.ahead[action]
+        if self._has_arrived[action]:
+            work_s -= ahead_s if passed_s else 0.0
+            self._play.started[action] = self.now - passed_s
+        elif ahead_s and not passed_s:
+            work_s, self._ahead_since[rank] = ahead_s, self.now
+        else:
             return
         self._is_computing[rank] = True
-        self._play.started[action] = self.now
-        heapq.heappush(self._computing, (self.worked + self._program.seconds[action], rank))
+        heapq.heappush(self._computing, (self.worked + work_s, rank))
 
     def _end(self, rank: int) -> None:
         """Book the end of the rank's action, and send what it made."""
         action = self._position[rank]
         self._is_computing[rank] = False
+        since = self._ahead_since[rank]
+        if since is not None:
+            self._ahead_since[rank], self._play.ahead[action] = None, self.now - since
+            return
         self._position[rank] += 1
         self._play.ended[action] = self._play.sent[action] = self.now
         receiver = self._program.target[action]

@@ -51,6 +51,7 @@ class Division:
             forward_s=tuple(sum(layer.forward_s for layer in self.layers(stage)) for stage in stages),
             input_s=tuple(self._input_s(stage) for stage in stages),
             weight_s=tuple(self._weight_s(stage) for stage in stages),
+            ahead_s=tuple(map(self._rerun_s, stages)),
             action_s=self.profile.action_s,
             speeds=self.profile.stage_speeds,
             link=Link(latency_s=self.profile.link_s),
@@ -60,10 +61,11 @@ class Division:
     def _input_s(self, stage: int) -> float:
         """Give the seconds of the way back through a stage; in the first one, to the output of its first layer."""
         layers = self.layers(stage)
-        seconds = sum(layer.backward_input_s for layer in (layers if stage else layers[1:]))
-        if any(self.schedule.recomputes(route[stage]) for route in self.routes):
-            seconds += sum(layer.forward_s for layer in layers)
-        return seconds
+        return sum(layer.backward_input_s for layer in (layers if stage else layers[1:])) + self._rerun_s(stage)
+
+    def _rerun_s(self, stage: int) -> float:
+        """Give the seconds in which a stage runs its layers again, for which it needs no gradient."""
+        return sum(layer.forward_s for layer in self.layers(stage)) if self._recomputing[stage] else 0.0
 
     def _weight_s(self, stage: int) -> float:
         layers = self.layers(stage)

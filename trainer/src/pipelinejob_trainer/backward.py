@@ -57,18 +57,20 @@ class SplitBackward:
     """One micro-batch's backward pass, half by half.
 
     `root` is the output's place in the graph. `entrance` is where the first half goes back to: that of what was
-    received, or one further up; None leaves all to the second half.
+    received, or one further up; None leaves all to the second half. The way is found at once, before a gradient is
+    there.
     """
 
     def __init__(self, root: GradientEdge, entrance: GradientEdge | None, saved: SavedTensors) -> None:
         self._root = root
         self._entrance = entrance
         self._saved = saved
+        self._way = find_way(root.node, entrance.node) if entrance is not None else None
         self._left: list[_Left] = []
 
     def input_half(self, gradient: torch.Tensor) -> torch.Tensor | None:
         """Give the gradient of the entrance, None if it has none; keep what the second half needs."""
-        way = find_way(self._root.node, self._entrance.node) if self._entrance is not None else None
+        way, self._way = self._way, None
         if way is None:
             self._left = [_Left((self._root,), (gradient,), ())]
             return None

@@ -35,6 +35,9 @@ class Tasks(Protocol):
     def loss(self, action: Action) -> Callable[[torch.Tensor], None]:
         """Give what takes a loss in."""
 
+    def ahead(self, action: Action) -> Operation | None:
+        """Give what can be done for `gradient` before the output's is there; None if there is nothing."""
+
     def gradient(self, action: Action) -> Callable[[torch.Tensor | None], torch.Tensor | None]:
         """Give what makes the input's gradient, of the output's: a full backward pass, or its first half."""
 
@@ -139,14 +142,23 @@ class _Binder:
 
     def _gradient(self, action: Action, cause: WaitCause) -> Operation:
         take, give = self._take(action, cause), self._give(action)
-        run, switch, state = self._tasks.gradient(action), self._switch, self._state(SpanKind.BACKWARD_INPUT, action)
+        ahead, run = self._tasks.ahead(action), self._tasks.gradient(action)
+        switch, state = self._switch, self._state(SpanKind.BACKWARD_INPUT, action)
 
         def gradient() -> None:
             received = take()
             switch(state)
             give(run(received))
 
-        return gradient
+        if ahead is None:
+            return gradient
+
+        def prepared() -> None:
+            switch(state)
+            ahead()
+            gradient()
+
+        return prepared
 
     def _weight(self, action: Action) -> Operation:
         run, switch, state = self._tasks.weight(action), self._switch, self._state(SpanKind.BACKWARD_WEIGHT, action)

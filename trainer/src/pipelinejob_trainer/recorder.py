@@ -106,9 +106,11 @@ class Recorder:
         self._step = None
 
     def switch(self, state: State) -> None:
-        """End the running span; start one of this state."""
+        """End the running span; start one of this state. What is in it already goes on."""
         step = self._step
         assert step is not None, "begin_step comes first"
+        if step.states[-1] is state:
+            return
         step.marks.append(self._clock.mark())
         step.states.append(state)
 

@@ -38,6 +38,7 @@ class _Pass:
     loss_weight: float
     seed: int | None
     weights: Weights | None
+    is_recorded: bool = False
     root: GradientEdge | None = None
     entrance: GradientEdge | None = None  # where the first half of a split backward pass goes back to
     saved: SavedTensors | None = None
@@ -52,7 +53,7 @@ class Stage:
 
     With `recompute` a forward pass keeps only what was received; the backward pass, or its first half, runs the layers
     again, with the same random state and weights. `is_split` says that backward passes come in halves: what only the
-    first half needs is let go of after it.
+    first half needs is let go of after it. What either needs no gradient for, a caller may have done ahead.
     """
 
     def __init__(
@@ -69,12 +70,12 @@ class Stage:
         self.module = _modules(layers).to(device)
         self.is_first = is_first
         self.is_last = is_last
+        self.recomputes = recompute
         self.device = device
         self.first_layer = layers[0].index
         self._entries = tuple(layers)
         self.layers = tuple((layer.index, layer.module) for layer in layers)
         self._precision = precision
-        self._recompute = recompute
         self._is_split = is_split
         self._reseed = reseeder(device)
         self._in_flight: dict[int, _Pass] = {}
@@ -108,7 +109,7 @@ class Stage:
         a layer returns no tensor.
         """
         passing = self._in_flight[micro_batch] = _Pass(received, targets, loss_weight, seed, weights)
-        if not self._recompute:
+        if not self.recomputes:
             return self._record(passing)
         with torch.no_grad():
             return self._output(passing)
@@ -128,6 +129,10 @@ class Stage:
         """Run a micro-batch through the layers and keep nothing; the caller puts `module` into eval mode."""
         return self._output(_Pass(received, targets, loss_weight, None, None))
 
+    def prepare_backward(self, micro_batch: int) -> None:
+        """Do what of a micro-batch's full backward pass needs no gradient: run the layers again."""
+        self._root_of(self._in_flight[micro_batch])
+
     def backward(self, micro_batch: int, gradient: torch.Tensor | None = None) -> torch.Tensor | None:
         """Run a micro-batch's full backward pass; add to the parameters' gradients.
 
@@ -140,18 +145,26 @@ class Stage:
             accumulate((root,), (self._starting_gradient(gradient, passing),))
         return self._given_back(passing.received, passing.received.grad)
 
+    def prepare_backward_input(self, micro_batch: int) -> None:
+        """Do what of the first half of a micro-batch's backward pass needs no gradient; find its way, above all."""
+        passing = self._in_flight[micro_batch]
+        root = self._root_of(passing)
+        if root is None:
+            return
+        assert passing.saved is not None, "a stage whose backward passes come in halves is made with is_split"
+        passing.split = SplitBackward(root, passing.entrance, passing.saved)
+        passing.root = passing.entrance = passing.targets = None  # so that the split alone says what is held
+
     def backward_input(self, micro_batch: int, gradient: torch.Tensor | None = None) -> torch.Tensor | None:
         """Run the first half of a micro-batch's backward pass; takes and gives what `backward` does.
 
         The first stage, which gives no gradient, comes back as far as the output of its first layer.
         """
         passing = self._in_flight[micro_batch]
-        root = self._root_of(passing)
-        if root is None:
+        if passing.split is None:
+            self.prepare_backward_input(micro_batch)
+        if passing.split is None:
             return self._given_back(passing.received, None)
-        assert passing.saved is not None, "a stage whose backward passes come in halves is made with is_split"
-        passing.split = SplitBackward(root, passing.entrance, passing.saved)
-        passing.root = passing.entrance = passing.targets = None  # so that the split alone says what is held
         found = passing.split.input_half(self._starting_gradient(gradient, passing))
         return self._given_back(passing.received, found)
 
@@ -163,7 +176,7 @@ class Stage:
 
     def _root_of(self, passing: _Pass) -> GradientEdge | None:
         """Give where the backward pass starts; None where there is nothing to derive: no parameters, and of tokens."""
-        if self._recompute:
+        if not passing.is_recorded:
             self._record(passing)
         return passing.root
 
@@ -182,6 +195,7 @@ class Stage:
         """Run the layers so that autograd can come back; give what they returned."""
         if not self.is_first and passing.received.is_floating_point():
             passing.received.requires_grad_()
+        passing.is_recorded = True
         output = self._record_for_halves(passing) if self._is_split else self._through_layers(passing)
         passing.root = get_gradient_edge(output) if output.requires_grad else None
         return output.detach() * passing.loss_weight if self.is_last else output.detach()

@@ -122,6 +122,12 @@ class Training:
     def loss(self, _: Action) -> Callable[[torch.Tensor], None]:
         return self.moment.add
 
+    def ahead(self, action: Action) -> Operation | None:
+        stage = self.seat.stage_of(action)
+        if action.kind is not ActionKind.BACKWARD:
+            return partial(stage.prepare_backward_input, action.micro_batch)
+        return partial(stage.prepare_backward, action.micro_batch) if stage.recomputes else None
+
     def gradient(self, action: Action) -> Callable[[torch.Tensor | None], torch.Tensor | None]:
         stage = self.seat.stage_of(action)
         run = stage.backward if action.kind is ActionKind.BACKWARD else stage.backward_input
@@ -156,6 +162,9 @@ class Evaluation:
 
     def loss(self, _: Action) -> Callable[[torch.Tensor], None]:
         return self.moment.add
+
+    def ahead(self, action: Action) -> Operation | None:
+        raise AssertionError(f"{action} in an evaluation")
 
     def gradient(self, action: Action) -> Callable[[torch.Tensor | None], torch.Tensor | None]:
         raise AssertionError(f"{action} in an evaluation")

@@ -25,14 +25,16 @@ class Costs:
     """Seconds for one micro-batch of each stage of a route, on a rank of speed 1 that works on nothing else.
 
     The first stage's `input_s` is what it takes to reach the output of its first layer; there is no input gradient.
-    A full backward takes `input_s + weight_s`. `speeds` (of each rank; unset: all 1) divide. `links` holds what differs
-    from `link`, by (from rank, to rank); a stage that hands on within its rank pays nothing. `action_s` is what each
-    action takes beside its compute, whatever the rank's speed.
+    A full backward takes `input_s + weight_s`. `ahead_s` is the part of `input_s` that needs no gradient, such as to
+    run a stage's layers again: a rank that waits for one has done it when that arrives (unset: nothing). `speeds` (of
+    each rank; unset: all 1) divide. `links` holds what differs from `link`, by (from rank, to rank); a stage that hands
+    on within its rank pays nothing. `action_s` is what each action takes beside its compute, whatever the rank's speed.
     """
 
     forward_s: tuple[float, ...]
     input_s: tuple[float, ...]
     weight_s: tuple[float, ...]
+    ahead_s: tuple[float, ...] | None = None
     action_s: float = 0.0
     speeds: tuple[float, ...] | None = None
     link: Link = Link()
@@ -41,6 +43,10 @@ class Costs:
     def between(self, source: int, target: int) -> Link:
         """Give the link from one rank to another."""
         return _WITHIN if source == target else self.links.get((source, target), self.link)
+
+    def ahead_of_gradient_s(self, stage: int, rank: int) -> float:
+        """Give what a stage's backward pass can do on a rank before its gradient is there."""
+        return self.ahead_s[stage] / (self.speeds[rank] if self.speeds else 1.0) if self.ahead_s else 0.0
 
 
 _WITHIN = Link()

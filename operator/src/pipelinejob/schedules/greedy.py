@@ -206,7 +206,7 @@ class _Clock:
             return
         leaves = max(end, self._link_free[sent.link]) + sent.message_s
         self._link_free[sent.link] = leaves
-        self._ready[receiver] = arrival = leaves + sent.latency_s
+        self._ready[receiver] = arrival = max(now, leaves + sent.latency_s)
         heapq.heappush(self._moments, (arrival, self._shop.rank_of[receiver]))
 
     def _has_room(self, rank: int, line: int) -> bool:

@@ -24,8 +24,10 @@ class Line:
     """All actions of one kind at one stage of a route.
 
     Its jobs are numbered `first` to `first + size - 1`, as the micro-batches are in order. Job n of the line comes
-    after job n of the line `after` in the same rank's list, and sends to job n of the line `feeds`. `holds` is the
-    change in activations of a chunk that a job makes: above zero, from its start on; below, from its end.
+    after job n of the line `after` in the same rank's list, and sends to job n of the line `feeds`. `latency_s` is from
+    when a message has left its link to when the job that it feeds can start; below zero where that has things to do
+    ahead. `holds` is the change in activations of a chunk that a job makes: above zero, from its start on; below, from
+    its end.
     """
 
     kind: ActionKind
@@ -224,6 +226,8 @@ class _Layout:
         crosses = feeds and ranks[next_stage] != rank
         ends = (rank, ranks[next_stage]) if crosses else (rank, rank)
         link = self._costs.between(*ends)
+        is_gradient = crosses and KINDS[kind] is ActionKind.INPUT
+        ahead_s = self._costs.ahead_of_gradient_s(next_stage, ranks[next_stage]) if is_gradient else 0.0
         return Line(
             kind=KINDS[kind],
             route=route,
@@ -235,7 +239,7 @@ class _Layout:
             feeds=self._number(route, kind, next_stage) if feeds else None,
             link=self.links.setdefault(ends, len(self.links)) if crosses else None,
             message_s=link.message_s,
-            latency_s=link.latency_s,
+            latency_s=link.latency_s - ahead_s,
             holds=self._holds[kind],
         )
 
