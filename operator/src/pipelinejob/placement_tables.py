@@ -29,7 +29,7 @@ Costs = npt.NDArray[np.float64]
 Kind = int  # domains of one kind hold the same: their parts are of the same kinds
 
 _INFINITE = float("inf")
-_MOST_REORDERED, _EFFORT = 8, 1500  # parts of a domain that are tried in all orders, and runs added in doing so
+_MOST_REORDERED, _EFFORT = 8, 10_000  # parts of a domain that are tried in all orders, and runs added in doing so
 _LONGEST = 160  # stages whose boundaries are told apart; tables grow with the square, and the work with the cube
 
 

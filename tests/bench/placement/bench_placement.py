@@ -1,6 +1,7 @@
 """Placements of ours and of the peers, judged by the same prices and the same room.
 
-    python tests/bench/placement/bench_placement.py [--seeds 100] [--certify 100] [--only TEXT] [--output FILE.json]
+    python tests/bench/placement/bench_placement.py [--seeds 100] [--first 0] [--certify 100] [--only TEXT]
+        [--output FILE.json]
 
 Three fabrics, each with seeded occupancies; jobs of 4 to 64 stages, with and without data parallelism, alike and not.
 For every occupancy: what the step gets longer by, and the largest next job that one domain of each level still takes.
@@ -50,6 +51,7 @@ class Row:
     job: str
     levels: list[str]
     step_s: float
+    seeds: range
     verdicts: dict[str, list[Verdict | None]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -59,39 +61,39 @@ class Row:
         for mine in OURS:
             for who, theirs in self.verdicts.items():
                 if who not in OURS:
-                    for seed, (own, other) in enumerate(zip(self.verdicts[mine], theirs, strict=True)):
+                    for seed, own, other in zip(self.seeds, self.verdicts[mine], theirs, strict=True):
                         if other is not None and (own is None or other.dominates(own)):
                             yield f"{self.fabric}, {self.job}, seed {seed}: {who} {other} beats {mine} {own}"
 
 
-def measure(fabric: Fabric, job: JobKind, seeds: int) -> Row:
+def measure(fabric: Fabric, job: JobKind, seeds: range) -> Row:
     """Place one job on every occupancy of a fabric, by everybody."""
     costs = prices(job, fabric)
     levels = [level.name for level in fabric.topology.levels[:-1]]
     demands = job.demands(fabric)
-    row = Row(fabric=fabric.name, job=job.title, levels=levels, step_s=costs.step_s or 0.0)
+    row = Row(fabric=fabric.name, job=job.title, levels=levels, step_s=costs.step_s or 0.0, seeds=seeds)
     everybody = {**{name: ours(objective) for name, objective in OURS.items()}, **peers(len(levels))}
     for who, scheduler in everybody.items():
         began, verdicts = time.process_time(), []
-        for seed in range(seeds):
+        for seed in seeds:
             world = World(topology=fabric.topology, nodes=fabric.occupied(seed))
             chosen = scheduler(world, demands, costs, seed)
             verdicts.append(None if chosen is None else judge(world, demands, chosen, costs))
         row.verdicts[who] = verdicts
-        row.seconds[who] = (time.process_time() - began) / seeds
+        row.seconds[who] = (time.process_time() - began) / len(seeds)
     return row
 
 
 def shown(row: Row) -> str:
     """Write the row as a table."""
-    placed = [seed for seed, verdict in enumerate(row.verdicts["ours, auto"]) if verdict is not None]
+    placed = [index for index, verdict in enumerate(row.verdicts["ours, auto"]) if verdict is not None]
     room = f"{len(placed)} of {len(row.verdicts['ours, auto'])} occupancies have room"
     lines = [
         f"\n{row.fabric}, {row.job}: step {row.step_s * 1e3:.1f} ms on the closest links; {room}",
         f"  {'':24}{'step longer by':>16}{'crossings: ' + ' / '.join(row.levels):>30}{'room left':>18}",
     ]
     for who, verdicts in row.verdicts.items():
-        own = [verdict for seed in placed if (verdict := verdicts[seed]) is not None]
+        own = [verdict for index in placed if (verdict := verdicts[index]) is not None]
         if not own:
             lines.append(f"  {who:24}{'places none of them':>16}")
             continue
@@ -136,11 +138,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run it all; give the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=100, help="occupancies of each fabric")
+    parser.add_argument("--first", type=int, default=0, help="the seed of the first of them")
     parser.add_argument("--certify", type=int, default=100, help="occupancies of each small fabric that are proved")
     parser.add_argument("--only", default="", help="just the rows whose 'fabric, job' has this in it, and no proofs")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, help="write everything as JSON")
     options = parser.parse_args(arguments)
+    seeds = range(options.first, options.first + options.seeds)
 
     print("The anchors' 64 nodes: models of the peers beside what the peers did, and ourselves")
     faults = [*anchor_rows(), *loss_rows()]
@@ -151,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         if not cases:
             parser.error(f"--only: no 'fabric, job' has {options.only!r} in it")
-        for row in pool.map(measure, *zip(*cases, strict=True), [options.seeds] * len(cases)):
+        for row in pool.map(measure, *zip(*cases, strict=True), [seeds] * len(cases)):
             print(shown(row), flush=True)
             faults += row.faults
             rows.append(row)
