@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
-from pipelinejob.placement_room import Demand
+from pipelinejob.placement.room import Demand
 from pipelinejob.planner import counted, make_plan
 from pipelinejob.prices import Prices, prices_of
 from pipelinejob.spec import PipelineJobSpec

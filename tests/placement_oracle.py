@@ -12,7 +12,7 @@ from math import floor, lcm
 
 from ortools.sat.python import cp_model
 
-from pipelinejob.placement_room import Demand
+from pipelinejob.placement.room import Demand
 from pipelinejob.prices import ByDepth, Prices
 from pipelinejob.topology import NodeInfo, Topology
 

@@ -17,8 +17,8 @@ from statistics import mean, median
 
 from pipelinejob import hardware
 from pipelinejob.pool import Pool, PoolGroup
-from pipelinejob.search import search
-from pipelinejob.search_found import Candidate
+from pipelinejob.search.best import search
+from pipelinejob.search.found import Candidate
 from pipelinejob.spec import PipelineJobSpec
 
 HARDWARE = hardware.default()

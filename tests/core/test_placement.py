@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipelinejob.errors import NoPlacementError, SpecError
-from pipelinejob.placement import Demand, place
+from pipelinejob.placement.place import Demand, place
 from pipelinejob.spec import TopologyScope
 from pipelinejob.topology import NodeInfo, Topology
 

@@ -6,8 +6,8 @@ from fractions import Fraction
 import pytest
 
 from pipelinejob.errors import NoPlacementError
-from pipelinejob.placement import Demand, place
-from pipelinejob.placement_again import place_again
+from pipelinejob.placement.again import place_again
+from pipelinejob.placement.place import Demand, place
 from pipelinejob.plan import Assignment, Placement
 from pipelinejob.prices import Prices
 from pipelinejob.spec import TopologyScope

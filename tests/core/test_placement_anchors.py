@@ -9,8 +9,8 @@ from statistics import mean
 
 import pytest
 
-from pipelinejob.placement import Demand, Objective, place
-from pipelinejob.placement_again import place_again
+from pipelinejob.placement.again import place_again
+from pipelinejob.placement.place import Demand, Objective, place
 from pipelinejob.spec import TopologyScope
 from placement_fabrics import anchors, anchors_occupied
 

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from pipelinejob.placement import Demand, Objective, place
+from pipelinejob.placement.place import Demand, Objective, place
 from pipelinejob.prices import Prices
 from pipelinejob.topology import NodeInfo, Topology
 from placement_fabrics import all_three

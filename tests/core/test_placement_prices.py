@@ -10,7 +10,7 @@ from itertools import permutations, product
 import pytest
 
 from pipelinejob.errors import NoPlacementError
-from pipelinejob.placement import Demand, Objective, place
+from pipelinejob.placement.place import Demand, Objective, place
 from pipelinejob.prices import Prices
 from pipelinejob.spec import TopologyScope
 from pipelinejob.topology import NodeInfo, Topology

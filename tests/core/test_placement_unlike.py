@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelinejob.placement import place
-from pipelinejob.placement_asked import Asked
-from pipelinejob.placement_contents import FULL, Contents
-from pipelinejob.placement_leaves import leaves_of
-from pipelinejob.placement_room import Demand, Room
-from pipelinejob.placement_runs import Runs
-from pipelinejob.placement_unlike import UnlikeStages
+from pipelinejob.placement.asked import Asked
+from pipelinejob.placement.contents import FULL, Contents
+from pipelinejob.placement.leaves import leaves_of
+from pipelinejob.placement.place import place
+from pipelinejob.placement.room import Demand, Room
+from pipelinejob.placement.runs import Runs
+from pipelinejob.placement.unlike import UnlikeStages
 from pipelinejob.prices import crossing_prices
 from pipelinejob.topology import NodeInfo, Topology
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pipelinejob.errors import NoPlacementError
 from pipelinejob.network import common_depth
 from pipelinejob.objective import Objective
-from pipelinejob.placement import Demand, place
+from pipelinejob.placement.place import Demand, place
 from pipelinejob.plan import Assignment, Placement
 from pipelinejob.prices import Prices
 from pipelinejob.topology import NodeInfo, Topology

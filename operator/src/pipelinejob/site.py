@@ -17,8 +17,8 @@ from pipelinejob.errors import SpecError
 from pipelinejob.hardware import DeviceKind, Hardware
 from pipelinejob.network import Network
 from pipelinejob.objective import Objective
-from pipelinejob.placement_devices import place_on_fastest
-from pipelinejob.placement_room import Demand
+from pipelinejob.placement.devices import place_on_fastest
+from pipelinejob.placement.room import Demand
 from pipelinejob.plan import CostSource, Placement, Plan
 from pipelinejob.planner import counted, make_plan, on_devices
 from pipelinejob.pool import Pool

@@ -24,7 +24,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from anchor_cases import two_types
-from pipelinejob.placement import place
+from pipelinejob.placement.place import place
 from pipelinejob.topology import Topology
 from placement_fabrics import H100, Fabric, described
 from placement_jobs import JobKind, ends_unlike, prices

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pipelinejob.network import common_depth
-from pipelinejob.placement_room import Demand
+from pipelinejob.placement.room import Demand
 from pipelinejob.prices import Prices
 from world import Chosen, Path, World, counts
 

@@ -7,7 +7,7 @@ come in the order of their *names*: x-10 before x-2 unless names are padded.
 
 from collections.abc import Iterator, Sequence
 
-from pipelinejob.placement_room import Demand
+from pipelinejob.placement.room import Demand
 from pipelinejob.topology import Domain
 from world import Chosen, Path, World, counts
 

@@ -8,7 +8,7 @@ then the tightest that holds it. Ranks are handed out over the chosen domains in
 
 from collections.abc import Sequence
 
-from pipelinejob.placement_room import Demand, Room
+from pipelinejob.placement.room import Demand, Room
 from pipelinejob.topology import Domain
 from world import Chosen, Path, World, counts
 

@@ -15,7 +15,7 @@ eight the model meets what was measured for 16 stages and is somewhat better tha
 import random
 from collections.abc import Sequence
 
-from pipelinejob.placement_room import Demand, Room
+from pipelinejob.placement.room import Demand, Room
 from pipelinejob.topology import Domain
 from world import Chosen, Path, World, counts, leaves_of
 

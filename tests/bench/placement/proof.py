@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipelinejob.errors import NoPlacementError
-from pipelinejob.placement import Objective, place
+from pipelinejob.placement.place import Objective, place
 from pipelinejob.prices import Prices
 from placement_fabrics import Fabric
 from placement_jobs import JobKind

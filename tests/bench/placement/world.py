@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelinejob.placement_room import Demand, Room
+from pipelinejob.placement.room import Demand, Room
 from pipelinejob.topology import Domain, NodeInfo, Topology
 
 Path = tuple[str, ...]

@@ -6,11 +6,11 @@ from fractions import Fraction
 
 from pipelinejob.errors import NoPlacementError, SpecError
 from pipelinejob.objective import Objective
-from pipelinejob.placement import place
-from pipelinejob.placement_again import place_again
-from pipelinejob.placement_devices import Rate, place_on_fastest
-from pipelinejob.placement_room import Demand
-from pipelinejob.placement_room import Room as RankRoom
+from pipelinejob.placement.again import place_again
+from pipelinejob.placement.devices import Rate, place_on_fastest
+from pipelinejob.placement.place import place
+from pipelinejob.placement.room import Demand
+from pipelinejob.placement.room import Room as RankRoom
 from pipelinejob.plan import Assignment, Placement
 from pipelinejob.prices import Prices
 from pipelinejob.quantities import Resources

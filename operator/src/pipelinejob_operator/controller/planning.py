@@ -15,11 +15,11 @@ from pipelinejob.chosen import Chosen
 from pipelinejob.cost import Profile
 from pipelinejob.errors import NoPlacementError, SpecError
 from pipelinejob.hardware import Hardware, HardwareError
-from pipelinejob.placement_room import Demand
+from pipelinejob.placement.room import Demand
 from pipelinejob.plan import Placement, Plan
 from pipelinejob.planner import refuse_unrunnable
 from pipelinejob.quantities import Resources
-from pipelinejob.search import search
+from pipelinejob.search.best import search
 from pipelinejob.site import Draft, Site
 from pipelinejob.site_choice import place_candidates
 from pipelinejob.spec import Parallelism, PipelineJobSpec

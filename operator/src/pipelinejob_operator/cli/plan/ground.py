@@ -6,7 +6,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from pipelinejob.hardware import Hardware
-from pipelinejob.placement_room import Demand
+from pipelinejob.placement.room import Demand
 from pipelinejob.plan import Placement
 from pipelinejob.site import Site
 from pipelinejob.spec import Device, PipelineJobSpec

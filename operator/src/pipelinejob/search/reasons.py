@@ -8,7 +8,7 @@ from typing import Protocol
 from pipelinejob.chosen import Chosen
 from pipelinejob.errors import SpecError
 from pipelinejob.pool import Pool
-from pipelinejob.search_space import Layout, Option
+from pipelinejob.search.space import Layout, Option
 
 
 class Planned(Protocol):

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from math import inf
 
-from pipelinejob.placement_goal import Goal
-from pipelinejob.placement_like import Found, LikeStages, Limits
+from pipelinejob.placement.goal import Goal
+from pipelinejob.placement.like import Found, LikeStages, Limits
 from pipelinejob.prices import Path, Prices
 from pipelinejob.topology import Domain
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import accumulate
 
-from pipelinejob.placement_contents import Contents
-from pipelinejob.placement_leaves import Leaf, by_domain
+from pipelinejob.placement.contents import Contents
+from pipelinejob.placement.leaves import Leaf, by_domain
 from pipelinejob.prices import Prices
 
 _NEVER = 10**9

@@ -3,8 +3,8 @@
 from bisect import insort
 from collections.abc import Iterator, Sequence
 
-from pipelinejob.placement_contents import Content, Contents
-from pipelinejob.placement_leaves import Leaf
+from pipelinejob.placement.contents import Content, Contents
+from pipelinejob.placement.leaves import Leaf
 from pipelinejob.prices import Path
 
 

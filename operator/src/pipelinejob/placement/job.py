@@ -9,15 +9,15 @@ from itertools import groupby, pairwise
 from pipelinejob.errors import NoPlacementError
 from pipelinejob.network import common_depth
 from pipelinejob.objective import Objective
-from pipelinejob.placement_goal import Goal, Placer
-from pipelinejob.placement_joint import JointReplicas
-from pipelinejob.placement_left import Largest, RoomLeft
-from pipelinejob.placement_like import Found, LikeStages, crossing_ties_s
-from pipelinejob.placement_replicas import Replicas, by_ring
-from pipelinejob.placement_room import Demand, Room, kinds_of
-from pipelinejob.placement_unlike import UnlikeStages
-from pipelinejob.placement_whole import as_one_chain, with_seats_changed
-from pipelinejob.placement_why import Attempt, why_not
+from pipelinejob.placement.goal import Goal, Placer
+from pipelinejob.placement.joint import JointReplicas
+from pipelinejob.placement.left import Largest, RoomLeft
+from pipelinejob.placement.like import Found, LikeStages, crossing_ties_s
+from pipelinejob.placement.replicas import Replicas, by_ring
+from pipelinejob.placement.room import Demand, Room, kinds_of
+from pipelinejob.placement.unlike import UnlikeStages
+from pipelinejob.placement.whole import as_one_chain, with_seats_changed
+from pipelinejob.placement.why import Attempt, why_not
 from pipelinejob.plan import Assignment, Placement
 from pipelinejob.prices import Path, Prices, crossing_prices
 from pipelinejob.spec import TopologyScope

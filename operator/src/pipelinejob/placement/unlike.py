@@ -2,7 +2,7 @@
 
 Stages may differ in what they ask for and in which nodes they may go to, so that a domain's room is no single number
 and the exact method of like stages does not apply; where several ranks share a node the question is bin packing. The
-bounded search of `placement_search.py` does it.
+bounded search of `placement/search.py` does it.
 
 Of a large cluster the closest domains that may hold the chain are searched, at each level the tightest `_DOMAINS`, and
 in each of them the `_LEAVES` that can take the longest runs.
@@ -11,15 +11,15 @@ in each of them the `_LEAVES` that can take the longest runs.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from pipelinejob.placement_asked import Asked
-from pipelinejob.placement_bounds import Bounds
-from pipelinejob.placement_contents import Contents
-from pipelinejob.placement_leaves import Leaf, by_domain, leaves_of
-from pipelinejob.placement_like import Found, Limits
-from pipelinejob.placement_room import Demand, Room
-from pipelinejob.placement_runs import Runs
-from pipelinejob.placement_scarce import ScarcestFirst
-from pipelinejob.placement_search import ChainSearch
+from pipelinejob.placement.asked import Asked
+from pipelinejob.placement.bounds import Bounds
+from pipelinejob.placement.contents import Contents
+from pipelinejob.placement.leaves import Leaf, by_domain, leaves_of
+from pipelinejob.placement.like import Found, Limits
+from pipelinejob.placement.room import Demand, Room
+from pipelinejob.placement.runs import Runs
+from pipelinejob.placement.scarce import ScarcestFirst
+from pipelinejob.placement.search import ChainSearch
 from pipelinejob.prices import Path, Prices
 from pipelinejob.topology import Topology
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from pipelinejob.placement_room import Demand, Number, Room
+from pipelinejob.placement.room import Demand, Number, Room
 from pipelinejob.topology import NODE_LEVEL, Domain, NodeInfo, Topology
 
 _PODS = "pods"  # every pod asks for one of these, which goes without saying

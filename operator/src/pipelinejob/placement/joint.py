@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import inf
 
-from pipelinejob.placement_costs import JobCosts, Score, Tally
-from pipelinejob.placement_like import Found, Limits
+from pipelinejob.placement.costs import JobCosts, Score, Tally
+from pipelinejob.placement.like import Found, Limits
 from pipelinejob.prices import Path, Prices
 
 MOST_RANKS, MOST_PLACES = 16, 24  # more are left to the ways that look at one chain at a time

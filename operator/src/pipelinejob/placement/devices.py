@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from pipelinejob.errors import NoPlacementError
-from pipelinejob.placement import place
-from pipelinejob.placement_room import Demand
+from pipelinejob.placement.place import place
+from pipelinejob.placement.room import Demand
 from pipelinejob.plan import Placement
 from pipelinejob.topology import NodeInfo, Topology
 

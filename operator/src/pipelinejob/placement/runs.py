@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from itertools import groupby
 
-from pipelinejob.placement_contents import FULL, Content, Contents, Stock
+from pipelinejob.placement.contents import FULL, Content, Contents, Stock
 
 Seat = tuple[Content, bool]  # a node for a stage: what it can take before, and whether the stage before stands on it
 Run = tuple[Seat, ...]

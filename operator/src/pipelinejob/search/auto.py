@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from pipelinejob.errors import SpecError
 from pipelinejob.schedule_spec import ScheduleSpec
-from pipelinejob.search_found import READABLE, Candidate, schedule_title
-from pipelinejob.search_reasons import Rejected, seconds_text
-from pipelinejob.search_space import Layout
+from pipelinejob.search.found import READABLE, Candidate, schedule_title
+from pipelinejob.search.reasons import Rejected, seconds_text
+from pipelinejob.search.space import Layout
 
 ACTIONS = 160  # that are planned and simulated in the time in which one forward, and what comes of it, is ordered
 _MOST = 4

@@ -3,7 +3,7 @@
 The search walks the chain leaf by leaf (a leaf: the domains just above the nodes), each time trying the longest run of
 stages that the next leaf can take first, shorter runs after, and drops what cannot cost less than the best chain found.
 It ends when nothing is left to try, when a chain meets the bound that counts alone set, which makes it optimal, or when
-the budget is spent. Leaves are stocks of nodes all the while (`placement_leaves.py`); the nodes of a chain are named
+the budget is spent. Leaves are stocks of nodes all the while (`placement/leaves.py`); the nodes of a chain are named
 when it is asked for.
 """
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pipelinejob.network import common_depth
-from pipelinejob.placement_chain import Chain, named
-from pipelinejob.placement_contents import Contents
-from pipelinejob.placement_leaves import Leaf
-from pipelinejob.placement_like import Found, Limits
-from pipelinejob.placement_runs import Run, Runs
+from pipelinejob.placement.chain import Chain, named
+from pipelinejob.placement.contents import Contents
+from pipelinejob.placement.leaves import Leaf
+from pipelinejob.placement.like import Found, Limits
+from pipelinejob.placement.runs import Run, Runs
 from pipelinejob.prices import Path, Prices
 
 

@@ -1,7 +1,7 @@
 """Places a chain of like stages: the cheapest there is, under limits on what single domains may take.
 
 The tree of domains is walked once for what it has room for; what a run of stages costs in a domain say the tables of
-its kind (`placement_tables.py`), and only of the domains that are chosen the nodes are looked up by name.
+its kind (`placement/tables.py`), and only of the domains that are chosen the nodes are looked up by name.
 
 Exact where all boundaries cost the same, and where the chain stands in one domain over nodes. Where boundaries cost
 more towards one end, domains are walked in order of their room, which at several levels at once need not be the best.
@@ -16,7 +16,7 @@ from itertools import repeat
 
 import numpy as np
 
-from pipelinejob.placement_tables import Costs, Kind, Tables
+from pipelinejob.placement.tables import Costs, Kind, Tables
 from pipelinejob.prices import Path, Prices
 from pipelinejob.topology import Domain
 

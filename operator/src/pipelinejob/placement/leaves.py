@@ -7,8 +7,8 @@ from functools import cached_property
 from itertools import groupby
 from operator import add
 
-from pipelinejob.placement_contents import FULL, Content, Contents, Stock
-from pipelinejob.placement_room import Room
+from pipelinejob.placement.contents import FULL, Content, Contents, Stock
+from pipelinejob.placement.room import Room
 from pipelinejob.prices import Path
 from pipelinejob.topology import Topology
 

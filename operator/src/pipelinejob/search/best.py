@@ -20,8 +20,8 @@ from pipelinejob.partition import PATH, does_not_fit
 from pipelinejob.pool import Pool
 from pipelinejob.schedules.catalogue import FAMILIES
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.search_auto import Searched, search_schedules
-from pipelinejob.search_bounds import (
+from pipelinejob.search.auto import Searched, search_schedules
+from pipelinejob.search.bounds import (
     chain_floor_s,
     copies_of,
     guess_layout_s,
@@ -32,11 +32,11 @@ from pipelinejob.search_bounds import (
     layout_floor_s,
     option_floor_s,
 )
-from pipelinejob.search_found import Candidate, Found, choice_of, rank, title
-from pipelinejob.search_ground import Grounds
-from pipelinejob.search_planning import Planning
-from pipelinejob.search_reasons import Rejected, Tally
-from pipelinejob.search_space import Layout, Option, Recompute, Space
+from pipelinejob.search.found import Candidate, Found, choice_of, rank, title
+from pipelinejob.search.ground import Grounds
+from pipelinejob.search.planning import Planning
+from pipelinejob.search.reasons import Rejected, Tally
+from pipelinejob.search.space import Layout, Option, Recompute, Space
 from pipelinejob.spec import Parallelism, PipelineJobSpec
 
 __all__ = ["Candidate", "Found", "Rejected", "choice_of", "resolved", "search", "title"]

@@ -12,7 +12,7 @@ from math import inf
 from typing import Protocol
 
 from pipelinejob.objective import Objective
-from pipelinejob.placement_like import Found, Limits
+from pipelinejob.placement.like import Found, Limits
 from pipelinejob.prices import Path
 
 _KEEPERS = 6  # domains of one level that are tried, the largest first

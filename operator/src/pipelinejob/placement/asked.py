@@ -6,7 +6,7 @@ from itertools import combinations_with_replacement
 from math import lcm
 from operator import add, mul
 
-from pipelinejob.placement_room import Demand, Number
+from pipelinejob.placement.room import Demand, Number
 
 Amounts = tuple[int, ...]  # of each resource
 Counts = tuple[int, ...]  # of each kind

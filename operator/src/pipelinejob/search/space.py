@@ -1,7 +1,7 @@
 """What a search looks at: every way to share a spec's work that its manifest, the model and the devices allow.
 
 A layout says how many ways the work is split, on which devices the stages stand and how a step's sequences are cut; an
-option adds the schedule and what is computed again. Both are generated here; `search_bounds` and the simulator judge.
+option adds the schedule and what is computed again. Both are generated here; `search.bounds` and the simulator judge.
 """
 
 from collections.abc import Iterator

@@ -8,8 +8,8 @@ from pipelinejob.cost import Profile
 from pipelinejob.hardware import Hardware
 from pipelinejob.planner import counted, on_devices
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.search_bounds import Joined, Table
-from pipelinejob.search_space import Layout, Space
+from pipelinejob.search.bounds import Joined, Table
+from pipelinejob.search.space import Layout, Space
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,22 +2,22 @@
 
 A replica's stages form a chain. Where two neighbours stand in different domains they talk over a slower link, and that
 has a price in seconds (`prices.py`). Of all placements those within a threshold of the cheapest are as good as it; of
-these the one that leaves the largest room for the next job is taken (`placement_goal.py`).
+these the one that leaves the largest room for the next job is taken (`placement/goal.py`).
 
 What is exact: for one replica of like stages the cheapest chain is found, at every level at once, and the largest room
-that can be left beside one within the threshold (`placement_like.py` says where not). Like stages find a place whenever
+that can be left beside one within the threshold (`placement/like.py` says where not). Like stages find a place whenever
 there is room, whatever the number of replicas and the required level. Several replicas are placed by comparing layouts,
-chain by chain, ring by ring (`placement_replicas.py`) and as one chain (`placement_whole.py`), and by a local search
-where ranks are few (`placement_joint.py`): that need not be the optimum. Stages that ask for different things, but each
-take one node of the same nodes, count as alike. Others are placed by a bounded search (`placement_unlike.py`), which
+chain by chain, ring by ring (`placement/replicas.py`) and as one chain (`placement/whole.py`), and by a local search
+where ranks are few (`placement/joint.py`): that need not be the optimum. Stages that ask for different things, but each
+take one node of the same nodes, count as alike. Others are placed by a bounded search (`placement/unlike.py`), which
 may miss the optimum, and a place where several unlike ranks must share nodes tightly.
 """
 
 from collections.abc import Sequence
 
 from pipelinejob.objective import Objective
-from pipelinejob.placement_job import Job, chains_of
-from pipelinejob.placement_room import Demand
+from pipelinejob.placement.job import Job, chains_of
+from pipelinejob.placement.room import Demand
 from pipelinejob.plan import Placement
 from pipelinejob.prices import Prices
 from pipelinejob.spec import TopologyScope

@@ -21,8 +21,8 @@ from math import inf
 from pipelinejob.errors import NoPlacementError
 from pipelinejob.network import common_depth
 from pipelinejob.objective import Objective
-from pipelinejob.placement_job import Job, Outcome, chains_of
-from pipelinejob.placement_room import Demand, Room
+from pipelinejob.placement.job import Job, Outcome, chains_of
+from pipelinejob.placement.room import Demand, Room
 from pipelinejob.plan import Placement
 from pipelinejob.prices import Path, Prices, ring_depth
 from pipelinejob.spec import TopologyScope

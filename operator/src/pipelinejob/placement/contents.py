@@ -7,7 +7,7 @@ once for each of them.
 from dataclasses import dataclass, replace
 from functools import cache
 
-from pipelinejob.placement_asked import Amounts, Asked, Counts
+from pipelinejob.placement.asked import Amounts, Asked, Counts
 
 Content = int
 Stock = tuple[tuple[Content, int], ...]  # how many nodes of each content there are, in order

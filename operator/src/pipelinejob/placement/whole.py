@@ -11,9 +11,9 @@ from dataclasses import replace
 from itertools import chain, combinations, groupby, islice
 
 from pipelinejob.objective import Objective
-from pipelinejob.placement_costs import JobCosts, Tally
-from pipelinejob.placement_goal import Goal
-from pipelinejob.placement_like import LikeStages
+from pipelinejob.placement.costs import JobCosts, Tally
+from pipelinejob.placement.goal import Goal
+from pipelinejob.placement.like import LikeStages
 from pipelinejob.prices import Path, Prices, crossing_prices
 from pipelinejob.topology import Domain
 

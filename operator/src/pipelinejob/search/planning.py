@@ -8,10 +8,10 @@ from pipelinejob.outlook import outlook
 from pipelinejob.playing import check_peaks, setting_of
 from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.search_bounds import layout_floor_s
-from pipelinejob.search_found import Candidate
-from pipelinejob.search_ground import Grounds
-from pipelinejob.search_space import Layout, Option, Recompute, Space
+from pipelinejob.search.bounds import layout_floor_s
+from pipelinejob.search.found import Candidate
+from pipelinejob.search.ground import Grounds
+from pipelinejob.search.space import Layout, Option, Recompute, Space
 
 
 class Planning:

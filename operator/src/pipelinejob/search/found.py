@@ -7,8 +7,8 @@ from pipelinejob.chosen import Chosen
 from pipelinejob.hardware import DeviceKind
 from pipelinejob.links import Links
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.search_reasons import Rejected, ranges_text
-from pipelinejob.search_space import Layout
+from pipelinejob.search.reasons import Rejected, ranges_text
+from pipelinejob.search.space import Layout
 from pipelinejob.spec import PipelineJobSpec
 
 READABLE = 0.005  # of a step: what a searched schedule must save at least, as nobody can read it off its name

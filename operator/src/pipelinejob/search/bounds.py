@@ -15,7 +15,7 @@ from pipelinejob.cost import Profile
 from pipelinejob.hardware import LinkKind
 from pipelinejob.schedules.catalogue import FAMILIES
 from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
-from pipelinejob.search_space import Layout, Option, Recompute
+from pipelinejob.search.space import Layout, Option, Recompute
 
 Floats = npt.NDArray[np.float64]
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipelinejob.network import common_depth
-from pipelinejob.placement_contents import Content, Contents, Stock
-from pipelinejob.placement_leaves import Leaf
-from pipelinejob.placement_like import Limits
-from pipelinejob.placement_runs import Run, Runs
+from pipelinejob.placement.contents import Content, Contents, Stock
+from pipelinejob.placement.leaves import Leaf
+from pipelinejob.placement.like import Limits
+from pipelinejob.placement.runs import Run, Runs
 from pipelinejob.prices import Path, Prices
 
 

@@ -10,7 +10,7 @@ where `cost[s, e]` is of the stages s..e-1. Parts are added one by one, in order
 boundaries cost more towards the end of the chain, since that moves every boundary as far to the front as it can go; the
 other way round if they cost less. For a domain over nodes this order is the best one there is, and where all boundaries
 cost the same no order is better than another. Elsewhere all orders are tried where the parts are few
-(`placement_orders.py`), and one or both of these where they are many.
+(`placement/orders.py`), and one or both of these where they are many.
 
 Domains that hold the same have one table: of a hundred leaves with six free nodes each, one is reckoned. And where all
 boundaries cost the same a run costs the same wherever it starts, so that a table has one row. Chains of more than
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipelinejob.placement_orders import Steps, all_orders, num_steps, one_order, two_orders
+from pipelinejob.placement.orders import Steps, all_orders, num_steps, one_order, two_orders
 
 Costs = npt.NDArray[np.float64]
 Kind = int  # domains of one kind hold the same: their parts are of the same kinds
