@@ -12,7 +12,8 @@ from pipelinejob.schedules.causes import WaitCause
 from pipelinejob.schedules.costs import Link, equal_shares
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
-from pipelinejob.simulate import Simulation, simulate
+from pipelinejob.simulate import simulate
+from pipelinejob.simulation import Simulation
 from pipelinejob.spec import Checkpoint, Data, Device, GptModel, Model, Parallelism, ScheduleSpec, Training
 from pipelinejob.status import PipelineJobStatus, State
 from pipelinejob.timeline import Span, SpanKind, StageTimeline, Timeline

@@ -36,7 +36,7 @@ from pipelinejob.schedules.actions import Schedule
 from pipelinejob.schedules.costs import CostModel
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
-from pipelinejob.simulate import Simulation
+from pipelinejob.simulation import Simulation
 from pipelinejob_trainer.parallel import Groups, process_groups
 from pipelinejob_trainer.tasks import Training
 from pipelines import Job

@@ -40,7 +40,7 @@ from pipelinejob.schedules import catalogue
 from pipelinejob.schedules.actions import F, Schedule, one_route
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
-from pipelinejob.simulate import Simulation
+from pipelinejob.simulation import Simulation
 from pipelinejob_trainer.models.virtual import VOCABULARY_SIZE
 from pipelinejob_trainer.parallel import process_groups
 from pipelinejob_trainer.torch_runtime import reason_against

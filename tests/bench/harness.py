@@ -23,7 +23,8 @@ from calibration import Excess
 from pipelinejob.schedules.actions import Schedule
 from pipelinejob.schedules.causes import WaitCause
 from pipelinejob.schedules.costs import CostModel, shares
-from pipelinejob.simulate import Simulation, simulate
+from pipelinejob.simulate import simulate
+from pipelinejob.simulation import Simulation
 from pipelinejob.spec import Model
 from pipelinejob.timeline import bubble_ratio
 from pipelinejob_trainer.models import build_part

@@ -10,7 +10,8 @@ from pipelinejob.schedules.catalogue import FAMILIES, build, family
 from pipelinejob.schedules.memory import live_versions, peak_activations
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
-from pipelinejob.simulate import Simulation, simulate
+from pipelinejob.simulate import simulate
+from pipelinejob.simulation import Simulation
 
 # Forwards alone train nothing, so their time compares with no other's.
 COMPARABLE = tuple(name for name in FAMILIES if name is not ScheduleName.FORWARD_ONLY)

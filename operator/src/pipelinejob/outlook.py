@@ -6,7 +6,8 @@ from math import ceil, lcm, log2
 
 from pipelinejob.schedule_spec import ScheduleSpec
 from pipelinejob.schedules.actions import ActionKind, Schedule
-from pipelinejob.simulate import Simulation, simulate
+from pipelinejob.simulate import simulate
+from pipelinejob.simulation import Simulation
 from pipelinejob.stage_costs import Division
 
 _REPEATS_FROM = 256  # micro-batches

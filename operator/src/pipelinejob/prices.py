@@ -27,7 +27,8 @@ from pipelinejob.playing import schedule_of, setting_of
 from pipelinejob.schedules.actions import Schedule
 from pipelinejob.schedules.catalogue import build
 from pipelinejob.schedules.costs import Link
-from pipelinejob.simulate import Simulation, reduced_s, simulate
+from pipelinejob.simulate import reduced_s, simulate
+from pipelinejob.simulation import Simulation
 from pipelinejob.stage_costs import Division
 
 Path = tuple[str, ...]

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from pipelinejob.comparison import Outcome
 from pipelinejob.schedules.causes import WaitCause
-from pipelinejob.simulate import Simulation
+from pipelinejob.simulation import Simulation
 from pipelinejob_operator.report.marks import Row, row
 from pipelinejob_operator.report.numbers import percent, plain
 
