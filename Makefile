@@ -60,7 +60,7 @@ e2e: .venv/.ready-dev ## Tests on real nodes: kubelets, containers, helm, Promet
 	$(BIN)/python tests/images.py
 	$(BIN)/python -Im pytest -m "nodes or kueue" tests/e2e tests/cluster/test_kueue.py
 
-bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet machine: about half an hour)
+bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet machine: an hour or so)
 	$(BIN)/python tests/toolchain.py apiserver
 	$(BIN)/python tests/bench/bench_schedules.py
 	$(BIN)/python tests/bench/bench_schedules.py --ranks 8 --rounds 3 --output bench-schedules-8.json

@@ -10,13 +10,12 @@ frameworks do that recompute inside of autograd's backward pass. Beside both, wh
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from unittest.mock import patch
 
 from torch import distributed
 
 import calibration
-from calibration import Excess
 from harness import (
     Measured,
     Player,
@@ -98,17 +97,9 @@ def recomputing(costs: CostModel, *, ahead: bool) -> CostModel:
     return model
 
 
-@contextmanager
-def waiting_first() -> Iterator[None]:
-    """Have nothing done ahead by the runtimes that are made inside."""
-    ahead = Training.ahead
-    Training.ahead = lambda *_: None
-    yield
-    Training.ahead = ahead
-
-
 def players_of(case: str, job: Job, rank: int, groups: Groups) -> dict[str, Player]:
-    with waiting_first():
+    """Give our runtime as it is, and one bound to do nothing ahead."""
+    with patch.object(Training, "ahead", return_value=None):
         behind = ours(job, rank, groups)
     return {f"{case}|ahead": ours(job, rank, groups), f"{case}|behind": behind}
 
@@ -116,9 +107,7 @@ def players_of(case: str, job: Job, rank: int, groups: Groups) -> dict[str, Play
 def measure(rank: int, options: Options) -> dict[str, list]:
     """One process: play every schedule both ways, in turns."""
     groups = process_groups(pipeline=options.ranks, data=1)
-    excess: dict[int, Excess] = {
-        chunks: calibration.measure(SHARE_MS / 1000 / chunks, sequence_length=Job.sequence_length) for chunks in (1, 2)
-    }
+    excess = calibration.by_chunks(SHARE_MS, sequence_length=Job.sequence_length)
     players: dict[str, Player] = {}
     for case, schedule in options.cases:
         job = even_job(schedule, share_ms=SHARE_MS, excess=excess[schedule.num_stages // options.ranks])

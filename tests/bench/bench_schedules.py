@@ -132,7 +132,9 @@ def measure(rank: int, options: Options) -> tuple[dict[str, Schedule], dict[int,
     """One process: play every schedule with every player, in turns."""
     groups = process_groups(pipeline=options.ranks, data=1)
     costs = even_costs(options.ranks, share_ms=options.share_ms)
-    excess = calibrated(options)
+    excess: dict[int, Excess] = {}
+    if options.is_calibrated:
+        excess = calibration.by_chunks(options.share_ms, sequence_length=Job.sequence_length)
     schedules: dict[str, Schedule] = {}
     players: dict[str, Player] = {}
     for name in options.schedules:
@@ -152,16 +154,6 @@ def measure(rank: int, options: Options) -> tuple[dict[str, Schedule], dict[int,
     samples = take_turns(players, options.rounds)
     distributed.barrier()
     return schedules, excess, samples
-
-
-def calibrated(options: Options) -> dict[int, Excess]:
-    """Measure by how much waits are to be shorter, for as many chunks a rank as a schedule may have."""
-    if not options.is_calibrated:
-        return {}
-    return {
-        chunks: calibration.measure(options.share_ms / 1000 / chunks, sequence_length=Job.sequence_length)
-        for chunks in (1, 2)
-    }
 
 
 def borrowed(rank: int, options: Options) -> Schedule:

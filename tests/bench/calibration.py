@@ -46,6 +46,11 @@ class Excess:
         return forward_ms, input_ms, weight_ms
 
 
+def by_chunks(share_ms: float, *, sequence_length: int) -> dict[int, Excess]:
+    """Measure for as many chunks a rank as a schedule may have; all of a rank's together take `share_ms`."""
+    return {chunks: measure(share_ms / 1000 / chunks, sequence_length=sequence_length) for chunks in (1, 2)}
+
+
 def measure(seconds: float, *, sequence_length: int) -> Excess:
     """Measure on all ranks at once; all get the mean over ranks. `seconds` are what a pass is to take."""
     distributed.barrier()

@@ -11,7 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipelinejob.errors import NoPlacementError, SpecError
-from pipelinejob.placement.place import Demand, place
+from pipelinejob.placement.place import place
+from pipelinejob.placement.room import Demand
 from pipelinejob.spec import TopologyScope
 from pipelinejob.topology import NodeInfo, Topology
 

@@ -7,7 +7,8 @@ import pytest
 
 from pipelinejob.errors import NoPlacementError
 from pipelinejob.placement.again import place_again
-from pipelinejob.placement.place import Demand, place
+from pipelinejob.placement.place import place
+from pipelinejob.placement.room import Demand
 from pipelinejob.plan import Assignment, Placement
 from pipelinejob.prices import Prices
 from pipelinejob.spec import TopologyScope

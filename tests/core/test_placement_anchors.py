@@ -9,8 +9,10 @@ from statistics import mean
 
 import pytest
 
+from pipelinejob.objective import Objective
 from pipelinejob.placement.again import place_again
-from pipelinejob.placement.place import Demand, Objective, place
+from pipelinejob.placement.place import place
+from pipelinejob.placement.room import Demand
 from pipelinejob.spec import TopologyScope
 from placement_fabrics import anchors, anchors_occupied
 

@@ -7,7 +7,8 @@ from functools import cache
 
 import pytest
 
-from pipelinejob.placement.place import Objective, place
+from pipelinejob.objective import Objective
+from pipelinejob.placement.place import place
 from pipelinejob.prices import Prices
 from placement_fabrics import Fabric, small_ones
 from placement_jobs import JobKind, ends_unlike, prices

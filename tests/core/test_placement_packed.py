@@ -4,7 +4,9 @@ from fractions import Fraction
 
 import pytest
 
-from pipelinejob.placement.place import Demand, Objective, place
+from pipelinejob.objective import Objective
+from pipelinejob.placement.place import place
+from pipelinejob.placement.room import Demand
 from pipelinejob.prices import Prices
 from pipelinejob.topology import NodeInfo, Topology
 from placement_fabrics import all_three

@@ -10,7 +10,9 @@ from itertools import permutations, product
 import pytest
 
 from pipelinejob.errors import NoPlacementError
-from pipelinejob.placement.place import Demand, Objective, place
+from pipelinejob.objective import Objective
+from pipelinejob.placement.place import place
+from pipelinejob.placement.room import Demand
 from pipelinejob.prices import Prices
 from pipelinejob.spec import TopologyScope
 from pipelinejob.topology import NodeInfo, Topology

@@ -14,8 +14,9 @@ from pipelinejob.hardware import LinkKind
 from pipelinejob.planner import counted, make_plan
 from pipelinejob.pool import Pool, PoolGroup
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.search.best import choice_of, search
+from pipelinejob.search.best import search
 from pipelinejob.search.bounds import Joined, Table, chain_floor_s, option_floor_s
+from pipelinejob.search.found import choice_of
 from pipelinejob.search.space import Space
 from pipelinejob.spec import PipelineJobSpec
 

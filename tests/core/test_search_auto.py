@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from pipelinejob import hardware
-from pipelinejob.placement.place import Demand
+from pipelinejob.placement.room import Demand
 from pipelinejob.plan import Plan
 from pipelinejob.planner import counted, make_plan, on_devices, predicted_timeline
 from pipelinejob.playing import schedule_of
@@ -15,8 +15,8 @@ from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.validate import validate
 from pipelinejob.search.auto import leaders
-from pipelinejob.search.best import choice_of, search
-from pipelinejob.search.found import rank
+from pipelinejob.search.best import search
+from pipelinejob.search.found import choice_of, rank
 from pipelinejob.site import PRODUCT, Site
 from pipelinejob.site_choice import place_candidates
 from pipelinejob.spec import PipelineJobSpec

@@ -158,6 +158,12 @@ def test_a_gradient_that_comes_while_layers_are_run_again_is_not_waited_for():
     assert kinds == [(SpanKind.FORWARD, 0, 1), (back, 1, 3), (wait, 3, 4), (back, 4, 6)]
 
 
+def test_what_is_too_short_for_the_clock_to_tell_is_done_ahead_once():
+    costs = {"forward_s": (1e6, 1e6), "input_s": (1, 1), "weight_s": (1, 1), "ahead_s": (1e-20, 1e-20)}
+
+    assert played("F0 B0\nF0 B0", **costs, concurrency=1.5).makespan_s == pytest.approx(2e6 + 4)
+
+
 @settings(max_examples=60, deadline=None)
 @given(name=st.sampled_from(NAMES), stages=stage_lists, m=st.integers(1, 8), concurrency=st.integers(1, 3))
 def test_shared_cores_lose_nothing_and_win_nothing(name, stages, m, concurrency):

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from pipelinejob.errors import NoPlacementError
-from pipelinejob.placement.place import Demand
+from pipelinejob.placement.room import Demand
 from pipelinejob.site import PRODUCT, Site
 from pipelinejob.spec import PipelineJobSpec
 from pipelinejob.topology import NodeInfo, Topology

@@ -45,8 +45,10 @@ def test_halves_of_a_backward_and_chunks_have_spans_of_their_own(text: Path) -> 
     spans = spans_of(run_threads(job).timelines, stage=1, step=1)
 
     for kind in (SpanKind.FORWARD, SpanKind.BACKWARD_INPUT, SpanKind.BACKWARD_WEIGHT):
-        seen = sorted({(span.micro_batch, span.chunk) for span in spans if span.kind is kind})
-        assert seen == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        seen = [(span.micro_batch, span.chunk) for span in spans if span.kind is kind]
+        if kind is SpanKind.BACKWARD_INPUT:  # begun ahead, it goes on once the gradient is there
+            seen = list(dict.fromkeys(seen))
+        assert sorted(seen) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_waits_are_named_by_what_they_wait_for(text: Path) -> None:

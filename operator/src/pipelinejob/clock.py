@@ -148,6 +148,7 @@ class SharedPlay:
         self._position = program.offsets[:-1]
         self._is_computing = [False] * program.num_ranks
         self._ahead_since: list[float | None] = [None] * program.num_ranks  # when a rank began what waits for nothing
+        self._is_done_ahead = [False] * program.num_ranks
         self._link_free = [0.0] * program.num_links
         self._computing: list[tuple[float, int]] = []  # (end on the clock `worked`, rank)
         self._travelling: list[tuple[float, int, int]] = []  # (arrival, order, the action that waits for it)
@@ -182,11 +183,10 @@ class SharedPlay:
         if self._is_computing[rank] or action == self._program.offsets[rank + 1]:
             return
         work_s, ahead_s = self._program.seconds[action], self._program.ahead[action]
-        passed_s = self._play.ahead[action]
         if self._has_arrived[action]:
-            work_s -= ahead_s if passed_s else 0.0
-            self._play.started[action] = self.now - passed_s
-        elif ahead_s and not passed_s:
+            work_s -= ahead_s if self._is_done_ahead[rank] else 0.0
+            self._play.started[action] = self.now - self._play.ahead[action]
+        elif ahead_s and not self._is_done_ahead[rank]:
             work_s, self._ahead_since[rank] = ahead_s, self.now
         else:
             return
@@ -199,8 +199,10 @@ class SharedPlay:
         self._is_computing[rank] = False
         since = self._ahead_since[rank]
         if since is not None:
-            self._ahead_since[rank], self._play.ahead[action] = None, self.now - since
+            self._ahead_since[rank], self._is_done_ahead[rank] = None, True
+            self._play.ahead[action] = self.now - since
             return
+        self._is_done_ahead[rank] = False
         self._position[rank] += 1
         self._play.ended[action] = self._play.sent[action] = self.now
         receiver = self._program.target[action]

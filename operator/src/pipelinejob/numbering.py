@@ -14,7 +14,8 @@ from itertools import pairwise
 from pipelinejob.errors import NoPlacementError
 from pipelinejob.network import common_depth
 from pipelinejob.objective import Objective
-from pipelinejob.placement.place import Demand, place
+from pipelinejob.placement.place import place
+from pipelinejob.placement.room import Demand
 from pipelinejob.plan import Assignment, Placement
 from pipelinejob.prices import Prices
 from pipelinejob.topology import NodeInfo, Topology

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pipelinejob.cost import Profile
 from pipelinejob.errors import NoPlacementError, SpecError
 from pipelinejob.placement.room import Demand
-from pipelinejob.search.best import Candidate
+from pipelinejob.search.found import Candidate
 from pipelinejob.site import Draft, Site
 from pipelinejob.spec import PipelineJobSpec
 

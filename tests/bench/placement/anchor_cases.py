@@ -15,7 +15,8 @@ import peer_kueue
 import peer_unranked
 from judge import Verdict, judge
 from pipelinejob.numbering import BoundPod, number
-from pipelinejob.placement.place import Objective, place
+from pipelinejob.objective import Objective
+from pipelinejob.placement.place import place
 from pipelinejob.placement.room import Demand
 from pipelinejob.prices import crossing_prices
 from placement_fabrics import Fabric, anchors, anchors_occupied

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from statistics import mean
 
 from judge import Verdict, judge
+from pipelinejob.objective import Objective
 from pipelinejob.placement.again import place_again
-from pipelinejob.placement.place import Objective, place
+from pipelinejob.placement.place import place
 from pipelinejob.placement.room import Room
 from pipelinejob.prices import crossing_prices
 from placement_fabrics import Fabric, anchors, anchors_occupied

@@ -23,7 +23,8 @@ from anchor_cases import RUNS, nodes_by_type, two_types
 from apiserver import ApiServer
 from fakenodes import add_nodes, node
 from judge import Verdict, judge
-from pipelinejob.placement.place import Objective, place
+from pipelinejob.objective import Objective
+from pipelinejob.placement.place import place
 from pipelinejob.placement.room import Demand
 from pipelinejob.prices import crossing_prices
 from placement_fabrics import Fabric, anchors, anchors_occupied

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from pipelinejob.errors import NoPlacementError
-from pipelinejob.placement.place import Objective, place
+from pipelinejob.objective import Objective
+from pipelinejob.placement.place import place
 from pipelinejob.prices import Prices
 from placement_fabrics import Fabric
 from placement_jobs import JobKind

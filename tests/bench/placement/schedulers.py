@@ -6,7 +6,8 @@ import peer_koordinator
 import peer_kueue
 import peer_unranked
 from pipelinejob.errors import NoPlacementError
-from pipelinejob.placement.place import Objective, place
+from pipelinejob.objective import Objective
+from pipelinejob.placement.place import place
 from pipelinejob.placement.room import Demand
 from pipelinejob.prices import Prices
 from world import Chosen, World

@@ -23,8 +23,6 @@ from pipelinejob.prices import Prices
 from pipelinejob.spec import TopologyScope
 from pipelinejob.topology import NodeInfo, Topology
 
-__all__ = ["Demand", "Objective", "place"]
-
 
 def place(
     demands: Sequence[Demand],

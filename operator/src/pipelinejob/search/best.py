@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 
 from pipelinejob import hardware as hardware_data
 from pipelinejob.choice import EFFORT as EFFORT_OF_A_PLAN
-from pipelinejob.chosen import resolved
 from pipelinejob.cost import Profile
 from pipelinejob.errors import SpecError, TooLargeError
 from pipelinejob.hardware import Hardware
@@ -32,14 +31,12 @@ from pipelinejob.search.bounds import (
     layout_floor_s,
     option_floor_s,
 )
-from pipelinejob.search.found import Candidate, Found, choice_of, rank, title
+from pipelinejob.search.found import Candidate, Found, rank
 from pipelinejob.search.ground import Grounds
 from pipelinejob.search.planning import Planning
 from pipelinejob.search.reasons import Rejected, Tally
 from pipelinejob.search.space import Layout, Option, Recompute, Space
 from pipelinejob.spec import Parallelism, PipelineJobSpec
-
-__all__ = ["Candidate", "Found", "Rejected", "choice_of", "resolved", "search", "title"]
 
 EFFORT = 400_000  # actions that may be planned and simulated: a few seconds
 _LEAST_REFINED = 3  # are planned whatever that takes, and the best of so many degrees

@@ -6,7 +6,8 @@ from typing import Any
 
 from pipelinejob import hardware
 from pipelinejob.pool import Pool
-from pipelinejob.search.best import Candidate, search
+from pipelinejob.search.best import search
+from pipelinejob.search.found import Candidate
 from pipelinejob.spec import Device
 from pipelinejob_operator.cli.manifests import GivenJob, given_job
 from pipelinejob_operator.cli.plan.searched import fields_of, runnable

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Self
 
 from pipelinejob.chosen import Chosen
-from pipelinejob.search.best import title
+from pipelinejob.search.found import title
 from pipelinejob.status import ConditionType, PipelineJobStatus, State
 from pipelinejob_operator.admission.queueing import PREEMPTED
 from pipelinejob_operator.cluster import Event

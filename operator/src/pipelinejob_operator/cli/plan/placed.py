@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pipelinejob.errors import NoPlacementError, SpecError
 from pipelinejob.objective import Objective
 from pipelinejob.plan import Placement, Plan
-from pipelinejob.search.best import Candidate, Found, search
+from pipelinejob.search.best import search
+from pipelinejob.search.found import Candidate, Found
 from pipelinejob.site import Draft
 from pipelinejob.site_choice import Misplaced, PlacedCandidate, place_candidates
 from pipelinejob.spec import PipelineJobSpec

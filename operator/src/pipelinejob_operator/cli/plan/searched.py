@@ -7,7 +7,8 @@ from pipelinejob.cost import Profile
 from pipelinejob.hardware import Hardware
 from pipelinejob.pool import Pool
 from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
-from pipelinejob.search.best import Candidate, Found, search
+from pipelinejob.search.best import search
+from pipelinejob.search.found import Candidate, Found
 from pipelinejob.spec import Parallelism, Partition, PipelineJobSpec
 from pipelinejob_operator.report.numbers import seconds
 from pipelinejob_operator.report.plan_view import About, Alternative, Rejected

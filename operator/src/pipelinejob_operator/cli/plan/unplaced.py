@@ -3,7 +3,8 @@
 from pipelinejob.errors import SpecError
 from pipelinejob.planner import assembled, check_covers, counted, make_plan, on_devices
 from pipelinejob.pool import Pool
-from pipelinejob.search.best import Candidate, Found, search
+from pipelinejob.search.best import search
+from pipelinejob.search.found import Candidate, Found
 from pipelinejob.spec import Device
 from pipelinejob_operator.cli.plan.made import Made, Wanted
 from pipelinejob_operator.cli.plan.searched import notes_of, num_gpus, others_than, rejected_of, unplaced
