@@ -6,7 +6,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt
 EXAMPLE ?= examples/stdlib-gpt.yaml
 
-.PHONY: help setup run test check format generate e2e bench clean
+.PHONY: help setup run test check format generate pictures e2e zoo families real composed bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -45,9 +45,13 @@ format: .venv/.ready-dev ## Format and mend what can be mended
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-generate: .venv/.ready-dev ## Write what is generated: the CRD, the chart's copy, dashboards, the API reference
+generate: .venv/.ready-dev ## Write what is generated: CRDs and the chart's copies, API reference, dashboards, rooms
 	$(BIN)/python -m pipelinejob_operator.validation.crdfile
 	$(BIN)/python charts/dashboards.py
+	$(BIN)/python tests/rooms.py
+
+pictures: .venv/.ready-dev ## Draw the pictures of the documentation again: a plan, and the report of a run (chromium)
+	$(BIN)/python tests/pictures.py
 
 test: .venv/.ready-dev check ## All tests but those on real nodes and with Kueue's manager
 	$(BIN)/python tests/toolchain.py apiserver
@@ -60,6 +64,19 @@ e2e: .venv/.ready-dev ## Tests on real nodes: kubelets, containers, helm, Promet
 	$(BIN)/python tests/images.py
 	$(BIN)/python -Im pytest -m "nodes or kueue" tests/e2e tests/cluster/test_kueue.py
 
+zoo: .venv/.ready-dev ## 2,000 models of people's habits against plain torch (docs/reliability.md)
+	$(BIN)/python -Im pytest tests/trainer/test_zoo.py --hypothesis-profile=zoo -n 2 -q
+
+families: .venv/.ready-dev ## Every causal language model of transformers that can be built small: whole against cut (docs/models.md)
+	$(BIN)/python tests/families.py --processes 2
+
+real: .venv/.ready-dev ## A real fine-tune: SmolLM2-135M on one, two and three stages, and out again (docs/models.md)
+	$(BIN)/python tests/real.py --output runs/real
+
+composed: .venv/.ready-dev ## 200 clusters with obstacles of all kinds, against a real API server (docs/reliability.md)
+	$(BIN)/python tests/toolchain.py apiserver
+	$(BIN)/python tests/composed.py --cases 200
+
 bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet machine: an hour or so)
 	$(BIN)/python tests/toolchain.py apiserver
 	$(BIN)/python tests/bench/bench_schedules.py
@@ -68,16 +85,20 @@ bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet ma
 	$(BIN)/python tests/bench/bench_search.py
 	$(BIN)/python tests/bench/bench_recompute.py
 	$(BIN)/python tests/bench/bench_actions.py
+	$(BIN)/python tests/bench/bench_decoder.py
 	$(BIN)/python tests/bench/bench_uneven.py
 	$(BIN)/python tests/bench/bench_truth.py
 	$(BIN)/python tests/bench/bench_worth.py
 	$(BIN)/python tests/bench/bench_overhead.py
+	$(BIN)/python tests/bench/bench_start.py
 	$(BIN)/python tests/bench/bench_admission.py
 	$(BIN)/python tests/bench/bench_late.py
+	$(BIN)/python tests/bench/bench_memory.py
 	$(BIN)/python tests/bench/placement/bench_placement.py
 	$(BIN)/python tests/bench/placement/bench_placement_speed.py
 	$(BIN)/python tests/toolchain.py kueue
 	$(BIN)/python tests/bench/placement/bench_kueue.py
+	$(BIN)/python tests/bench/bench_scale.py
 
 clean: ## Remove what was built here (caches outside the folder stay)
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

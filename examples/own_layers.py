@@ -1,8 +1,8 @@
-"""A model of one's own: a list of layers, first to last. `model.entrypoint` names this function; arguments are strings.
+"""A model of your own: a function that returns its layers, first to last.
 
-Layers get token ids in the first stage and give logits, one for each token of the vocabulary, in the last. Each
-function of the list makes one layer, and is called only in the stage that the layer stands on: no stage ever holds the
-whole model.
+`model.entrypoint` names the function `layers`; its arguments are strings. The first layer receives
+token ids, the last returns logits, one for each token of the vocabulary. Each function of the list
+makes one layer, and is called only on that layer's stage, so no stage holds the whole model.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import nn
 
 
 class Mixer(nn.Module):
-    """Mixes what came before a position into it, then each position with itself."""
+    """Mixes earlier positions into each one (GRU), then applies a feed-forward layer."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Mixer(nn.Module):
 
 
 def layers(*, width: str, depth: str) -> list[Callable[[], nn.Module]]:
-    """Give the layers: an embedding, `depth` mixers, a head over the 256 bytes."""
+    """Return the layers: an embedding, `depth` mixers, a head over the 256 bytes."""
     size = int(width)
     return [
         partial(nn.Embedding, 256, size),

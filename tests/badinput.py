@@ -27,6 +27,7 @@ _GOOD = {
     },
 }
 OWN_MODEL = {"gpt": ABSENT, "entrypoint": "mymodel.layers:build", "numLayers": 6}
+HUGGING_FACE = {"gpt": ABSENT, "huggingFace": {"path": "/models/llama"}, "numLayers": 6}
 
 LLAMA = {
     "model_type": "llama",
@@ -38,8 +39,14 @@ LLAMA = {
 }
 
 
+def decoder(**sizes: Any) -> dict[str, Any]:
+    """Change the model to a built-in decoder of these sizes and some."""
+    least = {"numLayers": 8, "hiddenSize": 64, "numHeads": 4, "feedForwardSize": 128}
+    return {"spec.model": {"decoder": least | sizes}}
+
+
 def manifest(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Give a good manifest with `changes` by dotted path; ABSENT takes a field away."""
+    """Return a good manifest with `changes` by dotted path; ABSENT takes a field away."""
     made: dict[str, Any] = copy.deepcopy(_GOOD)
     for path, value in (changes or {}).items():
         *parents, last = path.split(".")
@@ -54,7 +61,7 @@ def manifest(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 
 def with_value(path: str, value: Any) -> dict[str, Any]:
-    """Give a good manifest with `value` in the field that a schema calls `path` (`spec.failurePolicy.rules[].action`)."""
+    """Return a good manifest with `value` in the field that a schema calls `path` (`spec.failurePolicy.rules[].action`)."""
     made = manifest()
     *parents, last = path.split(".")
     at = made
@@ -68,7 +75,7 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
 
 
 def fields(path: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Give every field of a schema by its path; the items of a list or map are `path[]`."""
+    """Return every field of a schema by its path; the items of a list or map are `path[]`."""
     for name, each in schema.get("properties", {}).items():
         yield f"{path}.{name}", each
         yield from fields(f"{path}.{name}", each)
@@ -79,7 +86,7 @@ def fields(path: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[
 
 
 def values() -> st.SearchStrategy[Any]:
-    """Give whatever JSON can hold."""
+    """Return whatever JSON can hold."""
     numbers = st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 300) | st.floats(allow_nan=False, allow_infinity=False)
     words = st.sampled_from(["1F1B", "cpu", "a:b", "node", "a/../b", "nvidia.com/gpu", "auto", "3"]) | st.text(
         max_size=8
@@ -92,12 +99,17 @@ def values() -> st.SearchStrategy[Any]:
 
 
 def own_model(**changes: Any) -> dict[str, Any]:
-    """Give the changes that put a user's own model in the place of the built-in one."""
+    """Return the changes that put a user's own model in the place of the built-in one."""
     return {f"spec.model.{key}": value for key, value in {**OWN_MODEL, **changes}.items()}
 
 
+def hugging_face(**changes: Any) -> dict[str, Any]:
+    """Return the changes that put a Hugging Face model in the place of the built-in one."""
+    return {f"spec.model.{key}": value for key, value in {**HUGGING_FACE, **changes}.items()}
+
+
 def trainer(**fields: Any) -> dict[str, Any]:
-    """Give a pod template with a trainer container of these fields."""
+    """Return a pod template with a trainer container of these fields."""
     return {"spec": {"containers": [{"name": "trainer", **fields}]}}
 
 
@@ -116,20 +128,44 @@ _ASYNCHRONOUS = {"spec.schedule.name": "PipeDream", "spec.training.clipNorm": 0}
 
 # The API server sees these too, and says the same word for word.
 RULES = [
-    Bad("no model", {"spec.model": {}}, "spec.model", "neither gpt nor entrypoint"),
+    Bad("no model", {"spec.model": {}}, "spec.model", "nor entrypoint nor huggingFace is given"),
     Bad("two models", {"spec.model.entrypoint": "a:b"}, "spec.model", "both given; keep one", ("spec.model.numLayers",)),
     Bad("entrypoint without length", own_model(numLayers=ABSENT), "spec.model.numLayers", "compulsory with entrypoint"),
-    Bad("length beside gpt", {"spec.model.numLayers": 8}, "spec.model.numLayers", "goes with entrypoint only"),
+    Bad("length beside gpt", {"spec.model.numLayers": 8}, "spec.model.numLayers", "goes with entrypoint or huggingFace only"),
     Bad("arguments beside gpt", {"spec.model.arguments": {"a": "b"}}, "spec.model.arguments", "with entrypoint only"),
-    Bad("sizes of layers beside gpt", {"spec.model.config": {"model_type": "llama"}}, "spec.model.config", "with entrypoint only"),
+    Bad("sizes of layers beside gpt", {"spec.model.config": {"model_type": "llama"}}, "spec.model.config", "with entrypoint or huggingFace only"),
+    Bad("a folder beside gpt", hugging_face(gpt={"numLayers": 4, "hiddenSize": 64, "numHeads": 4}), "spec.model", "gpt and huggingFace are both given"),
+    Bad("a folder beside an entrypoint", hugging_face(entrypoint="a:b"), "spec.model", "entrypoint and huggingFace are both given"),
+    Bad("a folder without length", hugging_face(numLayers=ABSENT), "spec.model.numLayers", "compulsory with huggingFace"),
+    Bad("a folder's blocks without embedding and head", hugging_face(numLayers=2), "spec.model.numLayers", "2 layers cannot be embedding, blocks and head",
+        ("spec.parallelism.pipeline",)),
+    Bad("arguments beside a folder", hugging_face(arguments={"a": "b"}), "spec.model.arguments", "a Hugging Face model from its folder"),
+    Bad("a hub's name for a folder", hugging_face(huggingFace={"path": "meta/llama"}), "spec.model.huggingFace.path", '"meta/llama" is no path of a folder'),
+    Bad("a hub's address for a folder", hugging_face(huggingFace={"path": "hf://meta/llama"}), "spec.model.huggingFace.path", "hf download NAME"),
     Bad("entrypoint is a file", own_model(entrypoint="mymodel/layers.py"), "spec.model.entrypoint", "no entrypoint"),
     Bad("entrypoint without function", own_model(entrypoint="mymodel"), "spec.model.entrypoint", "package.module:function"),
     Bad("entrypoint with two colons", own_model(entrypoint="a:b:c"), "spec.model.entrypoint", '"a:b:c" is no entrypoint'),
     Bad("entrypoint with a trailing newline", own_model(entrypoint="a:b\n"), "spec.model.entrypoint", "must be package.module:function"),
     Bad("entrypoint with an umlaut", own_model(entrypoint="a:bä"), "spec.model.entrypoint", "is no entrypoint"),
     Bad("heads do not divide width", {"spec.model.gpt.numHeads": 3}, "spec.model.gpt.hiddenSize", "128 cannot be cut into 3"),
+    Bad("heads of a decoder that do not divide its width", decoder(numHeads=3), "spec.model.decoder.hiddenSize", "64 cannot be cut into 3 equal heads; use a multiple of 3, or give headSize"),
+    Bad("heads that cannot be turned", decoder(headSize=15), "spec.model.decoder.headSize", "heads of 15 are odd"),
+    Bad("heads that cannot be turned, unsaid", decoder(hiddenSize=68), "spec.model.decoder.headSize", "heads of 17 are odd"),
+    Bad("groups that are not equal", decoder(numKeyValueHeads=3), "spec.model.decoder.numKeyValueHeads", "4 heads cannot share 3 keys and values equally"),
+    Bad("a decoder's vocabulary below a byte", decoder(vocabularySize=100), "spec.model.decoder.vocabularySize", "use 256 or more"),
+    Bad("more experts than there are", decoder(experts={"num": 4, "perToken": 5}), "spec.model.decoder.experts.perToken", "a token cannot meet 5 of 4 experts; use at most 4"),
+    Bad("experts of an odd width", decoder(feedForwardSize=100, experts={"num": 4}), "spec.model.decoder.feedForwardSize", "100 is no multiple of 8"),
+    Bad("scaling that fades in backwards", decoder(ropeScaling={"kind": "llama3", "factor": 8, "lowFrequencyFactor": 4}), "spec.model.decoder.ropeScaling.lowFrequencyFactor", "must be less than highFrequencyFactor"),
+    Bad("a decoder's tied weights that drift apart", _ASYNCHRONOUS | decoder(tieEmbeddings=True), "spec.model.decoder.tieEmbeddings",
+        "their two copies would drift apart"),
+    Bad("two families", {"spec.model.decoder": {"numLayers": 8, "hiddenSize": 64, "numHeads": 4, "feedForwardSize": 128}}, "spec.model", "gpt and decoder are both given"),
     Bad("vocabulary below a byte", {"spec.model.gpt.vocabularySize": 100}, "spec.model.gpt.vocabularySize", "use 256 or more"),
     Bad("no data", {"spec.data": {}}, "spec.data", "neither corpus nor paths"),
+    Bad("bytes and tokens", {"spec.data": {"paths": ["a"], "tokens": [{"path": "b"}]}}, "spec.data", "paths and tokens are both given"),
+    Bad("packing of bytes", {"spec.data.packing": "Padded"}, "spec.data.packing", "packing goes with tokens only"),
+    Bad("documents that gpt cannot keep apart", {"spec.data": {"tokens": [{"path": "a"}], "packing": "Documents"}}, "spec.data.packing", "use Concatenate, or Padded"),
+    Bad("tokens to evaluate bytes on", {"spec.evaluation": {"intervalSteps": 1, "tokens": [{"path": "a"}]}}, "spec.evaluation.tokens", "goes with data.tokens only"),
+    Bad("bytes to evaluate tokens on", {"spec.data": {"tokens": [{"path": "a"}]}, "spec.evaluation": {"intervalSteps": 1, "paths": ["a"]}}, "spec.evaluation.paths", "use evaluation.tokens"),
     Bad("corpus and paths", {"spec.data.paths": ["/data/*.txt"]}, "spec.data", "both given"),
     Bad("more stages than layers", {"spec.parallelism.pipeline": 11}, "spec.parallelism.pipeline",
         "11 stages cannot share 10 layers; use at most 10"),
@@ -158,6 +194,26 @@ RULES = [
     Bad("partition sum of own model", own_model() | {"spec.partition.layers": [2, 2, 2, 2]}, "spec.partition.layers",
         "add up to 8, the model has 6"),
     Bad("warm-up beyond the end", {"spec.training.warmupSteps": 301}, "spec.training.warmupSteps", "do not fit into 300 steps"),
+    Bad("decay beyond the end", {"spec.training.decay": {"kind": "WSD", "decaySteps": 290}}, "spec.training.decay.decaySteps",
+        "290 steps of decay do not fit into the 280 after the warm-up; use at most 280"),
+    Bad("decay of a constant rate", {"spec.training.decay": {"kind": "Constant", "decaySteps": 2}}, "spec.training.decay.decaySteps",
+        "goes with Cosine, Linear and WSD"),
+    Bad("settings of another optimizer", {"spec.training.muon": {"steps": 4}}, "spec.training.muon", "goes with optimizer Muon"),
+    Bad("settings of SGD beside AdamW", {"spec.training.sgd": {"momentum": 0.9}}, "spec.training.sgd", "goes with optimizer SGD"),
+    Bad("settings of AdamW beside SGD", {"spec.training.optimizer": "SGD", "spec.training.adamW": {"beta2": 0.9}}, "spec.training.adamW",
+        "goes with optimizer AdamW or Muon"),
+    Bad("settings of Adafactor beside AdamW", {"spec.training.adafactor": {}}, "spec.training.adafactor", "goes with optimizer Adafactor"),
+    Bad("nesterov without momentum", {"spec.training.optimizer": "SGD", "spec.training.sgd": {"nesterov": True}}, "spec.training.sgd.nesterov",
+        "nesterov needs momentum"),
+    Bad("a group that changes nothing", {"spec.training.groups": [{"match": "*"}]}, "spec.training.groups[0]", "a group changes something"),
+    Bad("a group that is frozen and not", {"spec.training.groups": [{"match": "*", "frozen": True, "weightDecay": 0.1}]},
+        "spec.training.groups[0].frozen", "frozen parameters have neither"),
+    Bad("a tracker that is no function", {"spec.training.tracking": {"tracker": "wandb"}}, "spec.training.tracking.tracker",
+        '"wandb" is no function; write package.module:function'),
+    Bad("curves outside the run", {"spec.training.tracking": {"tensorBoard": {"path": "/logs"}}}, "spec.training.tracking.tensorBoard.path",
+        "leads out of the folder of the run"),
+    Bad("skipping what has been done", _ASYNCHRONOUS | {"spec.training.onNotFinite": "Skip"}, "spec.training.onNotFinite",
+        "PipeDream has updated by the time"),
     Bad("checkpoint outside the volume", {"spec.checkpoint.path": "../other"}, "spec.checkpoint.path", "leads out of the volume"),
     Bad("checkpoint outside by a detour", {"spec.checkpoint.path": "a/../../b"}, "spec.checkpoint.path", "leads out"),
     Bad("absolute checkpoint path", {"spec.checkpoint.path": "/data"}, "spec.checkpoint.path", "without leading /"),
@@ -225,6 +281,8 @@ RULES = [
 
 # The API server refuses these too, in its own words.
 FIELDS = [
+    Bad("no folder", hugging_face(huggingFace={"weights": "Load"}), "spec.model.huggingFace.path", "is missing"),
+    Bad("weights in words of its own", hugging_face(huggingFace={"path": "/m", "weights": "pretrained"}), "spec.model.huggingFace.weights", "Load"),
     Bad("an objective that does not exist", {"spec.topology.objective": "spread"},
         "spec.topology.objective", "chain"),
     Bad("a threshold of more than a step", {"spec.topology.threshold": 1.5}, "spec.topology.threshold", "1"),
@@ -233,6 +291,9 @@ FIELDS = [
     Bad("no training", {"spec.training": ABSENT}, "spec.training", "is missing; it must be given: What is trained"),
     Bad("no schedule", {"spec.schedule": ABSENT}, "spec.schedule", "is missing"),
     Bad("no steps", {"spec.training.steps": ABSENT}, "spec.training.steps", "is missing"),
+    Bad("no width of a feed-forward layer", {"spec.model": {"decoder": {"numLayers": 8, "hiddenSize": 64, "numHeads": 4}}}, "spec.model.decoder.feedForwardSize", "is missing"),
+    Bad("one expert", decoder(experts={"num": 1}), "spec.model.decoder.experts.num", "use at least 2"),
+    Bad("positions scaled by a way of one's own", decoder(ropeScaling={"kind": "yarn", "factor": 2}), "spec.model.decoder.ropeScaling.kind", "linear"),
     Bad("no width", {"spec.model.gpt.hiddenSize": ABSENT}, "spec.model.gpt.hiddenSize", "is missing"),
     Bad("claim without name", {"spec.checkpoint.volume": {}}, "spec.checkpoint.volume.claimName", "is missing"),
     Bad("null where a value must be", {"spec.training.steps": None}, "spec.training.steps", "is missing"),
@@ -267,10 +328,12 @@ FIELDS = [
         "spec.stageTemplates[1]", "stage 1 stands here twice"),
     Bad("no paths", {"spec.data": {"paths": []}}, "spec.data.paths", "0 entries are too few; use at least 1"),
     Bad("an empty path", {"spec.data": {"paths": [""]}}, "spec.data.paths[0]", "0 characters are too few"),
+    Bad("no source of tokens", {"spec.data": {"tokens": []}}, "spec.data.tokens", "0 entries are too few; use at least 1"),
+    Bad("a source that weighs nothing", {"spec.data": {"tokens": [{"path": "a", "weight": 0}]}}, "spec.data.tokens[0].weight", "use more than 0"),
     Bad("too many levels", {"spec.topology.levels": [f"l{n}" for n in range(9)]}, "spec.topology.levels", "9 entries are too many; use at most 8"),
     Bad("unknown schedule", {"spec.schedule.name": "ZeroBubble"}, "spec.schedule.name", '"ZeroBubble" is not among GPipe, 1F1B'),
     Bad("schedule in lower case", {"spec.schedule.name": "1f1b"}, "spec.schedule.name", "did you mean '1F1B'?"),
-    Bad("unknown optimiser", {"spec.training.optimizer": "SGD"}, "spec.training.optimizer", '"SGD" is not among AdamW'),
+    Bad("unknown optimiser", {"spec.training.optimizer": "Lion"}, "spec.training.optimizer", '"Lion" is not among AdamW'),
     Bad("unknown precision", {"spec.training.precision": "fp16"}, "spec.training.precision", "did you mean"),
     Bad("unknown corpus", {"spec.data.corpus": "wikipedia"}, "spec.data.corpus", "not among python-stdlib; use one of them"),
     Bad("unknown device", {"spec.device": "tpu"}, "spec.device", "is not among gpu, cpu"),
@@ -297,7 +360,7 @@ _GPU = {"spec.device": "gpu"}
 
 
 def custom(actions: str, **changes: Any) -> dict[str, Any]:
-    """Give the changes that put a schedule of one's own, of two micro-batches on two stages, in the place of 1F1B."""
+    """Return the changes that put a schedule of one's own, of two micro-batches on two stages, in the place of 1F1B."""
     schedule = {"name": "custom", "microBatches": 2, "microBatchSize": 4, "actions": actions}
     return {"spec.parallelism.pipeline": 2, "spec.schedule": schedule} | changes
 
@@ -329,6 +392,10 @@ UNSEEN = [
         "spec.template.spec.containers[0].env[0].name", "are the operator's"),
     Bad("variable that is no text", {"spec.template": trainer(env=[{"name": "THREADS", "value": 2}])},
         "spec.template.spec.containers[0].env[0].value", 'put it in quotes, "2"'),
+    Bad("node selector that is no text", {"spec.template": {"spec": {"nodeSelector": {"rack": 12}}}},
+        "spec.template.spec.nodeSelector[rack]", 'put it in quotes, "12"'),
+    Bad("node selector as a list", {"spec.template": {"spec": {"nodeSelector": ["rack"]}}},
+        "spec.template.spec.nodeSelector", "no mapping of names to texts"),
     Bad("reserved port", {"spec.template": {"spec": {"containers": [{"name": "trainer"}, {"name": "side", "ports": [{"containerPort": 9400}]}]}}},
         "spec.template.spec.containers[1].ports[0].containerPort", "9400 is the trainer's metrics port"),
     Bad("reserved port name", {"spec.template": trainer(ports=[{"name": "metrics", "containerPort": 8080}])},
@@ -357,6 +424,8 @@ UNSEEN = [
     Bad("sizes without a width", own_model(config={"model_type": "llama"}), "spec.model.config.hidden_size", "is missing"),
     Bad("sizes in words", own_model(config=LLAMA | {"vocab_size": "large"}), "spec.model.config.vocab_size", "'large' is no whole number"),
     Bad("sizes of more layers", own_model(config=LLAMA | {"num_hidden_layers": 5}), "spec.model.numLayers", "5 blocks, which makes 7 layers"),
+    Bad("sizes of more layers than a folder's", hugging_face(config=LLAMA | {"num_hidden_layers": 5}), "spec.model.numLayers",
+        "5 blocks, which makes 7 layers with embedding and head; have both written anew"),
     Bad("argument that cannot be named", own_model(arguments={"n-heads": "3"}), "spec.model.arguments", '"n-heads" cannot name'),
 ]  # fmt: skip
 
@@ -364,9 +433,24 @@ GOOD = {
     "the least": {},
     "a user's own model": own_model(arguments={"width": "64"}),
     "a user's own model and its sizes": own_model(config=LLAMA),
+    "a Hugging Face model": hugging_face(),
+    "a Hugging Face model and its sizes": hugging_face(config=LLAMA),
+    "a Hugging Face model beside the manifest, from nothing": hugging_face(huggingFace={"path": "./llama", "weights": "Random"}),
+    "a Hugging Face model with code of its own": hugging_face(huggingFace={"path": "../llama", "trustRemoteCode": True}),
+    "a decoder": decoder(),
+    "a decoder with all that it can have": decoder(
+        numKeyValueHeads=2, headSize=24, vocabularySize=300, tieEmbeddings=True, ropeTheta=5e5, normEpsilon=1e-6,
+        ropeScaling={"kind": "llama3", "factor": 8}, attentionBias=True, headNorms=True, slidingWindow=64,
+        experts={"num": 8, "perToken": 2, "normalized": False, "auxiliaryLoss": 0.02},
+    ),
     "as many stages as layers": {"spec.parallelism.pipeline": 10},
     "a partition": {"spec.partition.layers": [3, 2, 2, 3]},
     "one stage": {"spec.parallelism.pipeline": 1},
+    "an optimizer, its settings and groups": {"spec.training": {"steps": 300, "optimizer": "Muon", "muon": {"steps": 4}, "adamW": {"beta2": 0.99},
+        "groups": [{"match": "layers.0.*", "frozen": True}, {"match": "*.bias", "learningRateScale": 2}]}},
+    "a rate, a policy and trackers": {"spec.training": {"steps": 300, "optimizer": "SGD", "sgd": {"momentum": 0.9, "nesterov": True},
+        "decay": {"kind": "WSD", "finalShare": 0, "decaySteps": 300}, "onNotFinite": "RollBack",
+        "tracking": {"tensorBoard": {}, "tracker": "my.tracking:begin"}}},
     "null where a default is": {"spec.device": None, "spec.training.seed": None},
     "null where nothing need be": {"spec.data.paths": None, "spec.partition": None},
     "a learning rate of one": {"spec.training.learningRate": 1},
@@ -392,6 +476,8 @@ GOOD = {
     "tensor parallelism, which can be planned": {"spec.parallelism": {"pipeline": 4, "tensor": 8}, "spec.device": "gpu"},
     "replicas": {"spec.parallelism": {"pipeline": 4, "data": 2, "tensor": 1}},
     "paths": {"spec.data": {"paths": ["/data/*.txt", "more.txt"], "sequenceLength": 1}},
+    "tokens": {"spec.data": {"tokens": [{"path": "/data/a", "weight": 2.5}, {"path": "b"}], "packing": "Padded"},
+               "spec.evaluation": {"intervalSteps": 5, "tokens": [{"path": "c"}]}, "spec.model.gpt.vocabularySize": 100},
     "levels": {"spec.topology": {"levels": ["topology.kubernetes.io/zone", "rack"], "pipeline": {"required": "rack"}}},
     "a level of the profile": {"spec.topology": {"profile": "eks", "pipeline": {"required": "zone", "preferred": "leaf"}}},
     "the node as a level": {"spec.topology": {"levels": ["rack"], "pipeline": {"required": "rack", "preferred": "node"}}},
@@ -423,6 +509,8 @@ class Change:
 CHANGES = [
     Change("another model", {}, _MODEL, "spec.model", "model cannot change: the checkpoints hold this one"),
     Change("another model while suspended", SUSPENDED, SUSPENDED | _MODEL, "spec.model", "create a job of another name"),
+    Change("another folder while suspended", SUSPENDED | hugging_face(), SUSPENDED | hugging_face(huggingFace={"path": "/other"}),
+           "spec.model", "the checkpoints hold this one"),
     Change("other data", {}, {"spec.data": {"paths": ["/a"]}}, "spec.data", "the position in it is part of the checkpoints"),
     Change("another seed while suspended", SUSPENDED, SUSPENDED | {"spec.training.seed": 1}, "spec.training.seed", "seed cannot change"),
     Change("more stages while running", {}, {"spec.parallelism.pipeline": 5}, "spec.parallelism", "set suspend to true"),
@@ -430,7 +518,16 @@ CHANGES = [
            "set suspend to true, apply, then change it"),
     Change("another schedule while running", {}, {"spec.schedule.name": "GPipe"}, "spec.schedule", "while stages run by it"),
     Change("an evaluation while running", {}, {"spec.evaluation.intervalSteps": 5}, "spec.evaluation", "while stages run by it"),
-    Change("an evaluation while suspended", SUSPENDED, SUSPENDED | {"spec.evaluation.intervalSteps": 5}, None),
+    Change("an evaluation on the text's end while suspended", SUSPENDED, SUSPENDED | {"spec.evaluation.intervalSteps": 5},
+           "spec.evaluation", "takes the last twentieth of the text out of training"),
+    Change("an evaluation on a text of its own while suspended", SUSPENDED,
+           SUSPENDED | {"spec.evaluation": {"intervalSteps": 5, "paths": ["/b"]}}, None),
+    Change("an evaluation on the end of a text begun anew", SUSPENDED,
+           {"spec.evaluation.intervalSteps": 5, "spec.checkpoint.onDataChange": "StartAnew"}, None),
+    Change("other data while suspended", SUSPENDED, SUSPENDED | {"spec.data": {"paths": ["/a"]}}, "spec.data",
+           "set checkpoint.onDataChange to StartAnew"),
+    Change("other data, begun anew", SUSPENDED,
+           {"spec.data": {"paths": ["/a"]}, "spec.checkpoint.onDataChange": "StartAnew"}, None),
     Change("a partition while running", {}, {"spec.partition.layers": [3, 2, 2, 3]}, "spec.partition", "while stages run by it"),
     Change("a topology while running", {}, {"spec.topology.profile": "zone"}, "spec.topology", "while stages run by it"),
     Change("more training while running", {}, {"spec.training.steps": 400}, "spec.training", "while stages run by it"),

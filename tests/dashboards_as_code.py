@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-_SOURCE = Path(__file__).parents[1] / "charts" / "dashboards.py"
+from dashboards import rendered
 
 
-def rendered() -> dict[str, str]:
-    """Give each dashboard's file name and JSON, made anew."""
-    spec = importlib.util.spec_from_file_location("charts_dashboards", _SOURCE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made: dict[str, str] = module.rendered()
-    return made
+def boards() -> dict[str, dict[str, Any]]:
+    """Return each dashboard by its file's name."""
+    return {name: json.loads(text) for name, text in rendered().items()}
 
 
 def panels() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give every panel and its name."""
-    for name, text in rendered().items():
-        for panel in json.loads(text)["panels"]:
+    """Return every panel and its name."""
+    for name, board in boards().items():
+        for panel in board["panels"]:
             if panel["type"] != "row":
                 yield f"{name}: {panel['title']}", panel
 
 
 def panel_queries() -> list[tuple[str, str]]:
-    """Give every panel's name with each of its expressions."""
+    """Return every panel's name with each of its expressions."""
     return [(name, target["expr"]) for name, panel in panels() for target in panel["targets"]]
 
 

@@ -5,11 +5,12 @@ Micro-batches are taken in order, as everywhere (they are alike); every other ch
 
 from ortools.sat.python import cp_model
 
-from pipelinejob.schedules.shop import NEVER, Shop
+from pipelinejob.schedules.job_shop.job_shop import JobShop
+from pipelinejob.schedules.timetable import NEVER
 
 
-def least_makespan(shop: Shop, *, limit_s: float = 60.0) -> int:
-    """Give the makespan of the best orders of a shop whose times are whole numbers; the proof is part of it."""
+def least_makespan(shop: JobShop, *, limit_s: float = 60.0) -> int:
+    """Return the makespan of the best orders of a shop whose times are whole numbers; the proof is part of it."""
     model = cp_model.CpModel()
     horizon = int(sum(shop.seconds) + sum(line.size * (line.message_s + line.latency_s) for line in shop.lines))
     starts = [model.new_int_var(0, horizon, f"start {job}") for job in range(shop.num_jobs)]
@@ -33,7 +34,7 @@ def least_makespan(shop: Shop, *, limit_s: float = 60.0) -> int:
     return round(solver.objective_value)
 
 
-def _add_precedences(model, shop: Shop, starts, ends, horizon: int) -> None:
+def _add_precedences(model, shop: JobShop, starts, ends, horizon: int) -> None:
     messages: dict[int, list] = {}
     for line in shop.lines:
         for position in range(line.size):
@@ -55,9 +56,9 @@ def _add_precedences(model, shop: Shop, starts, ends, horizon: int) -> None:
         model.add_no_overlap(intervals)
 
 
-def _add_room(model, shop: Shop, starts, ends, horizon: int) -> None:
+def _add_room(model, shop: JobShop, starts, ends, horizon: int) -> None:
     """Hold each rank to its room: an activation is there from its forward's start to its weight gradient's end."""
-    held: dict[int, list] = {rank: [] for rank, room in enumerate(shop.room) if room < NEVER}
+    held: dict[int, list] = {rank: [] for rank, room in enumerate(shop.capacity) if room < NEVER}
     for taker in shop.lines:
         if taker.holds <= 0 or taker.place.rank not in held:
             continue
@@ -69,4 +70,4 @@ def _add_room(model, shop: Shop, starts, ends, horizon: int) -> None:
             length = model.new_int_var(0, horizon, f"held {taker.first + position}")
             held[taker.place.rank].append(model.new_interval_var(start, length, end, f"held {taker.first + position}"))
     for rank, intervals in held.items():
-        model.add_cumulative(intervals, [1] * len(intervals), int(shop.room[rank]))
+        model.add_cumulative(intervals, [1] * len(intervals), int(shop.capacity[rank]))

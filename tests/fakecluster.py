@@ -3,9 +3,19 @@
 import copy
 from datetime import UTC, datetime, timedelta
 
-from pipelinejob import names
-from pipelinejob.progress import Progress
-from pipelinejob_operator.cluster import ConflictError, Event, InvalidError, Key, Kueue
+from pipelinejob.base import names
+from pipelinejob.contract.progress import Progress
+from pipelinejob_operator.cluster import (
+    Autoscaler,
+    ConflictError,
+    Event,
+    InvalidError,
+    Key,
+    Kueue,
+    Named,
+    NameTakenError,
+)
+from pipelinejob_operator.objects.pod_template import merge
 
 
 class FakeCluster:
@@ -13,7 +23,11 @@ class FakeCluster:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.objects, self.events, self.writes, self.version = {}, [], [], 0
         self.kueue_version = None  # that is served; None: there is no Kueue
+        self.provisioning = None  # whether its API is served; None: the operator is not to ask
         self.answers: dict[str, Progress] = {}
+        self.mutate = lambda pod: pod  # what admission makes of a new pod
+        self.tells_admission = True  # before the pod is made
+        self.said: dict[str, list[Event]] = {}  # of pods by their names, the newest last
         self.refuse = lambda verb, item: None  # returns an exception to raise instead of the write
         self.lose_answer = lambda verb, item: None  # the same, raised after it
         for node in nodes:
@@ -29,6 +43,9 @@ class FakeCluster:
         uid = (self.job(key) or {"metadata": {"uid": None}})["metadata"]["uid"]
         return [pod for pod in self.all_pods() if any(o["uid"] == uid for o in pod["metadata"]["ownerReferences"])]
 
+    def pod_by_name(self, namespace, name):
+        return self.objects.get(("Pod", namespace, name))
+
     def furniture(self, key):
         uid = (self.job(key) or {"metadata": {"uid": None}})["metadata"]["uid"]
         items = [*self._all("ConfigMap"), *self._all("Service")]
@@ -39,6 +56,15 @@ class FakeCluster:
 
     def nodes(self):
         return self._all("Node")
+
+    def node(self, name):
+        return self.objects.get(("Node", "", name))
+
+    def seen_objects(self):
+        return self.objects
+
+    def journal(self):
+        return Differences(self)
 
     def topology_profiles(self):
         return self._all("TopologyProfile")
@@ -58,29 +84,67 @@ class FakeCluster:
     def priority_classes(self):
         return self._all("PriorityClass")
 
-    async def config_map(self, namespace, name):
-        return self.objects.get(("ConfigMap", namespace, name))
+    def autoscaler(self, key):
+        if self.provisioning is None:
+            return None
+        owned = [each for each in self._all("ProvisioningRequest") if is_owned(each, self.job(key)["metadata"]["uid"])]
+        uid = owned[0]["metadata"]["uid"] if owned else None
+        templates = (each["metadata"]["name"] for each in self._all("PodTemplate") if is_owned(each, uid))
+        return Autoscaler(
+            is_served=self.provisioning, request=owned[0] if owned else None, templates=frozenset(templates)
+        )
+
+    async def look_up(self, kind, namespace, name):
+        return self.objects.get((kind, namespace, name))
+
+    async def admitted(self, pod):
+        if not self.tells_admission:
+            raise InvalidError("the admission webhook does not support dry run")
+        self.version += 1
+        new = copy.deepcopy(pod)
+        return self.mutate(new | {"metadata": new["metadata"] | {"uid": f"dry-run-{self.version}"}})
 
     async def progress(self, pod):
         return self.answers.get(pod["metadata"]["name"])
 
+    async def pod_events(self, pod):
+        return self.said.get(pod["metadata"]["name"], ())
+
     async def apply(self, item):
         self._may("apply", item)
-        old = self.objects.get(self._id(item), {})
-        uid = old.get("metadata", {}).get("uid")
-        if item["metadata"].get("uid", uid) != uid:
-            raise ConflictError("uid mismatch: another object, or none, stands there")
-        new = copy.deepcopy(dict(item))
-        if old and item["kind"] == "Pod":
-            new["spec"] = self._pod_spec(old, new["spec"])
-        new["metadata"] |= {"uid": uid} if old else {}
-        if "status" in old:
-            new["status"] = old["status"]
+        new = self._changed(item) if "uid" in item["metadata"] else self._created(item)
         self._put(new)
         self._done("apply", item)
 
+    def _created(self, item):
+        found = self.objects.get(self._id(item))
+        if found is not None and is_owned(found, item["metadata"]["ownerReferences"][0]["uid"]):
+            raise ConflictError("it stands already")
+        if found is not None:
+            raise NameTakenError(f"{found['kind']} {found['metadata']['name']} is another's")
+        new = copy.deepcopy(dict(item))
+        return new | {"spec": self.mutate(new)["spec"]} if item["kind"] == "Pod" else new
+
+    def _changed(self, item):
+        found = self.objects.get(self._id(item))
+        if found is None or found["metadata"]["uid"] != item["metadata"]["uid"]:
+            raise ConflictError("uid mismatch: another object, or none, stands there")
+        return merge(found, copy.deepcopy(dict(item)))
+
+    async def change_pod(self, pod, changes):
+        self._may("change", pod)
+        old = self.objects.get(self._id(pod))
+        if old is None or old["metadata"]["uid"] != pod["metadata"]["uid"]:
+            raise ConflictError("it is gone, or another stands there")
+        new = merge(old, copy.deepcopy(changes))
+        self._judge_pod_change(old, new["spec"])
+        if not new["spec"].get("schedulingGates"):
+            new["spec"].pop("schedulingGates", None)
+        self._put(new)
+        self._done("change", pod)
+
     @staticmethod
-    def _pod_spec(old, new):
+    def _judge_pod_change(old, new):
         """A pod's spec never changes, except that a gated one may be given its place and let go."""
         if "deletionTimestamp" in old["metadata"]:
             raise ConflictError("it is still going")
@@ -88,13 +152,11 @@ class FakeCluster:
         changed = {field for field in new if new[field] != old["spec"].get(field)} - free
         if changed:
             raise InvalidError(f"spec: Forbidden: pod updates may not change {sorted(changed)}")
-        kept = {field: value for field, value in old["spec"].items() if field != "schedulingGates"}
-        return kept | new
 
     async def delete(self, reference):
         self._may("delete", reference)
         item = self.objects.get((reference.kind, reference.namespace, reference.name))
-        if item is not None and reference.uid in {None, item["metadata"]["uid"]}:
+        if item is not None and reference.uid == item["metadata"]["uid"]:
             self.remove(item)
         self._done("delete", reference)
 
@@ -140,6 +202,9 @@ class FakeCluster:
         for pod in self.all_pods():
             if any(owner["uid"] == item["metadata"]["uid"] for owner in pod["metadata"]["ownerReferences"]):
                 self.objects.pop(self._id(pod), None)
+        for template in self._all("PodTemplate"):
+            if is_owned(template, item["metadata"]["uid"]):
+                self.objects.pop(self._id(template))
 
     def finish_deletions(self):
         for pod in self.all_pods():
@@ -206,6 +271,19 @@ class FakeCluster:
         return (item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"])
 
 
+class Differences:
+    """A journal that names what another look at the cluster shows to be another object, or none."""
+
+    def __init__(self, cluster):
+        self._cluster, self._known = cluster, {}
+
+    def take(self):
+        now = {(kind, *name): item for (kind, *name), item in self._cluster.seen_objects().items()}
+        changed = {name for name in now.keys() | self._known if now.get(name) is not self._known.get(name)}
+        self._known = dict(now)
+        return [Named(*name) for name in sorted(changed)]
+
+
 class Lagging:
     """The cluster as a controller's cache shows it: frozen, it shows what was; writes reach what is."""
 
@@ -216,12 +294,18 @@ class Lagging:
         self._seen = copy.copy(self._truth)
         self._seen.objects = dict(self._truth.objects)
 
+    def seen_objects(self):
+        return self._seen.objects
+
+    def journal(self):
+        return Differences(self)
+
     def thaw(self):
         self._seen = self._truth
 
     def __getattr__(self, name):
         is_read = name in {"job", "jobs", "pods", "furniture", "all_pods", "nodes", "topology_profiles", "kueue"}
-        is_read |= name == "priority_classes"
+        is_read |= name in {"priority_classes", "pod_by_name", "autoscaler", "node"}
         return getattr(self._seen if is_read else self._truth, name)
 
 

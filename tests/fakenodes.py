@@ -40,7 +40,7 @@ def node(
     memory: str = "512Gi",
     pods: int = 110,
 ) -> dict[str, Any]:
-    """Give a ready Node with its capacity, for `add_nodes`."""
+    """Return a ready Node with its capacity, for `add_nodes`."""
     capacity = {"cpu": cpu, "memory": memory, "pods": str(pods), **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
     return {
         "apiVersion": "v1",

@@ -14,7 +14,7 @@ import contextlib
 import json
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -33,6 +33,7 @@ class Fault:
     watch_status: int = 0  # answer to each new watch; 0: the server's
     list_status: int = 0  # answer to each list
     any_status: int = 0  # answer to everything
+    retry_after: str = ""  # header of all these answers
     line: bytes = b""  # sent first in each new watch
     then_cut: bool = False  # after `line`, in the middle of things
     drop: bool = False  # every connection, without an answer
@@ -49,8 +50,8 @@ def refuse_list(status: int) -> Fault:
     return Fault(list_status=status, line=_event("ERROR", {"kind": "Status", "code": 410, "message": "too old"}))
 
 
-def refuse_all(status: int) -> Fault:
-    return Fault(any_status=status)
+def refuse_all(status: int, *, retry_after: str = "") -> Fault:
+    return Fault(any_status=status, retry_after=retry_after)
 
 
 def in_stream(line: bytes) -> Fault:
@@ -174,7 +175,7 @@ class FaultProxy:
         status = fault.any_status or (is_watch and fault.watch_status) or (is_list and fault.list_status)
         if status:
             self.hits += 1
-            return _refusal(status)
+            return _refusal(status, {"Retry-After": fault.retry_after} if fault.retry_after else {})
         body = await request.read()
         headers = {key: value for key, value in request.headers.items() if key.lower() not in _HOP_HEADERS}
         async with self._session.request(
@@ -206,12 +207,13 @@ class FaultProxy:
             await self._thawed.wait()
 
 
-def _refusal(status: int) -> web.Response:
+def _refusal(status: int, headers: Mapping[str, str]) -> web.Response:
     if status >= 500:
-        return web.Response(status=status, text="<html>Service Unavailable</html>", content_type="text/html")
-    reasons = {404: "NotFound", 410: "Expired"}
+        text = "<html>Service Unavailable</html>"
+        return web.Response(status=status, text=text, content_type="text/html", headers=headers)
+    reasons = {404: "NotFound", 410: "Expired", 429: "TooManyRequests"}
     body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status, "reason": reasons.get(status)}
-    return web.json_response({**body, "message": f"the proxy says {status}"}, status=status)
+    return web.json_response({**body, "message": f"the proxy says {status}"}, status=status, headers=headers)
 
 
 def _event(kind: str, item: dict[str, object]) -> bytes:

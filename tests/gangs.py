@@ -14,12 +14,12 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from pipelinejob import names
-from pipelinejob.plan import CostSource, Plan, Prediction, StagePlan
-from pipelinejob.playing import setting_of
-from pipelinejob.progress import Progress, StepRecord, Termination
-from pipelinejob.schedules.catalogue import build
-from pipelinejob.spec import (
+from pipelinejob.base import names
+from pipelinejob.contract.plan import CostSource, Plan, Prediction, StagePlan
+from pipelinejob.contract.progress import Progress, StepRecord, Termination
+from pipelinejob.planning.playing import setting_of
+from pipelinejob.scheduler.catalogue import build
+from pipelinejob.spec.job import (
     Checkpoint,
     Data,
     Device,
@@ -30,7 +30,7 @@ from pipelinejob.spec import (
     ScheduleSpec,
     Training,
 )
-from processes import free_ports, wait_until
+from processes import HANG_S, free_ports, wait_until
 
 TINY = Model(gpt=GptModel(num_layers=2, hidden_size=16, num_heads=2))
 
@@ -46,7 +46,7 @@ def plan(
     checkpoint: dict[str, Any] | None = None,
     evaluation: Evaluation | None = None,
 ) -> Plan:
-    """Give a plan whose schedule's stages have these numbers of layers; predictions are placeholders.
+    """Return a plan whose schedule's stages have these numbers of layers; predictions are placeholders.
 
     `ranks` is how many ranks the stages stand on, where the schedule gives each several.
     """
@@ -143,7 +143,7 @@ class Gang:
                 start_new_session=True,
             )
 
-    def wait(self, *, timeout_s: float = 120) -> dict[str, int]:
+    def wait(self, *, timeout_s: float = HANG_S) -> dict[str, int]:
         """Wait for all ends; give exit codes as a container runtime would."""
         self.until(lambda: all(each.poll() is not None for each in self.processes.values()), "all ranks end", timeout_s)
         codes = {pod: process.wait() for pod, process in self.processes.items()}
@@ -157,7 +157,7 @@ class Gang:
     def wait_for_step(self, step: int) -> None:
         self.until(lambda: any(record.step >= step for record in self.steps()), f"step {step}")
 
-    def until(self, claim: Callable[[], object], what: str, timeout_s: float = 120) -> None:
+    def until(self, claim: Callable[[], object], what: str, timeout_s: float = HANG_S) -> None:
         try:
             wait_until(claim, what, timeout_s=timeout_s, poll_s=0.02)
         except TimeoutError as error:

@@ -146,7 +146,7 @@ def _in_cgroups() -> set[int]:
 
 
 def _speaking_of(folder: Path) -> set[int]:
-    """Give the nodes' own processes: shims, kubelets, control plane; all name the folder in their arguments."""
+    """Return the nodes' own processes: shims, kubelets, control plane; all name the folder in their arguments."""
     programs = ("containerd", "kube", "etcd", "prometheus")
     found = set()
     for entry in Path("/proc").iterdir():

@@ -108,7 +108,7 @@ def export(image: str) -> str:
 
 
 def _export_layer(diff: str) -> str:
-    """Give the blob of a layer; its digest differs from buildah's where the tar is ours."""
+    """Return the blob of a layer; its digest differs from buildah's where the tar is ours."""
     note = layout() / "layers" / diff.replace(":", "-")
     if note.exists() and blob(note.read_text()).exists():
         return note.read_text()
@@ -152,7 +152,7 @@ def _write_blob(value: object) -> str:
 
 
 def blobs(digest: str) -> list[str]:
-    """Give the digests of everything an image is made of: manifest, configuration, layers."""
+    """Return the digests of everything an image is made of: manifest, configuration, layers."""
     manifest = json.loads(blob(digest).read_text())
     return [digest, manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]
 

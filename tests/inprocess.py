@@ -9,11 +9,14 @@ from typing import Any
 import torch
 
 from pipelinejob.schedules.actions import Schedule
-from pipelinejob_trainer.link import Links, QueueLink
-from pipelinejob_trainer.messages import Message, neighbours
-from pipelinejob_trainer.reduction import Ranks
+from pipelinejob_trainer.base.errors import PeerLostError
+from pipelinejob_trainer.base.nesting import Gradients, Passed
+from pipelinejob_trainer.communication.links import Links
+from pipelinejob_trainer.communication.messages import Message, neighbours
+from pipelinejob_trainer.runtime.reduction import Ranks
+from queue_link import QueueLink
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 300.0
 
 
 class Baton:
@@ -52,7 +55,7 @@ class PoliteLink(QueueLink):
         super().__init__(timeout_s=TIMEOUT_S)
         self._baton = baton
 
-    def _next(self, wanted: Message) -> tuple[Message, torch.Tensor]:
+    def _next(self, wanted: Message) -> tuple[Message, Passed | Gradients]:
         with self._baton.let_go():
             return super()._next(wanted)
 
@@ -81,7 +84,15 @@ class Sums:
         self._met: dict[tuple[Ranks, int], _Meeting] = defaultdict(_Meeting)
         self._counts: dict[tuple[Ranks, int], int] = defaultdict(int)
         self._lock = threading.Lock()
+        self._is_broken = False
         self.started: dict[int, list[Ranks]] = defaultdict(list)
+
+    def abort(self) -> None:
+        """Let nobody wait for a rank that has gone."""
+        with self._lock:
+            self._is_broken = True
+            for meeting in self._met.values():
+                meeting.is_over.set()
 
     def of(self, rank: int) -> Callable[[Ranks, torch.Tensor], Any]:
         def sum_over(ranks: Ranks, tensor: torch.Tensor) -> Any:
@@ -92,6 +103,8 @@ class Sums:
                 self._counts[ranks, rank] += 1
                 meeting = self._met[ranks, number]
                 meeting.join(ranks, rank, tensor)
+                if self._is_broken:
+                    meeting.is_over.set()
             return _Waiting(meeting, self._baton)
 
         return sum_over
@@ -101,6 +114,7 @@ class _Meeting:
     def __init__(self) -> None:
         self.tensors: dict[int, torch.Tensor] = {}
         self.is_over = threading.Event()
+        self.is_complete = False
 
     def join(self, ranks: Ranks, rank: int, tensor: torch.Tensor) -> None:
         self.tensors[rank] = tensor
@@ -111,6 +125,7 @@ class _Meeting:
             total += self.tensors[each]
         for each in self.tensors.values():
             each.copy_(total)
+        self.is_complete = True
         self.is_over.set()
 
 
@@ -122,14 +137,23 @@ class _Waiting:
     def wait(self) -> None:
         with self._baton.let_go():
             assert self._meeting.is_over.wait(TIMEOUT_S), "a rank never came to an all-reduce"
+        if not self._meeting.is_complete:
+            raise PeerLostError("a rank went away before an all-reduce")
 
 
 def run_ranks(work: Callable[[int], Any], count: int, baton: Baton, *, on_error: Callable[[int], None]) -> list[Any]:
-    """Call `work(rank)` in threads; give what they returned, raise what the first of them raised."""
+    """Call `work(rank)` in threads; return what they returned, or raise what the first of them raised.
+
+    Every rank computes with the caller's number of threads from its first operation on. torch applies that number to
+    MKL in each thread anew, at the first operation that torch itself may run in parallel. An FFT before that one would
+    use all cores, add up in another order, and so differ in its last bits.
+    """
     results: dict[int, Any] = {}
     errors: list[BaseException] = []
+    num_threads = torch.get_num_threads()
 
     def enter(rank: int) -> None:
+        torch.set_num_threads(num_threads)
         try:
             with baton.held():
                 results[rank] = work(rank)

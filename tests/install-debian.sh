@@ -2,8 +2,10 @@
 # Installs the Debian packages that `make e2e` needs and this machine lacks. Needs root only if something is missing.
 set -euo pipefail
 
-# containerd, runc, CNI programs and iptables make nodes; buildah and debootstrap make images; prometheus scrapes.
-packages=(buildah containerd containernetworking-plugins debootstrap iproute2 iptables kmod prometheus runc util-linux)
+# containerd, runc, CNI programs and iptables make nodes; buildah and debootstrap make images; prometheus scrapes;
+# chromium, and Grafana's panels by npm, draw.
+packages=(buildah chromium containerd containernetworking-plugins debootstrap iproute2 iptables kmod prometheus runc util-linux)
+command -v npm >/dev/null || packages+=(nodejs npm) # where it stands it may be another's, which Debian's would displace
 
 missing=()
 for package in "${packages[@]}"; do

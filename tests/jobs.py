@@ -2,7 +2,7 @@
 
 import copy
 
-from pipelinejob import names
+from pipelinejob.base import names
 
 SPEC = {
     "model": {"gpt": {"numLayers": 6, "hiddenSize": 64, "numHeads": 4}},

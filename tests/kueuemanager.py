@@ -18,7 +18,7 @@ from processes import Process, free_ports, wait_until
 
 NAMESPACE = "kueue-system"
 _SERVICE, _SECRET = "kueue-webhook-service", "kueue-webhook-server-cert"
-_API = "kueue.x-k8s.io/v1beta2"
+API = "kueue.x-k8s.io/v1beta2"
 # The manager works only once it has put its certificate authority in there. Nobody asks for an older version.
 _CONVERTED = ("localqueues", "clusterqueues", "workloads", "cohorts", "multikueueclusters")
 _CONVERSION = {
@@ -36,8 +36,8 @@ def install_crds(server: ApiServer) -> None:
     wait_until(lambda: _is_served(server), "Kueue's kinds are served")
 
 
-def start_kueue(server: ApiServer) -> Process:
-    """Run the manager; given back once it works."""
+def start_kueue(server: ApiServer, **configuration: Any) -> Process:
+    """Run the manager, with more or other fields of its configuration where given; given back once it works."""
     install_crds(server)
     server.apply(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
@@ -50,7 +50,7 @@ def start_kueue(server: ApiServer) -> Process:
     certificates = server.folder / "kueue-certificates"
     certificates.mkdir()
     config = server.folder / "kueue.json"
-    config.write_text(json.dumps(_configuration(health, webhook, certificates)))
+    config.write_text(json.dumps(_configuration(health, webhook, certificates) | configuration))
     manager = server.start_component(
         "kueue",
         [
@@ -70,12 +70,12 @@ def start_kueue(server: ApiServer) -> Process:
 
 
 def flavor(name: str, **labels: str) -> dict[str, Any]:
-    """Give a ResourceFlavor of the nodes with these labels."""
+    """Return a ResourceFlavor of the nodes with these labels."""
     return _object("ResourceFlavor", name, nodeLabels={key.replace("__", "/"): value for key, value in labels.items()})
 
 
 def cluster_queue(name: str, *, flavors: dict[str, int], cohort: str | None = None, **spec: Any) -> dict[str, Any]:
-    """Give a ClusterQueue with a quota of GPUs in each flavor, and processors and memory without end."""
+    """Return a ClusterQueue with a quota of GPUs in each flavor, and processors and memory without end."""
     quotas = [
         {
             "name": each,
@@ -93,18 +93,18 @@ def cluster_queue(name: str, *, flavors: dict[str, int], cohort: str | None = No
 
 
 def local_queue(name: str, namespace: str, *, of: str) -> dict[str, Any]:
-    """Give a namespace its door to a ClusterQueue."""
+    """Return a namespace its door to a ClusterQueue."""
     queue = _object("LocalQueue", name, clusterQueue=of)
     return {**queue, "metadata": {"name": name, "namespace": namespace}}
 
 
 def priority_class(name: str, value: int) -> dict[str, Any]:
-    """Give a WorkloadPriorityClass."""
-    return {"apiVersion": _API, "kind": "WorkloadPriorityClass", "metadata": {"name": name}, "value": value}
+    """Return a WorkloadPriorityClass."""
+    return {"apiVersion": API, "kind": "WorkloadPriorityClass", "metadata": {"name": name}, "value": value}
 
 
 def _object(kind: str, name: str, **spec: Any) -> dict[str, Any]:
-    return {"apiVersion": _API, "kind": kind, "metadata": {"name": name}, "spec": spec}
+    return {"apiVersion": API, "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
 def _configuration(health: int, webhook: int, certificates: Path) -> dict[str, Any]:

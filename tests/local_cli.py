@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from local_pods import alive
+from processes import HANG_S
 
 FAKE = Path(__file__).with_name("fake_trainer.py")
 
@@ -39,14 +40,14 @@ class Run:
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
 
-    def wait(self, timeout_s: float = 60) -> int:
+    def wait(self, timeout_s: float = HANG_S) -> int:
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise AssertionError(f"the run did not end in {timeout_s} s; it said:\n{self.said}") from None
 
-    def until(self, condition: Callable[[], bool], *, timeout_s: float = 60) -> None:
+    def until(self, condition: Callable[[], bool], *, timeout_s: float = HANG_S) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert self.process.poll() is None, f"the run ended too early; it said:\n{self.said}"
@@ -81,7 +82,7 @@ def children(parent: int) -> list[int]:
     return below
 
 
-def wait_until_gone(pids: list[int], *, timeout_s: float = 10) -> None:
+def wait_until_gone(pids: list[int], *, timeout_s: float = HANG_S) -> None:
     """Wait until none of the processes is left."""
     deadline = time.monotonic() + timeout_s
     while left := [pid for pid in pids if alive(pid)]:
@@ -90,7 +91,7 @@ def wait_until_gone(pids: list[int], *, timeout_s: float = 10) -> None:
 
 
 def first_steps(output: Path, stage: int) -> list[int]:
-    """Give the steps from which the fake trainer's attempts went on."""
+    """Return the steps from which the fake trainer's attempts went on."""
     logs = sorted((output / "logs").glob(f"*-s{stage}.*.log"))
     return [int(step) for log in logs for step in re.findall(r"from step (\d+)", log.read_text())]
 

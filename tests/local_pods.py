@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelinejob import names
+from pipelinejob.base import names
 
 # Serves /progress and /readyz on its metrics port, writes its environment's last words, stops on SIGTERM with 143.
 FAKE_TRAINER = """
@@ -36,12 +36,12 @@ PLAN = {
 
 
 def python(code: str) -> list[str]:
-    """Give the command that runs `code`."""
+    """Return the command that runs `code`."""
     return [sys.executable, "-c", code]
 
 
 def job(**spec: Any) -> dict[str, Any]:
-    """Give a PipelineJob named `job`."""
+    """Return a PipelineJob named `job`."""
     return {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,
@@ -51,7 +51,7 @@ def job(**spec: Any) -> dict[str, Any]:
 
 
 def pod(uid: str, *, stage: int = 0, command: list[str], gated: bool = False, grace_s: int = 5) -> dict[str, Any]:
-    """Give a stage's pod, as the operator would make it, owned by the job of that uid."""
+    """Return a stage's pod, as the operator would make it, owned by the job of that uid."""
     environment = {
         names.ENV_PLAN: f"{names.PLAN_MOUNT}/{names.PLAN_FILE}",
         names.ENV_STAGE: str(stage),

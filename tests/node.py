@@ -214,7 +214,7 @@ class Node:
 
 
 def copy_runtime(template: Path, root: Path) -> None:
-    """Give a containerd the images of another, which is not running.
+    """Return a containerd the images of another, which is not running.
 
     Blobs and snapshots never change, so they are hard links; the databases do, so they are copies.
     """

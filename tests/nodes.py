@@ -143,7 +143,7 @@ class Cluster:
 
 
 def clean(folder: Path) -> None:
-    """Give back everything a cluster in `folder` has taken, whatever became of it."""
+    """Clean up everything a cluster in `folder` has taken, whatever became of it."""
     if not folder.exists():
         return
     hostsetup.kill_leftovers(folder)
@@ -168,7 +168,7 @@ def build_images() -> None:
 
 
 def _template() -> Path:
-    """Give the folder of a containerd that holds the images that rarely change; nodes are made by linking to it.
+    """Return the folder of a containerd that holds the images that rarely change; nodes are made by linking to it.
 
     Unpacking torch takes more than a minute a node; a copy by hard links takes seconds and no disk.
     """

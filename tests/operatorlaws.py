@@ -6,8 +6,9 @@ A pass may die between any two writes, so a state that a pass mends only with it
 from collections import Counter
 
 from fakecluster import phase, pinned_node
-from pipelinejob import names
+from pipelinejob.base import names
 from pipelinejob_operator.cluster import Key
+from pipelinejob_operator.objects.pod_template import merge
 
 
 class Lawful:
@@ -25,6 +26,11 @@ class Lawful:
                 item, self._truth, seen=self._pods_seen(item["metadata"]["namespace"], _label(item, names.LABEL_JOB))
             )
         await self._cache.apply(item)
+
+    async def change_pod(self, pod, changes):
+        namespace, name = pod["metadata"]["namespace"], _label(pod, names.LABEL_JOB)
+        _judge_pod(merge(pod, changes), self._truth, seen=self._pods_seen(namespace, name))
+        await self._cache.change_pod(pod, changes)
 
     async def write_status(self, job, status):
         key = Key(job["metadata"]["namespace"], job["metadata"]["name"])

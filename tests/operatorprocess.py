@@ -64,7 +64,7 @@ class OperatorProcess:
             connection.close()
 
     def metric(self, family: str, **labels: str) -> float | None:
-        """Give the sum of the metric's series with these labels; None if there is none."""
+        """Return the sum of the metric's series with these labels; None if there is none."""
         found = [
             float(value)
             for text, value in re.findall(rf"^{family}(\{{.*\}})? (\S+)$", self.get("/metrics"), re.MULTILINE)
@@ -74,7 +74,7 @@ class OperatorProcess:
 
 
 def job(namespace: str, name: str, *, stages: int, device: str = "gpu", **spec: Any) -> dict[str, Any]:
-    """Give a PipelineJob of that many stages, a GPU each."""
+    """Return a PipelineJob of that many stages, a GPU each."""
     return {
         "apiVersion": "pipelinejob.io/v1alpha1",
         "kind": "PipelineJob",

@@ -4,7 +4,7 @@ import asyncio
 
 from fakecluster import FakeCluster, Lagging, phase
 from operatorlaws import Lawful, check_room
-from pipelinejob import names
+from pipelinejob.base import names
 from pipelinejob_operator.cluster import ClusterError, Key
 from pipelinejob_operator.controller.reconcile import Controller, ControllerSettings
 
@@ -69,8 +69,8 @@ def check(world):
     """Hold the invariants between passes; `operatorlaws` holds those of each write."""
     cluster = world.cluster
     for pod in cluster.all_pods():
-        labels = pod["metadata"].get("labels")
-        if not labels:
+        labels = pod["metadata"].get("labels") or {}
+        if names.LABEL_JOB not in labels:
             continue  # not ours
         job = cluster.job(Key(pod["metadata"]["namespace"], labels[names.LABEL_JOB]))
         assert job is not None, "an orphan"

@@ -16,25 +16,31 @@ from torch import distributed
 from torch.nn import functional
 
 import inprocess
-from pipelinejob.schedules import catalogue
+from pipelinejob.base.timeline import SpanKind, StageTimeline
+from pipelinejob.scheduler import catalogue
 from pipelinejob.schedules.actions import Schedule
 from pipelinejob.schedules.causes import WaitCause
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
-from pipelinejob.spec import Data, GptModel, Model, Precision
-from pipelinejob.timeline import SpanKind, StageTimeline
-from pipelinejob_trainer.asynchronous import Update
-from pipelinejob_trainer.data import Dataset
-from pipelinejob_trainer.link import Links, QueueLink
-from pipelinejob_trainer.models import Part as ModelPart
-from pipelinejob_trainer.models import build_part, layer_of, num_layers
-from pipelinejob_trainer.parallel import connect, process_groups
-from pipelinejob_trainer.randomness import reseeder, seed_of_pass
-from pipelinejob_trainer.recorder import Recorder
-from pipelinejob_trainer.reduction import Reducer, Share, SumOver, buckets, share_of, sums_over_groups
-from pipelinejob_trainer.runtime import Runtime
-from pipelinejob_trainer.stage import Stage
-from pipelinejob_trainer.text import training_text
+from pipelinejob.spec.job import Data, GptModel, Lora, Model, Precision
+from pipelinejob_trainer.communication.links import Links
+from pipelinejob_trainer.communication.process_groups import connect, process_groups
+from pipelinejob_trainer.data.dataset import Dataset
+from pipelinejob_trainer.data.text import training_text
+from pipelinejob_trainer.data.windows import ByteWindows
+from pipelinejob_trainer.models.auxiliary_loss import weighing
+from pipelinejob_trainer.models.first_layer import extra_inputs
+from pipelinejob_trainer.models.identity import layer_of
+from pipelinejob_trainer.models.part import Part as ModelPart
+from pipelinejob_trainer.models.part import build_part, num_layers
+from pipelinejob_trainer.runtime.asynchronous import Update
+from pipelinejob_trainer.runtime.recorder import Recorder
+from pipelinejob_trainer.runtime.reduction import Reducer, Share, SumOver, buckets, share_of, sums_over_groups
+from pipelinejob_trainer.runtime.runtime import Runtime
+from pipelinejob_trainer.stage.randomness import reseeder, seed_of_pass
+from pipelinejob_trainer.stage.stage import Stage
+from processes import HANG_S
+from queue_link import QueueLink
 
 CPU = torch.device("cpu")
 RESEED = reseeder(CPU)
@@ -65,6 +71,7 @@ class Job:
     vertical_sync: bool = False
     seed: int = 7
     steps: int = 2
+    lora: Lora | None = None
 
     @property
     def data(self) -> Data:
@@ -89,15 +96,15 @@ class Job:
 
     def dataset(self) -> Dataset:
         return Dataset(
-            text=training_text(self.data, None),
-            sequence_length=self.sequence_length,
+            samples=ByteWindows(
+                text=training_text(self.data, None), sequence_length=self.sequence_length, seed=self.seed
+            ),
             rows=self.rows,
             replicas=self.replicas,
-            seed=self.seed,
         )
 
     def cut(self) -> tuple[tuple[int, int], ...]:
-        """Give the layers of each stage of a route: as evenly as it goes, unless said otherwise."""
+        """Return the layers of each stage of a route: as evenly as it goes, unless said otherwise."""
         layers, stages = num_layers(self.model), self.built.num_stages
         assert layers >= stages, f"{layers} layers are too few for {stages} stages"
         return self.cuts or tuple((s * layers // stages, (s + 1) * layers // stages) for s in range(stages))
@@ -132,7 +139,8 @@ def make_rank(
     replica, within = divmod(rank, job.stages)
     schedule, cut = job.built, job.cut()
     held = schedule.held_by(within)
-    part = build_part(job.model, job.data, stretches=[cut[each.stage] for each in held], seed=job.seed)
+    stretches = [cut[each.stage] for each in held]
+    part = build_part(job.model, job.data, stretches=stretches, seed=job.seed, lora=job.lora)
     chunks = tuple(
         Stage(
             layers,
@@ -194,9 +202,9 @@ def keep_gradients(part: ModelPart, outcome: Outcome) -> None:
             parameter.grad = None
 
 
-def run_unsplit(job: Job) -> Outcome:
+def run_unsplit(job: Job, part: ModelPart | None = None) -> Outcome:
     """Train the whole model the plain way: no stage, no runtime, one micro-batch after the other."""
-    part = build_part(job.model, job.data, stretches=[(0, num_layers(job.model))], seed=job.seed)
+    part = part or build_part(job.model, job.data, stretches=[(0, num_layers(job.model))], seed=job.seed, lora=job.lora)
     outcome = Outcome()
     for step in range(1, job.steps + 1):
         losses = []
@@ -210,20 +218,23 @@ def run_unsplit(job: Job) -> Outcome:
 
 
 def unsplit_loss(job: Job, part: ModelPart, step: int, sample: int) -> torch.Tensor:
-    """Give a micro-batch's part of the global batch's loss; `sample` counts micro-batches over all replicas."""
+    """Return a micro-batch's part of the global batch's loss; `sample` counts micro-batches over all replicas."""
     replica, k = divmod(sample, job.micro_batches)
-    stream, targets = job.dataset().batch(step, replica, k)
-    with torch.autocast("cpu", torch.bfloat16) if job.precision is Precision.BF16 else nullcontext():
+    tokens, targets, positions = job.dataset().batch(step, replica, k)
+    stream = tokens.clone()  # a layer's to change; targets lie beside
+    weight = job.rows[k] / (job.replicas * sum(job.rows))
+    autocast = torch.autocast("cpu", torch.bfloat16) if job.precision is Precision.BF16 else nullcontext()
+    with autocast, weighing(weight):
         for layer in part.layers:
             RESEED(seed_of_pass(job.seed, step, sample), layer.index)
-            stream = layer.module(stream)
+            stream = layer.module(stream, **extra_inputs(layer.index, layer.module, positions))
     loss = functional.cross_entropy(stream.float().flatten(0, -2), targets.flatten())
-    return loss * (job.rows[k] / (job.replicas * sum(job.rows)))
+    return loss * weight
 
 
 @torch.no_grad()
 def evaluate_unsplit(job: Job) -> list[float]:
-    """Give each step's loss in evaluation."""
+    """Return each step's loss in evaluation."""
     part = build_part(job.model, job.data, stretches=[(0, num_layers(job.model))], seed=job.seed)
     for layer in part.layers:
         layer.module.eval()
@@ -297,7 +308,7 @@ def merged(outcomes: list[Outcome]) -> Outcome:
 
 
 def run_processes(
-    function: Callable[..., Any], *arguments: Any, world: int, expected: int | None = None, timeout_s: float = 150.0
+    function: Callable[..., Any], *arguments: Any, world: int, expected: int | None = None, timeout_s: float = HANG_S
 ) -> list[Any]:
     """Call `function(rank, *arguments)` in `world` processes joined by gloo; give what they returned or raised.
 
@@ -305,7 +316,7 @@ def run_processes(
     """
     # Forks of a server that has imported torch, once for all tests: to import it takes each process seconds.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "pipelinejob_trainer.runtime"])
+    context.set_forkserver_preload(["torch", "torch.distributed", "pipelinejob_trainer.runtime.runtime"])
     port = _free_port()
     results: Any = context.Queue()
     processes = [
@@ -318,7 +329,7 @@ def run_processes(
         collected = dict(pickle.loads(results.get(timeout=timeout_s)) for _ in range(expected or world))
     finally:
         for process in processes:
-            process.join(timeout=20)
+            process.join(timeout=60)
             process.kill()
     return [collected[rank] for rank in sorted(collected)]
 

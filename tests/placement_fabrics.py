@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from pipelinejob import fabric, network
-from pipelinejob.hardware import DeviceKind, default
-from pipelinejob.network import Network
-from pipelinejob.topology import NodeInfo, Profiles, Topology
+from pipelinejob.fabric import network
+from pipelinejob.fabric import synthetic as fabric
+from pipelinejob.fabric.hardware import DeviceKind, default
+from pipelinejob.fabric.network import Network
+from pipelinejob.fabric.topology import NodeInfo, Profiles, Topology
 
 H100 = "NVIDIA-H100-80GB-HBM3"
 GB200 = "NVIDIA-GB200"
@@ -61,18 +62,18 @@ class Fabric:
     num_busy: int
 
     def occupied(self, seed: int) -> tuple[NodeInfo, ...]:
-        """Give the nodes with `num_busy` of them taken: those that this seed draws."""
+        """Return the nodes with `num_busy` of them taken: those that this seed draws."""
         taken = set(random.Random(seed).sample(sorted(node.name for node in self.nodes), self.num_busy))
         return tuple(emptied(node) if node.name in taken else node for node in self.nodes)
 
 
 def emptied(node: NodeInfo) -> NodeInfo:
-    """Give the node with nothing left."""
+    """Return the node with nothing left."""
     return replace(node, free=dict.fromkeys(node.free, Fraction(0)))
 
 
 def described(name: str, description: dict[str, Any], *, busy: float) -> Fabric:
-    """Give a described cluster of which a share is in use. Node names are shuffled, as a cluster's are."""
+    """Return a described cluster of which a share is in use. Node names are shuffled, as a cluster's are."""
     read = fabric.read(description)
     names = [node.name for node in read.nodes]
     shuffled = [f"n{index:04d}" for index in range(len(names))]
@@ -94,7 +95,7 @@ def described(name: str, description: dict[str, Any], *, busy: float) -> Fabric:
 
 
 def all_three() -> list[Fabric]:
-    """Give the fabrics of the benchmark."""
+    """Return the fabrics of the benchmark."""
     return [
         described("uneven leaf-spine", UNEVEN, busy=0.4),
         described("rail-optimised", RAILS, busy=0.5),
@@ -103,7 +104,7 @@ def all_three() -> list[Fabric]:
 
 
 def anchors() -> Fabric:
-    """Give the 64 nodes that peers were measured on, their names shuffled in the same way, 24 of them to be taken."""
+    """Return the 64 nodes that peers were measured on, their names shuffled in the same way, 24 of them to be taken."""
     leaves = {"A": [11, 8, 6, 6, 5, 3, 2], "B": [6, 5, 3, 3, 2, 2, 1, 1]}
     places = [
         (pod, f"{pod}-leaf-{leaf}") for pod in leaves for leaf, size in enumerate(leaves[pod]) for _ in range(size)
@@ -131,14 +132,14 @@ def anchors() -> Fabric:
 
 
 def anchors_occupied(fabric_of_anchors: Fabric, seed: int) -> tuple[NodeInfo, ...]:
-    """Give the anchors' occupancy: the module-wide generator, as `uneven_fabric.py` draws it."""
+    """Return the anchors' occupancy: the module-wide generator, as `uneven_fabric.py` draws it."""
     random.seed(seed)
     taken = set(random.sample(sorted(node.name for node in fabric_of_anchors.nodes), fabric_of_anchors.num_busy))
     return tuple(emptied(node) if node.name in taken else node for node in fabric_of_anchors.nodes)
 
 
 def small_ones() -> list[Fabric]:
-    """Give the three fabrics shrunk so far that a solver can prove what is best on them."""
+    """Return the three fabrics shrunk so far that a solver can prove what is best on them."""
     uneven = {**UNEVEN, "groups": [{"superpod": "A", "leaf": [7, 5, 4, 2]}, {"superpod": "B", "leaf": [6, 3, 2, 1]}]}
     rails = {**RAILS, "groups": [{"pod": ["A", "B"], "block": 3, "nodes": 6}]}
     nvl = {**NVL72, "groups": [{"block": ["A", "B"], "nvlink": 3, "nodes": 5}]}

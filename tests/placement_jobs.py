@@ -5,22 +5,22 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
-from pipelinejob.placement.room import Demand
-from pipelinejob.planner import counted, make_plan
-from pipelinejob.prices import Prices, prices_of
-from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.placement.capacity import Demand
+from pipelinejob.placement.prices import Prices, prices_of
+from pipelinejob.planning.planner import counted, make_plan
+from pipelinejob.spec.job import PipelineJobSpec
 from placement_fabrics import Fabric
 
 Kinds = Callable[[int], Sequence[str]]  # a stage's kind, for so many stages
 
 
 def alike(num_stages: int) -> Sequence[str]:
-    """Give stages of one kind."""
+    """Return stages of one kind."""
     return ["body"] * num_stages
 
 
 def ends_unlike(num_stages: int) -> Sequence[str]:
-    """Give an embedding, bodies, and a head."""
+    """Return an embedding, bodies, and a head."""
     return ["embedding", *["body"] * (num_stages - 2), "head"]
 
 
@@ -36,7 +36,7 @@ class JobKind:
     is_large: bool = False  # a model of 175 billion parameters, else of 7
 
     def demands(self, fabric: Fabric, nodes_of_kind: dict[str, frozenset[str]] | None = None) -> list[Demand]:
-        """Give what each rank asks for. Kinds differ in memory alone, unless they have nodes of their own."""
+        """Return what each rank asks for. Kinds differ in memory alone, unless they have nodes of their own."""
         kinds = self.kinds(self.stages)
         extra = {kind: Fraction(index) for index, kind in enumerate(dict.fromkeys(kinds))}
         return [

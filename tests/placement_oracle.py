@@ -12,9 +12,9 @@ from math import floor, lcm
 
 from ortools.sat.python import cp_model
 
-from pipelinejob.placement.room import Demand
-from pipelinejob.prices import ByDepth, Prices
-from pipelinejob.topology import NodeInfo, Topology
+from pipelinejob.fabric.topology import NodeInfo, Topology
+from pipelinejob.placement.capacity import Demand
+from pipelinejob.placement.prices import ByDepth, Prices
 
 _LIMIT_S = 60.0
 _STEPS = 10**7  # whole numbers into which the largest price is divided
@@ -58,7 +58,7 @@ class Oracle:
         self._fits = self._add_next_job(_largest(demands))
 
     def best(self, *, threshold_s: float) -> Best | None:
-        """Give what is best, or None if the ranks do not fit. `threshold_s` is what may be lost for room."""
+        """Return what is best, or None if the ranks do not fit. `threshold_s` is what may be lost for room."""
         least = self._solve(minimise=self._penalty)
         if least is None:
             return None
@@ -255,7 +255,7 @@ def _holds_two(node: NodeInfo, kinds: Sequence[Demand]) -> bool:
 
 
 def _scale(prices: Prices) -> float:
-    """Give whole numbers a second; prices that are whole already stay so."""
+    """Return whole numbers a second; prices that are whole already stay so."""
     every = [price for by_depth in (*prices.chain, *prices.ring, prices.wrap) for price in by_depth]
     if all(float(price).is_integer() for price in every):
         return 1.0

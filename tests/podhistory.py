@@ -37,7 +37,7 @@ class PodHistory:
         self._watch.stop()
 
     def moments(self) -> Iterator[dict[str, Pod]]:
-        """Give the pods that there were, by name: before all changes, and after each."""
+        """Return the pods that there were, by name: before all changes, and after each."""
         there = self._before
         yield there
         for change in self._changes():
@@ -57,14 +57,14 @@ class PodHistory:
 
 
 def held(pod: Pod, resource: str) -> int:
-    """Give what a pod holds of a resource on its node: all it asks for, from being bound until its processes ended."""
+    """What a pod holds of a resource on its node: all it asks for, from being bound until its processes ended."""
     is_there = pod["spec"].get("nodeName") is not None and pod["status"]["phase"] in {"Pending", "Running"}
     asked = [container["resources"].get("requests", {}) for container in pod["spec"]["containers"]]
     return sum(int(each.get(resource, 0)) for each in asked) if is_there else 0
 
 
 def last_words(pod: Pod) -> str | None:
-    """Give the message with which a pod's first container ended."""
+    """Return the message with which a pod's first container ended."""
     for container in pod["status"].get("containerStatuses", ())[:1]:
         terminated = container["state"].get("terminated")
         return terminated.get("message") if terminated else None

@@ -77,10 +77,12 @@ class Process:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
 
 
-def wait_until(claim: Callable[[], object], what: str, *, timeout_s: float = 120, poll_s: float = 0.1) -> None:
+HANG_S = 600.0  # no test waits longer for anything, and none should fail by it that passes on a quiet machine
+
+
+def wait_until(claim: Callable[[], object], what: str, *, timeout_s: float = HANG_S, poll_s: float = 0.1) -> None:
     """Wait until `claim` gives something true.
 
-    The time is for machines on which everything is slow: no test should fail by it that would pass elsewhere.
     Raises TimeoutError with `what` and the last error seen.
     """
     deadline = time.monotonic() + timeout_s
@@ -96,7 +98,7 @@ def wait_until(claim: Callable[[], object], what: str, *, timeout_s: float = 120
 
 
 def free_ports(count: int) -> list[int]:
-    """Give ports that were free a moment ago, all different."""
+    """Return ports that were free a moment ago, all different."""
     with ExitStack() as open_sockets:
         sockets = [open_sockets.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -13,7 +13,7 @@ SPEC: dict[str, Any] = {
 
 
 def profile(*, name: str = "our-cluster", **spec: Any) -> dict[str, Any]:
-    """Give a good TopologyProfile with some fields changed."""
+    """Return a good TopologyProfile with some fields changed."""
     return {
         "apiVersion": "pipelinejob.io/v1alpha1",
         "kind": "TopologyProfile",

@@ -3,11 +3,11 @@
 import random
 from dataclasses import dataclass
 
-from pipelinejob.schedules.catalogue import named
+from pipelinejob.scheduler.catalogue import named
 from pipelinejob.schedules.costs import Link, shares
 from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.setting import Setting
-from pipelinejob.simulate import simulate
+from pipelinejob.simulation.simulate import simulate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def random_profile(seed: int) -> Profile:
 
 
 def best_named_s(setting: Setting) -> float:
-    """Give the shortest makespan of a named synchronous schedule within the caps; infinite where none fits."""
+    """Return the shortest makespan of a named synchronous schedule within the caps; infinite where none fits."""
     caps = setting.activation_caps or (float("inf"),) * setting.num_ranks
     return min(
         (

@@ -6,14 +6,16 @@ from typing import Any
 import torch
 from torch import distributed
 
-from pipelinejob.plan import Plan
-from pipelinejob_trainer.errors import UserError
-from pipelinejob_trainer.link import Channel, DistributedInbox, DistributedOutbox, Shapes
-from pipelinejob_trainer.messages import Border, Message
-from pipelinejob_trainer.parallel import process_groups
-from pipelinejob_trainer.profile_pipeline import Overheads, played_overheads
-from pipelinejob_trainer.reduction import Reducer, Share, buckets, sums_over_groups
-from pipelinejob_trainer.together import meet
+from pipelinejob.contract.plan import Plan
+from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.communication.agreement import Shapes
+from pipelinejob_trainer.communication.links import Channel, DistributedInbox, DistributedOutbox
+from pipelinejob_trainer.communication.messages import Border, Message
+from pipelinejob_trainer.communication.packing import TensorSpec
+from pipelinejob_trainer.communication.process_groups import process_groups
+from pipelinejob_trainer.profile.lockstep import meet
+from pipelinejob_trainer.profile.overheads import Overheads, played_overheads
+from pipelinejob_trainer.runtime.reduction import Reducer, Share, buckets, sums_over_groups
 from pipelines import CPU, Job, connect_all, make_rank
 
 BORDER = Border(0, 0)
@@ -38,10 +40,10 @@ def dying_rank(rank: int, job: Job) -> None:
         made.recorder.finish_step()
 
 
-def exchanging_rank(rank: int) -> list[Any]:
+def exchanging_rank(rank: int, dtype: torch.dtype) -> list[Any]:
     """Send three micro-batches, the last one shorter, and take them in another order than they were sent in."""
     rows = (2, 2, 1)
-    tensors = [torch.arange(3.0 * count).view(count, 3) + i for i, count in enumerate(rows)]
+    tensors = [(torch.arange(3.0 * count).view(count, 3) + i).to(dtype).conj() for i, count in enumerate(rows)]
     if rank == 0:
         outbox = DistributedOutbox(channel(1, rows))
         for micro_batch, tensor in enumerate(tensors):
@@ -57,7 +59,7 @@ def exchanging_rank(rank: int) -> list[Any]:
 
 def changing_rank(rank: int) -> str:
     shapes = channel(0, (2, 2))
-    shapes.shapes.agree(activation(0), (2,), torch.float32)
+    shapes.shapes.agree(activation(0), TensorSpec(torch.Size((2,)), torch.float32))
     try:
         DistributedOutbox(shapes).send(activation(1), torch.zeros(3))
     except UserError as error:

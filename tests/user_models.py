@@ -50,8 +50,17 @@ class Pair(nn.Module):
         return x, x
 
 
+class Boxed(nn.Module):
+    def forward(self, x: torch.Tensor) -> list[object]:
+        return [x, object()]
+
+
 def returns_pairs() -> list[nn.Module]:
-    return [nn.Embedding(256, 8), Pair(), nn.Linear(8, 256)]
+    return [nn.Embedding(256, 8), nn.Linear(8, 256), Pair()]
+
+
+def returns_objects() -> list[nn.Module]:
+    return [nn.Embedding(256, 8), Boxed(), nn.Linear(8, 256)]
 
 
 def raises() -> list[nn.Module]:
@@ -105,6 +114,8 @@ def wrapped(*, how: str) -> list[nn.Module]:
         from torch.distributed.fsdp import fully_shard
 
         fully_shard(middle[0], mesh=init_device_mesh("cpu", (1,)))
+    elif how == "sparse":
+        middle = nn.Sequential(nn.Embedding(256, 8, sparse=True))
     elif how == "compile":
         middle = torch.compile(middle)
     else:

@@ -29,12 +29,12 @@ from harness import (
     write,
 )
 from peers import torchs_own
-from pipelinejob.schedules import catalogue
+from pipelinejob.scheduler import catalogue
 from pipelinejob.schedules.actions import Schedule
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
-from pipelinejob.spec import GptModel, Model
-from pipelinejob_trainer.parallel import process_groups
+from pipelinejob.spec.job import GptModel, Model
+from pipelinejob_trainer.communication.process_groups import process_groups
 from pipelines import Job
 
 RANKS, MICRO_BATCHES = 2, 64
@@ -97,7 +97,7 @@ def give_back_at_once() -> None:
 
 
 def resident(what: str) -> int:
-    """Give a line of the kernel's account of this process, in bytes."""
+    """Return a line of the kernel's account of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
 
@@ -112,7 +112,7 @@ class Row:
 
     @property
     def time_ratio(self) -> float:
-        """Give our least step over torch's least, whichever of its lists was the faster."""
+        """Return our least step over torch's least, whichever of its lists was the faster."""
         peers = [measured.least_s for who, measured in self.steps.items() if who != "ours"]
         return self.steps["ours"].least_s / min(peers)
 

@@ -63,7 +63,7 @@ class Client:
 
 
 def measure(server: ApiServer, client: Client, name: str, stages: int) -> float:
-    """Give the seconds until the last pod of a new job is ungated; the job is gone afterwards."""
+    """Return the seconds until the last pod of a new job is ungated; the job is gone afterwards."""
     ungated: set[str] = set()
     with client.watch(name) as changes:
         started = time.perf_counter()

@@ -18,8 +18,8 @@ from statistics import mean, median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipelinejob.schedules.auto import Found, search
-from pipelinejob.schedules.catalogue import named
+from pipelinejob.scheduler.auto import Found, search
+from pipelinejob.scheduler.catalogue import named
 from pipelinejob.schedules.costs import Link, shares
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.validate import validate
@@ -52,7 +52,7 @@ def timed(setting: Setting) -> tuple[Found, float]:
 
 
 def sized(p: int, m: int) -> Setting:
-    """Give a setting in whose costs no two ranks are alike, with 1F1B's memory."""
+    """Return a setting in whose costs no two ranks are alike, with 1F1B's memory."""
     costs = shares(
         forward_s=[1 + 0.1 * rank for rank in range(p)],
         input_s=[1.1 + 0.05 * (rank % 3) for rank in range(p)],

@@ -29,7 +29,7 @@ import toolchain
 from apiserver import ApiServer
 from fakenodes import add_nodes, node, start_kwok
 from operatorprocess import OperatorProcess, job
-from pipelinejob.topology import NodeInfo
+from pipelinejob.fabric.topology import NodeInfo
 from placement_fabrics import anchors, anchors_occupied
 from processes import wait_until
 
@@ -68,7 +68,7 @@ class Row:
 
     @property
     def is_best(self) -> bool:
-        """Say whether no other numbering of these pods crosses less."""
+        """Tell whether no other numbering of these pods crosses less."""
         return (self.leaf_after, self.superpod_after) == (self.leaves - 1, self.superpods - 1)
 
 

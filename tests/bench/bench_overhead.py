@@ -25,17 +25,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import gangs
 from harness import CPU, Player, Sample, launch, load, parser, take_turns, write
+from pipelinejob.base.timeline import SpanKind, StageTimeline
 from pipelinejob.schedules.causes import WaitCause
-from pipelinejob.spec import Data, GptModel, Model, ScheduleSpec
-from pipelinejob.timeline import SpanKind, StageTimeline
-from pipelinejob_trainer.account import Account, StepOutcome, tokens_per_step
-from pipelinejob_trainer.config import Address, Config
-from pipelinejob_trainer.data import open_dataset
-from pipelinejob_trainer.output import Output
-from pipelinejob_trainer.parallel import connect, process_groups
-from pipelinejob_trainer.rank import put_together
-from pipelinejob_trainer.recorder import IDLE, Recorder, State
-from pipelinejob_trainer.reduction import sums_over_groups
+from pipelinejob.spec.job import Data, GptModel, Model, ScheduleSpec
+from pipelinejob_trainer.communication.process_groups import connect, process_groups
+from pipelinejob_trainer.data.dataset import open_dataset
+from pipelinejob_trainer.process.config import Address, Config
+from pipelinejob_trainer.process.output import Output
+from pipelinejob_trainer.process.stage_status import StageStatus, StepOutcome, tokens_per_step
+from pipelinejob_trainer.runtime.rank import build_rank
+from pipelinejob_trainer.runtime.recorder import IDLE, Recorder, State
+from pipelinejob_trainer.runtime.reduction import sums_over_groups
 
 STAGES = 2
 BOUND = 0.005
@@ -70,7 +70,7 @@ class Observer:
     """What watches a rank beside its recorder, as the training loop has it."""
 
     def __init__(self, rank: int, folder: Path) -> None:
-        self._account = Account(PLAN, stage=rank, replica=0, attempt=0)
+        self._status = StageStatus(PLAN, stage=rank, replica=0, attempt=0)
         self._output = Output(_config(rank, folder), is_spokesman=rank == STAGES - 1, num_steps=10**9)
         self._looked = 0
 
@@ -79,22 +79,22 @@ class Observer:
         outcome = StepOutcome(
             step=step, loss=5.0, gradient_norm=1.0, learning_rate=1e-3, step_s=1.0, tokens_per_s=tokens_per_step(PLAN)
         )
-        self._account.add_step(outcome)
-        self._account.set_memory(peak_bytes=1, parameter_bytes=1, optimizer_bytes=1)
+        self._status.add_step(outcome)
+        self._status.set_memory(peak_bytes=1, parameter_bytes=1, optimizer_bytes=1)
         self._looked += 1
-        self._account.set_bytes("send", self._looked)
-        self._account.set_bytes("recv", self._looked)
+        self._status.set_bytes("send", self._looked)
+        self._status.set_bytes("recv", self._looked)
         self._output.add_step(outcome)
-        self._account.add_timeline(timeline)
+        self._status.add_timeline(timeline)
         self._output.add_timeline(timeline)
         if step % 10 == 0:  # a step takes less than a second, and Prometheus asks every 15 to 60
-            self._account.metrics()
+            self._status.metrics()
 
 
 def measure(rank: int, folder: Path, rounds: int) -> tuple[dict[str, list[Sample]], float]:
     """One process: give the steps of both kinds, and the processor seconds of observing one by itself."""
     sys.stdout = (folder / f"stdout-{rank}").open("w")  # where the trainer's lines go
-    made = put_together(PLAN, index=rank, replica=0, device=CPU)
+    made = build_rank(PLAN, index=rank, replica=0, device=CPU)
     links = connect(
         process_groups(pipeline=STAGES, data=1),
         routes=made.layout.schedule.routes,
@@ -102,7 +102,7 @@ def measure(rank: int, folder: Path, rounds: int) -> tuple[dict[str, list[Sample
         data=1,
         device=CPU,
     )
-    batches = open_dataset(PLAN.data, schedule=PLAN.schedule, replicas=1, seed=0, vocabulary_size=256)
+    batches = open_dataset(PLAN.data, schedule=PLAN.schedule, replicas=1, seed=0, model=PLAN.model)
     recorder, observer = Recorder(replica=0, stage=rank, device=CPU), Observer(rank, folder)
     timelines: list[StageTimeline] = []
 
@@ -128,7 +128,7 @@ def measure(rank: int, folder: Path, rounds: int) -> tuple[dict[str, list[Sample
 
 
 def observing_s(recorder: Recorder, observer: Observer, timeline: StageTimeline) -> float:
-    """Give the processor seconds of observing one step like this one."""
+    """Return the processor seconds of observing one step like this one."""
     states = [State(span.kind, span.micro_batch, span.cause, span.chunk) for span in timeline.spans]
     start_s = process_time()
     for step in range(REPETITIONS):
@@ -159,7 +159,7 @@ class Cost:
 
     @property
     def standard_error(self) -> float:
-        """Give the median's, from the quartiles: of a normal distribution, 1.253 * deviation / sqrt(n)."""
+        """Return the median's, from the quartiles: of a normal distribution, 1.253 * deviation / sqrt(n)."""
         low, high = self.quartiles
         return 1.253 * (high - low) / 1.349 / sqrt(len(self.in_rounds))
 

@@ -47,7 +47,7 @@ class Watcher(Client):
 
 
 def kinds(num_nodes: int) -> dict[str, dict[str, Any]]:
-    """Give the jobs that wait, by what each lacks: a quarter of the nodes is free, and there are two racks."""
+    """Return the jobs that wait, by what each lacks: a quarter of the nodes is free, and there are two racks."""
     leaf = {"topology": {"levels": [_LEAF], "pipeline": {"required": _LEAF}}}
     return {
         "no room in one rack": {"stages": num_nodes * 3 // 8, **leaf},
@@ -57,7 +57,7 @@ def kinds(num_nodes: int) -> dict[str, dict[str, Any]]:
 
 
 def measure(server: ApiServer, client: Watcher, name: str, spec: dict[str, Any]) -> tuple[float, str]:
-    """Give the seconds until the job says why it waits, and what it says; the job is gone afterwards."""
+    """Return the seconds until the job says why it waits, and what it says; the job is gone afterwards."""
     with client.watch_job(name) as changes:
         started = time.perf_counter()
         client.create(job(NAMESPACE, name, **spec))

@@ -30,14 +30,14 @@ from harness import (
     take_turns,
     write,
 )
-from pipelinejob.schedules import catalogue
+from pipelinejob.scheduler import catalogue
 from pipelinejob.schedules.actions import Schedule
 from pipelinejob.schedules.costs import CostModel
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
-from pipelinejob.simulation import Simulation
-from pipelinejob_trainer.parallel import Groups, process_groups
-from pipelinejob_trainer.tasks import Training
+from pipelinejob.simulation.result import Simulation
+from pipelinejob_trainer.communication.process_groups import Groups, process_groups
+from pipelinejob_trainer.runtime.tasks import Training
 from pipelines import Job
 
 SHARE_MS = 40
@@ -87,7 +87,7 @@ class Row:
 
 
 def recomputing(costs: CostModel, *, ahead: bool) -> CostModel:
-    """Give the costs of stages that run their layers again on the way back."""
+    """Return the costs of stages that run their layers again on the way back."""
 
     def model(routes):
         found = costs(routes)
@@ -98,7 +98,7 @@ def recomputing(costs: CostModel, *, ahead: bool) -> CostModel:
 
 
 def players_of(case: str, job: Job, rank: int, groups: Groups) -> dict[str, Player]:
-    """Give our runtime as it is, and one bound to do nothing ahead."""
+    """Return our runtime as it is, and one bound to do nothing ahead."""
     with patch.object(Training, "ahead", return_value=None):
         behind = ours(job, rank, groups)
     return {f"{case}|ahead": ours(job, rank, groups), f"{case}|behind": behind}

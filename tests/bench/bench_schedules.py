@@ -36,15 +36,15 @@ from harness import (
 )
 from limit import waits_and_messages
 from peers import TORCHS_OWN, deepspeed, has_deepspeed, torchs_list, torchs_own, torchs_route
-from pipelinejob.schedules import catalogue
+from pipelinejob.scheduler import catalogue
 from pipelinejob.schedules.actions import F, Schedule, one_route
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
-from pipelinejob.simulation import Simulation
+from pipelinejob.simulation.result import Simulation
+from pipelinejob_trainer.communication.process_groups import process_groups
 from pipelinejob_trainer.models.virtual import VOCABULARY_SIZE
-from pipelinejob_trainer.parallel import process_groups
-from pipelinejob_trainer.torch_runtime import reason_against
 from pipelines import Job
+from torch_runtime import reason_against
 
 SHARE_MS = 40  # as long as a stage of a large model takes; what a runtime costs by itself is a share of it
 PLAN_BOUND, BUBBLE_BOUND = 0.03, 0.02
@@ -157,7 +157,7 @@ def measure(rank: int, options: Options) -> tuple[dict[str, Schedule], dict[int,
 
 
 def borrowed(rank: int, options: Options) -> Schedule:
-    """Give the list that only torch makes."""
+    """Return the list that only torch makes."""
     route = torchs_route(TORCHS_ALONE, options.ranks)
     places = one_route(
         route, [[F(k) for k in range(options.micro_batches)]] * options.ranks, options.micro_batches

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 
-from pipelinejob import hardware
-from pipelinejob.pool import Pool, PoolGroup
+from pipelinejob.fabric import hardware
+from pipelinejob.fabric.pool import Pool, PoolGroup
 from pipelinejob.search.best import search
 from pipelinejob.search.found import Candidate
-from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.spec.job import PipelineJobSpec
 
 HARDWARE = hardware.default()
 
@@ -36,7 +36,7 @@ class Case:
 
     @property
     def gain(self) -> float:
-        """Give by which share the chosen step is shorter than that of the best named schedule."""
+        """Return by which share the chosen step is shorter than that of the best named schedule."""
         return 1 - self.best.step_s / self.named.step_s
 
 

@@ -31,12 +31,12 @@ import torch
 from torch import distributed
 
 from harness import launch, load, parser, write
-from pipelinejob.cost import LayerCost, Profile
-from pipelinejob.plan import Plan
-from pipelinejob.planner import make_plan
-from pipelinejob.playing import schedule_of
+from pipelinejob.contract.plan import Plan
+from pipelinejob.costs.layers import LayerCost, Profile
+from pipelinejob.planning.planner import make_plan
+from pipelinejob.planning.playing import schedule_of
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec import (
+from pipelinejob.spec.job import (
     Checkpoint,
     Corpus,
     Data,
@@ -49,17 +49,16 @@ from pipelinejob.spec import (
     ScheduleSpec,
     Training,
 )
-from pipelinejob_trainer.account import Account, StepOutcome
-from pipelinejob_trainer.config import Address, Config
-from pipelinejob_trainer.gang import Gang
-from pipelinejob_trainer.loop import Preparation
-from pipelinejob_trainer.loop import Training as Loop
-from pipelinejob_trainer.parallel import connect, process_groups
-from pipelinejob_trainer.process import Membership
-from pipelinejob_trainer.profile import measure as profiled
-from pipelinejob_trainer.reduction import sums_over_groups
-from pipelinejob_trainer.signals import StopWish
-from pipelinejob_trainer.together import meet
+from pipelinejob_trainer.communication.gang import Gang
+from pipelinejob_trainer.communication.process_groups import connect, process_groups
+from pipelinejob_trainer.process.config import Address, Config
+from pipelinejob_trainer.process.signals import StopRequest
+from pipelinejob_trainer.process.stage_status import StageStatus, StepOutcome
+from pipelinejob_trainer.profile.lockstep import meet
+from pipelinejob_trainer.profile.profile import measure as profiled
+from pipelinejob_trainer.runtime.reduction import sums_over_groups
+from pipelinejob_trainer.training.loop import Preparation, TrainingLoop
+from pipelinejob_trainer.training.membership import Membership
 
 REAL_RANKS, VIRTUAL_RANKS = 2, (2, 3, 4, 6, 8)
 REAL_MEAN, REAL_WORST, VIRTUAL_MEAN, MEMORY_MEAN = 0.05, 0.15, 0.02, 0.05
@@ -148,7 +147,7 @@ def virtual_job(seed: int, ranks: int) -> PipelineJobSpec:
 
 
 def few_layers(*, is_split: bool) -> PipelineJobSpec:
-    """Give a job of a few equal layers that wait, whose profile tells what such layers take beside."""
+    """Return a job of a few equal layers that wait, whose profile tells what such layers take beside."""
     return _job(
         Model(
             entrypoint="pipelinejob_trainer.models.virtual:layers",
@@ -188,8 +187,8 @@ class Truth:
     peak_bytes: int | None = None
 
 
-class Watch(Account):
-    """An account that remembers when steps ended, and how long they took."""
+class Watch(StageStatus):
+    """A status that remembers when steps ended, and how long they took."""
 
     def __init__(self, plan: Plan, *, stage: int) -> None:
         super().__init__(plan, stage=stage, replica=0, attempt=1)
@@ -203,7 +202,7 @@ class Watch(Account):
 
     @property
     def step_s(self) -> float:
-        """Give the median step; the last one has a checkpoint in it."""
+        """Return the median step; the last one has a checkpoint in it."""
         return median(self.steps_s[SETTLING_STEPS:-1])
 
 
@@ -267,7 +266,7 @@ class Worker:
                 prefix="",
             )
             watch = Watch(plan, stage=self.rank)
-            Loop(prepared, membership, watch, StopWish(grace_s=60, on_overdue=lambda: None)).run()
+            TrainingLoop(prepared, membership, watch, StopRequest(grace_s=60, on_overdue=lambda: None)).run()
             distributed.barrier()
         return watch
 
@@ -289,7 +288,7 @@ class Worker:
 
 
 def _peak(recorded: torch.profiler.profile, *, until_ns: int) -> int:
-    """Give the most bytes that were allocated at once, of those allocated since the recording began."""
+    """Return the most bytes that were allocated at once, of those allocated since the recording began."""
     held = peak = 0
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -301,7 +300,7 @@ def _peak(recorded: torch.profiler.profile, *, until_ns: int) -> int:
 
 
 def _waiting_layers(model: Model, few: Profile) -> Iterator[LayerCost]:
-    """Give a model's layers: each takes what it was told to wait, and what the few measured took beside."""
+    """Return a model's layers: each takes what it was told to wait, and what the few measured took beside."""
     embedding, like = few.layers[0], few.layers[1]
     beside = [max(s - FEW_MS / 1000, 0.0) for s in (like.forward_s, like.backward_input_s, like.backward_weight_s)]
     waits = [[float(ms) / 1000 for ms in model.arguments[name].split(",")] for name in PASSES]
@@ -335,7 +334,7 @@ class Row:
 
     @property
     def error(self) -> float:
-        """Give by what share of the truth the predicted step is too long."""
+        """Return by what share of the truth the predicted step is too long."""
         return self.plan.prediction.step_s / self.step_s - 1
 
     @property

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from harness import TEXT, Measured, Player, laid_together, launch, load, ours, parser, take_turns, virtual_job, write
-from pipelinejob.cost import CostSource, LayerCost, Profile
-from pipelinejob.planner import make_plan
-from pipelinejob.schedules.flush import one_f_one_b
+from pipelinejob.costs.layers import CostSource, LayerCost, Profile
+from pipelinejob.planning.planner import make_plan
+from pipelinejob.schedules.makers.flush import one_f_one_b
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec import Data, Model, Parallelism, Partition, PipelineJobSpec, ScheduleSpec, Training
-from pipelinejob_trainer.parallel import process_groups
+from pipelinejob.spec.job import Data, Model, Parallelism, Partition, PipelineJobSpec, ScheduleSpec, Training
+from pipelinejob_trainer.communication.process_groups import process_groups
 
 RANKS, LAYERS, MICRO_BATCHES = 8, 96, 24
 SLOW_RANK, SLOW_SPEED = 3, 0.6
@@ -38,18 +38,18 @@ class Case:
 
     @property
     def layers_ms(self) -> list[float]:
-        """Give each layer's forward, input gradient and weight gradient, which take equally long."""
+        """Return each layer's forward, input gradient and weight gradient, which take equally long."""
         return [self.layer_ms] * LAYERS + [self.layer_ms * self.head] * bool(self.head)
 
     @property
     def even(self) -> tuple[int, ...]:
-        """Give the layers of each rank in the even partition; the head goes with the last."""
+        """Return the layers of each rank in the even partition; the head goes with the last."""
         each = LAYERS // RANKS
         return (*[each] * (RANKS - 1), each + bool(self.head))
 
     @cached_property
     def planned(self) -> tuple[int, ...]:
-        """Give the layers of each rank in the planned partition."""
+        """Return the layers of each rank in the planned partition."""
         sizes = [end - first for first, end in self._plan(None).cuts]
         return (sizes[0] - 1, *sizes[1:])  # the embedding, which costs nothing, comes first in both
 
@@ -128,7 +128,7 @@ class Row:
 
     @property
     def off_plan(self) -> float:
-        """Give how far the worse of both steps is from its prediction."""
+        """Return how far the worse of both steps is from its prediction."""
         pairs = ((self.even, self.case.even), (self.planned, self.case.planned))
         return max(abs(measured.least_s / self.case.predicted_s(sizes) - 1) for measured, sizes in pairs)
 

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from harness import TEXT, Measured, Player, laid_together, launch, load, ours, parser, take_turns, virtual_job, write
-from pipelinejob.cost import CostSource, LayerCost, Profile
-from pipelinejob.partition import partition
-from pipelinejob.planner import make_plan
-from pipelinejob.schedules.flush import one_f_one_b
+from pipelinejob.costs.layers import CostSource, LayerCost, Profile
+from pipelinejob.planning.partition import partition
+from pipelinejob.planning.planner import make_plan
+from pipelinejob.schedules.makers.flush import one_f_one_b
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec import Data, Model, Parallelism, Partition, PipelineJobSpec, ScheduleSpec, Training
-from pipelinejob_trainer.parallel import process_groups
+from pipelinejob.spec.job import Data, Model, Parallelism, Partition, PipelineJobSpec, ScheduleSpec, Training
+from pipelinejob_trainer.communication.process_groups import process_groups
 
 MICRO_BATCHES = 24
 BOUND = 1.2
@@ -44,7 +44,7 @@ class Case:
 
     @property
     def layers_ms(self) -> list[float]:
-        """Give each layer's forward, input gradient and weight gradient, which take equally long."""
+        """Return each layer's forward, input gradient and weight gradient, which take equally long."""
         return [0.0, *[self.layer_ms] * self.blocks, self.layer_ms * self.table]
 
     @property
@@ -53,13 +53,13 @@ class Case:
 
     @property
     def equal(self) -> tuple[int, ...]:
-        """Give as many layers to each rank, the first ones one more where it does not come out even."""
+        """Return as many layers to each rank, the first ones one more where it does not come out even."""
         each, more = divmod(self.blocks + 2, self.ranks)
         return tuple(each + (rank < more) for rank in range(self.ranks))
 
     @cached_property
     def by_parameters(self) -> tuple[int, ...]:
-        """Give each rank as equal a share of the parameters as can be: with the smallest largest share."""
+        """Return each rank as equal a share of the parameters as can be: with the smallest largest share."""
         cuts = partition(self.parameters, self.ranks)
         return tuple(end - first for first, end in cuts)
 
@@ -142,14 +142,14 @@ class Row:
 
     @property
     def worth(self) -> float:
-        """Give how many times the throughput of the better other division the plan has."""
+        """Return how many times the throughput of the better other division the plan has."""
         return (
             min(each.median_s for way, each in self.steps.items() if way != "planned") / self.steps["planned"].median_s
         )
 
     @property
     def off_plan(self) -> float:
-        """Give how far the worst of the steps is from its prediction."""
+        """Return how far the worst of the steps is from its prediction."""
         ways = self.case.ways
         return max(abs(each.least_s / self.case.predicted_s(ways[way]) - 1) for way, each in self.steps.items())
 

@@ -17,8 +17,8 @@ from torch import distributed
 from torch.autograd.graph import get_gradient_edge
 
 from pipelinejob.schedules.actions import ActionKind, Schedule
-from pipelinejob_trainer.engine import accumulate, capture
 from pipelinejob_trainer.models.virtual import VOCABULARY_SIZE, Virtual
+from pipelinejob_trainer.stage.autograd_engine import accumulate, capture
 
 _PASSES = 40
 _T = TypeVar("_T")
@@ -34,7 +34,7 @@ class Excess:
     backward_s: float
 
     def waits_ms(self, pass_ms: float, schedule: Schedule) -> tuple[float, float, float]:
-        """Give a layer's waits, forward, input and weight, with which each of its passes takes `pass_ms`.
+        """Return a layer's waits, forward, input and weight, with which each of its passes takes `pass_ms`.
 
         A layer does not know whether its backward pass is to come in halves. Where a schedule has both kinds, what
         comes off is that of the full pass, which is less.

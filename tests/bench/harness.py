@@ -20,19 +20,19 @@ from torch import distributed
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from calibration import Excess
+from pipelinejob.base.timeline import bubble_ratio
 from pipelinejob.schedules.actions import Schedule
 from pipelinejob.schedules.causes import WaitCause
 from pipelinejob.schedules.costs import CostModel, shares
-from pipelinejob.simulate import simulate
-from pipelinejob.simulation import Simulation
-from pipelinejob.spec import Model
-from pipelinejob.timeline import bubble_ratio
-from pipelinejob_trainer.models import build_part
-from pipelinejob_trainer.parallel import Groups, connect
-from pipelinejob_trainer.recorder import IDLE, State
-from pipelinejob_trainer.reduction import sums_over_groups
-from pipelinejob_trainer.torch_runtime import TorchRuntime
+from pipelinejob.simulation.result import Simulation
+from pipelinejob.simulation.simulate import simulate
+from pipelinejob.spec.job import Model
+from pipelinejob_trainer.communication.process_groups import Groups, connect
+from pipelinejob_trainer.models.part import build_part
+from pipelinejob_trainer.runtime.recorder import IDLE, State
+from pipelinejob_trainer.runtime.reduction import sums_over_groups
 from pipelines import CPU, Job, Rank, make_rank, run_processes
+from torch_runtime import TorchRuntime
 
 TEXT = Path(__file__).resolve()
 
@@ -100,7 +100,7 @@ def even_job(schedule: Schedule, *, share_ms: float, excess: Excess | None = Non
 
 
 def _stretches(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Give each stage's layers; the embedding, which costs nothing, is layer 0."""
+    """Return each stage's layers; the embedding, which costs nothing, is layer 0."""
     end = 1
     for stage, size in enumerate(sizes):
         yield (0 if stage == 0 else end, end + size)
@@ -118,7 +118,7 @@ def ideal(schedule: Schedule, costs: CostModel) -> Simulation:
 
 
 def ours(job: Job, rank: int, groups: Groups) -> Player:
-    """Give this project's runtime, spans and all."""
+    """Return this project's runtime, spans and all."""
     links = connect(groups, routes=job.built.routes, rows=job.rows, data=1, device=CPU)
     sums = sums_over_groups(job.share((layer,)) for layer in range(job.cut()[-1][1]))
     made = make_rank(job, rank=rank, links=links, sum_over=sums, update=lambda _: _forget_gradients(made))
@@ -147,7 +147,7 @@ def _forget_gradients(rank: Rank) -> None:
 
 
 def torchs_runtime(job: Job, rank: int) -> Player:
-    """Give torch's runtime, playing the same list."""
+    """Return torch's runtime, playing the same list."""
     schedule, cut = job.built, job.cut()
     stretches = [cut[held.stage] for held in schedule.held_by(rank)]
     runtime = TorchRuntime(
@@ -229,7 +229,7 @@ def launch(function: Callable[..., Any], *arguments: Any, world: int) -> list[An
 
 
 def parser(description: str | None, *, rounds: int, output: str) -> argparse.ArgumentParser:
-    """Give the options that all benchmarks have."""
+    """Return the options that all benchmarks have."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=rounds)
     options.add_argument("--output", type=Path, default=Path(output))

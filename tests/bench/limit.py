@@ -15,9 +15,9 @@ from torch import distributed
 from harness import Player
 from pipelinejob.schedules.actions import Action, ActionKind, Schedule
 from pipelinejob.schedules.costs import CostModel
-from pipelinejob_trainer.messages import Message, awaited, made, neighbours, order
+from pipelinejob_trainer.communication.messages import Message, awaited, made, neighbours, order
+from pipelinejob_trainer.communication.process_groups import Groups
 from pipelinejob_trainer.models.virtual import Sleeper
-from pipelinejob_trainer.parallel import Groups
 
 _Operation = Callable[[], object]
 
@@ -25,7 +25,7 @@ _Operation = Callable[[], object]
 def waits_and_messages(
     schedule: Schedule, costs: CostModel, rank: int, groups: Groups, *, message_shape: tuple[int, ...]
 ) -> Player:
-    """Give the player of one rank."""
+    """Return the player of one rank."""
     bare = _Bare(schedule, costs, rank, groups, message_shape)
     return Player(step=lambda _: bare.play())
 

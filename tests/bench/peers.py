@@ -22,8 +22,8 @@ from harness import Player
 from pipelinejob.schedules import torch_csv
 from pipelinejob.schedules.actions import Schedule, folded, looped
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob_trainer.models import build_part
-from pipelinejob_trainer.stage import cross_entropy
+from pipelinejob_trainer.models.loss import cross_entropy
+from pipelinejob_trainer.models.part import build_part
 from pipelines import CPU, Job
 
 TORCHS_OWN: dict[str, Callable[..., Any]] = {
@@ -40,15 +40,15 @@ _SINGLE = {pipelining.ScheduleGPipe, pipelining.Schedule1F1B}
 
 
 def torchs_own(name: str, job: Job, rank: int) -> Player:
-    """Give torch's own schedule of a name; the job's schedule says where its stages stand."""
+    """Return torch's own schedule of a name; the job's schedule says where its stages stand."""
     schedule = _torchs_own(name, job, rank)
     dataset, is_first, is_last = job.dataset(), job.built.routes[0][0] == rank, job.built.routes[0][-1] == rank
 
     def step(number: int) -> None:
         pairs = [dataset.batch(number, 0, k) for k in range(job.micro_batches)] if is_first or is_last else []
         schedule.step(
-            arg_mbs=[(inputs,) for inputs, _ in pairs] if is_first else [()] * job.micro_batches,
-            target_mbs=[targets for _, targets in pairs] if is_last else None,
+            arg_mbs=[(each.tokens,) for each in pairs] if is_first else [()] * job.micro_batches,
+            target_mbs=[each.targets for each in pairs] if is_last else None,
             losses=[],
             return_outputs=False,
         )
@@ -57,7 +57,7 @@ def torchs_own(name: str, job: Job, rank: int) -> Player:
 
 
 def torchs_list(name: str, job: Job, rank: int) -> Schedule:
-    """Give the list that torch's own schedule plays."""
+    """Return the list that torch's own schedule plays."""
     schedule = _torchs_own(name, job, rank)
     with NamedTemporaryFile("r") as file:
         schedule._dump_csv(file.name, format="compute_only")
@@ -65,7 +65,7 @@ def torchs_list(name: str, job: Job, rank: int) -> Schedule:
 
 
 def torchs_route(name: str, num_ranks: int) -> tuple[int, ...]:
-    """Give where torch's own schedule puts its stages."""
+    """Return where torch's own schedule puts its stages."""
     kind = TORCHS_OWN[name]
     return folded(num_ranks) if kind in _V_SHAPED else looped(num_ranks, 1 if kind in _SINGLE else 2)
 
@@ -89,11 +89,11 @@ def has_deepspeed() -> bool:
 
 
 def deepspeed(job: Job, rank: int) -> Player:
-    """Give DeepSpeed's pipeline engine, one stage a rank; its step includes its optimiser's."""
+    """Return DeepSpeed's pipeline engine, one stage a rank; its step includes its optimiser's."""
     engine, dataset = _engine(job), job.dataset()
 
     def batches(number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return (dataset.batch(number, 0, k) for k in range(job.micro_batches))
+        return (dataset.batch(number, 0, k)[:2] for k in range(job.micro_batches))
 
     return Player(step=lambda number: engine.train_batch(batches(number)))
 

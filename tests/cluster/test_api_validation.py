@@ -27,8 +27,8 @@ from badinput import (
     values,
     with_value,
 )
-from pipelinejob.crd import root_schema
-from pipelinejob.errors import InvalidManifestError
+from pipelinejob.base.errors import InvalidManifestError
+from pipelinejob.spec.crd import root_schema
 from pipelinejob_operator.validation.celrules import ABSENT
 from pipelinejob_operator.validation.manifest_files import load_manifests
 from pipelinejob_operator.validation.validate import _errors, defaulted, validate
@@ -233,7 +233,7 @@ SCALARS = (
 
 
 def described(path: str, schema: dict[str, Any]):
-    """Give every field of a schema with its description."""
+    """Return every field of a schema with its description."""
     whole = {**schema, **next(iter(schema.get("allOf", [])), {})}
     yield path, whole.get("description", "")
     for name, field in whole.get("properties", {}).items():

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -307,3 +308,29 @@ async def test_the_audit_list_finds_what_the_watch_never_told():
     )
     async with watching(script, Timings(relist_s=0.01, min_backoff_s=0.01, max_backoff_s=0.02)) as seen:
         await until(lambda: seen.deleted() == ["a"])
+
+
+async def test_a_long_list_leaves_the_event_loop_to_others():
+    turns_of_others = [0]
+    seen_at_change: list[int] = []
+
+    async def others() -> None:
+        while True:
+            turns_of_others[0] += 1
+            await asyncio.sleep(0)
+
+    def slow(_: Change) -> None:
+        seen_at_change.append(turns_of_others[0])
+        time.sleep(0.001)
+
+    pods = [pod(f"p{number}", number + 1) for number in range(200)]
+    script = Script(lists=[listed(*pods, revision=500)], watches=[streamed()])
+    async with watching(script) as seen:
+        seen.informer._on_change = slow
+        running = asyncio.create_task(others())
+        await asyncio.wait_for(seen.informer.synced.wait(), LONG_S)
+        running.cancel()
+
+    # 200 objects of a millisecond each: no slice has more than a few dozen of them.
+    assert len(seen_at_change) == 200
+    assert max(seen_at_change.count(turns) for turns in set(seen_at_change)) < 100

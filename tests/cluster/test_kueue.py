@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.kueue, pytest.mark.xdist_group("kueue")]
 
 ROOT = Path(__file__).parents[2]
 OPERATOR = "operator"
+LEADING = ("--namespace=default", "--lease-name=pj-pipelinejob-operator")  # as the chart has it
 QUEUE = "kueue.x-k8s.io/queue-name"
 
 
@@ -64,7 +65,7 @@ def rights_of_the_chart() -> str:
 @pytest.fixture(scope="module")
 def operator(server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("operator")
-    with OperatorProcess(server.kubeconfig_of(OPERATOR), folder, "--kueue", "--namespace=default") as operator:
+    with OperatorProcess(server.kubeconfig_of(OPERATOR), folder, "--kueue", *LEADING) as operator:
         yield operator
         assert operator.alive
         assert "forbidden" not in operator.process.log.read_text()

@@ -39,7 +39,7 @@ def fabric(api_server: ApiServer, kwok: Process, namespace: str):
 
 
 def late(namespace: str, name: str = "gpt", *, stages: int = STAGES, **template):
-    """Give a late-bound job whose pods go to this test's nodes."""
+    """Return a late-bound job whose pods go to this test's nodes."""
     pod_spec = {"nodeSelector": {"fabric": namespace[-6:]}, **template}
     return job(namespace, name, stages=stages, scheduling={"binding": "Late"}, template={"spec": pod_spec})
 

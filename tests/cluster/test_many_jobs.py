@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from apiclient import Client
 from apiserver import ApiServer
 from fakenodes import add_nodes, node
 from operatorprocess import OperatorProcess, condition, is_placed, job, pods
@@ -52,7 +53,7 @@ def classes(api_server: ApiServer, namespace: str):
 
 
 def here(namespace: str, name: str, *, stages: int, priority: str | None = None, **spec: Any) -> dict[str, Any]:
-    """Give a job for the nodes of this test alone."""
+    """Return a job for the nodes of this test alone."""
     scheduling = {"scheduling": {"priorityClassName": priority}} if priority else {}
     template = {"spec": {"nodeSelector": {"test": namespace}}}
     return job(namespace, name, stages=stages, template=template, **scheduling, **spec)
@@ -137,10 +138,13 @@ def test_lost_nodes_are_made_up_for_in_their_rack_and_healthy_stages_stay(api_se
     before = [stage["node"] for stage in status(api_server, namespace, "gpt")["stages"]]
     lost = before[1:3]
 
+    gone = [pod["metadata"] for pod in pods(api_server, namespace, "gpt") if pod["spec"]["nodeName"] in lost]
+
     api_server.kubectl("delete", "node", *lost)
-    api_server.kubectl(
-        "delete", "pod", "-n", namespace, "gpt-r0-s1", "gpt-r0-s2", "--grace-period=0", "--force", "--ignore-not-found"
-    )
+    for pod in gone:
+        # Those of the next attempt, which have the same names, may be there by now.
+        options = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod["uid"]}}
+        Client(api_server).send("DELETE", f"api/v1/namespaces/{namespace}/pods/{pod['name']}", options)
 
     wait_until(
         lambda: runs(api_server, namespace, "gpt", stages=4) and status(api_server, namespace, "gpt")["attempt"] > 1,

@@ -131,15 +131,18 @@ def test_every_log_line_is_one_json_object(api_server, namespace, tmp_path):
     [
         ("--metrics-port=99999", "'99999' is no port; use 1 to 65535"),
         ("--workers=0", "'0' is no whole number of at least 1"),
+        ("--kube-api-qps=-1", "'-1' is no number of requests a second; write for example 500, or 0"),
+        ("--kube-api-burst=0", "'0' is no whole number of at least 1"),
         ("--log-level=loud", "'loud' is no log level; use one of debug, info, warning, error"),
         ("--hardware=/nowhere/own.toml", "/nowhere/own.toml: No such file or directory"),
         ("--gang-timeout-seconds=-1", "'-1' is no number of seconds above 0; write for example 10"),
+        ("--start-timeout-seconds=0", "'0' is no number of seconds above 0; write for example 10"),
         ("--kubeconfig=/nowhere/config", "name a kubeconfig with --kubeconfig or KUBECONFIG, or run in a pod"),
     ],
 )
 def test_a_bad_setting_ends_it_with_code_2_and_a_sentence(flag, complaint, tmp_path):
     operator = OperatorProcess(tmp_path / "none", tmp_path, flag)
-    result = subprocess.run(operator.command, capture_output=True, text=True, timeout=30, check=False)
+    result = subprocess.run(operator.command, capture_output=True, text=True, timeout=120, check=False)
 
     assert result.returncode == 2
     assert complaint in result.stderr
@@ -149,7 +152,7 @@ def test_a_bad_setting_ends_it_with_code_2_and_a_sentence(flag, complaint, tmp_p
 def test_a_bad_environment_variable_gets_the_same_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("PIPELINEJOB_OPERATOR_WORKERS", "many")
     operator = OperatorProcess(tmp_path / "none", tmp_path)
-    result = subprocess.run(operator.command, capture_output=True, text=True, timeout=30, check=False)
+    result = subprocess.run(operator.command, capture_output=True, text=True, timeout=120, check=False)
 
     assert result.returncode == 2
     assert "'many' is no whole number of at least 1" in result.stderr

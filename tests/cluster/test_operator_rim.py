@@ -1,31 +1,41 @@
-"""The small parts of the operator's rim: election, events, metrics, what is kept of pods and nodes, typed errors."""
+"""The small parts of the operator's rim: election, metrics, a loop that is held, what is kept, typed errors."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import copy
+import gc
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
+from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from pipelinejob_operator.cluster import (
     ClusterError,
     ConflictError,
-    Event,
     ForbiddenError,
     InvalidError,
     Key,
+    TooLargeError,
     UnavailableError,
 )
 from pipelinejob_operator.kube import projection
 from pipelinejob_operator.kube.api import Api, GoneError, NotFoundError
-from pipelinejob_operator.kube.recorder import Recorder
-from pipelinejob_operator.process.leader import Elector, NotLeaderError
+from pipelinejob_operator.kube.sharing import Shared
+from pipelinejob_operator.process import garbage
+from pipelinejob_operator.process.jobmetrics import JobsText
+from pipelinejob_operator.process.leader import Elector, ForeignLeaseError, NotLeaderError
+from pipelinejob_operator.process.loopwatch import LoopWatch
 from pipelinejob_operator.process.opmetrics import OperatorMetrics
+from pipelinejob_operator.process.workqueue import WorkQueue
 
 # ---- election
 
@@ -56,7 +66,8 @@ class Leases:
             raise ConflictError("changed")
         if method != "GET":
             version = int(self.lease["metadata"]["resourceVersion"]) + 1 if self.lease else 1
-            self.lease = {**copy.deepcopy(dict(body)), "metadata": {"resourceVersion": str(version)}}
+            metadata = {**body["metadata"], "resourceVersion": str(version)}
+            self.lease = {**copy.deepcopy(dict(body)), "metadata": metadata}
         return copy.deepcopy(self.lease)
 
 
@@ -68,7 +79,7 @@ async def attempt(elector: Elector) -> bool:
 
 
 def elector(leases: Leases, clock: Clock, identity: str) -> Elector:
-    return Elector(leases, namespace="n", identity=identity, monotonic=clock)
+    return Elector(leases, namespace="n", name="lease", identity=identity, monotonic=clock)
 
 
 async def test_of_two_one_leads():
@@ -112,6 +123,18 @@ async def test_other_machines_clocks_mean_nothing():
     assert not await attempt(two)
 
 
+async def test_a_lease_of_another_program_is_never_taken_however_old_it_is():
+    leases, clock = Leases(), Clock()
+    leases.lease = {"metadata": {"resourceVersion": "1"}, "spec": {"holderIdentity": ""}}
+    one = elector(leases, clock, "one")
+
+    with pytest.raises(ForeignLeaseError, match="name another with --lease-name"):
+        await one._try()
+
+    assert leases.lease == {"metadata": {"resourceVersion": "1"}, "spec": {"holderIdentity": ""}}
+    assert not one.held
+
+
 async def test_after_an_outage_the_former_leader_leads_again():
     leases, clock = Leases(), Clock()
     one = elector(leases, clock, "one")
@@ -138,112 +161,197 @@ async def test_a_renewal_is_trusted_from_when_it_was_asked_for():
     assert not one.held
 
 
-# ---- events
-
-JOB = {"metadata": {"namespace": "n", "name": "job", "uid": "u"}}
-
-
-class Written:
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, dict[str, Any]]] = []
-
-    async def request(self, method: str, path: str, *, body: dict[str, Any], **_: Any) -> dict[str, Any]:
-        self.requests.append((method, body))
-        return body
-
-
-async def record(recorder: Recorder, written: Written, events: list[Event], *, expected: int) -> None:
-    running = asyncio.create_task(recorder.run())
-    for event in events:
-        recorder.record(JOB, event)
-    async with asyncio.timeout(30):
-        while len(written.requests) < expected:
-            await asyncio.sleep(0.001)
-    await asyncio.sleep(0.01)
-    running.cancel()
-
-
-async def test_an_event_that_repeats_is_one_series():
-    written = Written()
-    event = Event(type="Normal", reason="Waiting", message="no room")
-    await record(Recorder(written, instance="op"), written, [event] * 3, expected=3)
-
-    assert [method for method, _ in written.requests] == ["POST", "PATCH", "PATCH"]
-    assert written.requests[2][1]["series"]["count"] == 3
-
-
-async def test_a_jobs_events_are_limited_and_refill():
-    written, clock = Written(), Clock()
-    recorder = Recorder(written, instance="op", monotonic=clock)
-    events = [Event(type="Normal", reason="Noise", message=str(number)) for number in range(40)]
-    await record(recorder, written, events, expected=25)
-    assert len(written.requests) == 25
-
-    clock.now += 601
-    await record(recorder, written, events, expected=27)
-    assert len(written.requests) == 27
-
-
 # ---- metrics
 
 
+def exported(metrics: OperatorMetrics, jobs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Every sample by its name and labels, as a scrape has them."""
+    return {
+        f"{sample.name}{sorted(sample.labels.items())}": sample.value
+        for family in text_string_to_metric_families(b"".join(metrics.export(jobs)).decode())
+        for sample in family.samples
+    }
+
+
+def told(name: str, **labels: str) -> str:
+    return f"{name}{sorted({'namespace': 'n', 'pipelinejob': 'job', **labels}.items())}"
+
+
+def running(version: str = "7", **status: Any) -> dict[str, Any]:
+    metadata = {"namespace": "n", "name": "job", "uid": "u", "resourceVersion": version}
+    return {"metadata": metadata, "status": {"restarts": 2, **status}}
+
+
 def test_a_jobs_metrics_are_its_statuss_and_go_with_it():
-    jobs = [
-        {
-            "metadata": {"namespace": "n", "name": "job"},
-            "status": {
-                "restarts": 2,
-                "step": 120,
-                "loss": "2.431",
-                "bubble": "27.3%",
-                "conditions": [{"type": "Placed", "status": "True"}],
-                "crossings": {"leaf": 1, "node": 7},
-                "placement": {
-                    "crossed": "leaf 1, node 7",
-                    "penalty": "1.2%",
-                    "leastPenalty": "0.4%",
-                    "roomLeft": {"leaf": 5},
-                },
-            },
-        }
-    ]
+    placement = {
+        "crossed": "leaf 1, node 7",
+        "penalty": "1.2%",
+        "leastPenalty": "0.4%",
+        "roomLeft": {"leaf": 5},
+    }
+    measured = {"step": 120, "loss": "2.431", "bubble": "27.3%", "crossings": {"leaf": 1, "node": 7}}
+    jobs = [running(conditions=[{"type": "Placed", "status": "True"}], placement=placement, **measured)]
     metrics = OperatorMetrics()
-    metrics.describe_jobs(lambda: jobs)
-    labels = {"namespace": "n", "pipelinejob": "job"}
 
-    def value(name: str, **more: str) -> float | None:
-        return metrics.registry.get_sample_value(name, {**labels, **more})
+    values = exported(metrics, jobs)
 
-    assert value("pipelinejob_status_condition", type="Placed", status="True") == 1
-    assert value("pipelinejob_status_condition", type="Placed", status="False") == 0
-    assert value("pipelinejob_restarts_total") == 2
-    assert value("pipelinejob_job_step") == 120
-    assert value("pipelinejob_job_loss") == 2.431
-    assert value("pipelinejob_job_bubble_ratio") == pytest.approx(0.273)
-    assert value("pipelinejob_placement_crossings", level="leaf") == 1
-    assert value("pipelinejob_placement_crossings", level="node") == 7
-    assert value("pipelinejob_placement_penalty_ratio") == pytest.approx(0.012)
-    assert value("pipelinejob_placement_least_penalty_ratio") == pytest.approx(0.004)
-    assert value("pipelinejob_placement_room_left", level="leaf") == 5
+    assert values[told("pipelinejob_status_condition", type="Placed", status="True")] == 1
+    assert values[told("pipelinejob_status_condition", type="Placed", status="False")] == 0
+    assert values[told("pipelinejob_restarts_total")] == 2
+    assert values[told("pipelinejob_job_step")] == 120
+    assert values[told("pipelinejob_job_loss")] == 2.431
+    assert values[told("pipelinejob_job_bubble_ratio")] == pytest.approx(0.273)
+    assert values[told("pipelinejob_placement_crossings", level="leaf")] == 1
+    assert values[told("pipelinejob_placement_crossings", level="node")] == 7
+    assert values[told("pipelinejob_placement_penalty_ratio")] == pytest.approx(0.012)
+    assert values[told("pipelinejob_placement_least_penalty_ratio")] == pytest.approx(0.004)
+    assert values[told("pipelinejob_placement_room_left", level="leaf")] == 5
 
     jobs.clear()
-    assert value("pipelinejob_restarts_total") is None
+    assert told("pipelinejob_restarts_total") not in exported(metrics, jobs)
+
+
+def test_a_job_that_changed_is_told_anew_and_one_of_the_same_name_is_another():
+    jobs = [running(step=1)]
+    metrics = OperatorMetrics()
+    assert exported(metrics, jobs)[told("pipelinejob_job_step")] == 1
+
+    jobs[0] = running("8", step=2)
+    assert exported(metrics, jobs)[told("pipelinejob_job_step")] == 2
+
+    other = running("8", step=3)
+    other["metadata"]["uid"] = "v"
+    jobs[0] = other
+    assert exported(metrics, jobs)[told("pipelinejob_job_step")] == 3
+
+
+def test_of_a_job_that_did_not_change_nothing_is_read_again():
+    class Once(dict[str, Any]):
+        reads = 0
+
+        def get(self, key: str, default: Any = None) -> Any:
+            Once.reads += 1
+            return super().get(key, default)
+
+    text = JobsText()
+    first = b"".join(text.render([Once(running(step=1))]))
+    reads = Once.reads
+
+    assert b"".join(text.render([Once(running(step=1))])) == first
+    assert Once.reads == reads > 0
 
 
 def test_a_job_without_a_place_is_counted_under_the_reason_why():
     def job(name: str, **more: Any) -> dict[str, Any]:
         condition = {"type": "Placed", "status": "False", "reason": "NoRoom"}
-        return {"metadata": {"namespace": "n", "name": name}, "status": {"conditions": [condition], **more}}
+        metadata = {"namespace": "n", "name": name, "uid": name, "resourceVersion": "1"}
+        return {"metadata": metadata, "status": {"conditions": [condition], **more}}
 
     metrics = OperatorMetrics()
-    metrics.describe_jobs(lambda: [job("waits"), job("ended", completionTime="2026-01-02T03:04:05Z")])
+    jobs = [job("waits"), job("ended", completionTime="2026-01-02T03:04:05Z")]
+
+    values = exported(metrics, jobs)
+
+    assert values[told("pipelinejob_waiting_reason", pipelinejob="waits", reason="NoRoom")] == 1
+    assert told("pipelinejob_waiting_reason", pipelinejob="ended", reason="NoRoom") not in values
+
+
+def test_passes_in_work_are_told_while_they_are():
+    metrics = OperatorMetrics()
 
     def value(name: str) -> float | None:
-        labels = {"namespace": "n", "pipelinejob": name, "reason": "NoRoom"}
-        return metrics.registry.get_sample_value("pipelinejob_waiting_reason", labels)
+        return metrics.registry.get_sample_value(name, {"name": "pipelinejob"})
 
-    assert value("waits") == 1
-    assert value("ended") is None
+    with metrics.queue.working():
+        assert value("workqueue_unfinished_work_seconds") > 0
+        assert value("workqueue_longest_running_processor_seconds") > 0
+        assert value("workqueue_work_duration_seconds_count") in {None, 0}
+
+    assert value("workqueue_unfinished_work_seconds") == 0
+    assert value("workqueue_work_duration_seconds_count") == 1
+
+
+async def test_the_queue_counts_what_is_asked_for_once_however_often():
+    metrics = OperatorMetrics()
+    queue = WorkQueue[str](metrics=metrics.queue)
+    for key in ("a", "a", "b"):
+        queue.add(key)
+
+    assert metrics.registry.get_sample_value("workqueue_adds_total", {"name": "pipelinejob"}) == 2
+
+
+def test_the_head_of_the_line_grows_older_without_anybodys_help():
+    metrics = OperatorMetrics()
+    metrics.admission.line(3, head_since=datetime.now(UTC) - timedelta(hours=1))
+    metrics.admission.attempted("admitted")
+    metrics.admission.attempted("NoRoom")
+
+    def value(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(f"pipelinejob_operator_{name}", labels)
+
+    assert value("admission_waiting") == 3
+    assert value("admission_admitted_total") == 1
+    assert value("admission_attempts_total", result="NoRoom") == 1
+    assert 3600 <= value("queue_age_seconds") < value("queue_age_seconds")
+
+    metrics.admission.line(0, head_since=None)
+    assert value("queue_age_seconds") == 0
+
+
+# ---- the event loop
+
+
+async def test_who_holds_the_event_loop_is_measured_and_named():
+    metrics = OperatorMetrics()
+    with capture_logs() as logs:
+        watching = asyncio.create_task(LoopWatch(metrics, held_s=0.2).run())
+        await asyncio.sleep(0)
+
+        def is_named() -> bool:
+            return any("in hold_the_loop" in line.get("stack", "") for line in logs)
+
+        def hold_the_loop() -> None:
+            until_s = time.monotonic() + 60
+            while not is_named() and time.monotonic() < until_s:
+                time.sleep(0.01)
+
+        hold_the_loop()
+        async with asyncio.timeout(60):
+            while not any(line["event"] == "the event loop was held" for line in logs):
+                await asyncio.sleep(0.01)
+        watching.cancel()
+
+    assert is_named()
+    lag = "pipelinejob_operator_event_loop_lag_seconds"
+    within = metrics.registry.get_sample_value(f"{lag}_bucket", {"le": "0.1"})
+    assert metrics.registry.get_sample_value(f"{lag}_count") > within
+    assert metrics.registry.get_sample_value("pipelinejob_operator_event_loop_lag_max_seconds") >= 0.2
+
+
+def test_the_worst_of_the_last_minute_is_forgotten_after_it():
+    metrics, now_s = OperatorMetrics(), time.monotonic()
+    watch = LoopWatch(metrics)
+    worst = []
+    for at_s in (5.0, 5.2, 60.0, 66.0):
+        watch._tick(now_s + at_s)
+        watch._ticked_s = now_s + at_s + (0 if at_s != 5.2 else 54.6)
+        worst.append(metrics.registry.get_sample_value("pipelinejob_operator_event_loop_lag_max_seconds"))
+
+    assert worst[0] == worst[1] == worst[2] > 4
+    assert worst[3] == pytest.approx(5.9)
+
+
+def test_what_caches_hold_is_left_out_of_pythons_search_for_garbage():
+    held, thresholds = [{"a": [1]}], gc.get_threshold()
+    try:
+        garbage.search_seldom()
+        garbage.pass_over_what_is_held()
+
+        assert gc.get_threshold()[0] > thresholds[0]
+        assert not any(each is held for each in gc.get_objects())
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
 
 
 # ---- what is kept
@@ -274,6 +382,31 @@ def test_of_a_foreign_pod_only_what_takes_capacity_is_kept():
         "containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}}],
     }
     assert kept["status"] == {"phase": "Running"}
+
+
+def test_of_a_job_kubectls_copy_is_not_kept_and_other_annotations_are():
+    annotations = {"kubectl.kubernetes.io/last-applied-configuration": "{}", "team": "a"}
+    kept = projection.job({"metadata": {"name": "j", "annotations": annotations, "managedFields": []}, "spec": {}})
+
+    assert kept == {"metadata": {"name": "j", "annotations": {"team": "a"}}, "spec": {}}
+
+
+def test_equal_parts_of_objects_are_one_and_no_object_changes_by_it():
+    def pod(name: str) -> dict[str, Any]:
+        probe = {"httpGet": {"path": "/healthz", "port": 1}, "is": True}
+        container = {"name": name, "env": [{"name": "A", "value": name}, {"name": "B", "value": "b"}], "probe": probe}
+        return {"metadata": {"name": name, "labels": {"l": name}}, "spec": {"containers": [container]}}
+
+    shared = Shared()
+    one, two = shared.keep(pod("one")), shared.keep(pod("two"))
+
+    assert (one, two) == (pod("one"), pod("two"))
+    first, second = (each["spec"]["containers"][0] for each in (one, two))
+    assert first["probe"] is second["probe"]
+    assert first["env"][1] is second["env"][1]
+    assert first["env"][0] is not second["env"][0]
+    assert shared.keep({"metadata": {}, "spec": {"a": {"x": 1}}})["spec"]["a"] == {"x": 1}
+    assert shared.keep({"metadata": {}, "spec": {"a": {"x": True}}})["spec"]["a"]["x"] is True
 
 
 def test_a_nodes_heartbeat_does_not_matter_and_its_readiness_does():
@@ -307,6 +440,7 @@ def test_a_pods_job_is_its_controller_of_our_kind():
         (404, NotFoundError),
         (409, ConflictError),
         (410, GoneError),
+        (413, TooLargeError),
         (422, InvalidError),
         (429, UnavailableError),
         (500, UnavailableError),

@@ -36,6 +36,7 @@ FAULTS = {
     "an ERROR event with 410": faultproxy.error_event(410),
     "an HTML line in the stream": faultproxy.HTML_LINE,
     "HTTP 503 on everything": faultproxy.refuse_all(503),
+    "HTTP 429 on everything, with Retry-After": faultproxy.refuse_all(429, retry_after="1"),
     "frozen watches": faultproxy.FROZEN,
     "dropped connections": faultproxy.GONE,
 }
@@ -71,7 +72,7 @@ def replace_job(server: ApiServer, namespace: str) -> None:
 
 
 def submit_first(server: ApiServer, namespace: str) -> float:
-    """Give the seconds that it took to be placed."""
+    """Return the seconds that it took to be placed."""
     started = time.monotonic()
     server.apply(job(namespace, "first", stages=STAGES))
     wait_until(lambda: is_placed(server, namespace, "first", ranks=STAGES), "the first job is placed")

@@ -38,6 +38,43 @@ async def test_keys_come_in_the_order_they_were_added():
     assert [await take(queue) for _ in range(3)] == ["c", "a", "b"]
 
 
+async def test_an_urgent_key_comes_before_all_others_and_once():
+    queue = WorkQueue[str]()
+    for key in "cab":
+        queue.add(key)
+    queue.add("b", is_urgent=True)
+
+    assert len(queue) == 3
+    assert [await take(queue) for _ in range(3)] == ["b", "c", "a"]
+    for key in "cab":
+        queue.done(key)
+    assert await is_empty(queue)
+    assert queue.oldest_s() == 0
+
+
+async def test_a_key_that_is_wanted_urgently_while_in_work_comes_first_afterwards():
+    queue = WorkQueue[str]()
+    queue.add("a")
+    await take(queue)
+    queue.add("b")
+    queue.add("a", is_urgent=True)
+    queue.done("a")
+
+    assert [await take(queue) for _ in range(2)] == ["a", "b"]
+
+
+async def test_what_failed_is_tried_again_without_its_delay():
+    queue = WorkQueue[str]()
+    queue.add("a")
+    await take(queue)
+    for _ in range(20):
+        queue.add_after_failure("a")
+    queue.done("a")
+    queue.retry_failed()
+
+    assert await take(queue) == "a"
+
+
 async def test_a_key_in_work_is_not_handed_out_again_until_it_is_done():
     queue = WorkQueue[str]()
     queue.add("a")
@@ -162,3 +199,15 @@ async def test_a_closed_queue_wakes_all_who_wait_and_takes_nothing_more():
 
     assert await asyncio.wait_for(asyncio.gather(*waiting), 30) == [None, None, None]
     assert await take(queue) is None
+
+
+async def test_a_long_queue_whose_passes_end_is_not_stuck():
+    queue = WorkQueue[str]()
+    queue.add("first")
+    queue.add("last")
+    await asyncio.sleep(0.05)
+    first = await take(queue)
+
+    assert queue.stuck_s() >= 0.05
+    queue.done(first)
+    assert queue.stuck_s() < queue.oldest_s()

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from badinput import fields, values, with_value
-from pipelinejob import crd, names
-from pipelinejob.errors import InvalidManifestError
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob.status import PipelineJobStatus, decimal, percent
+from pipelinejob.base import names
+from pipelinejob.base.errors import InvalidManifestError
+from pipelinejob.spec import crd
+from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob.spec.status import PipelineJobStatus, decimal, percent
 from pipelinejob_operator.validation.crdfile import contents
 from pipelinejob_operator.validation.validate import defaulted, validate
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from local_pods import FAKE_TRAINER, PLAN, alive, job, pod, python
-from pipelinejob import names
-from pipelinejob.progress import Phase
+from pipelinejob.base import names
+from pipelinejob.contract.progress import Phase
 from pipelinejob_operator.cluster import ClusterError, ConflictError, InvalidError, Key, Object, Reference
 from pipelinejob_operator.local.cluster import LocalCluster
 from pipelinejob_operator.local.machine import Machine, read_machine
 from pipelinejob_operator.local.runfolder import RunFolder
+from processes import HANG_S
 
 KEY = Key("default", "job")
 
@@ -49,13 +50,18 @@ def only_pod(cluster: LocalCluster) -> Object:
     return found
 
 
+def reference(cluster: LocalCluster) -> Reference:
+    found = only_pod(cluster)["metadata"]
+    return Reference(kind="Pod", namespace=found["namespace"], name=found["name"], uid=found["uid"])
+
+
 def terminated(found: Object) -> Object:
     (status,) = found["status"]["containerStatuses"]
     ended: Object = status["state"]["terminated"]
     return ended
 
 
-async def until(condition: Callable[[], bool], *, timeout_s: float = 20) -> None:
+async def until(condition: Callable[[], bool], *, timeout_s: float = HANG_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
@@ -151,7 +157,7 @@ async def test_deleting_a_pod_stops_its_process_politely_and_then_forgets_it(
 ) -> None:
     await cluster.apply(pod(uid(cluster), command=python(FAKE_TRAINER)))
     await until(lambda: only_pod(cluster)["status"]["containerStatuses"][0]["ready"])
-    await cluster.delete(Reference(kind="Pod", namespace="default", name="job-r0-s0"))
+    await cluster.delete(reference(cluster))
 
     assert all(found["metadata"].get("deletionTimestamp") for found in cluster.pods(KEY))
     await until(lambda: not cluster.pods(KEY))
@@ -165,9 +171,9 @@ async def test_a_process_that_ignores_the_request_is_killed_after_its_grace(
     code = "import signal; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True)\nwhile True: signal.pause()"
     await cluster.apply(pod(uid(cluster), command=python(code), grace_s=1))
     await until(lambda: "deaf" in (folder.logs / "job-r0-s0.1.log").read_text())
-    await cluster.delete(Reference(kind="Pod", namespace="default", name="job-r0-s0"))
+    await cluster.delete(reference(cluster))
 
-    await until(lambda: not cluster.pods(KEY), timeout_s=10)
+    await until(lambda: not cluster.pods(KEY))
 
 
 async def test_a_delete_that_means_an_older_namesake_does_nothing(cluster: LocalCluster) -> None:
@@ -256,7 +262,7 @@ async def main():
 asyncio.run(main())
 """
     parent = subprocess.Popen([sys.executable, "-c", parent_code])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_S
     while not (pid_file.exists() and pid_file.read_text().endswith(" ")):
         assert time.monotonic() < deadline
         time.sleep(0.02)

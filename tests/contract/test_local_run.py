@@ -47,6 +47,9 @@ def test_a_run_ends_well_and_leaves_everything_it_promised(start, manifest: Path
     assert (summary["steps"], summary["state"], summary["restarts"]) == (20, "Succeeded", 0)
     assert summary["lossLast"] < summary["lossFirst"]
     assert summary["stages"][0]["bubbleRatio"]["measured"] == pytest.approx(0.25)
+    plan = json.loads((run.output / "plan.json").read_text())
+    cores = len(os.sched_getaffinity(0))
+    assert plan["prediction"]["concurrency"] == cores // max(1, cores // 2)
 
 
 def test_a_second_run_of_a_finished_job_says_so_and_trains_nothing(start, manifest: Path) -> None:
@@ -107,7 +110,7 @@ def test_a_second_ctrl_c_does_not_wait(start, tmp_path: Path) -> None:
     run.until(lambda: "again Ctrl-C" in run.said)
     run.interrupt()
 
-    assert run.wait(10) == 130
+    assert run.wait(45) == 130  # less than its grace period
     wait_until_gone(pids)
 
 
@@ -133,6 +136,29 @@ def test_a_users_error_fails_the_job_at_once_with_the_stages_last_words(start, m
     assert json.loads((run.output / "summary.json").read_text())["state"] == "Failed"
 
 
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        ("has_a_wrong_shape", "step 1, stage 0, micro-batch 0, forward pass: layer 2 (Linear) raised RuntimeError: "),
+        ("all_frozen", "spec.model: no parameter of any stage can be trained: all 7 have requires_grad false; give"),
+    ],
+)
+def test_what_is_wrong_in_a_users_layers_is_the_jobs_end_and_its_sentence(
+    start, tmp_path: Path, function: str, sentence: str
+) -> None:
+    model = {"entrypoint": f"faulty_models:{function}", "numLayers": 4}
+    manifest = tiny_manifest(tmp_path / "job.yaml", fake=False, model=model, parallelism={"pipeline": 1})
+
+    run = start(manifest, PYTHONPATH=str(Path(__file__).parents[1]))
+
+    assert run.wait() == 1
+    summary = json.loads((run.output / "summary.json").read_text())
+    assert (summary["state"], summary["attempts"], summary["restarts"]) == ("Failed", 1, 0)
+    assert sentence in summary["message"]
+    assert "failed with exit code 64" in summary["message"]
+    assert "UnexpectedError" not in run.said
+
+
 def test_a_failed_run_may_be_tried_again(start, manifest: Path) -> None:
     start(manifest, FAKE_EXIT="1:64").wait()
 
@@ -154,6 +180,43 @@ def test_a_run_killed_without_warning_leaves_no_process_and_goes_on(start, tmp_p
     again = start(tiny_manifest(tmp_path / "job.yaml", training={"steps": 20}))
     assert again.wait() == 0, again.said
     assert "there is no checkpoint yet" in again.said
+
+
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [(signal.SIGINT, ()), (signal.SIGINT, ("--fresh",)), (signal.SIGTERM, ()), (signal.SIGKILL, ("--fresh",))],
+    ids=str,
+)
+def test_a_run_ended_while_its_layers_are_measured_can_be_gone_on_with(
+    manifest: Path, tmp_path: Path, number: signal.Signals, options: tuple[str, ...]
+) -> None:
+    run = Run(manifest, tmp_path / "out", "--prompt", "")
+    run.until((run.output / "logs" / "profile.log").exists)
+    measuring = run.pids()
+    run.process.send_signal(number)
+
+    assert run.wait() == (-number if number is signal.SIGKILL else 130), run.said
+    wait_until_gone(measuring)
+    assert "Traceback" not in run.said
+    again = Run(manifest, tmp_path / "out", *QUICK, *options)
+    assert again.wait() == 0, again.said
+    assert again.steps() == 20
+
+
+def test_results_that_an_interrupted_run_did_not_come_to_write_are_written_by_the_same_command(
+    start, manifest: Path
+) -> None:
+    first = start(manifest)
+    first.wait()
+    for name in ("summary.json", "report.html"):
+        (first.output / name).unlink()
+
+    again = start(manifest)
+
+    assert again.wait() == 0, again.said
+    assert "finished after 20 steps" in again.said
+    assert json.loads((again.output / "summary.json").read_text())["steps"] == 20
+    assert (again.output / "report.html").exists()
 
 
 def test_two_runs_do_not_share_a_folder(start, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelinejob.errors import InvalidManifestError
+from pipelinejob.base.errors import InvalidManifestError
 from pipelinejob_operator.validation.manifest_files import load_manifests
 
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from local_cli import Run, tiny_manifest
-from pipelinejob.cost import Profile
-from pipelinejob.plan import CostSource
+from pipelinejob.contract.plan import CostSource
+from pipelinejob.costs.layers import Profile
+from processes import HANG_S
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("processor-heavy")]
-SLOW_S = 240  # torch imports take seconds each, and the machine may be busy
+pytestmark = pytest.mark.xdist_group("processor-heavy")
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     program = [sys.executable, "-c", "from pipelinejob_operator.cli import main; main()"]
     environment = {**os.environ, "COLUMNS": "120"}
     return subprocess.run(
-        [*program, *map(str, arguments)], capture_output=True, text=True, timeout=SLOW_S, env=environment, check=False
+        [*program, *map(str, arguments)], capture_output=True, text=True, timeout=HANG_S, env=environment, check=False
     )
 
 
@@ -34,7 +34,7 @@ def test_a_profile_a_run_and_what_the_run_measured(tmp_path: Path) -> None:
 
     measured = command("profile", job, "-o", first)
     run = Run(job, tmp_path / "out", "--profile", str(first), "--prompt", "")
-    code = run.wait(SLOW_S)
+    code = run.wait()
     refined = command("profile", "--run", tmp_path / "out", "-o", second)
     planned = command("plan", job, "--profile", second)
 

@@ -10,9 +10,8 @@ import pytest
 
 from local_cli import Run, tiny_manifest, wait_until_gone
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("processor-heavy")]
+pytestmark = pytest.mark.xdist_group("processor-heavy")
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SLOW_S = 240  # torch imports take seconds each, and the machine may be busy
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def start(tmp_path: Path) -> Iterator:
 
 
 def losses(output: Path) -> dict[int, float]:
-    """Give the loss of each step; of a repeated one the last."""
+    """Return the loss of each step; of a repeated one the last."""
     lines = (output / "steps.jsonl").read_text().splitlines()
     return {record["step"]: record["loss"] for record in map(json.loads, lines)}
 
@@ -44,7 +43,7 @@ def test_a_manifest_becomes_a_trained_model_a_report_and_a_sample(start, tmp_pat
         )
     )
 
-    assert run.wait(SLOW_S) == 0, run.said
+    assert run.wait() == 0, run.said
     summary = json.loads((run.output / "summary.json").read_text())
     assert summary["state"] == "Succeeded"
     assert summary["lossFirst"] == pytest.approx(5.55, abs=0.2)
@@ -63,7 +62,7 @@ def test_a_manifest_becomes_a_trained_model_a_report_and_a_sample(start, tmp_pat
 def test_layers_of_ones_own_are_trained_in_replicas(start) -> None:
     run = start(EXAMPLES / "own-layers.yaml", "--steps", "12", "--prompt", "", PYTHONPATH=str(EXAMPLES))
 
-    assert run.wait(SLOW_S) == 0, run.said
+    assert run.wait() == 0, run.said
     summary = json.loads((run.output / "summary.json").read_text())
     assert (summary["steps"], len(summary["stages"])) == (12, 4)
     assert summary["lossLast"] < summary["lossFirst"]
@@ -73,22 +72,22 @@ def test_a_run_that_was_stopped_and_resumed_has_the_losses_of_one_that_never_was
     quick = ("--no-profile", "--prompt", "")
     manifest = tiny_manifest(tmp_path / "job.yaml", fake=False, training={"steps": 250})
     run = start(manifest, *quick)
-    run.until(lambda: run.steps() >= 5, timeout_s=SLOW_S)
+    run.until(lambda: run.steps() >= 5)
     pids = run.pids()
     run.interrupt()
-    assert run.wait(SLOW_S) == 130, run.said
+    assert run.wait() == 130, run.said
     wait_until_gone(pids)
     stopped_after = max(losses(run.output))
 
     again = start(manifest, *quick)
-    again.until(lambda: max(losses(run.output)) > stopped_after, timeout_s=SLOW_S)
+    again.until(lambda: max(losses(run.output)) > stopped_after)
     os.kill(again.pids()[-1], signal.SIGKILL)
-    assert again.wait(SLOW_S) == 0, again.said
+    assert again.wait() == 0, again.said
     assert "Restarting" in again.said
     interrupted = losses(run.output)
 
     whole = Run(manifest, tmp_path / "whole", *quick)
-    assert whole.wait(SLOW_S) == 0, whole.said
+    assert whole.wait() == 0, whole.said
     assert 5 <= stopped_after < 250
     assert sorted(interrupted) == list(range(1, 251))
     assert interrupted == losses(whole.output)

@@ -3,10 +3,11 @@
 import pytest
 
 from badinput import manifest
-from pipelinejob.errors import InvalidManifestError
+from pipelinejob.base.errors import InvalidManifestError
+from pipelinejob.scheduler.catalogue import FAMILIES, build, family
 from pipelinejob.schedules.actions import ScheduleError
-from pipelinejob.schedules.catalogue import FAMILIES, build, family
-from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
+from pipelinejob.schedules.families import ASYNCHRONOUS
+from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
 from pipelinejob_operator.validation.validate import validate
 
@@ -15,7 +16,7 @@ MODEL = {"gpt": {"numLayers": 14, "hiddenSize": 64, "numHeads": 4}}  # 16 layers
 
 
 def refused(name: ScheduleName, **changes) -> set[str]:
-    """Give the fields that are complained about in a job on four stages."""
+    """Return the fields that are complained about in a job on four stages."""
     clip_norm = 0 if name in ASYNCHRONOUS else 1
     schedule = {"name": name.value, "microBatches": 8} | changes.pop("schedule", {})
     spec = {"spec.model": MODEL, "spec.schedule": schedule, "spec.training.clipNorm": clip_norm}

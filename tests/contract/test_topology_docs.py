@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from pipelinejob import fabric
-from pipelinejob.topology import PROFILES
+from pipelinejob.fabric import synthetic as fabric
+from pipelinejob.fabric.topology import PROFILES
 from pipelinejob_operator.validation.manifest_files import load_manifests
 from pipelinejob_operator.validation.topology_profiles import validate_profile
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipelinejob.errors import InvalidManifestError
-from pipelinejob.topology import NodeInfo, Topology
-from pipelinejob.topology_profile import Link, MissingLabels
+from pipelinejob.base.errors import InvalidManifestError
+from pipelinejob.fabric.topology import NodeInfo, Topology
+from pipelinejob.spec.topology_profile import Link, MissingLabels
 from pipelinejob_operator.objects.topology_profiles import profiles_of
 from pipelinejob_operator.validation.topology_profiles import validate_profile
 from profilesamples import BAD, GOOD, profile

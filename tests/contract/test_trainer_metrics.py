@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from gangs import plan
-from pipelinejob.spec import Evaluation
-from pipelinejob_trainer.account import Account
+from pipelinejob.spec.job import Evaluation
+from pipelinejob_trainer.process.stage_status import StageStatus
 
 CHART = Path(__file__).parents[2] / "charts" / "pipelinejob-operator"
 # Of the operator: it knows conditions, restarts, places and what is waited for, the stages do not.
@@ -20,7 +20,7 @@ def _asked_for() -> set[str]:
 
 def test_every_metric_of_a_stage_that_the_chart_asks_for_exists() -> None:
     evaluated = plan(2, 2, evaluation=Evaluation(interval_steps=1))
-    text = Account(evaluated, stage=0, replica=0, attempt=1).metrics().decode()
+    text = StageStatus(evaluated, stage=0, replica=0, attempt=1).metrics().decode()
     exported = set(re.findall(r"^(pipelinejob_\w+)\{", text, re.MULTILINE))
     asked_for = _asked_for()
 

@@ -3,8 +3,8 @@
 import pytest
 
 from badinput import ABSENT, CHANGES, ENVELOPES, FIELDS, GOOD, RULES, UNSEEN, Bad, Change, manifest
-from pipelinejob.errors import InvalidManifestError
-from pipelinejob.spec import PipelineJobSpec, ScheduleName
+from pipelinejob.base.errors import InvalidManifestError
+from pipelinejob.spec.job import PipelineJobSpec, ScheduleName
 from pipelinejob_operator.validation.validate import defaulted, validate, validate_change
 
 BAD = [*RULES, *FIELDS, *ENVELOPES, *UNSEEN]

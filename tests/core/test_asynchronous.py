@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelinejob.schedules.actions import ActionKind, ScheduleError
-from pipelinejob.schedules.asynchronous import pipedream, pipedream_2bw
+from pipelinejob.schedules.makers.asynchronous import pipedream, pipedream_2bw
 from pipelinejob.schedules.memory import live_versions, peak_activations
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.text import parse, render

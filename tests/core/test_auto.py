@@ -9,21 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exact import least_makespan
+from pipelinejob.scheduler.auto import search
+from pipelinejob.scheduler.catalogue import build, named
+from pipelinejob.scheduler.local_search import local_search
+from pipelinejob.scheduler.lower_bound import (
+    job_shop_for,
+    lower_bound_s,
+    one_copy_routings,
+    preemptive_makespan,
+    two_copy_routings,
+)
 from pipelinejob.schedules.actions import Route, ScheduleError, folded, looped, straight
-from pipelinejob.schedules.auto import search
-from pipelinejob.schedules.bounds import double_ways, lower_bound_s, preemptive_makespan, shop_for, single_ways
-from pipelinejob.schedules.catalogue import build, named
-from pipelinejob.schedules.climb import climb
 from pipelinejob.schedules.costs import CostModel, Costs, Link, equal_shares, shares
-from pipelinejob.schedules.greedy import Patience, list_schedule
+from pipelinejob.schedules.job_shop.job_shop import JobShop, Orders
+from pipelinejob.schedules.job_shop.list_scheduler import Patience, list_schedule
+from pipelinejob.schedules.job_shop.orders import fused, orders_of, schedule_of
 from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.schedules.orders import fused, orders_of, schedule_of
 from pipelinejob.schedules.setting import Setting
-from pipelinejob.schedules.shop import Orders, Shop
 from pipelinejob.schedules.text import parse, render
-from pipelinejob.schedules.validate import is_valid, validate
-from pipelinejob.simulate import simulate
+from pipelinejob.schedules.validate import validate
+from pipelinejob.simulation.simulate import simulate
 from random_profiles import best_named_s, random_profile
 
 CLOSE = 1e-9
@@ -31,6 +37,14 @@ CLOSE = 1e-9
 
 def makespan_s(schedule, setting: Setting) -> float:
     return simulate(schedule, setting.costs_of(*schedule.routes)).makespan_s
+
+
+def is_valid(schedule, *, activation_caps=None) -> bool:
+    try:
+        validate(schedule, activation_caps=activation_caps)
+    except ScheduleError:
+        return False
+    return True
 
 
 # Against the named schedules
@@ -192,7 +206,7 @@ def test_small_cases_are_solved_exactly_but_for_a_few_and_bounds_hold(num_chunks
     for seed in range(24):
         setting = whole_numbers(seed, num_chunks)
         found = search(setting, lambda _: ())  # without help
-        least = min(least_makespan(shop_for(ways, setting)) for ways in single_ways(setting))
+        least = min(least_makespan(job_shop_for(routing, setting)) for routing in one_copy_routings(setting))
 
         assert found.bound_s - 1e-6 <= least <= found.makespan_s + 1e-6
         exact += found.makespan_s <= least + 1e-6
@@ -240,43 +254,43 @@ def test_no_named_schedule_is_below_the_bound(seed):
 
 
 @st.composite
-def shop_and_priorities(draw) -> tuple[Shop, Setting, tuple, list[float]]:
+def shop_and_priorities(draw) -> tuple[JobShop, Setting, tuple, list[float]]:
     setting = draw(any_setting())
-    ways = draw(st.sampled_from([*single_ways(setting), *double_ways(setting)]))
-    shop = shop_for(ways, setting)
+    routing = draw(st.sampled_from([*one_copy_routings(setting), *two_copy_routings(setting)]))
+    shop = job_shop_for(routing, setting)
     shuffle = random.Random(draw(st.integers(0, 10**9)))
-    return shop, setting, ways, [shuffle.random() for _ in range(shop.num_jobs)]
+    return shop, setting, routing, [shuffle.random() for _ in range(shop.num_jobs)]
 
 
 @given(case=shop_and_priorities(), patience=st.floats(0, 1), forth=st.booleans())
 @settings(deadline=None)
 def test_whatever_the_priorities_passes_either_way_keep_caps_and_never_deadlock(case, patience, forth):
-    shop, setting, ways, priority = case
+    shop, setting, routing, priority = case
     side = shop if forth else shop.mirrored()
 
     made = list_schedule(side, priority, Patience(forward=patience, input=patience, weight=patience))
     orders = made.orders if forth else shop.mirror(made.orders)
 
-    validate(schedule_of(shop, orders, *ways), activation_caps=setting.activation_caps)
+    validate(schedule_of(shop, orders, *routing), activation_caps=setting.activation_caps)
 
 
 @given(case=shop_and_priorities())
 @settings(deadline=None)
 def test_what_flows_is_what_validate_accepts(case):
-    shop, _, ways, priority = case
+    shop, _, routing, priority = case
     eager = Patience(forward=1.0, input=1.0, weight=1.0)
 
     orders = list_schedule(shop, priority, eager, sends_ahead=math.inf).orders
 
-    assert shop.flows(orders) == is_valid(schedule_of(shop, orders, *ways))
+    assert shop.flows(orders) == is_valid(schedule_of(shop, orders, *routing))
 
 
 @given(case=shop_and_priorities())
 @settings(deadline=None)
 def test_a_shops_clock_is_the_simulators(case):
-    shop, setting, ways, priority = case
+    shop, setting, routing, priority = case
     orders = list_schedule(shop, priority, Patience()).orders
-    schedule = schedule_of(shop, orders, *ways)
+    schedule = schedule_of(shop, orders, *routing)
 
     started = shop.play(orders)
 
@@ -289,28 +303,28 @@ def test_a_shops_clock_is_the_simulators(case):
 @given(case=shop_and_priorities())
 @settings(deadline=None)
 def test_climbing_makes_nothing_longer_and_keeps_what_passes_kept(case):
-    shop, setting, ways, priority = case
+    shop, setting, routing, priority = case
     orders = list_schedule(shop, priority, Patience(forward=1.0, input=1.0, weight=1.0)).orders
 
-    better = climb(shop, orders, tries=40)
+    better = local_search(shop, orders, tries=40)
 
     assert length(shop, better) <= length(shop, orders)
-    validate(schedule_of(shop, better, *ways), activation_caps=setting.activation_caps)
+    validate(schedule_of(shop, better, *routing), activation_caps=setting.activation_caps)
 
 
 @given(case=shop_and_priorities())
 @settings(deadline=None)
 def test_backwards_made_whole_make_no_step_longer(case):
-    shop, setting, ways, priority = case
+    shop, setting, routing, priority = case
     orders = list_schedule(shop, priority, Patience()).orders
 
-    schedule = schedule_of(shop, orders, *ways, fused(shop, orders))
+    schedule = schedule_of(shop, orders, *routing, fused(shop, orders))
 
     validate(schedule, activation_caps=setting.activation_caps)
     assert makespan_s(schedule, setting) <= length(shop, orders) * (1 + 1e-9)
 
 
-def length(shop: Shop, orders: Orders) -> float:
+def length(shop: JobShop, orders: Orders) -> float:
     started = shop.play(orders)
     assert started is not None
     return shop.makespan(started)
@@ -319,11 +333,11 @@ def length(shop: Shop, orders: Orders) -> float:
 def test_climbing_swaps_what_stands_in_the_way():
     costs = shares(forward_s=[1, 1], input_s=[1, 1], weight_s=[3, 3])
     setting = Setting(num_ranks=2, num_micro_batches=2, num_chunks=1, costs=costs)
-    ways = single_ways(setting)[0]
-    shop = shop_for(ways, setting)
+    routing = one_copy_routings(setting)[0]
+    shop = job_shop_for(routing, setting)
     late = parse("F0 F1 I0 W0 I1 W1\nF0 I0 W0 F1 I1 W1\n")
 
-    better = climb(shop, orders_of(shop, late), tries=50)
+    better = local_search(shop, orders_of(shop, late), tries=50)
 
     assert length(shop, orders_of(shop, late)) == 12
     assert length(shop, better) == lower_bound_s(setting) == 11

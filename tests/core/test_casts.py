@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipelinejob.cost import LayerCost, Profile
-from pipelinejob.plan import CostSource
-from pipelinejob.planner import make_plan
-from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.contract.plan import CostSource
+from pipelinejob.costs.layers import LayerCost, Profile
+from pipelinejob.planning.planner import make_plan
+from pipelinejob.spec.job import PipelineJobSpec
 
 
 def memory(schedule, *, cast_bytes):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipelinejob.errors import SpecError
+from pipelinejob.base.errors import SpecError
 from pipelinejob_operator.local.beginning import Beginning, Way, begin
 
 CHANGE = SpecError("spec.model", "model cannot change: the checkpoints hold this one")
@@ -18,13 +18,23 @@ def job(*, steps: int = 100, **status: Any) -> dict[str, Any]:
     }
 
 
-def began(previous: dict[str, Any] | None, *, steps: int = 100, checkpoints: bool = True, changes=()) -> Beginning:
+def began(
+    previous: dict[str, Any] | None, *, fresh: bool = False, steps: int = 100, checkpoints: bool = True, changes=()
+) -> Beginning:
     wanted = {"metadata": {"name": "job"}, "spec": {"training": {"steps": steps}}}
-    return begin(wanted, previous, has_checkpoints=checkpoints, changes=changes, folder="runs/job")
+    return begin(wanted, previous, is_fresh=fresh, has_checkpoints=checkpoints, changes=changes, folder="runs/job")
 
 
 def test_an_empty_folder_is_a_new_run() -> None:
-    assert began(None).way is Way.NEW
+    assert began(None, checkpoints=False).way is Way.NEW
+
+
+def test_checkpoints_of_a_job_that_nobody_remembers_are_not_deleted_unasked() -> None:
+    beginning = began(None)
+
+    assert beginning.way is Way.REFUSED
+    assert "holds checkpoints, but not the job that wrote them" in beginning.message
+    assert began(None, fresh=True).way is Way.NEW
 
 
 @pytest.mark.parametrize("state", ["Training", "Suspended", "Failed", "Restarting"])

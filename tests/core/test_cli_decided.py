@@ -3,16 +3,17 @@
 import pytest
 import yaml
 
-from pipelinejob.errors import SpecError
+from pipelinejob.base.errors import SpecError
 from pipelinejob_operator.cli.decided import decided
-from pipelinejob_operator.cli.manifests import read_jobs
+from pipelinejob_operator.cli.manifests import jobs_in, read_documents
 from pipelinejob_operator.local.machine import Machine
 
 MACHINE = Machine(hostname="here", cores=4, memory_bytes=2**34)
 
 
 def job(manifest, **changes):
-    (found,) = read_jobs(manifest(**changes))
+    file = manifest(**changes)
+    (found,) = jobs_in(read_documents(file), file)
     return found
 
 

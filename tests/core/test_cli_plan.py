@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelinejob.cost import analytic_profile
-from pipelinejob.plan import Plan
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob_operator.report.numbers import seconds
-from pipelinejob_operator.report.plan_view import gib
+from pipelinejob.contract.plan import Plan
+from pipelinejob.costs.layers import analytic_profile
+from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob_operator.report.numbers import gib, seconds
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "stdlib-gpt.yaml"
 
@@ -321,3 +320,39 @@ def test_the_plan_of_layers_of_unknown_cost_states_ratios_and_no_seconds(call, m
     assert "predicted: bubble" in result.out
     assert "the number of layers alone" in result.out
     assert not [word for word in ("tokens/s", " ms", " µs", "MiB") if word in result.out]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--manifests", "--gantt"), "--gantt: --manifests prints objects, not a timeline; give one of the two"),
+        (("--gantt", "-o", "json"), "--gantt: draws for people, and -o json is for programs; give one of them"),
+        (("--image", "mine:1"), "--image mine:1: stands in what --manifests prints; give that too"),
+        (
+            ("--manifests", "--alternatives", "3"),
+            "--alternatives 3: --manifests prints the objects of the plan alone; leave one of them out, or add --html",
+        ),
+        (("--product", "H100"), "--product H100: stdlib-gpt computes on processors; leave it out"),
+        (("--alternatives", "3"), "--alternatives 3: there are none: stages on processors share them; leave it out"),
+    ],
+    ids=" ".join,
+)
+def test_an_option_that_would_do_nothing_is_refused(call, manifest, options, said: str) -> None:
+    result = call("plan", manifest(), *options)
+
+    assert (result.code, result.out, result.err) == (2, "", f"error: {said}\n")
+
+
+def test_alternatives_need_devices_to_be_priced_on(call, manifest) -> None:
+    result = call("plan", manifest(device="gpu"), "--alternatives", "3")
+
+    assert result.err == (
+        "error: --alternatives 3: on which devices? Name them with --product, --nodes, --fabric or --kubeconfig\n"
+    )
+
+
+def test_manifests_in_json_are_a_list_that_kubectl_takes(call, manifest) -> None:
+    listed = json.loads(call("plan", manifest(), "--manifests", "-o", "json").out)
+
+    assert (listed["apiVersion"], listed["kind"]) == ("v1", "List")
+    assert listed["items"] == list(yaml.safe_load_all(call("plan", manifest(), "--manifests").out))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelinejob.plan import Plan
+from pipelinejob.contract.plan import Plan
 
 FABRICS = Path(__file__).parents[2] / "examples" / "fabrics"
 UNEVEN = FABRICS / "uneven-leaf-spine.yaml"
@@ -163,6 +163,15 @@ def test_a_manifest_that_leaves_degrees_open_is_planned_onto_nodes(call, gpu_job
     assert plan["fits"] is True
     assert plan["schedule"]["name"] == "1F1B"
     assert all(rank["node"] for rank in plan["stages"])
+
+
+def test_the_manifests_of_an_open_job_are_those_of_what_was_chosen(call, gpu_job) -> None:
+    file = gpu_job(parallelism={"gpus": 4}, schedule={"name": "1F1B", "globalBatchSize": 16})
+    ranks = told(call, file, "--fabric", UNEVEN)["stages"]
+
+    objects = list(yaml.safe_load_all(call("plan", file, "--fabric", UNEVEN, "--manifests").out))
+
+    assert [each["kind"] for each in objects] == ["ConfigMap", "Service"] + ["Pod"] * len(ranks)
 
 
 def test_gpus_given_count_before_those_of_an_open_manifest(call, gpu_job) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelinejob.cost import Profile, analytic_profile
-from pipelinejob.plan import CostSource
-from pipelinejob.planner import make_plan, predicted_timeline
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob.timeline import Timeline
+from pipelinejob.base.timeline import Timeline
+from pipelinejob.contract.plan import CostSource
+from pipelinejob.costs.layers import Profile, analytic_profile
+from pipelinejob.planning.planner import make_plan, predicted_timeline
+from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob_operator.objects.costs import costs_config_map
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "stdlib-gpt.yaml"
@@ -21,7 +21,7 @@ def example_spec() -> PipelineJobSpec:
 
 
 def costs(factor: float = 1.0) -> Profile:
-    """Give costs of the example's layers, `factor` times as long as counted."""
+    """Return costs of the example's layers, `factor` times as long as counted."""
     spec = example_spec()
     counted = analytic_profile(spec.model, spec.data, spec.schedule, spec.training, device=spec.device)
     passes = ("forward_s", "backward_input_s", "backward_weight_s", "optimizer_s")

@@ -1,22 +1,23 @@
 """What a run leaves for people: the summary, the report and the trace, from data alone."""
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
 
 import run_samples
-from pipelinejob.plan import CostSource
-from pipelinejob.schedules.catalogue import FAMILIES
+from pipelinejob.base.timeline import Span, SpanKind, StageTimeline, Timeline
+from pipelinejob.contract.plan import CostSource
+from pipelinejob.scheduler.catalogue import FAMILIES
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.status import PipelineJobStatus, State
-from pipelinejob.timeline import Span, SpanKind, StageTimeline, Timeline
-from pipelinejob_operator.report.gantt import Panel, gantt
-from pipelinejob_operator.report.html import html_report, typical_step
+from pipelinejob.spec.status import PipelineJobStatus, State
 from pipelinejob_operator.report.looks import BACKWARD, INPUT, LOOKS, WEIGHT, style_sheet
 from pipelinejob_operator.report.marks import row
 from pipelinejob_operator.report.numbers import plain, seconds, ticks
+from pipelinejob_operator.report.pages.run import run_page, typical_step
+from pipelinejob_operator.report.pictures.gantt import Panel, gantt
 from pipelinejob_operator.report.run_view import layers
 from pipelinejob_operator.report.summary import RunSummary, seconds_by_cause, summarise
 from pipelinejob_operator.report.trace import chrome_trace, offsets
@@ -40,7 +41,7 @@ def page(made: RunSummary | None = None, **changes: object) -> str:
         "measured": run_samples.measured(),
         "schedule": run_samples.schedule(),
     }
-    return html_report(made or summary(), **{**content, **changes})
+    return run_page(made or summary(), **{**content, **changes})
 
 
 def test_the_summary_lays_measured_beside_predicted() -> None:
@@ -183,7 +184,7 @@ def test_all_that_is_drawn_has_a_colour_and_no_two_kinds_of_work_look_alike_to_c
 
 
 def seen_apart(one: str, other: str) -> float:
-    """Give the distance of two colours (OKLab, hundredths; 2 is just noticeable) to whom tells them apart least."""
+    """Return the distance of two colours (OKLab, hundredths; 2 is just noticeable) to whom tells them apart least."""
     return min(
         100 * sum((a - b) ** 2 for a, b in zip(oklab(eye, one), oklab(eye, other), strict=True)) ** 0.5
         for eye in (NORMAL, PROTANOPIA, DEUTERANOPIA, TRITANOPIA)
@@ -402,3 +403,86 @@ def test_of_layers_of_unknown_cost_no_seconds_and_no_bytes_are_predicted() -> No
     assert {(stage.parameters, stage.memory_bytes.predicted) for stage in made.stages} == {(None, None)}
     assert "no timeline was predicted" in written
     assert written.count("measured; predicted –") == 2
+
+
+def test_memory_is_compared_process_with_process_and_tensors_stand_apart() -> None:
+    plan = run_samples.plan()
+    made = summarise(
+        plan,
+        status=run_samples.status(),
+        steps=run_samples.steps(),
+        predicted=run_samples.predicted(),
+        measured=run_samples.measured(),
+        process_bytes=600 * 2**20,
+    )
+
+    assert {stage.tensor_bytes for stage in made.stages} == {40 * 2**20}
+    assert {stage.memory_bytes.predicted for stage in made.stages} == {640 * 2**20}
+    assert page(made).count('<td class="predicted">40 MiB</td><td class="predicted">640 MiB</td>') == 4
+
+
+def test_of_a_process_whose_own_memory_is_not_known_nothing_is_predicted_beside_its_peak() -> None:
+    made = summary()
+
+    assert {(stage.tensor_bytes, stage.memory_bytes.predicted) for stage in made.stages} == {(40 * 2**20, None)}
+
+
+def test_an_arrow_begins_within_the_span_that_sends() -> None:
+    events = traced(run_samples.predicted(), run_samples.measured())
+
+    spans = {}
+    for event in events:
+        if event["ph"] == "X":
+            spans.setdefault((event["pid"], event["tid"]), []).append((event["ts"], event["ts"] + event["dur"], event))
+    for arrow in (event for event in events if event["ph"] == "s"):
+        (sending,) = (span for start, end, span in spans[arrow["pid"], arrow["tid"]] if start < arrow["ts"] < end - 0.1)
+        assert sending["cat"] == ("forward" if arrow["name"] == "activation" else "backward_input")
+        assert f".{sending['args']['microBatch']}" in arrow["id"][-3:]
+
+
+def test_on_a_phone_every_chart_keeps_its_size_and_scrolls_in_its_box() -> None:
+    written = page()
+
+    assert written.count("<svg") == written.count('<div class="scroll"><div class="chart" style="--full:1076px;') == 3
+    assert "@media (max-width: 760px) { .chart { min-width: var(--full); }" in written
+
+
+def test_waiting_is_thin_wherever_it_is_drawn_so_that_no_colour_alone_tells_it_from_work() -> None:
+    written = page()
+
+    assert '<i class="forward"></i>' in written
+    assert '<i class="warm-up thin"></i>' in written
+    bars = written.split('aria-label="Where each stage&#x27;s time went, measured"')[1].split("</svg>")[0]
+    heights = {
+        kind: {float(each) for each in re.findall(rf'<rect class="{kind}"[^>]*height="([\d.]+)"', bars)}
+        for kind in ("forward", "warm-up")
+    }
+    assert heights == {"forward": {24.0}, "warm-up": {14.0}}
+
+
+def test_labels_of_one_panel_are_all_written_in_the_same_form() -> None:
+    def labels(width: float) -> set[str]:
+        rows = tuple(
+            row(stage, "rank", write=plain, schedule=run_samples.schedule("Interleaved1F1B"))
+            for stage in run_samples.predicted("Interleaved1F1B").stages
+        )
+        span_s = max(each.end_s for each in rows)
+        drawn = gantt([Panel(rows=rows)], span_s=span_s, label="one", write=plain, width=width)
+        return {text.text or "" for text in ET.fromstring(drawn).iter("text") if (text.text or "")[:1] in {"F", "B"}}
+
+    assert {"F0", "F0.1", "B7.1"} <= labels(4000)
+    assert not [label for label in labels(1000) if "." in label]
+
+
+def test_nothing_that_is_written_in_a_chart_is_cut_off_by_the_box_that_it_scrolls_in() -> None:
+    written = page()
+
+    pictures = [ET.fromstring(f"<svg{rest.split('</svg>')[0]}</svg>") for rest in written.split("<svg")[1:]]
+    room_px = {"right": 18, "below": 4}  # the padding of .chart
+    assert "padding: 0 18px 4px 0" in written
+    for picture in pictures:
+        _, _, width, height = map(float, picture.get("viewBox", "").split())
+        for text in picture.iter("text"):
+            reach = {"start": 1, "middle": 0.5, "end": 0}[text.get("text-anchor", "")] * 6.6 * len(text.text or "")
+            assert float(text.get("x", 0)) + reach <= width + room_px["right"], text.text
+            assert float(text.get("y", 0)) <= height + room_px["below"], text.text

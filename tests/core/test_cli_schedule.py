@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelinejob.scheduler.catalogue import FAMILIES, build
 from pipelinejob.schedules import torch_csv
-from pipelinejob.schedules.catalogue import FAMILIES, build
 from pipelinejob.schedules.costs import equal_shares
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.text import parse, render
-from pipelinejob.simulate import simulate
+from pipelinejob.simulation.simulate import simulate
 from pipelinejob_operator.cli import main
 from pipelinejob_operator.cli.gantt import row_lines
 from pipelinejob_operator.report.numbers import plain
@@ -464,3 +464,69 @@ def test_a_file_that_is_no_text_is_refused(call, tmp_path: Path) -> None:
 
     assert result.code == 2
     assert "is no text" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("1F1B", "--vertical-sync"),
+            "--vertical-sync: 1F1B keeps no older weights to agree on; it goes with PipeDream",
+        ),
+        (("1F1B", "--update-interval", "2"), "--update-interval 2: 1F1B updates once a step; leave it out"),
+        (
+            ("1F1B", "--width", "90", "-o", "csv"),
+            "--width 90: is of the chart, and -o csv prints none; give one of them",
+        ),
+    ],
+    ids=str,
+)
+def test_an_option_that_would_do_nothing_is_refused(call, arguments, said: str) -> None:
+    result = call("show", *arguments, "-p", 2, "-m", 4)
+
+    assert (result.code, result.err) == (2, f"error: {said}\n")
+
+
+def test_a_schedule_of_a_file_says_itself_how_many_chunks_it_has(call, tmp_path) -> None:
+    (tmp_path / "own.txt").write_text("F0 B0\n")
+
+    result = call("show", "custom", "--file", tmp_path / "own.txt", "-v", 2)
+
+    assert (result.code, result.err) == (
+        2,
+        "error: -v 2: a schedule of a file says itself how many chunks it has; leave it out\n",
+    )
+
+
+def test_the_comparison_begins_with_legend_and_axis_and_explains_its_shades(call, tmp_path) -> None:
+    file = tmp_path / "page.html"
+
+    call("compare", "-p", 4, "-m", 8, "--schedules", "ZB-V,DualPipe,1F1B", "--html", file)
+
+    written = file.read_text()
+    assert written.index('<ul class="legend">') < written.index("<svg")
+    assert "chunk 1 or direction 1</li>" in written or "direction 1 or chunk 1</li>" in written
+    texts = [
+        each.text
+        for each in ET.fromstring("<svg" + written.split("<svg")[1].split("</svg>")[0] + "</svg>").iter("text")
+    ]
+    first_title = next(index for index, text in enumerate(texts) if text and "makespan" in text)
+    assert "0" in texts[: texts.index("rank 0")][: first_title + 1]
+    assert "version of the weights after an @" in written
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("-v", "2"), "-v 2: none of these schedules has a choice of chunks; leave it out"),
+        (
+            ("--update-interval", "2"),
+            "--update-interval 2: none of these schedules updates within a step; leave it out",
+        ),
+    ],
+    ids=" ".join,
+)
+def test_what_none_of_the_compared_schedules_has_a_choice_of_is_refused(call, options, said: str) -> None:
+    result = call("compare", "-p", 2, "-m", 4, "--schedules", "1F1B,GPipe", *options)
+
+    assert (result.code, result.err) == (2, f"error: {said}\n")

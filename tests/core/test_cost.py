@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipelinejob.cost import LayerCost, analytic_profile, layer_names
-from pipelinejob.errors import SpecError
-from pipelinejob.plan import CostSource
-from pipelinejob.spec import Data, Device, Model, ScheduleSpec, Training
+from pipelinejob.base.errors import SpecError
+from pipelinejob.contract.plan import CostSource
+from pipelinejob.costs.layers import LayerCost, analytic_profile, layer_names
+from pipelinejob.spec.job import Data, Device, Model, ScheduleSpec, Training
 
 GPT = {"gpt": {"numLayers": 6, "hiddenSize": 128, "numHeads": 4}}
 GPT3 = {"gpt": {"numLayers": 96, "hiddenSize": 12288, "numHeads": 96, "vocabularySize": 50257}}

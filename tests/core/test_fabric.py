@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelinejob import fabric
-from pipelinejob.errors import InvalidManifestError
-from pipelinejob.topology_profile import Link
+from pipelinejob.base.errors import InvalidManifestError
+from pipelinejob.fabric import synthetic as fabric
+from pipelinejob.spec.topology_profile import Link
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "fabrics"
 

@@ -2,9 +2,9 @@
 
 import re
 
-from pipelinejob.plan import Assignment, Placement
-from pipelinejob_operator.report.fabric_picture import crossings_by_class, fabric_picture
+from pipelinejob.contract.plan import Assignment, Placement
 from pipelinejob_operator.report.fabric_view import FabricView, NodeView
+from pipelinejob_operator.report.pictures.fabric import crossings_by_class, fabric_picture
 
 LEVELS = ("spine", "leaf", "node")
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipelinejob.errors import SpecError
-from pipelinejob.families import decoder_of, model_of
-from pipelinejob.huggingface import decoder_of_config
+from pipelinejob.base.errors import SpecError
+from pipelinejob.models.huggingface import decoder_of_config
+from pipelinejob.spec.job import Model
 
 
 def llama(**others):
@@ -295,9 +295,9 @@ def test_what_cannot_be_read_is_named(config, path, says):
 
 
 def test_a_config_makes_a_model_of_embedding_blocks_and_head():
-    model = model_of(llama(num_hidden_layers=2))
+    model = Model.of_config(llama(num_hidden_layers=2))
 
     assert model.num_layers == 4
-    assert decoder_of(model, sequence_length=128).layer_names == ("embedding", "block-0", "block-1", "head")
+    assert model.layer_sizes(128).layer_names == ("embedding", "block-0", "block-1", "head")
     assert model.tied_bytes == 0
-    assert model_of(LLAMA_3_2_1B).tied_bytes == 4 * 128256 * 2048
+    assert Model.of_config(LLAMA_3_2_1B).tied_bytes == 4 * 128256 * 2048

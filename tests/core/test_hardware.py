@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipelinejob.hardware import Hardware, HardwareError, default, parse
-from pipelinejob.spec import Device, Precision
+from pipelinejob.fabric.hardware import Hardware, HardwareError, default, parse
+from pipelinejob.spec.job import Device, Precision
 from pipelinejob_operator.process import settings
 
 

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelinejob.schedules.costs import Link, equal_shares
-from pipelinejob.schedules.flush import one_f_one_b
-from pipelinejob.schedules.interleaved import forward_only, interleaved_1f1b, looped_bfs
+from pipelinejob.schedules.makers.flush import one_f_one_b
+from pipelinejob.schedules.makers.interleaved import forward_only, interleaved_1f1b, looped_bfs
 from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.text import render
 from pipelinejob.schedules.validate import validate
-from pipelinejob.simulate import simulate
+from pipelinejob.simulation.simulate import simulate
 from schedule_oracles import torchs_schedule
 
 few = st.integers(1, 8)
@@ -20,7 +20,7 @@ chunks = st.integers(1, 4)
 
 
 def bubble(schedule) -> float:
-    """Give the makespan beyond a rank's work, where a rank's share of a forward takes 1 s and of a backward 2 s."""
+    """Return the makespan beyond a rank's work, where a rank's share of a forward takes 1 s and of a backward 2 s."""
     result = simulate(schedule, equal_shares(schedule.num_ranks)(schedule.routes))
     return pytest.approx(result.makespan_s - result.compute_s[0])
 

@@ -47,7 +47,15 @@ def test_the_wheel_carries_all_three_packages(package, wheel):
 
 def test_the_wheel_carries_the_data_on_hardware(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        assert "pipelinejob/hardware.toml" in archive.namelist()
+        assert "pipelinejob/fabric/hardware.toml" in archive.namelist()
+
+
+def test_the_wheel_carries_the_templates_of_pages(wheel):
+    folder = ROOT / "operator" / "src" / "pipelinejob_operator" / "report" / "pages" / "templates"
+    with zipfile.ZipFile(wheel) as archive:
+        carried = {name for name in archive.namelist() if "/templates/" in name}
+
+    assert carried == {f"pipelinejob_operator/report/pages/templates/{file.name}" for file in folder.iterdir()}
 
 
 def test_the_core_imports_in_an_environment_of_its_own(wheel, tmp_path):
@@ -60,8 +68,8 @@ import sys
 for module in ("kopf", "kubernetes", "torch", "prometheus_client", "yaml"):
     sys.modules[module] = None  # importing it now fails
 sys.path.insert(0, {str(pure)!r})
-import pipelinejob.planner
-print(pipelinejob.planner.__file__)
+import pipelinejob.planning.planner
+print(pipelinejob.planning.planner.__file__)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
 

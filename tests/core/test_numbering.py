@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelinejob.numbering import BoundPod, number
-from pipelinejob.prices import Prices, crossing_prices
-from pipelinejob.topology import NodeInfo, Topology
+from pipelinejob.fabric.topology import NodeInfo, Topology
+from pipelinejob.placement.numbering import BoundPod, number
+from pipelinejob.placement.prices import Prices, crossing_prices
 
 LEVELS = ("pod", "leaf")
 
 
 def fabric(*leaves, pods=1):
-    """Give nodes in leaves of these sizes, the leaves in so many pods."""
+    """Return nodes in leaves of these sizes, the leaves in so many pods."""
     return [
         NodeInfo(name=f"n{leaf}-{index}", labels={"pod": f"p{leaf * pods // len(leaves)}", "leaf": f"l{leaf}"})
         for leaf, size in enumerate(leaves)
@@ -28,7 +28,7 @@ def topology(nodes):
 
 
 def bound(nodes, *, shapes=None, names=None):
-    """Give a pod on each of these nodes."""
+    """Return a pod on each of these nodes."""
     return [
         BoundPod(
             name=(names or (lambda index: f"pod-{index:03}"))(index),

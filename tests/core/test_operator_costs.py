@@ -6,8 +6,8 @@ import pytest
 
 from jobs import job, nodes
 from operatorworld import World
-from pipelinejob.cost import LayerCost, Profile
-from pipelinejob.plan import CostSource
+from pipelinejob.contract.plan import CostSource
+from pipelinejob.costs.layers import LayerCost, Profile
 from pipelinejob_operator.cluster import ForbiddenError
 from pipelinejob_operator.objects.costs import costs_config_map
 
@@ -123,10 +123,10 @@ def test_a_change_is_seen_at_the_next_plan():
 def test_an_operator_that_may_not_read_config_maps_says_so():
     world = World(nodes(2))
 
-    async def refused(namespace, name):
+    async def refused(kind, namespace, name):
         raise ForbiddenError("configmaps is forbidden")
 
-    world.cluster.config_map = refused
+    world.cluster.look_up = refused
     key = submitted(world)
 
     assert "may not be read by the operator: configmaps is forbidden" in world.condition(key, "Placed")["message"]

@@ -108,7 +108,7 @@ class Mortal(World):
 
 
 def outcome(world):
-    """Give all objects, without what tells one writing of the same from another."""
+    """Return all objects, without what tells one writing of the same from another."""
     found = {}
     for name, item in world.cluster.objects.items():
         kept = copy.deepcopy(dict(item))

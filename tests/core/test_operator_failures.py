@@ -4,8 +4,8 @@ import pytest
 
 from jobs import job, node, nodes
 from operatorworld import World
-from pipelinejob import names
-from pipelinejob.progress import Termination
+from pipelinejob.base import names
+from pipelinejob.contract.progress import Termination
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def test_a_failed_stage_restarts_the_whole_gang_as_the_next_attempt(world):
     assert [stage["restarts"] for stage in status["stages"]] == [0, 1]
     assert {pod["metadata"]["labels"][names.LABEL_ATTEMPT] for pod in world.cluster.all_pods()} == {"2"}
     assert world.told() == [
-        *("Admitted", "Placed", "StagesReady", "StageFailed", "Restarting"),
-        *("Admitted", "Placed", "StagesReady"),
+        *("Placed", "StagesReady", "StageFailed", "Restarting"),
+        *("Placed", "StagesReady"),
     ]
 
 
@@ -254,7 +254,7 @@ def waiting(reason, message):
 
 
 def test_an_image_that_cant_be_pulled_names_stage_image_and_remedy_and_ends_the_job_in_time(world):
-    key = world.submit(job())
+    key = world.submit(job(failurePolicy={"maxRestarts": 0}))
     world.settle()
     world.cluster.bind()
     pod = world.cluster.pod("gpt-r0-s1")
@@ -268,7 +268,9 @@ def test_an_image_that_cant_be_pulled_names_stage_image_and_remedy_and_ends_the_
     world.cluster.pass_time(300)
     world.settle()
 
-    assert world.condition(key, "Succeeded")["reason"] == "ImagePullBackOff"
+    succeeded = world.condition(key, "Succeeded")
+    assert succeeded["reason"] == "RestartsExhausted"
+    assert "it did not start within 300 s: ImagePullBackOff: no such host" in succeeded["message"]
     assert all(pod["metadata"].get("deletionTimestamp") or not pod for pod in world.cluster.all_pods())
 
 
@@ -316,7 +318,7 @@ def test_a_gang_that_is_not_bound_in_time_is_taken_back_and_tried_again(world):
     assert world.condition(key, "Placed")["reason"] == "GangTimeout"
     assert "volume node affinity conflict" in world.condition(key, "Placed")["message"]
 
-    world.cluster.pass_time(10)
+    world.cluster.pass_time(121)
     world.train()
 
     assert (world.status(key)["state"], world.status(key)["attempt"]) == ("Training", 2)

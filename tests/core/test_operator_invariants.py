@@ -1,14 +1,15 @@
 """Whatever happens, in whatever order: the invariants hold at every step, and once the world is kind all jobs end."""
 
 import hypothesis.strategies as st
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, precondition, rule
 
 from fakecluster import phase
 from jobs import job, node, nodes
 from operatorworld import World, check
+from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.cluster import ClusterError, ConflictError, ForbiddenError, Key
+from pipelinejob_operator.objects.job import read_job
 
 CODES = [1, 64, 75, 137, 143]
 
@@ -105,6 +106,21 @@ class Adversity(RuleBasedStateMachine):
         if running:
             self.world.cluster.set_pod(data.draw(st.sampled_from(running)), phase="Failed", code=code)
 
+    @rule(data=st.data(), code=st.sampled_from([0, *CODES]))
+    def a_trainer_ends_beside_a_container_that_lives_on(self, data, code):
+        running = [pod for pod in self.world.cluster.all_pods() if phase(pod) == "Running"]
+        if running:
+            self.world.cluster.set_pod(data.draw(st.sampled_from(running)), phase="Running", code=code)
+
+    @rule(data=st.data())
+    def a_kubelet_refuses_a_pod(self, data):
+        self.settle()
+        self.world.cluster.bind()
+        bound = [pod for pod in self.world.cluster.all_pods() if "nodeName" in pod["spec"] and phase(pod) == "Pending"]
+        if bound:
+            pod = data.draw(st.sampled_from(bound))
+            self.world.cluster.set_pod(pod, phase="Failed", reason="UnexpectedAdmissionError")
+
     @rule(data=st.data())
     def a_container_ends_and_others_take_their_time(self, data):
         self.train()
@@ -144,6 +160,21 @@ class Adversity(RuleBasedStateMachine):
     def invariants_hold(self):
         check(self.world)
         assert "InvalidTemplate" not in str(self.world.cluster.jobs()), "a pod was written over another"
+
+    @invariant()
+    def the_room_that_is_kept_equals_one_that_is_made_anew(self):
+        controller = self.world.controller
+        kept = controller._room
+        kept.refresh()
+        anew = Room(
+            self.world.cache,
+            admitted=controller._admitted,
+            settings=self.world.settings,
+            read=read_job,
+            clock=lambda: self.world.cluster.now,
+        )
+        anew.refresh()
+        assert kept.has_unshown_promises or kept.state() == anew.state()
 
     def teardown(self):
         """Be kind for long enough: then every job that fits has ended, and nothing is left running."""
@@ -189,4 +220,3 @@ TestAdversity = Adversity.TestCase
 TestAdversity.settings = settings(
     max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
-TestAdversity = pytest.mark.timeout(240)(TestAdversity)

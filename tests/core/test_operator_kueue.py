@@ -9,6 +9,7 @@ from jobs import job, nodes
 from operatorworld import Mortal, World
 from pipelinejob_operator.cluster import InvalidError, Reference
 from pipelinejob_operator.controller.observe import read_admitted
+from pipelinejob_operator.objects.job import read_job
 
 NOW = {"lastTransitionTime": "2026-01-01T00:00:00Z"}
 QUEUE = {"kueue.x-k8s.io/queue-name": "team-a"}
@@ -209,7 +210,9 @@ def test_the_plan_is_made_for_the_devices_of_the_flavor():
     key = world.submit(queued())
     world.settle()
     kueue.admit("slow")
-    draft = world.controller._draft(read_admitted(world.cluster, world.cluster.job(key), (), world.settings)[0])
+    draft = world.controller._draft(
+        read_admitted(world.cluster, read_job(world.cluster.job(key)), (), world.settings)[0]
+    )
 
     world.train(key)
 

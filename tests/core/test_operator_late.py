@@ -1,11 +1,13 @@
 """Late binding: another scheduler chooses the nodes, and the stages are numbered along them, once for each attempt."""
 
+from datetime import timedelta
+
 import pytest
 
 from jobs import job, node, nodes
 from operatorworld import Mortal, World
-from pipelinejob import names
-from pipelinejob.plan import Plan
+from pipelinejob.base import names
+from pipelinejob.contract.plan import Plan
 from pipelinejob_operator.cluster import ConflictError, InvalidError
 
 LATE = {"scheduling": {"binding": "Late"}}
@@ -35,7 +37,7 @@ def train(world, **where):
 
 
 def ranks(world):
-    """Give what each pod was told."""
+    """Return what each pod was told."""
     return {
         pod["metadata"]["name"]: pod["metadata"].get("annotations", {}).get(names.ANNOTATION_RANK)
         for pod in world.cluster.all_pods()
@@ -80,6 +82,22 @@ def test_what_the_other_scheduler_is_told_in_the_template_stays():
     assert pod["spec"]["schedulingGates"] == [{"name": "theirs"}]
     assert pod["metadata"]["annotations"]["scheduling.k8s.io/group-name"] == "mine"
     assert pod["metadata"]["labels"]["kai.scheduler/queue"] == "q"
+
+
+def test_pods_keep_off_nodes_that_refused_one_of_late():
+    world = World(leaves())
+    key = world.submit(late())
+    until = (world.cluster.now + timedelta(seconds=60)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    refusal = {"node": "a0", "until": until, "message": "no healthy devices present"}
+    world.cluster._put({**world.cluster.job(key), "status": {"refusedNodes": [refusal]}})
+
+    world.settle()
+
+    required = world.cluster.pod("gpt-p0")["spec"]["affinity"]["nodeAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    field = {"key": "metadata.name", "operator": "NotIn", "values": ["a0"]}
+    assert required == {"nodeSelectorTerms": [{"matchFields": [field]}]}
 
 
 def test_nobody_is_numbered_before_all_are_bound():
@@ -202,6 +220,23 @@ def test_a_pod_lost_before_the_numbers_takes_the_gang_back(end):
 
     assert world.condition(key, "Placed")["reason"] == "GangLost"
     assert "pod gpt-p1 went before the gang was whole" in world.condition(key, "Placed")["message"]
+
+
+def test_a_node_that_refuses_a_pod_before_the_numbers_is_kept_off_by_the_next():
+    world = World(leaves())
+    key = world.submit(late())
+    world.settle()
+    pod = world.cluster.pod("gpt-p1")
+    words = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no healthy devices present"}
+    world.cluster._put(pod | {"spec": pod["spec"] | {"nodeName": "a0"}, "status": words})
+
+    world.settle()
+
+    placed = world.condition(key, "Placed")
+    assert placed["reason"] == "GangLost"
+    assert "UnexpectedAdmissionError: no healthy devices present" in placed["message"]
+    assert placed["message"].endswith("; node a0 will be left out until 2026-01-01T00:02:00Z")
+    assert [each["node"] for each in world.status(key)["refusedNodes"]] == ["a0"]
 
 
 def test_a_pod_that_nobody_bound_yet_is_made_again_if_somebody_deletes_it():

@@ -7,9 +7,9 @@ import pytest
 
 from jobs import job, node, nodes
 from operatorworld import SETTINGS, World
-from pipelinejob import names
-from pipelinejob.plan import Plan
-from pipelinejob.progress import Phase, Progress, Termination
+from pipelinejob.base import names
+from pipelinejob.contract.plan import Plan
+from pipelinejob.contract.progress import Phase, Progress, Termination
 from pipelinejob_operator.cluster import ConflictError, ForbiddenError, InvalidError
 
 
@@ -35,7 +35,7 @@ def test_a_job_goes_from_manifest_to_success(world):
     assert world.condition(key, "Succeeded")["status"] == "True"
     assert (status["step"], status["steps"], status["progress"]) == (100, 100, "100%")
     assert status["completionTime"] == "2026-01-01T00:00:00Z"
-    assert world.told() == ["Admitted", "Placed", "StagesReady", "Succeeded"]
+    assert world.told() == ["Placed", "StagesReady", "Succeeded"]
 
 
 def test_a_second_reconcile_changes_nothing(world):
@@ -346,6 +346,11 @@ def test_pods_left_by_a_namesake_are_waited_for(world):
 
     for pod in left:
         world.cluster.objects.pop(("Pod", "default", pod["metadata"]["name"]))
+    world.settle()
+    assert "Service gpt (of an earlier job of this name)" in world.condition(key, "Placed")["message"]
+
+    for kind, name in (("ConfigMap", "gpt-plan"), ("Service", "gpt")):
+        world.cluster.objects.pop((kind, "default", name))
     world.train()
 
     assert world.status(key)["state"] == "Training"
@@ -467,7 +472,7 @@ def test_a_pod_that_is_deleted_just_before_its_gang_is_let_go_is_not_made_anew(w
     world.cache.freeze()
     world.cluster.objects.pop(("Pod", "default", "gpt-r0-s1"))
 
-    with pytest.raises(ConflictError, match="uid"):
+    with pytest.raises(ConflictError, match="gone"):
         world.reconcile(key)
 
     assert [pod["metadata"]["name"] for pod in world.cluster.all_pods()] == ["gpt-r0-s0"]

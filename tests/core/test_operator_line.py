@@ -4,9 +4,10 @@ import pytest
 
 from jobs import job, node, nodes, priority_class
 from operatorworld import World
-from pipelinejob_operator.cluster import Key
+from pipelinejob_operator.cluster import ForbiddenError, Key
 
 LOW, HIGH = "low", "high"
+ON_A, ON_B = ({"spec": {"nodeSelector": {"pool": pool}}} for pool in "ab")
 
 
 def classes(world):
@@ -169,6 +170,81 @@ def test_nobody_goes_past_a_long_line():
     last = submit(world, "last", stages=1)
 
     assert world.condition(last, "Placed")["reason"] == "NotItsTurn"
+
+
+def test_a_long_line_keeps_nobody_from_nodes_that_it_could_not_use():
+    world = World([*(node(f"a{n}", labels={"pool": "a"}) for n in range(3)), node("b0", labels={"pool": "b"})])
+    submit(world, "running", stages=2, template=ON_A)
+    world.train()
+    for number in range(9):
+        submit(world, f"waiting{number}", stages=3, template=ON_A)
+    on_a = submit(world, "on-a", stages=1, template=ON_A)
+    on_b = submit(world, "on-b", stages=1, template=ON_B)
+
+    assert states(world, on_a, on_b) == ["Waiting", "Starting"]
+
+
+def test_a_resumed_job_waits_from_then_on_and_keeps_nobody_from_nodes_that_it_could_not_use():
+    world = World([node("a", gpus=2, labels={"pool": "a"}), node("b", gpus=2, labels={"pool": "b"})])
+    first = submit(world, "first", stages=2, template=ON_A)
+    world.train()
+    world.cluster.edit(first, suspend=True)
+    world.train()
+    world.cluster.finish_deletions()
+    world.train()
+    second = submit(world, "second", stages=2, template=ON_A)
+    world.train()
+    world.cluster.pass_time(1)
+    world.cluster.edit(first, suspend=False)
+    world.settle()
+    third = submit(world, "third", stages=2, template=ON_B)
+
+    assert states(world, first, second, third) == ["Waiting", "Training", "Starting"]
+    assert world.status(first)["waitsFor"] == ["default/second"]
+    assert world.condition(first, "Placed")["message"].endswith("room is kept for it until default/second has ended")
+
+
+def test_a_resumed_job_stands_behind_those_that_waited_meanwhile():
+    world = World(nodes(1))
+    first = submit(world, "first", stages=1)
+    world.train()
+    world.cluster.edit(first, suspend=True)
+    world.train()
+    world.cluster.finish_deletions()
+    second = submit(world, "second", stages=1)
+    world.train()
+    third = submit(world, "third", stages=1)
+    world.cluster.pass_time(1)
+    world.cluster.edit(first, suspend=False)
+    world.train()
+    end(world, second)
+
+    assert states(world, first, third) == ["Waiting", "Training"]
+
+
+def test_a_job_that_comes_back_from_a_refusal_keeps_nobody_from_nodes_that_it_could_not_use():
+    world = World([node("a", gpus=2, labels={"pool": "a"}), node("b", gpus=2, labels={"pool": "b"})])
+    refuse(world, "first")
+    first = submit(world, "first", stages=2, template=ON_A)
+    second = submit(world, "second", stages=2, template=ON_A)
+    world.train()
+    world.cluster.refuse = lambda verb, item: None
+    world.cluster.pass_time(60)
+    world.settle()
+    third = submit(world, "third", stages=2, template=ON_B)
+
+    assert states(world, first, second, third) == ["Waiting", "Training", "Starting"]
+    assert world.status(first)["waitsFor"] == ["default/second"]
+
+
+def refuse(world, name):
+    """Let a quota refuse the pods of this job."""
+
+    def judge(verb, item):
+        is_its_pod = verb == "apply" and item["kind"] == "Pod" and item["metadata"]["name"].startswith(f"{name}-")
+        return ForbiddenError("exceeded quota: compute") if is_its_pod else None
+
+    world.cluster.refuse = judge
 
 
 # Who makes way

@@ -10,9 +10,10 @@ import yaml
 
 from jobs import job
 from operatorworld import SETTINGS
-from pipelinejob import names
+from pipelinejob.base import names
 from pipelinejob_operator.objects.job import Rank, read_job
-from pipelinejob_operator.objects.manifests import headless_service, stage_pod
+from pipelinejob_operator.objects.manifests import headless_service, let_go, stage_pod
+from pipelinejob_operator.objects.pod_template import merge
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -89,12 +90,17 @@ def test_manifests_are_what_kubernetes_takes(name):
 
 
 def test_letting_a_pod_go_changes_nothing_but_gate_and_affinity():
-    gated, free = render(), render(node="n0")
+    others = {"name": "quota.example.org/held"}
+    gated = render(template={"spec": {"affinity": {"podAffinity": {}}, "schedulingGates": [others]}})
+    gated["spec"]["containers"][0]["image"] = "mirror.corp/trainer:1"  # as admission changed it
+    free = merge(gated, let_go(gated, "n0"))
 
-    gated["spec"].pop("schedulingGates")
-    free["spec"].pop("affinity")
-
-    assert gated == free
+    pin = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n0"]}]}
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [pin]}}
+    affinity = {"podAffinity": {}, "nodeAffinity": required}
+    assert free == {**gated, "spec": {**gated["spec"], "schedulingGates": [others], "affinity": affinity}}
+    assert set(let_go(gated, "n0")) == {"spec"}
+    assert set(let_go(gated, "n0")["spec"]) == {"schedulingGates", "affinity"}
 
 
 def test_a_node_is_added_to_every_term_of_a_users_affinity():

@@ -3,7 +3,6 @@
 import math
 
 import hypothesis.strategies as st
-import pytest
 from hypothesis import HealthCheck, given, settings
 
 from fakecluster import phase
@@ -99,7 +98,6 @@ def fits_empty(each, *, num_nodes):
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-@pytest.mark.timeout(300)
 @given(
     num_nodes=st.integers(1, 3),
     jobs=st.lists(sizes, min_size=3, max_size=8),

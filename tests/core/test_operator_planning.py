@@ -6,7 +6,7 @@ import pytest
 
 from jobs import job, node, nodes
 from operatorworld import World
-from pipelinejob.plan import Plan
+from pipelinejob.contract.plan import Plan
 
 RACK = "topology.kubernetes.io/rack"
 PRODUCT = "nvidia.com/gpu.product"

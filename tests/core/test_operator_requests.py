@@ -5,10 +5,10 @@ from fractions import Fraction
 import pytest
 
 from jobs import node
-from pipelinejob.quantities import quantity
+from pipelinejob.base.quantities import quantity
 from pipelinejob_operator.admission.capacity import free_room
 from pipelinejob_operator.objects.pod_template import merge
-from pipelinejob_operator.objects.pods import pod_requests
+from pipelinejob_operator.objects.requests import pod_requests
 
 
 @pytest.mark.parametrize(

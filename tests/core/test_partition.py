@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelinejob.errors import SpecError
-from pipelinejob.partition import partition
+from pipelinejob.base.errors import SpecError
+from pipelinejob.planning.partition import partition
 
 
 def widths(cuts):

@@ -5,9 +5,9 @@ from itertools import combinations, pairwise
 
 import pytest
 
-from pipelinejob.errors import SpecError
-from pipelinejob.partition_chunks import partition_chunks
-from pipelinejob.partition_ties import quickest
+from pipelinejob.base.errors import SpecError
+from pipelinejob.planning.chunks import partition_chunks
+from pipelinejob.planning.ties import quickest
 from pipelinejob.schedules.actions import folded, looped, straight
 
 SHAPES = {

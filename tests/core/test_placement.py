@@ -10,11 +10,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipelinejob.errors import NoPlacementError, SpecError
+from pipelinejob.base.errors import NoPlacementError, SpecError
+from pipelinejob.fabric.topology import NodeInfo, Topology
+from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.place import place
-from pipelinejob.placement.room import Demand
-from pipelinejob.spec import TopologyScope
-from pipelinejob.topology import NodeInfo, Topology
+from pipelinejob.spec.job import TopologyScope
 
 GPU = "nvidia.com/gpu"
 POD, LEAF = "backend.coreweave.cloud/superpod", "backend.coreweave.cloud/leafgroup"
@@ -247,7 +247,7 @@ def two_leaves(*, free=(6, 2)):
             stages(8),
             [gpu_node("z", pod="A", leaf="x", unusable="is cordoned")],
             {},
-            "no node can take a pod: 1 node (is cordoned); make one ready, or add some",
+            "no node can take a pod: z is cordoned; make one ready, or add some",
         ),
         (
             stages(2),

@@ -9,11 +9,11 @@ from statistics import mean
 
 import pytest
 
-from pipelinejob.objective import Objective
-from pipelinejob.placement.again import place_again
+from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.place import place
-from pipelinejob.placement.room import Demand
-from pipelinejob.spec import TopologyScope
+from pipelinejob.placement.repair import repair
+from pipelinejob.spec.job import TopologyScope
+from pipelinejob.spec.objective import Objective
 from placement_fabrics import anchors, anchors_occupied
 
 FABRIC = anchors()
@@ -23,7 +23,7 @@ ODD = frozenset(node.name for node in FABRIC.nodes) - EVEN
 
 
 def stages(count, *, unlike=False):
-    """Give a chain of stages that take a node each; unlike ones ask for different amounts of memory."""
+    """Return a chain of stages that take a node each; unlike ones ask for different amounts of memory."""
     return [
         Demand(replica=0, stage=stage, requests={"nvidia.com/gpu": 8, "memory": 2**30 * (stage if unlike else 0)})
         for stage in range(count)
@@ -44,7 +44,7 @@ def on(nodes, demands, **options):
 
 
 def means(demands, **options):
-    """Give superpod crossings, leaf crossings, and the largest chain in a superpod and in a leaf that still fits."""
+    """Return superpod crossings, leaf crossings, and the largest chain in a superpod and in a leaf that still fits."""
     return tuple(
         mean(each) for each in zip(*(on(anchors_occupied(FABRIC, s), demands, **options) for s in SEEDS), strict=True)
     )
@@ -97,7 +97,7 @@ def test_a_lost_nodes_stage_stays_in_the_superpod_while_that_has_a_free_node(see
         for node in nodes
     )
 
-    again = place_again(demands, FABRIC.topology, nodes, before=before, lost=frozenset([lost.node]))
+    again = repair(demands, FABRIC.topology, nodes, before=before, lost=frozenset([lost.node]))
 
     assert has_room
     assert again.crossings["x/superpod"] == 0

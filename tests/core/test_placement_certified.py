@@ -7,9 +7,9 @@ from functools import cache
 
 import pytest
 
-from pipelinejob.objective import Objective
 from pipelinejob.placement.place import place
-from pipelinejob.prices import Prices
+from pipelinejob.placement.prices import Prices
+from pipelinejob.spec.objective import Objective
 from placement_fabrics import Fabric, small_ones
 from placement_jobs import JobKind, ends_unlike, prices
 from placement_oracle import Oracle

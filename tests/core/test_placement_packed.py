@@ -4,11 +4,11 @@ from fractions import Fraction
 
 import pytest
 
-from pipelinejob.objective import Objective
+from pipelinejob.fabric.topology import NodeInfo, Topology
+from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.place import place
-from pipelinejob.placement.room import Demand
-from pipelinejob.prices import Prices
-from pipelinejob.topology import NodeInfo, Topology
+from pipelinejob.placement.prices import Prices
+from pipelinejob.spec.objective import Objective
 from placement_fabrics import all_three
 from placement_jobs import JobKind, ends_unlike, prices
 
@@ -21,7 +21,7 @@ TWELVE_BY_THREE = JobKind("PP 12 x DP 3", 12, 3)
 
 
 def nodes_in(**leaves):
-    """Give nodes of one GPU by their leaf, whose first letter is its pod."""
+    """Return nodes of one GPU by their leaf, whose first letter is its pod."""
     return [
         NodeInfo(name=f"{leaf}{number}", labels={"pod": leaf[0], "leaf": leaf}, free={GPU: Fraction(1)})
         for leaf, size in leaves.items()

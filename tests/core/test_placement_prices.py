@@ -9,13 +9,13 @@ from itertools import permutations, product
 
 import pytest
 
-from pipelinejob.errors import NoPlacementError
-from pipelinejob.objective import Objective
+from pipelinejob.base.errors import NoPlacementError
+from pipelinejob.fabric.topology import NodeInfo, Topology
+from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.place import place
-from pipelinejob.placement.room import Demand
-from pipelinejob.prices import Prices
-from pipelinejob.spec import TopologyScope
-from pipelinejob.topology import NodeInfo, Topology
+from pipelinejob.placement.prices import Prices
+from pipelinejob.spec.job import TopologyScope
+from pipelinejob.spec.objective import Objective
 
 GPU = "nvidia.com/gpu"
 LEVELS = ["pod", "leaf"]

@@ -4,20 +4,21 @@ from contextlib import suppress
 
 import pytest
 
-from pipelinejob import planner
-from pipelinejob.cost import LayerCost, Profile
-from pipelinejob.errors import SpecError
-from pipelinejob.plan import CostSource, Plan
-from pipelinejob.planner import make_plan, predicted_timeline
-from pipelinejob.playing import schedule_of
-from pipelinejob.schedules.catalogue import FAMILIES
+from pipelinejob.base.errors import SpecError
+from pipelinejob.base.timeline import bubble_ratio
+from pipelinejob.contract.plan import CostSource, Plan
+from pipelinejob.costs.layers import LayerCost, Profile
+from pipelinejob.costs.stages import Division
+from pipelinejob.planning import planner
+from pipelinejob.planning.planner import make_plan, predicted_timeline
+from pipelinejob.planning.playing import schedule_of
+from pipelinejob.scheduler.catalogue import FAMILIES
+from pipelinejob.schedules.families import ASYNCHRONOUS
 from pipelinejob.schedules.memory import peak_activations
-from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
+from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.text import render
 from pipelinejob.schedules.validate import validate
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob.stage_costs import Division
-from pipelinejob.timeline import bubble_ratio
+from pipelinejob.spec.job import PipelineJobSpec
 
 NAMED = [name for name in FAMILIES if name not in {ScheduleName.AUTO, ScheduleName.FORWARD_ONLY}]
 

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelinejob.cost import LayerCost, Profile
-from pipelinejob.errors import SpecError
-from pipelinejob.plan import CostSource, Plan
-from pipelinejob.planner import make_plan, predicted_timeline
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob.timeline import SpanKind, bubble_ratio
+from pipelinejob.base.errors import SpecError
+from pipelinejob.base.timeline import SpanKind, bubble_ratio
+from pipelinejob.contract.plan import CostSource, Plan
+from pipelinejob.costs.layers import LayerCost, Profile
+from pipelinejob.planning.planner import make_plan, predicted_timeline
+from pipelinejob.spec.job import PipelineJobSpec
 
 GPT = {"gpt": {"numLayers": 6, "hiddenSize": 128, "numHeads": 4}}
 GPT3 = {"gpt": {"numLayers": 96, "hiddenSize": 12288, "numHeads": 96, "vocabularySize": 50257}}
@@ -76,6 +76,23 @@ def test_stages_that_share_two_cores_also_share_them_for_the_optimiser():
 
     assert plan_of(spec(), alone).prediction.step_s == 66 + 2
     assert plan_of(spec(), shared).prediction.step_s == pytest.approx(102 + 4)
+
+
+def test_what_stages_wait_for_a_shared_core_is_part_of_their_bubble():
+    shared = profile(*EIGHT_LAYERS, concurrency=2)
+
+    prediction = plan_of(spec(), shared).prediction
+
+    assert prediction.step_s == pytest.approx(102)
+    assert prediction.bubble_ratio == pytest.approx(1 - 48 / 102)  # each computes for 48 s
+
+
+def test_replicas_share_the_cores_of_their_machine_too():
+    shared = profile(*EIGHT_LAYERS, concurrency=2)
+
+    plan = plan_of(spec(parallelism={"pipeline": 4, "data": 2}), shared)
+
+    assert plan.prediction.step_s == pytest.approx(4 * 48)  # eight ranks, never fewer than two of them computing
 
 
 def test_a_slow_link_makes_the_step_longer():

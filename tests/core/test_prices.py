@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from pipelinejob import hardware, network
-from pipelinejob.cost import analytic_profile
-from pipelinejob.hardware import LinkKind
-from pipelinejob.links import Links
-from pipelinejob.network import Network, common_depth
-from pipelinejob.outlook import simulated
-from pipelinejob.planner import division_of, make_plan
-from pipelinejob.playing import schedule_of
-from pipelinejob.prices import crossing_prices, prices_of, ring_depth
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob.topology import NodeInfo, Topology
-from pipelinejob.topology_profile import Link, ProfileLevel, TopologyProfileSpec
+from pipelinejob.costs.layers import analytic_profile
+from pipelinejob.costs.links import Links
+from pipelinejob.fabric import hardware, network
+from pipelinejob.fabric.hardware import LinkKind
+from pipelinejob.fabric.network import Network, common_depth
+from pipelinejob.fabric.topology import NodeInfo, Topology
+from pipelinejob.placement.prices import crossing_prices, prices_of, ring_depth
+from pipelinejob.planning.planner import division_of, make_plan
+from pipelinejob.planning.playing import schedule_of
+from pipelinejob.planning.step_prediction import simulated
+from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob.spec.topology_profile import Link, ProfileLevel, TopologyProfileSpec
 
 FAST = LinkKind(name="fast", latency_s=1e-6, bytes_per_s=400e9)
 PORT = LinkKind(name="port", latency_s=1e-5, bytes_per_s=50e9)
@@ -123,7 +123,7 @@ def test_a_wider_domain_never_costs_less_whatever_its_links():
 
 
 def test_many_boundaries_are_priced_between_some(monkeypatch):
-    monkeypatch.setattr("pipelinejob.prices._EFFORT", 20_000)
+    monkeypatch.setattr("pipelinejob.placement.prices._EFFORT", 20_000)
     plan, profile = planned(16)
     links = closest(16, 1)
     prices = prices_of(plan, profile, NETWORK)

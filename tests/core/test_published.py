@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 import pytest
 
-from pipelinejob.cost import analytic_profile
-from pipelinejob.families import model_of
-from pipelinejob.planner import make_plan
-from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.costs.layers import analytic_profile
+from pipelinejob.planning.planner import make_plan
+from pipelinejob.spec.job import Model, PipelineJobSpec
 
 VOCABULARY, SEQUENCE = 51_200, 2048
 
@@ -128,7 +127,7 @@ LLAMA_3_405B = {
 
 @pytest.mark.parametrize(("gpus", "sequences", "published"), [(8192, 32, 430), (16384, 16, 400)])
 def test_llama_3s_throughput_is_predicted_within_15_percent(gpus, sequences, published):
-    model = model_of(LLAMA_3_405B)
+    model = Model.of_config(LLAMA_3_405B)
 
     plan = plan_of(
         model=model.dump(),

@@ -2,12 +2,12 @@
 
 import pytest
 
-from pipelinejob.cost import LayerCost, Profile
-from pipelinejob.plan import CostSource
-from pipelinejob.planner import make_plan, predicted_timeline
-from pipelinejob.refine import refined
-from pipelinejob.spec import Data, Model, Parallelism, Partition, PipelineJobSpec, ScheduleSpec, Training
-from pipelinejob.timeline import SpanKind, Timeline
+from pipelinejob.base.timeline import SpanKind, Timeline
+from pipelinejob.contract.plan import CostSource
+from pipelinejob.costs.layers import LayerCost, Profile
+from pipelinejob.planning.planner import make_plan, predicted_timeline
+from pipelinejob.planning.refine import refined
+from pipelinejob.spec.job import Data, Model, Parallelism, Partition, PipelineJobSpec, ScheduleSpec, Training
 
 # What the layers really take: forward, input gradient, weight gradient, update; in ms.
 TRUTH = [(2, 0, 1, 4), (6, 7, 5, 2), (6, 7, 5, 2), (9, 11, 12, 8)]
@@ -44,7 +44,7 @@ def plan_of(costs, schedule="1F1B", **others):
 
 
 def run_of(truth, plan, *, ahead_s=0.0):
-    """Give what a run of the plan records if the costs are these, and one rank's clock is ahead of the other's."""
+    """Return what a run of the plan records if the costs are these, and one rank's clock is ahead of the other's."""
     predicted = predicted_timeline(plan, truth)
     steps = tuple(
         step.model_copy(update={"started": 1000.0 + ahead_s * step.stage, "step": 7}) for step in predicted.stages

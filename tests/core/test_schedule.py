@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelinejob.scheduler.catalogue import FAMILIES, build
 from pipelinejob.schedules.actions import (
     Action,
     ActionKind,
@@ -16,7 +17,6 @@ from pipelinejob.schedules.actions import (
     looped,
     one_route,
 )
-from pipelinejob.schedules.catalogue import FAMILIES, build
 from pipelinejob.schedules.causes import wait_causes
 from pipelinejob.schedules.memory import live_versions, peak_activations, peak_in_flight
 from pipelinejob.schedules.names import ScheduleName

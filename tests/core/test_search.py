@@ -7,18 +7,17 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from pipelinejob import hardware
-from pipelinejob.chosen import Chosen, resolved
-from pipelinejob.errors import SpecError
-from pipelinejob.hardware import LinkKind
-from pipelinejob.planner import counted, make_plan
-from pipelinejob.pool import Pool, PoolGroup
+from pipelinejob.base.errors import SpecError
+from pipelinejob.fabric import hardware
+from pipelinejob.fabric.hardware import LinkKind
+from pipelinejob.fabric.pool import Pool, PoolGroup
+from pipelinejob.planning.planner import counted, make_plan
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.search.best import search
-from pipelinejob.search.bounds import Joined, Table, chain_floor_s, option_floor_s
-from pipelinejob.search.found import choice_of
 from pipelinejob.search.space import Space
-from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.search.step_bounds import Joined, Table, chain_floor_s, option_floor_s
+from pipelinejob.spec.chosen import Chosen, resolved
+from pipelinejob.spec.job import PipelineJobSpec
 
 HARDWARE = hardware.default()
 H100 = HARDWARE.devices["H100-SXM"]
@@ -227,7 +226,7 @@ def test_what_is_fixed_stays_and_the_rest_is_chosen():
 
     assert {each.chosen.data for each in found.candidates} == {2}
     assert {(each.chosen.micro_batches, each.chosen.micro_batch_size) for each in found.candidates} == {(4, 2)}
-    assert not resolved(spec, choice_of(found)).is_open
+    assert not resolved(spec, found.best.chosen).is_open
 
 
 def test_a_plan_of_what_was_found_promises_what_the_search_did():
@@ -243,7 +242,7 @@ def test_a_plan_of_what_was_found_promises_what_the_search_did():
 def test_a_batch_that_micro_batches_do_not_fill_has_a_smaller_last_one():
     spec = spec_of({"pipeline": 2}, {"name": "1F1B", "batchSize": 7, "microBatchSize": 2})
 
-    chosen = choice_of(search(spec, apart(H100, 2), hardware=HARDWARE))
+    chosen = search(spec, apart(H100, 2), hardware=HARDWARE).best.chosen
 
     assert (chosen.micro_batches, chosen.micro_batch_size, chosen.batch_size) == (4, 2, 7)
 

@@ -5,22 +5,23 @@ from fractions import Fraction
 
 import pytest
 
-from pipelinejob import hardware
-from pipelinejob.placement.room import Demand
-from pipelinejob.plan import Plan
-from pipelinejob.planner import counted, make_plan, on_devices, predicted_timeline
-from pipelinejob.playing import schedule_of
-from pipelinejob.pool import Pool, PoolGroup
+from pipelinejob.contract.plan import Plan
+from pipelinejob.fabric import hardware
+from pipelinejob.fabric.pool import Pool, PoolGroup
+from pipelinejob.fabric.topology import NodeInfo, Topology
+from pipelinejob.placement.capacity import Demand
+from pipelinejob.planning.planner import counted, make_plan, on_devices, predicted_timeline
+from pipelinejob.planning.playing import schedule_of
 from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.validate import validate
 from pipelinejob.search.auto import leaders
 from pipelinejob.search.best import search
-from pipelinejob.search.found import choice_of, rank
-from pipelinejob.site import PRODUCT, Site
-from pipelinejob.site_choice import place_candidates
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob.topology import NodeInfo, Topology
+from pipelinejob.search.found import rank
+from pipelinejob.siting.door import plan_job
+from pipelinejob.siting.request import Planned, Request
+from pipelinejob.siting.site import PRODUCT, Site
+from pipelinejob.spec.job import PipelineJobSpec
 
 HARDWARE = hardware.default()
 H100 = HARDWARE.devices["H100-SXM"]
@@ -188,20 +189,22 @@ def test_where_it_is_placed_a_chosen_schedule_is_searched_for_again_by_the_price
         NodeInfo(name=name, labels={PRODUCT: product}, free={GPU: Fraction(2)})
         for name, product in (("fast", "NVIDIA-H100-80GB-HBM3"), ("slow", "NVIDIA-A100-SXM4-80GB"))
     ]
-    site = Site.of(nodes, Topology.of(nodes), hardware=HARDWARE)
-    spec = spec_of(EIGHT)
-    found = search(spec, site.pool(spec), hardware=HARDWARE)
 
-    def demands(_):
-        return [Demand(replica=0, stage=stage, requests={GPU: 1}) for stage in range(4)]
+    def demands(spec):
+        return [Demand(replica=0, stage=stage, requests={GPU: 1}) for stage in range(spec.parallelism.pipeline)]
 
-    ((placed,), misplaced) = place_candidates(site, found.alternatives, demands, namespace="n", name="j")
+    site = Site.of(nodes, Topology.of(nodes), demands, hardware=HARDWARE)
 
-    assert misplaced == ()
-    assert placed.candidate.chosen == choice_of(found)
-    assert placed.candidate.chosen.schedule is ScheduleName.AUTO
-    plan = placed.draft.plan
+    spec = spec_of(EIGHT | {"memoryCap": [2]})  # which no named schedule keeps to
+
+    answer = plan_job(Request(namespace="n", name="j", spec=spec, on=site, hardware=HARDWARE))
+
+    assert isinstance(answer, Planned)
+    assert answer.found is not None
+    assert answer.chosen == answer.found.best.chosen
+    assert answer.chosen.schedule is ScheduleName.AUTO
+    plan = answer.plan
     assert len({stage.device for stage in plan.stages}) == 2
-    stages = predicted_timeline(plan, placed.draft.costs).stages
-    stated_s = plan.prediction.step_s - placed.draft.costs.step_overhead_s
+    stages = predicted_timeline(plan, answer.costs).stages
+    stated_s = plan.prediction.step_s - answer.costs.step_overhead_s
     assert max(stage.spans[-1].end_s for stage in stages) == pytest.approx(stated_s)

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from pipelinejob.base.timeline import COMPUTE, SpanKind, bubble_ratio
+from pipelinejob.scheduler.catalogue import FAMILIES, build
 from pipelinejob.schedules.actions import ScheduleError
-from pipelinejob.schedules.catalogue import FAMILIES, build
 from pipelinejob.schedules.causes import WaitCause
 from pipelinejob.schedules.costs import Costs, Link, equal_shares, shares
 from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.text import parse
-from pipelinejob.simulate import shared_seconds, simulate
-from pipelinejob.timeline import COMPUTE, SpanKind, bubble_ratio
+from pipelinejob.simulation.simulate import shared_seconds, simulate
 
 seconds = st.floats(0.001, 10)
 NAMES = sorted(name for name in FAMILIES if name is not ScheduleName.AUTO)  # which test_auto.py plays
@@ -53,7 +53,7 @@ shares_ahead = st.sampled_from([0.0, 0.3, 1.0])
 
 
 def random_setting(name, stages, m, link, *, ahead=0.0):
-    """Give a schedule and its costs; `ahead` is the share of each way back that needs no gradient."""
+    """Return a schedule and its costs; `ahead` is the share of each way back that needs no gradient."""
     model = shares(
         forward_s=[f for f, _, _ in stages],
         input_s=[i for _, i, _ in stages],
@@ -98,14 +98,17 @@ def test_every_second_of_every_rank_is_in_exactly_one_span(name, stages, m, link
     link=links,
     ahead=shares_ahead,
     overlap=st.booleans(),
+    concurrency=st.sampled_from([None, 1, 2]),
 )
-def test_idle_seconds_by_cause_and_computing_add_up_to_the_step(name, stages, m, link, *, ahead, overlap):
-    simulation = simulate(*random_setting(name, stages, m, link, ahead=ahead), overlap=overlap)
+def test_idle_seconds_by_cause_and_computing_add_up_to_the_step(name, stages, m, link, *, ahead, overlap, concurrency):
+    setting = random_setting(name, stages, m, link, ahead=ahead)
+    simulation = simulate(*setting, overlap=overlap or concurrency is not None, concurrency=concurrency)
 
     for idle, compute in zip(simulation.idle_s, simulation.compute_s, strict=True):
         assert sum(idle.values()) + compute == pytest.approx(simulation.makespan_s, rel=1e-9)
         assert all(lost >= -1e-9 for lost in idle.values())
         assert overlap is False or idle[WaitCause.SEND] == 0
+        assert concurrency is not None or idle[WaitCause.PROCESSOR] == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -196,6 +199,9 @@ def test_two_ranks_on_one_core_slow_each_other_down_only_while_both_compute():
     assert simulation.ended_s[0][:2] == (1, 3)
     assert (simulation.started_s[1][0], simulation.ended_s[1][0]) == (1, 3)
     assert simulation.ended_s[1][1] == 4
+    assert simulation.compute_s == (3, 3)
+    # Later B0 of rank 0 and B1 of rank 1 share for a second too.
+    assert [idle[WaitCause.PROCESSOR] for idle in simulation.idle_s] == [1.5, 1.5]
 
 
 def test_a_narrow_link_carries_one_message_at_a_time():

@@ -4,11 +4,11 @@ from fractions import Fraction
 
 import pytest
 
-from pipelinejob.errors import NoPlacementError
-from pipelinejob.placement.room import Demand
-from pipelinejob.site import PRODUCT, Site
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob.topology import NodeInfo, Topology
+from pipelinejob.base.errors import NoPlacementError
+from pipelinejob.fabric.topology import NodeInfo, Topology
+from pipelinejob.placement.capacity import Demand
+from pipelinejob.siting.site import PRODUCT, Site
+from pipelinejob.spec.job import PipelineJobSpec
 
 GPU = "nvidia.com/gpu"
 ZONE = "topology.kubernetes.io/zone"
@@ -30,14 +30,17 @@ def spec(count, **topology):
     })  # fmt: skip
 
 
-def demands(count):
-    return [Demand(replica=0, stage=stage, requests={GPU: 1}) for stage in range(count)]
+def demands(wanted):
+    return [Demand(replica=0, stage=stage, requests={GPU: 1}) for stage in range(wanted.parallelism.pipeline)]
+
+
+def site_of(nodes):
+    return Site.of(nodes, Topology.of(nodes), demands)
 
 
 def placed(nodes, count, **topology):
-    wanted = spec(count, **topology)
-    draft = Site.of(nodes, Topology.of(nodes)).draft(wanted, namespace="n", name="j")
-    return draft.placed(draft.place(demands(count))).plan
+    draft = site_of(nodes).draft(spec(count, **topology), namespace="n", name="j")
+    return draft.placed(draft.place()).plan
 
 
 def devices(plan):
@@ -83,7 +86,7 @@ def test_what_no_device_holds_is_said_of_all_nodes():
 def test_a_site_without_labels_is_reckoned_without_a_bound_on_memory():
     nodes = [NodeInfo(name="plain", labels={}, free={GPU: Fraction(8)})]
 
-    site = Site.of(nodes, Topology.of(nodes))
+    site = site_of(nodes)
 
-    assert site.likely_device(spec(4)).memory_bytes is None
+    assert site.likely_device(spec(4), site.pool(spec(4))).memory_bytes is None
     assert placed(nodes, 4).prediction.closest_step_s is not None

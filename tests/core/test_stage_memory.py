@@ -1,8 +1,8 @@
 """What a rank holds at most, action by action, worked out by hand."""
 
-from pipelinejob.cost import LayerCost
+from pipelinejob.costs.layers import LayerCost
+from pipelinejob.costs.memory import AHEAD_BYTES, ahead_bytes, peak_bytes, stage_bytes
 from pipelinejob.schedules.actions import B, F, I, W
-from pipelinejob.stage_memory import AHEAD_BYTES, ahead_bytes, peak_bytes, stage_bytes
 
 
 def layer(**bytes_):
@@ -60,3 +60,18 @@ def test_small_messages_are_all_received_ahead_and_large_ones_by_threes():
     assert ahead_bytes(AHEAD_BYTES, 8) == 3 * AHEAD_BYTES
     assert ahead_bytes(AHEAD_BYTES, 2) == 2 * AHEAD_BYTES
     assert ahead_bytes(0, 8) == 0
+
+
+def test_an_optimizer_without_state_and_frozen_parameters_take_none():
+    one = layer(parameter_bytes=60, frozen_bytes=40, optimizer_bytes=0, activation_bytes=70)
+
+    assert peak([F(0), B(0)], one, optimizer_bytes=0) == 60 + 70
+    assert peak([F(0), B(0), F(1), B(1)], one, optimizer_bytes=0) == 60 + 60 + 70
+    assert one.state_bytes == 160
+
+
+def test_further_weight_versions_are_of_what_is_trained():
+    one = layer(parameter_bytes=60, frozen_bytes=40, optimizer_bytes=120, activation_bytes=70)
+    versions = {"optimizer_bytes": 120, "num_versions": 3, "is_asynchronous": True}
+
+    assert peak([F(0), B(0)], one, **versions) == 60 + 120 + 2 * 60 + 60 + 70

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipelinejob.errors import SpecError
-from pipelinejob.topology import PROFILES, NodeInfo, Topology, detect
-from pipelinejob.topology_profile import Link, MissingLabels, TopologyProfileSpec
+from pipelinejob.base.errors import SpecError
+from pipelinejob.fabric.topology import PROFILES, NodeInfo, Topology, detect
+from pipelinejob.spec.topology_profile import Link, MissingLabels, TopologyProfileSpec
 
 
 def labelled(name, labels):

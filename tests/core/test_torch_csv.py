@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelinejob.scheduler.catalogue import FAMILIES, build
 from pipelinejob.schedules import torch_csv
 from pipelinejob.schedules.actions import ScheduleError
-from pipelinejob.schedules.catalogue import FAMILIES, build
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.text import parse, render

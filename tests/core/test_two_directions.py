@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelinejob.schedules.actions import ScheduleError
-from pipelinejob.schedules.bidirectional import chimera, dualpipe
 from pipelinejob.schedules.costs import equal_shares
+from pipelinejob.schedules.makers.bidirectional import chimera, dualpipe
 from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.text import render
 from pipelinejob.schedules.validate import validate
-from pipelinejob.simulate import simulate
+from pipelinejob.simulation.simulate import simulate
 from schedule_oracles import makespan_in_pairs
 
 
@@ -20,7 +20,7 @@ def setting(p, m):
 
 
 def idle(schedule, *, forward_s=1.0, input_s=1.0, weight_s=1.0):
-    """Give the makespan less a rank's work, in the unit of a rank's share."""
+    """Return the makespan less a rank's work, in the unit of a rank's share."""
     costs = equal_shares(schedule.num_ranks, forward_s=forward_s, input_s=input_s, weight_s=weight_s)
     work = schedule.num_micro_batches * (forward_s + input_s + weight_s)
     return simulate(schedule, costs(schedule.routes)).makespan_s - work

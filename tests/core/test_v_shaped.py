@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from pipelinejob.schedules.actions import ScheduleError
 from pipelinejob.schedules.costs import equal_shares
+from pipelinejob.schedules.makers.v_shaped import dualpipe_v, v_half, v_min, zb_v
+from pipelinejob.schedules.makers.wave import hanayo
 from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.text import render
-from pipelinejob.schedules.v_shaped import dualpipe_v, v_half, v_min, zb_v
 from pipelinejob.schedules.validate import validate
-from pipelinejob.schedules.wave import hanayo
-from pipelinejob.simulate import simulate
+from pipelinejob.simulation.simulate import simulate
 from schedule_oracles import makespan_in_pairs, torchs_schedule
 
 few = st.integers(1, 8)

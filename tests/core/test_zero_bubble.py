@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelinejob.scheduler.catalogue import build
 from pipelinejob.schedules.actions import ActionKind, ScheduleError
-from pipelinejob.schedules.catalogue import build
 from pipelinejob.schedules.costs import Link, equal_shares, shares
 from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.text import render
 from pipelinejob.schedules.validate import validate
-from pipelinejob.simulate import simulate
+from pipelinejob.simulation.simulate import simulate
 
 # arXiv 2401.10241: p, m, milliseconds of F, I, W and a message; bubble rates of 1F1B, ZB-H1, ZB-H2, ZB-1p, ZB-2p
 PAPER = [

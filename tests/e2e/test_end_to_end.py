@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 import dashboards_as_code as dashboards
+import grafana_drawing as grafana
 import nodes
 from helm import helm
 from podhistory import Pod, PodHistory, held, last_words
@@ -31,7 +32,9 @@ from processes import free_ports, wait_until
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1800)]
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "stdlib-gpt.yaml"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "stdlib-gpt.yaml"
+PICTURES = ROOT / "build" / "dashboards"
 NAMESPACE = "team"
 LABEL_JOB = "pipelinejob.io/name"
 # Devices that a gang fills. Not nvidia.com/gpu, which no job may ask for that computes on processors as these do.
@@ -105,10 +108,21 @@ def devices(cluster: nodes.Cluster) -> Iterator[None]:
         cluster.set_extended_resource(node.name, DEVICE, 0)
 
 
+@pytest.fixture(scope="module")
+def too_large(cluster: nodes.Cluster, team: str) -> Iterator[str]:
+    """A job that waits for more than there is, as long as panels are looked at."""
+    manifest = example(name="too-large", steps=10, interval=10)
+    manifest["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "64"
+    apply_job(cluster, manifest)
+    yield "too-large"
+    cluster.server.kubectl("delete", "pj", "too-large", "-n", team, "--ignore-not-found")
+
+
 def test_the_example_trains_to_its_end_though_a_stage_is_killed(
     cluster: nodes.Cluster, team: str, prometheus: str
 ) -> None:
     apply_job(cluster, example(steps=40, interval=10))
+    apply_job(cluster, small(name="beside", steps=40, interval=10))
     wait_for(cluster, "stdlib-gpt", lambda status: status.get("lastCheckpointStep", 0) >= 10, "a checkpoint")
     first = job(cluster, "stdlib-gpt")["status"]
     assert {stage["node"] for stage in first["stages"]} == {"node-1", "node-2"}
@@ -136,16 +150,12 @@ def test_prometheus_saw_operator_and_every_stage(cluster: nodes.Cluster, prometh
 
 
 def test_a_job_that_fits_nowhere_says_so_and_prometheus_sees_why(
-    cluster: nodes.Cluster, team: str, prometheus: str
+    cluster: nodes.Cluster, too_large: str, prometheus: str
 ) -> None:
-    manifest = example(name="too-large", steps=10, interval=10)
-    manifest["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "64"
-    apply_job(cluster, manifest)
-    wait_for(cluster, "too-large", lambda status: status.get("state") == "Waiting", "it waits")
+    wait_for(cluster, too_large, lambda status: status.get("state") == "Waiting", "it waits")
     seen = 'sum(pipelinejob_waiting_reason{pipelinejob="too-large", reason="NeverFits"}) or vector(0)'
     wait_until(lambda: query(prometheus, seen) == 1, "Prometheus saw why")
-    placed = next(each for each in job(cluster, "too-large")["status"]["conditions"] if each["type"] == "Placed")
-    cluster.server.kubectl("delete", "pj", "too-large", "-n", NAMESPACE)
+    placed = next(each for each in job(cluster, too_large)["status"]["conditions"] if each["type"] == "Placed")
 
     assert "64 cpu" in placed["message"]
 
@@ -158,6 +168,50 @@ def test_a_panel_shows_what_was_measured(prometheus: str, panel: str, expression
     answer = json.loads(_http(f"{prometheus}/api/v1/query_range?{urllib.parse.urlencode(span)}"))
 
     assert answer["data"]["result"], f"{panel}: no data for {asked}"
+
+
+@pytest.mark.parametrize("name", dashboards.boards())
+def test_grafanas_types_know_every_field_of_a_dashboard(name: str) -> None:
+    board = dashboards.boards()[name]
+
+    assert grafana.type_errors(board) == []
+    assert "style" in grafana.type_errors({**board, "style": "dark"})[0]
+
+
+@pytest.mark.parametrize("name", dashboards.boards())
+@pytest.mark.usefixtures("too_large")
+def test_grafanas_panels_draw_two_jobs_beside_each_other(cluster: nodes.Cluster, prometheus: str, name: str) -> None:
+    wait_for(cluster, "beside", lambda status: status["state"] == "Succeeded", "the end")
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    now = time.time()
+    window = grafana.Window(url=prometheus, start=now - 1800, end=now, rate_interval="20s")
+    chosen = {"namespace": (NAMESPACE,), "pipelinejob": ("stdlib-gpt", "beside")}
+
+    drawn = grafana.draw(dashboards.boards()[name], window, chosen, picture=PICTURES / name.replace("json", "png"))
+
+    assert [panel.title for panel in drawn if not panel.lines] == []
+    for panel in drawn:
+        names = [line.name for line in panel.lines]
+        assert len({*names}) == len(names), f"{panel.title}: {names}"
+        assert [line.name for line in panel.lines if (line.dash == "dash") != ("(predicted)" in line.name)] == []
+    if name == "pipelinejob.json":
+        assert_stages_stand_by_job([panel for panel in drawn if panel.title == "Utilization of each stage"])
+        assert_predictions_have_the_colour_of_their_stage(drawn)
+
+
+def assert_stages_stand_by_job(utilization: list[grafana.Drawn]) -> None:
+    assert [[line.name for line in panel.lines] for panel in utilization] == [
+        [f"stdlib-gpt: stage {stage}, replica 0" for stage in range(4)],
+        [f"beside: stage {stage}, replica 0" for stage in range(2)],
+    ]
+
+
+def assert_predictions_have_the_colour_of_their_stage(drawn: tuple[grafana.Drawn, ...]) -> None:
+    for panel in drawn:
+        if panel.title.startswith("Bubble of each stage"):
+            measured = {line.name.partition(",")[0]: line.color for line in panel.lines if line.dash == "solid"}
+            predicted = {line.name.partition(" (")[0]: line.color for line in panel.lines if line.dash == "dash"}
+            assert predicted == measured
 
 
 def test_helm_test_finds_the_operator_at_work(cluster: nodes.Cluster, operator: str) -> None:
@@ -217,7 +271,7 @@ def test_a_gang_makes_way_whole_and_goes_on_from_the_step_that_it_saved(
     assert saved >= first["step"] >= 3
     # Only that checkpoint can have carried the steps: the interval is longer than the job.
     logs = cluster.server.kubectl("logs", "-n", NAMESPACE, "modest-r0-s1")
-    assert f"resumed from the checkpoint of step {saved}\n" in logs
+    assert f"resumed from the checkpoint of step {saved}, " in logs
     assert re.findall(r"step (\d+)/40", logs)[0] == str(saved + 1)
     ended = job(cluster, "modest")["status"]
     assert (ended["step"], ended["attempt"], ended["preemptions"]) == (40, first["attempt"] + 1, 1)
@@ -313,6 +367,15 @@ def example(*, name: str = "stdlib-gpt", steps: int, interval: int) -> dict[str,
     # Two processors a node: three stages of 0.6 fit, four do not.
     resources = {"requests": {"cpu": "600m", "memory": "256Mi"}}
     spec["template"] = {"spec": {"containers": [{"name": "trainer", "resources": resources}]}}
+    return manifest
+
+
+def small(*, name: str, steps: int, interval: int) -> dict[str, Any]:
+    """The example as two stages that find room beside the whole of it."""
+    manifest = example(name=name, steps=steps, interval=interval)
+    spec = manifest["spec"]
+    spec["parallelism"] = {"pipeline": 2}
+    spec["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "50m"
     return manifest
 
 

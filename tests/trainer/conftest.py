@@ -1,9 +1,14 @@
-"""A text to train on; and one thread a process, for several that each reckon little mostly wait for each other."""
+"""A text to train on, gangs, and one thread a process: several that each reckon little mostly wait for each other."""
 
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from gangs import Gang
+from pipelinejob.contract.plan import Plan
 
 
 @pytest.fixture
@@ -17,3 +22,20 @@ def text(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Plan], Gang]]:
+    """Return gangs in folders of their own; none outlives the tests."""
+    gangs: list[Gang] = []
+
+    def start(wanted: Plan) -> Gang:
+        folders = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))
+        environment = {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+        gang = Gang(tmp_path_factory.mktemp("gang"), wanted, environment=environment)
+        gangs.append(gang)
+        return gang.start()
+
+    yield start
+    for gang in gangs:
+        gang.kill()

@@ -12,12 +12,12 @@ import inprocess
 from pipelinejob.schedules.memory import live_versions
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.text import parse
-from pipelinejob.spec import GptModel, Model
-from pipelinejob_trainer.errors import UserError
-from pipelinejob_trainer.models import Part, build_part, num_layers
-from pipelinejob_trainer.randomness import reseeder, seed_of_pass
-from pipelinejob_trainer.stage import cross_entropy
-from pipelinejob_trainer.versions import Versions
+from pipelinejob.spec.job import GptModel, Model
+from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.models.loss import cross_entropy
+from pipelinejob_trainer.models.part import Part, build_part, num_layers
+from pipelinejob_trainer.runtime.weight_versions import Versions
+from pipelinejob_trainer.stage.randomness import reseeder, seed_of_pass
 from pipelines import CPU, Job, Rank, make_rank
 
 RATE = 0.5
@@ -92,7 +92,8 @@ def delayed_descent(job: Job, version_of: VersionOf, interval: int) -> tuple[dic
 
 
 def loss_of(job: Job, part: Part, step: int, replica: int, micro_batch: int) -> torch.Tensor:
-    stream, targets = job.dataset().batch(step, replica, micro_batch)
+    tokens, targets, _ = job.dataset().batch(step, replica, micro_batch)
+    stream = tokens.clone()  # a layer's to change; targets lie beside
     for layer in part.layers:
         RESEED(seed_of_pass(job.seed, step, replica * job.micro_batches + micro_batch), layer.index)
         stream = layer.module(stream)
@@ -166,6 +167,17 @@ def test_replicas_update_by_the_mean_over_all_of_them(text: Path) -> None:
     assert played[1] == pytest.approx(losses, rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["Hooked", "FusedLinear", "ByFunction", "Normed", "InPlace", "WeightNormed"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_hooks_and_functions_of_a_users_own_do_what_they_do_in_a_plain_loop(
+    text: Path, kind: str, recompute: bool
+) -> None:
+    model = Model(entrypoint="odd_layers:layers", num_layers=7, arguments={"kind": kind, "first": "shift"})
+    trained = job(text, model=model, schedule=ScheduleName.PIPEDREAM, stages=3, micro_batches=6, recompute=recompute)
+
+    assert_equal(play(trained), delayed_descent(trained, lambda k, stage: max(0, k - (2 - stage)), 1))
+
+
 def test_a_parameter_of_two_stages_is_refused(text: Path) -> None:
     tied = Model(gpt=GptModel(num_layers=2, hidden_size=8, num_heads=2, tie_embeddings=True))
 
@@ -174,22 +186,26 @@ def test_a_parameter_of_two_stages_is_refused(text: Path) -> None:
 
 
 def test_a_version_in_use_does_not_change_and_one_out_of_use_takes_no_memory() -> None:
-    layer = nn.Linear(2, 1, bias=False)
-    versions = Versions([(0, layer)])
+    weight = nn.Linear(2, 1, bias=False).weight
+    versions = Versions([weight])
     versions.begin()
-    first = versions.of(0)[0]["weight"]
-    before = first.tolist()
+    before, count = weight.tolist(), weight._version
 
-    versions.make_room()
-    with torch.no_grad():
-        layer.weight.fill_(3.0)
-    assert first.tolist() == before
-    assert versions.of(1)[0]["weight"].tolist() == [[3.0, 3.0]]
-    assert versions.of(1)[0]["weight"].data_ptr() == layer.weight.data_ptr()
+    with versions.making_next(), torch.no_grad():
+        weight.fill_(3.0)
+    assert weight.tolist() == [[3.0, 3.0]]
+    versions.use(0)
+    assert weight.tolist() == before
+    versions.use(1)
+    assert weight.tolist() == [[3.0, 3.0]]
+    assert weight._version == count
 
+    versions.use(0)
     versions.drop(0)
+    assert weight.tolist() == [[3.0, 3.0]]
     versions.drop(1)
-    memory = layer.weight.data_ptr()
-    versions.make_room()
-    assert layer.weight.data_ptr() == memory
+    memory = weight.data_ptr()
+    with versions.making_next():
+        pass
+    assert weight.data_ptr() == memory
     assert (versions.num_live, versions.peak) == (1, 2)

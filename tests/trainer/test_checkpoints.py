@@ -1,6 +1,7 @@
 """Checkpoints: written whole, found damaged, fenced, kept, and read by any split."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,14 +12,16 @@ import torch
 from torch import distributed
 
 from gangs import plan
-from pipelinejob_trainer import snapshot
-from pipelinejob_trainer.checkpoint import CheckpointFailedError, Checkpoints
-from pipelinejob_trainer.checkpoint_folder import CheckpointFolder
-from pipelinejob_trainer.errors import SupersededError, UserError
-from pipelinejob_trainer.gang import Gang
-from pipelinejob_trainer.models import build_part
-from pipelinejob_trainer.optimizer import AdamW
-from pipelinejob_trainer.parallel import process_groups
+from pipelinejob.spec.job import Training
+from pipelinejob_trainer.base.errors import SupersededError, UserError
+from pipelinejob_trainer.checkpoint import snapshot
+from pipelinejob_trainer.checkpoint.checkpoints import CheckpointFailedError, Checkpoints
+from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
+from pipelinejob_trainer.communication.gang import Gang
+from pipelinejob_trainer.communication.process_groups import process_groups
+from pipelinejob_trainer.data.position import Order, TextIdentity, TextPosition
+from pipelinejob_trainer.models.part import build_part
+from pipelinejob_trainer.optimizers.choice import make_optimizer
 from pipelinejob_trainer.sample import load_newest
 
 
@@ -32,6 +35,11 @@ def gang() -> Iterator[Gang]:
     distributed.destroy_process_group()
 
 
+def place(*, samples: int) -> TextPosition:
+    text = TextIdentity(bytes=1000, sha256="00" * 32)
+    return TextPosition(samples=samples, order=Order(text=text, sequence_length=16, seed=7))
+
+
 class Run:
     """An attempt of a one-stage job over a folder."""
 
@@ -43,10 +51,10 @@ class Run:
         self.folder.prepare(who="test")
         self.checkpoints = Checkpoints(self.folder, gang, attempt=attempt, keep=keep, warn=self.warnings.append)
         self.part = build_part(plan(4).model, plan(4).data, stretches=[(first, end)], seed=attempt)
-        self.optimizer = AdamW(self.part.named_parameters().items(), weight_decay=0.1)
+        self.optimizer = make_optimizer(Training(steps=1), self.part.named_parameters().items())
 
     def resume(self) -> int:
-        resumed = self.checkpoints.resume(snapshot.wanted(self.part, self.optimizer))
+        resumed = self.checkpoints.resume(snapshot.wanted(self.part), snapshot.may_hold(self.part, self.optimizer))
         if resumed is None:
             return 0
         snapshot.restore(self.part, self.optimizer, resumed.tensors)
@@ -56,7 +64,9 @@ class Run:
         """Change everything a bit, and save."""
         for tensor in snapshot.take(self.part, self.optimizer, step=step).tensors.values():
             tensor.add_(step)
-        self.checkpoints.save(snapshot.take(self.part, self.optimizer, step=step, loss=1 / step))
+        self.checkpoints.save(
+            snapshot.take(self.part, self.optimizer, step=step, loss=1 / step), place(samples=4 * step)
+        )
 
     def state(self) -> dict[str, torch.Tensor]:
         tensors = snapshot.take(self.part, self.optimizer, step=0).tensors
@@ -128,6 +138,47 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path, gang
     assert second.resume() == 5
     assert len(second.warnings) == 1
     assert "step-00000010" in second.warnings[0]
+
+
+def test_a_checkpoint_says_how_many_samples_of_which_order_were_consumed(tmp_path: Path, gang: Gang) -> None:
+    saved(tmp_path, gang, 5)
+    second = Run(tmp_path, gang, attempt=2)
+
+    resumed = second.checkpoints.resume(snapshot.wanted(second.part), snapshot.may_hold(second.part, second.optimizer))
+
+    assert resumed is not None
+    assert resumed.place == place(samples=20)
+
+
+def _rewrite(checkpoint: Path, **changes: object) -> None:
+    """Change a manifest as another version would have written it, sums and all; None leaves a field out."""
+    manifest, sums = checkpoint / "manifest.json", checkpoint / "SHA256SUMS"
+    before = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    fields = {name: value for name, value in (json.loads(manifest.read_bytes()) | changes).items() if value is not None}
+    manifest.write_text(json.dumps(fields))
+    sums.write_text(sums.read_text().replace(before, hashlib.sha256(manifest.read_bytes()).hexdigest()))
+
+
+def test_a_checkpoint_of_a_version_that_did_not_count_samples_says_no_place(tmp_path: Path, gang: Gang) -> None:
+    saved(tmp_path, gang, 5)
+    _rewrite(tmp_path / "step-00000005", place=None)
+    second = Run(tmp_path, gang, attempt=2)
+
+    resumed = second.checkpoints.resume(snapshot.wanted(second.part), snapshot.may_hold(second.part, second.optimizer))
+
+    assert resumed is not None
+    assert (resumed.step, resumed.place) == (5, None)
+
+
+def test_a_whole_checkpoint_of_another_version_is_refused_and_not_passed_over(tmp_path: Path, gang: Gang) -> None:
+    saved(tmp_path, gang, 5, 10)
+    _rewrite(tmp_path / "step-00000010", version=2)
+
+    with pytest.raises(UserError, match=r"version: .* another version of the trainer; go on with the image") as error:
+        Run(tmp_path, gang, attempt=2).resume()
+
+    assert error.value.reason == "CheckpointOfAnotherVersion"
+    assert CheckpointFolder(tmp_path).steps() == [10, 5]
 
 
 def test_a_damaged_checkpoint_is_not_sampled_from(tmp_path: Path, gang: Gang) -> None:
@@ -205,10 +256,10 @@ def test_a_checkpoint_that_slipped_past_the_fence_is_no_ones_history(tmp_path: P
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, gang: Gang) -> None:
     saved(tmp_path, gang, 5)
     other = Run(tmp_path, gang, attempt=2)
-    wanted = snapshot.wanted(other.part, other.optimizer) | {"parameter/layers.9.weight": torch.Size([3])}
+    wanted = snapshot.wanted(other.part) | {"parameter/layers.9.weight": torch.Size([3])}
 
     with pytest.raises(UserError, match=r"layers\.9\.weight has shape \(3,\), the checkpoint has none") as error:
-        other.checkpoints.resume(wanted)
+        other.checkpoints.resume(wanted, snapshot.may_hold(other.part))
 
     assert error.value.reason == "CheckpointMismatch"
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipelinejob.cost import analytic_profile
-from pipelinejob.planner import make_plan
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob_trainer.profile import measure
+from pipelinejob.costs.layers import analytic_profile
+from pipelinejob.planning.planner import make_plan
+from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob_trainer.profile.profile import measure
 
 
 def counted_and_measured(schedule, *, width, inner, sequence, micro_batch_size):

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelinejob.spec import Corpus, Data, Evaluation, ScheduleSpec
-from pipelinejob_trainer.data import Dataset, open_dataset, open_evaluation
-from pipelinejob_trainer.errors import UserError
-from pipelinejob_trainer.text import Text
+from pipelinejob.spec.job import Corpus, Data, Evaluation, GptModel, Model, ScheduleSpec
+from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.data.dataset import Dataset, open_dataset, open_evaluation
+from pipelinejob_trainer.data.text import Text
 
 
 def dataset(
@@ -30,7 +30,7 @@ def dataset(
 
 
 def test_targets_are_the_inputs_one_token_on(text: Path) -> None:
-    inputs, targets = dataset(Data(paths=(str(text),), sequence_length=8)).batch(1, 0, 0)
+    inputs, targets, _ = dataset(Data(paths=(str(text),), sequence_length=8)).batch(1, 0, 0)
 
     assert inputs.shape == targets.shape == (2, 8)
     assert inputs.dtype == torch.int64
@@ -38,7 +38,7 @@ def test_targets_are_the_inputs_one_token_on(text: Path) -> None:
 
 
 def test_a_batch_is_a_stretch_of_the_text(text: Path) -> None:
-    inputs, targets = dataset(Data(paths=(str(text),), sequence_length=8)).batch(5, 0, 1)
+    inputs, targets, _ = dataset(Data(paths=(str(text),), sequence_length=8)).batch(5, 0, 1)
     window = bytes([*inputs[0].tolist(), int(targets[0, -1])])
 
     assert window in text.read_bytes()
@@ -83,17 +83,17 @@ def test_the_last_twentieth_of_the_text_is_evaluated_on_and_not_trained_on(tmp_p
     path.write_bytes(b"".join(number.to_bytes(2) for number in range(2000)))
     data, evaluation = Data(paths=(str(path),), sequence_length=2), Evaluation(interval_steps=1)
     training = dataset(data, seed=0, evaluation=evaluation)
-    held_out = open_evaluation(data, evaluation, beside=training)
+    held_out = open_evaluation(data, evaluation, training=training)
 
-    assert training.text.size == 3800
-    assert held_out.text.size == 200
-    assert training.text.read(3798, 2).tobytes() == (1899).to_bytes(2)
-    assert held_out.text.read(0, 2).tobytes() == (1900).to_bytes(2)
+    assert training.samples.text.size == 3800
+    assert held_out.samples.text.size == 200
+    assert training.samples.text.read(3798, 2).tobytes() == (1899).to_bytes(2)
+    assert held_out.samples.text.read(0, 2).tobytes() == (1900).to_bytes(2)
 
 
 def test_an_evaluation_reads_the_same_batches_every_time(text: Path) -> None:
     data, evaluation = Data(paths=(str(text),), sequence_length=8), Evaluation(interval_steps=1, batches=2)
-    once, again = (open_evaluation(data, evaluation, beside=dataset(data, evaluation=evaluation)) for _ in range(2))
+    once, again = (open_evaluation(data, evaluation, training=dataset(data, evaluation=evaluation)) for _ in range(2))
 
     assert torch.equal(once.batch(2, 0, 1)[0], again.batch(2, 0, 1)[0])
     assert not torch.equal(once.batch(1, 0, 1)[0], once.batch(2, 0, 1)[0])
@@ -105,8 +105,8 @@ def test_with_a_text_of_its_own_to_evaluate_on_all_of_the_text_is_trained_on(tex
     evaluation = Evaluation(interval_steps=1, paths=(f"{tmp_path}/other",))
     training = dataset(data, evaluation=evaluation)
 
-    assert training.text.size == text.stat().st_size
-    assert open_evaluation(data, evaluation, beside=training).text.read(0, 5).tobytes() == b"other"
+    assert training.samples.text.size == text.stat().st_size
+    assert open_evaluation(data, evaluation, training=training).samples.text.read(0, 5).tobytes() == b"other"
 
 
 def test_a_held_out_text_shorter_than_a_sequence_says_where_to_give_more(text: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_held_out_text_shorter_than_a_sequence_says_where_to_give_more(text: P
     with pytest.raises(
         UserError, match=r"last 5 % of the text has 1000 bytes, .* 1001; give evaluation\.paths"
     ) as caught:
-        open_evaluation(data, evaluation, beside=dataset(data, evaluation=evaluation))
+        open_evaluation(data, evaluation, training=dataset(data, evaluation=evaluation))
     assert caught.value.reason == "DataTooShort"
 
 
@@ -157,7 +157,7 @@ def test_files_read_as_one_text(
 def test_the_standard_library_is_megabytes_of_text() -> None:
     data = dataset(Data(corpus=Corpus.PYTHON_STDLIB, sequence_length=64))
 
-    assert data.text.size > 5_000_000
+    assert data.samples.text.size > 5_000_000
     assert int(data.batch(1, 0, 0)[0].max()) < 256
 
 
@@ -165,7 +165,7 @@ def test_globs_are_read_in_sorted_order(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"BBBB")
     (tmp_path / "a.txt").write_bytes(b"AAAA")
 
-    text = dataset(Data(paths=(f"{tmp_path}/*.txt",), sequence_length=4)).text
+    text = dataset(Data(paths=(f"{tmp_path}/*.txt",), sequence_length=4)).samples.text
 
     assert text.read(0, 8).tobytes() == b"AAAABBBB"
 
@@ -189,7 +189,7 @@ def test_a_text_shorter_than_a_sequence_is_refused(tmp_path: Path) -> None:
 def test_a_text_of_just_one_window_is_enough(tmp_path: Path) -> None:
     (tmp_path / "just").write_bytes(b"abcde")
 
-    inputs, targets = dataset(Data(paths=(f"{tmp_path}/just",), sequence_length=4), size=1).batch(9, 0, 0)
+    inputs, targets, _ = dataset(Data(paths=(f"{tmp_path}/just",), sequence_length=4), size=1).batch(9, 0, 0)
 
     assert bytes(inputs[0].tolist()) == b"abcd"
     assert bytes(targets[0].tolist()) == b"bcde"
@@ -207,8 +207,9 @@ def test_a_text_that_shrinks_during_a_run_is_an_error(text: Path) -> None:
 def test_a_byte_outside_the_vocabulary_is_an_error(text: Path) -> None:
     schedule = ScheduleSpec(micro_batches=1, micro_batch_size=8)
     data = Data(paths=(str(text),), sequence_length=64)
-    narrow = open_dataset(data, schedule=schedule, replicas=1, seed=0, vocabulary_size=100)
+    gpt = GptModel(num_layers=1, hidden_size=8, num_heads=1, vocabulary_size=100)
+    narrow = open_dataset(data, schedule=schedule, replicas=1, seed=0, model=Model(gpt=gpt))
 
-    with pytest.raises(UserError, match="the vocabulary ends at 99; tokens are bytes, so use 256") as caught:
+    with pytest.raises(UserError, match="the vocabulary ends at 99; text that is read as bytes needs 256") as caught:
         narrow.batch(1, 0, 0)
     assert caught.value.reason == "VocabularyTooSmall"

@@ -5,8 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gangs import Gang, plan
-from pipelinejob import names
-from pipelinejob.plan import Plan
-from pipelinejob.progress import ExitCode, Phase
+from pipelinejob.base import names
+from pipelinejob.base.timeline import Timeline
+from pipelinejob.contract.plan import Plan
+from pipelinejob.contract.progress import ExitCode, Phase
 from pipelinejob.schedules.causes import WaitCause
-from pipelinejob.spec import Evaluation, GptModel, Model, ScheduleName, ScheduleSpec
-from pipelinejob.timeline import Timeline
-from pipelinejob_trainer.checkpoint_folder import CheckpointFolder
-from pipelinejob_trainer.data import open_dataset, open_evaluation
-from pipelinejob_trainer.models import build_part
+from pipelinejob.spec.job import Data, Evaluation, GptModel, Model, ScheduleName, ScheduleSpec
+from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
+from pipelinejob_trainer.data.dataset import open_dataset, open_evaluation
+from pipelinejob_trainer.models.part import build_part
 from pipelinejob_trainer.sample import load_newest
 
 TESTS = Path(__file__).parents[1]
@@ -35,21 +34,6 @@ TIED = Model(gpt=GptModel(num_layers=2, hidden_size=16, num_heads=2, dropout=0.1
 MODEL = Model(entrypoint="user_models:dropout_in_each_layer", num_layers=4)
 
 pytestmark = pytest.mark.xdist_group("gangs")  # one gang at a time is load enough
-
-
-@pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Plan], Gang]]:
-    """Give gangs in folders of their own; none outlives the tests."""
-    gangs: list[Gang] = []
-
-    def start(wanted: Plan) -> Gang:
-        gang = Gang(tmp_path_factory.mktemp("gang"), wanted, environment={"PYTHONPATH": str(TESTS)})
-        gangs.append(gang)
-        return gang.start()
-
-    yield start
-    for gang in gangs:
-        gang.kill()
 
 
 def long_plan(*layers: int, steps: int = STEPS) -> Plan:
@@ -102,17 +86,15 @@ def test_stopped_and_resumed_equals_never_stopped(undisturbed: Gang, make: Calla
     assert_same_end(gang, undisturbed)
 
 
-def test_when_a_stage_is_killed_the_others_leave_within_seconds_and_the_next_attempt_ends_the_same(
+def test_when_a_stage_is_killed_the_others_leave_and_the_next_attempt_ends_the_same(
     undisturbed: Gang, make: Callable[[Plan], Gang]
 ) -> None:
     gang = make(long_plan(1, 1, 1, 1))
     gang.wait_for_step(12)
     gang.signal("job-r0-s3", signal.SIGKILL)
-    killed = time.monotonic()
 
-    codes = gang.wait(timeout_s=15)
+    codes = gang.wait()  # not as long as a collective would wait
 
-    assert time.monotonic() - killed < 10
     assert codes.pop("job-r0-s3") == 137
     assert set(codes.values()) == {ExitCode.PEER_LOST}
     assert gang.termination("job-r0-s0").reason == "PeerLost"
@@ -193,10 +175,10 @@ def unsplit_loss(evaluated: Plan, folder: CheckpointFolder) -> float:
     training = open_dataset(
         evaluated.data, schedule=evaluated.schedule, replicas=2, seed=7, evaluation=evaluated.evaluation
     )
-    batches = open_evaluation(evaluated.data, evaluated.evaluation, beside=training)
+    batches = open_evaluation(evaluated.data, evaluated.evaluation, training=training)
     losses = []
     for step, replica, micro_batch in product((1, 2), (0, 1), range(4)):
-        stream, targets = batches.batch(step, replica, micro_batch)
+        stream, targets, _ = batches.batch(step, replica, micro_batch)
         for layer in whole.layers:
             stream = layer.module.eval()(stream)
         losses.append(nn.functional.cross_entropy(stream.flatten(0, -2), targets.flatten()).item())
@@ -219,27 +201,56 @@ def test_an_asynchronous_run_that_is_resumed_equals_one_that_never_stopped(make:
     assert all(torch.equal(tensor, state(whole, 6)[name]) for name, tensor in state(resumed, 6).items())
 
 
+BYTEWISE = Model(entrypoint="user_models:mlp", arguments={"width": "8"}, num_layers=5)
+
+
+def resumed(first: Gang, wanted: Plan, name: str) -> Gang:
+    """Go on from what a gang left, as another plan says, in a folder of its own."""
+    folder = first.folder.with_name(f"{first.folder.name}-{name}")
+    shutil.copytree(first.folder, folder)
+    return Gang(folder, wanted, attempt=1, environment=first.environment).start()
+
+
+def test_with_another_batch_a_resumed_run_goes_on_with_the_next_sample(make: Callable[[Plan], Gang]) -> None:
+    first = make(plan(5, model=BYTEWISE, training={"steps": 3})).finish()
+    larger = [
+        plan(5, model=BYTEWISE, schedule=ScheduleSpec(micro_batches=4, micro_batch_size=2)),
+        plan(
+            2, 3, model=BYTEWISE, replicas=2, schedule=ScheduleSpec(name="GPipe", micro_batches=1, micro_batch_size=4)
+        ),
+    ]
+
+    one, two = (resumed(first, wanted, str(number)).finish() for number, wanted in enumerate(larger))
+
+    assert "resumed from the checkpoint of step 3, 12 samples into the text" in one.logs()
+    assert one.losses() == pytest.approx(two.losses(), rel=1e-5)
+    for gang in (one, two):
+        place = CheckpointFolder(gang.checkpoints).open(6).manifest.place
+        assert place is not None
+        assert place.samples == 3 * 4 + 3 * 8
+
+
+def test_with_longer_sequences_a_resumed_run_is_refused_or_begins_the_text_anew(make: Callable[[Plan], Gang]) -> None:
+    first = make(plan(5, model=BYTEWISE, training={"steps": 3})).finish()
+    data = Data(corpus="python-stdlib", sequence_length=32)
+    refused = resumed(first, plan(5, model=BYTEWISE, data=data), "refused")
+    anew = plan(5, model=BYTEWISE, data=data, checkpoint={"on_data_change": "StartAnew"})
+
+    assert refused.wait() == {"job-r0-s0": ExitCode.USER_ERROR}
+    assert refused.termination("job-r0-s0").reason == "DataChanged"
+    assert "sequenceLength was 16 and is 32; put back" in refused.termination("job-r0-s0").message
+    begun = resumed(first, anew, "anew").finish()
+    assert "resumed from the checkpoint of step 3, at the beginning of the text, as spec.checkpoint." in begun.logs()
+    place = CheckpointFolder(begun.checkpoints).open(6).manifest.place
+    assert place is not None
+    assert (place.samples, place.order.sequence_length) == (12, 32)
+
+
 def test_two_replicas_train_as_one_with_twice_the_micro_batches(make: Callable[[Plan], Gang]) -> None:
     two = make(plan(2, 2, replicas=2, schedule=ScheduleSpec(micro_batches=2, micro_batch_size=2))).finish()
     one = make(plan(2, 2, schedule=ScheduleSpec(micro_batches=4, micro_batch_size=2))).finish()
 
     assert two.losses() == pytest.approx(one.losses(), rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("function", "reason", "sentence"),
-    [("raises", "BadEntrypoint", "the weights are on holiday"), ("makes_nan", "LossNotFinite", "lower spec.training")],
-)
-def test_what_a_user_must_mend_ends_with_64_and_a_sentence(
-    make: Callable[[Plan], Gang], function: str, reason: str, sentence: str
-) -> None:
-    gang = make(plan(3, model=Model(entrypoint=f"user_models:{function}", num_layers=3)))
-
-    assert gang.wait() == {"job-r0-s0": ExitCode.USER_ERROR}
-    last_words = gang.termination("job-r0-s0")
-    assert last_words.reason == reason
-    assert sentence in last_words.message
-    assert last_words.exit_code == ExitCode.USER_ERROR
 
 
 def test_a_stage_that_is_stopped_before_the_gang_is_complete_leaves_at_once(make: Callable[[Plan], Gang]) -> None:
@@ -248,7 +259,7 @@ def test_a_stage_that_is_stopped_before_the_gang_is_complete_leaves_at_once(make
     gang.until(lambda: gang.get("job-r0-s0", "/healthz"), "the HTTP server answers")
     gang.signal("job-r0-s0", signal.SIGTERM)
 
-    codes = gang.wait(timeout_s=10)
+    codes = gang.wait()
 
     assert codes["job-r0-s0"] == ExitCode.STOPPED
     assert gang.termination("job-r0-s0").reason == "Stopped"

@@ -1,25 +1,33 @@
 """Messages between ranks: their order, what proves their arrival, and links that take them in that order only."""
 
 import threading
-from collections import defaultdict, deque
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from pipelinejob.schedules import catalogue
+from pipelinejob.scheduler import catalogue
 from pipelinejob.schedules.actions import B, F, Schedule, one_route, straight
-from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
+from pipelinejob.schedules.families import ASYNCHRONOUS
+from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
-from pipelinejob.spec import GptModel, Model
-from pipelinejob_trainer import link
-from pipelinejob_trainer.link import Channel, DistributedInbox, DistributedOutbox, Links, Shapes
-from pipelinejob_trainer.messages import Border, awaited, header_tag, made, neighbours, order, taken_before
-from pipelines import CPU, Job, make_rank, merged, run_steps, run_unsplit
+from pipelinejob.spec.job import GptModel, Model
+from pipelinejob_trainer.communication import links
+from pipelinejob_trainer.communication.agreement import Shapes
+from pipelinejob_trainer.communication.messages import (
+    Border,
+    awaited,
+    header_tag,
+    neighbours,
+    order,
+    produced,
+    received_before,
+)
+from pipelinejob_trainer.communication.packing import TensorSpec
+from pipelines import Job, make_rank, merged, run_steps, run_unsplit
+from tagless_links import TIMEOUT_S, links_without_tags
 
 NAMES = [name for name in catalogue.FAMILIES if name not in ASYNCHRONOUS]
-TIMEOUT_S = 30
 
 
 def built(name: ScheduleName, ranks: int = 4, micro_batches: int = 8) -> Schedule:
@@ -39,8 +47,8 @@ def test_an_activation_goes_down_the_route_and_its_gradient_back() -> None:
 def test_a_message_proves_the_arrival_of_what_its_sender_had_taken() -> None:
     schedule = one_route(straight(2), [[F(0), F(1), B(0), B(1)], [F(0), F(1), B(0), B(1)]], 2)
 
-    assert taken_before(schedule, 1, 0) == (2, 2)  # both activations came before either gradient was made
-    assert taken_before(schedule, 0, 1) == (0, 0)  # and no gradient before an activation
+    assert received_before(schedule, 1, 0) == (2, 2)  # both activations came before either gradient was made
+    assert received_before(schedule, 0, 1) == (0, 0)  # and no gradient before an activation
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,90 +69,9 @@ def test_what_one_rank_sends_is_what_the_other_awaits_each_under_a_tag_of_its_ow
 def test_ranks_exchange_messages_with_neighbours_only(name: ScheduleName) -> None:
     schedule = built(name)
     for rank, actions in enumerate(schedule.ranks):
-        exchanges = [find(schedule, rank, action) for find in (awaited, made) for action in actions]
+        exchanges = [find(schedule, rank, action) for find in (awaited, produced) for action in actions]
 
         assert {each.place.rank for each in exchanges if each is not None} - {rank} == set(neighbours(schedule, rank))
-
-
-class Line:
-    """One way between two ranks that, like NCCL, knows no tags: what is sent first fills what is awaited first. And a
-    send is done when it has been taken, not before."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sent: deque[tuple[torch.Tensor, threading.Event]] = deque()
-        self._awaited: deque[tuple[torch.Tensor, threading.Event]] = deque()
-
-    def send(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any:
-        return self._join(self._sent, tensors[0])
-
-    def recv(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any:
-        return self._join(self._awaited, tensors[0])
-
-    def _join(self, queue: deque[tuple[torch.Tensor, threading.Event]], tensor: torch.Tensor) -> Any:
-        done = threading.Event()
-        with self._lock:
-            queue.append((tensor, done))
-            while self._sent and self._awaited:
-                (source, is_sent), (target, is_taken) = self._sent.popleft(), self._awaited.popleft()
-                assert source.shape == target.shape, "a message came where another one was awaited"
-                target.copy_(source)
-                is_sent.set()
-                is_taken.set()
-        return Work(done)
-
-
-class Work:
-    def __init__(self, done: threading.Event) -> None:
-        self._done = done
-
-    def wait(self) -> None:
-        assert self._done.wait(TIMEOUT_S), "waits for ever"
-
-
-class World:
-    """What headers go over: it does know tags."""
-
-    def __init__(self) -> None:
-        self._lines: dict[tuple[int, int, int], Line] = defaultdict(Line)
-
-    def seen_by(self, rank: int) -> "World.View":
-        return World.View(self, rank)
-
-    class View:
-        def __init__(self, world: "World", rank: int) -> None:
-            self._world = world
-            self._rank = rank
-
-        def send(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any:
-            return self._world._lines[self._rank, peer, tag].send(tensors, peer, tag)
-
-        def recv(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any:
-            return self._world._lines[peer, self._rank, tag].recv(tensors, peer, tag)
-
-
-def links_without_tags(job: Job) -> list[Links]:
-    """Link the ranks of a job by lines; the world that carries headers is the same for all."""
-    schedule, world = job.built, World()
-    lines = {(source, target): Line() for source in range(job.stages) for target in neighbours(schedule, source)}
-    shapes = [Shapes(job.rows) for _ in range(job.stages)]
-
-    def channel(line: Line, rank: int, peer: int) -> Channel:
-        return Channel(
-            group=line, peer_in_group=0, world=world.seen_by(rank), peer=peer, device=CPU, shapes=shapes[rank]
-        )
-
-    return [
-        Links(
-            outboxes={
-                peer: DistributedOutbox(channel(lines[rank, peer], rank, peer)) for peer in neighbours(schedule, rank)
-            },
-            inboxes={
-                peer: DistributedInbox(channel(lines[peer, rank], rank, peer)) for peer in neighbours(schedule, rank)
-            },
-        )
-        for rank in range(job.stages)
-    ]
 
 
 @pytest.mark.parametrize("window_bytes", [0, 1 << 20])
@@ -152,7 +79,7 @@ def links_without_tags(job: Job) -> list[Links]:
 def test_receives_are_posted_in_the_senders_order_and_none_blocks_another(
     text: Path, name: ScheduleName, window_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "WINDOW_BYTES", window_bytes)
+    monkeypatch.setattr(links, "WINDOW_BYTES", window_bytes)
     model = Model(gpt=GptModel(num_layers=14, hidden_size=8, num_heads=2))
     job = Job(text=text, model=model, schedule=name, sequence_length=8, unequal_rows=(2, 1, 2, 2, 1, 2), steps=2)
     ranks = [make_rank(job, rank=rank, links=links) for rank, links in enumerate(links_without_tags(job))]
@@ -180,13 +107,15 @@ def test_receives_are_posted_in_the_senders_order_and_none_blocks_another(
         assert all(torch.equal(split.gradients[name], each) for name, each in whole.gradients.items())
 
 
-def test_shapes_follow_a_micro_batchs_sequences_over_each_border_by_itself() -> None:
+def test_shapes_are_agreed_for_each_number_of_sequences_over_each_border_by_itself() -> None:
     shapes = Shapes((4, 4, 2))
     schedule = one_route(straight(3), [[F(0), F(1), F(2)]] * 3, 3)
-    first, _, third = order(schedule, 0, 1)
+    first, second, third = order(schedule, 0, 1)
+    spec = TensorSpec(torch.Size((4, 7, 8)), torch.bfloat16)
 
-    shapes.agree(first, (4, 7, 8), torch.bfloat16)
+    shapes.agree(first, spec)
 
-    assert shapes.of(third) == (torch.Size((2, 7, 8)), torch.bfloat16)
+    assert shapes.of(second) == spec
+    assert shapes.of(third) is None
     assert shapes.of(order(schedule, 1, 2)[0]) is None
-    assert first.border == Border(route=0, stage=0)
+    assert first.border == Border(route=0, stage=0, is_forward_only=True)

@@ -6,12 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from pipelinejob.spec import Data, GptModel, Model
-from pipelinejob_trainer.errors import UserError
-from pipelinejob_trainer.models import build_layers, build_part, num_layers
+from pipelinejob.spec.job import Data, GptModel, Model
+from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.models.part import LayerEntry, build_part, num_layers
 from pipelines import TINY_GPT, Job, run_threads, run_unsplit
 
 DATA = Data(paths=("unused",), sequence_length=16)
+
+
+def build_layers(model: Model, data: Data, *, first: int, end: int, seed: int) -> list[LayerEntry]:
+    """Make the layers [first, end) of the global list."""
+    return list(build_part(model, data, stretches=[(first, end)], seed=seed).chunks[0])
 
 
 def parameters(model: Model, *, first: int, end: int, seed: int = 5) -> dict[str, torch.Tensor]:
@@ -195,7 +200,16 @@ def test_a_bad_entrypoint_is_an_error_of_its_own(
 @pytest.mark.parametrize(
     ("function", "layers", "sentence"),
     [
-        ("returns_pairs", 3, r"layer 1 \(Pair\) returned tuple; each layer takes one tensor and returns one"),
+        (
+            "returns_objects",
+            3,
+            r"layer 1 \(Boxed\) returned list: output\[1\] is builtins.object; between",
+        ),
+        (
+            "returns_pairs",
+            3,
+            r"the last layer returned tuple; it must return logits, one tensor, or spec",
+        ),
         ("no_logits", 2, r"the last layer returned shape \(2, 128\); it must return logits of shape \(2, 16, 'vocab"),
     ],
 )

@@ -9,20 +9,21 @@ import torch
 from torch import distributed
 
 import gangs
+import odd_layers
 from gangs import plan
-from pipelinejob.plan import Plan
-from pipelinejob.progress import ExitCode
-from pipelinejob.spec import GptModel, Model, ScheduleName, ScheduleSpec
-from pipelinejob_trainer import preflight
-from pipelinejob_trainer.config import Address
-from pipelinejob_trainer.errors import UserError
-from pipelinejob_trainer.gang import Gang
-from pipelinejob_trainer.link import Links
-from pipelinejob_trainer.parallel import process_groups
-from pipelinejob_trainer.process import Membership
-from pipelinejob_trainer.rank import put_together
-from pipelinejob_trainer.reduction import sums_over_groups
-from pipelinejob_trainer.stage import Stage
+from pipelinejob.contract.plan import Plan
+from pipelinejob.contract.progress import ExitCode
+from pipelinejob.spec.job import GptModel, Model, ScheduleName, ScheduleSpec
+from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.communication.gang import Gang
+from pipelinejob_trainer.communication.links import Links
+from pipelinejob_trainer.communication.process_groups import process_groups
+from pipelinejob_trainer.process.config import Address
+from pipelinejob_trainer.runtime.rank import build_rank
+from pipelinejob_trainer.runtime.reduction import sums_over_groups
+from pipelinejob_trainer.stage.stage import Stage
+from pipelinejob_trainer.training import preflight
+from pipelinejob_trainer.training.membership import Membership
 
 TESTS = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -51,7 +52,7 @@ def one_rank(name: ScheduleName = ScheduleName.ZB_H1, *, model: Model = LARGE, c
 
 
 def check(wanted: Plan, membership: Membership) -> str:
-    return preflight.check(put_together(wanted, index=0, replica=0, device=CPU), membership)
+    return preflight.check(build_rank(wanted, index=0, replica=0, device=CPU), membership)
 
 
 @pytest.mark.parametrize("name", [ScheduleName.GPIPE, ScheduleName.ZB_H1, ScheduleName.PIPEDREAM])
@@ -91,7 +92,7 @@ def test_a_gradient_that_is_no_number_is_found(membership: Membership) -> None:
 
 
 def test_weights_buffers_gradients_and_random_state_are_as_before(membership: Membership) -> None:
-    rank = put_together(one_rank(), index=0, replica=0, device=CPU)
+    rank = build_rank(one_rank(), index=0, replica=0, device=CPU)
     before = {name: each.clone() for name, each in rank.part.named_parameters().items()}
     torch.manual_seed(5)
     drawn = torch.rand(3)
@@ -102,6 +103,30 @@ def test_weights_buffers_gradients_and_random_state_are_as_before(membership: Me
     assert torch.equal(torch.rand(3), drawn)
     assert all(torch.equal(each, before[name]) for name, each in rank.part.named_parameters().items())
     assert all(each.grad is None for each in rank.part.named_parameters().values())
+
+
+@pytest.mark.parametrize(
+    "kind", ["Normed", "OldSpectral", "Average", "InPlace", "Checkpointed", "FusedLinear", "Complex"]
+)
+@pytest.mark.parametrize("name", [ScheduleName.ONE_F_ONE_B, ScheduleName.ZB_H1, ScheduleName.PIPEDREAM])
+def test_layers_with_peoples_habits_pass_and_keep_no_trace_where_they_are_made_once(
+    membership: Membership, monkeypatch: pytest.MonkeyPatch, kind: str, name: ScheduleName
+) -> None:
+    arguments = {"kind": kind, "first": "shift"}
+    made = odd_layers.layers(**arguments)
+    monkeypatch.setattr(odd_layers, "layers", lambda **_: made)
+    model = Model(entrypoint="odd_layers:layers", num_layers=7, arguments=arguments)
+    schedule = ScheduleSpec(name=name, micro_batches=4, micro_batch_size=2)
+    rank = build_rank(
+        plan(7, model=model, schedule=schedule, training={"clip_norm": 0.0}), index=0, replica=0, device=CPU
+    )
+    buffers = [each for layer in made for each in layer.buffers()]
+    before = [each.clone() for each in buffers]
+
+    assert preflight.check(rank, membership).startswith("preflight: one step's gradients agree")
+    assert all(map(torch.equal, buffers, before))
+    assert [getattr(layer, "number", 0) for layer in made] == [0] * 7
+    assert all(each.grad is None for layer in made for each in layer.parameters())
 
 
 def test_a_plan_is_shrunk_in_width_and_length_and_keeps_its_layers_and_its_schedule() -> None:
@@ -123,20 +148,21 @@ def test_a_plan_is_shrunk_in_width_and_length_and_keeps_its_layers_and_its_sched
         ("fsdp", ScheduleName.ZB_H1, "layer 1, 0 is wrapped in FSDPModule"),
         ("compile", ScheduleName.ZB_H1, "layer 1 is compiled by torch.compile, whose backward pass is one piece"),
         ("compile the inner one", ScheduleName.ZB_H1, "layer 1, 0 is compiled"),
+        ("sparse", ScheduleName.ONE_F_ONE_B, r"layer 1, 0 is Embedding\(sparse=True\); its gradients are sparse, and"),
     ],
 )
 def test_layers_that_would_be_trained_wrongly_are_refused(how: str, name: ScheduleName, sentence: str) -> None:
     model = Model(entrypoint="user_models:wrapped", num_layers=3, arguments={"how": how})
 
     with pytest.raises(UserError, match=sentence):
-        put_together(one_rank(name, model=model), index=0, replica=0, device=CPU)
+        build_rank(one_rank(name, model=model), index=0, replica=0, device=CPU)
 
 
 @pytest.mark.parametrize("how", ["compile", "compile the inner one"])
 def test_compiled_layers_are_taken_where_backward_passes_are_whole(how: str) -> None:
     model = Model(entrypoint="user_models:wrapped", num_layers=3, arguments={"how": how})
 
-    put_together(one_rank(ScheduleName.ONE_F_ONE_B, model=model), index=0, replica=0, device=CPU)
+    build_rank(one_rank(ScheduleName.ONE_F_ONE_B, model=model), index=0, replica=0, device=CPU)
 
 
 @pytest.mark.xdist_group("gangs")

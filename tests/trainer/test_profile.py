@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from local_cli import children, wait_until_gone
-from pipelinejob.planner import make_plan
-from pipelinejob.spec import Data, GptModel, Model, Parallelism, PipelineJobSpec, Precision, ScheduleSpec, Training
-from pipelinejob_trainer.beside import Seat, first_seat
-from pipelinejob_trainer.memory_watch import watching
-from pipelinejob_trainer.models import LayerEntry
-from pipelinejob_trainer.profile_memory import layer_memory
-from pipelinejob_trainer.stage import Stage
+from pipelinejob.planning.planner import make_plan
+from pipelinejob.spec.job import Data, GptModel, Model, Parallelism, PipelineJobSpec, Precision, ScheduleSpec, Training
+from pipelinejob_trainer.models.part import LayerEntry
+from pipelinejob_trainer.profile.memory import layer_memory
+from pipelinejob_trainer.profile.workers import Worker, first_worker
+from pipelinejob_trainer.runtime.device_memory import watching
+from pipelinejob_trainer.stage.stage import Stage
 from pipelines import run_processes
 from processes import wait_until
 from ranks import overheads_of
@@ -91,13 +91,13 @@ def test_a_layer_keeps_what_its_gradients_need() -> None:
 
 
 def test_seats_are_written_as_they_are_read() -> None:
-    assert Seat.parse(str(Seat(rank=1, size=4, port=29500))) == Seat(rank=1, size=4, port=29500)
+    assert Worker.parse(str(Worker(rank=1, size=4, port=29500))) == Worker(rank=1, size=4, port=29500)
 
 
 def test_one_process_measures_for_one_stage_and_for_gpus() -> None:
-    assert first_seat(plan(parallelism=Parallelism(pipeline=1))) is None
-    assert first_seat(plan(device="gpu")) is None
-    assert first_seat(plan()) is not None
+    assert first_worker(plan(parallelism=Parallelism(pipeline=1))) is None
+    assert first_worker(plan(device="gpu")) is None
+    assert first_worker(plan()) is not None
 
 
 def test_an_empty_pipeline_tells_both_ranks_what_links_actions_and_steps_take() -> None:
@@ -120,10 +120,10 @@ def test_those_who_measure_beside_end_with_the_first_however_it_ends(tmp_path: P
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_until(lambda: children(first.pid), "another process to be started", timeout_s=60)
+    wait_until(lambda: children(first.pid), "another process to be started")
     others = children(first.pid)
 
     first.kill()
     first.wait()
 
-    wait_until_gone(others, timeout_s=60)
+    wait_until_gone(others)

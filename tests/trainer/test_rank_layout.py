@@ -1,10 +1,10 @@
 """Which layers stand on which ranks, and who speaks for those that stand on several."""
 
 from pipelinejob.schedules.actions import Route, Schedule
-from pipelinejob.spec import Data, GptModel, Model
-from pipelinejob_trainer.layout import Layout
-from pipelinejob_trainer.models import Part, build_part
-from pipelinejob_trainer.reduction import Share
+from pipelinejob.spec.job import Data, GptModel, Model
+from pipelinejob_trainer.models.part import Part, build_part
+from pipelinejob_trainer.runtime.layout import Layout
+from pipelinejob_trainer.runtime.reduction import Share
 
 MODEL = Model(gpt=GptModel(num_layers=2, hidden_size=8, num_heads=1))
 

@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from pipelinejob.timeline import Span, SpanKind, StageTimeline
-from pipelinejob_trainer.recorder import Recorder, State
+from pipelinejob.base.timeline import Span, SpanKind, StageTimeline
+from pipelinejob_trainer.runtime.recorder import Recorder, State
 
 CPU = torch.device("cpu")
 
@@ -84,6 +84,25 @@ def test_a_restarted_record_starts_with_its_next_step(recorder: Recorder) -> Non
     assert finished(recorder).spans == (Span(kind=SpanKind.IDLE, start_s=0, end_s=1),)
 
 
+def test_computing_is_counted_by_the_processor_where_ranks_share_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, own = iter((0, 1, 4, 9, 10)), iter((0, 1, 4, 6, 6))
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: next(wall) * 1_000_000_000)
+    monkeypatch.setattr(time, "thread_time_ns", lambda: next(own) * 1_000_000_000)
+    recorder = Recorder(replica=0, stage=0, device=CPU, shares_processors=True)
+    recorder.begin_step(1)
+    recorder.switch(State(SpanKind.FORWARD, 0, chunk=1))
+    recorder.switch(State(SpanKind.BACKWARD_INPUT, 0, chunk=1))
+    recorder.switch(State(SpanKind.RECV, 1, "gradient"))
+
+    assert finished(recorder).spans == (
+        Span(kind=SpanKind.IDLE, start_s=0, end_s=1),
+        Span(kind=SpanKind.FORWARD, start_s=1, end_s=4, micro_batch=0, chunk=1),
+        Span(kind=SpanKind.IDLE, start_s=4, end_s=7, micro_batch=0, chunk=1, cause="processor"),
+        Span(kind=SpanKind.BACKWARD_INPUT, start_s=7, end_s=9, micro_batch=0, chunk=1),
+        Span(kind=SpanKind.RECV, start_s=9, end_s=10, micro_batch=1, cause="gradient"),
+    )
+
+
 def test_a_device_that_lags_gives_its_spans_a_step_later() -> None:
     class LaggingClock:
         """Knows, as CUDA events do, only what the device has come to."""
@@ -100,6 +119,9 @@ def test_a_device_that_lags_gives_its_spans_a_step_later() -> None:
 
         def seconds(self, marks: list[object]) -> list[float]:
             return [float(mark - marks[0]) for mark in marks]
+
+        def waited_s(self, _begin: object, _end: object) -> float:
+            return 0.0
 
     recorder, clock = Recorder(replica=0, stage=0, device=CPU), LaggingClock()
     recorder._clock = clock

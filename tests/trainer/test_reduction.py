@@ -6,8 +6,9 @@ from torch import nn
 
 from pipelinejob.schedules.actions import straight
 from pipelinejob.schedules.text import parse
-from pipelinejob_trainer import reduction
-from pipelinejob_trainer.reduction import Bucket, Reducer, Share, bucket_starts, buckets, share_of
+from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.runtime import reduction
+from pipelinejob_trainer.runtime.reduction import Bucket, Reducer, Share, bucket_starts, buckets, share_of
 
 CUTS = ((0, 2), (2, 3), (3, 5))
 
@@ -87,21 +88,36 @@ def test_a_shared_parameter_waits_for_the_last_of_its_stages() -> None:
     assert list(bucket_starts(schedule, 0, [bucket(0, 1)])) == [3]
 
 
-def test_sums_take_the_place_of_gradients_and_nothing_counts_as_zero() -> None:
-    one, other = parameter(2), parameter(1)
-    one.grad = torch.ones(2)
-    waited = []
+class Added:
+    """A sum with another rank's tensor."""
 
-    class Doubled:
-        def __init__(self, tensor: torch.Tensor) -> None:
-            self.tensor = tensor
+    def __init__(self, tensor: torch.Tensor, others: list[float]) -> None:
+        self.tensor = tensor
+        self.others = others
 
-        def wait(self) -> None:
-            self.tensor.mul_(2)
-            waited.append(True)
+    def wait(self) -> None:
+        self.tensor.add_(torch.tensor(self.others))
 
-    reducer = Reducer([Bucket(share=share(0), parameters=(one, other))], lambda _, tensor: Doubled(tensor))
+
+def test_sums_take_the_place_of_gradients_and_what_no_rank_has_a_gradient_of_has_none() -> None:
+    here, elsewhere, nowhere = parameter(2), parameter(1), parameter(1)
+    here.grad = torch.ones(2)
+    # Another rank's gradients, and for each parameter whether it has one.
+    others = [0.0, 0.0, 5.0, 0.0, *(0.0, 1.0, 0.0)]
+    reducer = Reducer(
+        [Bucket(share=share(0), parameters=(here, elsewhere, nowhere))], lambda _, tensor: Added(tensor, others)
+    )
+
     reducer.start(reducer.buckets[0])
     reducer.wait()
 
-    assert (one.grad.tolist(), other.grad.tolist(), waited) == ([2.0, 2.0], [0.0], [True])
+    assert (here.grad.tolist(), elsewhere.grad.tolist(), nowhere.grad) == ([1.0, 1.0], [5.0], None)
+
+
+def test_a_sparse_gradient_is_refused() -> None:
+    weight = nn.Parameter(torch.ones(4, 2))
+    torch.nn.functional.embedding(torch.tensor([1]), weight, sparse=True).sum().backward()
+    reducer = Reducer([Bucket(share=share(0), parameters=(weight,))], lambda _, tensor: Added(tensor, []))
+
+    with pytest.raises(UserError, match=r"the gradient of a parameter of shape \(4, 2\) is sparse"):
+        reducer.start(reducer.buckets[0])

@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipelinejob.schedules import catalogue
+from pipelinejob.base.timeline import Span, SpanKind, StageTimeline, bubble_ratio
+from pipelinejob.scheduler import catalogue
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
-from pipelinejob.spec import GptModel, Model, Precision
-from pipelinejob.timeline import Span, SpanKind, StageTimeline, bubble_ratio
-from pipelinejob_trainer.errors import PeerLostError
-from pipelinejob_trainer.link import Links, QueueLink
-from pipelinejob_trainer.tasks import loss_weights
+from pipelinejob.spec.job import GptModel, Model, Precision
+from pipelinejob_trainer.base.errors import PeerLostError
+from pipelinejob_trainer.communication.links import Links
+from pipelinejob_trainer.runtime.tasks import loss_weights
 from pipelines import Job, make_rank, run_processes, run_threads, run_unsplit
+from queue_link import QueueLink
 from ranks import activation, changing_rank, dying_rank, exchanging_rank, group_rank, summing_rank
 
 FLUSHED = [ScheduleName.GPIPE, ScheduleName.ONE_F_ONE_B]
@@ -133,18 +134,20 @@ def test_a_neighbour_that_dies_in_a_step_is_a_lost_peer_on_every_other_rank(text
     assert [type(result) for result in results] == [PeerLostError, PeerLostError]
 
 
-def test_shapes_are_agreed_by_the_first_message_and_follow_a_micro_batchs_sequences() -> None:
-    sent, received = run_processes(exchanging_rank, world=2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_shapes_are_agreed_by_the_first_message_and_follow_a_micro_batchs_sequences(dtype: torch.dtype) -> None:
+    sent, received = run_processes(exchanging_rank, dtype, world=2)
 
     assert sent == received
-    assert [tensor[1] for tensor in received] == ["torch.float32"] * 3
+    assert [tensor[1] for tensor in received] == [str(dtype)] * 3
 
 
 def test_a_layer_that_changes_its_shape_is_a_users_error() -> None:
     (message,) = run_processes(changing_rank, world=1)
 
     assert message.startswith(
-        "a stage's last layer returned torch.float32 (3,) where torch.float32 (2,) follows from the micro-batch before"
+        "a stage's last layer returned another nesting than for an earlier micro-batch of as many sequences:"
+        " output is torch.float32 (3,) where it was torch.float32 (2,); "
     )
 
 

@@ -7,11 +7,12 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from pipelinejob.spec import GptModel, Precision
-from pipelinejob_trainer.engine import accumulate, capture
-from pipelinejob_trainer.models import LayerEntry
+from pipelinejob.spec.job import GptModel, Precision
+from pipelinejob_trainer.base.errors import LayerError
 from pipelinejob_trainer.models.gpt import Block
-from pipelinejob_trainer.stage import Stage
+from pipelinejob_trainer.models.part import LayerEntry
+from pipelinejob_trainer.stage.autograd_engine import accumulate, capture
+from pipelinejob_trainer.stage.stage import Stage
 from pipelines import CPU
 
 
@@ -267,7 +268,7 @@ def test_a_tensor_changed_in_place_after_its_use_is_an_error_in_halves_too():
     stage = stage_of([nn.Linear(8, 8), Careless()], is_split=True)
     output = stage.forward(0, torch.randn(2, 8))
 
-    with pytest.raises(RuntimeError, match="changed in place after the layer used it"):
+    with pytest.raises(LayerError, match=r"layer 1 \(Careless\) raised ChangedInPlaceError: .* changed in place"):
         stage.backward_input(0, torch.ones_like(output))
 
 
@@ -277,7 +278,7 @@ def test_the_engine_is_called_as_torch_calls_it():
     expected = torch.autograd.grad(torch.tanh(x * weight), (x, weight), gradient)
 
     y = torch.tanh(x * weight)
-    assert torch.equal(capture(get_gradient_edge(y), gradient, [get_gradient_edge(x)])[0], expected[0])
+    assert torch.equal(capture([get_gradient_edge(y)], [gradient], [get_gradient_edge(x)])[0], expected[0])
     accumulate([get_gradient_edge(y)], [gradient], [weight])
     assert x.grad is None
     assert torch.equal(weight.grad, expected[1])

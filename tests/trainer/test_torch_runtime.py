@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelinejob.schedules import catalogue
+from pipelinejob.scheduler import catalogue
 from pipelinejob.schedules.actions import Schedule
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.text import parse
-from pipelinejob.spec import GptModel, Model, Precision
-from pipelinejob_trainer.errors import UserError
-from pipelinejob_trainer.torch_runtime import TorchRuntime, reason_against
+from pipelinejob.spec.job import GptModel, Model, Precision
+from pipelinejob_trainer.base.errors import UserError
 from pipelines import CPU, Job, Outcome, run_gloo, run_unsplit
+from torch_runtime import TorchRuntime, reason_against
 from torchranks import run_torch
 
 # Of the last stage's forwards, micro-batch 1's comes first: torch counts losses, so it must know them by other numbers.

@@ -10,20 +10,19 @@ import pytest
 from torch.distributed import TCPStore
 
 from gangs import plan
-from pipelinejob import names
-from pipelinejob.cost import Profile
-from pipelinejob.plan import CostSource
-from pipelinejob.progress import ExitCode, Termination
-from pipelinejob.spec import Model
-from pipelinejob_trainer import account as account_module
-from pipelinejob_trainer import lastwords
-from pipelinejob_trainer.account import Account
-from pipelinejob_trainer.config import read_config, read_plan
-from pipelinejob_trainer.errors import PeerLostError, StoppedError, UserError
-from pipelinejob_trainer.httpserver import serve
-from pipelinejob_trainer.lastwords import LastWords
-from pipelinejob_trainer.liveness import Liveness, neighbours
-from pipelinejob_trainer.profile import measure
+from pipelinejob.base import names
+from pipelinejob.contract.plan import CostSource
+from pipelinejob.contract.progress import ExitCode, Termination
+from pipelinejob.costs.layers import Profile
+from pipelinejob.spec.job import Model
+from pipelinejob_trainer.base.errors import PeerLostError, StoppedError, UserError
+from pipelinejob_trainer.communication.liveness import Liveness, neighbours
+from pipelinejob_trainer.process import stage_status, termination
+from pipelinejob_trainer.process.config import read_config, read_plan
+from pipelinejob_trainer.process.http_server import serve
+from pipelinejob_trainer.process.stage_status import StageStatus
+from pipelinejob_trainer.process.termination import ProcessExit
+from pipelinejob_trainer.profile.profile import measure
 from processes import free_ports, wait_until
 
 ENVIRONMENT = {
@@ -114,10 +113,10 @@ def test_errors_become_exit_codes_and_last_words(tmp_path: Path, monkeypatch, er
         codes.append(number)
         raise Left
 
-    monkeypatch.setattr(lastwords.os, "_exit", leave)
+    monkeypatch.setattr(termination.os, "_exit", leave)
 
     with pytest.raises(Left):
-        LastWords(tmp_path / "log").leave_because(error, step=7)
+        ProcessExit(tmp_path / "log").end_with_error(error, step=7)
 
     words = Termination.model_validate_json((tmp_path / "log").read_bytes())
     assert codes == [code]
@@ -126,10 +125,10 @@ def test_errors_become_exit_codes_and_last_words(tmp_path: Path, monkeypatch, er
 
 
 def test_last_words_fit_into_what_kubernetes_reads(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(lastwords.os, "_exit", lambda _: (_ for _ in ()).throw(Left()))
+    monkeypatch.setattr(termination.os, "_exit", lambda _: (_ for _ in ()).throw(Left()))
 
     with pytest.raises(Left):
-        LastWords(tmp_path / "log").leave_because(UserError("BadEntrypoint", "ü" * 9000), step=0)
+        ProcessExit(tmp_path / "log").end_with_error(UserError("BadEntrypoint", "ü" * 9000), step=0)
 
     content = (tmp_path / "log").read_bytes()
     assert len(content) <= 4096
@@ -142,11 +141,11 @@ def store_port() -> int:
 
 
 def _store(port: int, *, is_master: bool = False) -> TCPStore:
-    return TCPStore("127.0.0.1", port, is_master=is_master, timeout=timedelta(seconds=10), wait_for_workers=False)
+    return TCPStore("127.0.0.1", port, is_master=is_master, timeout=timedelta(minutes=5), wait_for_workers=False)
 
 
-def _liveness(port: int, rank: int, watched: tuple[int, ...], lost: list[int]) -> Liveness:
-    return Liveness(_store(port), rank=rank, neighbours=watched, on_lost=lost.append, silence_s=2.5)
+def _liveness(port: int, rank: int, watched: tuple[int, ...], lost: list[int], *, silence_s: float = 5.0) -> Liveness:
+    return Liveness(_store(port), rank=rank, neighbours=watched, on_lost=lost.append, silence_s=silence_s)
 
 
 def test_a_rank_that_falls_silent_is_noticed_by_all(store_port: int) -> None:
@@ -159,7 +158,7 @@ def test_a_rank_that_falls_silent_is_noticed_by_all(store_port: int) -> None:
         each.start()
     ranks[2].close()  # from outside no different from a frozen process
 
-    wait_until(lambda: lost[0] and lost[1], "rank 2 is missed", timeout_s=20)
+    wait_until(lambda: lost[0] and lost[1], "rank 2 is missed")
 
     assert lost == {0: [2], 1: [2], 2: []}
     del master
@@ -168,11 +167,11 @@ def test_a_rank_that_falls_silent_is_noticed_by_all(store_port: int) -> None:
 def test_ranks_that_beat_are_not_missed(store_port: int) -> None:
     master = _store(store_port, is_master=True)
     lost: list[int] = []
-    ranks = [_liveness(store_port, rank, (1 - rank,), lost) for rank in range(2)]
+    ranks = [_liveness(store_port, rank, (1 - rank,), lost, silence_s=60.0) for rank in range(2)]
     for each in ranks:
         each.start()
 
-    wait_until(lambda: int(master.get("0")) >= 5 and int(master.get("1")) >= 5, "five beats", timeout_s=20)
+    wait_until(lambda: int(master.get("0")) >= 5 and int(master.get("1")) >= 5, "five beats")
     for each in ranks:
         each.close()
 
@@ -187,33 +186,33 @@ def test_a_rank_watches_its_pipeline_and_the_next_replica(rank, stages, replicas
 
 
 def test_health_fails_when_progress_stops(monkeypatch) -> None:
-    account = Account(plan(4), stage=0, replica=0, attempt=1)
+    status = StageStatus(plan(4), stage=0, replica=0, attempt=1)
     clock = [1000.0]
-    monkeypatch.setattr(account_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(stage_status.time, "monotonic", lambda: clock[0])
 
-    assert account.sickness() is None
-    account.begin_training(step=4, loss=2.0, checkpoint_step=4)
+    assert status.unhealthy_reason() is None
+    status.begin_training(step=4, loss=2.0, checkpoint_step=4)
     clock[0] += 1000
-    assert account.sickness() is None
+    assert status.unhealthy_reason() is None
     clock[0] += 1000
-    assert account.sickness() == "no progress for 1800 s after step 4"
-    account.begin_checkpoint()
-    assert account.sickness() is None
+    assert status.unhealthy_reason() == "no progress for 1800 s after step 4"
+    status.begin_checkpoint()
+    assert status.unhealthy_reason() is None
 
 
 def test_a_taken_metrics_port_is_the_users_to_mend() -> None:
-    account = Account(plan(4), stage=0, replica=0, attempt=1)
-    server = serve(account, 0)
+    status = StageStatus(plan(4), stage=0, replica=0, attempt=1)
+    server = serve(status, 0)
 
     with pytest.raises(UserError, match="metrics port"):
-        serve(account, server.server_address[1])
+        serve(status, server.server_address[1])
 
     server.shutdown()
     server.server_close()
 
 
 def test_no_metric_has_a_step_or_a_micro_batch_for_a_label() -> None:
-    text = Account(plan(4), stage=0, replica=0, attempt=1).metrics().decode()
+    text = StageStatus(plan(4), stage=0, replica=0, attempt=1).metrics().decode()
     labels = {
         pair.split("=")[0]
         for line in text.splitlines()
@@ -223,7 +222,7 @@ def test_no_metric_has_a_step_or_a_micro_batch_for_a_label() -> None:
 
     assert labels == {
         "namespace", "pipelinejob", "stage", "replica", "state", "cause", "kind", "direction", "le",
-        "schedule", "layers", "device",
+        "schedule", "layers", "device", "reason",
     }  # fmt: skip
 
 
@@ -232,15 +231,24 @@ def test_a_profile_covers_every_layer_and_the_link() -> None:
 
     assert [layer.name for layer in profile.layers] == ["embedding", "block-0", "block-1", "head"]
     assert profile.source is CostSource.PROFILED
-    assert all(
-        layer.forward_s > 0 and layer.backward_weight_s > 0 and layer.optimizer_s > 0 for layer in profile.layers
-    )
-    assert all(layer.backward_input_s > 0.1 * layer.backward_weight_s for layer in profile.layers[1:])
+    assert all(layer.optimizer_s > 0 for layer in profile.layers)
     assert [layer.output_bytes for layer in profile.layers] == [2 * 16 * 16 * 4] * 3 + [0]
     assert profile.layers[0].parameter_bytes == (256 + 16) * 16 * 4
     assert profile.layers[1].activation_bytes > 2 * 16 * 16 * 4
     assert profile.link_s > 0
     assert Profile.model_validate_json(profile.model_dump_json(by_alias=True)) == profile
+
+
+def test_a_profile_tells_each_pass_of_each_layer_apart() -> None:
+    """Of layers that wait: a busy machine adds to what they take, by far less than they differ."""
+    waits = {"forward_ms": "20,60", "input_ms": "60,20", "weight_ms": "30,90", "layers": "2"}
+    model = Model(entrypoint="pipelinejob_trainer.models.virtual:layers", arguments=waits, num_layers=3)
+
+    _, first, last = measure(plan(3, model=model)).layers
+
+    assert last.forward_s > 1.5 * first.forward_s > 0.015
+    assert first.backward_input_s > 1.5 * last.backward_input_s > 0.01
+    assert last.backward_weight_s > 1.5 * first.backward_weight_s > 0.015
 
 
 def test_each_of_a_users_layers_is_measured() -> None:
@@ -257,7 +265,7 @@ def _imported(module: str) -> set[str]:
 
 
 def test_torch_is_imported_without_its_slow_parts() -> None:
-    imported = _imported("pipelinejob_trainer.loop")
+    imported = _imported("pipelinejob_trainer.training.loop")
 
     assert "torch" in imported
     assert not {"torch._dynamo", "torch._inductor", "sympy", "torch.distributed.checkpoint"} & imported

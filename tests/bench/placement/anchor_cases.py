@@ -14,11 +14,11 @@ import peer_koordinator
 import peer_kueue
 import peer_unranked
 from judge import Verdict, judge
-from pipelinejob.numbering import BoundPod, number
-from pipelinejob.objective import Objective
+from pipelinejob.placement.capacity import Demand
+from pipelinejob.placement.numbering import BoundPod, number
 from pipelinejob.placement.place import place
-from pipelinejob.placement.room import Demand
-from pipelinejob.prices import crossing_prices
+from pipelinejob.placement.prices import crossing_prices
+from pipelinejob.spec.objective import Objective
 from placement_fabrics import Fabric, anchors, anchors_occupied
 from placement_jobs import JobKind, ends_unlike
 from world import Chosen, World, groups_alike
@@ -27,7 +27,7 @@ SEEDS = range(8)
 
 
 def two_types(num_stages: int) -> Sequence[str]:
-    """Give a half of each type."""
+    """Return a half of each type."""
     return ["even"] * (num_stages // 2) + ["odd"] * (num_stages - num_stages // 2)
 
 
@@ -178,7 +178,7 @@ def _numbered_late(run: Run) -> Run:
 
 
 def nodes_by_type(fabric: Fabric) -> dict[str, frozenset[str]]:
-    """Give the nodes of each of the two types."""
+    """Return the nodes of each of the two types."""
     even = frozenset(node.name for node in fabric.nodes if int(node.name.removeprefix("gpu-")) % 2 == 0)
     return {"even": even, "odd": frozenset(node.name for node in fabric.nodes) - even}
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from statistics import mean
 
 from judge import Verdict, judge
-from pipelinejob.objective import Objective
-from pipelinejob.placement.again import place_again
+from pipelinejob.placement.capacity import Capacity
 from pipelinejob.placement.place import place
-from pipelinejob.placement.room import Room
-from pipelinejob.prices import crossing_prices
+from pipelinejob.placement.prices import crossing_prices
+from pipelinejob.placement.repair import repair
+from pipelinejob.spec.objective import Objective
 from placement_fabrics import Fabric, anchors, anchors_occupied
 from placement_jobs import JobKind
 from world import World, counts
@@ -64,10 +64,10 @@ def _losses(fabric: Fabric, job: JobKind, seed: int) -> Iterable[Loss]:
     before = judge(world, demands, paths, prices)
     for stage, path in enumerate(paths):
         left = [node for node in nodes if node.name != path[-1]]
-        again = place_again(demands, fabric.topology, left, before=placed, lost=frozenset({path[-1]}), prices=prices)
+        again = repair(demands, fabric.topology, left, before=placed, lost=frozenset({path[-1]}), prices=prices)
         after_world = World(topology=fabric.topology, nodes=left)
         after = judge(after_world, demands, [each.path for each in again.assignments], prices)
-        room = Room([node for node in left if node.name not in {each[-1] for each in paths}])
+        room = Capacity([node for node in left if node.name not in {each[-1] for each in paths}])
         fits: dict[tuple[str, ...], int] = {}
         counts(fabric.topology.root, demands[0], room, fits)
         yield Loss(stage=stage, before=before, after=after, had_room=fits[path[:1]] > 0)

@@ -23,10 +23,10 @@ from anchor_cases import RUNS, nodes_by_type, two_types
 from apiserver import ApiServer
 from fakenodes import add_nodes, node
 from judge import Verdict, judge
-from pipelinejob.objective import Objective
+from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.place import place
-from pipelinejob.placement.room import Demand
-from pipelinejob.prices import crossing_prices
+from pipelinejob.placement.prices import crossing_prices
+from pipelinejob.spec.objective import Objective
 from placement_fabrics import Fabric, anchors, anchors_occupied
 from placement_jobs import JobKind, ends_unlike
 from processes import wait_until
@@ -119,7 +119,7 @@ class Kueue:
                 )
 
     def place(self, sets: Sequence[tuple[str, int]], request: dict[str, str]) -> Chosen:
-        """Give the nodes of all pods, PodSet by PodSet, whose kinds and sizes are given.
+        """Return the nodes of all pods, PodSet by PodSet, whose kinds and sizes are given.
 
         Kueue learns of pods a little later than the API server: the answer counts once it is given twice.
         """
@@ -179,7 +179,7 @@ def _pod_set(index: int, kind: str, count: int, request: dict[str, str]) -> dict
 
 
 def _nodes(assignment: dict) -> Iterator[str]:
-    """Give the nodes in the order in which ranks are handed out: a domain after another, as often as it has pods."""
+    """Return the nodes in the order in which ranks are handed out: a domain after another, as often as it has pods."""
     for part in assignment["slices"]:
         (values,) = part["valuesPerLevel"]
         individual = values.get("individual")

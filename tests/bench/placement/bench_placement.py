@@ -120,7 +120,7 @@ def certified(seeds: int, pool: ProcessPoolExecutor) -> list[str]:
 
 
 def dumped(row: Row) -> dict[str, object]:
-    """Give a row as JSON."""
+    """Return a row as JSON."""
     return {
         "fabric": row.fabric,
         "job": row.job,

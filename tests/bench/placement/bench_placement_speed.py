@@ -24,8 +24,8 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from anchor_cases import two_types
+from pipelinejob.fabric.topology import Topology
 from pipelinejob.placement.place import place
-from pipelinejob.topology import Topology
 from placement_fabrics import H100, Fabric, described
 from placement_jobs import JobKind, ends_unlike, prices
 
@@ -33,12 +33,12 @@ NodesOfKind = dict[str, frozenset[str]]
 
 
 def mixed(fabric: Fabric) -> NodesOfKind:
-    """Give the nodes of two types that stand side by side: those of even and of odd number."""
+    """Return the nodes of two types that stand side by side: those of even and of odd number."""
     return _halves(fabric, {node.name for node in fabric.nodes if int(node.name.removeprefix("n")) % 2 == 0})
 
 
 def by_leaf(fabric: Fabric) -> NodesOfKind:
-    """Give the nodes of two types that have leaves of their own: every other one."""
+    """Return the nodes of two types that have leaves of their own: every other one."""
     paths = fabric.topology.paths
     even = set(sorted({path[:-1] for path in paths.values()})[::2])
     return _halves(fabric, {name for name, path in paths.items() if path[:-1] in even})
@@ -96,7 +96,7 @@ class Decided:
 
 
 def cluster(num_nodes: int) -> Fabric:
-    """Give so many nodes, in leaves of 32, some of unlike size, in superpods of about 1,000."""
+    """Return so many nodes, in leaves of 32, some of unlike size, in superpods of about 1,000."""
     superpods = max(2, num_nodes // 1_024)
     each, rest = divmod(num_nodes, superpods)
     leaves = [LEAF + offset for _ in range(each // LEAF // 4) for offset in (0, 4, -8, 4)]
@@ -135,7 +135,7 @@ def decide(case: Case, fabric: Fabric, rounds: int) -> Decided:
 
 
 def exponent(found: Sequence[Decided]) -> float:
-    """Give the slope of seconds over nodes times their logarithm, both on logarithmic scales: at most 1 is wanted."""
+    """Return the slope of seconds over nodes times their logarithm, both on logarithmic scales: at most 1 is wanted."""
     first, last = found[0], found[-1]
     growth = math.log(last.median_s / first.median_s)
     return growth / math.log(last.num_nodes * math.log(last.num_nodes) / (first.num_nodes * math.log(first.num_nodes)))

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pipelinejob.network import common_depth
-from pipelinejob.placement.room import Demand
-from pipelinejob.prices import Prices
+from pipelinejob.fabric.network import common_depth
+from pipelinejob.placement.capacity import Demand
+from pipelinejob.placement.prices import Prices
 from world import Chosen, Path, World, counts
 
 _ROUNDING = 1e-9
@@ -21,7 +21,7 @@ class Verdict:
     room: tuple[int, ...]  # the largest number of ranks that one domain of each level still takes, coarse to fine
 
     def dominates(self, other: "Verdict") -> bool:
-        """Say whether this one is as good in all, and better in one: the step, or the room of a level."""
+        """Tell whether this one is as good in all, and better in one: the step, or the room of a level."""
         is_as_good = self.penalty_s <= other.penalty_s + _ROUNDING and all(
             mine >= theirs for mine, theirs in zip(self.room, other.room, strict=True)
         )
@@ -52,5 +52,5 @@ def judge(world: World, demands: Sequence[Demand], chosen: Chosen, prices: Price
 
 
 def largest(demands: Sequence[Demand]) -> Demand:
-    """Give the rank by whose like the next job is counted: of unlike ones the one that asks for most."""
+    """Return the rank by whose like the next job is counted: of unlike ones the one that asks for most."""
     return max(demands, key=lambda demand: sorted((name, float(amount)) for name, amount in demand.requests.items()))

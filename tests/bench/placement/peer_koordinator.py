@@ -7,13 +7,13 @@ come in the order of their *names*: x-10 before x-2 unless names are padded.
 
 from collections.abc import Iterator, Sequence
 
-from pipelinejob.placement.room import Demand
-from pipelinejob.topology import Domain
+from pipelinejob.fabric.topology import Domain
+from pipelinejob.placement.capacity import Demand
 from world import Chosen, Path, World, counts
 
 
 def place(world: World, pods: Sequence[Demand], *, is_padded: bool, must_level: int = 0) -> Chosen | None:
-    """Give the nodes of all pods; None if the gang finds no place, or the representative misjudged one of them."""
+    """Return the nodes of all pods; None if the gang finds no place, or the representative misjudged one of them."""
     room, fits = world.room(), dict[Path, int]()
     counts(world.topology.root, pods[0], room, fits)
     domain = _lowest(world, fits, len(pods), must_level)

@@ -8,15 +8,15 @@ then the tightest that holds it. Ranks are handed out over the chosen domains in
 
 from collections.abc import Sequence
 
-from pipelinejob.placement.room import Demand, Room
-from pipelinejob.topology import Domain
+from pipelinejob.fabric.topology import Domain
+from pipelinejob.placement.capacity import Capacity, Demand
 from world import Chosen, Path, World, counts
 
 
 def place(
     world: World, pod_sets: Sequence[Sequence[Demand]], *, level: int, is_required: bool = False
 ) -> Chosen | None:
-    """Give the nodes of all pods, PodSet by PodSet; None if one finds no place. `level` counts from 1, the coarsest."""
+    """The nodes of all pods, PodSet by PodSet; None if one finds no place. `level` counts from 1, the coarsest."""
     room, chosen = world.room(), list[Path]()
     for pods in pod_sets:
         paths = _place_set(world.topology.root, pods, room, level, is_required=is_required)
@@ -30,7 +30,7 @@ def place(
     return chosen
 
 
-def _place_set(root: Domain, pods: Sequence[Demand], room: Room, level: int, *, is_required: bool) -> Chosen | None:
+def _place_set(root: Domain, pods: Sequence[Demand], room: Capacity, level: int, *, is_required: bool) -> Chosen | None:
     fits: dict[Path, int] = {}
     counts(root, pods[0], room, fits)
     found = _fit_level(root, fits, len(pods), level, is_required=is_required)

@@ -15,8 +15,8 @@ eight the model meets what was measured for 16 stages and is somewhat better tha
 import random
 from collections.abc import Sequence
 
-from pipelinejob.placement.room import Demand, Room
-from pipelinejob.topology import Domain
+from pipelinejob.fabric.topology import Domain
+from pipelinejob.placement.capacity import Capacity, Demand
 from world import Chosen, Path, World, counts, leaves_of
 
 PODS_A_SECOND = 8
@@ -82,7 +82,7 @@ def _anyhow(world: World, domain: Domain, pods: Sequence[Demand], chance: random
     return chosen
 
 
-def _drawn(demand: Demand, open_nodes: list[Path], room: Room, chance: random.Random) -> Path | None:
+def _drawn(demand: Demand, open_nodes: list[Path], room: Capacity, chance: random.Random) -> Path | None:
     """Draw one of the nodes that can take the pod; those that no longer can are struck off."""
     while open_nodes:
         index = chance.randrange(len(open_nodes))

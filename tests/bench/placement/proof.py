@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from pipelinejob.errors import NoPlacementError
-from pipelinejob.objective import Objective
+from pipelinejob.base.errors import NoPlacementError
 from pipelinejob.placement.place import place
-from pipelinejob.prices import Prices
+from pipelinejob.placement.prices import Prices
+from pipelinejob.spec.objective import Objective
 from placement_fabrics import Fabric
 from placement_jobs import JobKind
 from placement_oracle import Oracle

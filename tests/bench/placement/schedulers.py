@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import peer_koordinator
 import peer_kueue
 import peer_unranked
-from pipelinejob.errors import NoPlacementError
-from pipelinejob.objective import Objective
+from pipelinejob.base.errors import NoPlacementError
+from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.place import place
-from pipelinejob.placement.room import Demand
-from pipelinejob.prices import Prices
+from pipelinejob.placement.prices import Prices
+from pipelinejob.spec.objective import Objective
 from world import Chosen, World
 
 Scheduler = Callable[[World, Sequence[Demand], Prices, int], Chosen | None]  # the last is the seed
@@ -18,7 +18,7 @@ OURS = {f"ours, {objective.value}": objective for objective in Objective}
 
 
 def ours(objective: Objective) -> Scheduler:
-    """Give ourselves."""
+    """Return ourselves."""
 
     def run(world: World, demands: Sequence[Demand], prices: Prices, _: int) -> Chosen | None:
         try:
@@ -31,7 +31,7 @@ def ours(objective: Objective) -> Scheduler:
 
 
 def peers(num_levels: int) -> dict[str, Scheduler]:
-    """Give the peers as a user who knows them would set them up, where a tree has so many levels above the node."""
+    """Return the peers as a user who knows them would set them up, where a tree has so many levels above the node."""
     return {
         "Kueue": lambda world, demands, _, __: _kueue(world, demands, by_kind, level=num_levels),
         "Kueue, required": lambda world, demands, _, __: _kueue(world, demands, by_kind, level=1, is_required=True),
@@ -47,7 +47,7 @@ def peers(num_levels: int) -> dict[str, Scheduler]:
 
 
 def by_kind(demands: Sequence[Demand]) -> list[list[int]]:
-    """Give the ranks of each PodSet: those of a kind, of all replicas, as a JobSet's replicated jobs are."""
+    """Return the ranks of each PodSet: those of a kind, of all replicas, as a JobSet's replicated jobs are."""
     sets: list[list[int]] = []
     for index, demand in enumerate(demands):
         known = next((ranks for ranks in sets if demands[ranks[0]].is_like(demand)), None)
@@ -59,7 +59,7 @@ def by_kind(demands: Sequence[Demand]) -> list[list[int]]:
 
 
 def one_each(demands: Sequence[Demand]) -> list[list[int]]:
-    """Give a PodSet for each stage, of all replicas."""
+    """Return a PodSet for each stage, of all replicas."""
     stages = sorted({demand.stage for demand in demands})
     return [[index for index, demand in enumerate(demands) if demand.stage == stage] for stage in stages]
 

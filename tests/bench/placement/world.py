@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelinejob.placement.room import Demand, Room
-from pipelinejob.topology import Domain, NodeInfo, Topology
+from pipelinejob.fabric.topology import Domain, NodeInfo, Topology
+from pipelinejob.placement.capacity import Capacity, Demand
 
 Path = tuple[str, ...]
 Chosen = list[Path]  # the node of each pod, by its path, in the order in which pods were asked for
@@ -17,12 +17,12 @@ class World:
     topology: Topology
     nodes: Sequence[NodeInfo]
 
-    def room(self) -> Room:
-        """Give the room before anything is placed."""
-        return Room(self.nodes)
+    def room(self) -> Capacity:
+        """Return the room before anything is placed."""
+        return Capacity(self.nodes)
 
 
-def counts(domain: Domain, demand: Demand, room: Room, into: dict[Path, int]) -> int:
+def counts(domain: Domain, demand: Demand, room: Capacity, into: dict[Path, int]) -> int:
     """Count how many such pods each domain takes, from the nodes up."""
     return _summed(domain, room.counts(demand), into)
 
@@ -37,7 +37,7 @@ def _summed(domain: Domain, by_node: Mapping[str, int], into: dict[Path, int]) -
 
 
 def leaves_of(domain: Domain) -> Iterable[Domain]:
-    """Give the nodes of a domain, as domains."""
+    """Return the nodes of a domain, as domains."""
     if domain.node is not None:
         yield domain
     for child in domain.children:
@@ -45,7 +45,7 @@ def leaves_of(domain: Domain) -> Iterable[Domain]:
 
 
 def groups_alike(demands: Sequence[Demand]) -> list[list[Demand]]:
-    """Give runs of neighbouring ranks that ask for the same: what a user must write as a PodSet each."""
+    """Return runs of neighbouring ranks that ask for the same: what a user must write as a PodSet each."""
     runs: list[list[Demand]] = []
     for demand in demands:
         if runs and demand.is_like(runs[-1][0]):

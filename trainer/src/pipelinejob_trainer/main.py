@@ -1,24 +1,34 @@
-"""The trainer's command line: run a rank of a plan, profile a plan's layers, or sample from a checkpoint."""
+"""The trainer's command line: run a rank, profile layers, sample text, export a checkpoint, or prepare data."""
 
 import argparse
 import math
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
-from pipelinejob.errors import PipelineJobError
-from pipelinejob.plan import Plan
-from pipelinejob.progress import ExitCode
-from pipelinejob_trainer.account import Account
-from pipelinejob_trainer.beside import Seat, end_with_parent, first_seat, others_started
-from pipelinejob_trainer.config import Config, read_config, read_plan, read_termination_log, silence_profiler
-from pipelinejob_trainer.errors import StoppedError, UserError
-from pipelinejob_trainer.httpserver import serve
-from pipelinejob_trainer.lastwords import LastWords
-from pipelinejob_trainer.number import await_number
-from pipelinejob_trainer.signals import StopWish
+from pipelinejob.base.errors import PipelineJobError
+from pipelinejob.contract.plan import Plan
+from pipelinejob.contract.progress import ExitCode
+from pipelinejob.spec.job import Precision
+from pipelinejob_trainer.base.errors import StoppedError, UserError
+from pipelinejob_trainer.data.prepare import command as data_command
+from pipelinejob_trainer.process.config import (
+    Config,
+    read_config,
+    read_plan,
+    read_termination_log,
+    read_trained,
+    silence_profiler,
+)
+from pipelinejob_trainer.process.http_server import serve
+from pipelinejob_trainer.process.late_rank import await_rank
+from pipelinejob_trainer.process.signals import StopRequest
+from pipelinejob_trainer.process.stage_status import StageStatus
+from pipelinejob_trainer.process.termination import ProcessExit
+from pipelinejob_trainer.profile.workers import Worker, end_with_parent, first_worker, other_workers
 
 # torch takes seconds to import: what needs it is imported by the command that does, once /healthz answers.
 
@@ -30,77 +40,79 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(_: argparse.Namespace) -> NoReturn:
-    words = LastWords(read_termination_log())
+    process_exit = ProcessExit(read_termination_log())
+    process_exit.intercept_os_exit()
     try:
-        config = read_config(await_number(words))
+        config = read_config(await_rank(process_exit))
         plan = read_plan(config.plan)
-        account = Account(plan, stage=config.stage, replica=config.replica, attempt=config.attempt)
-    except BaseException as error:  # noqa: BLE001  # this is the border where errors become exit codes
-        words.leave_because(error, step=0)
+        status = StageStatus(plan, stage=config.stage, replica=config.replica, attempt=config.attempt)
+    except BaseException as error:  # noqa: BLE001  # where errors become exit codes
+        process_exit.end_with_error(error, step=0)
     try:
-        _train(config, plan, account, words)
+        _train(config, plan, status, process_exit)
     except BaseException as error:  # noqa: BLE001  # as above
-        words.leave_because(error, step=account.step)
-    words.leave(ExitCode.OK, "Completed", f"all {plan.training.steps} steps are done", step=account.step)
+        process_exit.end_with_error(error, step=status.step)
+    process_exit.end(ExitCode.OK, "Completed", f"all {plan.training.steps} steps are done", step=status.step)
 
 
-def _train(config: Config, plan: Plan, account: Account, words: LastWords) -> None:
-    stop_wish = StopWish(grace_s=config.grace_s, on_overdue=lambda: _leave_unsaved(config, account, words))
-    stop_wish.listen()
-    serve(account, config.metrics_port)
+def _train(config: Config, plan: Plan, status: StageStatus, process_exit: ProcessExit) -> None:
+    stop_request = StopRequest(grace_s=config.grace_s, on_overdue=lambda: _end_unsaved(config, status, process_exit))
+    stop_request.listen()
+    serve(status, config.metrics_port)
 
-    from pipelinejob_trainer import loop, process  # noqa: PLC0415  # torch, see above
+    from pipelinejob_trainer.training import loop  # noqa: PLC0415  # torch, see above
+    from pipelinejob_trainer.training.membership import join, leave, watch_over  # noqa: PLC0415  # as above
 
     prepared = loop.Preparation(config, plan)
-    membership = process.join(config, prepared.rank)
-    liveness = process.watch_over(
-        membership, on_lost=lambda rank: _leave_bereft(rank, plan.parallelism.pipeline, account, words)
+    membership = join(config, prepared.rank)
+    liveness = watch_over(
+        membership, on_lost=lambda rank: _end_without_peer(rank, plan.parallelism.pipeline, status, process_exit)
     )
-    stop_wish.start_honouring()
+    stop_request.start_honouring()
     try:
-        loop.run(prepared, membership, account, stop_wish)
+        loop.run(prepared, membership, status, stop_request)
     except StoppedError:
-        process.leave(membership, liveness)
+        leave(membership, liveness)
         raise
     except BaseException:
         liveness.give_up()
         raise
-    process.leave(membership, liveness)
+    leave(membership, liveness)
 
 
-def _leave_unsaved(config: Config, account: Account, words: LastWords) -> NoReturn:
-    words.leave(
+def _end_unsaved(config: Config, status: StageStatus, process_exit: ProcessExit) -> NoReturn:
+    process_exit.end(
         ExitCode.STOPPED,
         "Stopped",
         f"asked to stop; no step ended within the {config.grace_s:g} s of grace, so nothing newer than the last"
         " checkpoint was saved"
-        if account.is_ready()
+        if status.is_ready()
         else "asked to stop before the first step; there was nothing to save",
-        step=account.step,
+        step=status.step,
     )
 
 
-def _leave_bereft(rank: int, num_stages: int, account: Account, words: LastWords) -> NoReturn:
+def _end_without_peer(rank: int, num_stages: int, status: StageStatus, process_exit: ProcessExit) -> NoReturn:
     replica, stage = divmod(rank, num_stages)
-    words.leave(
-        ExitCode.PEER_LOST, "PeerLost", f"stage {stage} of replica {replica} went away or is silent", step=account.step
+    process_exit.end(
+        ExitCode.PEER_LOST, "PeerLost", f"stage {stage} of replica {replica} went away or is silent", step=status.step
     )
 
 
 def _profile(options: argparse.Namespace) -> None:
-    _command(lambda: _measure(options.plan, options.beside))
+    _command(lambda: _measure(options.plan, options.worker))
 
 
-def _measure(file: Path, given: Seat | None) -> None:
+def _measure(file: Path, given: Worker | None) -> None:
     silence_profiler()
     plan = read_plan(file)
-    seat = given or first_seat(plan)
+    worker = given or first_worker(plan)
     if given is not None:
         end_with_parent()
-    with nullcontext() if seat is None or given else others_started(file, seat):
-        from pipelinejob_trainer.profile import main as profile  # noqa: PLC0415  # torch, see above
+    with nullcontext() if worker is None or given else other_workers(file, worker):
+        from pipelinejob_trainer.profile.profile import main as profile  # noqa: PLC0415  # torch, see above
 
-        profile(plan, seat)
+        profile(plan, worker)
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -114,6 +126,23 @@ def _sample(options: argparse.Namespace) -> None:
             Request(prompt=options.prompt, tokens=options.tokens, seed=options.seed, temperature=options.temperature),
         )
     )
+
+
+def _export(options: argparse.Namespace) -> None:
+    import torch  # noqa: PLC0415  # as above
+
+    from pipelinejob_trainer.export.export import main as export  # noqa: PLC0415  # as above
+    from pipelinejob_trainer.export.request import Request  # noqa: PLC0415  # as above
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.STOPPED))  # so that nothing half-written is left behind
+    request = Request(
+        checkpoint=options.checkpoint,
+        to=options.to,
+        adapters_only=options.adapters_only,
+        dtype=torch.bfloat16 if options.dtype is Precision.BF16 else torch.float32,
+        shard_bytes=options.shard_bytes,
+    )
+    _command(lambda: export(read_trained(options.trained), request))
 
 
 def _command(work: Callable[[], None]) -> None:
@@ -134,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
 
     profile = commands.add_parser("profile", help="measure what each layer costs here; prints a Profile as JSON")
     profile.add_argument("--plan", type=Path, required=True, help="the plan, as JSON")
-    profile.add_argument("--beside", type=Seat.parse, help=argparse.SUPPRESS)  # for the processes that it starts
+    profile.add_argument("--worker", type=Worker.parse, help=argparse.SUPPRESS)  # for the processes that it starts
     profile.set_defaults(command=_profile)
 
     sample = commands.add_parser("sample", help="generate text from the newest checkpoint, in one process")
@@ -145,6 +174,17 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, help="of the choice among likely tokens")
     sample.add_argument("--temperature", type=_temperature, default=0.8, help="0: always the likeliest token")
     sample.set_defaults(command=_sample)
+
+    export = commands.add_parser("export", help="write a checkpoint as a folder that transformers or PEFT loads")
+    export.add_argument("--trained", type=Path, required=True, help="model, data and training of the job, as JSON")
+    export.add_argument("--checkpoint", type=Path, required=True, help="its folder, or that of all checkpoints")
+    export.add_argument("--to", type=Path, required=True, help="the folder to write, which must not exist")
+    export.add_argument("--adapters-only", action="store_true", help="write adapters alone, in PEFT's format")
+    export.add_argument("--dtype", type=Precision, default=Precision.FP32, help="of what is written: fp32 or bf16")
+    export.add_argument("--shard-bytes", type=_count, default=5_000_000_000, help="the most bytes of one file")
+    export.set_defaults(command=_export)
+
+    data_command.add_to(commands)
     return parser
 
 

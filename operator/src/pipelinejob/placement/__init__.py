@@ -1,7 +1,8 @@
-"""Which rank goes to which node.
+"""Placement of a job's ranks on nodes.
 
-`place` decides it, by price and by the room that is left; `again` makes up for nodes that were lost; `why` says what is
-missing where a job does not fit. The rest are their parts: what there is room for (`room`), like stages (`like`, over
-`tables`), unlike ones by a bounded search (`unlike`, over `search`), several replicas (`replicas`, `whole`, `joint`),
-and what a short step is weighed against (`goal`).
+`place` places a job by price and by the room that it leaves, `fastest_devices` does so where devices differ, `repair`
+replaces lost nodes, and `numbering` assigns ranks to pods that another scheduler has placed. `job` compares the layouts
+that the rooms below propose: `uniform_chain` (stages with equal requests, exactly), `mixed_chain` (others, by a bounded
+search), and `replicas` (several chains at once). `goal` trades the step against the room left. They all count with
+`capacity` and `prices`; `headroom` is the room left, and `shortfall` explains why a job does not fit.
 """

@@ -1,4 +1,4 @@
-"""Weighs a short step against the room that is left for the next job.
+"""Trades a short step against the room left for the next job.
 
 Of a level the room left is the most stages that still fit into one of its domains: the largest next job that could
 stand there undivided. A domain keeps so much room if the chain takes no more than the rest of it, so the largest next
@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from math import inf
-from typing import Protocol
 
-from pipelinejob.objective import Objective
-from pipelinejob.placement.like import Found, Limits
-from pipelinejob.prices import Path
+from pipelinejob.placement.found import Found, Placer
+from pipelinejob.placement.prices import Path
+from pipelinejob.spec.objective import Objective
 
 _KEEPERS = 6  # domains of one level that are tried, the largest first
 _BRANCHES = 4  # ways to leave the same room that are followed further
@@ -21,28 +20,11 @@ _EFFORT = 1500  # stages that are placed in trying; a long chain is tried less o
 _FEWEST_TRIES = 12
 
 
-class Placer(Protocol):
-    """Finds chains, and knows what there is room for."""
-
-    def least(self, *, depth: int, limits: Limits | None = None, within: float = inf) -> Found | None:
-        """Give the cheapest chain within one domain of a depth or deeper that it finds under the limits.
-
-        One that costs more than `within` need not be found.
-        """
-
-    def rooms(self, depth: int) -> Mapping[Path, int]:
-        """Give the room of each domain of a depth."""
-
-    @property
-    def ties_s(self) -> float:
-        """Give what tie-breaks add to a chain's cost at most."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What is looked for: `slack` is what a chain may cost above the least, for the room that it leaves.
+    """The objective of a search: a chain may cost `slack` seconds above the least if it leaves more room.
 
-    Without an objective it is the least cost, and no matter which of equals.
+    Without an objective the cost alone counts, and ties break arbitrarily.
     """
 
     objective: Objective | None
@@ -51,7 +33,7 @@ class Goal:
     num_packed: int  # levels whose room is kept whatever that costs, where the tightest domains are wanted
 
     def chain(self, placer: Placer, depth: int) -> Found | None:
-        """Give the chain that serves best within one domain of a depth or deeper; None if none was found."""
+        """Return the best chain within one domain of a depth or deeper; None if none was found."""
         least = placer.least(depth=depth)
         if least is None or self.objective is None:
             return least
@@ -70,14 +52,14 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """Limits that leave the room that was asked for so far, and the cheapest chain under them."""
+    """Limits that keep the room reserved so far, and the cheapest chain under them."""
 
     limits: Mapping[Path, int]
     found: Found
 
 
 class _Search:
-    """Keeps room free level by level, each within what those before it left."""
+    """Reserves room level by level, each within the limits of the levels before it."""
 
     def __init__(self, placer: Placer, depth: int, least: Found) -> None:
         self._placer = placer
@@ -88,11 +70,11 @@ class _Search:
 
     @property
     def best(self) -> Found:
-        """Give the cheapest chain that leaves the room that was asked for."""
+        """The cheapest chain that leaves the reserved room."""
         return self._branches[0].found
 
     def keep(self, level: int, *, budget: float) -> None:
-        """Leave the largest room there can be in one domain of a level, at no more than the budget."""
+        """Reserve the largest possible room in one domain of a level, at a cost within the budget."""
         rooms = self._placer.rooms(level)
         largest = nsmallest(_KEEPERS + self._num_stages, rooms, key=lambda path: (-rooms[path], path))
         kept = [each for branch in self._branches for each in self._kept(branch, level, rooms, largest, budget)]
@@ -107,7 +89,7 @@ class _Search:
     def _kept(
         self, branch: _Branch, level: int, rooms: Mapping[Path, int], largest: Sequence[Path], budget: float
     ) -> Iterator[tuple[int, _Branch]]:
-        """Give ways to leave the most room that this branch can, each with that room."""
+        """Yield the ways in which this branch leaves the most room, each with that room."""
         taken = branch.found.taken(level)
         most = max((rooms[path] - taken[path] for path in largest), default=0)
         natural = [path for path in largest if rooms[path] - taken[path] == most]
@@ -119,7 +101,7 @@ class _Search:
                 yield room, _limited(branch, path, rooms[path] - room, found)
 
     def _more(self, branch: _Branch, path: Path, room: int, least: int, budget: float) -> Iterator[tuple[int, Found]]:
-        """Give chains that leave a domain at least so much room, each more than the last, up to the most."""
+        """Yield chains that leave a domain at least so much room, by bisection, each more than the last."""
         fewest, enough = 0, min(room - least, self._num_stages)
         tried = fewest
         while fewest <= enough:

@@ -1,4 +1,4 @@
-"""A job whose ranks are to be placed: its chains, the room for them, and what each way to place it comes to."""
+"""A job to be placed: its chains of ranks, the layouts that are compared, and the one that is chosen."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,22 +6,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
 
-from pipelinejob.errors import NoPlacementError
-from pipelinejob.network import common_depth
-from pipelinejob.objective import Objective
-from pipelinejob.placement.goal import Goal, Placer
-from pipelinejob.placement.joint import JointReplicas
-from pipelinejob.placement.left import Largest, RoomLeft
-from pipelinejob.placement.like import Found, LikeStages, crossing_ties_s
-from pipelinejob.placement.replicas import Replicas, by_ring
-from pipelinejob.placement.room import Demand, Room, kinds_of
-from pipelinejob.placement.unlike import UnlikeStages
-from pipelinejob.placement.whole import as_one_chain, with_seats_changed
-from pipelinejob.placement.why import Attempt, why_not
-from pipelinejob.plan import Assignment, Placement
-from pipelinejob.prices import Path, Prices, crossing_prices
-from pipelinejob.spec import TopologyScope
-from pipelinejob.topology import NodeInfo, Topology
+from pipelinejob.base.errors import NoPlacementError
+from pipelinejob.contract.plan import Assignment, Placement
+from pipelinejob.fabric.network import common_depth
+from pipelinejob.fabric.topology import NodeInfo, Topology
+from pipelinejob.placement.capacity import Capacity, Demand, kinds_of
+from pipelinejob.placement.found import Found, Placer
+from pipelinejob.placement.goal import Goal
+from pipelinejob.placement.headroom import Headroom, Largest
+from pipelinejob.placement.mixed_chain.placer import MixedChain
+from pipelinejob.placement.prices import Path, Prices, crossing_prices
+from pipelinejob.placement.replicas.by_ring import Replicas, by_ring
+from pipelinejob.placement.replicas.joint import JointReplicas
+from pipelinejob.placement.replicas.one_chain import as_one_chain, with_seats_changed
+from pipelinejob.placement.shortfall import Attempt, shortfall
+from pipelinejob.placement.uniform_chain.placer import UniformChain, crossing_ties_s
+from pipelinejob.spec.job import TopologyScope
+from pipelinejob.spec.objective import Objective
 
 _SCOPE = "spec.topology.pipeline"
 _MOST_SWAPPED = 128  # ranks that may change their seats: the work grows with the square of them
@@ -30,7 +31,7 @@ _ALIKE = 1e-9  # of a step: prices that differ by less are one
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One way to place a job: its nodes, its price, and the room that it leaves in one domain of each level."""
+    """One layout of a job: its nodes, its price, and the room that it leaves in one domain of each level."""
 
     replicas: Replicas
     penalty_s: float
@@ -38,7 +39,7 @@ class Outcome:
 
     @property
     def tightness(self) -> tuple[int, ...]:
-        """Sort what leaves more room first, the coarsest level counting most."""
+        """A sort key: what leaves more room comes first, the coarsest level counting most."""
         return tuple(-each.room for each in self.left)
 
 
@@ -63,7 +64,7 @@ class Job:
     # What is looked for
 
     def placement(self) -> Placement:
-        """Place the job as serves best, and say what that costs.
+        """Place the job by its objective, and price the placement.
 
         Raises NoPlacementError if it does not fit.
         """
@@ -76,11 +77,11 @@ class Job:
         return self.described(self._best(outcomes, least), least)
 
     def least(self, outcomes: Sequence[Outcome]) -> Outcome:
-        """Give the cheapest way; of equals the one that leaves most room."""
+        """Return the cheapest layout; of equal ones the one that leaves most room."""
         return min(outcomes, key=lambda each: (self._rounded(each.penalty_s), each.tightness))
 
     def described(self, best: Outcome, least: Outcome) -> Placement:
-        """Give the placement, and what is to be said of it beside the cheapest there was."""
+        """Return the placement with its price, the least price, and the trade between them."""
         totals = [sum(counts) for counts in zip(*map(crossings, best.replicas), strict=True)]
         levels = [level.name for level in self.topology.levels]
         return Placement(
@@ -97,7 +98,7 @@ class Job:
         )
 
     def _promising(self, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
-        """Give what is best as it stands, and what would be if it were a little cheaper."""
+        """Yield the best layouts, and roomier ones that would win if swaps made them cheaper."""
         least = self.least(outcomes)
         best = self._best(outcomes, least)
         yield from (least, best)
@@ -116,7 +117,7 @@ class Job:
         return min(affordable, key=lambda each: (each.tightness, each.penalty_s))
 
     def _packing(self, outcome: Outcome) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
-        """Sort by the room of coarse levels, then by price, then by the room of close ones."""
+        """A sort key: the room of coarse levels, then the price, then the room of close levels."""
         tightness = outcome.tightness
         return tightness[: self._num_packed], self._rounded(outcome.penalty_s), tightness
 
@@ -133,7 +134,10 @@ class Job:
         return self.prices.step_s or 1.0
 
     def layouts(self) -> Iterator[Replicas]:
-        """Give what is worth comparing; raises NoPlacementError if there is nothing."""
+        """Yield the layouts that are compared.
+
+        Raises NoPlacementError if there is none.
+        """
         is_traded = self.objective is Objective.PACK or (self.objective is Objective.AUTO and self.given is not None)
         whole = list(self._as_one_chain())
         for objective in (None, self.objective) if is_traded else (Objective.CHAIN,):
@@ -175,7 +179,7 @@ class Job:
         return len(self.chains) > 1 and any(map(any, self.prices.ring))
 
     def _jointly(self, rooms: dict[Path, int], goal: Goal, apart: Sequence[Replicas]) -> Iterator[Replicas]:
-        """Weigh all replicas at once, where they are few."""
+        """Yield a layout by a search over all replicas at once, where they are few."""
         if JointReplicas.is_for(rooms, num_ranks=sum(map(len, self.chains))):
             starts = [[path for paths in replicas for path in paths] for replicas in apart]
             placer = JointReplicas(rooms, self.prices, num_replicas=len(self.chains), starts=starts)
@@ -187,15 +191,15 @@ class Job:
     # Chain by chain
 
     def _by_chain(self, goal: Goal) -> Replicas:
-        room, like = Room(self.nodes), self._like
+        room, like = Capacity(self.nodes), self._like
         if like is not None:
             like.give_all_back()
         placed: list[tuple[Path, ...]] = []
         for chain in self.chains:
-            placer = like or UnlikeStages(self.topology, chain, room, self.prices, share=1 / len(self.chains))
+            placer = like or MixedChain(self.topology, chain, room, self.prices, share=1 / len(self.chains))
             found = self._closest(placer, goal)
             if found is None:
-                raise NoPlacementError(why_not(self._attempt(chain, len(placed), room)))
+                raise NoPlacementError(shortfall(self._attempt(chain, len(placed), room)))
             for demand, path in zip(chain, found.paths, strict=True):
                 room.take(demand, path[-1])
             if like is not None:
@@ -204,42 +208,42 @@ class Job:
         return tuple(placed)
 
     def _closest(self, placer: Placer, goal: Goal) -> Found | None:
-        """Give a chain within the preferred level, or else within the required one."""
+        """Return a chain within the preferred level, or else within the required one."""
         depths = sorted({self.required_depth, self._preferred_depth}, reverse=True)
         return next(filter(None, (goal.chain(placer, depth) for depth in depths)), None)
 
     @cached_property
-    def _like(self) -> LikeStages | None:
-        return None if self._alike is None else LikeStages(self.topology.root, self._alike, self.prices)
+    def _like(self) -> UniformChain | None:
+        return None if self._alike is None else UniformChain(self.topology.root, self._alike, self.prices)
 
     @cached_property
     def _alike(self) -> dict[Path, int] | None:
-        """Give how many ranks in a row each node has room for, if that is the same for all; None if they are unlike."""
+        """Count the consecutive ranks that each node has room for; None if that depends on which ranks they are."""
         counts, *others = self._counts
         if others:
             pairs = [pair for chain in self.chains for pair in pairwise(chain)]
-            if any(each.keys() != counts.keys() for each in others) or not Room(self.nodes).parts_all(pairs):
+            if any(each.keys() != counts.keys() for each in others) or not Capacity(self.nodes).parts_all(pairs):
                 return None
             counts = dict.fromkeys(counts, 1)
         return {self.topology.paths[node]: count for node, count in counts.items()}
 
     @cached_property
     def _counts(self) -> Sequence[dict[str, int]]:
-        """Give how many ranks of each kind each node has room for."""
-        room = Room(self.nodes)
+        """Count, for each kind, the ranks that each node has room for."""
+        room = Capacity(self.nodes)
         return [room.counts(kind) for kind in self.kinds]
 
     @cached_property
     def kinds(self) -> Sequence[Demand]:
         return kinds_of([demand for chain in self.chains for demand in chain])
 
-    def _attempt(self, chain: Sequence[Demand], num_placed: int, room: Room) -> Attempt:
+    def _attempt(self, chain: Sequence[Demand], num_placed: int, room: Capacity) -> Attempt:
         return Attempt(
             demands=chain,
             num_replicas=len(self.chains),
             num_placed=num_placed,
             room=room,
-            room_before=Room(self.nodes),
+            room_before=Capacity(self.nodes),
             nodes=self.nodes,
             topology=self.topology,
             domains=list(self.topology.root.at_depth(self.required_depth)),
@@ -273,10 +277,10 @@ class Job:
         return Outcome(replicas=replicas, penalty_s=self.prices.penalty_s(replicas), left=left)
 
     def _taken(self, replicas: Replicas) -> dict[Path, int]:
-        """Count what nodes lose of their room for ranks of the scarcest kind."""
+        """Count the room for ranks of the scarcest kind that each node loses."""
         if len(self.kinds) == 1:
             return Counter(path for paths in replicas for path in paths)
-        room = Room(self.nodes)
+        room = Capacity(self.nodes)
         paths = {path for paths in replicas for path in paths}
         before = {path: room.count(self._scarcest, path[-1]) for path in paths}
         for chain, nodes in zip(self.chains, replicas, strict=True):
@@ -287,18 +291,18 @@ class Job:
 
     @cached_property
     def _scarcest(self) -> Demand:
-        """Give the kind of rank that finds the fewest places."""
+        """Return the kind of rank that finds the fewest places."""
         places = [sum(counts.values()) for counts in self._counts]
         return self.kinds[places.index(min(places))]
 
     @cached_property
-    def _room_left(self) -> RoomLeft:
+    def _room_left(self) -> Headroom:
         counts, paths = self._counts[self.kinds.index(self._scarcest)], self.topology.paths
         rooms = {paths[node]: count for node, count in counts.items()}
-        return RoomLeft(rooms, num_levels=self.num_levels, num_ranks=sum(map(len, self.chains)))
+        return Headroom(rooms, num_levels=self.num_levels, num_ranks=sum(map(len, self.chains)))
 
     def _trade(self, best: Outcome, least: Outcome) -> str | None:
-        """Say in one sentence what a longer step was taken for."""
+        """Explain in one sentence what a longer step was traded for; None if it was not."""
         more_s = best.penalty_s - least.penalty_s
         pairs = zip(self.topology.levels, best.left, least.left, strict=True)
         gain = next((each for each in pairs if each[1].room > each[2].room), None)

@@ -1,27 +1,27 @@
-"""Which rank goes to which node: all of them or none, so that a step is short and the next job still fits.
+"""Places all ranks of a job on nodes, or none, so that a step is short and the next job still fits.
 
-A replica's stages form a chain. Where two neighbours stand in different domains they talk over a slower link, and that
-has a price in seconds (`prices.py`). Of all placements those within a threshold of the cheapest are as good as it; of
-these the one that leaves the largest room for the next job is taken (`placement/goal.py`).
+A replica's stages form a chain. Where two neighbours stand in different domains they communicate over a slower link,
+which has a price in seconds (`prices`). All placements within a threshold of the cheapest count as equal to it; among
+them the one that leaves the largest room for the next job is taken (`goal`).
 
-What is exact: for one replica of like stages the cheapest chain is found, at every level at once, and the largest room
-that can be left beside one within the threshold (`placement/like.py` says where not). Like stages find a place whenever
-there is room, whatever the number of replicas and the required level. Several replicas are placed by comparing layouts,
-chain by chain, ring by ring (`placement/replicas.py`) and as one chain (`placement/whole.py`), and by a local search
-where ranks are few (`placement/joint.py`): that need not be the optimum. Stages that ask for different things, but each
-take one node of the same nodes, count as alike. Others are placed by a bounded search (`placement/unlike.py`), which
-may miss the optimum, and a place where several unlike ranks must share nodes tightly.
+What is exact: for one replica of stages with equal requests the cheapest chain is found, at every level at once, and
+the largest room that can be left by a chain within the threshold (`uniform_chain.placer` names the exceptions). Such
+stages find a place whenever there is room, whatever the number of replicas and the required level. Several replicas are
+placed by comparing layouts: chain by chain, ring by ring (`replicas.by_ring`), as one chain (`replicas.one_chain`), and
+by a local search where ranks are few (`replicas.joint`); the result need not be the optimum. Stages that differ in
+their requests, but of which each takes one node of the same nodes, count as equal. Others are placed by a bounded
+search (`mixed_chain`), which may miss the optimum, and a place where several unlike ranks must share nodes tightly.
 """
 
 from collections.abc import Sequence
 
-from pipelinejob.objective import Objective
+from pipelinejob.contract.plan import Placement
+from pipelinejob.fabric.topology import NodeInfo, Topology
+from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.job import Job, chains_of
-from pipelinejob.placement.room import Demand
-from pipelinejob.plan import Placement
-from pipelinejob.prices import Prices
-from pipelinejob.spec import TopologyScope
-from pipelinejob.topology import NodeInfo, Topology
+from pipelinejob.placement.prices import Prices
+from pipelinejob.spec.job import TopologyScope
+from pipelinejob.spec.objective import Objective
 
 
 def place(
@@ -35,7 +35,7 @@ def place(
     step_s: float | None = None,
     objective: Objective = Objective.AUTO,
 ) -> Placement:
-    """Give every rank a node, all or none.
+    """Place every rank on a node, all or none.
 
     `topology` is that of `nodes`, `prices` are for it; without any, crossings are counted instead of seconds. A
     placement may cost up to `threshold` of a step (`step_s`, by default the prices' own) more than the cheapest where

@@ -1,6 +1,7 @@
 """Micro-batch schedules, as data.
 
-What lives here: the action language (`actions`), its text forms (`text`, `torch_csv`), the proof that a list can be
-played (`validate`), what a list holds in memory (`memory`), why a rank waits (`causes`), and one file for each family
-of schedules. `catalogue.build` makes any of them by name. Everything is pure; nothing here knows a tensor.
+`families` describes each schedule: its name, its maker and its facts; `makers` and `job_shop` make
+the lists. A list is written in the action language (`actions`, as text in `text` and `torch_csv`),
+proven (`validate`, `deadlock`), and played (`timetable`); `memory` is what it holds, `causes` why
+its ranks wait. Everything is pure; nothing here knows a tensor.
 """

@@ -1,15 +1,17 @@
 """The action language: what each rank does, in which order, as a value that prints, compares and is played.
 
-A **rank** is one device of one pipeline, one pod. A **stage** is a stretch of the model's layers. Each micro-batch
-travels along a **route**: the rank of each stage, first stage first. With one stage a rank the route is 0, 1, .., p-1;
-looped 0, 1, .., p-1, 0, 1, ..; V-shaped 0, .., p-1, p-1, .., 0. Bidirectional schedules have two routes over the same
-stages, so that a stage stands on two ranks, and each micro-batch takes one of them. A **chunk** is a stage as its rank
-counts it: chunk c of a rank is the c-th visit of a micro-batch's route to that rank.
+A **rank** is one device of one pipeline, one pod. A **stage** is a stretch of the model's layers.
+Each micro-batch travels along a **route**: the rank of each stage, first stage first. With one
+stage a rank the route is 0, 1, .., p-1; looped 0, 1, .., p-1, 0, 1, ..; V-shaped 0, .., p-1, p-1,
+.., 0. Bidirectional schedules have two routes over the same stages, so that a stage stands on two
+ranks, and each micro-batch takes one of them. A **chunk** is a stage as its rank counts it: chunk
+c of a rank is the c-th visit of a micro-batch's route to that rank.
 
-An action prints as `F3` (forward of micro-batch 3), `B3` (full backward), `I3` (gradient of the input), `W3` (gradients
-of the weights); `F3.1` is on chunk 1, `F3@2` uses weight version 2, `F3.1@2` both. `O2` makes weight version 2 of the
-rank's parameters out of the gradients since the update before; only asynchronous schedules have it, synchronous ones
-update once after the step. Sends and receives are not written down: they follow from routes and order (`needs`).
+An action prints as `F3` (forward of micro-batch 3), `B3` (full backward), `I3` (gradient of the
+input), `W3` (gradients of the weights); `F3.1` is on chunk 1, `F3@2` uses weight version 2,
+`F3.1@2` both. `O2` makes weight version 2 of the rank's parameters out of the gradients since the
+update before; only asynchronous schedules have it, synchronous ones update once after the step.
+Sends and receives are not written down: they follow from routes and order (`needs`).
 
 Throughout, p is the number of ranks, m of micro-batches, v of chunks on a rank.
 """
@@ -21,7 +23,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
-from pipelinejob.errors import PipelineJobError
+from pipelinejob.base.errors import PipelineJobError
 
 
 class ScheduleError(PipelineJobError):
@@ -99,30 +101,30 @@ class Schedule:
 
     @cached_property
     def places(self) -> tuple[tuple[Place, ...], ...]:
-        """Give where each stage of each route stands: `places[route][stage]`."""
+        """Where each stage of each route stands: `places[route][stage]`."""
         return tuple(tuple(_places(route)) for route in self.routes)
 
     @cached_property
     def stages_of(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
-        """Give the stages that a rank holds of each route, chunk by chunk: `stages_of[route][rank][chunk]`."""
+        """The stages that a rank holds of each route, chunk by chunk: `stages_of[route][rank][chunk]`."""
         return tuple(
             tuple(tuple(s for s, on in enumerate(route) if on == rank) for rank in range(self.num_ranks))
             for route in self.routes
         )
 
     def held_by(self, rank: int) -> tuple[Held, ...]:
-        """Give all stages of a rank, route by route; a stage held for two routes stands there twice."""
+        """Return all stages of a rank, route by route; a stage of two routes is listed twice."""
         return tuple(Held(route, stage) for route, stages in enumerate(self.stages_of) for stage in stages[rank])
 
     def stage_of(self, rank: int, action: Action) -> int:
-        """Give the stage that an action of a rank works on.
+        """Return the stage that an action of a rank works on.
 
         Raises IndexError when there is no such micro-batch, or the rank no such chunk.
         """
         return self.stages_of[self.route_of[action.micro_batch]][rank][action.chunk]
 
     def place_of(self, micro_batch: int, stage: int) -> Place:
-        """Give the rank and chunk where a micro-batch meets a stage."""
+        """Return the rank and chunk that run a stage for a micro-batch."""
         return self.places[self.route_of[micro_batch]][stage]
 
     @cached_property
@@ -131,21 +133,21 @@ class Schedule:
 
     @cached_property
     def is_asynchronous(self) -> bool:
-        """Say whether weights change within the step."""
+        """Whether weights change within the step."""
         return any(action.kind is ActionKind.UPDATE for actions in self.ranks for action in actions)
 
     @cached_property
     def is_split(self) -> bool:
-        """Say whether any backward pass is done in two halves."""
+        """Whether any backward pass is done in two halves."""
         return any(action.kind is ActionKind.WEIGHT for actions in self.ranks for action in actions)
 
     @cached_property
     def wiring(self) -> "Wiring":
-        """Give the same as flat arrays, for who plays it many times."""
+        """The schedule as flat arrays, for playing it many times."""
         return Wiring(self)
 
     def forward_only(self) -> "Schedule":
-        """Give the forwards alone, in their order: what evaluation plays, whatever the schedule."""
+        """Return the forwards alone, in their order: what evaluation plays, whatever the schedule."""
         return Schedule(
             routes=self.routes,
             route_of=self.route_of,
@@ -157,7 +159,7 @@ class Schedule:
 
 
 class Work(NamedTuple):
-    """What several actions of a rank have in common: the same work for different micro-batches."""
+    """The work that several actions of a rank do, each for another micro-batch."""
 
     rank: int
     kind: ActionKind
@@ -167,8 +169,9 @@ class Work(NamedTuple):
 class Wiring:
     """A schedule as flat arrays: one entry an action, rank after rank in their lists' order.
 
-    An action has at most one source on another stage (what it receives) and one target (what it sends to); -1 stands
-    for none. `works[work_of[n]]` is what it does, `links[link_of[n]]` the ranks that its message goes between.
+    An action has at most one source on another stage (what it receives) and one target (what it
+    sends to); -1 stands for none. `works[work_of[n]]` is what it does, `links[link_of[n]]` the
+    ranks that its message goes between.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -223,74 +226,23 @@ def _places(route: Route) -> Iterator[Place]:
 
 
 def straight(num_ranks: int) -> Route:
-    """Give the route with one stage a rank."""
+    """Return the route with one stage a rank."""
     return tuple(range(num_ranks))
 
 
 def looped(num_ranks: int, num_chunks: int) -> Route:
-    """Give the route that passes all ranks in order, `num_chunks` times."""
+    """Return the route that passes all ranks in order, `num_chunks` times."""
     return straight(num_ranks) * num_chunks
 
 
 def folded(num_ranks: int, num_turns: int = 1) -> Route:
-    """Give the route that turns round at the last rank, and at the first: a V with one turn, waves with more.
+    """Return the route that turns round at the last rank and at the first: a V with one turn, waves with more.
 
-    Each stage but the outermost hands its activation on within its rank at a turn. `num_turns` 1 gives 2p stages, 3
-    gives 4p.
+    Each stage but the outermost hands its activation on within its rank at a turn. `num_turns` 1
+    gives 2p stages, 3 gives 4p.
     """
     there = straight(num_ranks)
     return tuple(rank for leg in range(num_turns + 1) for rank in (there if leg % 2 == 0 else there[::-1]))
-
-
-class Need(NamedTuple):
-    """An action of a rank that another one waits for."""
-
-    rank: int
-    action: Action
-
-
-def needs(schedule: Schedule, rank: int, action: Action, producers: "Producers") -> tuple[Need, ...]:
-    """Give what must have ended before an action can start, its place in its rank's list aside.
-
-    A forward needs the previous stage's forward; a gradient its own forward and the next stage's gradient; a weight
-    gradient its own input gradient. An update needs nothing but its place.
-    """
-    if action.kind is ActionKind.UPDATE:
-        return ()
-    stage, micro_batch = schedule.stage_of(rank, action), action.micro_batch
-    if action.kind is ActionKind.FORWARD:
-        return (producers.forward(micro_batch, stage - 1),) if stage > 0 else ()
-    if action.kind is ActionKind.WEIGHT:
-        return (producers.gradient(micro_batch, stage),)
-    own = producers.forward(micro_batch, stage)
-    return (own, producers.gradient(micro_batch, stage + 1)) if stage < schedule.num_stages - 1 else (own,)
-
-
-class Producers:
-    """Finds the action that makes a micro-batch's activation, or its gradient, at a stage."""
-
-    def __init__(self, schedule: Schedule) -> None:
-        self._schedule = schedule
-        self._forwards: dict[tuple[int, int], Need] = {}
-        self._gradients: dict[tuple[int, int], Need] = {}
-        for rank, actions in enumerate(schedule.ranks):
-            for action in actions:
-                if action.kind is ActionKind.FORWARD:
-                    self._forwards[action.micro_batch, schedule.stage_of(rank, action)] = Need(rank, action)
-                elif action.kind in GIVES_GRADIENT:
-                    self._gradients[action.micro_batch, schedule.stage_of(rank, action)] = Need(rank, action)
-
-    def forward(self, micro_batch: int, stage: int) -> Need:
-        """Give the forward of a micro-batch at a stage; where no list has it, the one that is missing."""
-        return self._forwards.get((micro_batch, stage)) or self._missing(ActionKind.FORWARD, micro_batch, stage)
-
-    def gradient(self, micro_batch: int, stage: int) -> Need:
-        """Give the B or I of a micro-batch at a stage; where no list has it, the B that is missing."""
-        return self._gradients.get((micro_batch, stage)) or self._missing(ActionKind.BACKWARD, micro_batch, stage)
-
-    def _missing(self, kind: ActionKind, micro_batch: int, stage: int) -> Need:
-        rank, chunk = self._schedule.place_of(micro_batch, stage)
-        return Need(rank, Action(kind, micro_batch, chunk))
 
 
 def one_route(route: Route, ranks: Sequence[Sequence[Action]], num_micro_batches: int) -> Schedule:
@@ -319,5 +271,8 @@ def W(micro_batch: int, chunk: int = 0, version: int | None = None) -> Action:  
 
 
 def O(version: int) -> Action:  # noqa: N802, E743
-    """Make the update that gives weight version `version`; the weights a step begins with are version 0."""
+    """Make the update that gives weight version `version`.
+
+    The weights a step begins with are version 0.
+    """
     return Action(ActionKind.UPDATE, version)

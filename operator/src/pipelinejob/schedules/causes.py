@@ -14,14 +14,18 @@ class WaitCause(StrEnum):
     GRADIENT = "gradient"  # in between, for a next stage's gradient
     SEND = "send"  # for a message to leave
     COOL_DOWN = "cool-down"  # the pipeline is emptying: no forward is left on this rank
+    PROCESSOR = "processor"  # in the midst of an action, for one of the processors that ranks share
     BARRIER = "barrier"  # at the end of the step, for the other ranks
 
 
 def wait_causes(actions: Sequence[Action]) -> tuple[WaitCause, ...]:
-    """Name, for each action of a rank, the cause of a wait just before it; after the last one every wait is BARRIER.
+    """Name, for each action of a rank, the cause of a wait just before it.
 
-    Where one wait both ends the filling and starts the emptying (GPipe's in the middle), it counts as WARM_UP. Where
-    there are only forwards, just the wait before the first of them fills the pipeline.
+    After the last one every wait is BARRIER.
+
+    Where one wait both ends the filling and starts the emptying (GPipe's in the middle), it counts
+    as WARM_UP. Where there are only forwards, just the wait before the first of them fills the
+    pipeline.
     """
     backward = [a.kind not in {ActionKind.FORWARD, ActionKind.UPDATE} for a in actions]
     first_backward = backward.index(True) if True in backward else 0

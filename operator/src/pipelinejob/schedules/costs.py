@@ -1,4 +1,4 @@
-"""What stages and links cost, as schedules that look at costs, and the simulator, reckon with it."""
+"""The costs of stages and links, for the simulator and for schedules that are made for costs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ from pipelinejob.schedules.actions import Route, ScheduleError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """The way from one rank to another; both ways between two ranks are links of their own, equal unless said."""
+    """The connection from one rank to another; the opposite direction is a link of its own."""
 
     latency_s: float = 0.0
     message_s: float = 0.0  # bytes of a message / bandwidth: how long it occupies the link
 
     @property
     def seconds(self) -> float:
-        """Give the time from a message's leaving to its arrival on a free link."""
+        """The time from sending a message to its arrival on a free link."""
         return self.latency_s + self.message_s
 
 
@@ -24,11 +24,13 @@ class Link:
 class Costs:
     """Seconds for one micro-batch of each stage of a route, on a rank of speed 1 that works on nothing else.
 
-    The first stage's `input_s` is what it takes to reach the output of its first layer; there is no input gradient.
-    A full backward takes `input_s + weight_s`. `ahead_s` is the part of `input_s` that needs no gradient, such as to
-    run a stage's layers again: a rank that waits for one has done it when that arrives (unset: nothing). `speeds` (of
-    each rank; unset: all 1) divide. `links` holds what differs from `link`, by (from rank, to rank); a stage that hands
-    on within its rank pays nothing. `action_s` is what each action takes beside its compute, whatever the rank's speed.
+    The first stage's `input_s` is what it takes to reach the output of its first layer; there is
+    no input gradient. A full backward takes `input_s + weight_s`. `ahead_s` is the part of
+    `input_s` that needs no gradient, such as to run a stage's layers again: a rank that waits for
+    one has done it when that arrives (unset: nothing). `speeds` (of each rank; unset: all 1)
+    divide. `links` holds what differs from `link`, by (from rank, to rank); a stage that hands on
+    within its rank pays nothing. `action_s` is what each action takes beside its compute, whatever
+    the rank's speed.
     """
 
     forward_s: tuple[float, ...]
@@ -41,11 +43,11 @@ class Costs:
     links: Mapping[tuple[int, int], Link] = field(default_factory=lambda: MappingProxyType({}))
 
     def between(self, source: int, target: int) -> Link:
-        """Give the link from one rank to another."""
+        """Return the link from one rank to another."""
         return _WITHIN if source == target else self.links.get((source, target), self.link)
 
     def ahead_of_gradient_s(self, stage: int, rank: int) -> float:
-        """Give what a stage's backward pass can do on a rank before its gradient is there."""
+        """Return what a stage's backward pass can do on a rank before its gradient is there."""
         return self.ahead_s[stage] / (self.speeds[rank] if self.speeds else 1.0) if self.ahead_s else 0.0
 
 
@@ -64,10 +66,11 @@ def shares(
     link: Link = _WITHIN,
     links: Mapping[tuple[int, int], Link] | None = None,
 ) -> CostModel:
-    """Give the cost model in which each rank's whole share of a micro-batch is given, as papers do.
+    """Return the cost model in which each rank's whole share of a micro-batch is given, as papers do.
 
-    A rank that holds several chunks of a route pays an equal part for each. On several routes over the same stages a
-    stage costs what the first route's rank says. Raises ScheduleError, when asked, for another number of ranks.
+    A rank that holds several chunks of a route pays an equal part for each. On several routes over
+    the same stages a stage costs what the first route's rank says. Raises ScheduleError, when
+    asked, for another number of ranks.
     """
 
     def model(routes: tuple[Route, ...]) -> Costs:
@@ -92,7 +95,7 @@ def shares(
 def equal_shares(
     num_ranks: int, *, forward_s: float = 1.0, input_s: float = 1.0, weight_s: float = 1.0, link: Link = _WITHIN
 ) -> CostModel:
-    """Give the cost model in which all ranks are alike."""
+    """Return the cost model in which all ranks are alike."""
     return shares(
         forward_s=[forward_s] * num_ranks, input_s=[input_s] * num_ranks, weight_s=[weight_s] * num_ranks, link=link
     )

@@ -1,8 +1,8 @@
-"""What a list of actions holds in memory: activations in flight, and weight versions.
+"""The memory that a list of actions needs: activations in flight, and weight versions.
 
-The unit of activations is what one rank keeps of one micro-batch for all its chunks of that micro-batch's route
-together, so that schedules with few and with many chunks compare; it is held from the forward to the full backward, or
-to the weight gradient where the backward is split.
+The unit of activations is what one rank keeps of one micro-batch for all its chunks of that
+micro-batch's route together, so that schedules with few and with many chunks compare; it is held
+from the forward to the full backward, or to the weight gradient where the backward is split.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _ENDS = frozenset({ActionKind.BACKWARD, ActionKind.WEIGHT})
 
 
 def peak_activations(schedule: Schedule) -> tuple[float, ...]:
-    """Give the most that each rank holds at once, in shares of one micro-batch."""
+    """Return the most that each rank holds at once, in shares of one micro-batch."""
     return tuple(
         peak_in_flight(actions) / len(schedule.stages_of[0][rank]) for rank, actions in enumerate(schedule.ranks)
     )
@@ -34,8 +34,8 @@ def peak_in_flight(actions: Sequence[Action]) -> int:
 def live_versions(actions: Sequence[Action]) -> int:
     """Count the weight versions that a rank must hold at once, at most.
 
-    The newest is always held, an older one until the last action that uses it; an update whose old version nobody will
-    use again is made in place. Synchronous lists hold one.
+    The newest is always held, an older one until the last action that uses it; an update whose old
+    version nobody will use again is made in place. Synchronous lists hold one.
     """
     last_use = {action.version: position for position, action in enumerate(actions) if action.version is not None}
     live, peak = {0}, 1

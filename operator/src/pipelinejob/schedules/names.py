@@ -26,6 +26,3 @@ class ScheduleName(StrEnum):
     FORWARD_ONLY = "ForwardOnly"
     AUTO = "auto"
     CUSTOM = "custom"
-
-
-ASYNCHRONOUS = frozenset({ScheduleName.PIPEDREAM, ScheduleName.PIPEDREAM_2BW})

@@ -1,4 +1,4 @@
-"""What a schedule is made for: sizes, and for those that look at them, costs and memory."""
+"""The input of a schedule's maker: sizes, and for those made for them, costs and memory."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,12 @@ from pipelinejob.schedules.costs import CostModel, Costs, equal_shares
 class Setting:
     """One pipeline's step.
 
-    `num_chunks` None means the schedule's usual number. `costs` are for schedules that look at them; without any,
-    forward, input gradient and weight gradient count as equally long and links as free. `activation_caps` bounds each
-    rank's activations, in shares of a micro-batch (`memory.peak_activations`). `update_interval` is how many
-    micro-batches an asynchronous schedule's update gathers; with `vertical_sync` all ranks use the weight version that
-    the first one used.
+    `num_chunks` None means the schedule's usual number. `costs` are for schedules that look at
+    them; without any, forward, input gradient and weight gradient count as equally long and links
+    as free. `activation_caps` bounds each rank's activations, in shares of a micro-batch
+    (`memory.peak_activations`). `update_interval` is how many micro-batches an asynchronous
+    schedule's update gathers; with `vertical_sync` all ranks use the weight version that the first
+    one used.
     """
 
     num_ranks: int
@@ -26,11 +27,11 @@ class Setting:
     vertical_sync: bool = False
 
     def costs_of(self, *routes: Route) -> Costs:
-        """Give the costs of the stages of routes."""
+        """Return the costs of the stages of routes."""
         return (self.costs or equal_shares(self.num_ranks))(routes)
 
     def chunks(self, usual: int, *, least: int = 1) -> int:
-        """Give the number of chunks on a rank.
+        """Return the number of chunks on a rank.
 
         Raises ScheduleError when fewer are asked for than the schedule needs.
         """

@@ -1,8 +1,9 @@
 """The text form of a schedule, to read, to write by hand and to keep.
 
-One line a rank, its actions apart by blanks. Blank lines and what follows a `#` count as nothing. Before the ranks may
-stand lines that begin with `route`: the rank of each stage, first stage first, and after a colon the micro-batches that
-take it, singly or as ranges. Without any, there is one stage a rank and one route; a single route needs no colon.
+One line a rank, its actions apart by blanks. Blank lines and what follows a `#` count as nothing.
+Before the ranks may stand lines that begin with `route`: the rank of each stage, first stage
+first, and after a colon the micro-batches that take it, singly or as ranges. Without any, there is
+one stage a rank and one route; a single route needs no colon.
 
     # Chimera, two ranks, two micro-batches
     route 0 1: 0

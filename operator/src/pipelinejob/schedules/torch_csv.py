@@ -1,8 +1,9 @@
 """torch.distributed.pipelining's CSV form of a schedule (torch 2.15), read and written.
 
-A line is a rank, a cell an action: the stage, the kind, the micro-batch, as in `2F0`; a cell may be empty. What torch
-adds to it in its second form (sends, receives, unsharding, reduction) follows from the rest here and is passed over;
-a pair in one cell, `(0F1;3B0)OVERLAP_F_B`, is read as its two parts, one after the other.
+A line is a rank, a cell an action: the stage, the kind, the micro-batch, as in `2F0`; a cell may
+be empty. What torch adds to it in its second form (sends, receives, unsharding, reduction) follows
+from the rest here and is passed over; a pair in one cell, `(0F1;3B0)OVERLAP_F_B`, is read as its
+two parts, one after the other.
 """
 
 import csv
@@ -23,7 +24,8 @@ _StageAction = tuple[int, ActionKind, int]  # stage, kind, micro-batch
 def write(schedule: Schedule) -> str:
     """Write torch's first form, computing alone.
 
-    Raises ScheduleError for what torch has no words for: several routes, weight versions, forwards alone.
+    Raises ScheduleError for what torch has no words for: several routes, weight versions, forwards
+    alone.
     """
     if len(schedule.routes) > 1:
         raise ScheduleError("torch's CSV knows one rank for each stage; this schedule has two, one for each direction")
@@ -83,5 +85,5 @@ def _rank_of_stages(ranks: list[tuple[_StageAction, ...]]) -> dict[int, int]:
 
 
 def _chunks(route: tuple[int, ...]) -> tuple[int, ...]:
-    """Give the chunk that each stage is on its rank."""
+    """Return the chunk that each stage is on its rank."""
     return tuple(route[:stage].count(rank) for stage, rank in enumerate(route))

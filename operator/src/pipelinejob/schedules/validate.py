@@ -1,56 +1,41 @@
 """The proof that a schedule can be played: whole, in order, without deadlock, within its memory.
 
-Deadlock is ruled out under both ways in which sends behave. *Buffered*: a message leaves its rank at once (gloo,
-queues). *Rendezvous*: a message leaves only once its receiver has posted the receive, and a rank has the receives of a
-link's next `RECEIVES_AHEAD` messages posted, so that a send further ahead holds its rank up.
+Deadlock is ruled out under both ways in which sends behave. *Buffered*: a message leaves its rank
+at once (gloo, queues). *Rendezvous*: a message leaves only once its receiver has posted the
+receive, and a rank has the receives of a link's next two messages posted
+(`deadlock.RECEIVES_AHEAD`), so that a send further ahead holds its rank up.
 """
 
-from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from pipelinejob.schedules.actions import (
-    GIVES_GRADIENT,
-    Action,
-    ActionKind,
-    Need,
-    Producers,
-    Schedule,
-    ScheduleError,
-    needs,
-)
+from pipelinejob.schedules.actions import Action, ActionKind, Schedule, ScheduleError, Wiring
+from pipelinejob.schedules.deadlock import RECEIVES_AHEAD, Stuck, deadlock
 from pipelinejob.schedules.memory import peak_activations
+from pipelinejob.schedules.timetable import NEVER, Jobs
 
 _ROUNDING = 1 + 1e-9  # of caps that were divided, as bytes by bytes
-RECEIVES_AHEAD = 2  # as the trainer's links have it
-
-_Link = tuple[int, int, int, bool]  # sending rank, receiving rank, sending stage, whether activations
+_OWN_NEED = {
+    ActionKind.BACKWARD: ActionKind.FORWARD,
+    ActionKind.INPUT: ActionKind.FORWARD,
+    ActionKind.WEIGHT: ActionKind.INPUT,
+}
 
 
 def validate(schedule: Schedule, *, activation_caps: Sequence[float] | None = None) -> None:
     """Prove that a schedule can be played to its end.
 
-    `activation_caps` bounds each rank's `peak_activations`. Raises ScheduleError, naming the rank, the action and what
-    is wrong with it, unless every micro-batch meets every stage once, each with one full backward or both halves (or,
-    in a schedule of forwards only, none), weight versions are made before they are used, no rank waits for ever, and
-    the caps hold.
+    `activation_caps` bounds each rank's `peak_activations`. Raises ScheduleError, naming the rank,
+    the action and what is wrong with it, unless every micro-batch meets every stage once, each
+    with one full backward or both halves (or, in a schedule of forwards only, none), weight
+    versions are made before they are used, no rank waits for ever, and the caps hold.
     """
     _check_stages(schedule)
     _check_whole(schedule)
     _check_versions(schedule)
-    producers = Producers(schedule)
-    _Play(schedule, producers, is_rendezvous=False).run()
-    _Play(schedule, producers, is_rendezvous=True).run()
+    _check_order(schedule)
     _check_caps(schedule, activation_caps)
-
-
-def is_valid(schedule: Schedule, *, activation_caps: Sequence[float] | None = None) -> bool:
-    """Say whether `validate` finds nothing."""
-    try:
-        validate(schedule, activation_caps=activation_caps)
-    except ScheduleError:
-        return False
-    return True
 
 
 def _check_stages(schedule: Schedule) -> None:
@@ -134,105 +119,70 @@ def _check_caps(schedule: Schedule, caps: Sequence[float] | None) -> None:
             raise ScheduleError(f"rank {rank} holds the activations of {peak:g} micro-batches; its cap is {cap:g}")
 
 
-class _Play:
-    """Plays the dependencies, without any costs: each rank runs as far as it can, until nothing moves."""
-
-    def __init__(self, schedule: Schedule, producers: Producers, *, is_rendezvous: bool) -> None:
-        self._schedule = schedule
-        self._producers = producers
-        self._is_rendezvous = is_rendezvous
-        self._done: set[tuple[int, ActionKind, int, int]] = set()
-        self._position = [0] * schedule.num_ranks
-        self._unsent: dict[int, Action] = {}  # of each rank that a send holds up, the action whose message it is
-        self._links: defaultdict[_Link, deque[int]] = defaultdict(deque)  # micro-batches sent and not yet taken
-        self._neighbours = _neighbours(schedule)
-
-    def run(self) -> None:
-        awake = set(range(self._schedule.num_ranks))
-        while awake:
-            rank = awake.pop()
-            if self._advance(rank):
-                awake |= self._neighbours[rank]
-        for rank, actions in enumerate(self._schedule.ranks):
-            if self._position[rank] < len(actions):
-                raise ScheduleError(self._complaint(rank, actions[self._position[rank]]))
-
-    def _advance(self, rank: int) -> bool:
-        """Run a rank as far as it goes; say whether it did anything."""
-        actions, moved = self._schedule.ranks[rank], False
-        while self._position[rank] < len(actions):
-            action = actions[self._position[rank]]
-            if rank not in self._unsent:
-                if self._missing(rank, action) is not None:
-                    break
-                self._finish(rank, action)
-                moved = True
-            if not self._send(rank, action):
-                break
-            self._position[rank] += 1
-            moved = True
-        return moved
-
-    def _missing(self, rank: int, action: Action) -> Need | None:
-        for need in needs(self._schedule, rank, action, self._producers):
-            is_done = (need.rank, *need.action[:3]) in self._done
-            if not is_done or self._unsent.get(need.rank) == need.action:
-                return need
-        return None
-
-    def _finish(self, rank: int, action: Action) -> None:
-        self._done.add((rank, *action[:3]))
-        for need in needs(self._schedule, rank, action, self._producers):
-            if need.rank != rank:
-                self._links[self._link(need, rank)].remove(action.micro_batch)
-
-    def _send(self, rank: int, action: Action) -> bool:
-        """Let the message of an action leave; say whether it could."""
-        target = self._target(rank, action)
-        if target is None or target == rank:
-            return True
-        link = self._link(Need(rank, action), target)
-        if self._is_rendezvous and len(self._links[link]) >= RECEIVES_AHEAD:
-            self._unsent[rank] = action
-            return False
-        self._unsent.pop(rank, None)
-        self._links[link].append(action.micro_batch)
-        return True
-
-    def _target(self, rank: int, action: Action) -> int | None:
-        """Give the rank that an action's result goes to; None where nobody needs it."""
-        schedule = self._schedule
-        if action.kind is ActionKind.FORWARD:
-            stage = schedule.stage_of(rank, action)
-            return schedule.place_of(action.micro_batch, stage + 1).rank if stage + 1 < schedule.num_stages else None
-        if action.kind in GIVES_GRADIENT:
-            stage = schedule.stage_of(rank, action)
-            return schedule.place_of(action.micro_batch, stage - 1).rank if stage > 0 else None
-        return None
-
-    def _link(self, sent: Need, target: int) -> _Link:
-        stage = self._schedule.stage_of(sent.rank, sent.action)
-        return sent.rank, target, stage, sent.action.kind is ActionKind.FORWARD
-
-    def _complaint(self, rank: int, action: Action) -> str:
-        if rank in self._unsent:
-            target = self._target(rank, action)
-            return (
-                f"rank {rank} waits for ever to send what {action} made: rank {target} never takes the messages"
-                " before it on that link, and with sends that wait for their receivers nothing moves"
-            )
-        missing = self._missing(rank, action)
-        assert missing is not None, "a rank that waits, waits for something"
-        return (
-            f"rank {rank} waits for ever before {action}: it needs {missing.action} of rank {missing.rank},"
-            " which never ends"
-        )
-
-
-def _neighbours(schedule: Schedule) -> tuple[frozenset[int], ...]:
-    """Give the ranks whose waiting a rank can end: those that it sends to, and those that it takes from."""
-    pairs = {pair for route in schedule.routes for pair in pairwise(route)}
-    return tuple(
-        frozenset(other for pair in pairs if rank in pair for other in pair if other != rank)
-        for rank in range(schedule.num_ranks)
+def _check_order(schedule: Schedule) -> None:
+    """Raise ScheduleError if a rank waits for ever, however sends behave."""
+    wiring = schedule.wiring
+    lists = [range(first, end) for first, end in pairwise(wiring.offsets)]
+    jobs = Jobs(
+        rank_of=wiring.rank_of,
+        source=wiring.source,
+        target=wiring.target,
+        links=[(number, 0.0, 0.0) for number in wiring.link_of],
+        num_links=len(wiring.links),
     )
+    channels = _channels(wiring)
+    too_late = _too_late(schedule)
+    for ahead in (NEVER, RECEIVES_AHEAD):
+        stuck = deadlock(jobs, lists, channels, ahead=ahead, never=frozenset(too_late))
+        if stuck is not None:
+            raise ScheduleError(_complaint(schedule, stuck, too_late))
+
+
+def _too_late(schedule: Schedule) -> dict[int, Action]:
+    """Return what each action (by number) needs that stands after it in its own rank's list.
+
+    A gradient needs its own forward; a weight gradient its own input gradient.
+    """
+    found: dict[int, Action] = {}
+    for first, actions in zip(schedule.wiring.offsets, schedule.ranks, strict=False):
+        done: set[Action] = set()
+        for number, action in enumerate(actions, start=first):
+            need = _OWN_NEED.get(action.kind)
+            wanted = action._replace(kind=need or action.kind, version=None)
+            if need is not None and wanted not in done:
+                found[number] = wanted._replace(version=action.version)
+            done.add(action._replace(version=None))
+    return found
+
+
+def _channels(wiring: Wiring) -> list[int]:
+    """Return each action's channel: messages of the same link, stage and direction.
+
+    -1 for what stays on its rank.
+    """
+    numbers: dict[tuple[int, int, bool], int] = {}
+    channels = []
+    for link, work in zip(wiring.link_of, wiring.work_of, strict=True):
+        _, kind, stage = wiring.works[work]
+        key = (link, stage, kind is ActionKind.FORWARD)
+        channels.append(numbers.setdefault(key, len(numbers)) if link >= 0 else -1)
+    return channels
+
+
+def _complaint(schedule: Schedule, stuck: Stuck, too_late: Mapping[int, Action]) -> str:
+    wiring, rank = schedule.wiring, stuck.rank
+    action = _action(schedule, stuck.job)
+    if stuck.is_sending:
+        return (
+            f"rank {rank} waits for ever to send what {action} made: rank {wiring.rank_of[wiring.target[stuck.job]]}"
+            " never takes the messages before it on that link, and with sends that wait for their receivers nothing"
+            " moves"
+        )
+    own, source = too_late.get(stuck.job), wiring.source[stuck.job]
+    other, missing = (rank, own) if own is not None else (wiring.rank_of[source], _action(schedule, source))
+    return f"rank {rank} waits for ever before {action}: it needs {missing} of rank {other}, which never ends"
+
+
+def _action(schedule: Schedule, number: int) -> Action:
+    rank = schedule.wiring.rank_of[number]
+    return schedule.ranks[rank][number - schedule.wiring.offsets[rank]]

@@ -1,5 +1,6 @@
 """Chooses what a manifest leaves open.
 
-`best` is the way in; `space` says what there is to choose from, `bounds` what cannot win; `auto` finds schedules for
-the best configurations, and `reasons` tells why nothing else was taken.
+`best` is the entry; `space` generates the options, `step_bounds` rules out those that cannot win,
+`auto` searches schedules for the best configurations, and `reasons` tells why nothing else was
+taken.
 """

@@ -1,17 +1,18 @@
-"""Where a search has schedules made that follow from no name: for the best of what was planned under named ones.
+"""Searches schedules for the best configurations that were planned with named ones.
 
-To order a step's actions takes long, and the longer the more of them there are, so that few configurations get a
-schedule of their own: the best of each layout, as long as their sizes, added up, are within a bound.
+To order a step's actions takes long, and the longer the more of them there are, so that few
+configurations get a schedule of their own: the best of each layout, as long as their sizes, added
+up, are within a bound.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipelinejob.errors import SpecError
-from pipelinejob.schedule_spec import ScheduleSpec
+from pipelinejob.base.errors import SpecError
 from pipelinejob.search.found import READABLE, Candidate, schedule_title
 from pipelinejob.search.reasons import Rejected, seconds_text
 from pipelinejob.search.space import Layout
+from pipelinejob.spec.schedule import ScheduleSpec
 
 ACTIONS = 160  # that are planned and simulated in the time in which one forward, and what comes of it, is ordered
 _MOST = 4
@@ -24,7 +25,7 @@ Make = Callable[[Layout, Candidate | None, int | None], Candidate]
 
 @dataclass(frozen=True, kw_only=True)
 class Searched:
-    """What came of it."""
+    """The result: candidates with searched schedules, and why others have none."""
 
     candidates: tuple[Candidate, ...] = ()
     rejected: tuple[Rejected, ...] = ()
@@ -34,13 +35,13 @@ class Searched:
 def search_schedules(
     asked: ScheduleSpec, ranked: Sequence[Candidate], unfit: Sequence[Layout], make: Make, *, effort: int
 ) -> Searched:
-    """Have a schedule made for the best candidate of each layout, from the best one on, and say what became of each.
+    """Search a schedule for the best candidate of each layout, from the best one on.
 
-    Where there are none, one is made for the first layouts that no named schedule is fit for. `make` plans a layout,
-    or its candidate again, with a schedule that is searched on routes of so many stretches a stage; `effort` is that of
-    the whole search.
+    Where there are no candidates, it is searched for the first layouts that no named schedule
+    fits. `make` plans a layout, or its candidate again, with a schedule that is searched on routes
+    of so many chunks a stage; `effort` is that of the whole search.
     """
-    most = left = effort // ACTIONS
+    most = remaining = effort // ACTIONS
     made: list[Candidate] = []
     rejected: list[Rejected] = []
     num_made = 0
@@ -48,24 +49,24 @@ def search_schedules(
     for layout, leader in trials[:_MOST]:
         chunks = _chunks(asked, leader)
         size = num_forwards(layout, chunks)
-        why = _cannot_win(leader, ranked[0]) if leader else None
-        why = why or _too_large(size, left, most)
-        if why is None:
-            left, num_made = left - size, num_made + 1
+        reason = _cannot_win(leader, ranked[0]) if leader else None
+        reason = reason or _too_large(size, remaining, most)
+        if reason is None:
+            remaining, num_made = remaining - size, num_made + 1
             try:
                 candidate = make(layout, leader, chunks)
             except SpecError as error:
-                why = error.problem
+                reason = error.problem
             else:
-                why = _no_gain(candidate, leader) if leader else None
-                made += [candidate] if why is None else []
-        if why is not None:
-            rejected.append(Rejected(what=_what(layout), why=why))
+                reason = _no_gain(candidate, leader) if leader else None
+                made += [candidate] if reason is None else []
+        if reason is not None:
+            rejected.append(Rejected(what=_what(layout), why=reason))
     return Searched(candidates=tuple(made), rejected=tuple(rejected), num_made=num_made)
 
 
 def leaders(ranked: Sequence[Candidate]) -> list[Candidate]:
-    """Give the first candidate of each layout whose stages have something to wait for."""
+    """Return the first candidate of each layout whose stages have something to wait for."""
     firsts: dict[Layout, Candidate] = {}
     for each in ranked:
         if each.layout.pipeline > 1:
@@ -79,7 +80,10 @@ def num_forwards(layout: Layout, chunks: int | None) -> int:
 
 
 def _chunks(asked: ScheduleSpec, leader: Candidate | None) -> int | None:
-    """Give the stretches that a manifest asks for; else as many as the best named schedule has, if they are many."""
+    """Return the stretches that a manifest asks for.
+
+    Else as many as the best named schedule has, if they are many.
+    """
     if asked.virtual_stages is not None:
         return asked.virtual_stages
     own = (leader and leader.chosen.virtual_stages) or 1
@@ -93,23 +97,23 @@ def _cannot_win(leader: Candidate, best: Candidate) -> str | None:
     return f"at best {own} a step, the best found under a name takes {its}"
 
 
-def _too_large(size: int, left: int, most: int) -> str | None:
-    """Give the reason for which no schedule is searched for; None if one is."""
+def _too_large(size: int, remaining: int, most: int) -> str | None:
+    """Return the reason for which no schedule is searched for; None if one is."""
     if size > most:
         return (
             f"not searched for: it would order {size:,} forwards, and a search of configurations takes on {most:,} at"
             f" most; {_ANYHOW}"
         )
-    if size > left:
+    if size > remaining:
         return (
             f"not searched for: it would order {size:,} forwards, and of the {most:,} that a search of configurations"
-            f" takes on, better ones left {left:,}; {_ANYHOW}"
+            f" takes on, better ones left {remaining:,}; {_ANYHOW}"
         )
     return None
 
 
 def _no_gain(candidate: Candidate, leader: Candidate) -> str | None:
-    """Say what a schedule lacks that is not worth its being searched for."""
+    """Return why a searched schedule is not worth taking; None if it is."""
     if candidate.step_s < leader.step_s * (1 - READABLE):
         return None
     own, name, its = seconds_text(candidate.step_s), schedule_title(leader.chosen), seconds_text(leader.step_s)

@@ -1,28 +1,33 @@
 """Chooses what a manifest leaves open: degrees, devices along the pipeline, schedule, micro-batches, recomputation.
 
-Options are looked at in the order of a guess, the most promising first; each is planned and simulated exactly as
-`planner.make_plan` would, unless a lower bound already says that it cannot win. When nothing is left whose bound is
-below the best found, that is the best there is; a search that would take too long ends before, and says so. Where the
-schedule is `auto`, the best configurations get one that is searched for, too.
+Options are looked at in the order of a guess, the most promising first; each is planned and
+simulated exactly as `planner.make_plan` would, unless a lower bound already says that it cannot
+win. When nothing is left whose bound is below the best found, that is the best there is; a search
+that would take too long ends before, and says so. Where the schedule is `auto`, the best
+configurations get one that is searched for, too.
 """
 
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from pipelinejob import hardware as hardware_data
-from pipelinejob.choice import EFFORT as EFFORT_OF_A_PLAN
-from pipelinejob.cost import Profile
-from pipelinejob.errors import SpecError, TooLargeError
-from pipelinejob.hardware import Hardware
-from pipelinejob.partition import PATH, does_not_fit
-from pipelinejob.pool import Pool
-from pipelinejob.schedules.catalogue import FAMILIES
+from pipelinejob.base.errors import SpecError, TooLargeError
+from pipelinejob.costs.layers import Profile
+from pipelinejob.fabric import hardware as hardware_data
+from pipelinejob.fabric.hardware import Hardware
+from pipelinejob.fabric.pool import Pool
+from pipelinejob.planning.choice import EFFORT as EFFORT_OF_A_PLAN
+from pipelinejob.planning.partition import PATH, does_not_fit
+from pipelinejob.schedules.families import described
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.search.auto import Searched, search_schedules
-from pipelinejob.search.bounds import (
+from pipelinejob.search.found import Candidate, Found, rank
+from pipelinejob.search.layout_costs import LayoutCosts
+from pipelinejob.search.planning import Planning
+from pipelinejob.search.reasons import Rejected, Tally
+from pipelinejob.search.space import Layout, Option, Recompute, Space
+from pipelinejob.search.step_bounds import (
     chain_floor_s,
-    copies_of,
     guess_layout_s,
     guess_s,
     guess_share,
@@ -31,12 +36,7 @@ from pipelinejob.search.bounds import (
     layout_floor_s,
     option_floor_s,
 )
-from pipelinejob.search.found import Candidate, Found, rank
-from pipelinejob.search.ground import Grounds
-from pipelinejob.search.planning import Planning
-from pipelinejob.search.reasons import Rejected, Tally
-from pipelinejob.search.space import Layout, Option, Recompute, Space
-from pipelinejob.spec import Parallelism, PipelineJobSpec
+from pipelinejob.spec.job import Parallelism, PipelineJobSpec
 
 EFFORT = 400_000  # actions that may be planned and simulated: a few seconds
 _LEAST_REFINED = 3  # are planned whatever that takes, and the best of so many degrees
@@ -58,8 +58,9 @@ def search(
 ) -> Found:
     """Find the option of `spec` with the shortest predicted step on the devices of `pool`.
 
-    A measured `profile` holds for the size of micro-batches that it was measured with, and for no tensor parallelism.
-    Raises SpecError where nothing can be planned, with the reason of what came closest.
+    A measured `profile` holds for the size of micro-batches that it was measured with, and for no
+    tensor parallelism. Raises SpecError where nothing can be planned, with the reason of what came
+    closest.
     """
     if not pool.num_gpus:
         raise SpecError("spec.parallelism", "no device is free; wait, or name nodes that have some")
@@ -105,15 +106,15 @@ class _Entry:
 class _Search:
     """One search: the options that are left, by guess, and what was planned so far.
 
-    Options are first planned with the partition whose busiest rank is least, then, the best of them first, with all
-    that shortens a step.
+    Options are first planned with the partition whose busiest rank is least, then, the best of
+    them first, with all that shortens a step.
     """
 
     def __init__(self, spec: PipelineJobSpec, pool: Pool, hardware: Hardware, profile: Profile | None) -> None:
         self._spec = spec
         self._space = Space(spec, pool, hardware)
-        self._grounds = Grounds(self._space, hardware, profile)
-        self._planning = Planning(self._space, self._grounds)
+        self._costs = LayoutCosts(self._space, hardware, profile)
+        self._planning = Planning(self._space, self._costs)
         self._queue: list[_Entry] = []
         self._drafts: list[tuple[float, int, Option]] = []  # step, number
         self._candidates: list[Candidate] = []
@@ -126,8 +127,8 @@ class _Search:
         for layout in self._space.layouts():
             self._add_layout(layout)
         heapq.heapify(self._queue)
-        left = effort - self._draft_all(effort * 2 // 3)
-        is_complete = self._refine_all(left) and not self._queue
+        remaining = effort - self._draft_all(effort * 2 // 3)
+        is_complete = self._refine_all(remaining) and not self._queue
         for entry in self._queue:
             self._tally.too_slow(entry.what, entry.floor_s)
         searched = self._search_schedules(effort)
@@ -141,7 +142,7 @@ class _Search:
         )
 
     def _search_schedules(self, effort: int) -> Searched:
-        """Let schedules that are searched for compete with the named ones, if the manifest leaves it open."""
+        """Search schedules that compete with the named ones, if the manifest leaves the schedule open."""
         if self._spec.schedule.name is not ScheduleName.AUTO or not self._spec.is_open:
             return Searched()
         ranked = sorted(self._candidates, key=rank)
@@ -149,7 +150,7 @@ class _Search:
         return search_schedules(self._spec.schedule, ranked, unfit, self._planning.searched, effort=effort)
 
     def _draft_all(self, effort: int) -> int:
-        """Plan the options that may win, roughly; give the actions that this took."""
+        """Plan roughly the options that may win; return the actions that this took."""
         spent = 0
         while self._queue and (spent < effort or (self._best_s == float("inf") and spent < _PATIENCE * effort)):
             entry = heapq.heappop(self._queue)
@@ -170,7 +171,10 @@ class _Search:
         return True
 
     def _refine_all(self, effort: int) -> bool:
-        """Plan the options that were drafted as a plan would be made, the best first; say whether that was all."""
+        """Plan the options that were drafted as a plan would be made, the best first.
+
+        Say whether that was all.
+        """
         spent = 0
         ranked = [option for _, _, option in sorted(self._drafts)]
         others = list({_degrees(option.layout): option for option in reversed(ranked)}.values())[::-1]
@@ -187,26 +191,26 @@ class _Search:
         return True
 
     def _add_layout(self, layout: Layout) -> None:
-        table, ground = self._grounds.table(layout), self._grounds.of(layout)
+        table, devices = self._costs.table(layout), self._costs.of(layout)
         if self._is_too_large(layout, layout, copies=1):
             return
-        floor_s = layout_floor_s(layout, table, ground.speeds)
-        expected_s = guess_layout_s(layout, table, ground.speeds, self._grounds.joined(layout))
+        floor_s = layout_floor_s(layout, table, devices.speeds)
+        expected_s = guess_layout_s(layout, table, devices.speeds, self._costs.joined(layout))
         self._queue.append(_Entry(expected_s, len(self._queue), floor_s, layout))
 
     def _is_too_large(self, what: Layout | Option, layout: Layout, *, copies: int) -> bool:
-        limits = self._grounds.of(layout).limits
-        share = held_share(self._grounds.table(layout), limits, copies=copies) if limits else 0.0
+        limits = self._costs.of(layout).limits
+        share = held_share(self._costs.table(layout), limits, copies=copies) if limits else 0.0
         if limits and share > 1:
             self._tally.too_large(what, share * sum(limits) / len(limits), max(limits))
         return share > 1
 
     def _expand(self, layout: Layout) -> None:
-        limits = self._grounds.of(layout).limits
+        limits = self._costs.of(layout).limits
         for option in self._space.options(layout):
-            if self._is_too_large(option, layout, copies=copies_of(option.schedule)):
+            if self._is_too_large(option, layout, copies=described(option.schedule).copies):
                 continue
-            if limits is None or has_room(option, self._grounds.table(layout), limits):
+            if limits is None or has_room(option, self._costs.table(layout), limits):
                 self._push(option)
             else:
                 self._tally.failed(option, TooLargeError(PATH, does_not_fit(layout.pipeline, limits)))
@@ -219,20 +223,20 @@ class _Search:
 
     def _push(self, option: Option) -> None:
         self._num_options += 1
-        table, speeds = self._grounds.table(option.layout), self._grounds.of(option.layout).speeds
-        joined = self._grounds.joined(option.layout)
+        table, speeds = self._costs.table(option.layout), self._costs.of(option.layout).speeds
+        joined = self._costs.joined(option.layout)
         floor_s = option_floor_s(option, table, speeds, joined)
         expected_s = max(floor_s, guess_s(option, table, speeds, joined))
-        limits = self._grounds.of(option.layout).limits
+        limits = self._costs.of(option.layout).limits
         if limits is not None and guess_share(option, table, limits) > _SURELY_FULL:
             expected_s *= _HARDLY
         heapq.heappush(self._queue, _Entry(expected_s, self._num_options, floor_s, option))
 
     def _is_closely_bounded(self, option: Option) -> bool:
-        """Say whether the bound that takes longer to find rules an option out."""
+        """Return whether the closer, slower bound rules an option out."""
         layout = option.layout
         floor_s = chain_floor_s(
-            option, self._grounds.table(layout), self._grounds.of(layout).speeds, self._grounds.joined(layout)
+            option, self._costs.table(layout), self._costs.of(layout).speeds, self._costs.joined(layout)
         )
         if floor_s < self._best_s * _TIE:
             return False
@@ -261,7 +265,6 @@ def _degrees(layout: Layout) -> tuple[int, int, int]:
 
 
 def _num_actions(option: Option) -> int:
-    """Give the actions that an option is worth: of schedules that take long to make, several times their own."""
-    family = FAMILIES.get(option.schedule)
+    """Return an option's cost in actions; schedules that take long to make count several times."""
     own = 2 * option.layout.pipeline * (option.virtual_stages or 1) * option.layout.micro_batches
-    return own * (_SLOWLY_MADE if family is not None and family.is_split else 1)
+    return own * (_SLOWLY_MADE if described(option.schedule).is_split else 1)

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from pipelinejob.choice import Choice
-from pipelinejob.chosen import Chosen
-from pipelinejob.hardware import DeviceKind
-from pipelinejob.links import Links
+from pipelinejob.costs.links import Links
+from pipelinejob.fabric.hardware import DeviceKind
+from pipelinejob.planning.choice import Choice
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.search.reasons import Rejected, ranges_text
 from pipelinejob.search.space import Layout
-from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.spec.chosen import Chosen
+from pipelinejob.spec.job import PipelineJobSpec
 
 READABLE = 0.005  # of a step: what a searched schedule must save at least, as nobody can read it off its name
 
@@ -18,7 +18,8 @@ READABLE = 0.005  # of a step: what a searched schedule must save at least, as n
 class Candidate:
     """An option that was planned. `devices` and `links` are what it was planned for, by stage.
 
-    No schedule of its layout takes less than `floor_s`. `choice` is what `planner.make_plan` would choose for it.
+    No schedule of its layout takes less than `floor_s`. `choice` is what `planner.make_plan` would
+    choose for it.
     """
 
     layout: Layout = field(repr=False)
@@ -41,7 +42,7 @@ class Candidate:
 
     @property
     def is_searched(self) -> bool:
-        """Say whether its schedule was searched for, and is not one that follows from a name."""
+        """Whether its schedule was searched for, and is not one that follows from a name."""
         return self.chosen.schedule is ScheduleName.AUTO
 
 
@@ -49,8 +50,8 @@ class Candidate:
 class Found:
     """What a search found: all that was planned, the best first, and why nothing else was.
 
-    `is_complete` says that no option with a named schedule is left whose lower bound is below the best; `num_searched`
-    counts for how many configurations a schedule was searched beside these.
+    `is_complete` says that no option with a named schedule is left whose lower bound is below the
+    best; `num_searched` counts for how many configurations a schedule was searched beside these.
     """
 
     candidates: tuple[Candidate, ...]
@@ -61,26 +62,21 @@ class Found:
 
     @property
     def best(self) -> Candidate:
-        """Give the option with the shortest step; a searched schedule's counts as a little longer."""
+        """The option with the shortest step; a searched schedule's counts as a little longer."""
         return self.candidates[0]
 
     @property
     def best_named(self) -> Candidate | None:
-        """Give the best option whose schedule follows from its name."""
+        """The best option whose schedule follows from its name."""
         return next((each for each in self.candidates if not each.is_searched), None)
 
     @property
     def alternatives(self) -> tuple[Candidate, ...]:
-        """Give the best candidate of each three degrees, the best first."""
+        """The best candidate of each three degrees, the best first."""
         degrees: dict[tuple[int, int, int], Candidate] = {}
         for each in self.candidates:
             degrees.setdefault((each.chosen.pipeline, each.chosen.data, each.chosen.tensor), each)
         return tuple(degrees.values())
-
-
-def choice_of(found: Found) -> Chosen:
-    """Give what is to stand in the spec."""
-    return found.best.chosen
 
 
 def title(chosen: Chosen) -> str:
@@ -101,7 +97,9 @@ def schedule_title(chosen: Chosen) -> str:
 
 
 def rank(candidate: Candidate) -> tuple[float, int, int, int]:
-    """Order by the step; of equal ones those with fewer devices, fewer stages, and fewer stretches of layers first.
+    """Order by the step.
+
+    Of equal ones those with fewer devices, fewer stages, and fewer stretches of layers first.
 
     One that hardly gains by a searched schedule comes after what can be read off its name.
     """

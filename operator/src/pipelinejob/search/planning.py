@@ -1,33 +1,35 @@
 """Plans single options of a search, as `planner.make_plan` would."""
 
-from pipelinejob.choice import EFFORT, FEW_ATTEMPTS, Choice, choose
-from pipelinejob.chosen import Chosen, resolved
-from pipelinejob.cost import Profile
-from pipelinejob.links import Links
-from pipelinejob.outlook import outlook
-from pipelinejob.playing import check_peaks, setting_of
+from pipelinejob.costs.layers import Profile
+from pipelinejob.costs.links import Links
+from pipelinejob.planning.choice import EFFORT, FEW_ATTEMPTS, Choice, choose
+from pipelinejob.planning.playing import check_peaks, setting_of
+from pipelinejob.planning.step_prediction import predict_step
 from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.search.bounds import layout_floor_s
 from pipelinejob.search.found import Candidate
-from pipelinejob.search.ground import Grounds
+from pipelinejob.search.layout_costs import LayoutCosts
 from pipelinejob.search.space import Layout, Option, Recompute, Space
+from pipelinejob.search.step_bounds import layout_floor_s
+from pipelinejob.spec.chosen import Chosen, resolved
 
 
 class Planning:
     """Makes candidates of the options of a space."""
 
-    def __init__(self, space: Space, grounds: Grounds) -> None:
+    def __init__(self, space: Space, costs: LayoutCosts) -> None:
         self._spec = space.spec
         self._space = space
-        self._grounds = grounds
+        self._costs = costs
 
     def candidate(self, option: Option, effort: int) -> Candidate:
-        """Plan an option with the links that shorten its step the most; `effort` is that of `choice.choose`.
+        """Plan an option with the links that shorten its step the most.
+
+        `effort` is that of `choice.choose`.
 
         Raises SpecError where it cannot be, TooLargeError for want of memory.
         """
-        layout, profile = option.layout, self._grounds.profile(option.layout)
+        layout, profile = option.layout, self._costs.profile(option.layout)
         every_links = (self._space.links(layout, near) for near in self._space.nears(layout))
         made = (
             self._made(layout, profile, links, self._chosen(option, profile, links, effort)) for links in every_links
@@ -35,7 +37,9 @@ class Planning:
         return min(made, key=lambda each: each.step_s)
 
     def searched(self, layout: Layout, leader: Candidate | None, virtual_stages: int | None) -> Candidate:
-        """Plan a layout with a schedule that is searched for; of a candidate of it, on the same links.
+        """Plan a layout with a schedule that is searched for.
+
+        Of a candidate of it, on the same links.
 
         Raises SpecError, as `candidate` does.
         """
@@ -43,7 +47,7 @@ class Planning:
             recompute = self._space.recomputes()[0]
             return self.candidate(Option(layout, ScheduleName.AUTO, virtual_stages, recompute), EFFORT)
         changed = {"schedule": ScheduleName.AUTO, "virtual_stages": virtual_stages}
-        chosen, profile = leader.chosen.model_copy(update=changed), self._grounds.profile(layout)
+        chosen, profile = leader.chosen.model_copy(update=changed), self._costs.profile(layout)
         spec = resolved(self._spec, chosen)
         choice = choose(spec, profile, links=leader.links, attempts=FEW_ATTEMPTS)  # each takes long
         return self._made(layout, profile, leader.links, (chosen, choice))
@@ -52,14 +56,14 @@ class Planning:
         chosen, choice = made
         spec = resolved(self._spec, chosen)
         self._check_caps(chosen, choice)
-        promised = outlook(choice.division, choice.schedule_for, choice.length, replicas=chosen.data)
+        promised = predict_step(choice.division, choice.schedule_for, choice.length, replicas=chosen.data)
         step_s = promised.step_s + profile.step_overhead_s
         return Candidate(
             layout=layout,
             chosen=chosen,
             spec=spec,
             step_s=step_s,
-            floor_s=layout_floor_s(layout, self._grounds.table(layout), self._grounds.of(layout).speeds),
+            floor_s=layout_floor_s(layout, self._costs.table(layout), self._costs.of(layout).speeds),
             tokens_per_s=chosen.data * layout.sequences * spec.data.sequence_length / step_s,
             bubble_ratio=sum(promised.bubble_ratios) / len(promised.bubble_ratios),
             memory_bytes=choice.memory_bytes,
@@ -70,7 +74,10 @@ class Planning:
         )
 
     def _check_caps(self, chosen: Chosen, choice: Choice) -> None:
-        """Hold named schedules to the caps that a manifest gives beside `auto`; to its own, a schedule is made."""
+        """Hold named schedules to the caps that a manifest gives beside `auto`.
+
+        To its own, a schedule is made.
+        """
         caps = setting_of(self._spec.schedule, chosen.pipeline).activation_caps
         if caps is not None and chosen.schedule is not self._spec.schedule.name:
             peaks = choice.length.values(lambda count: tuple(peak_activations(choice.schedule_for(count))))

@@ -1,7 +1,8 @@
-"""What a search looks at: every way to share a spec's work that its manifest, the model and the devices allow.
+"""The options of a search: every configuration that the manifest, the model and the devices allow.
 
-A layout says how many ways the work is split, on which devices the stages stand and how a step's sequences are cut; an
-option adds the schedule and what is computed again. Both are generated here; `search.bounds` and the simulator judge.
+A layout says how many ways the work is split, on which devices the stages stand and how a step's
+sequences are cut; an option adds the schedule and what is recomputed. Both are generated here;
+`step_bounds` and the simulator judge them.
 """
 
 from collections.abc import Iterator
@@ -10,16 +11,16 @@ from enum import StrEnum
 from functools import cache
 from itertools import groupby, pairwise, permutations
 
-from pipelinejob.chosen import Chosen
-from pipelinejob.cost import layer_names
-from pipelinejob.families import decoder_of
-from pipelinejob.hardware import DeviceKind, Hardware, LinkKind
-from pipelinejob.links import Links
-from pipelinejob.pool import Pool, PoolGroup
-from pipelinejob.schedule_spec import MAX_WRITTEN
-from pipelinejob.schedules.catalogue import FAMILIES, Family
-from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
-from pipelinejob.spec import MAX_RANKS, Device, PipelineJobSpec, Precision
+from pipelinejob.costs.layers import layer_names
+from pipelinejob.costs.links import Links
+from pipelinejob.fabric.hardware import DeviceKind, Hardware, LinkKind
+from pipelinejob.fabric.pool import Pool, PoolGroup
+from pipelinejob.schedules.families import FAMILIES, described
+from pipelinejob.schedules.family import Family
+from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.spec.chosen import Chosen
+from pipelinejob.spec.job import MAX_RANKS, Device, PipelineJobSpec, Precision
+from pipelinejob.spec.schedule import MAX_WRITTEN
 
 MIXED = -1  # a seat that any group's devices may take, and so counts as the slowest of them
 _MAX_COUNT = 65536  # micro-batches, and sequences in one: the bounds of the fields
@@ -28,7 +29,7 @@ _MAX_ORDERED_GROUPS = 3  # of more kinds of device, no order along the chain is 
 
 
 class Recompute(StrEnum):
-    """Which stages compute their activations again."""
+    """Which stages recompute their activations."""
 
     NONE = "none"
     SOME = "some"  # those whose activations would not fit otherwise
@@ -37,7 +38,7 @@ class Recompute(StrEnum):
 
 
 class Near(StrEnum):
-    """Who gets the links within nodes: neighbouring stages, or a stage's replicas."""
+    """Who uses the links within nodes: neighbouring stages, or a stage's replicas."""
 
     PIPELINE = "pipeline"
     DATA = "data"
@@ -73,7 +74,7 @@ class Option:
     recompute: Recompute
 
     def chosen(self, recompute_stages: tuple[int, ...] | None = None) -> Chosen:
-        """Give what would stand in the spec."""
+        """Return the fields of the spec that this option stands for."""
         layout = self.layout
         is_ragged = layout.sequences != layout.micro_batches * layout.micro_batch_size
         return Chosen(
@@ -104,7 +105,7 @@ class Space:
         self._slowest = _slowest(pool, spec.training.precision)
 
     def layouts(self) -> Iterator[Layout]:
-        """Give every layout that the pool has room for."""
+        """Yield every layout that the pool has room for."""
         for tensor in self.tensor_degrees():
             for pipeline in self.pipeline_degrees(tensor):
                 for data in self.data_degrees(pipeline, tensor):
@@ -113,7 +114,10 @@ class Space:
                             yield Layout(pipeline, data, tensor, seats, sequences, size)
 
     def tensor_degrees(self) -> Iterator[int]:
-        """Give the powers of two that heads and width can be shared by, within a node; or what is fixed."""
+        """Yield the powers of two that heads and width can be shared by, within a node.
+
+        Or what is fixed.
+        """
         fixed = self.spec.parallelism.tensor
         if fixed is not None:
             yield fixed
@@ -125,7 +129,7 @@ class Space:
             tensor *= 2
 
     def _is_shared(self, tensor: int) -> bool:
-        decoder = decoder_of(self.spec.model, sequence_length=self.spec.data.sequence_length)
+        decoder = self.spec.model.layer_sizes(self.spec.data.sequence_length)
         if decoder is None or self.spec.device is not Device.GPU:
             return False
         branches = (branch for block in dict.fromkeys(decoder.blocks) for branch in block)
@@ -133,13 +137,13 @@ class Space:
         return all(each is None or each % tensor == 0 for each in units)
 
     def pipeline_degrees(self, tensor: int) -> Iterator[int]:
-        """Give the numbers of stages that share the layers and find devices."""
+        """Yield the numbers of stages that share the layers and find devices."""
         fixed = self.spec.parallelism.pipeline
         most = min(self.num_layers, self.max_gpus // tensor, MAX_RANKS)
         yield from range(1, most + 1) if fixed is None else (fixed,) if fixed * tensor <= self.max_gpus else ()
 
     def data_degrees(self, pipeline: int, tensor: int) -> Iterator[int]:
-        """Give the numbers of replicas that share a step's sequences equally and find devices."""
+        """Yield the numbers of replicas that share a step's sequences equally and find devices."""
         fixed, batch = self.spec.parallelism.data, self.spec.schedule.global_batch_size
         most = min(self.max_gpus // (pipeline * tensor), MAX_RANKS // pipeline, 1024)
         if fixed is not None:
@@ -149,7 +153,7 @@ class Space:
         yield from (data for data in range(1, most + 1) if batch % data == 0)
 
     def cuts(self, data: int) -> Iterator[tuple[int, int]]:
-        """Give the sequences of a replica's step, and of a micro-batch: the spec's, else divisors and powers of two."""
+        """Yield sequences (of a replica's step, of a micro-batch): the spec's, else divisors and powers of two."""
         schedule = self.spec.schedule
         count, size = schedule.micro_batches, schedule.micro_batch_size
         if schedule.global_batch_size is None and schedule.batch_size is None:
@@ -171,10 +175,10 @@ class Space:
 
     @property
     def _updates_whole(self) -> bool:
-        return self.spec.schedule.name in ASYNCHRONOUS
+        return described(self.spec.schedule.name).is_asynchronous
 
     def seatings(self, pipeline: int, data: int, tensor: int) -> Iterator[tuple[int, ...]]:
-        """Give the groups that the stages can stand on: each group's stages side by side, or all of them mixed."""
+        """Return the groups that the stages can stand on: each group's stages side by side, or all of them mixed."""
         return iter(self._seatings(pipeline, data, tensor))
 
     def _seatings(self, pipeline: int, data: int, tensor: int) -> list[tuple[int, ...]]:
@@ -192,19 +196,19 @@ class Space:
         return found
 
     def kind(self, name: str) -> DeviceKind:
-        """Give a device of the pool by its name."""
+        """Return a device of the pool by its name."""
         return next(group.device for group in self.pool.groups if group.device.name == name)
 
     def group(self, seat: int) -> PoolGroup:
-        """Give the group that a seat is of."""
+        """Return the group that a seat is of."""
         return self._slowest if seat == MIXED else self.pool.groups[seat]
 
     def devices(self, layout: Layout) -> tuple[DeviceKind, ...]:
-        """Give the device of each stage."""
+        """Return the device of each stage."""
         return tuple(self.group(seat).device for seat in layout.seats)
 
     def links(self, layout: Layout, near: Near) -> Links:
-        """Give what joins the stages and the replicas, if they stand as close as can be."""
+        """Return the links between stages and between replicas in the closest placement."""
         places = _places(layout.seats, [self.group(seat).gpus_per_node // layout.tensor for seat in layout.seats])
         pairs = [pair for pair in pairwise((*range(layout.pipeline), 0)) if pair[0] != pair[1]]
         return Links(
@@ -213,14 +217,20 @@ class Space:
         )
 
     def nears(self, layout: Layout) -> tuple[Near, ...]:
-        """Say who may get the near links; replicas only if all of a stage's find room in one node."""
+        """Return who may get the near links.
+
+        Replicas only if all of a stage's find room in one node.
+        """
         if layout.pipeline == 1 or layout.data == 1 or any(self._in_one_node(layout, seat) for seat in layout.seats):
             return (Near.PIPELINE,)
         rooms = (self.group(seat).gpus_per_node // layout.tensor for seat in layout.seats)
         return (Near.PIPELINE, Near.DATA) if layout.data <= min(rooms) else (Near.PIPELINE,)
 
     def worst_hop(self, layout: Layout) -> LinkKind | None:
-        """Give the slowest link between neighbouring stages, if these get the near links; None without neighbours."""
+        """Return the slowest link between neighbouring stages, if these get the near links.
+
+        None without neighbours.
+        """
         seats = set(layout.seats)
         if layout.pipeline == 1:
             return None
@@ -232,7 +242,10 @@ class Space:
         return self._within(seat) if is_near or self._in_one_node(layout, seat) else self._between(seat)
 
     def best_ring(self, layout: Layout) -> LinkKind | None:
-        """Give the fastest link that the replicas of a stage may be joined by; None without replicas."""
+        """Return the fastest link that the replicas of a stage may be joined by.
+
+        None without replicas.
+        """
         if layout.data == 1:
             return None
         near = self.nears(layout)[-1]
@@ -279,14 +292,14 @@ class Space:
         return min(own, key=lambda link: link.bytes_per_s)
 
     def options(self, layout: Layout) -> Iterator[Option]:
-        """Give the schedules that a layout may be played by."""
+        """Yield the schedules that a layout may be played by."""
         for name, chunks in self._schedules(layout):
             if layout.pipeline * (chunks or 1) * layout.micro_batches <= MAX_WRITTEN:
                 for recompute in self.recomputes():
                     yield Option(layout, name, chunks, recompute)
 
     def recomputes(self) -> tuple[Recompute, ...]:
-        """Give what may be computed again, the least first."""
+        """Return which stages may recompute, the least first."""
         schedule = self.spec.schedule
         if schedule.recompute is None and self.spec.is_open:
             return (Recompute.NONE, Recompute.ALL)
@@ -297,9 +310,9 @@ class Space:
     def _schedules(self, layout: Layout) -> Iterator[tuple[ScheduleName, int | None]]:
         schedule = self.spec.schedule
         if schedule.name is not ScheduleName.AUTO or not self.spec.is_open:
-            family = FAMILIES.get(schedule.name)
+            family = described(schedule.name)
             is_fixed = schedule.virtual_stages is not None or not self.spec.is_open
-            if is_fixed or family is None or not family.chunk_choice:
+            if is_fixed or not family.chunk_choice:
                 yield schedule.name, schedule.virtual_stages
             else:
                 yield from ((schedule.name, chunks) for chunks in self._chunks(family, layout.pipeline))
@@ -308,7 +321,7 @@ class Space:
             yield ScheduleName.ONE_F_ONE_B, None  # one stage has nothing to wait for
             return
         for family in FAMILIES.values():
-            if family.name in ASYNCHRONOUS | {ScheduleName.FORWARD_ONLY, ScheduleName.AUTO}:
+            if not family.is_candidate:
                 continue
             if family.chunk_choice:
                 wanted = schedule.virtual_stages
@@ -321,13 +334,12 @@ class Space:
 
     def _chunks(self, family: Family, pipeline: int) -> Iterator[int]:
         for chunks in _CHUNKS:
-            is_whole = family.name is not ScheduleName.HANAYO or chunks % 2 == 0
-            if pipeline * chunks <= self.num_layers and is_whole:
+            if pipeline * chunks <= self.num_layers and not (family.in_waves and chunks % 2):
                 yield chunks
 
 
 def _orders(num_groups: int) -> Iterator[tuple[int, ...]]:
-    """Give the orders in which some of the groups can stand along a chain."""
+    """Yield the orders in which some of the groups can stand along a chain."""
     for size in range(1, num_groups + 1):
         yield from permutations(range(num_groups), size)
 
@@ -344,7 +356,7 @@ def _sizes(sequences: int) -> tuple[int, ...]:
 
 
 def _compositions(total: int, most: list[int]) -> Iterator[tuple[int, ...]]:
-    """Give the ways to write a total as positive numbers, each within its bound."""
+    """Yield the ways to write a total as positive numbers, each within its bound."""
     if len(most) == 1:
         if 1 <= total <= most[0]:
             yield (total,)
@@ -355,7 +367,7 @@ def _compositions(total: int, most: list[int]) -> Iterator[tuple[int, ...]]:
 
 
 def _places(seats: tuple[int, ...], rooms: list[int]) -> list[tuple[int, int]]:
-    """Give each stage's node, by group and number, where a replica's stages fill one node after the other."""
+    """Return each stage's node, by group and number, where a replica's stages fill one node after the other."""
     places = []
     for _, run in groupby(enumerate(seats), key=lambda each: each[1]):
         for index, (rank, seat) in enumerate(run):

@@ -5,7 +5,7 @@ So nothing is lost if the operator dies in between, and an asker that goes away 
 
 from collections.abc import Iterable, Mapping
 
-from pipelinejob.status import AskedJob
+from pipelinejob.spec.status import AskedJob
 from pipelinejob_operator.admission.priority import Priorities
 from pipelinejob_operator.admission.queueing import is_in_line
 from pipelinejob_operator.objects.job import Job
@@ -17,7 +17,7 @@ def ask(job: Job) -> AskedJob:
 
 
 def asked_to_leave(jobs: Iterable[Job], priorities: Priorities) -> Mapping[str, Job]:
-    """Give who makes way for whom: the asker by the uid of the job that it asked, while that still holds nodes."""
+    """Return who makes way for whom: the asker by the uid of the job that it asked, while that still holds nodes."""
     known = list(jobs)
     placed = {job.uid: job for job in known if job.is_placed and not job.is_finished}
     asked: dict[str, Job] = {}
@@ -30,7 +30,7 @@ def asked_to_leave(jobs: Iterable[Job], priorities: Priorities) -> Mapping[str, 
 
 
 def may_ask(asker: Job, job: Job, priorities: Priorities) -> bool:
-    """Say whether one may take the other's room: only a strictly higher one, so that two never take turns.
+    """Tell whether one may take the other's room: only a strictly higher one, so that two never take turns.
 
     What has a Kueue queue is Kueue's to preempt, and preempts by Kueue alone.
     """

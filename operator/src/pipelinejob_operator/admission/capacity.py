@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from pipelinejob import names
-from pipelinejob.quantities import Resources, add, resources, subtract
+from pipelinejob.base import names
+from pipelinejob.base.quantities import Resources, add, resources, subtract
+from pipelinejob.contract.plan import Placement
+from pipelinejob_operator.admission.admitted import AdmittedPods
 from pipelinejob_operator.cluster import Object
-from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
-from pipelinejob_operator.objects.manifests import kind_of_stage, kinds_of_stages, stage_pod
-from pipelinejob_operator.objects.pods import pod_requests
+from pipelinejob_operator.objects.manifests import kind_of_stage
+from pipelinejob_operator.objects.requests import is_one_a_node, pod_requests
+
+Free = Mapping[str, Resources]  # by the names of nodes
 
 
 class Claim(NamedTuple):
@@ -33,18 +36,18 @@ class Promise:
 
 
 def claim(pod: Object) -> Claim | None:
-    """Say what a pod takes of which node, the one it is bound or pinned to; None if it takes nothing."""
+    """Say what a pod takes of which node: the one that it is bound to, pinned to, or about to get; None if of none."""
     if pod.get("status", {}).get("phase") in {"Succeeded", "Failed"}:
         return None
     spec = pod.get("spec", {})
-    node = spec.get("nodeName") or _pinned_node(spec)
+    node = spec.get("nodeName") or _pinned_node(spec) or pod.get("status", {}).get("nominatedNodeName")
     return Claim(node, pod_requests(pod)) if node else None
 
 
 def free_room(
     nodes: Sequence[Object], pods: Iterable[Object], promises: Iterable[Promise]
 ) -> dict[str, dict[str, Fraction]]:
-    """Give what is left on every node."""
+    """Return what is left on every node."""
     taken: dict[str, list[Resources]] = {}
     claiming: set[tuple[str, int, Rank]] = set()
     for pod in pods:
@@ -57,27 +60,33 @@ def free_room(
             if (promise.uid, promise.attempt, rank) not in claiming:
                 taken.setdefault(promised.node, []).append(promised.requests)
     return {
-        node["metadata"]["name"]: subtract(allocatable(node), add(taken.get(node["metadata"]["name"], ())))
+        node["metadata"]["name"]: what_is_left(allocatable(node), add(taken.get(node["metadata"]["name"], ())))
         for node in nodes
     }
 
 
+def what_is_left(whole: Resources, taken: Resources) -> dict[str, Fraction]:
+    """Return what a node has left; of what each node has one of, though it does not say so, it has one."""
+    return subtract({**{name: Fraction(1) for name in taken if is_one_a_node(name)}, **whole}, taken)
+
+
 def standing_room(nodes: Sequence[Object], pods: Iterable[Object]) -> dict[str, dict[str, Fraction]]:
-    """Give what is left when all work is done and only what belongs to the node stays: daemons and static pods."""
+    """Return what is left when all work is done and only what belongs to the node stays: daemons and static pods."""
     return free_room(nodes, (pod for pod in pods if belongs_to_node(pod)), ())
 
 
 def allocatable(node: Object) -> dict[str, Fraction]:
-    """Give what a node can give to pods."""
+    """Return what a node can give to pods."""
     return resources(node.get("status", {}).get("allocatable"))
 
 
-def promise_of(job: Job, settings: ControllerSettings) -> Promise:
+def promise_of(job: Job, admitted: AdmittedPods) -> Promise:
     """Read what a job was promised from its status."""
     spec = job.spec
     if spec is None or job.is_finished or not job.is_placed:
         return Promise(uid=job.uid, attempt=job.status.attempt, generation=job.generation)
-    asked = {kind: rank_requests(job, Rank(0, kind), settings) for kind in kinds_of_stages(spec)}
+    kinds = {kind_of_stage(spec, each.stage) for each in job.status.stages}
+    asked = {kind: pod_requests(admitted.of(job, kind).pod) for kind in kinds}
     claims = {
         Rank(each.replica, each.stage): Claim(each.node or "", asked[kind_of_stage(spec, each.stage)])
         for each in job.status.stages
@@ -85,19 +94,35 @@ def promise_of(job: Job, settings: ControllerSettings) -> Promise:
     return Promise(uid=job.uid, attempt=job.status.attempt, generation=job.generation, claims=claims)
 
 
-def rank_requests(job: Job, rank: Rank, settings: ControllerSettings) -> dict[str, Fraction]:
-    """Give what one rank's pod will ask for."""
+def claims_of(job: Job, placement: Placement, admitted: AdmittedPods) -> dict[Rank, Claim]:
+    """What the ranks of a job take where they are placed."""
     assert job.spec is not None, "only readable jobs are placed"
-    return pod_requests(stage_pod(job, job.spec, rank, attempt=0, settings=settings))
+    spec = job.spec
+    asked = {
+        kind: pod_requests(admitted.of(job, kind).pod) for kind in {kind_of_stage(spec, r.stage) for r in job.ranks}
+    }
+    return {
+        Rank(each.replica, each.stage): Claim(each.node, asked[kind_of_stage(spec, each.stage)])
+        for each in placement.assignments
+    }
+
+
+def has_room(free: Mapping[str, Resources], claims: Iterable[Claim]) -> bool:
+    """Whether all of these fit in what is free."""
+    wanted = list(claims)
+    if not all(each.node in free for each in wanted):
+        return False
+    left = minus(free, wanted)
+    return all(amount >= 0 for each in wanted for name, amount in left[each.node].items() if name in each.requests)
 
 
 def plus(free: Mapping[str, Resources], claims: Iterable[Claim]) -> dict[str, Resources]:
-    """Give what is left once these claims are given back."""
+    """Return what is left once these claims are given back."""
     return _changed(free, claims, operator.add)
 
 
 def minus(free: Mapping[str, Resources], claims: Iterable[Claim]) -> dict[str, Resources]:
-    """Give what is left for those who mind these claims; below zero where there is less than is claimed."""
+    """Return what is left for those who mind these claims; below zero where there is less than is claimed."""
     return _changed(free, claims, operator.sub)
 
 
@@ -108,7 +133,8 @@ def _changed(
     for node, requests in claims:
         if node in changed:
             left = changed[node]
-            changed[node] = {**left, **{name: by(left[name], some) for name, some in requests.items() if name in left}}
+            known = {name: left.get(name, Fraction(1)) for name in requests if name in left or is_one_a_node(name)}
+            changed[node] = {**left, **{name: by(amount, requests[name]) for name, amount in known.items()}}
     return changed
 
 
@@ -126,7 +152,7 @@ def _pinned_node(spec: Mapping[str, Any]) -> str | None:
 
 
 def identity(pod: Object) -> tuple[str, int, Rank]:
-    """Give whose pod this is: the uid of its controller, and the attempt and rank where it is a stage."""
+    """Return whose pod this is: the uid of its controller, and the attempt and rank where it is a stage."""
     metadata = pod["metadata"]
     labels = metadata.get("labels", {})
     owners = metadata.get("ownerReferences") or ()
@@ -138,7 +164,13 @@ def identity(pod: Object) -> tuple[str, int, Rank]:
         return (uid, -1, Rank(-1, -1))
 
 
+def is_stage(pod: Object) -> bool:
+    """Tell whether the pod is a stage of some PipelineJob."""
+    owners = pod["metadata"].get("ownerReferences") or ()
+    return any(owner.get("controller") and owner.get("kind") == names.KIND for owner in owners)
+
+
 def belongs_to_node(pod: Object) -> bool:
-    """Say whether the pod stays as long as its node does: a daemon, or a static pod."""
+    """Tell whether the pod stays as long as its node does: a daemon, or a static pod."""
     owners = pod["metadata"].get("ownerReferences") or ()
     return any(owner.get("controller") and owner.get("kind") in {"DaemonSet", "Node"} for owner in owners)

@@ -1,12 +1,14 @@
 """Which nodes a pod may stand on at all, by its own wishes and the nodes' taints: what kube-scheduler would filter by.
 
-Only what can be read from pod and node; volumes and claims stay the scheduler's business, and `gangTimeout`'s.
+Only what can be read from pod and node; other pods are looked at in `neighbours.py`, volumes in `admitted.py`. What is
+known to the scheduler alone (device claims, volumes still to be made) is learnt when a node refuses (`refusals.py`).
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelinejob_operator.cluster import Object
+from pipelinejob_operator.objects.selectors import has_labels, selects_node
 
 # Kubernetes adds these by itself, and takes them away; a pod that tolerates them for seconds must not start there.
 _TRANSIENT = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
@@ -22,12 +24,12 @@ def unusable(node: Object) -> str | None:
 
 
 def may_stand_on(pod: Object, node: Object) -> bool:
-    """Say whether the pod's own wishes and the node's taints let it be bound there."""
+    """Tell whether the pod's own wishes and the node's taints let it be bound there."""
     spec = pod["spec"]
     return (
         all(_tolerates(spec.get("tolerations", ()), taint) for taint in node.get("spec", {}).get("taints") or ())
-        and _has_labels(node, spec.get("nodeSelector") or {})
-        and _matches_affinity(node, spec.get("affinity") or {})
+        and has_labels(node["metadata"].get("labels") or {}, spec.get("nodeSelector") or {})
+        and selects_node(_required(spec), node)
     )
 
 
@@ -49,49 +51,12 @@ def _covers(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
     return toleration.get("operator") == "Exists" or toleration.get("value", "") == (taint.get("value") or "")
 
 
-def _has_labels(node: Object, wanted: Mapping[str, str]) -> bool:
-    labels = node["metadata"].get("labels") or {}
-    return all(labels.get(key) == value for key, value in wanted.items())
-
-
-def _matches_affinity(node: Object, affinity: Mapping[str, Any]) -> bool:
-    required = (affinity.get("nodeAffinity") or {}).get("requiredDuringSchedulingIgnoredDuringExecution")
-    if not required:
-        return True
-    return any(_matches_term(node, term) for term in required["nodeSelectorTerms"])
-
-
-def _matches_term(node: Object, term: Mapping[str, Any]) -> bool:
-    labels = node["metadata"].get("labels") or {}
-    fields = {"metadata.name": node["metadata"]["name"]}
-    expressions = term.get("matchExpressions") or ()
-    names = term.get("matchFields") or ()
-    if not expressions and not names:
-        return False  # an empty term matches nothing
-    return all(_matches(labels, each) for each in expressions) and all(_matches(fields, each) for each in names)
-
-
-def _matches(labels: Mapping[str, str], requirement: Mapping[str, Any]) -> bool:  # noqa: PLR0911  # one case an operator
-    value = labels.get(requirement["key"])
-    wanted: Sequence[str] = requirement.get("values") or ()
-    match requirement["operator"]:
-        case "In":
-            return value in wanted
-        case "NotIn":
-            return value not in wanted
-        case "Exists":
-            return value is not None
-        case "DoesNotExist":
-            return value is None
-        case "Gt":
-            return value is not None and value.isdigit() and int(value) > int(wanted[0])
-        case "Lt":
-            return value is not None and value.isdigit() and int(value) < int(wanted[0])
-        case _:
-            return False
+def _required(spec: Object) -> Mapping[str, Any] | None:
+    affinity: Mapping[str, Any] = (spec.get("affinity") or {}).get("nodeAffinity") or {}
+    return affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
 
 
 def is_node_ready(node: Object) -> bool:
-    """Say whether the node's kubelet vouches for it."""
+    """Tell whether the node's kubelet vouches for it."""
     conditions = node.get("status", {}).get("conditions") or ()
     return any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)

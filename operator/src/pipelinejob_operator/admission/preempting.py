@@ -18,7 +18,7 @@ from pipelinejob_operator.objects.job import Job
 def victims(job: Job, room: Room, kept: Sequence[Claim], chooser: Chooser) -> tuple[Job, ...] | None:
     """Choose who has to make way so that the job fits; none if it suffices to wait for those who already leave.
 
-    Gives None if the job would not fit even then, or may ask nobody.
+    Returns None if the job would not fit even then, or may ask nobody.
     """
     priorities = room.order.priorities
     lower = sorted((each for each in room.running if may_ask(job, each, priorities)), key=room.order.rank)

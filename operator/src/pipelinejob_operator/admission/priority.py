@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from pipelinejob import names
+from pipelinejob.base import names
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import Job
 
@@ -42,12 +42,12 @@ class Priorities:
         )
 
     def knows(self, job: Job) -> bool:
-        """Say whether the class that the job names exists."""
+        """Tell whether the class that the job names exists."""
         name = _class_name(job)
         return name is None or name in self.classes
 
     def of(self, job: Job) -> Priority:
-        """Give the job's priority; the default's if its class does not exist (any more)."""
+        """Return the job's priority; the default's if its class does not exist (any more)."""
         name = _class_name(job)
         return self.default if name is None else self.classes.get(name, self.default)
 

@@ -1,9 +1,8 @@
 """Who waits for room, and whose turn it is: higher priority first, then age; nobody waits for what can never fit."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipelinejob.status import ConditionStatus, ConditionType
+from pipelinejob.spec.status import ConditionStatus, ConditionType
 from pipelinejob_operator.admission.priority import NO_PRIORITY_CLASS, Priorities
 from pipelinejob_operator.admission.quota import WAITS_FOR_KUEUE
 from pipelinejob_operator.objects.job import Job, condition
@@ -12,14 +11,19 @@ NO_ROOM = "NoRoom"
 NOT_ITS_TURN = "NotItsTurn"
 NEVER_FITS = "NeverFits"
 NO_PLAN = "NoPlan"  # what the cluster is said to be does not allow for one, or not on the nodes that are free
+NO_VOLUME = "NoVolume"  # a claim that its pods mount does not exist
+NOT_ADMITTED = "NotAdmitted"  # what admission makes of its pods cannot be told now
 PREEMPTED = "Preempted"  # it was told to make way, and waits in its place of the line
 PREEMPTING = "Preempting"  # others were told to make way for it
 # Reasons of PLACED with which a job waits for something other than room.
 BLOCKS_NOBODY = WAITS_FOR_KUEUE | {
     NEVER_FITS,
     NO_PLAN,
+    NO_VOLUME,
+    NOT_ADMITTED,
     NO_PRIORITY_CLASS,
     "GangTimeout",
+    "NoLongerFits",
     "Refused",
     "PodsStuck",
     "NamesTaken",
@@ -27,14 +31,14 @@ BLOCKS_NOBODY = WAITS_FOR_KUEUE | {
 
 
 def is_waiting(job: Job) -> bool:
-    """Say whether the job wants room and has none: worth a pass whenever room may have come free."""
+    """Tell whether the job wants room and has none: worth a pass whenever room may have come free."""
     if job.spec is None or job.spec.is_open or job.is_finished or job.is_deleting or job.spec.suspend:
         return False
     return not job.is_placed
 
 
 def is_in_line(job: Job) -> bool:
-    """Say whether those behind have to mind this job: it waits for room, and nothing else keeps it."""
+    """Tell whether those behind have to mind this job: it waits for room, and nothing else keeps it."""
     if not is_waiting(job) or job.status.not_before is not None or job.binds_late:
         return False
     placed = condition(job.status, ConditionType.PLACED)
@@ -43,19 +47,13 @@ def is_in_line(job: Job) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """The order of jobs, waiting or not. A job that made way stands where it always stood."""
+    """The order of jobs, waiting or not. One that made way stands where it always stood, one that was resumed anew."""
 
     priorities: Priorities
 
     def rank(self, job: Job) -> tuple[int, str, str, str]:
-        """Give what jobs are sorted by: the first in line has the least."""
-        return (-self.priorities.of(job).value, job.created, job.key.namespace, job.key.name)
-
-    def ahead_of(self, job: Job, jobs: Iterable[Job]) -> list[Job]:
-        """Give the jobs whose turn comes before this one's, first first."""
-        own = self.rank(job)
-        before = [other for other in jobs if other.uid != job.uid and self.rank(other) < own and is_in_line(other)]
-        return sorted(before, key=self.rank)
+        """Return what jobs are sorted by: the first in line has the least."""
+        return (-self.priorities.of(job).value, job.status.resumed_time or job.created, job.key.namespace, job.key.name)
 
     def why_ahead(self, first: Job, job: Job) -> str:
         """Say why `first` comes first."""

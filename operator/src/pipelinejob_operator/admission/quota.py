@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from pipelinejob import names
-from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.base import names
+from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob_operator.admission.priority import NO_PRIORITY_CLASS, Priorities
 from pipelinejob_operator.cluster import Kueue, Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
@@ -54,13 +54,13 @@ class Quota:
 
     @property
     def workload(self) -> Object | None:
-        """Give the job's Workload as it stands, unless it is on its way out."""
+        """Return the job's Workload as it stands, unless it is on its way out."""
         found = self.kueue.workload if self.kueue else None
         return None if found is None or found["metadata"].get("deletionTimestamp") else found
 
     @property
     def is_admitted(self) -> bool:
-        """Say whether pods may run now."""
+        """Tell whether pods may run now."""
         found = self.workload
         return (
             found is not None
@@ -72,11 +72,11 @@ class Quota:
 
     @property
     def is_stale(self) -> bool:
-        """Say whether the job has come to ask for something else."""
+        """Tell whether the job has come to ask for something else."""
         return self.workload is not None and self.wanted is not None and not asks_alike(self.workload, self.wanted)
 
     def laid_over(self, job: Job) -> Job:
-        """Give the job whose pods go where the flavors are that Kueue assigned."""
+        """Return the job whose pods go where the flavors are that Kueue assigned."""
         if job.spec is None or self.workload is None or self.kueue is None or not self.is_admitted:
             return job
         spec = with_flavors(job.spec, self.workload, self.sets, self.kueue.flavors)
@@ -146,7 +146,7 @@ def quota_of(
 
 
 def handed_over(item: Object, now: datetime) -> dict[str, Any]:
-    """Give the status that lets go of quota, once no pod of an evicted Workload is left."""
+    """Return the status that lets go of quota, once no pod of an evicted Workload is left."""
     evicted = condition(item, "Evicted") or {"reason": "Deactivated", "message": ""}
     reason, message = evicted["reason"], evicted.get("message", "")
     is_back = "True" if reason in _REQUEUED_AT_ONCE else "False"
@@ -157,13 +157,13 @@ def handed_over(item: Object, now: datetime) -> dict[str, Any]:
 
 
 def finished(item: Object, now: datetime, *, is_success: bool, message: str) -> dict[str, Any]:
-    """Give the status that tells Kueue that the job has ended and its quota is free."""
+    """Return the status that tells Kueue that the job has ended and its quota is free."""
     reason = "Succeeded" if is_success else "Failed"
     return {"conditions": _with(item, now, "Finished", "True", reason, message)["status"]["conditions"]}
 
 
 def readiness(item: Object, now: datetime, *, is_ready: bool) -> dict[str, Any] | None:
-    """Give the status that tells Kueue whether all pods are up, None if it knows.
+    """Return the status that tells Kueue whether all pods are up, None if it knows.
 
     Kueue waits for it where `waitForPodsReady` is set, and evicts jobs that take too long.
     """

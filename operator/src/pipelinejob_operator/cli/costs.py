@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from pipelinejob.cost import Profile
-from pipelinejob.errors import PipelineJobError
+from pipelinejob.base.errors import PipelineJobError
+from pipelinejob.costs.layers import Profile
 from pipelinejob_operator.cli.manifests import GivenJob
 from pipelinejob_operator.objects.costs import costs_in
 
@@ -26,7 +26,7 @@ class ProfileFileError(PipelineJobError):
 
 
 def costs_of(job: GivenJob, documents: Sequence[Mapping[str, Any]], profile: Path | None) -> Profile | None:
-    """Give the costs that a job is to be planned with; None: nothing was measured.
+    """Return the costs that a job is to be planned with; None: nothing was measured.
 
     `profile` is the file that --profile names; without one the config map of `spec.costs` is looked for among the
     documents of the manifest's file. Raises ProfileFileError, and CostsError for one that holds no profile.

@@ -4,8 +4,7 @@ from enum import IntEnum
 
 import typer
 
-from pipelinejob.errors import InvalidManifestError, NoPlacementError, PipelineJobError, SpecError
-from pipelinejob_operator.local.runfolder import RunFolderError
+from pipelinejob.base.errors import InvalidManifestError, NoPlacementError, PipelineJobError, SpecError
 
 
 class Exit(IntEnum):
@@ -27,16 +26,18 @@ EPILOG = (
 
 
 def ending_of(error: PipelineJobError) -> Exit:
-    """Give the exit code that an error means."""
+    """Return the exit code of an error."""
     if isinstance(error, InvalidManifestError | SpecError):
         return Exit.INVALID_MANIFEST
     if isinstance(error, NoPlacementError):
         return Exit.DOES_NOT_FIT
+    from pipelinejob_operator.local.runfolder import RunFolderError  # noqa: PLC0415  # slow, and only for what failed
+
     if isinstance(error, RunFolderError):
         return Exit.FOLDER
     return Exit.USAGE
 
 
 def complain(text: str) -> None:
-    """Say what is wrong, where errors are said."""
+    """Print what is wrong to standard error."""
     typer.echo(f"error: {text}", err=True)

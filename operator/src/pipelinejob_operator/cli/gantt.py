@@ -1,4 +1,4 @@
-"""Timelines drawn with characters, for a terminal: in colours, or in letters alone where there are none."""
+"""Timelines drawn with characters, for a terminal: in colours, or else in letters alone."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.style import Style
 from rich.text import Text
 
+from pipelinejob.base.timeline import Timeline
 from pipelinejob.schedules.actions import Schedule
-from pipelinejob.timeline import Timeline
 from pipelinejob_operator.report.looks import Look
 from pipelinejob_operator.report.marks import Mark, Row, Writer, looks_in, row
 from pipelinejob_operator.report.numbers import seconds
@@ -38,10 +38,10 @@ def gantt_lines(
 def row_lines(
     rows: Sequence[Row], width: int, *, write: Writer | None, has_colours: bool = True, in_cells: bool = False
 ) -> Iterator[Text]:
-    """Draw each row as a line of at most `width` characters, and below them the time axis, unless `write` is None.
+    """Draw rows as lines of at most `width` characters, above a time axis unless `write` is None.
 
-    With `in_cells`, times that are multiples of a common unit get a whole number of columns for it, where there is
-    room, and no more of them than labels need.
+    With `in_cells`, times that are multiples of a common unit get a whole number of columns for
+    it, where there is room, and no more of them than labels need.
     """
     end_s = max(row.end_s for row in rows)
     columns = max(_LEAST_COLUMNS, width - _NAME_WIDTH - 1)
@@ -79,14 +79,14 @@ def legend_line(rows: Sequence[Row], shades: Mapping[int, str], *, has_colours: 
 
 
 def readable_width(rows: Sequence[Row]) -> int:
-    """Give the width from which on each label's number can be read."""
+    """Return the smallest width at which the number of each label can be read."""
     marks = [mark for each in rows for mark in each.marks if mark.labels and mark.end_s > mark.start_s]
     shortest = min(((mark.end_s - mark.start_s) / len(mark.labels[-1]) for mark in marks), default=1.0)
     return _NAME_WIDTH + 1 + math.ceil(max(each.end_s for each in rows) / shortest)
 
 
 def _cell_scale(rows: Sequence[Row], end_s: float, columns: int) -> float | None:
-    """Give the columns a second where each common unit of the times gets equally many; None where they have none."""
+    """Return the columns a second at which a common unit has whole ones; None without a unit."""
     unit = _common_unit({moment for row in rows for mark in row.marks for moment in (mark.start_s, mark.end_s)}, end_s)
     per_unit = int(columns / (end_s / unit) + _WHOLE) if unit else 0
     if not unit or per_unit < 1:
@@ -97,7 +97,7 @@ def _cell_scale(rows: Sequence[Row], end_s: float, columns: int) -> float | None
 
 
 def _common_unit(moments: set[float], end_s: float) -> float | None:
-    """Give the greatest time of which all moments are multiples; None if that is next to nothing."""
+    """Return the greatest time of which all moments are multiples; None if it is near 0."""
     least = end_s * _WHOLE
     unit = end_s
     for moment in moments:

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelinejob import names
-from pipelinejob.errors import InvalidManifestError, SpecError
-from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.base import names
+from pipelinejob.base.errors import InvalidManifestError, SpecError
+from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob_operator.validation.validate import Manifest, defaulted, load_manifests, validate
 
-_STDIN = Path("-")
+STDIN = Path("-")
+
 
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="A manifest in YAML or JSON; - reads standard input.")
@@ -30,34 +31,21 @@ class GivenJob:
 
     @property
     def name(self) -> str:
-        """Give the job's name."""
+        """The job's name."""
         return str(self.stored["metadata"]["name"])
 
     @property
     def namespace(self) -> str:
-        """Give the job's namespace."""
+        """The job's namespace."""
         return str(self.stored["metadata"]["namespace"])
 
 
-def read_jobs(file: Path) -> list[GivenJob]:
-    """Read all PipelineJobs of a file; objects of other kinds are none of our business.
+def jobs_in(documents: Sequence[Manifest], file: Path) -> list[GivenJob]:
+    """Read all PipelineJobs of a file's documents; objects of other kinds are left alone.
 
     Raises InvalidManifestError with all that is wrong, or if there is no PipelineJob.
     """
-    return jobs_in(read_documents(file), file)
-
-
-def jobs_in(documents: Sequence[Manifest], file: Path) -> list[GivenJob]:
-    """Read all PipelineJobs of a file's documents, as `read_jobs` does."""
     return [given_job(manifest) for manifest in jobs_among(documents, file)]
-
-
-def job_manifests(file: Path) -> list[Mapping[str, Any]]:
-    """Read what claims to be a PipelineJob, valid or not.
-
-    Raises InvalidManifestError if nothing does.
-    """
-    return jobs_among(read_documents(file), file)
 
 
 def read_documents(file: Path) -> list[Manifest]:
@@ -65,11 +53,14 @@ def read_documents(file: Path) -> list[Manifest]:
 
     Raises InvalidManifestError.
     """
-    return load_manifests(sys.stdin.read() if file == _STDIN else file)
+    return load_manifests(sys.stdin.read() if file == STDIN else file)
 
 
 def jobs_among(documents: Sequence[Manifest], file: Path) -> list[Mapping[str, Any]]:
-    """Give what claims to be a PipelineJob, as `job_manifests` does."""
+    """Return the documents that claim to be a PipelineJob, valid or not.
+
+    Raises InvalidManifestError if nothing does.
+    """
     jobs = list(_ours(documents))
     if not jobs:
         kinds = ", ".join(sorted({str(manifest.get("kind")) for manifest in documents}))
@@ -90,6 +81,8 @@ def given_job(manifest: Mapping[str, Any]) -> GivenJob:
 
 def _ours(manifests: Sequence[Manifest]) -> Iterator[Mapping[str, Any]]:
     for manifest in manifests:
+        if manifest.get("kind") == names.PROFILE_KIND:
+            continue
         api = str(manifest.get("apiVersion", names.API_VERSION))
         if api.startswith(f"{names.GROUP}/") or manifest.get("kind") in {None, names.KIND}:
             yield manifest

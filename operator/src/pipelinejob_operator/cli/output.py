@@ -1,4 +1,4 @@
-"""How a command says its result: for people, or as JSON or YAML for programs."""
+"""The forms of a result: a table for people, or JSON or YAML for programs."""
 
 import json
 from collections.abc import Callable

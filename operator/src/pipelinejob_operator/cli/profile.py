@@ -12,16 +12,20 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipelinejob.chosen import Chosen, resolved
-from pipelinejob.cost import Profile, analytic_profile, layer_names
-from pipelinejob.errors import PipelineJobError
-from pipelinejob.plan import Plan
-from pipelinejob.planner import make_plan
-from pipelinejob.refine import refined
+from pipelinejob.base.errors import PipelineJobError
+from pipelinejob.contract.plan import Plan
+from pipelinejob.costs.layers import Profile, analytic_profile, layer_names
+from pipelinejob.planning.refine import refined
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob_operator.cli.manifests import GivenJob, read_jobs
+from pipelinejob.siting.door import plan_job
+from pipelinejob.siting.request import Request
+from pipelinejob.spec.chosen import Chosen, resolved
+from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob_operator.cli.console import console_for_people
+from pipelinejob_operator.cli.manifests import GivenJob, given_job, jobs_among, read_documents
+from pipelinejob_operator.cli.model_folder import with_its_model
 from pipelinejob_operator.cli.output import to_yaml
+from pipelinejob_operator.cli.text_files import check_writable
 from pipelinejob_operator.local.machine import read_machine
 from pipelinejob_operator.local.runfolder import RunFolder
 from pipelinejob_operator.local.tools import measured_profile
@@ -29,6 +33,7 @@ from pipelinejob_operator.objects.costs import costs_config_map
 from pipelinejob_operator.report.numbers import seconds
 
 _STDOUT = Path("-")
+_CAPTION = "a micro-batch's; by input, by weight: the two gradients; kept: from forward to backward"
 _FILE = Path("profile.json")
 _STAGES, _MICRO_BATCHES = 2, 8  # of a job that leaves them open: enough to measure what does not depend on them
 
@@ -61,11 +66,13 @@ def profile(
     """
     if (file is None) == (run is None):
         raise ProfileError("name a manifest to measure, or a run's folder with --run to refine; one of them")
+    target = output or (_FILE if config_map is None else _STDOUT)
+    if target != _STDOUT:
+        check_writable(target, "--output")
     measured, namespace = _refined(run) if run else _measured(file or _STDOUT)
     content = measured.model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n"
     if config_map is not None:
         content = to_yaml(costs_config_map(measured, name=config_map, namespace=namespace))
-    target = output or (_FILE if config_map is None else _STDOUT)
     if target == _STDOUT:
         typer.echo(content, nl=False)
         return
@@ -73,19 +80,20 @@ def profile(
         target.write_text(content, encoding="utf-8")
     except OSError as error:
         raise ProfileError(f"{target}: {error.strerror}; choose another with --output") from error
-    _print(measured, target, Console(highlight=False))
+    _print(measured, target, console_for_people())
 
 
 def _measured(file: Path) -> tuple[Profile, str]:
-    jobs = read_jobs(file)
-    if len(jobs) != 1:
+    manifests = jobs_among(read_documents(file), file)
+    if len(manifests) != 1:
         raise ProfileError(
-            f"{file}: holds {len(jobs)} PipelineJobs; `profile` takes one at a time, in a file of its own"
+            f"{file}: holds {len(manifests)} PipelineJobs; `profile` takes one at a time, in a file of its own"
         )
-    job = jobs[0]
+    job, machine = given_job(with_its_model(manifests[0])), read_machine()
+    machine.check_devices(job.spec)
     plan = _counted_plan(job)
     folder = RunFolder(Path(mkdtemp(prefix="pipelinejob-profile-")))
-    measured = asyncio.run(measured_profile(plan, folder, read_machine()))
+    measured = asyncio.run(measured_profile(plan, folder, machine))
     shutil.rmtree(folder.root)  # kept where measuring failed, whose message names the log
     return measured, job.namespace
 
@@ -97,11 +105,11 @@ def _counted_plan(job: GivenJob) -> Plan:
             "spec.parallelism.tensor: layers are measured whole, on one GPU; profile with tensor: 1, or plan by counts"
         )
     counted = analytic_profile(spec.model, spec.data, spec.schedule, spec.training, device=spec.device)
-    return make_plan(namespace=job.namespace, name=job.name, spec=spec, profile=counted)
+    return plan_job(Request(namespace=job.namespace, name=job.name, spec=spec, measured=counted)).plan
 
 
 def _closed(spec: PipelineJobSpec) -> PipelineJobSpec:
-    """Give a job's spec with what it leaves open filled in, so that its layers can be measured."""
+    """Return a job's spec with what it leaves open filled in, so that its layers can be measured."""
     schedule, count = spec.schedule, len(layer_names(spec.model))
     name = ScheduleName.ONE_F_ONE_B if schedule.name is ScheduleName.AUTO else schedule.name
     return resolved(
@@ -120,7 +128,7 @@ def _closed(spec: PipelineJobSpec) -> PipelineJobSpec:
 
 
 def _refined(run: Path) -> tuple[Profile, str]:
-    """Give what a run was planned with, refined by its timelines."""
+    """Return what a run was planned with, refined by its timelines."""
     folder = RunFolder(run)
     try:
         plan = Plan.from_json(folder.plan.read_bytes())
@@ -139,14 +147,7 @@ def _refined(run: Path) -> tuple[Profile, str]:
 
 def _print(measured: Profile, target: Path, console: Console) -> None:
     """Print the costs for people; layers that follow each other and cost the same share a line."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        header_style="dim",
-        caption="a micro-batch's; by input, by weight: the two gradients; kept: from forward to backward",
-        caption_justify="left",
-        caption_style="dim",
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
     for name in ("layer", "forward", "by input", "by weight", "update", "weights", "kept"):
         table.add_column(name, justify="left" if name == "layer" else "right", no_wrap=True)
     for first, last in _alike(measured):
@@ -158,6 +159,7 @@ def _print(measured: Profile, target: Path, console: Console) -> None:
             f"{layer.activation_bytes / 2**20:,.1f} MiB",
         )
     console.print(table)
+    console.print(_CAPTION, style="dim", soft_wrap=True)
     bandwidth = f", {measured.link_bytes_per_s / 1e9:,.1f} GB/s" if measured.link_bytes_per_s else ""
     console.print(
         f"a hop {seconds(measured.link_s)}{bandwidth}; {seconds(measured.action_s)} beside each action, "
@@ -168,7 +170,7 @@ def _print(measured: Profile, target: Path, console: Console) -> None:
 
 
 def _alike(measured: Profile) -> list[tuple[int, int]]:
-    """Give first and last of each stretch of layers that differ in their names alone."""
+    """Return first and last of each stretch of layers that differ in their names alone."""
     stretches: list[tuple[int, int]] = []
     before = None
     for index, layer in enumerate(measured.layers):

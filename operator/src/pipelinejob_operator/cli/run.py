@@ -9,25 +9,34 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from pipelinejob.cost import Profile, analytic_profile
-from pipelinejob.errors import InvalidManifestError, NoPlacementError, PipelineJobError, SpecError
-from pipelinejob.plan import Plan
-from pipelinejob.planner import make_plan, refuse_unrunnable
-from pipelinejob.status import PipelineJobStatus, State
+from pipelinejob.base.errors import InvalidManifestError, NoPlacementError, PipelineJobError, SpecError
+from pipelinejob.contract.plan import Plan
+from pipelinejob.costs.layers import Profile
+from pipelinejob.planning.planner import refuse_unrunnable
+from pipelinejob.search.found import title
+from pipelinejob.siting.door import plan_job
+from pipelinejob.siting.request import Request
+from pipelinejob.spec.status import PipelineJobStatus, State
+from pipelinejob_operator.cli.console import console_for_people
 from pipelinejob_operator.cli.costs import ProfileOption, costs_of
 from pipelinejob_operator.cli.decided import decided
 from pipelinejob_operator.cli.exits import Exit
 from pipelinejob_operator.cli.manifests import FileArgument, GivenJob, given_job, jobs_among, read_documents
+from pipelinejob_operator.cli.model_folder import with_its_model
 from pipelinejob_operator.cli.output import to_yaml
+from pipelinejob_operator.cli.together import refuse
+from pipelinejob_operator.local import interruption
 from pipelinejob_operator.local.beginning import Beginning, Way, begin
 from pipelinejob_operator.local.display import Display, display_for, print_summary
 from pipelinejob_operator.local.machine import Machine, read_machine
 from pipelinejob_operator.local.results import write_results
 from pipelinejob_operator.local.run import Ending, LocalRun
-from pipelinejob_operator.local.runfolder import RunFolder, RunFolderError
-from pipelinejob_operator.local.tools import ToolError, measured_profile, sample
+from pipelinejob_operator.local.runfolder import RunFolder
+from pipelinejob_operator.local.tools import ToolError, counted_profile, measured_profile, sample
 from pipelinejob_operator.report.summary import RunSummary
 from pipelinejob_operator.validation.validate import Manifest, validate_change
+
+_PROMPT = "def "
 
 
 def run(
@@ -44,20 +53,37 @@ def run(
         bool, typer.Option("--no-profile", help="Predict from counted operations; do not measure the layers first.")
     ] = False,
     prompt: Annotated[
-        str, typer.Option(help="What the trained model continues at the end; nothing if empty.")
-    ] = "def ",
+        str | None,
+        typer.Option(help="What the trained model continues at the end; nothing if empty.", show_default=_PROMPT),
+    ] = None,
 ) -> None:
     """Train the manifest's job on this machine, one process a stage; no cluster needed.
 
     Ctrl-C writes a checkpoint and stops; the same command goes on from there.
     """
+    if no_profile:
+        refuse(
+            given=profile, option=f"--profile {profile}", why="--no-profile asks for counted costs; give one of them"
+        )
     documents = read_documents(file)
     job = _only_job(documents, file, steps)
+    if job.spec.model.built_in is None:
+        refuse(given=prompt or None, option=f"--prompt {prompt!r}", why="only a built-in model is sampled")
+    machine = read_machine()
+    machine.check_devices(job.spec)
     costs = costs_of(job, documents, profile)
     folder = RunFolder(output or Path("runs") / job.name)
     folder.create()
     with folder.lock():
-        session = _Session(job, folder, Console(highlight=False), costs=costs, measures=not no_profile, prompt=prompt)
+        session = _Session(
+            _decided(job, machine),
+            folder,
+            console_for_people(),
+            machine=machine,
+            costs=costs,
+            measures=not no_profile,
+            prompt=_PROMPT if prompt is None else prompt,
+        )
         raise typer.Exit(session.run(fresh=fresh))
 
 
@@ -71,14 +97,20 @@ def _only_job(documents: Sequence[Manifest], file: Path, steps: int | None) -> G
         raise UsageError(
             f"{file}: holds {len(manifests)} PipelineJobs; `run` takes one at a time, in a file of its own"
         )
-    job = given_job(manifests[0] if steps is None else _with_steps(manifests[0], steps))
+    manifest = with_its_model(manifests[0])
+    job = given_job(manifest if steps is None else _with_steps(manifest, steps))
     refuse_unrunnable(job.spec)
-    job, choice = decided(job, read_machine())
-    if choice is not None:
-        typer.echo(f"chosen for this machine: {choice.title}", err=True)
     if job.spec.suspend:
         raise UsageError(f"{file}: spec.suspend is true, so nothing would run; set it to false")
     return job
+
+
+def _decided(job: GivenJob, machine: Machine) -> GivenJob:
+    """Choose what is open, and say so."""
+    chosen, choice = decided(job, machine)
+    if choice is not None:
+        typer.echo(f"chosen for this machine: {title(choice)}", err=True)
+    return chosen
 
 
 def _with_steps(manifest: Mapping[str, Any], steps: int) -> Mapping[str, Any]:
@@ -96,6 +128,7 @@ class _Session:
         folder: RunFolder,
         console: Console,
         *,
+        machine: Machine,
         costs: Profile | None,
         measures: bool,
         prompt: str,
@@ -106,7 +139,7 @@ class _Session:
         self._costs = costs
         self._measures = measures
         self._prompt = prompt
-        self._machine: Machine = read_machine()
+        self._machine = machine
 
     def run(self, *, fresh: bool) -> Exit:
         beginning = self._begin(fresh=fresh)
@@ -115,23 +148,24 @@ class _Session:
         if beginning.way is Way.REFUSED:
             return Exit.FOLDER
         if beginning.way is Way.FINISHED:
-            self._show_earlier_summary()
+            self._show_earlier_results(beginning.job)
             return Exit.OK
         if beginning.way is Way.NEW:
             self._folder.clear()
         self._folder.write(self._folder.manifest, to_yaml(self._job.manifest))
-        return asyncio.run(self._train(beginning.job))
+        try:
+            return asyncio.run(self._train(beginning.job))
+        except asyncio.CancelledError:  # by a signal, while layers were measured or results were written
+            self._console.print("Stopped; the same command goes on")
+            return Exit.INTERRUPTED
 
     def _begin(self, *, fresh: bool) -> Beginning:
-        if self._folder.is_foreign():
-            raise RunFolderError(
-                f"{self._folder.root}: holds files that no run wrote; choose an empty folder with --output"
-            )
         previous = None if fresh else self._folder.read_job()
         has_checkpoints = any(path.is_file() for path in self._folder.checkpoints.rglob("*"))
         return begin(
             self._job.stored,
             previous,
+            is_fresh=fresh,
             has_checkpoints=has_checkpoints,
             changes=_impossible_changes(previous, self._job.stored) if previous else (),
             folder=self._folder.relative(),
@@ -139,8 +173,10 @@ class _Session:
 
     async def _train(self, job: Mapping[str, Any]) -> Exit:
         with display_for(self._console) as display:
-            profile = await self._profile(display)
+            with interruption.cancelling():
+                profile = await self._profile(display)
             plan = self._plan(profile)
+            self._folder.clear_results()
             self._folder.write(self._folder.plan, plan.to_json())
             self._folder.write(self._folder.costs, profile.model_dump_json(by_alias=True, exclude_none=True, indent=1))
             ending = await LocalRun(job, self._folder, self._machine, display).run(plan, profile)
@@ -148,19 +184,20 @@ class _Session:
             return self._end_killed()
         if ending.status.state is State.WAITING:
             raise NoPlacementError(_why_waiting(ending.status))
-        text = await self._sample(plan, ending)
+        with interruption.cancelling():
+            text = await self._sample(plan, ending)
         summary = write_results(self._folder, plan=plan, profile=profile, status=ending.status, sample=text)
         return self._end(summary, ending, text)
 
     def _plan(self, profile: Profile | None) -> Plan:
-        return make_plan(namespace=self._job.namespace, name=self._job.name, spec=self._job.spec, profile=profile)
+        job = self._job
+        return plan_job(Request(namespace=job.namespace, name=job.name, spec=job.spec, measured=profile)).plan
 
     async def _profile(self, display: Display) -> Profile:
-        """Give the costs that were named, or measure what the layers cost here; the plan is only as good as that."""
+        """Return the costs that were named, or measure what the layers cost here; the plan is only as good as that."""
         if self._costs is not None:
             return self._costs
-        spec = self._job.spec
-        counted = analytic_profile(spec.model, spec.data, spec.schedule, spec.training, device=spec.device)
+        counted = counted_profile(self._job.spec, self._machine)
         if not self._measures:
             return counted
         display.note("Measuring the layers on this machine")
@@ -171,7 +208,7 @@ class _Session:
             return counted
 
     async def _sample(self, plan: Plan, ending: Ending) -> str | None:
-        if ending.status.state is not State.SUCCEEDED or plan.model.gpt is None or not self._prompt:
+        if ending.status.state is not State.SUCCEEDED or plan.model.built_in is None or not self._prompt:
             return None
         try:
             return await sample(plan, self._folder, self._machine, ending.checkpoints, self._prompt)
@@ -213,12 +250,20 @@ class _Session:
         self._console.print("Stopped at once; the same command goes on from the last checkpoint, if there is one")
         return Exit.INTERRUPTED
 
-    def _show_earlier_summary(self) -> None:
+    def _show_earlier_results(self, job: Mapping[str, Any]) -> None:
+        """Show what came out; where the run was interrupted before it was written, write it now."""
         try:
+            if not self._folder.has_results():
+                self._write_earlier_results(PipelineJobStatus.model_validate(job["status"]))
             print_summary(self._console, RunSummary.model_validate_json(self._folder.summary.read_bytes()))
         except (OSError, ValidationError):  # the message has said what counts
             return
         self._say_where()
+
+    def _write_earlier_results(self, status: PipelineJobStatus) -> None:
+        plan = Plan.from_json(self._folder.plan.read_bytes())
+        profile = Profile.model_validate_json(self._folder.costs.read_bytes())
+        write_results(self._folder, plan=plan, profile=profile, status=status, sample=None)
 
     def _say_where(self) -> None:
         where = self._folder.relative()

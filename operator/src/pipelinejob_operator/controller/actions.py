@@ -2,52 +2,95 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import islice
 
-from pipelinejob import names
-from pipelinejob.plan import Plan
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob.status import State
-from pipelinejob_operator.cluster import Object, Reference
-from pipelinejob_operator.controller.late import pods_to_apply
+from pipelinejob.base import names
+from pipelinejob.contract.plan import Plan
+from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob.spec.status import State
+from pipelinejob_operator.cluster import Change, Object, Reference
+from pipelinejob_operator.controller.late import missing_pods, numbers_to_tell
 from pipelinejob_operator.controller.measurements import placement_of
 from pipelinejob_operator.controller.observe import Observed
 from pipelinejob_operator.controller.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, parse_time
-from pipelinejob_operator.objects.manifests import headless_service, plan_config_map, stage_pod
+from pipelinejob_operator.objects.manifests import headless_service, let_go, plan_config_map, stage_pod
+from pipelinejob_operator.objects.pod_template import merge
 from pipelinejob_operator.objects.pods import StagePod
+from pipelinejob_operator.objects.provisioning import consumption
+
+_PODS_A_PASS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actions:
-    """Deletions come first."""
+    """Deletions come first, changes of pods last."""
 
     delete: tuple[Reference, ...] = ()
     apply: tuple[Object, ...] = ()
+    change: tuple[Change, ...] = ()
 
 
 def follow(turn: Turn, observed: Observed, settings: ControllerSettings, *, planner: Callable[[Job], Plan]) -> Actions:
-    """Give what brings the cluster to what the status says; nothing if it is there."""
+    """Return what brings the cluster to what the status says; nothing if it is there."""
     spec = observed.job.spec
     if turn.status.state in {State.SUCCEEDED, State.FAILED}:
-        return Actions(delete=_after_the_end(turn, observed, spec))
+        return Actions(delete=_after_the_end(turn, observed, spec, settings))
     stale = [pod for pod in observed.pods if pod.attempt != turn.status.attempt]
     if stale or spec is None:
         return Actions(delete=tuple(pod.reference for pod in stale if not pod.is_terminating))
     job = replace(observed.job, status=turn.status)
     if observed.in_the_way or not (job.is_placed or (job.binds_late and job.has_begun)):
         return Actions()
+    ended = tuple(pod.reference for pod in observed.pods if outlived_s(pod, turn.now, settings) == 0)
+    return replace(_of_gang(job, spec, observed, settings, planner=planner, now=turn.now), delete=ended)
+
+
+def _of_gang(
+    job: Job,
+    spec: PipelineJobSpec,
+    observed: Observed,
+    settings: ControllerSettings,
+    *,
+    planner: Callable[[Job], Plan],
+    now: datetime,
+) -> Actions:
+    """Return what makes the gang whole, and then lets it go, or tells it its numbers."""
+    furniture = _furniture(job, observed, planner)
+    if job.binds_late and job.is_placed:
+        return Actions(apply=furniture, change=numbers_to_tell(job, observed, settings))
     if job.binds_late:
-        return Actions(apply=(*_furniture(job, observed, planner), *pods_to_apply(job, spec, observed, settings)))
-    make_pods = _missing if turn.status.released_time is None else _gated
-    return Actions(apply=(*_furniture(job, observed, planner), *make_pods(job, spec, observed, settings)))
+        return Actions(apply=(*furniture, *missing_pods(job, spec, observed, settings, now=now)))
+    if job.status.released_time is None:
+        return Actions(apply=(*furniture, *_missing(job, spec, observed, settings)))
+    return Actions(apply=furniture, change=_gated(job, observed))
 
 
-def _after_the_end(turn: Turn, observed: Observed, spec: PipelineJobSpec | None) -> tuple[Reference, ...]:
+def outlived_s(pod: StagePod, now: datetime, settings: ControllerSettings) -> float | None:
+    """Return the seconds that what lives on beside an ended trainer still has; None where nothing does.
+
+    A kubelet ends side-cars of its own kind itself, and a pod that ends so keeps its logs. Any other container would
+    hold the stage's GPUs for ever.
+    """
+    if pod.outcome is None or pod.is_done or pod.is_terminating:
+        return None
+    finished = pod.ending.finished if pod.ending else None
+    left = settings.sidecar_wait_s - (now - finished).total_seconds() if finished else 0.0
+    return left if 0 < left <= 2 * settings.sidecar_wait_s else 0.0  # more than that is a clock that runs ahead
+
+
+def _after_the_end(
+    turn: Turn, observed: Observed, spec: PipelineJobSpec | None, settings: ControllerSettings
+) -> tuple[Reference, ...]:
     # Ended pods hold nothing and keep their logs; whatever still runs goes.
     job = observed.job
-    running = tuple(pod.reference for pod in observed.pods if not pod.is_done and not pod.is_terminating)
+    running = tuple(
+        pod.reference
+        for pod in observed.pods
+        if not (pod.is_done or pod.is_terminating or outlived_s(pod, turn.now, settings))
+    )
     if spec is None or spec.ttl_seconds_after_finished is None or turn.status.completion_time is None:
         return running
     end = parse_time(turn.status.completion_time) + timedelta(seconds=spec.ttl_seconds_after_finished)
@@ -57,35 +100,35 @@ def _after_the_end(turn: Turn, observed: Observed, spec: PipelineJobSpec | None)
 
 
 def _furniture(job: Job, observed: Observed, planner: Callable[[Job], Plan]) -> tuple[Object, ...]:
-    """Give what pods mount and are named by, where it is not there, or is of an older attempt."""
+    """Return what pods mount and are named by, where it is not there, or is of an older attempt."""
     service = () if observed.has_service else (headless_service(job),)
     if observed.plan_attempt == job.status.attempt:
         return service
     placement = placement_of(job.status) if job.is_placed else None
     plan = planner(job).model_copy(update={"placement": placement})
-    return (plan_config_map(job, plan, attempt=job.status.attempt), *service)
+    config_map = plan_config_map(job, plan, attempt=job.status.attempt)
+    return (_exactly(observed.plan_uid, config_map) if observed.plan_uid else config_map, *service)
+
+
+def _exactly(uid: str, item: Object) -> Object:
+    # Without its uid it would be made, where it is only to be changed.
+    return {**item, "metadata": {**item["metadata"], "uid": uid}}
 
 
 def _missing(job: Job, spec: PipelineJobSpec, observed: Observed, settings: ControllerSettings) -> tuple[Object, ...]:
+    """Some of the pods that are missing; once these stand, the next pass makes more, and others have their turn."""
     present = {pod.rank for pod in observed.pods}
-    return tuple(
+    consumes = {"metadata": {"annotations": consumption(observed.autoscaler.request if observed.autoscaler else None)}}
+    pods = (
         stage_pod(job, spec, rank, attempt=job.status.attempt, settings=settings)
-        for rank in job.ranks
-        if rank not in present
+        for rank in islice((rank for rank in job.ranks if rank not in present), _PODS_A_PASS)
     )
+    return tuple(merge(dict(pod), consumes) if consumes["metadata"]["annotations"] else pod for pod in pods)
 
 
-def _gated(job: Job, spec: PipelineJobSpec, observed: Observed, settings: ControllerSettings) -> tuple[Object, ...]:
-    nodes = {Rank(stage.replica, stage.stage): stage.node for stage in job.status.stages}
-    return tuple(
-        _exactly(
-            pod, stage_pod(job, spec, pod.rank, attempt=job.status.attempt, settings=settings, node=nodes[pod.rank])
-        )
-        for pod in sorted(observed.pods, key=lambda pod: pod.rank)
-        if pod.is_gated and not pod.is_terminating
-    )
-
-
-def _exactly(pod: StagePod, item: Object) -> Object:
-    # Without its uid, the pod would be made anew, free to go, if somebody deleted it just now.
-    return {**item, "metadata": {**item["metadata"], "uid": pod.reference.uid}}
+def _gated(job: Job, observed: Observed) -> tuple[Change, ...]:
+    """Let some of the pods go that are held; these are seen to have gone, and the next pass lets more go."""
+    nodes = {Rank(stage.replica, stage.stage): stage.node or "" for stage in job.status.stages}
+    held = (pod for pod in observed.pods if pod.is_gated and not pod.is_terminating)
+    next_to_go = sorted(held, key=lambda pod: pod.rank)[:_PODS_A_PASS]
+    return tuple((pod.raw, let_go(pod.raw, nodes[pod.rank])) for pod in next_to_go)

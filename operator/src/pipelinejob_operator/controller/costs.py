@@ -3,10 +3,10 @@
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from pipelinejob.cost import Profile
-from pipelinejob.errors import NoPlacementError, SpecError
-from pipelinejob.planner import check_covers
-from pipelinejob.spec import CostsReference, PipelineJobSpec
+from pipelinejob.base.errors import NoPlacementError, SpecError
+from pipelinejob.costs.layers import Profile
+from pipelinejob.planning.planner import check_covers
+from pipelinejob.spec.job import CostsReference, PipelineJobSpec
 from pipelinejob_operator.cluster import Cluster, ForbiddenError, Key, Object
 from pipelinejob_operator.objects.costs import CostsError, costs_in
 from pipelinejob_operator.objects.job import Job
@@ -45,7 +45,7 @@ class Costs:
             self._found.pop(job.key, None)
             return
         try:
-            config_map = await self._cluster.config_map(job.key.namespace, reference.config_map)
+            config_map = await self._cluster.look_up("ConfigMap", job.key.namespace, reference.config_map)
         except ForbiddenError as error:
             problem = f"spec.costs: config map {reference.config_map} may not be read by the operator: {error}"
             self._found[job.key] = _Found(version=(job.generation, problem), problem=problem)
@@ -57,11 +57,11 @@ class Costs:
         self._found[job.key] = _read(job.spec, reference, config_map, version)
 
     def version(self, job: Job) -> Hashable:
-        """Give what changes whenever the costs do."""
+        """Return what changes whenever the costs do."""
         return self._found.get(job.key, _NOTHING).version
 
     def profile(self, job: Job) -> Profile | None:
-        """Give a job's costs; None if it names none.
+        """Return a job's costs; None if it names none.
 
         Raises NoPlacementError where they cannot be had: the job waits until somebody writes them.
         """

@@ -4,40 +4,71 @@ The status is written before anything else is done, and what is done follows fro
 that dies half-way is simply taken up by the next, and `status.attempt` fences every pod that it does not name.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
 
-from pipelinejob.plan import Plan
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob.status import ConditionStatus, ConditionType, PipelineJobStatus, State
-from pipelinejob_operator.cluster import Event, ForbiddenError, InvalidError, Object, Reference
-from pipelinejob_operator.controller import late, quota, transitions
+from pipelinejob.contract.plan import Plan
+from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob.spec.status import ConditionType, PipelineJobStatus, State
+from pipelinejob_operator.cluster import (
+    Change,
+    Event,
+    ForbiddenError,
+    InvalidError,
+    NameTakenError,
+    Object,
+    Reference,
+)
+from pipelinejob_operator.controller import late, provisioning, quota, transitions
 from pipelinejob_operator.controller.actions import follow
-from pipelinejob_operator.controller.failures import Cause, Verdict, describe, find_breakage, judge
-from pipelinejob_operator.controller.giving_back import since_release_s, take_back, why_unbound
+from pipelinejob_operator.controller.failures import Cause, Verdict, describe, find_breakage, judge, refused_nodes
+from pipelinejob_operator.controller.giving_back import (
+    describe_misfits,
+    leave_out,
+    say_left_out,
+    since_release_s,
+    take_back,
+    unbinding_nodes,
+    why_unbound,
+)
+from pipelinejob_operator.controller.looking_again import (
+    SOON_S,
+    backing_off_s,
+    is_finished,
+    next_looks,
+    seconds_to_deadline,
+    seconds_to_next_question,
+)
 from pipelinejob_operator.controller.measurements import with_last_words, with_pods, with_progress
 from pipelinejob_operator.controller.observe import Observed
+from pipelinejob_operator.controller.starting import (
+    describe_hindrance,
+    find_hindrance,
+    is_worth_telling,
+    overdue_cause,
+    refusing_node,
+)
 from pipelinejob_operator.controller.stragglers import find_straggler, straggling, unchanged
 from pipelinejob_operator.controller.transitions import Turn
 from pipelinejob_operator.objects.conditions import Fact
+from pipelinejob_operator.objects.containers import Ending
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, condition, parse_time
-from pipelinejob_operator.objects.pods import Ending, StagePod
-
-SOON_S = 1.0  # beside events: a pass that waits for what usually takes moments
+from pipelinejob_operator.objects.ownership import NAMES_TAKEN
+from pipelinejob_operator.objects.pods import Outcome, StagePod
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What one pass does, in this order: the status, deletions, applications."""
+    """What one pass does, in this order: the status, deletions, applications, changes of pods."""
 
     status: PipelineJobStatus
     events: tuple[Event, ...] = ()
     delete: tuple[Reference, ...] = ()
     apply: tuple[Object, ...] = ()
-    patch: tuple[tuple[Object, Mapping[str, Any]], ...] = ()  # fields of the status of Kueue's Workload
+    change: tuple[Change, ...] = ()
+    patch: tuple[Change, ...] = ()  # fields of the status of Kueue's Workload
     asks_for_room: bool = False
     requeue_after_s: float | None = None
 
@@ -60,15 +91,16 @@ def complete(
 ) -> Decision:
     """Say what the status asks of the cluster, and when to look again."""
     actions = follow(turn, observed, settings, planner=planner)
-    dues = quota.dues(turn, observed)
+    dues, asked = quota.dues(turn, observed), provisioning.dues(turn, observed, settings)
     return Decision(
         status=turn.status,
         events=turn.events,
-        delete=(*actions.delete, *dues.delete),
-        apply=(*dues.apply, *actions.apply),
+        delete=(*actions.delete, *dues.delete, *asked.delete),
+        apply=(*dues.apply, *asked.apply, *actions.apply),
+        change=actions.change,
         patch=dues.patch,
         asks_for_room=_asks_for_room(turn, observed),
-        requeue_after_s=min(_next_looks(turn, observed, settings), default=None),
+        requeue_after_s=min(next_looks(turn, observed, settings), default=None),
     )
 
 
@@ -77,7 +109,7 @@ def refused(
     now: datetime,
     settings: ControllerSettings,
     *,
-    error: ForbiddenError | InvalidError,
+    error: ForbiddenError | InvalidError | NameTakenError,
     planner: Callable[[Job], Plan],
 ) -> Decision:
     """Decide what follows when the cluster refused one of the gang's objects."""
@@ -89,11 +121,14 @@ def refused(
                 turn, "InvalidTemplate", f"the cluster finds an object of the gang invalid: {error}; mend spec.template"
             )
         else:
+            reason = NAMES_TAKEN if isinstance(error, NameTakenError) else "Refused"
             message = f"the cluster refused a part of the gang, so none of it runs: {error}"
-            turn = take_back(turn, "Refused", message, settings)
+            turn = take_back(turn, reason, message, settings)
     elif not job.is_finished and observed.quota is not None:
         message = f"the cluster refused the Workload that asks Kueue for quota: {error}"
         turn = transitions.wait(turn, quota.REFUSED, message)
+    elif not job.is_finished and provisioning.needs_nodes(turn):
+        turn = provisioning.refused(turn, error)
     return complete(turn, observed, settings, planner=planner)
 
 
@@ -101,7 +136,7 @@ def _advance(turn: Turn, observed: Observed, settings: ControllerSettings) -> Tu
     spec = observed.job.spec
     if observed.errors or spec is None:
         return _refuse(turn, observed)
-    if _seconds_to_deadline(turn, spec, default=1.0) <= 0:
+    if seconds_to_deadline(turn, spec, default=1.0) <= 0:
         limit = spec.active_deadline_seconds
         return transitions.fail(
             turn, "DeadlineExceeded", f"the job was active for {limit} s, spec.activeDeadlineSeconds; allow it more"
@@ -121,7 +156,7 @@ def _proceed(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Co
     if not observed.job.is_placed:
         return _make_way(turn, observed, settings)
     if observed.job.status.released_time is None:
-        return _gather(turn, observed)
+        return _gather(turn, observed, settings)
     return _run(turn, observed, spec, settings)
 
 
@@ -138,8 +173,7 @@ def _make_way(turn: Turn, observed: Observed, settings: ControllerSettings) -> T
     """Before a new attempt asks for room, nothing of an older one may be left."""
     state = turn.status.state if turn.status.state is State.RESTARTING else State.PENDING
     if observed.in_the_way:
-        names = ", ".join(observed.in_the_way[:3])
-        return transitions.clean_up(turn, state, "NamesTaken", f"pods {names} belong to another owner; delete them")
+        return transitions.step_aside(turn, state, observed.in_the_way)
     stuck = [
         pod for pod in observed.older if pod.node in observed.silent_nodes and _outlived_grace(pod, turn.now, settings)
     ]
@@ -159,13 +193,15 @@ def _endings(observed: Observed) -> list[Ending]:
     return [pod.ending for pod in observed.pods if pod.ending]
 
 
-def _gather(turn: Turn, observed: Observed) -> Turn:
+def _gather(turn: Turn, observed: Observed, settings: ControllerSettings) -> Turn:
     """Let the gang go once it is whole: gated until then, it holds nothing."""
     if observed.asker is not None:
         return transitions.make_way(turn, observed.asker)
-    current = observed.current
-    is_whole = all(rank in current and not current[rank].is_terminating for rank in observed.job.ranks)
-    return transitions.release(turn) if is_whole else turn
+    if not observed.is_gathered:
+        return turn
+    if observed.misfits:
+        return take_back(turn, "NoLongerFits", describe_misfits(observed.misfits), settings)
+    return transitions.release(turn)
 
 
 def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
@@ -179,19 +215,23 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
         current,
         # A kubelet that restarts is silent for moments. Only together with a failed stage does silence mean loss; if
         # the node stays silent, the cluster evicts its pods, and that is seen.
-        observed.silent_nodes if any(pod.phase == "Failed" for pod in current.values()) else observed.gone_nodes,
+        observed.silent_nodes if _has_failed(current) else observed.gone_nodes,
         pod_names={Rank(stage.replica, stage.stage): stage.pod for stage in turn.status.stages},
         now=turn.now,
         root_cause_wait_s=settings.root_cause_wait_s,
     )
     if broken is None:
-        return _watch(turn, observed, done, settings)
+        return _watch(turn, observed, spec, done, settings)
     if broken.cause is None:
+        turn = replace(turn, look_again_s=SOON_S)
         return transitions.start(turn, "a stage lost its peer; waiting to see which one ended first")
-    return _fail_or_restart(turn, broken.cause, spec, settings)
+    return _fail_or_restart(turn, broken.cause, spec, settings, refused=refused_nodes(current.values()))
 
 
-def _fail_or_restart(turn: Turn, cause: Cause, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
+def _fail_or_restart(
+    turn: Turn, cause: Cause, spec: PipelineJobSpec, settings: ControllerSettings, *, refused: Mapping[str, str]
+) -> Turn:
+    """End the job or the attempt; `refused` are the nodes, with their words, that the next is to leave out."""
     verdict = judge(cause, spec.failure_policy, restarts=turn.status.restarts)
     limit = spec.failure_policy.max_restarts
     if verdict is Verdict.FAIL:
@@ -210,43 +250,55 @@ def _fail_or_restart(turn: Turn, cause: Cause, spec: PipelineJobSpec, settings: 
         return transitions.fail(turn.told("StageFailed", describe(cause), warning=True), "DisruptedTooOften", message)
     turn = turn.having(disruptions_in_a_row=in_a_row + (not is_counted))
     backoff_s = _backoff_s(turn, turn.status.restarts if is_counted else in_a_row, settings)
+    if refused:
+        turn = leave_out(turn, refused, settings)
+        cause = replace(cause, message=f"{cause.message or cause.reason}{say_left_out(turn)}")
     return transitions.restart(turn, cause, is_counted=is_counted, backoff_s=backoff_s, limit=limit)
 
 
-def _watch(turn: Turn, observed: Observed, done: frozenset[Rank], settings: ControllerSettings) -> Turn:
+def _has_failed(current: Mapping[Rank, StagePod]) -> bool:
+    return any(pod.outcome is Outcome.FAILED for pod in current.values())
+
+
+def _watch(
+    turn: Turn, observed: Observed, spec: PipelineJobSpec, done: frozenset[Rank], settings: ControllerSettings
+) -> Turn:
     """Look after a whole gang: bound in time, startable, ready, and how far it is."""
     if observed.asker is not None:
         return transitions.make_way(turn, observed.asker)
     current, num_ranks = observed.current, len(observed.job.ranks)
     unbound = [pod for pod in current.values() if pod.node is None]
-    if unbound and since_release_s(turn) >= settings.gang_timeout_s:
-        return take_back(turn, "GangTimeout", why_unbound(unbound, num_ranks, settings), settings)
-    stuck = next((pod for _, pod in sorted(current.items()) if pod.stuck), None)
-    if stuck is not None:
-        return _stuck(turn, stuck, settings)
+    if unbound and since_release_s(turn.status, turn.now) >= settings.gang_timeout_s:
+        turn = leave_out(turn, unbinding_nodes(turn, unbound), settings)
+        message = why_unbound(unbound, num_ranks, settings) + say_left_out(turn)
+        return take_back(turn, "GangTimeout", message, settings)
+    hindrance = find_hindrance(turn, observed, spec.failure_policy, settings)
+    if hindrance is not None and hindrance.is_overdue(turn.now):
+        return _fail_or_restart(turn, overdue_cause(hindrance), spec, settings, refused=refusing_node(hindrance))
+    if hindrance is not None and hindrance.is_told:
+        words = describe_hindrance(hindrance)
+        turn = replace(turn, look_again_s=seconds_to_next_question(turn, current, hindrance, settings))
+        return transitions.stick(turn, hindrance.reason, words[0].upper() + words[1:])
     measured = with_progress(turn.status, observed.progress, now=turn.now)
     last = condition(turn.status, ConditionType.DEGRADED)
     pace = unchanged(last) if measured == turn.status else straggling(last, find_straggler(measured))
     turn = turn.having(**_reported(measured))
-    num_up = sum(pod.rank in done or (pod.is_ready and not pod.is_terminating) for pod in current.values())
+    num_up = sum(rank in done or _is_up(current.get(rank)) for rank in observed.job.ranks)
     if num_up == num_ranks:
-        return transitions.train(turn, num_stages=num_ranks, pace=pace)
-    return transitions.start(turn, f"{num_up} of {num_ranks} stages are up")
+        return transitions.train(turn, num_stages=num_ranks, pace=pace, beside=_beside(current))
+    turn = replace(turn, look_again_s=seconds_to_next_question(turn, current, hindrance, settings))
+    why = f"; {describe_hindrance(hindrance)}" if hindrance and is_worth_telling(turn, settings) else ""
+    return transitions.start(turn, f"{num_up} of {num_ranks} stages are up{why}")
 
 
-def _stuck(turn: Turn, pod: StagePod, settings: ControllerSettings) -> Turn:
-    assert pod.stuck is not None, "asked for stuck pods only"
-    reason, words = pod.stuck
-    images = ", ".join(sorted({each["image"] for each in pod.raw.get("spec", {}).get("containers", ())}))
-    message = (
-        f"{str(pod.rank).capitalize()} (pod {pod.name}, image {images}) can't start: {reason}: {words}; "
-        f"mend the image's name, its pull secret or what the container refers to"
-    )
-    degraded = condition(turn.status, ConditionType.DEGRADED)
-    since = degraded.last_transition_time if degraded and degraded.status is ConditionStatus.TRUE else None
-    if since and (turn.now - parse_time(since)).total_seconds() >= settings.start_timeout_s:
-        return transitions.fail(turn, reason, f"{message}. Gave up after {settings.start_timeout_s:.0f} s")
-    return transitions.stick(turn, reason, message)
+def _is_up(pod: StagePod | None) -> bool:
+    return pod is not None and pod.is_ready and not pod.is_terminating
+
+
+def _beside(current: Mapping[Rank, StagePod]) -> str:
+    failed = [(pod.name, pod.beside.message) for _, pod in sorted(current.items()) if pod.beside and not pod.outcome]
+    more = f", and so in {len(failed) - 1} more" if len(failed) > 1 else ""
+    return f"beside the trainer of pod {failed[0][0]}, {failed[0][1]}{more}" if failed else ""
 
 
 def _done_ranks(status: PipelineJobStatus, current: dict[Rank, StagePod]) -> frozenset[Rank]:
@@ -256,7 +308,7 @@ def _done_ranks(status: PipelineJobStatus, current: dict[Rank, StagePod]) -> fro
         for stage in status.stages
         if stage.exit_code == 0 and (rank := Rank(stage.replica, stage.stage)) not in current
     }
-    return frozenset(swept | {rank for rank, pod in current.items() if pod.phase == "Succeeded"})
+    return frozenset(swept | {rank for rank, pod in current.items() if pod.outcome is Outcome.SUCCEEDED})
 
 
 def _reported(status: PipelineJobStatus) -> dict[str, object]:
@@ -267,55 +319,13 @@ def _reported(status: PipelineJobStatus) -> dict[str, object]:
 
 def _asks_for_room(turn: Turn, observed: Observed) -> bool:
     job = observed.job
-    if job.is_deleting or job.spec is None or job.spec.suspend or _is_finished(turn):
+    if job.is_deleting or job.spec is None or job.spec.suspend or is_finished(turn):
         return False
     if job.binds_late and job.has_begun:
         return late.is_bound(turn, observed)
     is_first_pass_of_attempt = turn.status.attempt == job.status.attempt
     is_free = observed.may_be_placed and not observed.in_the_way and not observed.pods
-    return is_first_pass_of_attempt and is_free and not job.is_placed and _backing_off_s(turn) <= 0
-
-
-def _next_looks(turn: Turn, observed: Observed, settings: ControllerSettings) -> Iterator[float]:
-    spec, status = observed.job.spec, turn.status
-    if spec is None:
-        return
-    if turn.look_again_s is not None:
-        yield turn.look_again_s
-    if _is_finished(turn):
-        if spec.ttl_seconds_after_finished is not None:
-            yield max(0.0, seconds_to_live(turn, spec.ttl_seconds_after_finished))
-        return
-    if spec.active_deadline_seconds is not None and status.start_time is not None:
-        yield max(0.0, _seconds_to_deadline(turn, spec, default=0.0))
-    if status.state is State.SUSPENDED:
-        return
-    if _backing_off_s(turn) > 0:
-        yield _backing_off_s(turn)
-    if status.state is State.WAITING:
-        yield settings.waiting_retry_s
-    elif status.state in {State.TRAINING, State.DEGRADED}:
-        yield settings.progress_interval_s
-    else:
-        yield SOON_S
-
-
-def seconds_to_live(turn: Turn, ttl_s: int) -> float:
-    """Give the seconds until a finished job is deleted."""
-    assert turn.status.completion_time is not None, "a finished job has ended at some time"
-    return (parse_time(turn.status.completion_time) + timedelta(seconds=ttl_s) - turn.now).total_seconds()
-
-
-def _seconds_to_deadline(turn: Turn, spec: PipelineJobSpec, *, default: float) -> float:
-    if spec.active_deadline_seconds is None or turn.status.start_time is None:
-        return default
-    end = parse_time(turn.status.start_time) + timedelta(seconds=spec.active_deadline_seconds)
-    return (end - turn.now).total_seconds()
-
-
-def _backing_off_s(turn: Turn) -> float:
-    until = turn.status.not_before
-    return (parse_time(until) - turn.now).total_seconds() if until else 0.0
+    return is_first_pass_of_attempt and is_free and not job.is_placed and backing_off_s(turn) <= 0
 
 
 def _backoff_s(turn: Turn, past: int, settings: ControllerSettings) -> float:
@@ -326,11 +336,7 @@ def _backoff_s(turn: Turn, past: int, settings: ControllerSettings) -> float:
 
 
 def _ran_for_long(turn: Turn, settings: ControllerSettings) -> bool:
-    return since_release_s(turn) > 2 * settings.max_restart_backoff_s
-
-
-def _is_finished(turn: Turn) -> bool:
-    return turn.status.state in {State.SUCCEEDED, State.FAILED}
+    return since_release_s(turn.status, turn.now) > 2 * settings.max_restart_backoff_s
 
 
 def _is_suspended(turn: Turn) -> bool:

@@ -1,17 +1,20 @@
 """Why a gang failed, and what follows: the root cause among many endings, and the failure policy's word on it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
 
-from pipelinejob.progress import ExitCode
-from pipelinejob.spec import FailurePolicy, RestartAction
+from pipelinejob.contract.progress import ExitCode
+from pipelinejob.spec.job import FailurePolicy, RestartAction
+from pipelinejob_operator.objects.containers import Ending
 from pipelinejob_operator.objects.job import Rank
-from pipelinejob_operator.objects.pods import Ending, StagePod
+from pipelinejob_operator.objects.pods import Outcome, StagePod
 
 # Codes of a stage that only followed another's end.
 _FOLLOWERS = frozenset({ExitCode.PEER_LOST, ExitCode.STOPPED})
+
+_KILLED = 137
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +25,7 @@ class Cause:
     pod: str
     reason: str
     message: str
-    exit_code: int | None = None
+    exit_code: int | None = None  # the trainer's own; None where something else ended the stage
     is_disruption: bool = False
 
 
@@ -57,7 +60,7 @@ def find_breakage(
     The cause is, in this order: a user's error (it explains the rest), a pod or node that was taken away, the first
     container that failed by itself. Stages that only lost a peer wait for that peer's own end to be seen.
     """
-    failed = [pod for pod in pods.values() if pod.phase == "Failed"]
+    failed = [pod for pod in pods.values() if pod.outcome is Outcome.FAILED]
     taken = [cause for rank in ranks if (cause := _taken(rank, pods.get(rank), lost_nodes, pod_names[rank]))]
     if not failed and not taken:
         return None
@@ -69,7 +72,13 @@ def find_breakage(
         return Broken(cause=taken[0])
     if own:
         return Broken(cause=_own_cause(own[0]))
-    return _only_followers(sorted(failed, key=_finished), now=now, wait_s=root_cause_wait_s)
+    absent = [pod for _, pod in sorted(pods.items()) if not pod.has_started and pod.outcome is None]
+    return _only_followers(sorted(failed, key=_finished), absent, now=now, wait_s=root_cause_wait_s)
+
+
+def refused_nodes(pods: Iterable[StagePod]) -> dict[str, str]:
+    """Name the nodes that did not let a stage begin, with what they said."""
+    return {pod.node: f"{pod.rank}: {pod.refusal}" for pod in pods if pod.node is not None and pod.refusal is not None}
 
 
 def judge(cause: Cause, policy: FailurePolicy, *, restarts: int) -> Verdict:
@@ -93,13 +102,13 @@ def describe(cause: Cause) -> str:
 def _taken(rank: Rank, pod: StagePod | None, lost_nodes: frozenset[str], name: str) -> Cause | None:
     if pod is None:
         return _disruption(rank, name, "PodDeleted", "the pod is gone; somebody or something deleted it")
-    if pod.phase == "Succeeded":
+    if pod.outcome is Outcome.SUCCEEDED:
         return None
-    if pod.is_disrupted:
-        return _disruption(rank, name, "Disrupted", pod.disruption)
+    if pod.disruption is not None:
+        return _disruption(rank, name, pod.disruption.reason, str(pod.disruption))
     if pod.is_terminating and not _failed_by_itself(pod):
         return _disruption(rank, name, "PodDeleted", "the pod is being deleted, not by this operator")
-    if pod.node in lost_nodes and not pod.is_done:
+    if pod.node in lost_nodes and pod.outcome is None:
         return _disruption(rank, name, "NodeLost", f"its node {pod.node} is gone or not ready")
     return None
 
@@ -109,27 +118,27 @@ def _disruption(rank: Rank, pod: str, reason: str, message: str) -> Cause:
 
 
 def _failed_by_itself(pod: StagePod) -> bool:
-    if pod.phase != "Failed" or pod.is_disrupted:
+    if pod.outcome is not Outcome.FAILED or pod.disruption is not None:
         return False
+    if pod.is_terminating and pod.ending is not None and pod.ending.exit_code == _KILLED:
+        return pod.ending.reason == "OOMKilled"  # else its grace was over
     return pod.ending is None or pod.ending.exit_code not in _FOLLOWERS
 
 
 def _own_cause(pod: StagePod) -> Cause:
-    ending = pod.ending or Ending(
-        exit_code=ExitCode.FAILURE,
-        reason=pod.raw.get("status", {}).get("reason") or "PodFailed",
-        message=pod.raw.get("status", {}).get("message") or "the pod failed without saying why",
-        finished=None,
-    )
+    ending = pod.ending or Ending(exit_code=None, reason="PodFailed", message="the pod failed without saying why")
     return Cause(rank=pod.rank, pod=pod.name, reason=ending.reason, message=ending.message, exit_code=ending.exit_code)
 
 
-def _only_followers(failed: Sequence[StagePod], *, now: datetime, wait_s: float) -> Broken:
+def _only_followers(failed: Sequence[StagePod], absent: Sequence[StagePod], *, now: datetime, wait_s: float) -> Broken:
     first = failed[0]
     since = first.ending.finished if first.ending else None
     remaining = (since + timedelta(seconds=wait_s) - now).total_seconds() if since else 0.0
-    if remaining > 0:
+    if 0 < remaining <= wait_s:  # more than that is a clock that runs ahead
         return Broken(cause=None, known_in_s=remaining)
+    if absent:
+        message = f"it had not begun when {first.rank} gave up waiting for its peers"
+        return Broken(cause=Cause(rank=absent[0].rank, pod=absent[0].name, reason="NeverStarted", message=message))
     return Broken(cause=_own_cause(first))
 
 

@@ -5,37 +5,43 @@ that dies in between is taken up by the next, which tells the same.
 """
 
 from collections.abc import Callable
+from datetime import datetime
 
-from pipelinejob import numbering
-from pipelinejob.errors import NoPlacementError, SpecError
-from pipelinejob.site import Draft
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob.topology import NodeInfo
+from pipelinejob.base.errors import NoPlacementError, SpecError
+from pipelinejob.fabric.topology import NodeInfo
+from pipelinejob.placement.numbering import BoundPod, number
+from pipelinejob.siting.site import Draft
+from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob_operator.admission.queueing import NO_ROOM
-from pipelinejob_operator.cluster import Object
+from pipelinejob_operator.admission.refusals import why_left_out
+from pipelinejob_operator.cluster import Change, Object
 from pipelinejob_operator.controller import transitions
-from pipelinejob_operator.controller.giving_back import since_release_s, take_back, why_unbound
+from pipelinejob_operator.controller.failures import refused_nodes
+from pipelinejob_operator.controller.giving_back import leave_out, say_left_out, since_release_s, take_back, why_unbound
 from pipelinejob_operator.controller.measurements import with_plan, with_pods_made
 from pipelinejob_operator.controller.observe import Observed
 from pipelinejob_operator.controller.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
 from pipelinejob_operator.objects.manifests import rendezvous
-from pipelinejob_operator.objects.unnumbered import is_numbered, numbered, pod_names, shape, unnumbered_pod
+from pipelinejob_operator.objects.unnumbered import is_numbered, numbering, pod_names, shape, unnumbered_pod
 
 
 def watch_binding(turn: Turn, observed: Observed, settings: ControllerSettings) -> Turn:
     """Wait until every pod has a node; a gang that loses one, or waits too long, gives everything back."""
     current, num_ranks = observed.current, len(observed.job.ranks)
-    lost = next((pod for _, pod in sorted(current.items()) if pod.is_done or pod.is_terminating), None)
+    lost = next((pod for _, pod in sorted(current.items()) if pod.outcome is not None or pod.is_terminating), None)
     if lost is not None:
-        words = lost.disruption or (lost.ending.message if lost.ending else "") or "somebody deleted it"
+        own = lost.ending.message or lost.ending.reason if lost.ending else ""
+        words = str(lost.disruption) if lost.disruption else own or "somebody deleted it"
         message = (
             f"pod {lost.name} went before the gang was whole ({words}), so all of it was taken back and waits again"
         )
-        return take_back(turn, "GangLost", message, settings)
+        refused = refused_nodes(current.values())
+        turn = leave_out(turn, refused, settings)
+        return take_back(turn, "GangLost", message + (say_left_out(turn) if refused else ""), settings)
     unbound = [pod for _, pod in sorted(current.items()) if pod.node is None]
-    if unbound and since_release_s(turn) >= settings.gang_timeout_s:
+    if unbound and since_release_s(turn.status, turn.now) >= settings.gang_timeout_s:
         return take_back(turn, "GangTimeout", why_unbound(unbound, num_ranks, settings), settings)
     if is_bound(turn, observed):
         return turn
@@ -46,7 +52,7 @@ def watch_binding(turn: Turn, observed: Observed, settings: ControllerSettings) 
 
 
 def is_bound(turn: Turn, observed: Observed) -> bool:
-    """Say whether the gang waits for its numbers and nothing else."""
+    """Tell whether the gang waits for its numbers and nothing else."""
     job, current = observed.job, observed.current
     if job.is_placed or turn.status.attempt != job.status.attempt:
         return False
@@ -68,24 +74,28 @@ def admit(turn: Turn, observed: Observed, drafter: Callable[[Job], Draft]) -> Tu
     return transitions.let_bind(turn, with_pods_made(turn.status, draft.plan, made_for))
 
 
-def pods_to_apply(
-    job: Job, spec: PipelineJobSpec, observed: Observed, settings: ControllerSettings
+def missing_pods(
+    job: Job, spec: PipelineJobSpec, observed: Observed, settings: ControllerSettings, *, now: datetime
 ) -> tuple[Object, ...]:
-    """Give the pods that are missing before they are numbered, and afterwards those that do not know it yet."""
-    if not job.is_placed:
-        present = {pod.name for pod in observed.pods}
-        return tuple(
-            unnumbered_pod(job, spec, ordinal, attempt=job.status.attempt, settings=settings)
-            for ordinal, name in enumerate(pod_names(job))
-            if name not in present
-        )
+    """Return the pods that are missing before they are numbered; they keep off nodes that refused one of late."""
+    present = {pod.name for pod in observed.pods}
+    not_on = sorted(why_left_out(job.status, now))
+    return tuple(
+        unnumbered_pod(job, spec, ordinal, attempt=job.status.attempt, settings=settings, not_on=not_on)
+        for ordinal, name in enumerate(pod_names(job))
+        if name not in present
+    )
+
+
+def numbers_to_tell(job: Job, observed: Observed, settings: ControllerSettings) -> tuple[Change, ...]:
+    """Return the pods that do not know their number yet, and what tells it to them."""
     # By the status that was written just now; the pods were read before it.
     pods = {Rank(stage.replica, stage.stage): stage.pod for stage in job.status.stages}
     waiting = {
         pod.name: pod for pod in observed.pods if not (is_numbered(pod.raw) or pod.is_done or pod.is_terminating)
     }
     return tuple(
-        numbered(waiting[name].raw, rank, rendezvous=rendezvous(job, pods[Rank(0, 0)], settings))
+        (waiting[name].raw, numbering(rank, rendezvous=rendezvous(job, pods[Rank(0, 0)], settings)))
         for rank, name in sorted(pods.items())
         if name in waiting
     )
@@ -94,15 +104,13 @@ def pods_to_apply(
 def _number(turn: Turn, observed: Observed, draft: Draft) -> Turn:
     current, topology = observed.current, draft.site.topology
     pods = [
-        numbering.BoundPod(name=pod.name, shape=shape(pod.raw), node=pod.node)
-        for pod in current.values()
-        if pod.node is not None
+        BoundPod(name=pod.name, shape=shape(pod.raw), node=pod.node) for pod in current.values() if pod.node is not None
     ]
     nodes = sorted({pod.node for pod in pods})
     unseen = [node for node in nodes if node not in topology.paths]
     if unseen:
         return transitions.await_binding(turn, f"all {len(pods)} pods are bound; node {unseen[0]} was not seen yet")
-    found = numbering.number(
+    found = number(
         {(rank.replica, rank.stage): shape(pod.raw) for rank, pod in current.items()},
         pods,
         topology,

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from pipelinejob import names
-from pipelinejob.plan import Assignment, Placement, Plan
-from pipelinejob.progress import ExitCode, Progress
-from pipelinejob.status import (
+from pipelinejob.base import names
+from pipelinejob.contract.plan import Assignment, Placement, Plan
+from pipelinejob.contract.progress import ExitCode, Progress
+from pipelinejob.spec.status import (
     PipelineJobStatus,
     PlacementSummary,
     PlannedStage,
@@ -16,8 +16,9 @@ from pipelinejob.status import (
     decimal,
     percent,
 )
+from pipelinejob_operator.objects.containers import Ending
 from pipelinejob_operator.objects.job import Job, Rank, format_time, parse_time
-from pipelinejob_operator.objects.pods import Ending, StagePod
+from pipelinejob_operator.objects.pods import StagePod
 
 MAX_STAGE_MESSAGE_LENGTH = 1000
 _AFTER_A_CHECKPOINT = frozenset({ExitCode.OK, ExitCode.STOPPED})
@@ -61,7 +62,7 @@ def summarize_placement(plan: Plan) -> PlacementSummary:
 
 
 def summaries(plan: Plan, placement: Placement) -> dict[str, Any]:
-    """Give what a status says of a plan for a place: what is expected there, and what the place costs."""
+    """Return what a status says of a plan for a place: what is expected there, and what the place costs."""
     placed = plan.model_copy(update={"placement": placement})
     return {"plan": summarize(placed), "placement": summarize_placement(placed)}
 
@@ -156,7 +157,7 @@ def with_pods(status: PipelineJobStatus, pods: Mapping[Rank, StagePod]) -> Pipel
 
 
 def is_due(status: PipelineJobStatus, *, now: datetime, interval_s: float) -> bool:
-    """Say whether newer measurements may be written."""
+    """Tell whether newer measurements may be written."""
     return status.progress_time is None or (now - parse_time(status.progress_time)).total_seconds() >= interval_s
 
 
@@ -203,16 +204,21 @@ def _stage_with_pod(stage: StageStatus, pod: StagePod | None) -> StageStatus:
     ending = pod.ending
     if pod.stuck and pod.stuck[0] == stage.reason:
         return stage  # worded differently each time, the same nevertheless
-    reason, message = pod.stuck or ((ending.reason, ending.message) if ending else (None, None))
+    reason, message = _why(pod)
     return stage.model_copy(
         update={
-            "ready": pod.is_ready and not pod.is_terminating and not pod.is_done,
+            "ready": pod.is_ready and not pod.is_terminating and pod.outcome is None,
             "exit_code": ending.exit_code if ending else None,
             "reason": reason,
             "message": message[:MAX_STAGE_MESSAGE_LENGTH] if message else None,
             "step": ending.step if ending and ending.step is not None else stage.step,
         }
     )
+
+
+def _why(pod: StagePod) -> tuple[str, str] | tuple[None, None]:
+    ended = pod.disruption or (pod.ending and (pod.ending.reason, pod.ending.message))
+    return pod.stuck or ended or pod.beside or (None, None)
 
 
 def _stage_with_progress(stage: StageStatus, reports: Mapping[Rank, Progress]) -> StageStatus:

@@ -1,10 +1,13 @@
 """Results that follow from a job alone, kept until it changes. Saves work; losing it loses nothing."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Generic, TypeVar
 
-from pipelinejob.errors import SpecError
+from pipelinejob.base.errors import SpecError
 from pipelinejob_operator.cluster import Key, Object
+from pipelinejob_operator.objects.job import Rank
+from pipelinejob_operator.objects.pods import StagePod, read_stage_pod
 
 T = TypeVar("T")
 
@@ -17,7 +20,7 @@ class PerGeneration(Generic[T]):
         self._known: dict[Key, tuple[str, int, T | SpecError]] = {}
 
     def __call__(self, job: Object) -> T:
-        """Give the result for this generation of the job, or raise the SpecError that it was."""
+        """Return the result for this generation of the job, or raise the SpecError that it was."""
         self.prepare(job)
         result = self._known[_key(job)][2]
         if isinstance(result, SpecError):
@@ -25,7 +28,7 @@ class PerGeneration(Generic[T]):
         return result
 
     def knows(self, job: Object) -> bool:
-        """Say whether the result for this generation of the job is at hand."""
+        """Tell whether the result for this generation of the job is at hand."""
         known = self._known.get(_key(job))
         return known is not None and known[:2] == _generation(job)
 
@@ -49,17 +52,69 @@ class PerVersion(Generic[T]):
 
     def __init__(self, compute: Callable[[Object], T]) -> None:
         self._compute = compute
-        self._known: dict[str, tuple[str, T]] = {}
+        self._known: dict[Key, tuple[Object, T]] = {}
 
-    def of_all(self, jobs: Iterable[Object]) -> list[T]:
-        """Give the results of all jobs that there are; forget those of any other."""
-        self._known = {job["metadata"]["uid"]: self._of(job) for job in jobs}
-        return [result for _, result in self._known.values()]
+    def __call__(self, job: Object) -> T:
+        """The result for the job as it stands."""
+        known = self._known.get(_key(job))
+        if known is None or not _is_same(known[0], job):
+            known = self._known[_key(job)] = (job, self._compute(job))
+        return known[1]
 
-    def _of(self, job: Object) -> tuple[str, T]:
-        metadata = job["metadata"]
-        known, version = self._known.get(metadata["uid"]), metadata.get("resourceVersion", "")
-        return known if known is not None and known[0] == version != "" else (version, self._compute(job))
+    def forget(self, key: Key) -> None:
+        """Let go of a job that is no more."""
+        self._known.pop(key, None)
+
+
+def _is_same(known: Object, job: Object) -> bool:
+    if known is job:
+        return True
+    one, other = known["metadata"], job["metadata"]
+    version = one.get("resourceVersion")
+    return bool(version) and (one["uid"], version) == (other["uid"], other.get("resourceVersion"))
+
+
+class StagePods:
+    """The pods of gangs as they were read, for as long as they stay the same: most do from one pass to the next."""
+
+    def __init__(self) -> None:
+        self._known: dict[Key, dict[str, tuple[Object, Rank | None, StagePod | None]]] = {}
+
+    def read(self, key: Key, raws: Iterable[Object], ranks: Mapping[str, Rank]) -> tuple[StagePod, ...]:
+        """Read all pods of a job; `ranks` says by name which rank each is."""
+        known, now = self._known.get(key, {}), {}
+        for raw in raws:
+            uid, rank = raw["metadata"]["uid"], ranks.get(raw["metadata"]["name"])
+            before = known.get(uid)
+            is_same = before is not None and before[0] is raw and before[1] == rank
+            now[uid] = before if before is not None and is_same else (raw, rank, read_stage_pod(raw, ranks))
+        self._known[key] = now
+        return tuple(pod for _, _, pod in now.values() if pod is not None)
+
+    def forget(self, key: Key) -> None:
+        """Let go of a job that is no more."""
+        self._known.pop(key, None)
+
+
+class Lately(Generic[T]):
+    """One answer a job, good for a while."""
+
+    def __init__(self, *, keep_s: float) -> None:
+        self._keep_s = keep_s
+        self._known: dict[Key, tuple[datetime, T]] = {}
+
+    def get(self, key: Key, now: datetime) -> T | None:
+        """Return the answer, None if there is none or it is too old."""
+        at, answer = self._known.get(key, (None, None))
+        return answer if at is not None and (now - at).total_seconds() < self._keep_s else None
+
+    def keep(self, key: Key, now: datetime, answer: T) -> None:
+        """Keep an answer from now on."""
+        self._known[key] = now, answer
+
+    def forget(self, key: Key) -> None:
+        """Let go of a job that is no more."""
+        self._known.pop(key, None)
 
 
 def _key(job: Object) -> Key:

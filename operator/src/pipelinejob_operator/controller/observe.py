@@ -2,25 +2,29 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from pipelinejob import names
-from pipelinejob.errors import SpecError
-from pipelinejob.progress import Progress
-from pipelinejob_operator.admission.asking import asked_to_leave
+from pipelinejob.base import names
+from pipelinejob.base.errors import SpecError
+from pipelinejob.contract.progress import Progress
 from pipelinejob_operator.admission.eligibility import is_node_ready
 from pipelinejob_operator.admission.priority import Priorities
 from pipelinejob_operator.admission.quota import Quota, quota_of
-from pipelinejob_operator.cluster import Cluster, Object
+from pipelinejob_operator.cluster import Autoscaler, Cluster, Event, Object
+from pipelinejob_operator.controller.memo import StagePods
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
-from pipelinejob_operator.objects.job import Job, Rank, read_job
-from pipelinejob_operator.objects.pods import StagePod, read_stage_pod
+from pipelinejob_operator.objects.job import Job, Rank
+from pipelinejob_operator.objects.ownership import Obstacle, obstacle
+from pipelinejob_operator.objects.pods import StagePod
 from pipelinejob_operator.objects.unnumbered import pod_names
 
 MAX_QUESTIONS_AT_ONCE = 16
+_MAX_HEARD = 8  # pods of a gang: what keeps it from being up is told by a few
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Observed:
     """One moment of one job."""
 
@@ -28,58 +32,80 @@ class Observed:
     errors: tuple[SpecError, ...] = ()
     pods: tuple[StagePod, ...] = ()  # of every attempt
     plan_attempt: int | None = None  # of the config map that stands; None if there is none
+    plan_uid: str | None = None  # its uid
     has_service: bool = False
-    in_the_way: tuple[str, ...] = ()  # pods of another owner under names that this job needs
+    in_the_way: tuple[Obstacle, ...] = ()  # what is another's under names that this job needs
     gone_nodes: frozenset[str] = frozenset()  # nodes of this job's pods that are no more
     silent_nodes: frozenset[str] = frozenset()  # those that are gone, or whose kubelet does not vouch for them now
     progress: tuple[Progress, ...] = ()
+    said: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)  # by the uid of a pod that is not up
     asker: Job | None = None  # of higher priority, for which this one is to make way
+    autoscaler: Autoscaler | None = None  # None: the operator is not to ask for nodes
     quota: Quota | None = None  # None: the job names no queue of Kueue's
     stray_workload: Object | None = None  # of a job that names none any more
+    misfits: tuple[str, ...] = ()  # of a gang that is not let go yet: which pods, as admitted, do not fit their nodes
 
     @property
     def may_be_placed(self) -> bool:
-        """Say whether only room is missing: Kueue, where it is asked, has admitted what the job asks for now."""
+        """Tell whether only room is missing: Kueue, where it is asked, has admitted what the job asks for now."""
         return self.quota is None or (self.quota.is_admitted and not self.quota.is_stale)
 
-    @property
+    @cached_property
     def current(self) -> dict[Rank, StagePod]:
-        """Give the pods of the present attempt."""
+        """Return the pods of the present attempt."""
         return {pod.rank: pod for pod in self.pods if pod.attempt == self.job.status.attempt}
 
-    @property
+    @cached_property
+    def is_gathered(self) -> bool:
+        """Tell whether every pod of a placed gang stands, and none was let go."""
+        job, current = self.job, self.current
+        if not job.is_placed or job.is_finished or job.status.released_time is not None:
+            return False
+        return all(rank in current and not current[rank].is_terminating for rank in job.ranks)
+
+    @cached_property
     def older(self) -> tuple[StagePod, ...]:
-        """Give the pods of attempts that were given up."""
+        """Return the pods of attempts that were given up."""
         return tuple(pod for pod in self.pods if pod.attempt != self.job.status.attempt)
 
 
-def observe(cluster: Cluster, raw: Object, errors: Sequence[SpecError], settings: ControllerSettings) -> Observed:
-    """Read everything about the job that a decision may need; all from caches."""
-    kueue = cluster.kueue(read_job(raw).key)
-    job, quota = read_admitted(cluster, raw, errors, settings)
+def observe(
+    cluster: Cluster,
+    job: Job,
+    errors: Sequence[SpecError],
+    settings: ControllerSettings,
+    *,
+    read: StagePods,
+    asker: Job | None = None,
+) -> Observed:
+    """Read everything about a job, as it is stored, that a decision may need; all from caches."""
+    kueue = cluster.kueue(job.key)
+    job, quota = read_admitted(cluster, job, errors, settings)
     ranks = {stage.pod: Rank(stage.replica, stage.stage) for stage in job.status.stages}
-    pods = tuple(pod for each in cluster.pods(job.key) if (pod := read_stage_pod(each, ranks)) is not None)
+    pods = read.read(job.key, cluster.pods(job.key), ranks)
     furniture = {item["kind"]: item for item in cluster.furniture(job.key)}
+    nodes = {name: cluster.node(name) for name in _used(pods)}
     return Observed(
         job=job,
         errors=tuple(errors),
         pods=pods,
         plan_attempt=plan_attempt(furniture.values()),
+        plan_uid=furniture["ConfigMap"]["metadata"]["uid"] if "ConfigMap" in furniture else None,
         has_service="Service" in furniture,
-        in_the_way=_in_the_way(cluster, job),
-        gone_nodes=_used(pods) - {node["metadata"]["name"] for node in cluster.nodes()},
-        silent_nodes=_used(pods) - {node["metadata"]["name"] for node in cluster.nodes() if is_node_ready(node)},
-        asker=_asker(cluster, job) if job.is_placed else None,
+        in_the_way=_in_the_way(cluster, job, {pod.name for pod in pods}),
+        gone_nodes=frozenset(name for name, node in nodes.items() if node is None),
+        silent_nodes=frozenset(name for name, node in nodes.items() if node is None or not is_node_ready(node)),
+        asker=asker if job.is_placed else None,
+        autoscaler=cluster.autoscaler(job.key),
         quota=quota,
         stray_workload=kueue.workload if kueue and job.queue is None else None,
     )
 
 
 def read_admitted(
-    cluster: Cluster, raw: Object, errors: Sequence[SpecError], settings: ControllerSettings
+    cluster: Cluster, job: Job, errors: Sequence[SpecError], settings: ControllerSettings
 ) -> tuple[Job, Quota | None]:
     """Read a job as its pods are made now, with what the flavors add that Kueue admitted it to; and that admission."""
-    job = read_job(raw)
     if job.spec is None or job.spec.is_open or errors or job.queue is None:
         return job, None
     priorities = Priorities.read(cluster.priority_classes())
@@ -95,38 +121,33 @@ async def ask_progress(cluster: Cluster, pods: Mapping[Rank, StagePod]) -> tuple
         async with limit:
             return await cluster.progress(pod.raw)
 
-    answers = await asyncio.gather(*(ask(pod) for pod in pods.values() if pod.is_ready and not pod.is_done))
+    answers = await asyncio.gather(*(ask(pod) for pod in pods.values() if pod.is_ready and pod.outcome is None))
     return tuple(answer for answer in answers if answer is not None)
 
 
-def _in_the_way(cluster: Cluster, job: Job) -> tuple[str, ...]:
-    # A namesake of a deleted job may leave pods behind for its grace. Server-side apply would write into them.
-    needed = set(pod_names(job))
-    return tuple(
-        pod["metadata"]["name"]
-        for pod in cluster.all_pods()
-        if pod["metadata"]["namespace"] == job.key.namespace
-        and pod["metadata"]["name"] in needed
-        and not _is_owned(pod, job.uid)
-    )
+async def ask_events(cluster: Cluster, pods: Mapping[Rank, StagePod]) -> dict[str, tuple[Event, ...]]:
+    """Ask what was told of the first bound pods that are not up, before all of those that have not begun."""
+    waiting = [pod for pod in pods.values() if pod.node and pod.outcome is None and not pod.is_ready]
+    first = sorted(waiting, key=lambda pod: (pod.has_started, pod.rank))[:_MAX_HEARD]
+    heard = await asyncio.gather(*(cluster.pod_events(pod.raw) for pod in first))
+    return {pod.reference.uid or "": tuple(events) for pod, events in zip(first, heard, strict=True)}
 
 
-def _asker(cluster: Cluster, job: Job) -> Job | None:
-    askers = [read_job(raw) for raw in cluster.jobs() if (raw.get("status") or {}).get("preempts")]
-    if not askers:
-        return None
-    return asked_to_leave([job, *askers], Priorities.read(cluster.priority_classes())).get(job.uid)
+def _in_the_way(cluster: Cluster, job: Job, own: AbstractSet[str]) -> tuple[Obstacle, ...]:
+    found = (cluster.pod_by_name(job.key.namespace, name) for name in pod_names(job) if name not in own)
+    return tuple(_pod_obstacle(pod, job) for pod in found if pod is not None)
+
+
+def _pod_obstacle(pod: Object, job: Job) -> Obstacle:
+    lost = Obstacle(kind="Pod", name=pod["metadata"]["name"], owner="of this job, but without its labels")
+    return obstacle(pod, uid=job.uid, name=job.key.name) or lost
 
 
 def plan_attempt(furniture: Iterable[Object]) -> int | None:
-    """Give the attempt whose plan stands in the config map; None if there is none."""
+    """Return the attempt whose plan stands in the config map; None if there is none."""
     config_map = next((item for item in furniture if item["kind"] == "ConfigMap"), None)
     label = (config_map or {}).get("metadata", {}).get("labels", {}).get(names.LABEL_ATTEMPT, "")
     return int(label) if label.isdecimal() else None
-
-
-def _is_owned(pod: Object, uid: str) -> bool:
-    return any(owner.get("uid") == uid for owner in pod["metadata"].get("ownerReferences") or ())
 
 
 def _used(pods: tuple[StagePod, ...]) -> frozenset[str]:

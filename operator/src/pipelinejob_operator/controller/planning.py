@@ -4,34 +4,35 @@ A draft follows from the spec, its costs, and what the cluster consists of; the 
 that the job's status names. Finding one may take seconds, so it is prepared in a thread; losing one loses nothing.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Generic, TypeVar
 
-from pipelinejob import hardware as hardware_data
-from pipelinejob.chosen import Chosen
-from pipelinejob.cost import Profile
-from pipelinejob.errors import NoPlacementError, SpecError
-from pipelinejob.hardware import Hardware, HardwareError
-from pipelinejob.placement.room import Demand
-from pipelinejob.plan import Placement, Plan
-from pipelinejob.planner import refuse_unrunnable
-from pipelinejob.quantities import Resources
-from pipelinejob.search.best import search
-from pipelinejob.site import Draft, Site
-from pipelinejob.site_choice import place_candidates
-from pipelinejob.spec import Parallelism, PipelineJobSpec
-from pipelinejob.topology import NodeInfo, Profiles, Topology
-from pipelinejob_operator.admission.capacity import belongs_to_node, standing_room
-from pipelinejob_operator.admission.choosing import Chooser, eligible, node_infos
-from pipelinejob_operator.cluster import Cluster, Key, Object
+from pipelinejob.base.errors import NoPlacementError, SpecError
+from pipelinejob.base.quantities import Resources
+from pipelinejob.contract.plan import Placement, Plan
+from pipelinejob.fabric import hardware as hardware_data
+from pipelinejob.fabric.hardware import Hardware, HardwareError
+from pipelinejob.fabric.topology import NodeInfo, Profiles, Topology
+from pipelinejob.placement.capacity import Demand
+from pipelinejob.placement.prices import Prices
+from pipelinejob.planning.planner import refuse_unrunnable
+from pipelinejob.siting.door import NoDeviceError, plan_job
+from pipelinejob.siting.request import DoesNotFit, Request
+from pipelinejob.siting.site import Draft, Site
+from pipelinejob.spec.chosen import Chosen
+from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob_operator.admission.admitted import AdmittedPods, placing
+from pipelinejob_operator.admission.choosing import Chooser, node_infos
+from pipelinejob_operator.cluster import Key, Object
 from pipelinejob_operator.controller.costs import Costs
 from pipelinejob_operator.controller.measurements import placement_of
-from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job
-from pipelinejob_operator.objects.topology_profiles import profiles_of
+from pipelinejob_operator.objects.manifests import kind_of_stage
+from pipelinejob_operator.objects.plan_text import plan_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,67 +43,83 @@ class Ground:
     room: Mapping[str, Resources]  # of the empty cluster
     profiles: Profiles = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, cluster: Cluster) -> "Ground":
-        """Look at a cluster now."""
-        nodes = cluster.nodes()
-        room = standing_room(nodes, cluster.all_pods())
-        return cls(nodes=nodes, room=room, profiles=profiles_of(cluster.topology_profiles()))
-
     @cached_property
     def infos(self) -> list[NodeInfo]:
-        """Give the nodes as placement sees them."""
+        """Return the nodes as placement sees them."""
         return node_infos(self.nodes, self.room)
 
     @cached_property
     def likeness(self) -> Hashable:
-        """Give what two grounds have in common that lead to the same drafts: names, labels and profiles."""
+        """Return what two grounds have in common that lead to the same drafts: names, labels and profiles."""
         nodes = tuple((each.name, tuple(sorted(each.labels.items())), _devices(each)) for each in self.infos)
         return hash((nodes, str(sorted(self.profiles.items(), key=lambda item: item[0]))))
 
 
-class Grounds:
-    """What a cluster consists of, looked at anew only if that has changed."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._last: tuple[object, Ground] | None = None
-
-    def now(self) -> Ground:
-        """Give the ground as it is now."""
-        staying = tuple(pod for pod in self._cluster.all_pods() if belongs_to_node(pod))
-        seen = (tuple(self._cluster.nodes()), staying, tuple(self._cluster.topology_profiles()))
-        if self._last is None or self._last[0] != seen:
-            self._last = (seen, Ground.of(self._cluster))
-        return self._last[1]
-
-
 def _devices(node: NodeInfo) -> Hashable:
-    """Give what a node has to compute on: extended resources, such as `nvidia.com/gpu`."""
+    """Return what a node has to compute on: extended resources, such as `nvidia.com/gpu`."""
     return tuple(sorted((name, amount) for name, amount in node.free.items() if "/" in name))
 
 
-def is_priced(draft: Draft) -> bool:
-    """Say whether the draft's prices are at hand."""
-    return "prices" in vars(draft)
+T = TypeVar("T")
+
+_MOST_SHAPES = 256
+
+
+@dataclass(slots=True)
+class _Shared:
+    """The draft of all jobs of one shape, and whether its prices are at hand."""
+
+    draft: Draft
+    is_priced: bool = False
+
+    def price(self) -> Prices | None:
+        prices = self.draft.prices
+        self.is_priced = True
+        return prices
+
+
+class _Answers(Generic[T]):
+    """One answer a job, kept as long as what it follows from stays the same; an error is an answer, too."""
+
+    def __init__(self) -> None:
+        self._known: dict[Key, tuple[Hashable, T | SpecError | NoPlacementError]] = {}
+
+    def has(self, key: Key, version: Hashable) -> bool:
+        return key in self._known and self._known[key][0] == version
+
+    def keep(self, key: Key, version: Hashable, make: Callable[[], T]) -> None:
+        try:
+            self._known[key] = (version, make())
+        except (SpecError, NoPlacementError) as error:
+            self._known[key] = (version, error)
+
+    def get(self, key: Key) -> T:
+        answer = self._known[key][1]
+        if isinstance(answer, SpecError | NoPlacementError):
+            raise answer
+        return answer
+
+    def forget(self, key: Key) -> None:
+        self._known.pop(key, None)
 
 
 class Planner:
-    """The plans of all jobs."""
+    """The plans of all jobs: what planning answered, kept until what it was asked changes."""
 
     def __init__(
         self,
-        settings: ControllerSettings,
+        admitted: AdmittedPods,
         *,
         costs: Costs,
         hardware: Hardware | None = None,
     ) -> None:
-        self._settings = settings
+        self._admitted = admitted
         self._costs = costs
         self._hardware = hardware or hardware_data.default()
-        self._choices: dict[Key, tuple[Hashable, Chosen | SpecError | NoPlacementError]] = {}
-        self._drafts: dict[Key, tuple[Hashable, Draft | SpecError | NoPlacementError]] = {}
-        self._placed: dict[Key, tuple[Hashable, Plan | SpecError]] = {}
+        self._choices = _Answers[Chosen]()
+        self._drafts = _Answers[tuple[_Shared, Draft]]()  # that of the shape, and with the job's own name
+        self._shapes: OrderedDict[Hashable, _Shared] = OrderedDict()
+        self._plans = _Answers[Plan]()
 
     def choose(self, job: Job, ground: Ground) -> Chosen:
         """Choose what the spec leaves open: what is quickest where it would stand, were all work on the cluster done.
@@ -110,147 +127,170 @@ class Planner:
         Raises SpecError if nothing can be planned, NoPlacementError if nothing of it finds a place. May take ten
         seconds: to be called in a thread.
         """
-        wanted = job.uid, job.generation, self._costs.version(job), ground.likeness
-        if not _has(self._choices, job.key, wanted):
-            try:
-                self._choices[job.key] = (wanted, self._choose(job, ground))
-            except (SpecError, NoPlacementError) as error:
-                self._choices[job.key] = (wanted, error)
-        found = self._choices[job.key][1]
-        if isinstance(found, Chosen):
-            return found
-        raise found
-
-    def knows(self, job: Job, ground: Ground) -> bool:
-        """Say whether the job's plan is at hand: for its place, or the draft where it has none."""
-        if job.is_placed:
-            return _has(self._placed, job.key, self._at(job))
-        return _has(self._drafts, job.key, self._of(job, ground))
-
-    def prepare(self, job: Job, ground: Ground, placement: Placement | None = None) -> None:
-        """Bring the job's plan to hand; in a thread. Its status tells its place, if not given."""
-        if self.knows(job, ground):
-            return
-        try:
-            draft = self.draft(job, ground)
-            if job.is_placed:
-                self._placed[job.key] = (self._at(job), draft.placed(placement or placement_of(job.status)).plan)
-        except SpecError as error:
-            if job.is_placed:
-                self._placed[job.key] = (self._at(job), error)
-        except NoPlacementError:
-            pass  # it is told when the job asks for room
+        version = job.uid, job.generation, self._costs.version(job), ground.likeness
+        if not self._choices.has(job.key, version):
+            self._choices.keep(job.key, version, lambda: self._choose(job, ground))
+        return self._choices.get(job.key)
 
     def draft(self, job: Job, ground: Ground) -> Draft:
-        """Give the plan before there is a place.
+        """Plan a job before there is a place.
 
-        Raises SpecError if there can be none, NoPlacementError if what is known of the cluster does not allow for one.
+        Raises SpecError if there can be no plan, NoPlacementError if what is known of the cluster does not allow for
+        one.
         """
-        wanted = self._of(job, ground)
-        if not _has(self._drafts, job.key, wanted):
-            try:
-                self._drafts[job.key] = (wanted, self._draft(job, ground))
-            except (SpecError, NoPlacementError) as error:
-                self._drafts[job.key] = (wanted, error)
-        found = self._drafts[job.key][1]
-        if isinstance(found, Draft):
-            return found
-        raise found
+        return self._drafted(job, ground)[1]
 
-    def price(self, job: Job, ground: Ground) -> None:
-        """Bring the draft's prices to hand; in a thread, for they take long. A job that only waits needs none."""
-        _ = self.draft(job, ground).prices
+    def version(self, job: Job) -> Hashable:
+        """What changes whenever the costs do that a job is planned with."""
+        return self._costs.version(job)
 
-    def plan(self, job: Job, ground: Ground) -> Plan:
-        """Give the plan for the place that the job's status names, else the draft's.
+    def is_priced(self, job: Job, ground: Ground) -> bool:
+        """Tell whether the prices of the job's draft are at hand; a job that only waits needs none."""
+        return self._drafted(job, ground)[0].is_priced
+
+    def price(self, job: Job, ground: Ground) -> Prices | None:
+        """Price what it costs that the job's ranks stand apart; in a thread, for it takes long the first time.
+
+        Returns None where nothing is known of the layers but their number.
+        """
+        return self._drafted(job, ground)[0].price()
+
+    def plan(self, job: Job, ground: Ground, placement: Placement | None = None) -> Plan:
+        """Plan a job for its place, which its status names if it is not given; else as its draft does.
 
         Raises what `draft` raises.
         """
         if not job.is_placed:
             return self.draft(job, ground).plan
+        version = self._at(job)
+        if not self._plans.has(job.key, version):
+            shared = self._drafted(job, ground)[0]  # its errors are kept with it
+            self._plans.keep(
+                job.key,
+                version,
+                lambda: _storable(_named(shared.draft.placed(placement or placement_of(job.status)).plan, job)),
+            )
+        return self._plans.get(job.key)
+
+    def knows(self, job: Job, ground: Ground) -> bool:
+        """Tell whether the job's plan is at hand: for its place, or the draft where it has none."""
+        if job.is_placed:
+            return self._plans.has(job.key, self._at(job))
+        return self._drafts.has(job.key, self._of(job, ground))
+
+    def prepare(self, job: Job, ground: Ground, placement: Placement | None = None) -> None:
+        """Bring the job's plan to hand; in a thread."""
+        if not self.knows(job, ground):
+            with suppress(SpecError, NoPlacementError):  # each is kept, and told when the plan is asked for
+                self.plan(job, ground, placement)
+
+    def prepare_at_once(self, job: Job, ground: Ground) -> bool:
+        """Bring the job's plan to hand if that takes moments, as where one of its shape was drafted; tell whether."""
+        if self.knows(job, ground):
+            return True
+        if job.is_placed or self._shape(job, ground) not in self._shapes:
+            return False
         self.prepare(job, ground)
-        found = self._placed[job.key][1]
-        if isinstance(found, SpecError):
-            raise found
-        return found
+        return True
 
     def forget(self, key: Key) -> None:
         """Let go of a job that is no more."""
-        self._choices.pop(key, None)
-        self._drafts.pop(key, None)
-        self._placed.pop(key, None)
+        for answers in (self._choices, self._drafts, self._plans):
+            answers.forget(key)
+
+    def _drafted(self, job: Job, ground: Ground) -> "tuple[_Shared, Draft]":
+        version = self._of(job, ground)
+        if not self._drafts.has(job.key, version):
+            self._drafts.keep(job.key, version, lambda: self._draft_alike(job, ground))
+        return self._drafts.get(job.key)
+
+    def _draft_alike(self, job: Job, ground: Ground) -> "tuple[_Shared, Draft]":
+        """Draft a job as another of its shape was drafted: in a cluster with many small jobs most are alike."""
+        shape = self._shape(job, ground)
+        if shape not in self._shapes:
+            self._shapes[shape] = _Shared(self._draft(job, ground))
+            if len(self._shapes) > _MOST_SHAPES:
+                self._shapes.popitem(last=False)
+        shared = self._shapes[shape]
+        self._shapes.move_to_end(shape)
+        return shared, replace(shared.draft, plan=_named(shared.draft.plan, job))
+
+    def _shape(self, job: Job, ground: Ground) -> Hashable:
+        """What jobs have in common that are drafted alike."""
+        assert job.spec is not None, "only readable jobs are planned"
+        kinds = sorted({kind_of_stage(job.spec, rank.stage) for rank in job.ranks})
+        pods = tuple(placing(self._admitted.of(job, kind)) for kind in kinds)
+        return job.spec.model_dump_json(), job.flavors, self._costs.version(job), pods, ground.likeness
 
     def _choose(self, job: Job, ground: Ground) -> Chosen:
         assert job.spec is not None, "only readable jobs are planned"
-        spec = _runnable(job.spec)
-        alone = spec.model_copy(update={"parallelism": Parallelism(pipeline=1)})  # where any of its stages may stand
-        site, profile = self._site(replace(job, spec=alone), ground), self._costs.profile(job)
-        pool = site.pool(spec)
-        if not pool.groups:
-            raise NoPlacementError("no node that it may use has a device to compute on; add some, or make one ready")
-        found = search(spec, pool, hardware=self._hardware, profile=profile)
-        placed, misplaced = place_candidates(
-            site,
-            found.alternatives,
-            lambda each: self._demands(replace(job, spec=each), ground),
+        refuse_unrunnable(job.spec)
+        request = Request(
             namespace=job.key.namespace,
             name=job.key.name,
-            profile=profile,
+            spec=job.spec,
+            on=self._site(job, ground),
+            measured=self._costs.profile(job),
+            hardware=self._hardware,
         )
-        if not placed:
-            raise NoPlacementError(misplaced[0].why)
-        return placed[0].candidate.chosen
+        try:
+            answer = plan_job(request)
+        except NoDeviceError as error:
+            why = "no node that it may use has a device to compute on; add some, or make one ready"
+            raise NoPlacementError(why) from error
+        except HardwareError as error:  # the administrator's to mend, not the job's end
+            raise NoPlacementError(str(error)) from error
+        if isinstance(answer, DoesNotFit):
+            raise NoPlacementError(answer.shortfall)
+        assert answer.chosen is not None, "only what is open is chosen"
+        return answer.chosen
 
     def _of(self, job: Job, ground: Ground) -> Hashable:
-        return job.uid, job.generation, job.flavors, job.status.chosen, self._costs.version(job), ground.likeness
+        versions = self._costs.version(job), self._admitted.version(job)
+        return job.uid, job.generation, job.flavors, job.status.chosen, versions, ground.likeness
 
     def _at(self, job: Job) -> Hashable:
         nodes = tuple(stage.node for stage in job.status.stages)
         return job.uid, job.generation, self._costs.version(job), nodes
 
-    def _demands(self, job: Job, ground: Ground) -> tuple[Demand, ...]:
-        return Chooser(ground.nodes, self._settings).demands(job)
-
     def _site(self, job: Job, ground: Ground) -> Site:
-        """Give the nodes that the job may use."""
+        """Return the cluster's nodes as the job finds them.
+
+        Raises NoPlacementError where the job names a topology that is not there yet.
+        """
         assert job.spec is not None, "only readable jobs are planned"
-        infos = eligible(ground.infos, self._demands(job, ground))
         try:
-            topology = Topology.from_spec(job.spec.topology, infos, ground.profiles)
-        except SpecError as error:  # there may be such a TopologyProfile yet
+            topology = Topology.from_spec(job.spec.topology, ground.infos, ground.profiles)
+        except SpecError as error:
             raise NoPlacementError(str(error)) from error
-        return Site.of(infos, topology, hardware=self._hardware)
+        chooser = Chooser(ground.nodes, self._admitted)
+
+        def demands_of(spec: PipelineJobSpec) -> Sequence[Demand]:
+            return chooser.demands(replace(job, spec=spec))
+
+        return Site.of(ground.infos, topology, demands_of, hardware=self._hardware)
 
     def _draft(self, job: Job, ground: Ground) -> Draft:
-        spec = job.spec
-        assert spec is not None, "only readable jobs are planned"
-        refuse_unrunnable(spec)
-        site, profile = self._site(job, ground), self._costs.profile(job)
+        assert job.spec is not None, "only readable jobs are planned"
+        refuse_unrunnable(job.spec)
+        site, measured = self._site(job, ground), self._costs.profile(job)
         try:
-            return self._first_that_fits(job, spec, site, profile)
+            draft = site.draft(job.spec, namespace=job.key.namespace, name=job.key.name, profile=measured)
         except HardwareError as error:  # the administrator's to mend, not the job's end
             raise NoPlacementError(str(error)) from error
-
-    @staticmethod
-    def _first_that_fits(job: Job, spec: PipelineJobSpec, site: Site, profile: Profile | None) -> Draft:
-        """Draft for the commonest device; where its memory is too small, for another."""
-        try:
-            return site.draft(spec, namespace=job.key.namespace, name=job.key.name, profile=profile)
-        except SpecError:
-            for group in site.pool(spec).groups:
-                alone = replace(site, nodes=[n for n in site.nodes if site.device_of(spec, n) == group.device])
-                with suppress(SpecError):
-                    return alone.draft(spec, namespace=job.key.namespace, name=job.key.name, profile=profile)
-            raise
+        _storable(draft.plan)
+        return draft
 
 
-def _runnable(spec: PipelineJobSpec) -> PipelineJobSpec:
-    """Leave to be chosen only what the trainer can run."""
-    if spec.parallelism.tensor is not None:
-        refuse_unrunnable(spec)
-        return spec
-    return spec.model_copy(update={"parallelism": spec.parallelism.model_copy(update={"tensor": 1})})
+def _named(plan: Plan, job: Job) -> Plan:
+    """Return the plan of a job whose shape was planned for another."""
+    return plan.model_copy(update={"namespace": job.key.namespace, "name": job.key.name})
 
 
-def _has(known: Mapping[Key, tuple[Hashable, Any]], key: Key, wanted: Hashable) -> bool:
-    return key in known and known[key][0] == wanted
+def _storable(plan: Plan) -> Plan:
+    """Return the plan if a config map holds it; a job with any other must take no place.
+
+    Raises SpecError.
+    """
+    plan_text(plan)
+    return plan

@@ -1,12 +1,10 @@
 """The turns that Kueue makes a job take: it waits for quota, and gives everything back when that is taken away."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from pipelinejob.status import ConditionType, State
+from pipelinejob.spec.status import ConditionType, State
 from pipelinejob_operator.admission.quota import QUOTA_TAKEN_BACK, Quota, finished, handed_over, readiness
-from pipelinejob_operator.cluster import Object, Reference
+from pipelinejob_operator.cluster import Change, Object, Reference
 from pipelinejob_operator.controller import transitions
 from pipelinejob_operator.controller.measurements import with_last_words
 from pipelinejob_operator.controller.observe import Observed
@@ -23,7 +21,7 @@ class Dues:
 
     delete: tuple[Reference, ...] = ()
     apply: tuple[Object, ...] = ()
-    patch: tuple[tuple[Object, Mapping[str, Any]], ...] = ()  # fields of its Workload's status
+    patch: tuple[Change, ...] = ()  # fields of its Workload's status
 
 
 def hold(turn: Turn, observed: Observed) -> Turn | None:
@@ -46,7 +44,7 @@ def hold(turn: Turn, observed: Observed) -> Turn | None:
 
 
 def dues(turn: Turn, observed: Observed) -> Dues:
-    """Give what the status asks of Kueue."""
+    """Return what the status asks of Kueue."""
     if observed.stray_workload is not None:
         return Dues(delete=(_reference(observed.stray_workload),))
     quota = observed.quota
@@ -86,7 +84,7 @@ def _after_the_end(turn: Turn, observed: Observed, quota: Quota) -> Dues:
     return Dues(patch=((found, finished(found, turn.now, is_success=is_success, message=message)),))
 
 
-def _readiness(turn: Turn, quota: Quota) -> tuple[tuple[Object, Mapping[str, Any]], ...]:
+def _readiness(turn: Turn, quota: Quota) -> tuple[Change, ...]:
     ready = condition(turn.status, ConditionType.READY)
     is_ready = ready is not None and ready.reason == "StagesReady"
     found = quota.workload

@@ -1,43 +1,69 @@
 """One pass over one job: observe, decide, apply. Events, the resync timer and the program's start call it alike."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
-from pipelinejob.errors import InvalidManifestError, NoPlacementError, SpecError
-from pipelinejob.hardware import Hardware
-from pipelinejob.plan import Placement, Plan
-from pipelinejob.site import Draft
-from pipelinejob_operator.admission.choosing import Chooser
-from pipelinejob_operator.admission.ledger import Ledger
-from pipelinejob_operator.admission.priority import Priorities
-from pipelinejob_operator.admission.queueing import NO_PLAN, Order
+from pipelinejob.base.errors import NoPlacementError, SpecError
+from pipelinejob.contract.plan import Placement, Plan
+from pipelinejob.fabric.hardware import Hardware
+from pipelinejob.siting.site import Draft
+from pipelinejob.spec.status import State
+from pipelinejob_operator.admission.admitted import AdmittedPods
+from pipelinejob_operator.admission.alike import AlikePods
+from pipelinejob_operator.admission.capacity import identity
+from pipelinejob_operator.admission.fitting import misfits
+from pipelinejob_operator.admission.queueing import NO_PLAN
 from pipelinejob_operator.admission.room import Room
-from pipelinejob_operator.cluster import Cluster, ConflictError, ForbiddenError, InvalidError, Key, Object
-from pipelinejob_operator.controller import late, transitions
-from pipelinejob_operator.controller.admission import Admission, admit, promise_from, without_plan
+from pipelinejob_operator.admission.verdict import Placed, Refused, Waits
+from pipelinejob_operator.cluster import (
+    Cluster,
+    Event,
+    ForbiddenError,
+    InvalidError,
+    Key,
+    NameTakenError,
+    Object,
+    UnavailableError,
+)
+from pipelinejob_operator.controller import late, provisioning, transitions
+from pipelinejob_operator.controller.admission import follow_placed, follow_refused, follow_waits, without_plan
+from pipelinejob_operator.controller.admission_loop import AdmissionLoop, LoopMetrics
+from pipelinejob_operator.controller.admitting import ask_admission, learn_from, not_let_in
 from pipelinejob_operator.controller.costs import Costs, ProfileSource
 from pipelinejob_operator.controller.decide import Decision, complete, decide, refused
+from pipelinejob_operator.controller.giving_back import since_release_s
 from pipelinejob_operator.controller.measurements import is_due, summaries
-from pipelinejob_operator.controller.memo import PerGeneration, PerVersion
-from pipelinejob_operator.controller.observe import Observed, ask_progress, observe, plan_attempt, read_admitted
-from pipelinejob_operator.controller.planning import Grounds, Planner
+from pipelinejob_operator.controller.memo import Lately, PerGeneration, PerVersion, StagePods
+from pipelinejob_operator.controller.namesakes import furniture_in_the_way
+from pipelinejob_operator.controller.observe import (
+    Observed,
+    ask_events,
+    ask_progress,
+    observe,
+    plan_attempt,
+    read_admitted,
+)
+from pipelinejob_operator.controller.planning import Planner
+from pipelinejob_operator.controller.status_writing import StatusWriter
 from pipelinejob_operator.controller.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
-from pipelinejob_operator.objects.job import Job, read_job
-from pipelinejob_operator.objects.topology_profiles import profiles_of
-from pipelinejob_operator.validation.validate import validate
+from pipelinejob_operator.objects.job import Job, Rank, read_job
+from pipelinejob_operator.validation.stored import StoredErrors
 
 __all__ = ["Controller", "ControllerSettings", "ProfileSource"]
 
 MAX_WRITES_AT_ONCE = 16
+_LARGE = 64  # ranks: to plan for more holds up others for too long
+_QUESTIONS_PER_S = 25.0  # jobs that are asked how far they are: more would cost too much where thousands train
 
 
 class Controller:
     """Brings one job at a time closer to what its spec says; concurrently for several jobs, never twice for one.
 
-    All passes run on one event loop: nothing awaits between reading what is free and promising it.
+    All passes run on one event loop. Room is given by `admissions`, the loop that works through the line of all jobs.
     """
 
     def __init__(
@@ -48,159 +74,251 @@ class Controller:
         clock: Callable[[], datetime],
         profile_source: ProfileSource | None = None,
         hardware: Hardware | None = None,
+        wake: Callable[[Key], None] | None = None,
+        metrics: LoopMetrics | None = None,
     ) -> None:
+        """Prepare. With `wake`, somebody runs `admissions.run`, and `wake` has a job passed over soon.
+
+        Without it, a pass that asks for room works through the line itself.
+        """
         self._cluster = cluster
         self._settings = settings
         self._clock = clock
-        self._ledger = Ledger()
-        self._errors = PerGeneration(_errors)
+        self._wake = wake
+        self._errors = PerGeneration(StoredErrors())
         self._jobs = PerVersion(read_job)
-        self._grounds = Grounds(cluster)
+        self._pods = StagePods()
+        self._said = Lately[dict[str, tuple[Event, ...]]](keep_s=settings.hearing_interval_s)
         self._costs = Costs(cluster, given=profile_source)
-        self._planner = Planner(settings, costs=self._costs, hardware=hardware)
+        self._statuses = StatusWriter(cluster)
+        self._admitted = AdmittedPods(settings)
+        self._alike = AlikePods(self._admitted)
+        self._planner = Planner(self._admitted, costs=self._costs, hardware=hardware)
+        self._room = Room(cluster, admitted=self._admitted, settings=settings, read=self._jobs, clock=clock)
+        self.admissions = AdmissionLoop(
+            self._room,
+            planner=self._planner,
+            admitted=self._admitted,
+            settings=settings,
+            clock=clock,
+            wake=wake,
+            metrics=metrics,
+        )
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring the job closer to its spec.
 
-        Gives the seconds after which it wants to be called again, None if only an event can change anything. Raises
+        Returns the seconds after which it wants to be called again, None if only an event can change anything. Raises
         ClusterError when a write failed; the caller retries with back-off.
         """
         await self._look_at_costs(key)
         if not await self._is_chosen(key):
             return self._settings.waiting_retry_s
-        raw = await self._planned(key)
-        if raw is None:
-            self._errors.forget(key)
-            self._planner.forget(key)
-            self._costs.forget(key)
+        job = await self._planned(key)
+        if job is None:
+            self._forget(key)
             return None
         now = self._clock()
-        observed = await self._observe(raw, now)
-        decision = decide(observed, now, self._settings, planner=self._plan)
+        observed = await self._observe(job, now)
+        decision = decide(observed, now, self._paced(), planner=self._plan)
         if decision.asks_for_room:
             return await self._admit(observed, decision, now)
+        self.admissions.forget(job.uid)
         await self._carry_out(observed, decision)
         return decision.requeue_after_s
 
+    def _forget(self, key: Key) -> None:
+        for each in (
+            self._errors,
+            self._jobs,
+            self._planner,
+            self._costs,
+            self._admitted,
+            self._statuses,
+            self._said,
+            self._pods,
+        ):
+            each.forget(key)
+        self.admissions.notice()
+
+    def _job(self, key: Key) -> Job | None:
+        raw = self._cluster.job(key)
+        return None if raw is None else self._jobs(raw)
+
     async def _look_at_costs(self, key: Key) -> None:
         """Look at the measured costs of a job that waits for a plan; one that has its place keeps its plan."""
-        raw = self._cluster.job(key)
-        if raw is None or self._errors(raw):
+        job = self._job(key)
+        if job is None or self._errors(job.raw):
             return
-        job = read_job(raw)
-        if not job.is_finished and not job.is_deleting and (not job.is_placed or self._needs_plan(raw)):
+        if not job.is_finished and not job.is_deleting and (not job.is_placed or self._needs_plan(job)):
             await self._costs.look(job)
 
     async def _is_chosen(self, key: Key) -> bool:
-        """See to it that the status says what was chosen for all that the spec leaves open, if it is time for that.
+        """Resolve open fields and persist status.chosen, if it is time for that.
 
         Before its first step a job may be given another shape each time that it waits; afterwards only once it was
         suspended.
         """
-        raw = self._cluster.job(key)
-        if raw is None or self._errors(raw) or not _is_to_be_chosen(job := read_job(raw)):
+        job = self._job(key)
+        if job is None or self._errors(job.raw) or not _is_to_be_chosen(job):
             return True
         turn = Turn(job=job, now=self._clock(), status=job.status)
         try:
-            written = read_job({**raw, "status": {}})  # with all that it leaves open
-            chosen = await asyncio.to_thread(self._planner.choose, written, self._grounds.now())
+            written = read_job({**job.raw, "status": {}})  # with all that it leaves open
+            chosen = await asyncio.to_thread(self._planner.choose, written, self.admissions.ground())
             turn = turn if chosen == job.status.chosen else transitions.choose(turn, chosen)
         except (SpecError, NoPlacementError) as error:
             turn = transitions.wait(turn.having(chosen=None), NO_PLAN, str(error), stalled=True)
         await self._write_status(job, turn)
-        raw = self._cluster.job(key)
-        return raw is None or read_job(raw).status.chosen is not None
+        job = self._job(key)
+        return job is None or job.status.chosen is not None
 
-    async def _planned(self, key: Key) -> Object | None:
+    async def _planned(self, key: Key) -> Job | None:
         """Read a job whose plan, if it needs one, is at hand: finding one may take seconds, in which others go on."""
-        raw = self._cluster.job(key)
-        if raw is not None and self._needs_plan(raw):
-            job, _ = read_admitted(self._cluster, raw, (), self._settings)
-            await asyncio.to_thread(self._planner.prepare, job, self._grounds.now())
-            raw = self._cluster.job(key)
-        return raw
+        job = self._job(key)
+        if job is None or not self._needs_plan(job):
+            return job
+        admitted, _ = read_admitted(self._cluster, job, (), self._settings)
+        await self._prepare(admitted)
+        return self._job(key)
 
-    def _needs_plan(self, raw: Object) -> bool:
-        job, _ = read_admitted(self._cluster, raw, self._errors(raw), self._settings)
-        if self._errors(raw) or job.spec is None or job.spec.suspend or job.is_finished or job.is_deleting:
+    def _needs_plan(self, stored: Job) -> bool:
+        job, _ = read_admitted(self._cluster, stored, self._errors(stored.raw), self._settings)
+        if self._errors(stored.raw) or job.spec is None or job.spec.suspend or job.is_finished or job.is_deleting:
             return False
         if job.has_begun and plan_attempt(self._cluster.furniture(job.key)) == job.status.attempt:
+            self._planner.forget(job.key)  # it stands in the job's config map
             return False
-        return not self._planner.knows(job, self._grounds.now())
+        return not self._planner.knows(job, self.admissions.ground())
 
-    async def _observe(self, raw: Object, now: datetime) -> Observed:
-        observed = observe(self._cluster, raw, self._errors(raw), self._settings)
+    async def _observe(self, job: Job, now: datetime) -> Observed:
+        asker = None
+        if job.is_placed:
+            self._room.refresh()
+            asker = self._room.asked.get(job.uid)
+        observed = observe(self._cluster, job, self._errors(job.raw), self._settings, read=self._pods, asker=asker)
+        if observed.is_gathered and not observed.job.binds_late:
+            observed = replace(observed, misfits=await self._misfits(observed))
         status = observed.job.status
         is_running = status.released_time is not None and not observed.job.is_finished
-        if is_running and is_due(status, now=now, interval_s=self._settings.progress_interval_s):
+        if is_running and since_release_s(status, now) >= self._settings.hearing_interval_s:
+            observed = replace(observed, said=await self._hear(observed, now))
+        if is_running and is_due(status, now=now, interval_s=self._paced().progress_interval_s):
             answers = await ask_progress(self._cluster, observed.current)
             return replace(observed, progress=answers)
         return observed
+
+    async def _misfits(self, observed: Observed) -> tuple[str, ...]:
+        """Look whether a gang fits, as it was admitted, where it is about to go; and learn what it asks for."""
+        job = observed.job
+        where = {Rank(stage.replica, stage.stage): stage.node or "" for stage in job.status.stages}
+        nodes = [node for name in sorted({*where.values()}) if (node := self._cluster.node(name)) is not None]
+        free = self._room.free_without(job.uid, (node["metadata"]["name"] for node in nodes))
+        gang = {rank: (pod.raw, where[rank]) for rank, pod in observed.current.items()}
+        others = self._room.neighbours(lambda pod: identity(pod)[0] != job.uid)
+        if len(gang) < _LARGE:
+            found = misfits(gang, nodes, free, others)
+        else:
+            found = await asyncio.to_thread(misfits, gang, nodes, free, others)
+        if found:
+            self._alike.forget(job.key.namespace)
+            learn_from(self._admitted, job, observed.current)
+            self._room.reconsider(job.uid)
+        return tuple(found)
+
+    async def _hear(self, observed: Observed, now: datetime) -> dict[str, tuple[Event, ...]]:
+        key = observed.job.key
+        said = self._said.get(key, now)
+        if said is None:
+            said = await ask_events(self._cluster, observed.current)
+            self._said.keep(key, now, said)
+        return said
 
     async def _admit(self, observed: Observed, decision: Decision, now: datetime) -> float | None:
         job = observed.job
         turn = Turn(job=job, now=now, status=decision.status, events=decision.events)
         if job.binds_late:  # takes nothing that others could be given meanwhile
-            turn = await asyncio.to_thread(late.admit, turn, observed, self._draft)
-        else:
-            admission = self._ask_for_room(turn)
-            if admission.lacks_prices:
-                await asyncio.to_thread(self._planner.price, job, self._grounds.now())
-                admission = self._ask_for_room(turn)
-            return await self._take(turn, admission, observed)
-        decision = complete(turn, observed, self._settings, planner=self._plan)
+            observed = await self._with_namesakes(observed)
+            return await self._finish(await self._bind_late(turn, observed), observed)
+        if (held := await self._ask_admission(turn)) is not None:
+            return await self._finish(held, observed)
+        self.admissions.ask(job)
+        if self._wake is None:
+            await self.admissions.cycle()
+        match self.admissions.verdict(job):
+            case Placed() as placed:
+                return await self._take(turn, placed, observed)
+            case Waits() as waits:
+                return await self._finish(provisioning.tell(turn, follow_waits(turn, waits), observed), observed)
+            case Refused() as verdict:
+                return await self._finish(follow_refused(turn, verdict), observed)
+        await self._carry_out(observed, decision)  # it is woken once it was decided
+        return decision.requeue_after_s
+
+    async def _finish(self, turn: Turn, observed: Observed) -> float | None:
+        decision = complete(turn, observed, self._paced(), planner=self._plan)
         await self._carry_out(observed, decision)
         return decision.requeue_after_s
 
-    async def _take(self, asking: Turn, admission: Admission, observed: Observed) -> float | None:
-        """Write down what became of a job that asked for room; what it got is promised to it from now on."""
-        turn = admission.turn
-        promise = promise_from(turn, self._settings)
-        before = self._ledger.write(promise) if promise else None
-        if admission.placement is not None:
+    def _paced(self) -> ControllerSettings:
+        """The settings, but that many training jobs are each asked less often how far they are."""
+        interval_s = max(self._settings.progress_interval_s, self._room.holding_count / _QUESTIONS_PER_S)
+        return replace(self._settings, progress_interval_s=interval_s)
+
+    async def _ask_admission(self, turn: Turn) -> Turn | None:
+        """Learn what admission makes of the job's pods, once for each attempt; wait if it lets none in."""
+        job, kinds = turn.job, self._admitted.kinds_to_ask(turn.job)
+        # A class that does not exist yet is waited for, not backed off from as from a refusal.
+        if not kinds or not self._room.order.priorities.knows(job):
+            return None
+        try:
+            answers = await ask_admission(self._cluster, job, kinds, self._admitted, self._alike, turn.now)
+            self._admitted.learn(job, answers)
+        except (ForbiddenError, UnavailableError) as error:
+            return not_let_in(turn, error, times=self._admitted.refuse(job), settings=self._settings)
+        await self._prepare(job)
+        return None
+
+    async def _prepare(self, job: Job) -> None:
+        """Have the job's plan at hand; what was planned for none of its shape is planned beside the event loop."""
+        ground = self.admissions.ground()
+        if not self._planner.prepare_at_once(job, ground):
+            await asyncio.to_thread(self._planner.prepare, job, ground)
+
+    async def _take(self, asking: Turn, verdict: Placed, observed: Observed) -> float | None:
+        """Take the place that was promised, if all names that the job needs are free and there is a plan for it."""
+        observed, job = await self._with_namesakes(observed), asking.job
+        if observed.in_the_way:
+            turn = transitions.step_aside(asking, asking.status.state or State.PENDING, observed.in_the_way)
+        else:
             try:
-                turn = await self._planned_for(turn, admission.placement)
+                placed = follow_placed(asking, self._planner.draft(job, self.admissions.ground()).plan, verdict)
+                turn = await self._planned_for(placed, verdict.placement)
             except SpecError as error:
                 turn = without_plan(asking, error)
-        if promise and not replace(turn.job, status=turn.status).is_placed:
-            self._ledger.restore(promise.uid, before)
-        decision = complete(turn, observed, self._settings, planner=self._plan)
-        try:
-            await self._carry_out(observed, decision)
-        except ConflictError:
-            if promise and not self._was_written(turn):
-                self._ledger.restore(promise.uid, before)
-            raise
-        return decision.requeue_after_s
+        if replace(job, status=turn.status).is_placed:
+            self.admissions.writing(job)
+        else:
+            self.admissions.forget(job.uid)
+        return await self._finish(turn, observed)
+
+    async def _with_namesakes(self, observed: Observed) -> Observed:
+        """Look, now that the job is about to begin, whether all names that it needs are free."""
+        return replace(observed, in_the_way=await furniture_in_the_way(self._cluster, observed))
+
+    async def _bind_late(self, turn: Turn, observed: Observed) -> Turn:
+        if observed.in_the_way:
+            return transitions.step_aside(turn, turn.status.state or State.PENDING, observed.in_the_way)
+        return await asyncio.to_thread(late.admit, turn, observed, self._draft)
 
     async def _planned_for(self, turn: Turn, placement: Placement) -> Turn:
         """Plan again for the place that the job got: with its devices, and its links."""
-        job, ground = replace(turn.job, status=turn.status), self._grounds.now()
-        await asyncio.to_thread(self._planner.prepare, job, ground, placement)
+        job, ground = replace(turn.job, status=turn.status), self.admissions.ground()
+        if len(placement.assignments) < _LARGE:  # it was drafted, so that this takes moments
+            self._planner.prepare(job, ground, placement)
+        else:
+            await asyncio.to_thread(self._planner.prepare, job, ground, placement)
         return turn.having(**summaries(self._planner.plan(job, ground), placement))
-
-    def _was_written(self, turn: Turn) -> bool:
-        raw = self._cluster.job(turn.job.key)
-        return raw is not None and read_job(raw).status == turn.status
-
-    def _ask_for_room(self, turn: Turn) -> Admission:
-        assert turn.job.spec is not None, "only readable jobs ask for room"
-        jobs = self._jobs.of_all(self._cluster.jobs())
-        promises = self._ledger.promises(jobs, self._settings)
-        room = Room.of(
-            own=turn.job,
-            nodes=self._cluster.nodes(),
-            pods=self._cluster.all_pods(),
-            jobs=jobs,
-            promises=promises,
-            order=Order(priorities=Priorities.read(self._cluster.priority_classes())),
-            empty=self._grounds.now().room,
-            now=turn.now,
-            settings=self._settings,
-        )
-        profiles = profiles_of(self._cluster.topology_profiles())
-        chooser = Chooser(room.nodes, self._settings, profiles)
-        return admit(turn, self._draft, room, chooser, self._settings)
 
     async def _carry_out(self, observed: Observed, decision: Decision) -> None:
         """Write the status, if it differs, then what follows from it."""
@@ -209,7 +327,9 @@ class Controller:
             await self._cluster.delete(reference)
         try:
             await self._apply(decision.apply)
-        except (ForbiddenError, InvalidError) as error:
+            await _at_once(self._cluster.change_pod(pod, changes) for pod, changes in decision.change)
+        except (ForbiddenError, InvalidError, NameTakenError) as error:
+            self._alike.forget(observed.job.key.namespace)
             raw = self._cluster.job(observed.job.key)
             if raw is not None:
                 await self._take_back(raw, error)
@@ -217,44 +337,45 @@ class Controller:
         for item, status in decision.patch:
             await self._cluster.patch_status(item, status)
 
-    async def _take_back(self, raw: Object, error: ForbiddenError | InvalidError) -> None:
-        """Give everything back after the cluster refused a part of the gang: a partial gang holds nothing."""
-        observed = observe(self._cluster, raw, (), self._settings)
+    async def _take_back(self, raw: Object, error: ForbiddenError | InvalidError | NameTakenError) -> None:
+        """Release everything after the cluster refused a part of the gang: a partial gang holds nothing."""
+        observed = observe(self._cluster, self._jobs(raw), (), self._settings, read=self._pods)
         decision = refused(observed, self._clock(), self._settings, error=error, planner=self._plan)
         await self._write_status(observed.job, decision)
         for reference in decision.delete:
             await self._cluster.delete(reference)
 
     async def _write_status(self, job: Job, decision: Decision | Turn) -> None:
-        status = decision.status.dump()
-        if status == (job.raw.get("status") or {}):
-            return
-        await self._cluster.write_status(job.raw, status)
-        for event in decision.events:
-            await self._cluster.emit(job.raw, event)
+        if await self._statuses.write(job, decision.status):
+            for event in decision.events:
+                await self._cluster.emit(job.raw, event)
 
     async def _apply(self, items: Sequence[Object]) -> None:
         # What pods mount and are named by comes before them.
         for item in items:
             if item["kind"] != "Pod":
                 await self._cluster.apply(item)
-        pods = [item for item in items if item["kind"] == "Pod"]
-        limit = asyncio.Semaphore(MAX_WRITES_AT_ONCE)
-
-        async def apply(item: Object) -> None:
-            async with limit:
-                await self._cluster.apply(item)
-
-        results = await asyncio.gather(*(apply(pod) for pod in pods), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        await _at_once(self._cluster.apply(item) for item in items if item["kind"] == "Pod")
 
     def _plan(self, job: Job) -> Plan:
-        return self._planner.plan(job, self._grounds.now())
+        return self._planner.plan(job, self.admissions.ground())
 
     def _draft(self, job: Job) -> Draft:
-        return self._planner.draft(job, self._grounds.now())
+        return self._planner.draft(job, self.admissions.ground())
+
+
+async def _at_once(writes: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do all of these, a few at a time, whatever becomes of each; raise what the first that failed raised."""
+    limit = asyncio.Semaphore(MAX_WRITES_AT_ONCE)
+
+    async def write(each: Coroutine[Any, Any, None]) -> None:
+        async with limit:
+            await each
+
+    results = await asyncio.gather(*(write(each) for each in writes), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
 
 
 def _is_to_be_chosen(job: Job) -> bool:
@@ -262,11 +383,3 @@ def _is_to_be_chosen(job: Job) -> bool:
         return False
     is_from_scratch = not job.has_begun and not job.status.last_checkpoint_step and job.queue is None
     return job.status.chosen is None or is_from_scratch
-
-
-def _errors(raw: Object) -> tuple[SpecError, ...]:
-    try:
-        validate(raw, profiles=None)
-    except InvalidManifestError as invalid:
-        return invalid.errors
-    return ()

@@ -6,7 +6,7 @@ plan gave the stage: one that was planned to do more is no straggler.
 
 from statistics import median
 
-from pipelinejob.status import Condition, PipelineJobStatus
+from pipelinejob.spec.status import Condition, PipelineJobStatus
 from pipelinejob_operator.objects.conditions import Fact
 
 STRAGGLES = "StageStraggles"
@@ -35,7 +35,7 @@ def find_straggler(status: PipelineJobStatus) -> str | None:
 
 
 def straggling(last: Condition | None, sentence: str | None) -> Fact:
-    """Give what is found of DEGRADED: two measurements in a row make a straggler, one that is well clears it."""
+    """Return what is found of DEGRADED: two measurements in a row make a straggler, one that is well clears it."""
     if sentence is None:
         return Fact(False, "AsExpected")
     is_known = last is not None and last.reason in {STRAGGLES, _MAYBE}
@@ -43,7 +43,7 @@ def straggling(last: Condition | None, sentence: str | None) -> Fact:
 
 
 def unchanged(last: Condition | None) -> Fact:
-    """Give what stood before, when nothing new was measured; other troubles are over once all stages are up."""
+    """Return what stood before, when nothing new was measured; other troubles are over once all stages are up."""
     if last is None or last.reason not in {STRAGGLES, _MAYBE}:
         return Fact(False, "AsExpected")
     return Fact(last.reason == STRAGGLES, last.reason, last.message)

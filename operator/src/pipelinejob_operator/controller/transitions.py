@@ -3,20 +3,22 @@
 Every turn sets all conditions that it touches and says so in an event. `decide.py` decides when to take which.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Self
 
-from pipelinejob.chosen import Chosen
 from pipelinejob.search.found import title
-from pipelinejob.status import ConditionType, PipelineJobStatus, State
-from pipelinejob_operator.admission.queueing import PREEMPTED
+from pipelinejob.spec.chosen import Chosen
+from pipelinejob.spec.status import ConditionType, PipelineJobStatus, State
+from pipelinejob_operator.admission.queueing import BLOCKS_NOBODY, PREEMPTED
 from pipelinejob_operator.cluster import Event
 from pipelinejob_operator.controller.failures import Cause, describe
 from pipelinejob_operator.controller.measurements import progress_share, without_nodes
 from pipelinejob_operator.objects.conditions import Fact, with_facts
 from pipelinejob_operator.objects.job import Job, condition, format_time
+from pipelinejob_operator.objects.ownership import NAMES_TAKEN, Obstacle
+from pipelinejob_operator.objects.ownership import describe as describe_obstacles
 
 ADMITTED, PLACED, READY = ConditionType.ADMITTED, ConditionType.PLACED, ConditionType.READY
 SUCCEEDED, SUSPENDED = ConditionType.SUCCEEDED, ConditionType.SUSPENDED
@@ -61,6 +63,8 @@ class Turn:
 
 def wait(turn: Turn, reason: str, message: str, *, stalled: bool = False) -> Turn:
     """Wait for room, holding nothing; `stalled` if only a person can change that."""
+    since = None if reason in BLOCKS_NOBODY else turn.status.waiting_since or format_time(turn.now)
+    turn = turn.having(waiting_since=since)
     last = condition(turn.status, PLACED)
     is_news = last is None or last.reason != reason
     facts = _ACTIVE | _WELL | {
@@ -79,6 +83,14 @@ def clean_up(turn: Turn, state: State, reason: str, message: str) -> Turn:
     return turn.finding(state, {READY: Fact(False, reason, message), PLACED: Fact(False, reason, message)})
 
 
+def step_aside(turn: Turn, state: State, obstacles: Sequence[Obstacle]) -> Turn:
+    """Wait for names that others have: for moments until what is leaving is gone, else until somebody acts."""
+    message = describe_obstacles(obstacles)
+    if all(each.is_leaving for each in obstacles):
+        return clean_up(turn, state, NAMES_TAKEN, message)
+    return wait(turn, NAMES_TAKEN, message, stalled=True)
+
+
 def choose(turn: Turn, chosen: Chosen) -> Turn:
     """Store what was chosen for what the spec leaves open, before anything is done by it."""
     return turn.having(chosen=chosen).told("Chosen", f"Chose {title(chosen)}")
@@ -93,22 +105,19 @@ def place(turn: Turn, status: PipelineJobStatus, message: str) -> Turn:
         start_time=status.start_time or format_time(turn.now),
         preempts=(),
         waits_for=(),
+        waiting_since=None,
         preempted_by=None,
     )
-    return (
-        turn.finding(
-            State.STARTING,
-            _ACTIVE
-            | _WELL
-            | {
-                ADMITTED: Fact(True, "Admitted", "there is room for the whole gang"),
-                PLACED: Fact(True, "Placed", message),
-                READY: Fact(False, "Starting", "the stages' pods are being made"),
-            },
-        )
-        .told("Admitted", f"Attempt {turn.status.attempt}: there is room for the whole gang")
-        .told("Placed", message)
-    )
+    return turn.finding(
+        State.STARTING,
+        _ACTIVE
+        | _WELL
+        | {
+            ADMITTED: Fact(True, "Admitted", "there is room for the whole gang"),
+            PLACED: Fact(True, "Placed", message),
+            READY: Fact(False, "Starting", "the stages' pods are being made"),
+        },
+    ).told("Placed", f"Attempt {turn.status.attempt}: {message}")
 
 
 def let_bind(turn: Turn, status: PipelineJobStatus) -> Turn:
@@ -144,19 +153,21 @@ def number(turn: Turn, status: PipelineJobStatus, message: str) -> Turn:
 
 def release(turn: Turn) -> Turn:
     """Let the whole gang go to its nodes."""
+    # In the words of `start`: they cost no status of their own.
+    message = f"0 of {len(turn.job.ranks)} stages are up"
     return turn.having(released_time=format_time(turn.now)).finding(
-        State.STARTING, {READY: Fact(False, "Starting", "the stages are coming up")}
+        State.STARTING, {READY: Fact(False, "Starting", message)}
     )
 
 
-def train(turn: Turn, *, num_stages: int, pace: Fact) -> Turn:
-    """Say that every stage is up, and whether one of them holds up the others."""
+def train(turn: Turn, *, num_stages: int, pace: Fact, beside: str = "") -> Turn:
+    """Say that every stage is up, whether one of them holds up the others, and what failed beside a trainer."""
     last = condition(turn.status, DEGRADED)
     if pace.holds and (last is None or last.reason != pace.reason):
         turn = turn.told(pace.reason, pace.message, warning=True)
     was_ready = condition(turn.status, READY)
     is_news = was_ready is None or was_ready.reason != "StagesReady"
-    message = f"all {num_stages} stages are up"
+    message = f"all {num_stages} stages are up" + (f"; {beside}" if beside else "")
     facts = _WELL | {READY: Fact(True, "StagesReady", message), DEGRADED: pace}
     turn = turn.finding(State.DEGRADED if pace.holds else State.TRAINING, facts)
     return turn.told("StagesReady", f"All {num_stages} stages are up and training") if is_news else turn
@@ -200,7 +211,8 @@ def give_up(  # all of it is said of one attempt
         .having(attempt=status.attempt + 1, released_time=None, not_before=until)
         .finding(
             state,
-            {
+            _WELL
+            | {
                 ADMITTED: Fact(False, reason, message),
                 PLACED: Fact(False, reason, message),
                 READY: Fact(False, reason, message),
@@ -229,7 +241,7 @@ def restart(turn: Turn, cause: Cause, *, is_counted: bool, backoff_s: float, lim
 
 
 def make_way(turn: Turn, asker: Job) -> Turn:
-    """Give everything back for a job of higher priority, as for a suspension, and wait for the next turn.
+    """Release everything for a job of higher priority, as for a suspension, and wait for the next turn.
 
     It counts as no restart, and the active deadline counts anew, as after a suspension.
     """
@@ -242,7 +254,7 @@ def make_way(turn: Turn, asker: Job) -> Turn:
 
 def suspend(turn: Turn, *, is_still_running: bool) -> Turn:
     """Take everything back, because the spec says so; trainers checkpoint when they are told to stop."""
-    turn = turn.having(preempts=(), waits_for=())
+    turn = turn.having(preempts=(), waits_for=(), waiting_since=None)
     if not is_still_running:
         message = "spec.suspend is true; set it to false to go on from the last checkpoint"
         facts = {SUSPENDED: Fact(True, "Suspended", message)} | _taken_back("Suspended", message) | _WELL
@@ -260,10 +272,10 @@ def suspend(turn: Turn, *, is_still_running: bool) -> Turn:
 
 
 def resume(turn: Turn) -> Turn:
-    """Go on after a suspension; not a restart."""
+    """Go on after a suspension, at the end of the line; not a restart."""
     facts = _ACTIVE | {PLACED: Fact(False, "Resumed"), ADMITTED: Fact(False, "Resumed"), READY: Fact(False, "Resumed")}
     return (
-        turn.having(not_before=None)
+        turn.having(not_before=None, resumed_time=format_time(turn.now))
         .finding(State.PENDING, facts)
         .told("Resumed", "spec.suspend is false; the job goes on from its last checkpoint")
     )
@@ -297,7 +309,9 @@ def fail(turn: Turn, reason: str, message: str, *, stalled: bool = False) -> Tur
         DEGRADED: Fact(False, "Ended"),
     }
     return (
-        turn.having(completion_time=format_time(turn.now), not_before=None, preempts=(), waits_for=())
+        turn.having(
+            completion_time=format_time(turn.now), not_before=None, preempts=(), waits_for=(), waiting_since=None
+        )
         .finding(State.FAILED, facts)
         .told("Failed", f"{reason}: {message}", warning=True)
     )

@@ -7,23 +7,39 @@ sees its own writes.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import aiohttp
 from pydantic import ValidationError
 
-from pipelinejob import names
-from pipelinejob.progress import Progress
-from pipelinejob_operator.cluster import ConflictError, Event, Key, Kueue, Object, Reference
+from pipelinejob.base import names
+from pipelinejob.contract.progress import Progress
+from pipelinejob_operator.cluster import (
+    Autoscaler,
+    ConflictError,
+    Event,
+    Journal,
+    Key,
+    Kueue,
+    Object,
+    Reference,
+    named,
+)
 from pipelinejob_operator.kube import projection
-from pipelinejob_operator.kube.api import APPLY, MERGE, Api, NotFoundError
+from pipelinejob_operator.kube.api import MERGE, STRATEGIC, Api, NotFoundError
+from pipelinejob_operator.kube.changes import BoundJobs, ChangedNames
 from pipelinejob_operator.kube.informer import Change, Informer, Name, Timings, without_managed_fields
 from pipelinejob_operator.kube.kueue import KueueCache, job_of
-from pipelinejob_operator.kube.recorder import Recorder
+from pipelinejob_operator.kube.pod_events import read_pod_events
+from pipelinejob_operator.kube.provisioning import FOLDERS as PROVISIONING
+from pipelinejob_operator.kube.provisioning import ProvisioningCache, on_request
+from pipelinejob_operator.kube.recorder import EventMetrics, Recorder
+from pipelinejob_operator.kube.watched import Watch, Watched
+from pipelinejob_operator.kube.writes import MANAGER, Writes
+from pipelinejob_operator.objects.provisioning import KIND as PROVISIONING_KIND
 from pipelinejob_operator.objects.workload import KIND as WORKLOAD
 
-# A write must land before another operator can take the Lease (leader.py: it is held 5 s longer than it is trusted).
-WRITE_TIMEOUT_S = 5.0
 _PROGRESS_TIMEOUT_S = 2.0
 
 _JOBS = f"/apis/{names.API_VERSION}"
@@ -33,8 +49,11 @@ _FOLDERS: Final = {
     "Node": ("/api/v1", "nodes"),
     "PriorityClass": ("/apis/scheduling.k8s.io/v1", "priorityclasses"),
     "ConfigMap": ("/api/v1", "configmaps"),
+    "PersistentVolumeClaim": ("/api/v1", "persistentvolumeclaims"),
+    "PersistentVolume": ("/api/v1", "persistentvolumes"),
     names.KIND: (_JOBS, names.PLURAL),
     names.PROFILE_KIND: (_JOBS, names.PROFILE_PLURAL),
+    **PROVISIONING,
 }
 
 
@@ -43,6 +62,7 @@ class Hooks:
     """Whom the cluster tells what."""
 
     enqueue: Callable[[Key], None]  # this job deserves a pass
+    room_changed: Callable[[], None]  # what is free, or who asks for it, may be another
     resynced: Callable[[], None]  # a list was taken up, perhaps after a gap: all jobs deserve one
     watch_restarted: Callable[[str], None]  # the watch of this plural failed and begins again
     check_fence: Callable[[], None]  # raises ClusterError if this process may not write
@@ -59,36 +79,61 @@ class KubeCluster:
         instance: str,
         session: aiohttp.ClientSession,
         timings: Timings | None = None,
+        namespaces: Sequence[str] = (),
         kueue: bool = False,
+        provisioning: bool = False,
+        event_metrics: EventMetrics | None = None,
     ) -> None:
         """Prepare; `run` keeps the caches true. `session` is for the trainers' own ports, never for the API server.
 
-        `kueue` says that there may be a Kueue, and that this process may read and write its objects.
+        Of kinds that stand in namespaces only those of `namespaces` are seen; all where it is empty. `kueue` and
+        `provisioning` say that there may be a Kueue, and an autoscaler that takes ProvisioningRequests, and that this
+        process may read and write their objects.
         """
         self._api = api
         self._hooks = hooks
         self._session = session
+        self._namespaces = tuple(namespaces)
         self._timings = timings or Timings()
-        self._recorder = Recorder(api, instance=instance)
+        self._recorder = Recorder(api, instance=instance, metrics=event_metrics)
+        self._writes = Writes(api, path=self._path, check_fence=hooks.check_fence, take_up=self._take_up)
         self._pods_of: dict[str, set[Name]] = {}
-        self._jobs = self._informer(names.KIND, self._on_job, without_managed_fields)
-        self._pods = self._informer("Pod", self._on_pod, projection.pod)
-        self._nodes = self._informer("Node", self._on_node, projection.node)
-        self._priorities = self._informer("PriorityClass", self._on_priority, without_managed_fields)
-        self._profiles = self._informer(names.PROFILE_KIND, self._on_profile, without_managed_fields, is_optional=True)
+        self._jobs = self._watched(names.KIND, self._on_job, projection.job)
+        self._pods = self._watched("Pod", self._on_pod, projection.pod)
+        self._nodes = self._watched("Node", self._on_node, projection.node, is_cluster_scoped=True)
+        # Who may not read these does without: no priorities but 0, and no profile but what is packaged.
+        self._priorities, self._profiles = (
+            self._watched(kind, on_change, without_managed_fields, is_cluster_scoped=True, is_optional=True)
+            for kind, on_change in (("PriorityClass", self._on_priority), (names.PROFILE_KIND, self._on_profile))
+        )
         self._furniture = {
-            kind: self._informer(kind, self._on_furniture, projection.furniture, label=names.LABEL_JOB)
+            kind: self._watched(kind, self._on_furniture, projection.furniture, label=names.LABEL_JOB)
             for kind in ("ConfigMap", "Service")
         }
+        self._journals: list[ChangedNames] = []
+        self._bound = BoundJobs()
         self._kueue = self._kueue_cache() if kueue else None
+        self._provisioning = self._provisioning_cache() if provisioning else None
+
+    @property
+    def _journaled(self) -> Mapping[str, Watched]:
+        return {
+            names.KIND: self._jobs,
+            "Pod": self._pods,
+            "Node": self._nodes,
+            "PriorityClass": self._priorities,
+            names.PROFILE_KIND: self._profiles,
+        }
 
     # ---- life
 
     @property
     def informers(self) -> tuple[Informer, ...]:
-        """Give the caches, for health."""
+        """Return the caches, for health."""
         own = (self._jobs, self._pods, self._nodes, self._priorities, self._profiles, *self._furniture.values())
-        return (*own, *self._kueue.informers) if self._kueue else own
+        more = self._provisioning.watched if self._provisioning else ()
+        found = chain.from_iterable(each.informers for each in (*own, *more))
+        return (*found, *(self._kueue.informers if self._kueue else ()))
 
     async def run(self) -> None:
         """Keep the caches true and write events, for ever."""
@@ -108,22 +153,34 @@ class KubeCluster:
 
     # ---- reads
 
+    def journal(self) -> Journal:
+        """Begin to keep account of changes, for one reader."""
+        journal = ChangedNames()
+        for kind, watched in self._journaled.items():
+            journal.note(*(named(kind, item) for item in watched.objects()))
+        self._journals.append(journal)
+        return journal
+
     def job(self, key: Key) -> Object | None:
-        """Give the PipelineJob, or None."""
+        """Return the PipelineJob, or None."""
         return self._jobs.get(key.namespace, key.name)
 
     def jobs(self) -> Sequence[Object]:
-        """Give all PipelineJobs."""
+        """Return all PipelineJobs."""
         return self._jobs.objects()
 
     def pods(self, key: Key) -> Sequence[Object]:
-        """Give the pods controlled by this job's uid."""
+        """Return the pods controlled by this job's uid."""
         job = self.job(key)
         found = sorted(self._pods_of.get(job["metadata"]["uid"], ())) if job else ()
         return tuple(pod for name in found if (pod := self._pods.get(*name)) is not None)
 
+    def pod_by_name(self, namespace: str, name: str) -> Object | None:
+        """Return the pod of this name, whoever owns it."""
+        return self._pods.get(namespace, name)
+
     def furniture(self, key: Key) -> Sequence[Object]:
-        """Give the job's config map and service, without what they hold."""
+        """Return the job's config map and service, without what they hold."""
         job = self.job(key)
         wanted = {"ConfigMap": names.plan_name(key.name), "Service": names.service_name(key.name)}
         found = (self._furniture[kind].get(key.namespace, name) for kind, name in wanted.items())
@@ -131,32 +188,46 @@ class KubeCluster:
         return tuple(item for item in found if item is not None and projection.owner(item) == owner)
 
     def all_pods(self) -> Sequence[Object]:
-        """Give all pods that hold room on nodes, and all of ours."""
+        """Return all pods that hold room on nodes, and all of ours."""
         return tuple(pod for pod in self._pods.objects() if projection.takes_capacity(pod) or projection.is_ours(pod))
 
     def nodes(self) -> Sequence[Object]:
-        """Give all nodes."""
+        """Return all nodes."""
         return self._nodes.objects()
 
+    def node(self, name: str) -> Object | None:
+        """Return the node of this name."""
+        return self._nodes.get("", name)
+
     def priority_classes(self) -> Sequence[Object]:
-        """Give all PriorityClasses."""
+        """Return all PriorityClasses."""
         return self._priorities.objects()
 
     def topology_profiles(self) -> Sequence[Object]:
-        """Give all TopologyProfiles; none where their CRD is not installed."""
+        """Return all TopologyProfiles; none where their CRD is not installed."""
         return self._profiles.objects()
 
     def kueue(self, key: Key) -> Kueue | None:
-        """Give what Kueue says of this job; None where there is no Kueue, or this process was told of none."""
+        """Return what Kueue says of this job; None where there is no Kueue, or this process was told of none."""
         job = self.job(key)
         return self._kueue.of(key, job["metadata"]["uid"]) if self._kueue and job else None
 
-    async def config_map(self, namespace: str, name: str) -> Object | None:
-        """Read a config map of a user's, or None."""
-        try:
-            return await self._api.request("GET", self._path("ConfigMap", namespace, name), timeout_s=WRITE_TIMEOUT_S)
-        except NotFoundError:
-            return None
+    def autoscaler(self, key: Key) -> Autoscaler | None:
+        """Return what became of the job's request for nodes; None where this process was not told to ask."""
+        job = self.job(key)
+        return self._provisioning.of(key, job["metadata"]["uid"]) if self._provisioning and job else None
+
+    async def look_up(self, kind: str, namespace: str, name: str) -> Object | None:
+        """Read an object from the API server, whoever owns it, or None."""
+        return await self._writes.look_up(kind, namespace, name)
+
+    async def admitted(self, pod: Object) -> Object:
+        """Return a new pod as it would be stored: a dry run, under a name of its own, for one of its own may stand."""
+        metadata = {key: value for key, value in pod["metadata"].items() if key != "name"}
+        body = {**pod, "metadata": {**metadata, "generateName": f"{pod['metadata']['name']}-"}}
+        folder = self._path("Pod", metadata["namespace"], "").rstrip("/")
+        query = {**MANAGER, "dryRun": "All"}
+        return await self._writes.send("POST", folder, query=query, body=body)
 
     async def progress(self, pod: Object) -> Progress | None:
         """Ask a running trainer how far it is; None if it does not answer."""
@@ -173,38 +244,32 @@ class KubeCluster:
         except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
             return None
 
+    async def pod_events(self, pod: Object) -> Sequence[Event]:
+        """Return what was told of a pod of late, the newest last."""
+        return await read_pod_events(self._api, pod)
+
     # ---- writes
 
     async def apply(self, item: Object) -> None:
-        """Create the object or bring the fields it states to what it states (server-side apply).
+        """Create an object without a uid; of one with a uid, that stands, bring the fields it states to what it states.
 
-        Raises ConflictError for a pod whose namesake is still going.
+        Raises NameTakenError if another's stands under the name of a new one, UnavailableError if that is about to go,
+        ConflictError if the one that is meant has gone, or stands already.
         """
-        metadata = item["metadata"]
-        path = self._path(item["kind"], metadata["namespace"], metadata["name"])
-        self._refuse_going_pod(item["kind"], self._pods.get(metadata["namespace"], metadata["name"]))
-        answer = await self._write(
-            "PATCH", path, query={"fieldManager": names.FIELD_MANAGER, "force": "true"}, body=item, content_type=APPLY
-        )
-        self._take_up(item["kind"], answer)
-        self._refuse_going_pod(item["kind"], answer)
+        await self._writes.apply(item)
+
+    async def change_pod(self, pod: Object, changes: Mapping[str, Any]) -> None:
+        """Change these fields of a pod and no other; the uid guards a namesake made since.
+
+        Raises ConflictError if that pod is gone.
+        """
+        metadata = pod["metadata"]
+        body = {**changes, "metadata": {**changes.get("metadata", {}), "uid": metadata["uid"]}}
+        await self._writes.patch("Pod", metadata, body, content_type=STRATEGIC)
 
     async def delete(self, reference: Reference) -> None:
-        """Delete; absent is done. Pods get their own grace period."""
-        path = self._path(reference.kind, reference.namespace, reference.name)
-        options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-        if reference.uid:
-            options["preconditions"] = {"uid": reference.uid}
-        try:
-            answer = await self._write("DELETE", path, body=options)
-        except NotFoundError:
-            return
-        except ConflictError:
-            if reference.uid:  # the one that was meant is gone, a namesake stands there
-                return
-            raise
-        if answer.get("metadata", {}).get("deletionTimestamp"):
-            self._take_up(reference.kind, answer)
+        """Delete exactly this one; absent is done. Pods get their own grace period."""
+        await self._writes.delete(reference)
 
     async def write_status(self, job: Object, status: Mapping[str, Any]) -> None:
         """Replace the job's status.
@@ -221,7 +286,7 @@ class KubeCluster:
         }
         path = self._path(names.KIND, metadata["namespace"], metadata["name"])
         try:
-            answer = await self._write("PUT", f"{path}/status", query={"fieldManager": names.FIELD_MANAGER}, body=body)
+            answer = await self._writes.send("PUT", f"{path}/status", query=MANAGER, body=body)
         except NotFoundError as error:
             raise ConflictError(f"PipelineJob {metadata['namespace']}/{metadata['name']} is gone") from error
         self._jobs.offer(answer)
@@ -234,9 +299,8 @@ class KubeCluster:
         metadata = item["metadata"]
         path = self._path(item["kind"], metadata["namespace"], metadata["name"])
         body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": status}
-        query = {"fieldManager": names.FIELD_MANAGER}
         try:
-            answer = await self._write("PATCH", f"{path}/status", query=query, body=body, content_type=MERGE)
+            answer = await self._writes.send("PATCH", f"{path}/status", query=MANAGER, body=body, content_type=MERGE)
         except NotFoundError as error:
             raise ConflictError(f"{item['kind']} {metadata['namespace']}/{metadata['name']} is gone") from error
         self._take_up(item["kind"], answer)
@@ -246,26 +310,18 @@ class KubeCluster:
         self._hooks.check_fence()
         self._recorder.record(job, event)
 
-    async def _write(self, method: str, path: str, **request: Any) -> dict[str, Any]:
-        self._hooks.check_fence()
-        return await self._api.request(method, path, timeout_s=WRITE_TIMEOUT_S, **request)
-
     def _take_up(self, kind: str, answer: dict[str, Any]) -> None:
-        others = {"Pod": self._pods, WORKLOAD: self._kueue}
+        others = {"Pod": self._pods, WORKLOAD: self._kueue, **dict.fromkeys(PROVISIONING, self._provisioning)}
         cache = others.get(kind) or self._furniture.get(kind)
         if cache and answer.get("metadata", {}).get("uid"):
-            cache.offer(answer)
+            cache.offer({"kind": kind, **answer})
 
     def _path(self, kind: str, namespace: str, name: str) -> str:
         if kind == WORKLOAD and self._kueue:
             return self._kueue.path(namespace, name)
         prefix, plural = _FOLDERS[kind]
-        return f"{prefix}/namespaces/{namespace}/{plural}/{name}"
-
-    @staticmethod
-    def _refuse_going_pod(kind: str, pod: Object | None) -> None:
-        if kind == "Pod" and pod and pod["metadata"].get("deletionTimestamp"):
-            raise ConflictError(f"pod {pod['metadata']['namespace']}/{pod['metadata']['name']} is still being deleted")
+        inside = f"/namespaces/{namespace}" if namespace else ""
+        return f"{prefix}{inside}/{plural}/{name}"
 
     # ---- what changes tell
 
@@ -275,10 +331,7 @@ class KubeCluster:
             self._hooks.enqueue(_key(item))
         for name in projection.asked(item) if item else ():
             self._hooks.enqueue(Key(*name.split("/")))
-        # Those who wait, wait in a line: it moves when one leaves it.
-        waited = change.old is not None and projection.waits_for_room(change.old)
-        if waited and not (change.new and projection.waits_for_room(change.new)):
-            self._enqueue_jobs(projection.waits_for_room)
+        self._note(names.KIND, change)
 
     def _on_pod(self, change: Change) -> None:
         for item, index in ((change.old, set.discard), (change.new, set.add)):
@@ -288,10 +341,9 @@ class KubeCluster:
                 index(self._pods_of.setdefault(uid, set()), Name(key.namespace, item["metadata"]["name"]))
                 if not self._pods_of[uid]:
                     del self._pods_of[uid]
+                self._bound.count(item, key, 1 if item is change.new else -1)
                 self._hooks.enqueue(key)
-        held = change.old is not None and projection.takes_capacity(change.old)
-        if held and not (change.new and projection.takes_capacity(change.new)):
-            self._enqueue_jobs(projection.waits_for_room)
+        self._note("Pod", change)
 
     def _on_furniture(self, change: Change) -> None:
         owned = projection.owner(change.old) if change.old and not change.new else None
@@ -300,14 +352,26 @@ class KubeCluster:
 
     def _on_node(self, change: Change) -> None:
         if projection.matters(change.old, change.new):
-            self._enqueue_jobs(lambda job: not projection.is_finished(job))
+            item = change.new or change.old or {}
+            for key in self._bound.on(item["metadata"]["name"]):
+                self._hooks.enqueue(key)
+            self._note("Node", change)
 
-    def _on_profile(self, _: Change) -> None:
+    def _on_profile(self, change: Change) -> None:
+        self._note(names.PROFILE_KIND, change)
         self._enqueue_jobs(projection.waits_for_room)
 
     def _on_priority(self, change: Change) -> None:
         if projection.matters(change.old, change.new):
+            self._note("PriorityClass", change)
             self._enqueue_jobs(projection.waits_for_room)
+
+    def _note(self, kind: str, change: Change) -> None:
+        item = change.new or change.old
+        if item is not None:
+            for journal in self._journals:
+                journal.note(named(kind, item))
+            self._hooks.room_changed()
 
     def _on_workload(self, change: Change) -> None:
         key = job_of(change)
@@ -327,31 +391,33 @@ class KubeCluster:
             on_listed=self._hooks.resynced,
             on_restart=self._hooks.watch_restarted,
             timings=self._timings,
+            namespaces=self._namespaces,
         )
 
-    def _informer(
+    def _provisioning_cache(self) -> ProvisioningCache:
+        changed = on_request(self._hooks.enqueue)
+        return ProvisioningCache(
+            requests=self._watched(
+                PROVISIONING_KIND, changed, without_managed_fields, label=names.LABEL_JOB, is_optional=True
+            ),
+            templates=self._watched("PodTemplate", lambda _: None, without_managed_fields, label=names.LABEL_JOB),
+        )
+
+    def _watched(
         self,
         kind: str,
         on_change: Callable[[Change], None],
         project: Callable[[dict[str, Any]], dict[str, Any]],
-        *,
-        label: str | None = None,
-        is_optional: bool = False,
-    ) -> Informer:
-        prefix, plural = _FOLDERS[kind]
-        return Informer(
-            self._api,
-            f"{prefix}/{plural}",
-            kind=kind,
-            api_version=prefix.removeprefix("/apis/").removeprefix("/api/"),
-            on_change=on_change,
-            on_listed=self._hooks.resynced,
-            on_restart=lambda: self._hooks.watch_restarted(plural),
-            project=project,
+        **how: Any,
+    ) -> Watched:
+        watch = Watch(
+            api=self._api,
+            namespaces=self._namespaces,
             timings=self._timings,
-            label=label,
-            is_optional=is_optional,
+            on_listed=self._hooks.resynced,
+            on_restart=self._hooks.watch_restarted,
         )
+        return watch.of(kind, _FOLDERS[kind], on_change, project, **how)
 
 
 def _key(job: Object) -> Key:

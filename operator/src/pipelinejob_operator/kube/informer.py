@@ -15,12 +15,14 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 import structlog
 
-from pipelinejob_operator.cluster import ClusterError, Object, UnavailableError
+from pipelinejob_operator.cluster import ClusterError, ForbiddenError, Object, UnavailableError
 from pipelinejob_operator.kube.api import GoneError, NotFoundError
+from pipelinejob_operator.kube.sharing import Shared
 
 _log = structlog.get_logger(__name__)
 
 _GONE = 410
+_SLICE_S = 0.02  # of the event loop, which others need as well
 _MAX_GONE = 10_000  # so many deletions ago, no answer to a write is still on its way
 
 
@@ -86,7 +88,7 @@ class Informer:
         on_restart: Callable[[], None] = lambda: None,
         project: Callable[[dict[str, Any]], dict[str, Any]] = without_managed_fields,
         timings: Timings | None = None,
-        page_size: int = 500,
+        page_size: int = 250,
         label: str | None = None,
         is_optional: bool = False,
     ) -> None:
@@ -94,7 +96,7 @@ class Informer:
 
         `on_listed` is called after each list that was taken up, `on_restart` for each failure, `project` gives what is
         kept of an object. With `label`, only objects that carry it are read. Of a kind that is optional, and that the
-        server knows nothing of, there are no objects.
+        server knows nothing of, or does not let us read, there are no objects.
         """
         self._api = api
         self._path = path
@@ -109,24 +111,26 @@ class Informer:
         self._is_optional = is_optional
         self._selection = {"labelSelector": label} if label else {}
         self._objects: dict[Name, Object] = {}
+        self._shared = Shared()
         self._gone: dict[str, None] = {}  # uids seen to go of late, oldest first
         self._revision = ""
         self._backoff = Backoff(self._timings.min_backoff_s, self._timings.max_backoff_s)
         self._last_sign = time.monotonic()
         self.synced = asyncio.Event()
+        self.is_served = False
 
     # ---- what is known
 
     def get(self, namespace: str, name: str) -> Object | None:
-        """Give one object."""
+        """Return one object."""
         return self._objects.get(Name(namespace, name))
 
     def objects(self) -> Sequence[Object]:
-        """Give all objects."""
+        """Return all objects."""
         return tuple(self._objects.values())
 
     def silent_s(self) -> float:
-        """Give the seconds since this informer last heard something, or at least tried to."""
+        """Return the seconds since this informer last heard something, or at least tried to."""
         return time.monotonic() - self._last_sign
 
     def offer(self, item: dict[str, Any]) -> None:
@@ -135,7 +139,7 @@ class Informer:
         known = self._objects.get(name)
         if uid in self._gone or (known and not _is_newer(item, known)):
             return
-        self._put(name, self._project({**self._type, **item}))
+        self._put(name, self._kept(item))
 
     # ---- the loop
 
@@ -156,6 +160,8 @@ class Informer:
                     await self._do_without()
                 else:
                     await self._recover(error)
+            except ForbiddenError as error:
+                await (self._do_without() if self._is_optional else self._recover(error))
             except ClusterError as error:
                 await self._recover(error)
 
@@ -163,6 +169,7 @@ class Informer:
         """Take it that there are none, until the kind is served."""
         for name in tuple(self._objects):
             self._drop(name)
+        self.is_served = False
         self.synced.set()
         await asyncio.sleep(self._timings.absent_s)
 
@@ -174,6 +181,7 @@ class Informer:
 
     async def _list(self) -> None:
         found: dict[Name, Object] = {}
+        slices = Slices()
         query = {"limit": str(self._page_size), **self._selection}
         while True:
             page = await self._api.request("GET", self._path, query=query)
@@ -183,23 +191,28 @@ class Informer:
                 raise StreamError(f"{self._path}: the answer is no list but {str(page)[:200]}")
             for item in page["items"] or ():
                 name = _name(item)
-                found[name] = self._project({**self._type, **item})
+                found[name] = self._kept(item)
+                await slices.end()
             if not metadata.get("continue"):
                 break
             query = {"limit": str(self._page_size), "continue": metadata["continue"], **self._selection}
-        self._take_up(found, metadata["resourceVersion"])
+        await self._take_up(found, metadata["resourceVersion"])
 
-    def _take_up(self, found: Mapping[Name, Object], revision: str) -> None:
+    async def _take_up(self, found: Mapping[Name, Object], revision: str) -> None:
         """Bring the cache to a list, telling every difference; deletions first, so that a namesake is new."""
-        for name, known in tuple(self._objects.items()):
-            item = found.get(name)
+        slices = Slices()
+        for name in tuple(self._objects):
+            known = self._objects.get(name)
             # What a write of ours brought in after the list was taken is not gone.
-            if item is None and not _is_after(known, revision):
+            if known and name not in found and not _is_after(known, revision):
                 self._drop(name)
+            await slices.end()
         for name, item in found.items():
             self._put_if_newer(name, item)
+            await slices.end()
         self._revision = revision
         self._backoff.reset()
+        self.is_served = True
         self.synced.set()
         self._on_listed()
 
@@ -214,12 +227,14 @@ class Informer:
             "timeoutSeconds": str(min(self._timings.server_timeout_s, remaining_s)),
         }
         heard = False
+        slices = Slices()
         async with self._api.lines(self._path, query=query) as lines:
             async for line in _bounded(lines, self._timings.inactivity_s):
                 self._last_sign = time.monotonic()
                 self._take_event(line)
                 heard = True
                 self._backoff.reset()
+                await slices.end()
         if not heard and time.monotonic() - started < 1:
             raise StreamError(f"{self._path}: the watch ended at once")
 
@@ -230,7 +245,7 @@ class Informer:
             error = GoneError if item.get("code") == _GONE else StreamError
             raise error(f"{self._path}: the watch said {str(item.get('message') or item)[:200]}")
         if event["type"] in {"ADDED", "MODIFIED"}:
-            self._put_if_newer(_name(item), self._project({**self._type, **item}))
+            self._put_if_newer(_name(item), self._kept(item))
         elif event["type"] == "DELETED":
             self._remember_gone(item)
             known = self._objects.get(_name(item))
@@ -240,6 +255,9 @@ class Informer:
         self._revision = item["metadata"]["resourceVersion"]
 
     # ---- the cache
+
+    def _kept(self, item: dict[str, Any]) -> Object:
+        return self._shared.keep(self._project({**self._type, **item}))
 
     def _put_if_newer(self, name: Name, item: Object) -> None:
         known = self._objects.get(name)
@@ -265,6 +283,19 @@ class Informer:
             del self._gone[next(iter(self._gone))]
 
 
+class Slices:
+    """Cuts long work on the event loop: `end` lets others go on when this has taken its time."""
+
+    def __init__(self) -> None:
+        self._until_s = time.monotonic() + _SLICE_S
+
+    async def end(self) -> None:
+        """End the slice, if it is over."""
+        if time.monotonic() >= self._until_s:
+            await asyncio.sleep(0)
+            self._until_s = time.monotonic() + _SLICE_S
+
+
 class Backoff:
     """Delays that double up to a cap, each cut by up to half at random, so that not all clients come back at once."""
 
@@ -273,7 +304,7 @@ class Backoff:
         self._next_s = min_s
 
     def next(self) -> float:
-        """Give the next delay."""
+        """Return the next delay."""
         delay_s = self._next_s
         self._next_s = min(delay_s * 2, self._max_s)
         return delay_s * random.uniform(0.5, 1)  # noqa: S311  # jitter is no secret
@@ -284,7 +315,7 @@ class Backoff:
 
 
 async def _bounded(lines: AsyncIterator[bytes], inactivity_s: float) -> AsyncIterator[bytes]:
-    """Give the lines, and up when none comes for too long: a connection whose peer vanished stays open for ever."""
+    """Yield the lines; raise when none comes for too long: a connection whose peer vanished stays open."""
     while True:
         try:
             async with asyncio.timeout(inactivity_s):

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import structlog
 
-from pipelinejob import names
+from pipelinejob.base import names
 from pipelinejob_operator.cluster import ClusterError, Key, Kueue, Object
 from pipelinejob_operator.kube import projection
 from pipelinejob_operator.kube.api import Api, NotFoundError
 from pipelinejob_operator.kube.informer import Backoff, Change, Informer, Timings, without_managed_fields
+from pipelinejob_operator.kube.watched import Watch, Watched
 from pipelinejob_operator.objects.workload import KIND, workload_name
 
 _log = structlog.get_logger(__name__)
@@ -33,27 +35,33 @@ class KueueCache:
         on_listed: Callable[[], None],
         on_restart: Callable[[str], None],
         timings: Timings,
+        namespaces: Sequence[str] = (),
     ) -> None:
         """Prepare; `run` does the work."""
         self._api = api
         self._on_workload, self._on_other = on_workload, on_other
         self._on_listed, self._on_restart = on_listed, on_restart
         self._timings = timings
+        self._namespaces = namespaces
         self._version: str | None = None
-        self._workloads: Informer | None = None
-        self._others: Mapping[str, Informer] = {}
+        self._workloads: Watched | None = None
+        self._others: Mapping[str, Watched] = {}
         self._searched = asyncio.Event()  # whether there is a Kueue
 
     @property
     def informers(self) -> Sequence[Informer]:
-        """Give the caches, for health; none where there is no Kueue."""
-        return (self._workloads, *self._others.values()) if self._workloads else ()
+        """Return the caches, for health; none where there is no Kueue."""
+        found = (self._workloads, *self._others.values()) if self._workloads else ()
+        return tuple(chain.from_iterable(each.informers for each in found))
 
     async def run(self) -> None:
         """Find Kueue and keep the caches true, for ever."""
         self._version = await self._discover()
-        self._workloads = self._informer(KIND, _PLURAL, self._on_workload, label=names.LABEL_JOB)
-        self._others = {kind: self._informer(kind, plural, self._on_other) for kind, plural in _PLURALS.items()}
+        self._workloads = self._watched(KIND, _PLURAL, self._on_workload, label=names.LABEL_JOB)
+        self._others = {
+            kind: self._watched(kind, plural, self._on_other, is_cluster_scoped=True)
+            for kind, plural in _PLURALS.items()
+        }
         self._searched.set()
         async with asyncio.TaskGroup() as tasks:
             for informer in self.informers:
@@ -66,7 +74,7 @@ class KueueCache:
             await informer.synced.wait()
 
     def of(self, key: Key, uid: str) -> Kueue | None:
-        """Give what concerns a job; None where there is no Kueue, or it was found just now."""
+        """Return what concerns a job; None where there is no Kueue, or it was found just now."""
         if self._version is None or self._workloads is None or not all(each.synced.is_set() for each in self.informers):
             return None
         found = self._workloads.get(key.namespace, workload_name(key.name, uid))
@@ -110,27 +118,35 @@ class KueueCache:
                 self._searched.set()
                 await asyncio.sleep(_LOOK_AGAIN_S)
 
-    def _informer(
-        self, kind: str, plural: str, on_change: Callable[[Change], None], *, label: str | None = None
-    ) -> Informer:
-        prefix = f"{_GROUP}/{self._version}"
-        return Informer(
-            self._api,
-            f"{prefix}/{plural}",
-            kind=kind,
-            api_version=prefix.removeprefix("/apis/"),
-            on_change=on_change,
-            on_listed=self._on_listed,
-            on_restart=lambda: self._on_restart(plural),
-            project=without_managed_fields,
+    def _watched(
+        self,
+        kind: str,
+        plural: str,
+        on_change: Callable[[Change], None],
+        *,
+        label: str | None = None,
+        is_cluster_scoped: bool = False,
+    ) -> Watched:
+        watch = Watch(
+            api=self._api,
+            namespaces=self._namespaces,
             timings=self._timings,
+            on_listed=self._on_listed,
+            on_restart=self._on_restart,
+        )
+        return watch.of(
+            kind,
+            (f"{_GROUP}/{self._version}", plural),
+            on_change,
+            without_managed_fields,
             label=label,
             is_optional=True,  # its kinds may be taken away again
+            is_cluster_scoped=is_cluster_scoped,
         )
 
 
 def job_of(change: Change) -> Key | None:
-    """Give the job that a changed Workload belongs to."""
+    """Return the job that a changed Workload belongs to."""
     item: Object | None = change.new or change.old
     owned = projection.owner(item) if item else None
     return owned[0] if owned else None

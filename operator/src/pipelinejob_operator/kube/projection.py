@@ -1,4 +1,4 @@
-"""What is kept of pods and nodes in memory, and which of their changes matter.
+"""What is kept of jobs, pods and nodes in memory, and which of their changes matter.
 
 A cluster's every pod counts against its node's capacity, so all are watched; of those that are not ours only what takes
 capacity is kept, a tenth of the object. Of a node, images and heartbeats go: they change often and decide nothing.
@@ -7,34 +7,70 @@ capacity is kept, a tenth of the object. Of a node, images and heartbeats go: th
 from collections.abc import Mapping
 from typing import Any
 
-from pipelinejob import names
+from pipelinejob.base import names
 from pipelinejob_operator.cluster import Key, Object
 from pipelinejob_operator.kube.informer import without_managed_fields
 
 _FINISHED = frozenset({"Succeeded", "Failed"})
 _CONTAINER_FIELDS = ("name", "resources", "restartPolicy")
 _POD_SPEC_FIELDS = ("nodeName", "overhead", "resources", "priority")
+_POD_METADATA_FIELDS = ("name", "namespace", "uid", "resourceVersion", "labels", "deletionTimestamp", "ownerReferences")
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+_KEPT_APART = "requiredDuringSchedulingIgnoredDuringExecution"
 _CONDITION_FIELDS = ("type", "status", "reason")
 
 
+def job(item: dict[str, Any]) -> dict[str, Any]:
+    """Keep all of a job but bookkeeping, and kubectl's copy of the spec."""
+    annotations = item["metadata"].get("annotations")
+    if annotations:
+        annotations.pop(_LAST_APPLIED, None)
+    return without_managed_fields(item)
+
+
 def pod(item: dict[str, Any]) -> dict[str, Any]:
-    """Keep all of a pod of ours, and of another what takes capacity."""
+    """Keep all of a pod of ours, and of another what takes capacity, or keeps ours away."""
     if names.LABEL_JOB in (item["metadata"].get("labels") or {}):
         return without_managed_fields(item)
     spec = item.get("spec", {})
     kept_spec = _pick(spec, _POD_SPEC_FIELDS)
     for field in ("containers", "initContainers"):
         if spec.get(field):
-            kept_spec[field] = [_pick(container, _CONTAINER_FIELDS) for container in spec[field]]
+            kept_spec[field] = [_container(container) for container in spec[field]]
+    apart = ((spec.get("affinity") or {}).get("podAntiAffinity") or {}).get(_KEPT_APART)
+    if apart:
+        kept_spec["affinity"] = {"podAntiAffinity": {_KEPT_APART: apart}}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": _pick(
-            item["metadata"], ("name", "namespace", "uid", "resourceVersion", "deletionTimestamp", "ownerReferences")
-        ),
+        "metadata": _pick(item["metadata"], _POD_METADATA_FIELDS),
         "spec": kept_spec,
-        "status": _pick(item.get("status", {}), ("phase",)),
+        "status": {**_pick(item.get("status", {}), ("phase", "nominatedNodeName")), **_resizing(item)},
     }
+
+
+def _container(container: Mapping[str, Any]) -> dict[str, Any]:
+    ports = [_pick(each, ("hostPort", "protocol")) for each in container.get("ports") or () if each.get("hostPort")]
+    return _pick(container, _CONTAINER_FIELDS) | ({"ports": ports} if ports else {})
+
+
+def _resizing(item: Object) -> dict[str, Any]:
+    """Keep what containers hold where that is not what they ask for: a resize in place that is not done."""
+    kept: dict[str, Any] = {}
+    for field, statuses in (("containers", "containerStatuses"), ("initContainers", "initContainerStatuses")):
+        asked = {each["name"]: (each.get("resources") or {}).get("requests") for each in item["spec"].get(field) or ()}
+        differing = [
+            _pick(each, ("name", "allocatedResources", "resources"))
+            for each in item.get("status", {}).get(statuses) or ()
+            if any(held and held != asked.get(each["name"]) for held in _held(each))
+        ]
+        if differing:
+            kept[statuses] = differing
+    return kept
+
+
+def _held(status: Object) -> tuple[Any, Any]:
+    return status.get("allocatedResources"), (status.get("resources") or {}).get("requests")
 
 
 def node(item: dict[str, Any]) -> dict[str, Any]:
@@ -71,8 +107,10 @@ def matters(old: Object | None, new: Object | None) -> bool:
 
 
 def takes_capacity(item: Object) -> bool:
-    """Tell whether a pod holds room on a node: bound and not finished, even if it is being deleted."""
-    return bool(item["spec"].get("nodeName")) and item.get("status", {}).get("phase") not in _FINISHED
+    """Tell whether a pod holds room on a node, bound or about to be, and not finished, even if it is being deleted."""
+    status = item.get("status", {})
+    node = item["spec"].get("nodeName") or status.get("nominatedNodeName")
+    return bool(node) and status.get("phase") not in _FINISHED
 
 
 def is_ours(item: Object) -> bool:
@@ -81,7 +119,7 @@ def is_ours(item: Object) -> bool:
 
 
 def owner(item: Object) -> tuple[Key, str] | None:
-    """Give the PipelineJob that controls an object: its key and uid."""
+    """Return the PipelineJob that controls an object: its key and uid."""
     for reference in item["metadata"].get("ownerReferences") or ():
         if reference.get("controller") and reference.get("kind") == names.KIND:
             return Key(item["metadata"]["namespace"], reference["name"]), reference["uid"]
@@ -99,7 +137,7 @@ def waits_for_room(job: Object) -> bool:
 
 
 def asked(job: Object) -> list[str]:
-    """Give the jobs that this one asked to make way: they deserve a pass at once."""
+    """Return the jobs that this one asked to make way: they deserve a pass at once."""
     return [each["name"] for each in (job.get("status") or {}).get("preempts") or ()]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelinejob import names
+from pipelinejob.base import names
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.kube.api import Api, NotFoundError, load_configuration
 

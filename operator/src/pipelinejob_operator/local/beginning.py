@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from pipelinejob.errors import SpecError
-from pipelinejob.status import State
+from pipelinejob.base.errors import SpecError
+from pipelinejob.spec.status import State
 
 
 class Way(StrEnum):
@@ -31,17 +31,24 @@ def begin(
     wanted: Mapping[str, Any],
     previous: Mapping[str, Any] | None,
     *,
+    is_fresh: bool,
     has_checkpoints: bool,
     changes: Sequence[SpecError],
     folder: str,
 ) -> Beginning:
     """Decide how to begin.
 
-    `previous` is the job that the folder remembers; `changes` are those between it and the one wanted that checkpoints
-    cannot follow.
+    `is_fresh` says that what is there may be deleted. `previous` is the job that the folder remembers; `changes` are
+    those between it and the one wanted that checkpoints cannot follow.
     """
-    if previous is None:
+    if is_fresh or (previous is None and not has_checkpoints):
         return Beginning(way=Way.NEW, message="", job=wanted)
+    if previous is None:
+        message = (
+            f"{folder} holds checkpoints, but not the job that wrote them. "
+            "Start anew with --fresh (it deletes them), or keep them with --output ANOTHER_FOLDER"
+        )
+        return Beginning(way=Way.REFUSED, message=message, job=wanted)
     if has_checkpoints and changes:
         listed = "\n".join(f"  {change}" for change in changes)
         message = (
@@ -65,7 +72,7 @@ def begin(
 
 
 def _continued(wanted: Mapping[str, Any], previous: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give the wanted job the identity of the previous one; a new attempt fences off whatever the old one left."""
+    """Put the identity of the previous job into the wanted one; a new attempt fences off whatever the old one left."""
     status = previous.get("status", {})
     # A suspension has counted on already.
     attempt = int(status.get("attempt", 0)) + (_state(previous) is not State.SUSPENDED)

@@ -17,14 +17,27 @@ from typing import Any, Self
 import aiohttp
 from pydantic import ValidationError
 
-from pipelinejob import names
-from pipelinejob.progress import Progress
-from pipelinejob_operator.cluster import ClusterError, ConflictError, Event, InvalidError, Key, Kueue, Object, Reference
+from pipelinejob.base import names
+from pipelinejob.contract.progress import Progress
+from pipelinejob_operator.cluster import (
+    Autoscaler,
+    ClusterError,
+    ConflictError,
+    Event,
+    InvalidError,
+    Journal,
+    Key,
+    Kueue,
+    Object,
+    Reference,
+    WholeJournal,
+)
 from pipelinejob_operator.local import pod as local_pod
 from pipelinejob_operator.local.machine import Machine
 from pipelinejob_operator.local.pod import Surroundings
 from pipelinejob_operator.local.runfolder import RunFolder
 from pipelinejob_operator.local.stage_process import StageProcess
+from pipelinejob_operator.objects.pod_template import merge
 
 _GPU = "nvidia.com/gpu"
 _PROGRESS_TIMEOUT_S = 1.0
@@ -84,51 +97,78 @@ class LocalCluster:
     # What is read
 
     def job(self, key: Key) -> Object | None:
-        """Give the PipelineJob, or None."""
+        """Return the PipelineJob, or None."""
         return self._jobs.get(key)
 
     def jobs(self) -> Sequence[Object]:
-        """Give all PipelineJobs."""
+        """Return all PipelineJobs."""
         return tuple(self._jobs.values())
 
     def pods(self, key: Key) -> Sequence[Object]:
-        """Give the pods controlled by this job's uid."""
+        """Return the pods controlled by this job's uid."""
         job = self._jobs.get(key)
         uid = job["metadata"]["uid"] if job else None
         return tuple(rank.pod for rank in self._ranks.values() if uid and _controller_uid(rank.pod) == uid)
 
     def furniture(self, key: Key) -> Sequence[Object]:
-        """Give the job's config map and service."""
+        """Return the job's config map and service."""
         job = self._jobs.get(key)
         uid = job["metadata"]["uid"] if job else None
         return [item for item in self._others.values() if uid and _controller_uid(item) == uid]
 
+    def pod_by_name(self, namespace: str, name: str) -> Object | None:
+        """Return the pod of this name."""
+        rank = self._ranks.get(Key(namespace, name))
+        return rank.pod if rank else None
+
     def all_pods(self) -> Sequence[Object]:
-        """Give all pods; the machine's other processes are not counted."""
+        """Return all pods; the machine's other processes are not counted."""
         return tuple(rank.pod for rank in self._ranks.values())
 
     def nodes(self) -> Sequence[Object]:
-        """Give this machine."""
+        """Return this machine."""
         return (self._machine.node(),)
 
+    def node(self, name: str) -> Object | None:
+        """Return this machine, by its name."""
+        return next((node for node in self.nodes() if node["metadata"]["name"] == name), None)
+
+    def journal(self) -> Journal:
+        """Begin to keep account of changes, for one reader."""
+        return WholeJournal(self)
+
     def priority_classes(self) -> Sequence[Object]:
-        """Give those that the jobs name: alone on this machine, they stand alike."""
+        """Return those that the jobs name: alone on this machine, they stand alike."""
         named = {job["spec"].get("scheduling", {}).get("priorityClassName") for job in self._jobs.values()}
         return [{"metadata": {"name": name}, "value": 0} for name in sorted(filter(None, named))]
 
     def topology_profiles(self) -> Sequence[Object]:
-        """Give none: one machine has no network."""
+        """Return none: one machine has no network."""
         return ()
 
     def kueue(self, key: Key) -> Kueue | None:
-        """Give None: a machine has no queues, and jobs wait for none."""
+        """Return None: a machine has no queues, and jobs wait for none."""
         del key
         return None
 
-    async def config_map(self, namespace: str, name: str) -> Object | None:
-        """Give nothing: measured costs come with the command."""
-        del namespace, name
+    def autoscaler(self, key: Key) -> Autoscaler | None:
+        """Return None: a machine does not grow."""
+        del key
         return None
+
+    async def look_up(self, kind: str, namespace: str, name: str) -> Object | None:
+        """Return nothing: nobody else has objects here; measured costs come with the command, volumes are folders."""
+        del kind, namespace, name
+        return None
+
+    async def admitted(self, pod: Object) -> Object:
+        """Return the pod as it is: nobody changes it on its way in."""
+        return pod
+
+    async def pod_events(self, pod: Object) -> Sequence[Event]:
+        """Return none: a process starts, or says itself why not."""
+        del pod
+        return ()
 
     async def progress(self, pod: Object) -> Progress | None:
         """Ask the pod's process how far it is."""
@@ -143,7 +183,7 @@ class LocalCluster:
     # What is written
 
     async def apply(self, item: Object) -> None:
-        """Create the object, or make its desired state the one given."""
+        """Create the object, or bring the fields it states to what it states."""
         stated = copy.deepcopy(dict(item))
         if stated["kind"] == names.KIND:
             self._apply_job(stated)
@@ -153,12 +193,23 @@ class LocalCluster:
             identity = (stated["kind"], stated["metadata"].get("namespace", ""), stated["metadata"]["name"])
             self._others[identity] = self._with_identity(stated, self._others.get(identity))
 
+    async def change_pod(self, pod: Object, changes: Mapping[str, Any]) -> None:
+        """Change these fields of a pod and no other.
+
+        Raises ConflictError if that pod is gone.
+        """
+        metadata = pod["metadata"]
+        rank = self._ranks.get(Key(metadata["namespace"], metadata["name"]))
+        if rank is None or rank.pod["metadata"]["uid"] != metadata["uid"]:
+            raise ConflictError(f"pod {metadata['namespace']}/{metadata['name']} is gone")
+        await self._apply_pod(merge(rank.pod, changes))
+
     async def delete(self, reference: Reference) -> None:
         """Delete the object; a pod's process gets its grace period."""
         key = Key(reference.namespace, reference.name)
         if reference.kind == "Pod":
             rank = self._ranks.get(key)
-            if rank and reference.uid in {None, rank.pod["metadata"]["uid"]}:
+            if rank and reference.uid == rank.pod["metadata"]["uid"]:
                 self._stop(key, rank)
         elif reference.kind == names.KIND:
             self._jobs.pop(key, None)
@@ -199,7 +250,7 @@ class LocalCluster:
                 rank.process.kill()
 
     def checkpoints(self, key: Key) -> Path:
-        """Give the folder that the job's stages save to."""
+        """Return the folder that the job's stages save to."""
         for rank in self._ranks.values():
             if rank.surroundings and rank.pod["metadata"]["labels"].get(names.LABEL_JOB) == key.name:
                 return Path(local_pod.environment(rank.pod, rank.surroundings)[names.ENV_CHECKPOINTS])
@@ -354,7 +405,7 @@ class LocalCluster:
             output=self._folder.root.resolve(),
             termination_log=self._termination_log(pod),
             inherited=self._machine.environment,
-            threads=max(1, self._machine.cores // max(1, self._live())),
+            threads=self._machine.threads(self._live()),
             gpus=self._lend_gpus(local_pod.requested(pod, _GPU)),
         )
 

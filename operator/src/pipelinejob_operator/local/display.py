@@ -43,7 +43,7 @@ class Display(Protocol):
 
 
 def display_for(console: Console) -> Display:
-    """Give the display that suits the console."""
+    """Return the display that suits the console."""
     return LiveDisplay(console) if console.is_terminal and not console.is_dumb_terminal else LineDisplay(console)
 
 
@@ -173,17 +173,12 @@ def print_summary(console: Console, summary: RunSummary) -> None:
     facts.add_row("restarts", str(summary.restarts), "")
     console.print(facts)
     console.print(_summary_table(summary))
+    crowding = f"; {summary.crowding}" if summary.crowding else ""
+    console.print(f"measured (predicted){crowding}", style="dim", markup=False, soft_wrap=True)
 
 
 def _summary_table(summary: RunSummary) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        header_style="dim",
-        caption="measured (predicted)" + (f"; {summary.crowding}" if summary.crowding else ""),
-        caption_justify="left",
-        caption_style="dim",
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
     for name in ("stage", "layers"):
         table.add_column(name)
     for name in ("utilization", "bubble", "memory"):

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelinejob.base.errors import NoPlacementError
+from pipelinejob.spec.job import Device, PipelineJobSpec
+
 _NVIDIA_SMI_TIMEOUT_S = 10
 _MAX_PODS = 1024
 _GPU = "nvidia.com/gpu"
@@ -23,6 +26,27 @@ class Machine:
     memory_bytes: int
     gpus: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def check_devices(self, spec: PipelineJobSpec) -> None:
+        """See that a job's devices are of a kind that this machine has, before anything is measured or chosen.
+
+        Raises NoPlacementError.
+        """
+        if spec.device is Device.GPU and not (self.gpus and spec.gpu_resource == _GPU):
+            raise NoPlacementError(
+                f"spec.device: gpu, and this machine has no {spec.gpu_resource}; add `device: cpu`, or plan for a"
+                " cluster's with `pipelinejob plan --product`"
+            )
+
+    def threads(self, num_ranks: int) -> int:
+        """Return the processor threads that each of so many ranks gets."""
+        return max(1, self.cores // max(1, num_ranks))
+
+    def concurrency(self, spec: PipelineJobSpec) -> int | None:
+        """Return how many of a job's ranks compute at once on these processors; None on GPUs, one for each rank."""
+        if spec.device is Device.GPU:
+            return None
+        return self.cores // self.threads((spec.parallelism.pipeline or 1) * (spec.parallelism.data or 1))
 
     def node(self) -> dict[str, Any]:
         """Describe the machine as a Kubernetes node."""

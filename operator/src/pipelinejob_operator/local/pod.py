@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelinejob import names
+from pipelinejob.base import names
 from pipelinejob_operator.cluster import InvalidError, Object
 
 _TRAINER = (sys.executable, "-m", "pipelinejob_trainer")
@@ -33,7 +33,7 @@ class Surroundings:
 
 
 def trainer(pod: Object) -> Mapping[str, Any]:
-    """Give the pod's trainer container.
+    """Return the pod's trainer container.
 
     Raises InvalidError if there is none.
     """
@@ -61,7 +61,7 @@ def check(pod: Object) -> None:
 
 
 def field_files(pod: Object, volume: Mapping[str, Any]) -> dict[str, str]:
-    """Give the files of a volume that shows the pod's own fields."""
+    """Return the files of a volume that shows the pod's own fields."""
     return {item["path"]: _field(pod, item["fieldRef"]["fieldPath"]) for item in volume["downwardAPI"].get("items", ())}
 
 
@@ -71,17 +71,17 @@ def is_gated(pod: Object) -> bool:
 
 
 def attempt(pod: Object) -> str:
-    """Give the attempt that the pod belongs to, as its label says."""
+    """Return the attempt that the pod belongs to, as its label says."""
     return str(pod["metadata"].get("labels", {}).get(names.LABEL_ATTEMPT, "1"))
 
 
 def grace_s(pod: Object) -> float:
-    """Give the seconds between a polite and an impolite end."""
+    """Return the seconds between a polite and an impolite end."""
     return float(pod["spec"].get("terminationGracePeriodSeconds") or _DEFAULT_GRACE_S)
 
 
 def command(pod: Object, surroundings: Surroundings) -> tuple[str, ...]:
-    """Give the command line: the template's own if it has one, else what the trainer's image would run."""
+    """Return the command line: the template's own if it has one, else what the trainer's image would run."""
     container = trainer(pod)
     own = tuple(container.get("command") or ())
     arguments = tuple(container.get("args") or ())
@@ -91,7 +91,7 @@ def command(pod: Object, surroundings: Surroundings) -> tuple[str, ...]:
 
 
 def environment(pod: Object, surroundings: Surroundings) -> dict[str, str]:
-    """Give the process's environment: the pod's, its paths, ports and addresses turned into this machine's."""
+    """Return the process's environment: the pod's, its paths, ports and addresses turned into this machine's."""
     variables = dict(surroundings.inherited)
     variables["PATH"] = f"{Path(sys.executable).parent}:{variables.get('PATH', '/usr/bin:/bin')}"
     variables["OMP_NUM_THREADS"] = str(surroundings.threads)
@@ -112,13 +112,13 @@ def environment(pod: Object, surroundings: Surroundings) -> dict[str, str]:
 
 
 def requested(pod: Object, resource: str) -> int:
-    """Give how many of a countable resource the trainer asks for."""
+    """Return how many of a countable resource the trainer asks for."""
     resources = trainer(pod).get("resources", {})
     return int((resources.get("limits") or {}).get(resource) or (resources.get("requests") or {}).get(resource) or 0)
 
 
 def container_ports(pod: Object) -> tuple[int, ...]:
-    """Give the ports that the trainer listens on in a cluster, the metrics port always among them."""
+    """Return the ports that the trainer listens on in a cluster, the metrics port always among them."""
     declared = [int(port["containerPort"]) for port in trainer(pod).get("ports", ())]
     return tuple(dict.fromkeys((*declared, names.PORT_METRICS)))
 

@@ -1,7 +1,6 @@
 """One job on this machine to its end: the operator's own reconcile, called until nothing is left to do."""
 
 import asyncio
-import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelinejob.cost import Profile
-from pipelinejob.plan import Plan
-from pipelinejob.status import PipelineJobStatus, State
+from pipelinejob.contract.plan import Plan
+from pipelinejob.costs.layers import Profile
+from pipelinejob.spec.status import PipelineJobStatus, State
 from pipelinejob_operator.cluster import ClusterError, Key
 from pipelinejob_operator.controller.reconcile import Controller, ControllerSettings
+from pipelinejob_operator.local import interruption
 from pipelinejob_operator.local.cluster import LocalCluster
 from pipelinejob_operator.local.display import Display
 from pipelinejob_operator.local.machine import Machine
@@ -59,13 +59,10 @@ class LocalRun:
 
     async def run(self, plan: Plan, profile: Profile) -> Ending:
         """Run the job to its end or its suspension; no process is left after it."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._interrupt)
         controller = Controller(
             self._cluster, settings=_SETTINGS, clock=lambda: datetime.now(UTC), profile_source=lambda _: profile
         )
-        try:
+        with interruption.calling(self._interrupt):
             async with self._cluster:
                 await self._cluster.apply(self._job)
                 watching = asyncio.create_task(self._watch(plan))
@@ -74,9 +71,6 @@ class LocalRun:
                 finally:
                     watching.cancel()
                 checkpoints = self._cluster.checkpoints(self._key)
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                loop.remove_signal_handler(number)
         return Ending(
             status=self._status(),
             checkpoints=checkpoints,

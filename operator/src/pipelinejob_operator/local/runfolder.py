@@ -13,12 +13,13 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from pipelinejob import names
-from pipelinejob.errors import PipelineJobError
-from pipelinejob.progress import StepRecord
-from pipelinejob.timeline import StageTimeline, Timeline
+from pipelinejob.base import names
+from pipelinejob.base.errors import PipelineJobError
+from pipelinejob.base.timeline import StageTimeline, Timeline
+from pipelinejob.contract.progress import StepRecord
 
 _LOCK = ".lock"
+_MARK = "a folder of pipelinejob run\n"  # in the lock: written first, so that a run interrupted at any moment is known
 
 
 class RunFolderError(PipelineJobError):
@@ -92,13 +93,14 @@ class RunFolder:
         return self.root / names.TIMELINES_FOLDER
 
     def create(self) -> None:
-        """Make the folder.
+        """Make the folder, and mark it as a run's.
 
-        Raises RunFolderError if it cannot be written.
+        Raises RunFolderError if it cannot be written, or holds files that no run wrote.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            (self.root / _LOCK).touch()
+            self._refuse_foreign()
+            (self.root / _LOCK).write_text(_MARK)
         except OSError as error:
             raise RunFolderError(
                 f"{self.root}: cannot be written ({error.strerror}); choose another with --output"
@@ -120,15 +122,31 @@ class RunFolder:
             yield
 
     def clear(self) -> None:
-        """Delete the results of an earlier run, and only what a run writes."""
-        for folder in (self.checkpoints, self.logs, self.timelines):
-            shutil.rmtree(folder, ignore_errors=True)
+        """Delete the results of an earlier run, and only what a run writes.
+
+        What says that there was a run goes first: should this be interrupted, nothing is taken for finished.
+        """
         for file in (self.job, self.plan, self.costs, self.summary, self.report, self.trace, self.steps, self.manifest):
             file.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.logs, self.timelines):
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def is_foreign(self) -> bool:
-        """Tell whether there are files here that no run wrote."""
-        return not self.job.exists() and any(entry.name != _LOCK for entry in self.root.iterdir())
+    def has_results(self) -> bool:
+        """Tell whether the last run came to write what came out."""
+        return all(file.exists() for file in (self.summary, self.report, self.trace))
+
+    def clear_results(self) -> None:
+        """Delete what came out of an earlier run that is now gone on with."""
+        for file in (self.summary, self.report, self.trace):
+            file.unlink(missing_ok=True)
+
+    def _refuse_foreign(self) -> None:
+        """Refuse a folder with files that no run wrote."""
+        lock = self.root / _LOCK
+        if self.job.exists() or (lock.exists() and lock.read_text() == _MARK):
+            return
+        if any(entry.name != _LOCK for entry in self.root.iterdir()):
+            raise RunFolderError(f"{self.root}: holds files that no run wrote; choose an empty folder with --output")
 
     def write(self, path: Path, content: str | bytes) -> None:
         """Write a file so that a reader sees the old content or the new, never half."""
@@ -142,18 +160,18 @@ class RunFolder:
         self.write(self.job, orjson.dumps(job, option=orjson.OPT_INDENT_2))
 
     def read_job(self) -> dict[str, Any] | None:
-        """Give the job of an earlier run here, or None.
+        """Return the job of an earlier run here, or None.
 
         Raises RunFolderError if the file is damaged.
         """
         return self._read_json(self.job)
 
     def read_profile(self) -> dict[str, Any] | None:
-        """Give the cached costs, or None."""
+        """Return the cached costs, or None."""
         return self._read_json(self.profile)
 
     def read_steps(self) -> tuple[StepRecord, ...]:
-        """Give each step once, in order; of a step repeated after a restart the last record counts."""
+        """Return each step once, in order; of a step repeated after a restart the last record counts."""
         if not self.steps.exists():
             return ()
         records: dict[int, StepRecord] = {}
@@ -166,7 +184,7 @@ class RunFolder:
         return tuple(records[step] for step in sorted(records))
 
     def read_timelines(self) -> Timeline:
-        """Give what all ranks measured."""
+        """Return what all ranks measured."""
         found: list[StageTimeline] = []
         for file in sorted(self.timelines.glob("*.json")):
             try:
@@ -185,6 +203,6 @@ class RunFolder:
         return found
 
     def relative(self) -> str:
-        """Give the folder as a person in the current directory would write it."""
+        """Return the folder as a person in the current directory would write it."""
         path = os.path.relpath(self.root)
         return str(self.root) if path.startswith("..") else path

@@ -64,5 +64,5 @@ class StageProcess:
 
 
 def launched(command: Sequence[str]) -> tuple[str, ...]:
-    """Give the command line that runs `command` so that it dies with this process."""
+    """Return the command line that runs `command` so that it dies with this process."""
     return (sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *command)

@@ -1,29 +1,41 @@
 """The trainer's tools, run on this machine for a local run: measuring layers, sampling from the trained model."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
+import resource
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipelinejob.cost import Profile
-from pipelinejob.errors import PipelineJobError
-from pipelinejob.plan import Plan
-from pipelinejob.playing import schedule_of
+from pipelinejob.base.errors import PipelineJobError
+from pipelinejob.contract.plan import Plan
+from pipelinejob.costs.layers import Profile, analytic_profile
+from pipelinejob.planning.playing import schedule_of
+from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob_operator.local.machine import Machine
 from pipelinejob_operator.local.runfolder import RunFolder
 from pipelinejob_operator.local.stage_process import launched
 
-_PROFILE_TIMEOUT_S = 180
-_SAMPLE_TIMEOUT_S = 120
+# Of processor time for each thread: on a busy machine a tool takes longer, which says nothing of its work.
+_PROFILE_LIMIT_S = 180
+_SAMPLE_LIMIT_S = 120
+_HANG_S = 1800  # a tool that has not even used its processor time by then waits for what will not come
 _LAST_WORDS = 300
 
 
 class ToolError(PipelineJobError):
     """A tool of the trainer did not do its work; the run can do without."""
+
+
+def counted_profile(spec: PipelineJobSpec, machine: Machine) -> Profile:
+    """Return what a job's layers cost as counted, and how many of its ranks compute at once on this machine."""
+    counted = analytic_profile(spec.model, spec.data, spec.schedule, spec.training, device=spec.device)
+    return counted.model_copy(update={"concurrency": machine.concurrency(spec)})
 
 
 async def measured_profile(plan: Plan, folder: RunFolder, machine: Machine) -> Profile:
@@ -41,7 +53,7 @@ async def measured_profile(plan: Plan, folder: RunFolder, machine: Machine) -> P
     plan_file = folder.root / "profile-plan.json"
     folder.write(plan_file, plan.to_json())
     try:
-        written = await _trainer(("profile", "--plan", str(plan_file)), plan, folder, machine, _PROFILE_TIMEOUT_S)
+        written = await _trainer(("profile", "--plan", str(plan_file)), plan, folder, machine, _PROFILE_LIMIT_S)
     finally:
         plan_file.unlink(missing_ok=True)
     try:
@@ -58,12 +70,7 @@ async def sample(plan: Plan, folder: RunFolder, machine: Machine, checkpoints: P
     Raises ToolError.
     """
     arguments = ("sample", "--plan", str(folder.plan), "--checkpoints", str(checkpoints), "--prompt", prompt)
-    return (await _trainer(arguments, plan, folder, machine, _SAMPLE_TIMEOUT_S)).decode(errors="replace").rstrip("\n")
-
-
-def threads(plan: Plan, machine: Machine) -> int:
-    """Give the processor threads that one rank gets."""
-    return max(1, machine.cores // (len(plan.stages) * plan.parallelism.data))
+    return (await _trainer(arguments, plan, folder, machine, _SAMPLE_LIMIT_S)).decode(errors="replace").rstrip("\n")
 
 
 def _digest(plan: Plan, machine: Machine) -> str:
@@ -75,6 +82,7 @@ def _digest(plan: Plan, machine: Machine) -> str:
         plan.schedule.micro_batch_size,
         schedule_of(plan).is_split,
         plan.training.precision,
+        plan.training.lora.dump() if plan.training.lora else None,
         plan.device,
         len(plan.stages),
         plan.parallelism.dump(),
@@ -85,12 +93,11 @@ def _digest(plan: Plan, machine: Machine) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-async def _trainer(
-    arguments: Sequence[str], plan: Plan, folder: RunFolder, machine: Machine, timeout_s: float
-) -> bytes:
+async def _trainer(arguments: Sequence[str], plan: Plan, folder: RunFolder, machine: Machine, limit_s: int) -> bytes:
     folder.logs.mkdir(parents=True, exist_ok=True)
     log = folder.logs / f"{arguments[0]}.log"
-    environment = {**machine.environment, "OMP_NUM_THREADS": str(threads(plan, machine))}
+    num_threads = machine.threads(len(plan.stages) * plan.parallelism.data)
+    environment = {**machine.environment, "OMP_NUM_THREADS": str(num_threads)}
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
             *launched((sys.executable, "-m", "pipelinejob_trainer", *arguments)),
@@ -100,17 +107,29 @@ async def _trainer(
             stderr=errors,
             start_new_session=True,
         )
+    patience_s = _limited(process.pid, limit_s * num_threads) or limit_s
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), timeout_s)
+        output, _ = await asyncio.wait_for(process.communicate(), patience_s)
     except TimeoutError as error:
-        raise ToolError(f"`{arguments[0]}` took longer than {timeout_s} s; see {log}") from error
+        raise ToolError(f"`{arguments[0]}` took longer than {patience_s} s; see {log}") from error
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+    if process.returncode == -signal.SIGXCPU:
+        raise ToolError(f"`{arguments[0]}` took more than {limit_s} s of each processor; see {log}")
     if process.returncode:
         words = log.read_bytes()[-_LAST_WORDS:].decode(errors="replace").strip().splitlines()
         raise ToolError(
             f"`{arguments[0]}` ended with {process.returncode}: {words[-1] if words else 'no word'}; see {log}"
         )
     return output
+
+
+def _limited(pid: int, seconds: int) -> int | None:
+    """Limit a process's processor time; give how long to wait for it then, None where the system cannot limit it."""
+    if sys.platform != "linux":
+        return None
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        resource.prlimit(pid, resource.RLIMIT_CPU, (seconds, seconds + 1))
+    return _HANG_S

@@ -13,7 +13,11 @@ class ControllerSettings:
     progress_interval_s: float = 10.0  # between two status writes that only bring newer measurements
     waiting_retry_s: float = 10.0  # a job without room looks again this often, beside every change of pods and nodes
     gang_timeout_s: float = 300.0  # released pods that are not all bound by then are taken back
-    start_timeout_s: float = 300.0  # an image that can't be pulled, or a container that can't be made, fails the job
+    start_timeout_s: float = 300.0  # from a stage's node to its process; longer is a failure
+    pull_timeout_s: float = 1800.0  # the same while an image is being pulled and nothing says that it fails
+    hearing_interval_s: float = 5.0  # a gang that is not up is asked after so long, and as often, what its events say
+    sidecar_wait_s: float = 10.0  # what lives on beside an ended trainer may end by itself so long; its pod goes then
+    node_refusal_s: float = 120.0  # a node that refused one of a job's pods is left out so long, and longer each time
     root_cause_wait_s: float = 5.0  # stages that lost a peer wait so long for that peer's own end to be seen
     restart_backoff_s: float = 5.0  # before the second restart; doubles with each
     max_restart_backoff_s: float = 300.0

@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelinejob.cost import Profile
-from pipelinejob.errors import PipelineJobError
-from pipelinejob.spec import CostsReference
+from pipelinejob.base.errors import PipelineJobError
+from pipelinejob.costs.layers import Profile
+from pipelinejob.spec.job import CostsReference
 
 DEFAULT_KEY = "profile.json"
 
@@ -17,7 +17,7 @@ class CostsError(PipelineJobError):
 
 
 def costs_config_map(profile: Profile, *, name: str, namespace: str) -> dict[str, Any]:
-    """Give the ConfigMap that holds a profile."""
+    """Return the ConfigMap that holds a profile."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",

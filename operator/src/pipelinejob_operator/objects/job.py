@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from pipelinejob import names
-from pipelinejob.chosen import resolved
-from pipelinejob.scheduling import Binding
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob.status import Condition, ConditionStatus, ConditionType, PipelineJobStatus
+from pipelinejob.base import names
+from pipelinejob.spec.chosen import resolved
+from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob.spec.scheduling import Binding
+from pipelinejob.spec.status import Condition, ConditionStatus, ConditionType, PipelineJobStatus
 from pipelinejob_operator.cluster import Key, Object
 
 
@@ -24,7 +25,7 @@ class Rank(NamedTuple):
         return f"stage {self.stage} of replica {self.replica}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """Identity, wish and last report of a job. `spec` is None when what is stored can't be read as one."""
 
@@ -39,9 +40,9 @@ class Job:
     flavors: tuple[str, ...] = ()  # of Kueue's nodes that it was admitted to; `spec` has what they add to its pods
     leaves_open: bool = False  # the spec as written; `spec` has what the status says was chosen
 
-    @property
+    @cached_property
     def ranks(self) -> tuple[Rank, ...]:
-        """Give every rank, replica by replica, stage by stage; none for an unreadable spec."""
+        """Return every rank, replica by replica, stage by stage; none for an unreadable spec."""
         if self.spec is None or self.spec.parallelism.is_open:
             return ()
         parallelism = self.spec.parallelism
@@ -54,23 +55,23 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """Say whether the job has ended, for ever."""
+        """Tell whether the job has ended, for ever."""
         succeeded = condition(self.status, ConditionType.SUCCEEDED)
         return succeeded is not None and succeeded.status is not ConditionStatus.UNKNOWN
 
     @property
     def binds_late(self) -> bool:
-        """Say whether the cluster's scheduler chooses the nodes, and the ranks are numbered along them afterwards."""
+        """Tell whether the cluster's scheduler chooses the nodes, and the ranks are numbered along them afterwards."""
         return self.spec is not None and self.spec.scheduling.binding is Binding.LATE
 
     @property
     def has_begun(self) -> bool:
-        """Say whether pods of the present attempt may be there."""
+        """Tell whether pods of the present attempt may be there."""
         return self.is_placed or self.status.released_time is not None
 
-    @property
+    @cached_property
     def is_placed(self) -> bool:
-        """Say whether the present attempt holds nodes."""
+        """Tell whether the present attempt holds nodes."""
         return bool(self.status.stages) and all(stage.node is not None for stage in self.status.stages)
 
 
@@ -93,7 +94,7 @@ def read_job(raw: Object) -> Job:
 
 
 def condition(status: PipelineJobStatus, kind: ConditionType) -> Condition | None:
-    """Give the condition of this type, if it was ever written."""
+    """Return the condition of this type, if it was ever written."""
     return next((each for each in status.conditions if each.type == kind), None)
 
 

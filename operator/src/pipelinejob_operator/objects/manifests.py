@@ -1,13 +1,15 @@
 """The objects that a plan means: one config map, one headless service, one pod a rank. Pure: same job, same bytes."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipelinejob import names
-from pipelinejob.plan import Plan
-from pipelinejob.spec import Device, PipelineJobSpec
+from pipelinejob.base import names
+from pipelinejob.contract.plan import Plan
+from pipelinejob.spec.job import Device, PipelineJobSpec
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
+from pipelinejob_operator.objects.plan_text import plan_text
 from pipelinejob_operator.objects.pod_template import merge
 
 USER_ID = 65532  # "nonroot" of distroless images; any number but 0 would do
@@ -22,7 +24,7 @@ def plan_config_map(job: Job, plan: Plan, *, attempt: int) -> Object:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata,
-        "data": {names.PLAN_FILE: plan.to_json()},
+        "data": {names.PLAN_FILE: plan_text(plan)},
     }
 
 
@@ -67,8 +69,19 @@ def stage_pod(
     }
 
 
+def let_go(pod: Object, node: str) -> dict[str, Any]:
+    """Return what lets a gated pod go to a node: the gang's gate comes off, the affinity is narrowed, nothing else.
+
+    The pod is as it stands, with all that admission added; what others gate it for stays.
+    """
+    pin = _pinned(pod["spec"], node)["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    narrowed = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": pin}}
+    gate = {"name": names.GATE_GANG, "$patch": "delete"}
+    return {"spec": {"schedulingGates": [gate], "affinity": narrowed}}
+
+
 def stage_template(spec: PipelineJobSpec, stage: int) -> dict[str, Any]:
-    """Give the pod template that the user wants for a stage."""
+    """Return the pod template that the user wants for a stage."""
     template: dict[str, Any] = dict(spec.template or {})
     for override in spec.stage_templates:
         if override.stage == stage:
@@ -77,14 +90,9 @@ def stage_template(spec: PipelineJobSpec, stage: int) -> dict[str, Any]:
 
 
 def kind_of_stage(spec: PipelineJobSpec, stage: int) -> int:
-    """Give what stands for all stages whose pods ask alike: the stage itself if its template has changes, else -1."""
+    """Return what stands for all stages whose pods ask alike: the stage itself if its template has changes, else -1."""
     changed = {override.stage for override in spec.stage_templates}
     return stage if stage in changed else -1
-
-
-def kinds_of_stages(spec: PipelineJobSpec) -> list[int]:
-    """Give one stage of each kind; -1 stands for those without changes."""
-    return [-1, *sorted({override.stage for override in spec.stage_templates})]
 
 
 def rendezvous(job: Job, pod: str, settings: ControllerSettings) -> str:
@@ -94,7 +102,7 @@ def rendezvous(job: Job, pod: str, settings: ControllerSettings) -> str:
 
 
 def checkpoint_folder(job: Job, spec: PipelineJobSpec) -> str:
-    """Give the folder inside a pod where the job's checkpoints live."""
+    """Return the folder inside a pod where the job's checkpoints live."""
     shared = f"{job.key.namespace}/{job.key.name}" if spec.checkpoint.volume else None
     below = spec.checkpoint.path or shared
     return f"{names.CHECKPOINT_MOUNT}/{below}" if below else names.CHECKPOINT_MOUNT
@@ -279,16 +287,24 @@ def _gates(pod_spec: dict[str, Any]) -> list[dict[str, str]]:
     return [*pod_spec.get("schedulingGates", []), {"name": names.GATE_GANG}]
 
 
-def _pinned(pod_spec: dict[str, Any], node: str) -> dict[str, Any]:
-    # Terms of a node affinity are OR-ed, so the node is added to every term that the user has; the API server allows
+def kept_off(pod_spec: Mapping[str, Any], nodes: Iterable[str]) -> dict[str, Any]:
+    """Return a pod's spec that lets the scheduler choose none of these nodes."""
+    return _narrowed(pod_spec, [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes])
+
+
+def _pinned(pod_spec: Mapping[str, Any], node: str) -> dict[str, Any]:
+    return _narrowed(pod_spec, [{"key": "metadata.name", "operator": "In", "values": [node]}])
+
+
+def _narrowed(pod_spec: Mapping[str, Any], fields: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    # Terms of a node affinity are OR-ed, so this is added to every term that the user has; the API server allows
     # exactly that while the pod is still gated.
-    pin = {"key": "metadata.name", "operator": "In", "values": [node]}
-    affinity = pod_spec.get("affinity", {})
-    node_affinity = affinity.get("nodeAffinity", {})
-    required = node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    affinity = pod_spec.get("affinity") or {}
+    node_affinity = affinity.get("nodeAffinity") or {}
+    required = node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
     terms = [
-        term | {"matchFields": [*term.get("matchFields", []), pin]}
+        {**term, "matchFields": [*(term.get("matchFields") or ()), *fields]}
         for term in required.get("nodeSelectorTerms") or [{}]
     ]
-    pinned = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
-    return pod_spec | {"affinity": affinity | {"nodeAffinity": node_affinity | pinned}}
+    narrowed = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    return {**pod_spec, "affinity": {**affinity, "nodeAffinity": {**node_affinity, **narrowed}}}

@@ -21,7 +21,7 @@ _SOURCES = {"volumes", "env"}
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay `overlay` over `base`: what it states wins, what it leaves out stays."""
+    """Lay `overlay` over `base`: what it states wins, what it leaves out stays, and `$patch: delete` takes away."""
     merged = dict(base)
     for key, value in overlay.items():
         merged[key] = _merge_value(key, merged.get(key), value)
@@ -40,6 +40,9 @@ def _merge_list(key: str, base: list[Any] | tuple[Any, ...], overlay: list[Any] 
     name = MERGE_KEYS[key]
     items = {item[name]: item for item in base}
     for item in overlay:
+        if item.get("$patch") == "delete":
+            items.pop(item[name], None)
+            continue
         under = {} if key in _SOURCES else items.get(item[name], {})
         items[item[name]] = merge(under, item)
     return list(items.values())

@@ -3,34 +3,20 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from fractions import Fraction
+from enum import Enum, auto
 from typing import Any
 
-from pydantic import ValidationError
-
-from pipelinejob import names
-from pipelinejob.progress import ExitCode, Termination
-from pipelinejob.quantities import add, greatest, resources
+from pipelinejob.base import names
 from pipelinejob_operator.cluster import Object, Reference
-from pipelinejob_operator.objects.job import Rank, parse_time
+from pipelinejob_operator.objects import containers
+from pipelinejob_operator.objects.containers import Ending, Trouble
+from pipelinejob_operator.objects.job import Rank
 
-# A container that waits for one of these will not start until somebody changes something.
-STUCK_REASONS = frozenset(
-    {
-        "ErrImagePull",
-        "ImagePullBackOff",
-        "InvalidImageName",
-        "ErrImageNeverPull",
-        "CreateContainerConfigError",
-        "CreateContainerError",
-        "RunContainerError",
-    }
-)
-# A kubelet that tries and pauses says one and the other in turn; to us it is one trouble.
-_SAME = {"ErrImagePull": "ImagePullBackOff"}
-DISRUPTION_REASONS = frozenset({"Evicted", "NodeLost", "Preempting", "Shutdown", "Terminated", "NodeShutdown"})
-
+_ABANDONED = "Abandoned"  # our word for a pod that failed without one, while its trainer has not said that it ended
+# What a pod says of its end as a whole where the node, not the pod, could not go on; any other such word, of today's
+# kubelets and tomorrow's, says that the node refused the pod.
+_INTERRUPTIONS = frozenset({"Evicted", "NodeLost", "Preempting", "Shutdown", "Terminated", "NodeShutdown", _ABANDONED})
+_OVERDUE = "DeadlineExceeded"  # by the activeDeadlineSeconds of the pod's own template
 
 # The kubelet's words where a pod is evicted for what it used beyond its own limit or request; other evictions only
 # say that the node was low on something (pkg/kubelet/eviction/helpers.go). Where nothing was requested any use is
@@ -41,15 +27,11 @@ _OWN_FAULT = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """How a container ended."""
+class Outcome(Enum):
+    """How a stage ended: by its trainer, or by what kept it from one."""
 
-    exit_code: int
-    reason: str
-    message: str
-    finished: datetime | None
-    step: int | None = None
+    SUCCEEDED = auto()
+    FAILED = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +41,17 @@ class StagePod:
     rank: Rank
     attempt: int
     name: str
-    phase: str
+    phase: str  # of all its containers together; what it holds, it holds until this is its end
     node: str | None  # where it is bound
     is_gated: bool
     is_terminating: bool
-    is_ready: bool
-    is_disrupted: bool  # taken away by the cluster, not ended by itself
-    disruption: str  # in the cluster's words
-    stuck: tuple[str, str] | None  # reason and message of a container that can't start
+    is_ready: bool  # its trainer, whatever stands beside it
+    has_started: bool  # its trainer runs or ran
+    outcome: Outcome | None  # of its trainer; None while it may still come or go on
+    disruption: Trouble | None  # taken away by the cluster, not ended by itself
+    refusal: Trouble | None  # why its node did not let it begin
+    stuck: Trouble | None  # why its trainer can't start
+    beside: Trouble | None  # what is wrong with a container beside its trainer
     unschedulable: str | None  # the scheduler's sentence
     ending: Ending | None
     reference: Reference
@@ -74,7 +59,7 @@ class StagePod:
 
     @property
     def is_done(self) -> bool:
-        """Say whether it runs no more; it holds nothing then."""
+        """Tell whether nothing of it runs any more; it holds nothing then."""
         return self.phase in {"Succeeded", "Failed"}
 
 
@@ -83,14 +68,13 @@ def read_stage_pod(raw: Object, ranks: Mapping[str, Rank] | None = None) -> Stag
 
     `ranks` says by name which rank each is; a pod that it does not name is what its labels say.
     """
-    metadata, spec, status = raw["metadata"], raw.get("spec", {}), raw.get("status", {})
+    metadata, spec, status = raw["metadata"], raw.get("spec", {}), raw.get("status") or {}
     labels = metadata.get("labels", {})
     try:
         rank = (ranks or {}).get(metadata["name"]) or _labelled(labels)
         attempt = int(labels[names.LABEL_ATTEMPT])
     except (KeyError, ValueError):
         return None
-    disruption = _disruption(status)
     return StagePod(
         rank=rank,
         attempt=attempt,
@@ -99,15 +83,16 @@ def read_stage_pod(raw: Object, ranks: Mapping[str, Rank] | None = None) -> Stag
         node=spec.get("nodeName"),
         is_gated=any(gate["name"] == names.GATE_GANG for gate in spec.get("schedulingGates") or ()),
         is_terminating=metadata.get("deletionTimestamp") is not None,
-        is_ready=(_condition(status, "Ready") or {}).get("status") == "True",
-        is_disrupted=disruption is not None,
-        disruption=disruption or "",
-        stuck=_stuck(status),
+        is_ready=containers.is_ready(raw),
+        has_started=containers.has_started(raw),
+        outcome=_outcome(raw, status),
+        disruption=_disruption(raw, status),
+        refusal=_refusal(raw, status),
+        stuck=containers.stuck(raw),
+        beside=containers.failed_beside(raw),
         unschedulable=_unschedulable(status),
-        ending=_ending(status),
-        reference=Reference(
-            kind="Pod", namespace=metadata["namespace"], name=metadata["name"], uid=metadata.get("uid")
-        ),
+        ending=_ending(raw, status),
+        reference=Reference(kind="Pod", namespace=metadata["namespace"], name=metadata["name"], uid=metadata["uid"]),
         raw=raw,
     )
 
@@ -118,34 +103,6 @@ def _labelled(labels: Mapping[str, str]) -> Rank:
     return Rank(int(labels[names.LABEL_REPLICA]), int(labels[names.LABEL_STAGE]))
 
 
-def pod_requests(pod: Object) -> dict[str, Fraction]:
-    """Give what the scheduler reckons a pod takes: the larger of its start and its run, plus overhead.
-
-    Init containers run one after the other, those with restartPolicy Always (sidecars) go on beside all that follow.
-    """
-    spec = pod.get("spec", {})
-    running: list[dict[str, Fraction]] = []
-    peaks: list[dict[str, Fraction]] = []
-    for container in spec.get("initContainers") or ():
-        request = _container_requests(container)
-        if container.get("restartPolicy") == "Always":
-            running.append(request)
-        peaks.append(add([*running] if container.get("restartPolicy") == "Always" else [*running, request]))
-    running.extend(_container_requests(container) for container in spec.get("containers") or ())
-    stated = spec.get("resources") or {}  # of the pod as a whole: where given, it counts instead of the containers'
-    whole = greatest([add(running), *peaks]) | _requests(stated)
-    return add([whole, resources(spec.get("overhead")), {"pods": Fraction(1)}])
-
-
-def _container_requests(container: Object) -> dict[str, Fraction]:
-    return _requests(container.get("resources") or {})
-
-
-def _requests(stated: Object) -> dict[str, Fraction]:
-    # The API server fills missing requests from limits; a manifest that was not there yet has to be read likewise.
-    return resources((stated.get("limits") or {}) | (stated.get("requests") or {}))
-
-
 def _condition(status: Object, kind: str) -> dict[str, Any] | None:
     return next((each for each in status.get("conditions") or () if each.get("type") == kind), None)
 
@@ -154,15 +111,51 @@ def _is_own_fault(status: Object) -> bool:
     return status.get("reason") == "Evicted" and _OWN_FAULT.search(status.get("message") or "") is not None
 
 
-def _disruption(status: Object) -> str | None:
+def _outcome(pod: Object, status: Object) -> Outcome | None:
+    own = containers.trainer_ending(pod)
+    if own is not None:
+        return Outcome.SUCCEEDED if own.exit_code == 0 else Outcome.FAILED
+    if status.get("phase") == "Failed" or containers.lost_container(pod) is not None:
+        return Outcome.FAILED
+    return Outcome.SUCCEEDED if status.get("phase") == "Succeeded" else None
+
+
+def _disruption(pod: Object, status: Object) -> Trouble | None:
     if _is_own_fault(status):
         return None
-    target = _condition(status, "DisruptionTarget")
-    if target is not None and target.get("status") == "True":
-        return target.get("message") or target.get("reason") or "it was disrupted"
-    if status.get("phase") == "Failed" and status.get("reason") in DISRUPTION_REASONS:
-        return status.get("message") or str(status["reason"])
-    return None
+    target = _disruption_target(status)
+    if target is not None:
+        return Trouble(target.get("reason") or "Disrupted", target.get("message") or "it was disrupted")
+    return _end_as_a_whole(pod, status) or containers.lost_container(pod)
+
+
+def _end_as_a_whole(pod: Object, status: Object) -> Trouble | None:
+    """Say why a pod ended that did not end by its containers; no container writes a word at this level."""
+    if status.get("phase") != "Failed" and containers.trainer_ending(pod) is None:
+        return None
+    reason, message = status.get("reason"), (status.get("message") or "").strip()
+    if reason and reason != _OVERDUE:
+        return Trouble(str(reason), message)
+    by_container = (containers.trainer_ending, containers.init_failure, containers.lost_container)
+    if any(ending(pod) is not None for ending in by_container):
+        return None
+    if containers.has_started(pod):
+        return Trouble(_ABANDONED, message or "the pod was marked as failed while its trainer ran")
+    return Trouble(str(reason or "NeverStarted"), message or "the pod failed before a container of it ran")
+
+
+def _refusal(pod: Object, status: Object) -> Trouble | None:
+    ended = None if _is_own_fault(status) else _end_as_a_whole(pod, status)
+    if ended is None:
+        return containers.start_refused(pod)
+    was_interrupted = containers.has_started(pod) and ended.reason in _INTERRUPTIONS
+    was_sent_away = _disruption_target(status) is not None and not status.get("reason")  # by a drain, or by another pod
+    return None if was_interrupted or was_sent_away else ended
+
+
+def _disruption_target(status: Object) -> dict[str, Any] | None:
+    found = _condition(status, "DisruptionTarget")
+    return found if found is not None and found.get("status") == "True" else None
 
 
 def _unschedulable(status: Object) -> str | None:
@@ -172,45 +165,11 @@ def _unschedulable(status: Object) -> str | None:
     return scheduled.get("message") or "the scheduler gave no reason"
 
 
-def _containers(status: Object) -> list[dict[str, Any]]:
-    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-
-
-def _stuck(status: Object) -> tuple[str, str] | None:
-    for container in _containers(status):
-        waiting = container.get("state", {}).get("waiting") or {}
-        if waiting.get("reason") in STUCK_REASONS:
-            reason = str(waiting["reason"])
-            return _SAME.get(reason, reason), waiting.get("message") or ""
-    return None
-
-
-def _ending(status: Object) -> Ending | None:
-    if _is_own_fault(status):  # however its container took it
-        return Ending(exit_code=ExitCode.FAILURE, reason="Evicted", message=status["message"].strip(), finished=None)
-    ended = [each for each in (_terminated(container) for container in _containers(status)) if each is not None]
-    failed = [each for each in ended if each.exit_code != 0]
-    return min(failed or ended, key=_finished_order, default=None)
-
-
-def _finished_order(ending: Ending) -> tuple[bool, datetime | None]:
-    return (ending.finished is None, ending.finished)
-
-
-def _terminated(container: Object) -> Ending | None:
-    state = container.get("state", {}).get("terminated")
-    if state is None:
-        return None
-    finished = parse_time(state["finishedAt"]) if state.get("finishedAt") else None
-    try:
-        words = Termination.model_validate_json(state.get("message") or "")
-    except ValidationError:
-        return Ending(
-            exit_code=int(state["exitCode"]),
-            reason=state.get("reason") or "Error",
-            message=(state.get("message") or "").strip()[-1000:],
-            finished=finished,
-        )
-    return Ending(
-        exit_code=int(state["exitCode"]), reason=words.reason, message=words.message, finished=finished, step=words.step
-    )
+def _ending(pod: Object, status: Object) -> Ending | None:
+    own = containers.trainer_ending(pod)
+    if own is not None and own.exit_code == 0:
+        return own
+    reason, message = status.get("reason"), (status.get("message") or "").strip()
+    if _is_own_fault(status) or reason == _OVERDUE:  # however its containers took it
+        return Ending(exit_code=None, reason=str(reason), message=message)
+    return own or (containers.init_failure(pod) if status.get("phase") == "Failed" else None)

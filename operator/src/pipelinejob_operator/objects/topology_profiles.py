@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import structlog
 from pydantic import ValidationError
 
-from pipelinejob.topology import Profiles
-from pipelinejob.topology_profile import TopologyProfileSpec
+from pipelinejob.fabric.topology import Profiles
+from pipelinejob.spec.topology_profile import TopologyProfileSpec
 from pipelinejob_operator.cluster import Object
 
 _log = structlog.get_logger(__name__)

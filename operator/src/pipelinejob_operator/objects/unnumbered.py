@@ -4,26 +4,32 @@ A pod cannot be renamed, nor its environment changed. So its name is an ordinal,
 which the kubelet shows it as a file within moments.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from pipelinejob import names
-from pipelinejob.spec import PipelineJobSpec
+from pipelinejob.base import names
+from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
-from pipelinejob_operator.objects.manifests import stage_pod, stage_template
+from pipelinejob_operator.objects.manifests import kept_off, stage_pod, stage_template
 from pipelinejob_operator.objects.pod_template import merge
 
 _VOLUME = "rank"
 # What it cannot know yet.
 _OF_A_RANK = frozenset({names.ENV_STAGE, names.ENV_REPLICA, names.ENV_RENDEZVOUS})
-_SERVERS_OWN = frozenset({"creationTimestamp", "generation", "managedFields", "selfLink"})
 
 
 def unnumbered_pod(
-    job: Job, spec: PipelineJobSpec, ordinal: int, *, attempt: int, settings: ControllerSettings
+    job: Job,
+    spec: PipelineJobSpec,
+    ordinal: int,
+    *,
+    attempt: int,
+    settings: ControllerSettings,
+    not_on: Sequence[str] = (),
 ) -> Object:
-    """Render a pod that may become any rank like the one of this ordinal; it is free to go at once."""
+    """Render a pod that may become any rank like the one of this ordinal; it is free to go, but `not_on` some nodes."""
     pod = stage_pod(job, spec, job.ranks[ordinal], attempt=attempt, settings=settings)
     name = names.unnumbered_pod_name(job.key.name, ordinal=ordinal)
     metadata, pod_spec = dict(pod["metadata"]), dict(pod["spec"])
@@ -42,7 +48,7 @@ def unnumbered_pod(
         **pod,
         "metadata": metadata
         | {"name": name, "labels": labels | {names.LABEL_ORDINAL: str(ordinal)}, "annotations": annotations},
-        "spec": pod_spec | ({"schedulingGates": gates} if gates else {}),
+        "spec": (kept_off(pod_spec, not_on) if not_on else pod_spec) | ({"schedulingGates": gates} if gates else {}),
     }
 
 
@@ -63,13 +69,11 @@ def is_numbered(pod: Object) -> bool:
     return names.ANNOTATION_RANK in (pod["metadata"].get("annotations") or {})
 
 
-def numbered(pod: Object, rank: Rank, *, rendezvous: str) -> Object:
-    """Tell a pod, as it stands, its rank: in labels for people and selectors, in annotations for the trainer.
+def numbering(rank: Rank, *, rendezvous: str) -> dict[str, Any]:
+    """Return what tells a pod its rank: labels for people and selectors, annotations for the trainer.
 
-    `rendezvous` is host:port of replica 0, stage 0. Its version stays in, so that nothing that others changed since is
-    put back.
+    `rendezvous` is host:port of replica 0, stage 0.
     """
-    metadata = {key: value for key, value in pod["metadata"].items() if key not in _SERVERS_OWN}
     told = {
         "labels": {names.LABEL_REPLICA: str(rank.replica), names.LABEL_STAGE: str(rank.stage)},
         "annotations": {
@@ -77,8 +81,7 @@ def numbered(pod: Object, rank: Rank, *, rendezvous: str) -> Object:
             names.ANNOTATION_RENDEZVOUS: rendezvous,
         },
     }
-    item = {key: value for key, value in pod.items() if key != "status"}
-    return item | {"apiVersion": "v1", "kind": "Pod", "metadata": merge(metadata, told)}
+    return {"metadata": told}
 
 
 def _first_like(spec: PipelineJobSpec, stage: int) -> int:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelinejob import names
-from pipelinejob.spec import PipelineJobSpec, StageTemplate
+from pipelinejob.base import names
+from pipelinejob.spec.job import PipelineJobSpec, StageTemplate
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
@@ -25,7 +25,7 @@ _ASKED = f"{names.GROUP}/asked"  # a digest of what the job asked for, to notice
 _POD_FIELDS = ("nodeSelector", "affinity", "tolerations", "overhead", "resources", "runtimeClassName")
 _CONTAINER_FIELDS = ("name", "image", "resources", "restartPolicy")
 _UPDATES = ("nodeSelector", "tolerations", "labels", "annotations")
-_MAX_NAME, _DIGEST = 63, 5
+_MAX_NAME, _DIGEST = 63, 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class PodSet:
 
     @property
     def name(self) -> str:
-        """Give the name of the set, after its first stage."""
+        """Return the name of the set, after its first stage."""
         return f"like-stage-{self.stages[0]}"
 
 
@@ -51,7 +51,7 @@ class Urgency:
     name: str | None = None
 
     def fields(self, api_version: str) -> dict[str, Any]:
-        """Give the fields of a Workload's spec, the only ones in which its versions differ for us."""
+        """Return the fields of a Workload's spec, the only ones in which its versions differ for us."""
         if self.name is None or self.group is None or self.kind is None:
             return {"priority": self.value}
         if api_version.endswith("/v1beta1"):
@@ -111,7 +111,7 @@ def asks_alike(one: Object, other: Object) -> bool:
 
 
 def condition(item: Object, kind: str) -> Mapping[str, Any] | None:
-    """Give a condition that Kueue, or we, wrote."""
+    """Return a condition that Kueue, or we, wrote."""
     return next((each for each in item.get("status", {}).get("conditions") or () if each["type"] == kind), None)
 
 
@@ -142,7 +142,7 @@ def with_flavors(
 
 
 def _additions(name: str, item: Object, flavors: Mapping[str, Object]) -> list[Object]:
-    """Give what is added to the pods of one set, as updates of admission checks are written."""
+    """Return what is added to the pods of one set, as updates of admission checks are written."""
     status = item.get("status", {})
     assignments = (status.get("admission") or {}).get("podSetAssignments") or ()
     assigned = next((each.get("flavors") or {} for each in assignments if each["name"] == name), {})

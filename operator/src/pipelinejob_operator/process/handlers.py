@@ -8,13 +8,13 @@ decides nothing, remembers nothing and writes nothing: `on.event` costs no PATCH
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import kopf
 import structlog
 
-from pipelinejob import names
+from pipelinejob.base import names
 from pipelinejob_operator.cluster import Key
 from pipelinejob_operator.kube.api import Credentials
 from pipelinejob_operator.kube.informer import Backoff
@@ -28,7 +28,8 @@ _MAX_ERROR_BACKOFF_S = 10.0
 class KopfWatch:
     """kopf under supervision.
 
-    `enqueue` and `on_restart` are called in the thread of `loop`; `credentials` is awaited there.
+    `enqueue` and `on_restart` are called in the thread of `loop`; `credentials` is awaited there. Without `namespaces`
+    all are watched.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class KopfWatch:
         credentials: Callable[[], Awaitable[Credentials]],
         enqueue: Callable[[Key], None],
         on_restart: Callable[[], None],
+        namespaces: Sequence[str] = (),
     ) -> None:
         self._loop = loop
         self._credentials = credentials
         self._enqueue = enqueue
         self._on_restart = on_restart
+        self._namespaces = namespaces
         self._stopping = threading.Event()
         self._ending: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None  # of the present run
         # A daemon: it holds nothing that is worth waiting for when the process ends.
@@ -91,7 +94,12 @@ class KopfWatch:
         if self._stopping.is_set():
             return
         await kopf.operator(
-            registry=self._registry(backoff), settings=_settings(), standalone=True, clusterwide=True, stop_flag=flag
+            registry=self._registry(backoff),
+            settings=_settings(),
+            standalone=True,
+            clusterwide=not self._namespaces,
+            namespaces=self._namespaces,
+            stop_flag=flag,
         )
 
     def _registry(self, backoff: Backoff) -> kopf.OperatorRegistry:

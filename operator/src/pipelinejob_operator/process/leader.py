@@ -15,12 +15,12 @@ from typing import Any, Protocol
 
 import structlog
 
+from pipelinejob.base import names
 from pipelinejob_operator.cluster import ClusterError
 from pipelinejob_operator.kube.api import NotFoundError
 
 _log = structlog.get_logger(__name__)
 
-LEASE_NAME = "pipelinejob-operator"
 LEASE_S = 15.0
 RENEW_DEADLINE_S = 10.0
 _RETRY_S = 2.0
@@ -30,6 +30,10 @@ _RELEASE_TIMEOUT_S = 0.5
 
 class NotLeaderError(ClusterError):
     """This process may not write now: it does not hold the Lease."""
+
+
+class ForeignLeaseError(ClusterError):
+    """The Lease is another program's; the message says how to have one of one's own."""
 
 
 class Leadership(Protocol):
@@ -83,13 +87,15 @@ class Elector:
         api: Requester,
         *,
         namespace: str,
+        name: str,
         identity: str,
         monotonic: Callable[[], float] = time.monotonic,
         on_change: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._api = api
         self._folder = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
-        self._path = f"{self._folder}/{LEASE_NAME}"
+        self._name = name
+        self._path = f"{self._folder}/{name}"
         self._identity = identity
         self._monotonic = monotonic
         self._on_change = on_change
@@ -113,7 +119,7 @@ class Elector:
         """Raise NotLeaderError unless this process leads."""
         if not self.held:
             raise NotLeaderError(
-                f"{self._identity} does not hold the Lease {LEASE_NAME}; nothing is written without it"
+                f"{self._identity} does not hold the Lease {self._name}; nothing is written without it"
             )
 
     async def run(self) -> None:
@@ -127,7 +133,7 @@ class Elector:
             await asyncio.sleep(_RETRY_S * random.uniform(0.5, 1))  # noqa: S311  # jitter is no secret
 
     async def release(self) -> None:
-        """Give the Lease away so that another need not wait for it to expire; best effort."""
+        """Release the Lease so that another need not wait for it to expire; best effort."""
         if not self.held:
             return
         self._renewed_s = None
@@ -157,15 +163,21 @@ class Elector:
 
     async def _read(self) -> dict[str, Any] | None:
         try:
-            return await self._api.request("GET", self._path, timeout_s=_REQUEST_TIMEOUT_S)
+            lease = await self._api.request("GET", self._path, timeout_s=_REQUEST_TIMEOUT_S)
         except NotFoundError:
             return None
+        if (lease["metadata"].get("labels") or {}).get(names.LABEL_MANAGED_BY) != names.FIELD_MANAGER:
+            raise ForeignLeaseError(
+                f"{self._path}: this Lease lacks the label {names.LABEL_MANAGED_BY}={names.FIELD_MANAGER}, so it is "
+                f"another program's; name another with --lease-name"
+            )
+        return lease
 
     async def _create(self) -> None:
         body = {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": {"name": LEASE_NAME},
+            "metadata": {"name": self._name, "labels": {names.LABEL_MANAGED_BY: names.FIELD_MANAGER}},
             "spec": self._spec({}),
         }
         await self._api.request("POST", self._folder, body=body, timeout_s=_REQUEST_TIMEOUT_S)

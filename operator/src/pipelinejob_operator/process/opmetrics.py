@@ -1,31 +1,39 @@
-"""Every metric of the operator process, declared here. Names are controller-runtime's where they mean the same.
+"""Every metric of the operator process, declared here; those of jobs stand in jobmetrics.py.
 
-What is said of a job is read from the cache at each scrape, so it goes when the job goes.
+Names are client-go's and controller-runtime's where they mean the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from pipelinejob.status import ConditionStatus, ConditionType
+from pipelinejob.base import names
 from pipelinejob_operator.cluster import Object
-from pipelinejob_operator.process.leader import LEASE_NAME
+from pipelinejob_operator.process.jobmetrics import JobsText
+
+ADMITTED = "admitted"  # what comes of an attempt that gave the job room
 
 _CONTROLLER = "pipelinejob"
-_STATUSES = ("True", "False", "Unknown")
-_JOB_LABELS = ("namespace", "pipelinejob")
+_TOO_MANY_REQUESTS = "429"
 _RECONCILE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _QUEUE_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 300)
+_REQUEST_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class OperatorMetrics:
-    """The operator's metrics, in a registry of their own."""
+    """The operator's metrics, in a registry of their own, each part of the process with its own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.queue = QueueMetrics(registry)
+        self.requests = RequestMetrics(registry)
+        self.events = EventMetrics(registry)
+        self.admission = AdmissionMetrics(registry)
         self._reconciles = Counter(
             "controller_runtime_reconcile_total", "Passes over jobs.", ("controller", "result"), registry=registry
         )
@@ -36,20 +44,6 @@ class OperatorMetrics:
             registry=registry,
             buckets=_RECONCILE_BUCKETS,
         )
-        self._depth = Gauge("workqueue_depth", "Jobs that wait for a pass.", ("name",), registry=registry)
-        self._waited = Histogram(
-            "workqueue_queue_duration_seconds",
-            "Seconds a job waited for its pass.",
-            ("name",),
-            registry=registry,
-            buckets=_QUEUE_BUCKETS,
-        )
-        self._retries = Counter(
-            "workqueue_retries_total", "Passes asked for by failures.", ("name",), registry=registry
-        )
-        self._requests = Counter(
-            "rest_client_requests_total", "Requests to the API server.", ("code", "method", "host"), registry=registry
-        )
         self._leading = Gauge(
             "leader_election_master_status", "Whether this operator leads: 1 or 0.", ("name",), registry=registry
         )
@@ -59,135 +53,236 @@ class OperatorMetrics:
             ("watch",),
             registry=registry,
         )
-        self._depth.labels(_CONTROLLER).set(0)
+        self._lag = Histogram(
+            "pipelinejob_operator_event_loop_lag_seconds",
+            "Seconds by which the event loop woke a task later than asked, measured ten times a second.",
+            registry=registry,
+            buckets=_LAG_BUCKETS,
+        )
+        self._worst_lag = Gauge(
+            "pipelinejob_operator_event_loop_lag_max_seconds",
+            "The worst of it in the last minute.",
+            registry=registry,
+        )
+        self._jobs_text = JobsText()
         self.leading(held=False)
 
-    def export(self) -> bytes:
-        """Give the text that Prometheus scrapes."""
-        return generate_latest(self.registry)
+    def export(self, jobs: Sequence[Object]) -> Sequence[bytes]:
+        """Return the text that Prometheus scrapes, in parts; any thread may ask, one at a time."""
+        return [generate_latest(self.registry), *self._jobs_text.render(jobs)]
 
     def reconciled(self, result: str, seconds: float) -> None:
         """Count a pass: `success`, `requeue_after`, `requeue` (a conflict) or `error`."""
         self._reconciles.labels(_CONTROLLER, result).inc()
         self._reconcile_time.labels(_CONTROLLER).observe(seconds)
 
+    def leading(self, *, held: bool) -> None:
+        """Take whether this operator leads."""
+        self._leading.labels(names.FIELD_MANAGER).set(1 if held else 0)
+
+    def watch_restarted(self, watch: str) -> None:
+        """Count a watch (`kopf`, `pods`, ...) that began again."""
+        self._restarts.labels(watch).inc()
+
+    def loop_lag(self, seconds: float, *, worst_s: float) -> None:
+        """Take how late the event loop was this time, and the worst of the last minute."""
+        self._lag.observe(seconds)
+        self._worst_lag.set(worst_s)
+
+
+class QueueMetrics:
+    """The work queue, as client-go's."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._depth = Gauge("workqueue_depth", "Jobs that wait for a pass.", ("name",), registry=registry)
+        self._adds = Counter("workqueue_adds_total", "Passes asked for.", ("name",), registry=registry)
+        self._waited = Histogram(
+            "workqueue_queue_duration_seconds",
+            "Seconds a job waited for its pass.",
+            ("name",),
+            registry=registry,
+            buckets=_QUEUE_BUCKETS,
+        )
+        self._worked = Histogram(
+            "workqueue_work_duration_seconds",
+            "Seconds a job's pass took.",
+            ("name",),
+            registry=registry,
+            buckets=_RECONCILE_BUCKETS,
+        )
+        self._retries = Counter(
+            "workqueue_retries_total", "Passes asked for by failures.", ("name",), registry=registry
+        )
+        unfinished = Gauge(
+            "workqueue_unfinished_work_seconds",
+            "Seconds that the passes in work have taken, added up.",
+            ("name",),
+            registry=registry,
+        )
+        longest = Gauge(
+            "workqueue_longest_running_processor_seconds",
+            "Seconds that the longest of them has taken.",
+            ("name",),
+            registry=registry,
+        )
+        self._in_work: dict[object, float] = {}  # each pass in work, and since when
+        self.depth(0)
+        self._adds.labels(_CONTROLLER)
+        self._retries.labels(_CONTROLLER)
+        unfinished.labels(_CONTROLLER).set_function(lambda: sum(self._running_s()))
+        longest.labels(_CONTROLLER).set_function(lambda: max(self._running_s(), default=0.0))
+
     def depth(self, depth: int) -> None:
-        """Say how many jobs wait for a pass."""
+        """Take how many jobs wait for a pass."""
         self._depth.labels(_CONTROLLER).set(depth)
 
+    def added(self) -> None:
+        """Count a pass that was asked for."""
+        self._adds.labels(_CONTROLLER).inc()
+
     def waited(self, seconds: float) -> None:
-        """Say how long a job waited for its pass."""
+        """Take how long a job waited for its pass."""
         self._waited.labels(_CONTROLLER).observe(seconds)
 
     def retried(self) -> None:
         """Count a pass that was asked for by a failure."""
         self._retries.labels(_CONTROLLER).inc()
 
-    def request(self, *, method: str, code: str, host: str) -> None:
-        """Count a request to the API server."""
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Count the block as a pass in work."""
+        this, since_s = object(), time.monotonic()
+        self._in_work[this] = since_s
+        try:
+            yield
+        finally:
+            del self._in_work[this]
+            self._worked.labels(_CONTROLLER).observe(time.monotonic() - since_s)
+
+    def _running_s(self) -> list[float]:
+        now_s = time.monotonic()
+        return [now_s - since_s for since_s in tuple(self._in_work.values())]
+
+
+class RequestMetrics:
+    """Requests to the API server, as client-go's."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "rest_client_requests_total", "Requests to the API server.", ("code", "method", "host"), registry=registry
+        )
+        self._took = Histogram(
+            "rest_client_request_duration_seconds",
+            "Seconds until an answer began.",
+            ("verb", "host"),
+            registry=registry,
+            buckets=_REQUEST_BUCKETS,
+        )
+        self._limited = Histogram(
+            "rest_client_rate_limiter_duration_seconds",
+            "Seconds that requests waited for their turn, here.",
+            ("verb", "host"),
+            registry=registry,
+            buckets=_REQUEST_BUCKETS,
+        )
+        self._retries = Counter(
+            "rest_client_request_retries_total",
+            "Requests sent again because the API server said when to.",
+            ("code", "verb", "host"),
+            registry=registry,
+        )
+
+    def request(self, *, method: str, code: str, host: str, seconds: float) -> None:
+        """Count a request to the API server, and the seconds until its answer began."""
         self._requests.labels(code, method, host).inc()
+        self._retries.labels(_TOO_MANY_REQUESTS, method, host)  # 0 is told, too
+        self._took.labels(method, host).observe(seconds)
 
-    def leading(self, *, held: bool) -> None:
-        """Say whether this operator leads."""
-        self._leading.labels(LEASE_NAME).set(1 if held else 0)
+    def rate_limited(self, *, method: str, host: str, seconds: float) -> None:
+        """Take how long a request waited for its turn."""
+        self._limited.labels(method, host).observe(seconds)
 
-    def watch_restarted(self, watch: str) -> None:
-        """Count a watch (`kopf`, `pods`, ...) that began again."""
-        self._restarts.labels(watch).inc()
-
-    def describe_jobs(self, jobs: Callable[[], Sequence[Object]]) -> None:
-        """Export what `jobs` gives at each scrape; only the leader may give any, or sums would count twice."""
-        self.registry.register(_Jobs(jobs))
+    def retried(self, *, method: str, code: str, host: str) -> None:
+        """Count a request that is sent again because the API server said when to."""
+        self._retries.labels(code, method, host).inc()
 
 
-class _Jobs(Collector):
-    """Conditions, restarts, progress and placement of every job, as its status has them."""
+class EventMetrics:
+    """Events about jobs."""
 
-    def __init__(self, jobs: Callable[[], Sequence[Object]]) -> None:
-        self._jobs = jobs
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._waiting = Gauge(
+            "pipelinejob_operator_events_waiting",
+            "Events about jobs that wait to be written, joined ones as one.",
+            registry=registry,
+        )
+        self._written = Counter(
+            "pipelinejob_operator_events_written_total",
+            "Events about jobs that were written, joined ones as one.",
+            registry=registry,
+        )
+        self._dropped = Counter(
+            "pipelinejob_operator_events_dropped_total",
+            "Events about jobs that were not written, by cause.",
+            ("cause",),
+            registry=registry,
+        )
 
-    def describe(self) -> Iterator[Metric]:
-        # Without this the registry would collect once at registration, before there is a cache.
-        return iter(_families().values())
+    def events_waiting(self, number: int) -> None:
+        """Take how many events wait to be written, joined ones as one."""
+        self._waiting.set(number)
 
-    def collect(self) -> Iterator[Metric]:
-        families = _families()
-        for job in self._jobs():
-            labels = (job["metadata"]["namespace"], job["metadata"]["name"])
-            status = job.get("status") or {}
-            for condition in status.get("conditions") or ():
-                for value in _STATUSES:
-                    is_so = float(condition["status"] == value)
-                    families["condition"].add_metric((*labels, condition["type"], value), is_so)
-            families["restarts"].add_metric(labels, float(status.get("restarts", 0)))
-            for field in ("step", "loss", "bubble"):
-                if (number := _number(status.get(field))) is not None:
-                    families[field].add_metric(labels, number)
-            _describe_place(families, labels, status)
-        return iter(families.values())
+    def event_written(self) -> None:
+        """Count an event, or a number of joined ones, that was written."""
+        self._written.inc()
 
-
-def _describe_place(families: Mapping[str, Any], labels: tuple[str, str], status: Mapping[str, Any]) -> None:
-    """Say how good the job's place is, or why it has none."""
-    placement = status.get("placement") or {}
-    for field, counts in (("crossings", status.get("crossings")), ("room_left", placement.get("roomLeft"))):
-        for level, count in (counts or {}).items():
-            families[field].add_metric((*labels, level), float(count))
-    for field, share in (("penalty", placement.get("penalty")), ("least_penalty", placement.get("leastPenalty"))):
-        if (number := _number(share)) is not None:
-            families[field].add_metric(labels, number)
-    if status.get("completionTime") is None:
-        for condition in status.get("conditions") or ():
-            if (condition["type"], condition["status"]) == (ConditionType.PLACED, ConditionStatus.FALSE):
-                families["waiting"].add_metric((*labels, condition["reason"]), 1.0)
+    def event_dropped(self, cause: str, number: int) -> None:
+        """Count events that will never be written."""
+        self._dropped.labels(cause).inc(number)
 
 
-def _families() -> dict[str, Any]:
-    return {
-        "condition": GaugeMetricFamily(
-            "pipelinejob_status_condition",
-            "Whether a job's condition has this status: 1 or 0.",
-            labels=(*_JOB_LABELS, "type", "status"),
-        ),
-        "restarts": CounterMetricFamily(
-            "pipelinejob_restarts", "Restarts counted against the job's failure policy.", labels=_JOB_LABELS
-        ),
-        "step": GaugeMetricFamily("pipelinejob_job_step", "Optimiser steps completed.", labels=_JOB_LABELS),
-        "loss": GaugeMetricFamily(
-            "pipelinejob_job_loss", "Loss of the last step seen, nats a token.", labels=_JOB_LABELS
-        ),
-        "bubble": GaugeMetricFamily(
-            "pipelinejob_job_bubble_ratio", "Measured bubble of late, the mean over stages.", labels=_JOB_LABELS
-        ),
-        "crossings": GaugeMetricFamily(
-            "pipelinejob_placement_crossings",
-            "Neighbouring stages parted at a level of the network.",
-            labels=(*_JOB_LABELS, "level"),
-        ),
-        "room_left": GaugeMetricFamily(
-            "pipelinejob_placement_room_left",
-            "Stages like the job's that still fitted into one domain of a level when it was placed.",
-            labels=(*_JOB_LABELS, "level"),
-        ),
-        "penalty": GaugeMetricFamily(
-            "pipelinejob_placement_penalty_ratio",
-            "Predicted share of a step that the job's crossings cost.",
-            labels=_JOB_LABELS,
-        ),
-        "least_penalty": GaugeMetricFamily(
-            "pipelinejob_placement_least_penalty_ratio",
-            "The least of it that any place would have cost with what was free.",
-            labels=_JOB_LABELS,
-        ),
-        "waiting": GaugeMetricFamily(
-            "pipelinejob_waiting_reason", "1 for the reason why a job has no place.", labels=(*_JOB_LABELS, "reason")
-        ),
-    }
+class AdmissionMetrics:
+    """The line of jobs that want room, and the cycles that work it off."""
 
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._cycles = Histogram(
+            "pipelinejob_operator_admission_cycle_seconds",
+            "Seconds that a cycle of admission took.",
+            registry=registry,
+            buckets=_RECONCILE_BUCKETS,
+        )
+        self._waiting = Gauge("pipelinejob_operator_admission_waiting", "Jobs in line for room.", registry=registry)
+        self._admitted = Counter(
+            "pipelinejob_operator_admission_admitted_total", "Jobs that were given room.", registry=registry
+        )
+        self._attempts = Counter(
+            "pipelinejob_operator_admission_attempts_total",
+            "Jobs that admission looked at, by what came of it.",
+            ("result",),
+            registry=registry,
+        )
+        self._head_since: datetime | None = None
+        Gauge(
+            "pipelinejob_operator_queue_age_seconds",
+            "Seconds that the head of the line has waited; 0 where there is no line.",
+            registry=registry,
+        ).set_function(self._queue_age_s)
 
-def _number(text: object) -> float | None:
-    """Read a number of a status back: 120, `2.431` or `27.3%`."""
-    try:
-        return float(str(text).removesuffix("%")) / (100 if str(text).endswith("%") else 1)
-    except ValueError:
-        return None
+    def cycle(self, seconds: float) -> None:
+        """Take how long a cycle took."""
+        self._cycles.observe(seconds)
+
+    def line(self, waiting: int, *, head_since: datetime | None) -> None:
+        """Take how many jobs are in line, and since when the first of them is; its age goes on by itself."""
+        self._waiting.set(waiting)
+        self._head_since = head_since
+
+    def attempted(self, result: str) -> None:
+        """Count a job that admission looked at: `admitted`, or the reason why not."""
+        self._attempts.labels(result).inc()
+        if result == ADMITTED:
+            self._admitted.inc()
+
+    def _queue_age_s(self) -> float:
+        since = self._head_since
+        return max(0.0, (datetime.now(UTC) - since).total_seconds()) if since else 0.0

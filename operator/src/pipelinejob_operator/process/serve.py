@@ -6,23 +6,26 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, Protocol
 
 import aiohttp
 import structlog
-from aiohttp import web
 
 from pipelinejob_operator.cluster import ClusterError, ConflictError, Key, UnavailableError
 from pipelinejob_operator.controller.reconcile import Controller
 from pipelinejob_operator.kube.api import Api, ConfigurationError, load_configuration
 from pipelinejob_operator.kube.cluster import Hooks, KubeCluster
+from pipelinejob_operator.kube.pacing import Pace, on_behalf_of
+from pipelinejob_operator.process import garbage
 from pipelinejob_operator.process import settings as operator_settings
 from pipelinejob_operator.process.handlers import KopfWatch
 from pipelinejob_operator.process.leader import AlwaysLeader, Elector, Leadership, NotLeaderError
+from pipelinejob_operator.process.loopwatch import LoopWatch
 from pipelinejob_operator.process.opmetrics import OperatorMetrics
+from pipelinejob_operator.process.probes import Vitals, answering, look
 from pipelinejob_operator.process.settings import OperatorSettings
 from pipelinejob_operator.process.workqueue import WorkQueue
 
@@ -31,11 +34,12 @@ _log = structlog.get_logger(__name__)
 # Keys that failed because the API server did not answer come back within this; others back off further.
 _UNAVAILABLE_MAX_DELAY_S = 2.0
 _CONFLICT_DELAY_S = 0.02
-_MAX_SILENCE_S = 3 * 70.0
-_MAX_WAIT_S = 120.0
 _KOPF_STOP_S = 0.2
 _PASS_END_S = 0.3
 _EXIT_USAGE: Final = 2
+# How long a thread that computes keeps the interpreter from one that waits for it, at most. A probe waits some five
+# times, so that Python's own 5 ms would add up.
+_SWITCH_S: Final = 0.001
 
 
 class Reconciler(Protocol):
@@ -49,6 +53,8 @@ def main() -> None:
     """Run the operator until it is told to end."""
     settings = operator_settings.read()
     configure_logs(settings.log_level)
+    garbage.search_seldom()
+    sys.setswitchinterval(_SWITCH_S)
     try:
         asyncio.run(serve(settings))
     except ConfigurationError as error:
@@ -63,13 +69,16 @@ async def serve(settings: OperatorSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     configuration = await load_configuration(settings.kubeconfig, settings.context)
     metrics = OperatorMetrics()
+    pace = Pace(qps=settings.kube_api_qps, burst=settings.kube_api_burst)
     async with (
-        Api(configuration, metrics=metrics) as api,
+        Api(configuration, metrics=metrics.requests, pace=pace) as api,
+        # The Lease has a connection of its own, and waits behind nobody.
+        Api(configuration, metrics=metrics.requests) as lease_api,
         aiohttp.ClientSession() as session,
-        _elected(api, settings, metrics) as leadership,
+        _elected(lease_api, settings, metrics) as leadership,
     ):
         operator = Operator(api, settings=settings, metrics=metrics, leadership=leadership, session=session)
-        async with _served(operator.health, metrics, settings):
+        with answering(operator.vitals, metrics.export, settings.metrics_address, settings.metrics_port):
             await operator.run(stop)
     _log.info("ended")
 
@@ -89,60 +98,83 @@ class Operator:
         self._settings = settings
         self._metrics = metrics
         self._leadership = leadership
-        self._queue: WorkQueue[Key] = WorkQueue(metrics=metrics)
+        self._queue: WorkQueue[Key] = WorkQueue(metrics=metrics.queue)
         hooks = Hooks(
             enqueue=self._queue.add,
+            room_changed=self._notice_room,
             resynced=self._resync,
             watch_restarted=metrics.watch_restarted,
             check_fence=leadership.check,
         )
-        self._cluster = KubeCluster(api, hooks=hooks, instance=settings.identity, session=session, kueue=settings.kueue)
+        self._cluster = KubeCluster(
+            api,
+            hooks=hooks,
+            instance=settings.identity,
+            session=session,
+            namespaces=settings.watch_namespaces,
+            kueue=settings.kueue,
+            provisioning=settings.provisioning,
+            event_metrics=metrics.events,
+        )
         self._controller = Controller(
             self._cluster,
             settings=settings.controller,
             clock=lambda: datetime.now(UTC),
             hardware=settings.hardware,
+            wake=partial(self._queue.add, is_urgent=True),
+            metrics=metrics.admission,
         )
         self._kopf = KopfWatch(
             loop=asyncio.get_running_loop(),
             credentials=api.credentials,
             enqueue=self._queue.add,
             on_restart=lambda: metrics.watch_restarted("kopf"),
+            namespaces=settings.watch_namespaces,
         )
-        self.health = Health(self._cluster, self._queue, leadership)
-        metrics.describe_jobs(lambda: self._cluster.jobs() if leadership.held else ())
+        self.vitals = Vitals(lambda: look(self._cluster.informers, self._queue, leadership, self._cluster.jobs))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; raises what should never happen."""
-        caches = asyncio.create_task(self._cluster.run())
         work = asyncio.create_task(self._work())
-        stopping = asyncio.create_task(_set(stop))
-        done, _ = await asyncio.wait((caches, work, stopping), return_when=asyncio.FIRST_COMPLETED)
+        others = (
+            self._cluster.run(),
+            LoopWatch(self._metrics, on_tick=self.vitals.look).run(),
+            garbage.search_hourly(),
+            _set(stop),
+        )
+        tasks = (work, *map(asyncio.create_task, others))
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         _log.info("ending")
         self._kopf.stop()
         self._queue.close()
         await asyncio.wait((work,), timeout=_PASS_END_S)
-        for task in (caches, work, stopping):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(caches, work, stopping, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._kopf.join(_KOPF_STOP_S)
         for task in done:
             task.result()
 
     async def _work(self) -> None:
         await self._cluster.wait_synced()
+        garbage.pass_over_what_is_held()
         _log.info("caches are filled", jobs=len(self._cluster.jobs()))
         self._kopf.start()
         async with asyncio.TaskGroup() as workers:
+            workers.create_task(self._admit())
             for _ in range(self._settings.workers):
                 workers.create_task(work(self._queue, self._controller, self._leadership, self._metrics))
 
+    async def _admit(self) -> None:
+        """Work through the line of jobs while this process leads."""
+        await self._controller.admissions.run(may=self._leadership.wait)
+
+    def _notice_room(self) -> None:
+        self._controller.admissions.notice()
+
     def _resync(self) -> None:
-        """Look at every job: a list may have ended a gap, and what failed during it need not wait for its back-off."""
-        for job in self._cluster.jobs():
-            key = Key(job["metadata"]["namespace"], job["metadata"]["name"])
-            self._queue.forget(key)
-            self._queue.add(key)
+        """Try again what failed: a list may have ended a gap, and need not be waited out by its back-off."""
+        self._queue.retry_failed()
 
 
 async def work(queue: WorkQueue[Key], controller: Reconciler, leadership: Leadership, metrics: OperatorMetrics) -> None:
@@ -151,7 +183,8 @@ async def work(queue: WorkQueue[Key], controller: Reconciler, leadership: Leader
         await leadership.wait()
         started = time.monotonic()
         try:
-            result = await _pass(queue, controller, key)
+            with metrics.queue.working(), on_behalf_of(key):
+                result = await _pass(queue, controller, key)
         finally:
             queue.done(key)
         metrics.reconciled(result, time.monotonic() - started)
@@ -188,32 +221,6 @@ async def _set(event: asyncio.Event) -> None:
     await event.wait()
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
-    """What /healthz and /readyz say."""
-
-    cluster: KubeCluster
-    queue: WorkQueue[Key]
-    leadership: Leadership
-
-    def ready(self) -> str | None:
-        """Give why this process is not ready, None if it is; a stand-by is."""
-        missing = [informer.kind for informer in self.cluster.informers if not informer.synced.is_set()]
-        return f"not yet listed: {', '.join(missing)}" if missing else None
-
-    def alive(self) -> str | None:
-        """Give why this process should be restarted, None if it should not.
-
-        An API server that is gone is no reason: the caches go on trying, and that counts as a sign of life.
-        """
-        for informer in self.cluster.informers:
-            if informer.silent_s() > _MAX_SILENCE_S:
-                return f"the watch of {informer.kind} has not moved for {informer.silent_s():.0f} s"
-        if self.leadership.held and self.queue.oldest_s() > _MAX_WAIT_S:
-            return f"a job has waited {self.queue.oldest_s():.0f} s for a pass"
-        return None
-
-
 @contextlib.asynccontextmanager
 async def _elected(api: Api, settings: OperatorSettings, metrics: OperatorMetrics) -> AsyncIterator[Leadership]:
     if not settings.leader_election:
@@ -223,6 +230,7 @@ async def _elected(api: Api, settings: OperatorSettings, metrics: OperatorMetric
     elector = Elector(
         api,
         namespace=settings.namespace,
+        name=settings.lease_name,
         identity=settings.identity,
         on_change=lambda held: metrics.leading(held=held),
     )
@@ -233,33 +241,6 @@ async def _elected(api: Api, settings: OperatorSettings, metrics: OperatorMetric
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await elector.release()
-
-
-@contextlib.asynccontextmanager
-async def _served(health: Health, metrics: OperatorMetrics, settings: OperatorSettings) -> AsyncIterator[None]:
-    def check(claim: Callable[[], str | None]) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def answer(_: web.Request) -> web.Response:
-            problem = claim()
-            return web.Response(text=problem or "ok", status=503 if problem else 200)
-
-        return answer
-
-    async def export(_: web.Request) -> web.Response:
-        return web.Response(body=metrics.export(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
-
-    application = web.Application()
-    application.router.add_get("/metrics", export)
-    application.router.add_get("/healthz", check(health.alive))
-    application.router.add_get("/readyz", check(health.ready))
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, settings.metrics_address, settings.metrics_port)
-        await site.start()
-        _log.info("serving", addresses=[str(address) for address in runner.addresses])
-        yield
-    finally:
-        await runner.cleanup()
 
 
 def configure_logs(level: str) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelinejob import hardware
-from pipelinejob.hardware import Hardware
+from pipelinejob.fabric import hardware
+from pipelinejob.fabric.hardware import Hardware
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 
 _PREFIX = "PIPELINEJOB_OPERATOR_"
@@ -24,13 +24,18 @@ class OperatorSettings:
     kubeconfig: Path | None  # None: the service account of the pod this runs in
     context: str | None
     namespace: str  # of the Lease
+    lease_name: str  # one for all operators that do the same work
     identity: str  # holds the Lease; unique among all operators
     leader_election: bool
+    watch_namespaces: tuple[str, ...]  # whose jobs this operator runs; none: all
     kueue: bool  # whether jobs with a queue ask Kueue
+    provisioning: bool  # whether jobs may ask an autoscaler for nodes
     hardware: Hardware  # what plans know of devices and links
     metrics_address: str
     metrics_port: int
     workers: int
+    kube_api_qps: float  # requests a second to the API server; 0: no rate
+    kube_api_burst: int
     log_level: str
 
 
@@ -47,17 +52,23 @@ def read(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
             cluster_domain=given.cluster_domain,
             progress_interval_s=given.progress_interval_seconds,
             gang_timeout_s=given.gang_timeout_seconds,
+            start_timeout_s=given.start_timeout_seconds,
         ),
         kubeconfig=_kubeconfig(given.kubeconfig, environment),
         context=given.context or None,
         namespace=given.namespace,
+        lease_name=given.lease_name,
         identity=given.identity,
         leader_election=given.leader_election,
+        watch_namespaces=given.watch_namespaces,
         kueue=given.kueue,
+        provisioning=given.provisioning,
         hardware=given.hardware,
         metrics_address=given.metrics_address,
         metrics_port=given.metrics_port,
         workers=given.workers,
+        kube_api_qps=given.kube_api_qps,
+        kube_api_burst=given.kube_api_burst,
         log_level=given.log_level,
     )
 
@@ -77,6 +88,9 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     option("kubeconfig", str, "", "kubeconfig file; default: KUBECONFIG, else in a pod its service account")
     option("context", str, "", "context of the kubeconfig; default: its current one")
     option("namespace", str, "default", "namespace of the leader's Lease (%(default)s)")
+    option(
+        "lease-name", str, "pipelinejob-operator", "name of the Lease; of those that share it one works (%(default)s)"
+    )
     option("identity", str, f"{socket.gethostname()}-{os.getpid()}", "name of this operator among its replicas")
     option(
         "trainer-image", str, "pipelinejob/trainer:latest", "image of stages whose template names none (%(default)s)"
@@ -84,17 +98,28 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     option("cluster-domain", str, "cluster.local", "the cluster's DNS domain (%(default)s)")
     option("progress-interval-seconds", _positive, "10", "between status writes that bring only numbers (%(default)s)")
     option("gang-timeout-seconds", _positive, "300", "a gang not bound by then gives its place back (%(default)s)")
+    option("start-timeout-seconds", _positive, "300", "a stage not started by then, on its node, failed (%(default)s)")
     option("hardware", _hardware, "", "TOML file of device kinds and link kinds that adds to the packaged ones")
     option("log-level", _level, "info", f"one of {', '.join(_LEVELS)} (%(default)s)")
     option("metrics-address", str, "0.0.0.0", "where /metrics, /healthz and /readyz are served (%(default)s)")  # noqa: S104  # probes come from the node
     option("metrics-port", _port, "8080", "port of the same (%(default)s)")
     option("workers", _count, "16", "jobs worked on at a time (%(default)s)")
-    parser.add_argument(
-        "--kueue",
-        action="store_true",
-        default=environment.get(f"{_PREFIX}KUEUE") == "true",
-        help="jobs with the label kueue.x-k8s.io/queue-name wait for Kueue's quota; needs rights on its objects",
+    option(
+        "kube-api-qps",
+        _rate,
+        "400",
+        "requests a second to the API server in the long run, 0 for no limit (%(default)s)",
     )
+    option("kube-api-burst", _count, "2000", "requests that may go at once after a pause (%(default)s)")
+    option("watch-namespaces", _names, "", "namespaces whose jobs it runs, joined by commas; all by default")
+    switches = {
+        "kueue": "jobs with the label kueue.x-k8s.io/queue-name wait for Kueue's quota; needs rights on its objects",
+        "provisioning": "jobs with spec.scheduling.provisioning ask an autoscaler for nodes; needs rights on "
+        "ProvisioningRequests and PodTemplates",
+    }
+    for switch, text in switches.items():
+        is_on = environment.get(f"{_PREFIX}{switch.upper()}") == "true"
+        parser.add_argument(f"--{switch}", action="store_true", default=is_on, help=text)
     parser.add_argument(
         "--no-leader-election", dest="leader_election", action="store_false", help="lead at once; for a lone operator"
     )
@@ -120,6 +145,16 @@ def _positive(text: str) -> float:
     return number
 
 
+def _rate(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of requests a second; write for example 500, or 0")
+    return number
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
@@ -130,6 +165,10 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > _MAX_PORT:
         raise argparse.ArgumentTypeError(f"{text!r} is no port; use 1 to {_MAX_PORT}, or 0 for any free one")
     return int(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(each.strip() for each in text.split(",") if each.strip()))
 
 
 def _hardware(file: str) -> Hardware:

@@ -23,6 +23,9 @@ class QueueMetrics(Protocol):
     def depth(self, depth: int) -> None:
         """Take the number of keys that wait."""
 
+    def added(self) -> None:
+        """Take note of a key that is to be worked on."""
+
     def waited(self, seconds: float) -> None:
         """Take how long the key just handed out had waited."""
 
@@ -37,25 +40,42 @@ class WorkQueue(Generic[KeyT]):
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
         self._order: deque[KeyT] = deque()
+        self._urgent: deque[KeyT] = deque()  # handed out before all others
+        self._is_urgent: set[KeyT] = set()
         self._dirty: dict[KeyT, float] = {}  # key -> since when it waits
         self._processing: set[KeyT] = set()
         self._delayed: dict[KeyT, asyncio.TimerHandle] = {}
         self._failures: dict[KeyT, int] = {}
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._closed = False
+        self._last_done_s = self._loop.time()
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._dirty) - sum(key in self._dirty for key in self._processing)
+
+    def stuck_s(self) -> float:
+        """How long no key was given back, nor any was waiting: 0 if none waits."""
+        return min(self.oldest_s(), self._loop.time() - self._last_done_s)
 
     def oldest_s(self) -> float:
-        """Give how long the first key in the queue has waited, 0 if there is none."""
-        return self._loop.time() - self._dirty[self._order[0]] if self._order else 0.0
+        """How long the first key in the queue has waited, 0 if there is none."""
+        now, waited = self._loop.time(), 0.0
+        for row in (self._urgent, self._order):
+            while row and row[0] not in self._dirty:  # it was handed out from the other row
+                row.popleft()
+            if row:
+                waited = max(waited, now - self._dirty[row[0]])
+        return waited
 
-    def add(self, key: KeyT) -> None:
-        """Have the key worked on, as soon as it is not in work."""
-        if self._closed or key in self._dirty:
+    def add(self, key: KeyT, *, is_urgent: bool = False) -> None:
+        """Have the key worked on, as soon as it is not in work; if it is urgent, before all that are not."""
+        if self._closed or (key in self._dirty and (not is_urgent or key in self._is_urgent)):
             return
-        self._dirty[key] = self._loop.time()
+        if key not in self._dirty and self._metrics:
+            self._metrics.added()
+        self._dirty.setdefault(key, self._loop.time())
+        if is_urgent:
+            self._is_urgent.add(key)
         if key not in self._processing:
             self._enqueue(key)
 
@@ -74,6 +94,12 @@ class WorkQueue(Generic[KeyT]):
             waiting.cancel()
         self._delayed[key] = self._loop.call_at(due, self._add_delayed, key)
 
+    def retry_failed(self) -> None:
+        """Add every key whose last pass failed, without its delay."""
+        for key in tuple(self._failures):
+            self.forget(key)
+            self.add(key)
+
     def add_after_failure(self, key: KeyT, *, max_delay_s: float = MAX_DELAY_S) -> None:
         """Add the key after a delay that doubles with each failure since `forget`."""
         failures = self._failures.get(key, 0)
@@ -89,7 +115,7 @@ class WorkQueue(Generic[KeyT]):
 
     async def get(self) -> KeyT | None:
         """Wait for a key and take it; `done` must follow. Gives None once the queue is closed."""
-        while not self._order and not self._closed:
+        while (key := self._next()) is None and not self._closed:
             future = self._loop.create_future()
             self._waiting.append(future)
             try:
@@ -97,19 +123,29 @@ class WorkQueue(Generic[KeyT]):
             except asyncio.CancelledError:
                 self._pass_on(future)
                 raise
-        if self._closed:
+        if key is None or self._closed:
             return None
-        key = self._order.popleft()
         since = self._dirty.pop(key)
+        self._is_urgent.discard(key)
         self._processing.add(key)
         if self._metrics:
-            self._metrics.depth(len(self._order))
+            self._metrics.depth(len(self))
             self._metrics.waited(self._loop.time() - since)
         return key
 
+    def _next(self) -> KeyT | None:
+        """Take the next key; one that waits in both rows is taken from the first, and passed over in the other."""
+        for row in (self._urgent, self._order):
+            while row:
+                key = row.popleft()
+                if key in self._dirty and key not in self._processing:
+                    return key
+        return None
+
     def done(self, key: KeyT) -> None:
-        """Give the key back; it comes again at once if it was added meanwhile."""
+        """Hand the key back; it comes again at once if it was added meanwhile."""
         self._processing.discard(key)
+        self._last_done_s = self._loop.time()
         if key in self._dirty:
             self._enqueue(key)
 
@@ -123,9 +159,9 @@ class WorkQueue(Generic[KeyT]):
             self._wake()
 
     def _enqueue(self, key: KeyT) -> None:
-        self._order.append(key)
+        (self._urgent if key in self._is_urgent else self._order).append(key)
         if self._metrics:
-            self._metrics.depth(len(self._order))
+            self._metrics.depth(len(self))
         self._wake()
 
     def _add_delayed(self, key: KeyT) -> None:
@@ -143,5 +179,5 @@ class WorkQueue(Generic[KeyT]):
         # Cancelled in the same turn in which it was woken: another must have the key.
         if future in self._waiting:
             self._waiting.remove(future)
-        elif self._order:
+        elif len(self):
             self._wake()

@@ -1,1 +1,1 @@
-"""What is told of a run when it has ended: summary, page, trace. Pure, but for the writer of results."""
+"""What is shown of plans, schedules and runs: the values, how they are drawn, the pages. Pure."""

@@ -1,12 +1,12 @@
-"""The fabric as it is drawn: nodes in their domains, what is busy on them, and which ranks a plan puts there. Pure."""
+"""The fabric as it is drawn: nodes in domains, how much is taken, a plan's ranks on them. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
-from pipelinejob.plan import Placement
-from pipelinejob.topology import Topology
+from pipelinejob.contract.plan import Placement
+from pipelinejob.fabric.topology import Topology
 
 Rank = tuple[int, int]  # replica, stage
 
@@ -24,7 +24,7 @@ class NodeView:
 
     @property
     def busy_ratio(self) -> float:
-        """Give the share that others have."""
+        """The share that other jobs have taken."""
         return 1 - self.free / self.capacity if self.capacity else 1.0
 
 
@@ -37,27 +37,27 @@ class DomainView:
 
     @property
     def name(self) -> str:
-        """Give what its label says."""
+        """The last part of its path; the cluster's for the root."""
         return self.path[-1] if self.path else "the cluster"
 
     @property
     def depth(self) -> int:
-        """Count the levels above and at it."""
+        """The number of levels down to it, its own included."""
         return len(self.path)
 
     @property
     def is_used(self) -> bool:
-        """Say whether a rank stands in it."""
+        """Whether it holds a rank."""
         return any(node.ranks for node in self.nodes)
 
     @property
     def num_free(self) -> int:
-        """Count the nodes of which nothing is taken."""
+        """The number of nodes of which nothing is taken."""
         return sum(node.unusable is None and node.busy_ratio == 0 for node in self.nodes)
 
     @cached_property
     def children(self) -> tuple["DomainView", ...]:
-        """Give the domains one level below, in the order in which the chain comes to them."""
+        """The domains one level below, in the order in which the chain of stages reaches them."""
         parts: dict[str, list[NodeView]] = {}
         for node in self.nodes:
             parts.setdefault(node.path[self.depth], []).append(node)
@@ -72,7 +72,7 @@ def _order(domain: DomainView) -> tuple[Rank, tuple[str, ...]]:
 
 @dataclass(frozen=True, kw_only=True)
 class FabricView:
-    """All nodes, the levels of the network from coarse to fine (the node itself last), and what is counted on them."""
+    """All nodes, the levels from coarse to fine (nodes last), and the resource counted."""
 
     levels: tuple[str, ...]
     nodes: tuple[NodeView, ...]
@@ -80,21 +80,21 @@ class FabricView:
 
     @property
     def root(self) -> DomainView:
-        """Give the domain that holds all."""
+        """The domain that holds all nodes."""
         return DomainView(path=(), nodes=self.nodes)
 
     @property
     def capacity(self) -> float:
-        """Give what all nodes have."""
+        """How much of the resource all nodes have."""
         return sum(node.capacity for node in self.nodes)
 
     @property
     def free(self) -> float:
-        """Give what of it is free on nodes that can be used."""
+        """How much of it is free on nodes that can be used."""
         return sum(node.free for node in self.nodes if node.unusable is None)
 
     def holding(self, placement: Placement | None) -> "FabricView":
-        """Give the same with a placement's ranks on their nodes."""
+        """Return the same fabric with a placement's ranks on their nodes."""
         ranks: dict[str, list[Rank]] = {}
         for each in placement.assignments if placement else ():
             ranks.setdefault(each.node, []).append((each.replica, each.stage))
@@ -110,7 +110,10 @@ def fabric_view(
     unusable: Mapping[str, str | None],
     resource: str,
 ) -> FabricView:
-    """Look at a topology's nodes by one resource: `capacity` and `free` are by node, then by resource."""
+    """Return a topology's nodes as seen by one resource.
+
+    `capacity` and `free` are by node, then by resource.
+    """
 
     def of(amounts: Mapping[str, Mapping[str, Fraction]], node: str) -> float:
         return float(max(amounts[node].get(resource, Fraction(0)), Fraction(0)))
@@ -128,12 +131,12 @@ def fabric_view(
 
 
 def closest_common_depth(one: Sequence[str], other: Sequence[str]) -> int:
-    """Count the levels that two paths have in common: 0 at the cluster as a whole, all of them on one node."""
+    """Return how many levels two paths share: none across top domains, all on one node."""
     return next((depth for depth, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
 
 
 def boundaries(nodes: Iterable[NodeView]) -> list[tuple[Rank, NodeView, NodeView]]:
-    """Give the boundaries between neighbouring stages: the rank before each, its node, and that of the one after."""
+    """Return stage boundaries: the rank before each, its node, and the next stage's node."""
     of_rank = {rank: node for node in nodes for rank in node.ranks}
     pairs = [(rank, of_rank.get((rank[0], rank[1] + 1))) for rank in sorted(of_rank)]
     return [(rank, of_rank[rank], after) for rank, after in pairs if after is not None]

@@ -1,9 +1,10 @@
-"""What everything that is drawn looks like: a name, a letter and a colour, the same in pages, pictures and terminals.
+"""The look of all that is drawn: name, letter and colour, the same on pages and in terminals.
 
-The colours were chosen so that any two of them, shades included, stay apart under protanopia, deuteranopia and
-tritanopia; letters say the same a second time. Work is strong, waiting is pale.
+The colours were chosen so that any two of them, shades included, stay apart under protanopia,
+deuteranopia and tritanopia; letters say the same a second time. Work is strong, waiting is pale.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from pipelinejob.schedules.actions import ActionKind
@@ -15,7 +16,7 @@ _BRIGHT = 0.2  # of white's luminance: above it black text reads better than whi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """How one kind of span, or one cause of a wait, is drawn. `key` is its class in style sheets."""
+    """How a kind of span, or a cause of a wait, is drawn. `key` is its class in style sheets."""
 
     key: str
     name: str
@@ -25,20 +26,20 @@ class Look:
 
     @property
     def is_work(self) -> bool:
-        """Say whether it fills its row's height: whether something is done, not waited for."""
+        """Whether it is work rather than waiting; work fills the height of its row."""
         return self.dark is None
 
     @property
     def has_shades(self) -> bool:
-        """Say whether it is done chunk by chunk."""
+        """Whether it is done chunk by chunk."""
         return bool(self.letter) and self.letter != ActionKind.UPDATE.value
 
     def shaded(self, shade: int) -> str:
-        """Give the colour on a light page of a chunk: the first one's own, the others' paler."""
+        """Return a chunk's colour on a light page: the first has the look's own, others paler."""
         return _mixed(self.light, _SHADES[shade % len(_SHADES)])
 
     def ink(self, shade: int = 0) -> str:
-        """Give the class of text that can be read on it, `on-dark` or `on-light`."""
+        """Return the class of text that is readable on it, `on-dark` or `on-light`."""
         return "on-light" if luminance(self.shaded(shade)) > _BRIGHT else "on-dark"
 
 
@@ -60,6 +61,7 @@ _WAITS = {
     ),
     WaitCause.GRADIENT.value: Look(key="gradient", name="waiting for a gradient", light="#dcc2b0", dark="#6f5045"),
     WaitCause.COOL_DOWN.value: Look(key="cool-down", name="waiting: cool-down", light="#d09f8b", dark="#5e3218"),
+    WaitCause.PROCESSOR.value: Look(key="processor", name="waiting for a processor", light="#c9b8d6", dark="#5d4a6b"),
     WaitCause.BARRIER.value: Look(key="barrier", name="waiting at the barrier", light="#9e91ac", dark="#513e54"),
 }
 
@@ -81,8 +83,19 @@ LOOKS = {
 
 
 def look_of(name: str) -> Look:
-    """Give the look of a span kind or a cause, of one nobody foresaw too."""
+    """Return the look of a span kind or a cause, also of unknown ones."""
     return LOOKS.get(name) or Look(key=WAIT.key, name=f"waiting: {name}", light=WAIT.light, dark=WAIT.dark)
+
+
+def looks_of(names: Collection[str]) -> list[Look]:
+    """Return the looks of span kinds and causes, each once, in the order of legends."""
+    return list({look.key: look for look in map(look_of, in_order(names))}.values())
+
+
+def in_order(names: Collection[str]) -> list[str]:
+    """Put span kinds and causes into the order in which they are stacked and explained."""
+    order = list(LOOKS)
+    return sorted(names, key=lambda name: order.index(name) if name in LOOKS else len(order))
 
 
 def style_sheet() -> str:
@@ -100,13 +113,13 @@ def style_sheet() -> str:
 
 
 def shade_class(shade: int) -> str:
-    """Give the class that `style_sheet` has for a shade; nothing for the first."""
+    """Return the class that `style_sheet` has for a shade; nothing for the first."""
     number = shade % len(_SHADES)
     return f" s{number}" if number else ""
 
 
 def luminance(colour: str) -> float:
-    """Give the relative luminance of a colour, 0 to 1 (WCAG 2)."""
+    """Return the relative luminance of a colour, 0 to 1 (WCAG 2)."""
     red, green, blue = (_linear(int(colour[at : at + 2], 16) / 255) for at in (1, 3, 5))
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 

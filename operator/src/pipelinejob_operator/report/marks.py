@@ -1,10 +1,10 @@
-"""Spans made ready to be drawn: the one step from timelines to pictures, for pages, pictures and terminals alike."""
+"""Spans prepared for drawing: the one step from timelines to pages, pictures and terminals."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from pipelinejob.base.timeline import WAITING, Span, SpanKind, StageTimeline
 from pipelinejob.schedules.actions import Schedule
-from pipelinejob.timeline import WAITING, Span, SpanKind, StageTimeline
 from pipelinejob_operator.report.looks import INPUT, LOOKS, WAIT, Look, look_of
 
 Writer = Callable[[float], str]  # writes a duration
@@ -12,7 +12,7 @@ Writer = Callable[[float], str]  # writes a duration
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """One span as it is drawn. Of `labels`, the fullest first, a drawing takes the first that it has room for.
+    """One span as it is drawn, with the first of its `labels` that fits; the fullest comes first.
 
     `shade` tells a rank's chunks apart, and the directions of a schedule with several routes.
     """
@@ -34,7 +34,7 @@ class Row:
 
     @property
     def end_s(self) -> float:
-        """Give the end of its last mark."""
+        """The end of its last mark."""
         return self.marks[-1].end_s if self.marks else 0.0
 
 
@@ -43,8 +43,8 @@ def row(
 ) -> Row:
     """Make a row of a rank's timeline, `start_s` seconds into the picture.
 
-    A backward pass whose weight gradient comes apart is drawn as an input gradient. Without the schedule, micro-batches
-    are taken to go one route.
+    A backward pass whose weight gradient comes apart is drawn as an input gradient. Without the
+    schedule, micro-batches are taken to go one route.
     """
     versions = _versions(schedule, timeline.stage) if schedule and schedule.is_asynchronous else {}
     split = {(s.micro_batch, s.chunk) for s in timeline.spans if s.kind is SpanKind.BACKWARD_WEIGHT}
@@ -66,7 +66,7 @@ def row(
 
 
 def shades_of(schedule: Schedule) -> dict[int, str]:
-    """Say what the shades of a schedule's marks stand for; nothing where there is only one."""
+    """Return what the shades of a schedule's marks stand for; nothing if there is only one."""
     chunks = len(schedule.stages_of[0][0])
     if len(schedule.routes) == 1:
         return {chunk: f"chunk {chunk}" for chunk in range(chunks)} if chunks > 1 else {}
@@ -79,7 +79,7 @@ def shades_of(schedule: Schedule) -> dict[int, str]:
 
 
 def looks_in(rows: Collection[Row]) -> list[Look]:
-    """Give the looks that rows have, in the order of legends."""
+    """Return the looks that rows have, in the order of legends."""
     found = {mark.look.key: mark.look for row in rows for mark in row.marks if mark.end_s > mark.start_s}
     order = [look.key for look in LOOKS.values()]
     return sorted(found.values(), key=lambda look: order.index(look.key))
@@ -104,7 +104,7 @@ def _shade(span: Span, rank: int, schedule: Schedule | None) -> int:
 
 
 def _versions(schedule: Schedule, rank: int) -> dict[tuple[str, int | None, int], int | None]:
-    """Give the weight version that each action of a rank uses, by kind, micro-batch and chunk."""
+    """Return the weight version that each action of a rank uses, by (kind, micro-batch, chunk)."""
     return {(action.kind.value, action.micro_batch, action.chunk): action.version for action in schedule.ranks[rank]}
 
 

@@ -22,13 +22,25 @@ def plain(value: float | None) -> str:
     return written.rstrip("0").rstrip(".") if "." in written else written
 
 
-def percent(ratio: float | None) -> str:
+def percent(ratio: float | None, digits: int = 1) -> str:
     """Write a share."""
-    return "–" if ratio is None else f"{ratio:.1%}"
+    return "–" if ratio is None else f"{ratio:.{digits}%}"
+
+
+def count(number: float | None) -> str:
+    """Write a whole number."""
+    return "–" if number is None else f"{number:,.0f}"
+
+
+def gib(num_bytes: float | None) -> str:
+    """Write a size of memory so that a person can compare it."""
+    if num_bytes is None:
+        return "–"
+    return f"{num_bytes / 2**30:,.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.0f} MiB"
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Give round numbers that cover [low, high]."""
+    """Return round numbers that cover [low, high]."""
     if high <= low:
         return [low]
     raw = (high - low) / count

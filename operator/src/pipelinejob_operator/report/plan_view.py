@@ -1,13 +1,14 @@
-"""What is told of a plan, in a terminal, as JSON and on a page alike: so that none says another number. Pure."""
+"""What terminal, JSON and page show of a plan: one value, so that their numbers agree. Pure."""
 
 from collections import Counter
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 
-from pipelinejob.plan import CostSource, Placement, Plan, StagePlan
+from pipelinejob.contract.plan import CostSource, Placement, Plan, StagePlan
+from pipelinejob.search.reasons import Rejected
+from pipelinejob.siting.alternatives import Alternative
 from pipelinejob_operator.report.fabric_view import FabricView
-from pipelinejob_operator.report.numbers import seconds
+from pipelinejob_operator.report.numbers import gib, seconds
 
 SOURCES = {
     CostSource.PROFILED: "measured costs",
@@ -17,37 +18,6 @@ SOURCES = {
 
 
 _UNBOUNDED = 2**62
-
-
-class About(StrEnum):
-    """What an alternative changes."""
-
-    CONFIGURATION = "configuration"  # degrees, schedule, micro-batches
-    PLACEMENT = "placement"  # the nodes, of the same configuration
-    TO_FIT = "to-fit"  # what the job asks for, so that it fits now
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alternative:
-    """Something else that could be done, and its price: what a step would take then. A prediction."""
-
-    about: About
-    what: str
-    step_s: float | None  # None where seconds mean nothing
-    price: float | None  # of a step, against the plan's own: 0.031 is 3.1 % longer
-    bubble_ratio: float | None = None
-    memory_bytes: int | None = None  # of the fullest stage
-    crossings: dict[str, int] | None = None
-    room_left: dict[str, int] | None = None
-    fields: dict[str, object] | None = None  # of the manifest, by path, that would say so
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected:
-    """Something that was looked at and cannot be, or need not be looked at closer."""
-
-    what: str
-    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +31,17 @@ class MemoryParts:
 
     @property
     def total(self) -> int:
-        """Give their sum."""
+        """The sum of all parts."""
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
 def memory_parts(stage: StagePlan) -> MemoryParts:
-    """Take a stage's peak apart: fp32 parameters and gradients, AdamW's two moments, and the rest."""
+    """Split a stage's peak into fp32 parameters, gradients, the optimiser's state, and the rest."""
     own = stage.parameter_bytes
-    return MemoryParts(
-        parameters=own, gradients=own, optimizer=2 * own, activations=max(stage.memory_bytes - 4 * own, 0)
-    )
+    gradients = own if stage.gradient_bytes is None else stage.gradient_bytes
+    optimizer = 2 * gradients if stage.optimizer_bytes is None else stage.optimizer_bytes
+    rest = max(stage.memory_bytes - own - gradients - optimizer, 0)
+    return MemoryParts(parameters=own, gradients=gradients, optimizer=optimizer, activations=rest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,29 +70,29 @@ class PlanView:
 
     @property
     def name(self) -> str:
-        """Give the job's full name."""
+        """The job's full name."""
         return f"{self.plan.namespace}/{self.plan.name}"
 
     @property
     def fits(self) -> bool | None:
-        """Say whether there is room; None if nobody asked."""
+        """Whether the job fits on the nodes given; None if no nodes were given."""
         if self.shortfall is not None:
             return False
         return True if self.plan.placement is not None else None
 
     @property
     def is_absolute(self) -> bool:
-        """Say whether seconds and bytes mean anything."""
+        """Whether the costs are in seconds and bytes, rather than only in proportion."""
         return self.plan.prediction.is_absolute
 
     @property
     def placement(self) -> Placement | None:
-        """Give where it would stand."""
+        """The nodes that the job would get."""
         return self.plan.placement
 
     @cached_property
     def ranks(self) -> tuple[RankView, ...]:
-        """Give every rank, replica by replica, stage by stage."""
+        """All ranks, replica by replica, stage by stage."""
         placed = {(each.replica, each.stage): each for each in self.placement.assignments} if self.placement else {}
         parallelism = self.plan.parallelism
         return tuple(
@@ -137,27 +108,27 @@ class PlanView:
         )
 
     def memory_of_device(self, stage: int) -> int | None:
-        """Give the bytes that a stage's device has; None where they are no bound."""
+        """Return the bytes of memory of a stage's device; None if they are no limit."""
         known = self.device_memory[stage] if self.device_memory else _UNBOUNDED
         return known if known < _UNBOUNDED else None
 
     def of_stage(self, stage: int) -> tuple[RankView, ...]:
-        """Give a stage's ranks, one a replica."""
+        """Return a stage's ranks, one for each replica."""
         return tuple(rank for rank in self.ranks if rank.index == stage)
 
     def places_of(self, stage: int) -> tuple[tuple[str, int], ...]:
-        """Give the paths of the nodes that a stage stands on, and how many of its replicas each holds."""
+        """Return the paths of a stage's nodes, and how many of its replicas each node holds."""
         counts = Counter("/".join(rank.path) for rank in self.of_stage(stage))
         return tuple(counts.items())
 
     @property
     def penalty_ratio(self) -> float | None:
-        """Give the share of a step that the placement's crossings cost."""
+        """The share of a step that the placement's crossings cost."""
         return self._share(self.plan.penalty_s)
 
     @property
     def least_penalty_ratio(self) -> float | None:
-        """Give a bound for the least that any place would have cost with what is free."""
+        """A lower bound on that share over all places that are free."""
         return self._share(self.plan.least_penalty_s)
 
     def _share(self, penalty_s: float | None) -> float | None:
@@ -165,7 +136,7 @@ class PlanView:
 
     @property
     def shape_line(self) -> str:
-        """Say how the work is divided."""
+        """How the work is divided."""
         parallelism, schedule = self.plan.parallelism, self.plan.schedule
         replicas = f" x {parallelism.data} replicas" if parallelism.data > 1 else ""
         tensor = f" x {parallelism.tensor} GPUs a stage" if parallelism.tensor > 1 else ""
@@ -177,7 +148,7 @@ class PlanView:
 
     @property
     def devices_line(self) -> str | None:
-        """Say on which devices the stages compute, where that is known."""
+        """The devices that the stages compute on, if known."""
         kinds = Counter(stage.device for stage in self.plan.stages if stage.device is not None)
         if not kinds or not self.is_absolute:
             return None
@@ -187,7 +158,7 @@ class PlanView:
 
     @property
     def prediction_line(self) -> str:
-        """Say what is expected, and from which costs."""
+        """What is predicted, and from which costs."""
         prediction = self.plan.prediction
         times = f"{seconds(prediction.step_s)} a step, {prediction.tokens_per_s:,.0f} tokens/s, "
         return (
@@ -197,7 +168,7 @@ class PlanView:
 
     @property
     def memory_line(self) -> str | None:
-        """Say what the fullest stage's memory consists of, and how much a device has."""
+        """What the memory of the fullest stage consists of, and how much its device has."""
         if not self.is_absolute:
             return None
         stage = max(self.plan.stages, key=lambda stage: stage.memory_bytes)
@@ -212,7 +183,7 @@ class PlanView:
 
     @property
     def placement_line(self) -> str | None:
-        """Say where it would stand, and what that costs."""
+        """How many nodes the job would get, and what crossing between them costs."""
         placement = self.placement
         if placement is None:
             return None
@@ -229,13 +200,13 @@ class PlanView:
 
     @property
     def trade_line(self) -> str | None:
-        """Say what a step longer than the least was taken for."""
+        """What was gained by choosing a step longer than the shortest."""
         trade = self.placement.trade if self.placement else None
         return trade and f"traded: {trade}"
 
     @property
     def room_line(self) -> str | None:
-        """Say what is left for the next job."""
+        """How much room is left for further stages like these."""
         left = self.placement.room_left if self.placement else None
         if not left:
             return None
@@ -249,9 +220,9 @@ def crossings_text(crossings: dict[str, int]) -> str:
     return ", ".join(f"{count} cross a {level}" for level, count in crossings.items() if count)
 
 
-def gib(size: int) -> str:
-    """Write a size of memory so that a person can compare it."""
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
+def counts_text(counts: dict[str, int] | None) -> str:
+    """Write the counts of levels; those that are 0 go without saying."""
+    return ", ".join(f"{level} {count}" for level, count in (counts or {}).items() if count) or "–"
 
 
 def price_text(price: float | None) -> str:

@@ -1,11 +1,11 @@
-"""What a watcher sees of a run: a value made from the plan, the job's status and the stages' own accounts. Pure."""
+"""What a watcher sees of a run: made from plan, status and the stages' own progress. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelinejob.plan import LayerRange, Plan
-from pipelinejob.progress import Progress
-from pipelinejob.status import PipelineJobStatus, State
+from pipelinejob.contract.plan import LayerRange, Plan
+from pipelinejob.contract.progress import Progress
+from pipelinejob.spec.status import PipelineJobStatus, State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +44,13 @@ def layers(chunks: Sequence[LayerRange]) -> str:
 
 
 class Pace:
-    """Remembers when which step was seen first, so that the time left follows from the whole run, not its last step."""
+    """Remembers when the first step was seen, so that all steps tell the time left."""
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None
 
     def seconds_per_step(self, step: int, now: float) -> float | None:
-        """Give the mean since the first step seen; None before a second one was. `now` is any steady clock's."""
+        """Return the mean since the first step seen; None until a second one. Any steady clock."""
         if self._first is None and step > 0:
             self._first = (step, now)
         if self._first is None or step <= self._first[0]:
@@ -59,7 +59,7 @@ class Pace:
 
 
 def view(plan: Plan, status: PipelineJobStatus, accounts: Sequence[Progress], *, pace: Pace, now: float) -> RunView:
-    """Put together what is known now; a stage that does not answer is shown as starting."""
+    """Collect what is known now; a stage that does not answer is shown as starting."""
     by_rank = {(account.replica, account.stage): account for account in accounts}
     # A stage is one step ahead of another at times: the run is as far as the one furthest behind.
     step = min((account.step for account in accounts), default=status.step or 0)
@@ -100,7 +100,7 @@ def _stage(plan: Plan, replica: int, stage: int, account: Progress | None) -> St
 
 
 def _message(status: PipelineJobStatus) -> str:
-    """Give the sentence that says why nothing moves, if nothing does."""
+    """Return the sentence that says why the run is not moving; empty while it moves."""
     for name in ("Stalled", "Admitted", "Ready"):
         for condition in status.conditions:
             wanted = "True" if name == "Stalled" else "False"

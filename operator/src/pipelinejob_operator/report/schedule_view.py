@@ -1,13 +1,13 @@
-"""What is told of one schedule, in a terminal and on a page alike. Pure."""
+"""What terminal and page show of one schedule. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
-from pipelinejob.comparison import Outcome
+from pipelinejob.scheduler.comparison import Outcome
 from pipelinejob.schedules.causes import WaitCause
-from pipelinejob.simulation import Simulation
+from pipelinejob.simulation.result import Simulation
 from pipelinejob_operator.report.marks import Row, row
 from pipelinejob_operator.report.numbers import percent, plain
 
@@ -22,12 +22,12 @@ class ScheduleView:
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """Give what is drawn of it, on pages and in terminals alike; times in the costs' own unit."""
+        """One row for each rank, as pages and terminals draw it; times in the costs' own unit."""
         return rows_of(self.outcome.simulation)
 
     @property
     def sizes(self) -> str:
-        """Say how large it is."""
+        """The numbers of ranks, micro-batches, chunks and directions."""
         schedule = self.outcome.schedule
         chunks = len(schedule.stages_of[0][0])
         parts = [
@@ -40,7 +40,7 @@ class ScheduleView:
 
     @property
     def times(self) -> str:
-        """Say how long it takes, and what of that is bubble."""
+        """How long it takes, and which share of that is bubble."""
         simulation = self.outcome.simulation
         ideal = sum(simulation.compute_s) / len(simulation.compute_s)
         by_span = percent(simulation.span_bubble_rate)
@@ -50,7 +50,7 @@ class ScheduleView:
 
     @property
     def memory(self) -> str:
-        """Say what each rank holds at most."""
+        """What each rank holds at most."""
         outcome = self.outcome
         if outcome.schedule.is_forward_only:
             return "no activations are kept, as there are no backwards"
@@ -65,7 +65,7 @@ class ScheduleView:
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """Give all of it, line by line."""
+        """All that is known of it, in lines."""
         steady = self.outcome.steady_bubble_rate
         more = (
             ()
@@ -81,13 +81,13 @@ class ScheduleView:
 
 
 def rows_of(simulation: Simulation) -> tuple[Row, ...]:
-    """Make a row of each rank, times in the costs' own unit."""
+    """Return a row for each rank, times in the costs' own unit."""
     ranks = simulation.timeline.stages
     return tuple(row(rank, f"rank {rank.stage}", write=plain, schedule=simulation.schedule) for rank in ranks)
 
 
 def ranks_line(values: Iterable[float]) -> str:
-    """Write one number for each rank, those of neighbours that have the same together."""
+    """Write one number for each rank; neighbours with the same number are written together."""
     runs = [(value, len(list(run))) for value, run in groupby(values)]
     if len(runs) == 1:
         return f"{runs[0][0]:g} on each rank"
@@ -95,12 +95,12 @@ def ranks_line(values: Iterable[float]) -> str:
 
 
 def by_rank(simulation: Simulation) -> dict[str, list[float]]:
-    """Give each rank's idle time by cause."""
+    """Return each rank's idle time by cause."""
     return {cause.value: [idle[cause] for idle in simulation.idle_s] for cause in WaitCause}
 
 
 def idle_shares(simulation: Simulation) -> list[tuple[str, float]]:
-    """Give the causes of idle time with their mean share of the makespan, largest first; none that are 0."""
+    """Return the causes of idle time, with mean shares of the makespan, largest first."""
     whole = simulation.makespan_s * simulation.schedule.num_ranks
     shares = [(cause, sum(seconds) / whole) for cause, seconds in by_rank(simulation).items()]
     return sorted((each for each in shares if each[1] > 1e-9), key=lambda each: -each[1])  # noqa: PLR2004  # rounding

@@ -1,15 +1,15 @@
-"""What came out of a run, measured beside predicted: the value behind summary.json, final table and report. Pure."""
+"""The results of a run, predicted and measured, for summary.json, final table and report. Pure."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import mean, median
 
-from pipelinejob.plan import CostSource, LayerRange, Plan, StagePlan
-from pipelinejob.progress import StepRecord
-from pipelinejob.spec import ScheduleName
-from pipelinejob.status import PipelineJobStatus
-from pipelinejob.timeline import COMPUTE, WAITING, SpanKind, StageTimeline, Timeline, bubble_ratio
-from pipelinejob.values import Value
+from pipelinejob.base.timeline import COMPUTE, WAITING, SpanKind, StageTimeline, Timeline, bubble_ratio
+from pipelinejob.base.values import Value
+from pipelinejob.contract.plan import CostSource, LayerRange, Plan, StagePlan
+from pipelinejob.contract.progress import StepRecord
+from pipelinejob.spec.job import ScheduleName
+from pipelinejob.spec.status import PipelineJobStatus
 
 _SETTLING_STEPS = 2  # the first steps of an attempt allocate memory and open connections
 
@@ -30,7 +30,8 @@ class StageSummary(Value):
     parameters: int | None  # None: nothing was known of the layers before the run
     utilization_ratio: Pair  # compute / the step's wall time
     bubble_ratio: Pair  # timeline.bubble_ratio
-    memory_bytes: Pair
+    tensor_bytes: int | None  # predicted: parameters, gradients, optimiser state, activations
+    memory_bytes: Pair  # of the process at its peak, or what a GPU's holds for it
     restarts: int = 0
     seconds: dict[str, float]  # of a mean step, measured: a span kind, or `cause` of a wait
 
@@ -62,19 +63,22 @@ class RunSummary(Value):
 
     @property
     def off_plan(self) -> float | None:
-        """Give by what share of the prediction a step took longer, below 0 if less; None if either is not known."""
+        """How much longer a step took than predicted, as a share; None if either is unknown.
+
+        Below 0 if it took less.
+        """
         if self.step_s.predicted is None or self.step_s.measured is None:
             return None
         return self.step_s.measured / self.step_s.predicted - 1
 
     @property
     def crowding(self) -> str | None:
-        """Say why the bubble of ranks that share processors can't be compared, in one sentence; None if they don't."""
+        """A sentence on what shared processors add to the bubble; None if stages share none."""
         if self.concurrency is None or self.concurrency >= len(self.stages):
             return None
         return (
-            f"{len(self.stages)} stages shared {self.concurrency} processors: the plan spreads them evenly, the kernel "
-            f"lets some run and others wait, so the step time compares and the bubble does not."
+            f"{len(self.stages)} stages shared {self.concurrency} processors: what a stage waits for one is part of "
+            f"its bubble, planned and measured."
         )
 
 
@@ -85,11 +89,16 @@ def summarise(
     steps: Sequence[StepRecord],
     predicted: Timeline,
     measured: Timeline,
+    process_bytes: int | None = None,
 ) -> RunSummary:
-    """Lay what a run measured beside what its plan promised."""
+    """Compare what a run measured with what its plan predicted.
+
+    `process_bytes` is what a process takes before it holds a layer (`Profile`); None: not known,
+    nor then its peak.
+    """
     summary = next((each for each in status.conditions if each.type == "Succeeded"), None)
     stages = tuple(
-        _stage(plan, stage, replica, status=status, predicted=predicted, measured=measured)
+        _stage(plan, stage, replica, status=status, predicted=predicted, measured=measured, beside=process_bytes)
         for replica in range(plan.parallelism.data)
         for stage in plan.stages
     )
@@ -125,12 +134,12 @@ def summarise(
 
 
 def tokens_per_step(plan: Plan) -> int:
-    """Give the tokens that one optimiser step learns from."""
+    """Return the number of tokens in one optimiser step."""
     return plan.schedule.sequences * plan.parallelism.data * plan.data.sequence_length
 
 
 def seconds_by_cause(timelines: Sequence[StageTimeline]) -> dict[str, float]:
-    """Give a mean step's seconds by what they were spent on; a wait is named by its cause where it has one."""
+    """Return a mean step's seconds by span kind; a wait is named by its cause if it has one."""
     total: defaultdict[str, float] = defaultdict(float)
     for timeline in timelines:
         for span in timeline.spans:
@@ -150,10 +159,12 @@ def _stage(
     status: PipelineJobStatus,
     predicted: Timeline,
     measured: Timeline,
+    beside: int | None,
 ) -> StageSummary:
     seen = tuple(each for each in measured.stages if (each.replica, each.stage) == (replica, stage.stage))
     planned = next((each for each in predicted.stages if each.stage == stage.stage), None)
     said = next((each for each in status.stages if (each.replica, each.stage) == (replica, stage.stage)), None)
+    tensors = stage.memory_bytes if plan.prediction.is_absolute else None
     return StageSummary(
         replica=replica,
         stage=stage.stage,
@@ -167,8 +178,9 @@ def _stage(
             predicted=stage.bubble_ratio,
             measured=bubble_ratio(tuple(span for each in seen for span in each.spans)) if seen else None,
         ),
+        tensor_bytes=tensors,
         memory_bytes=Pair(
-            predicted=stage.memory_bytes if plan.prediction.is_absolute else None,
+            predicted=None if tensors is None or beside is None else beside + tensors,
             measured=said.memory_bytes if said else None,
         ),
         restarts=said.restarts if said else 0,
@@ -186,7 +198,7 @@ def _compute_s(timeline: StageTimeline) -> float:
 
 
 def _typical_step_s(steps: Sequence[StepRecord]) -> float | None:
-    """Give the median step of the last attempt, its first steps aside."""
+    """Return the median step of the last attempt, without its first steps."""
     if not steps:
         return None
     last = [step.step_s for step in steps if step.attempt == steps[-1].attempt]

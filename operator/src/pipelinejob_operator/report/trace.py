@@ -1,7 +1,8 @@
-"""Timelines as a Chrome trace, for https://ui.perfetto.dev or chrome://tracing. Pure: timelines in, JSON out.
+"""Timelines as a Chrome trace, for https://ui.perfetto.dev or chrome://tracing. Pure.
 
-A process for each replica, predicted and measured apart, and in it a track for each rank; arrows follow each
-micro-batch along its route, forwards and back, to the same rank where the route turns round on it.
+A process for each replica, predicted and measured apart, and in it a track for each rank; arrows
+follow each micro-batch along its route, forwards and back, to the same rank where the route turns
+round on it.
 """
 
 from collections import defaultdict
@@ -10,8 +11,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from pipelinejob.base.timeline import Span, SpanKind, StageTimeline, Timeline
 from pipelinejob.schedules.actions import Schedule
-from pipelinejob.timeline import Span, SpanKind, StageTimeline, Timeline
 from pipelinejob_operator.report.marks import Mark, row
 from pipelinejob_operator.report.numbers import seconds
 
@@ -29,19 +30,21 @@ _COLOURS = {
     SpanKind.CHECKPOINT: "black",
     SpanKind.EVALUATION: "olive",
 }
+_SHORTLY_S = 1e-6  # far more than the nanosecond to which viewers round
 _MEASURED_PID = 1000  # predicted processes count from 0
 
 
 def chrome_trace(predicted: Timeline, measured: Timeline, schedule: Schedule) -> bytes:
-    """Write both timelines of a schedule as one trace."""
+    """Return both timelines of a schedule as one trace, in JSON."""
     events = [*_process_events(predicted, schedule, 0), *_process_events(measured, schedule, _MEASURED_PID)]
     return orjson.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
 
 
 def offsets(stages: Sequence[StageTimeline]) -> dict[tuple[int, int, int], float]:
-    """Give the start of every (replica, stage, step) on one common axis, in seconds from the first.
+    """Return the start of every (replica, stage, step) on one axis, in seconds from the first.
 
-    By the shared clock where the steps carry it; otherwise step after step, every rank's step starting together.
+    By the shared clock where the steps carry it; otherwise step after step, every rank's step
+    starting together.
     """
     identities = {(each.replica, each.stage, each.step): each for each in stages}
     if stages and all(each.started is not None for each in stages):
@@ -93,7 +96,11 @@ def _event(stage: StageTimeline, span: Span, mark: Mark, pid: int, start_s: floa
 def _arrows(
     timeline: Timeline, schedule: Schedule, first_pid: int, starts: dict[tuple[int, int, int], float]
 ) -> Iterator[dict[str, Any]]:
-    """Give an arrow for each message, from the end of the span that made it to the start of the one that took it."""
+    """Yield an arrow for each message, from the span that sends it to the one that receives it.
+
+    The arrow starts within its span, as a slice does not hold its own end: an arrow that began
+    there would hang on what comes next, or on nothing.
+    """
     found: defaultdict[tuple[int, int], dict[_Pass, _Moment]] = defaultdict(dict)
     for each in timeline.stages:
         start = starts[each.replica, each.stage, each.step]
@@ -113,7 +120,7 @@ _PASSES = frozenset({SpanKind.FORWARD, SpanKind.BACKWARD_INPUT})
 
 
 class _Pass(NamedTuple):
-    """A micro-batch's way through a stage of its route."""
+    """One pass of a micro-batch through a stage of its route."""
 
     kind: SpanKind
     micro_batch: int
@@ -121,11 +128,16 @@ class _Pass(NamedTuple):
 
 
 class _Moment(NamedTuple):
-    """Where and when it was."""
+    """Where and when a pass ran."""
 
     rank: int
     start_s: float
     end_s: float
+
+    @property
+    def shortly_before_its_end_s(self) -> float:
+        """A time just before the end that is still within the span."""
+        return self.end_s - min(_SHORTLY_S, (self.end_s - self.start_s) / 2)
 
 
 def _arrow(made: _Pass, sent: _Moment, taken: _Moment, *, step: int, pid: int) -> Iterator[dict[str, Any]]:
@@ -135,7 +147,7 @@ def _arrow(made: _Pass, sent: _Moment, taken: _Moment, *, step: int, pid: int) -
         "id": f"{pid}.{step}.{made.stage}.{made.kind.value}.{made.micro_batch}",
         "pid": pid,
     }
-    yield {**common, "ph": "s", "tid": sent.rank, "ts": sent.end_s * _US}
+    yield {**common, "ph": "s", "tid": sent.rank, "ts": sent.shortly_before_its_end_s * _US}
     yield {**common, "ph": "f", "bp": "e", "tid": taken.rank, "ts": taken.start_s * _US}
 
 

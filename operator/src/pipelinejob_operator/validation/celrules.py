@@ -1,14 +1,18 @@
-"""Evaluates the CEL rules that stand in the CRD, as the API server does: on every value whose schema carries some."""
+"""Evaluates the CRD's CEL rules as the API server does, on every value whose schema has some."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cel
+from pipelinejob.base.errors import SpecError
+from pipelinejob_operator.validation.cel_library import evaluator
 
-from pipelinejob.errors import SpecError
+if TYPE_CHECKING:
+    import cel
+else:
+    cel = evaluator()
 
 Schema = Mapping[str, Any]
 
@@ -25,10 +29,10 @@ ABSENT = _Absent()
 
 
 def rule_errors(value: Any, schema: Schema, *, old: Any = ABSENT, unsound: Collection[str] = ()) -> Iterator[SpecError]:
-    """Say which rules `value` breaks, as a change of `old` where that is given.
+    """Yield the rules that `value` breaks, as a change of `old` where that is given.
 
-    `unsound` are the paths of what broke the schema already; rules that read them are left out, for they would say
-    nonsense on top.
+    `unsound` are the paths of values that already break the schema; rules that read them are left
+    out, as their messages would mislead.
     """
     yield from _Walk(tuple(unsound)).at("", value, old, schema)
 

@@ -1,4 +1,4 @@
-"""Writes what is generated from the API's types: the CRDs, the chart's copies, and the reference in docs/api.md.
+"""Writes what is generated from the API's types: CRDs, the chart's copies, docs/api.md.
 
 `python -m pipelinejob_operator.crdfile`, or `make generate`, from the repository's root.
 """
@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 
-from pipelinejob import crd, names, topology_crd
+from pipelinejob.base import names
+from pipelinejob.spec import crd, topology_crd
 
-HEADER = "# Generated from operator/src/pipelinejob/{spec,workload,status}.py by `make generate`; do not edit.\n"
-PROFILE_HEADER = "# Generated from operator/src/pipelinejob/topology_profile.py by `make generate`; do not edit.\n"
+HEADER = "# Generated from operator/src/pipelinejob/spec/{job,workload,status}.py by `make generate`; do not edit.\n"
+PROFILE_HEADER = "# Generated from operator/src/pipelinejob/spec/topology_profile.py by `make generate`; do not edit.\n"
 CRD_FOLDERS = (Path("crds"), Path("charts/pipelinejob-operator/files"))
 REFERENCE_PATH = Path("docs/api.md")
 
@@ -30,7 +31,7 @@ A field in bold must be given. A default is what an absent field reads as.
 
 
 def contents() -> dict[Path, str]:
-    """Give every generated file's path, from the root, and text."""
+    """Return the text of every generated file, by its path from the root."""
     manifests = {
         f"{names.PLURAL}.yaml": HEADER + _yaml(crd.generate()),
         f"{names.PROFILE_PLURAL}.yaml": PROFILE_HEADER + _yaml(topology_crd.generate()),

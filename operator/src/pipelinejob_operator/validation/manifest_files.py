@@ -1,4 +1,4 @@
-"""Reads manifests from YAML (or JSON, which is YAML) exactly as kubectl would, so that both see the same values.
+"""Reads manifests from YAML (or JSON, which is YAML) as kubectl does: both see the same values.
 
 PyYAML alone would not: to it `3e-3` is a text, `12:30` a number and `2026-11-21` a date.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pipelinejob.errors import InvalidManifestError, SpecError
+from pipelinejob.base.errors import InvalidManifestError, SpecError
 
 Manifest = dict[str, Any]
 
@@ -82,7 +82,8 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _float)
 def load_manifests(source: Path | str) -> list[Manifest]:
     """Read all documents of a file, or of a text.
 
-    Raises InvalidManifestError, naming line and column, for what is no YAML, holds a key twice or holds no mapping.
+    Raises InvalidManifestError, naming line and column, for what is no YAML, holds a key twice or
+    holds no mapping.
     """
     name = str(source) if isinstance(source, Path) else "manifest"
     manifests = list(_documents(name, _text(source)))

@@ -1,4 +1,4 @@
-"""Does with the CRD's schema what the API server does: drop nulls, fill in defaults, and say what is wrong.
+"""Applies the CRD's schema as the API server does: drops nulls, fills in defaults, finds errors.
 
 What several fields must satisfy together is in `celrules`; both are driven by the same CRD.
 """
@@ -11,7 +11,7 @@ from typing import Any, cast
 from jsonschema import Draft4Validator
 from jsonschema.exceptions import ValidationError
 
-from pipelinejob.errors import SpecError
+from pipelinejob.base.errors import SpecError
 
 Schema = Mapping[str, Any]
 
@@ -35,9 +35,10 @@ _WANTED = {
 
 
 def read_as_server(value: Any, schema: Schema) -> Any:
-    """Give the value as the API server would store it: no nulls, defaults filled in, unknown fields dropped.
+    """Return the value as the API server stores it: no nulls, with defaults, no unknown fields.
 
-    A number's field holds floats and a whole number's integers, so that CEL compares like with like.
+    A number's field holds floats and a whole number's integers, so that CEL compares like with
+    like.
     """
     if isinstance(value, Mapping):
         return _read_mapping(value, schema)
@@ -83,7 +84,7 @@ def unknown_fields(path: str, value: Any, schema: Schema) -> Iterator[SpecError]
 
 
 def schema_errors(value: Any, schema: Schema) -> Iterator[SpecError]:
-    """Say what single fields, or lists of them, violate."""
+    """Yield what single fields, or lists of them, violate."""
     seen = set()
     for error in Draft4Validator(schema).iter_errors(value):
         for problem in _translated(error):

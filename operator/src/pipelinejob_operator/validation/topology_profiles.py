@@ -1,12 +1,13 @@
-"""Says whether a manifest is a good TopologyProfile: its CRD's schema, then its CRD's CEL rules."""
+"""Validates a TopologyProfile: by its CRD's schema, then by its CEL rules."""
 
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from typing import Any, NamedTuple
 
-from pipelinejob import names, topology_crd
-from pipelinejob.topology_profile import TopologyProfileSpec
+from pipelinejob.base import names
+from pipelinejob.spec import topology_crd
+from pipelinejob.spec.topology_profile import TopologyProfileSpec
 from pipelinejob_operator.validation.celrules import ABSENT
 from pipelinejob_operator.validation.openapi import read_as_server
 from pipelinejob_operator.validation.validate import METADATA, errors_by, kind_errors, raise_if_any

@@ -1,4 +1,4 @@
-"""Says whether a manifest is a good PipelineJob: the CRD's schema, the CRD's CEL rules, then what neither can see.
+"""Validates a PipelineJob: by the CRD's schema, by its CEL rules, then by what neither can see.
 
 The first two are read from the generated CRD itself, so that the verdict is the API server's.
 """
@@ -8,11 +8,12 @@ from copy import deepcopy
 from functools import cache
 from typing import Any
 
-from pipelinejob import crd, names
-from pipelinejob.check import check
-from pipelinejob.errors import InvalidManifestError, SpecError
-from pipelinejob.spec import PipelineJobSpec
-from pipelinejob.topology import NO_PROFILES, Profiles
+from pipelinejob.base import names
+from pipelinejob.base.errors import InvalidManifestError, SpecError
+from pipelinejob.fabric.topology import NO_PROFILES, Profiles
+from pipelinejob.planning.check import check
+from pipelinejob.spec import crd
+from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob_operator.validation.celrules import ABSENT, rule_errors
 from pipelinejob_operator.validation.manifest_files import Manifest, load_manifests
 from pipelinejob_operator.validation.openapi import read_as_server, schema_errors, unknown_fields
@@ -45,7 +46,7 @@ METADATA = {
 
 
 def validate(manifest: Mapping[str, Any], profiles: Profiles | None = NO_PROFILES) -> PipelineJobSpec:
-    """Give the spec of a good manifest, defaults filled in; `profiles` are as in `check.check`.
+    """Return the spec of a valid manifest, defaults filled in; `profiles` are as in `check.check`.
 
     Raises InvalidManifestError with everything that is wrong, each with its path.
     """
@@ -57,7 +58,7 @@ def validate(manifest: Mapping[str, Any], profiles: Profiles | None = NO_PROFILE
 
 
 def validate_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> PipelineJobSpec:
-    """Give the spec of a good manifest that may take the place of `old`, a good one.
+    """Return the spec of a valid manifest that may replace `old`, a valid one.
 
     Raises InvalidManifestError also for a change that can't be honoured.
     """
@@ -67,13 +68,13 @@ def validate_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> PipelineJ
 
 
 def defaulted(manifest: Mapping[str, Any]) -> Manifest:
-    """Give the manifest as the API server would store it."""
+    """Return the manifest as the API server would store it."""
     stored: Manifest = read_as_server(manifest, _schema())
     return stored
 
 
 def kind_errors(manifest: Mapping[str, Any], kind: str) -> Iterator[SpecError]:
-    """Say what is wrong with the words that name a manifest's form."""
+    """Yield what is wrong with a manifest's apiVersion and kind."""
     for field, wanted in (("apiVersion", names.API_VERSION), ("kind", kind)):
         given = manifest.get(field)
         if given is None:
@@ -82,12 +83,20 @@ def kind_errors(manifest: Mapping[str, Any], kind: str) -> Iterator[SpecError]:
             yield SpecError(field, f'"{given}" is not known here; write {field}: {wanted}')
 
 
+def name_errors(manifest: Mapping[str, Any]) -> list[SpecError]:
+    """Return what the CRD's rules on metadata find wrong with a manifest's name."""
+    named = {"metadata": {"name": manifest["metadata"]["name"]}}
+    root = {key: value for key, value in _schema().items() if key != "properties"}
+    rules = [each for each in root["x-kubernetes-validations"] if "self.metadata" in each["rule"]]
+    return list(rule_errors(named, {**root, "x-kubernetes-validations": rules}, old=ABSENT, unsound=()))
+
+
 def _errors(manifest: Mapping[str, Any], old: Any) -> list[SpecError]:
     return errors_by(_schema(), manifest, old)
 
 
 def errors_by(schema: Mapping[str, Any], manifest: Mapping[str, Any], old: Any) -> list[SpecError]:
-    """Give what the API server would say of a manifest whose CRD has this schema."""
+    """Return the errors that the API server reports for a manifest whose CRD has this schema."""
     # A status is the operator's, never its author's; the API server, too, lets it be when a manifest is applied.
     given = {key: value for key, value in manifest.items() if key != "status"}
     value = read_as_server(given, schema)

@@ -1,23 +1,24 @@
-"""A decoder-only transformer: learned positions, pre-norm blocks, GELU, the dialect of GPT-2 (Radford et al., 2019).
+"""A decoder-only transformer in the style of GPT-2 (Radford et al., 2019).
 
-The global list is embedding, blocks, head. With `tieEmbeddings` the head has no weight of its own but the embedding's
-token table (Press and Wolf 2017, arXiv 1608.05859). Dropout (Srivastava et al. 2014) stands where GPT-2 has it: on what
-the embedding gives, on attention's probabilities, and on what attention and feed-forward layer add to the stream.
+The global list is embedding, blocks, head. With `tieEmbeddings` the head has no weight of its own
+but the embedding's token table (Press and Wolf 2017, arXiv 1608.05859). Dropout (Srivastava et al.
+2014) is where GPT-2 has it: on the embedding's output, on attention's probabilities, and on what
+attention and feed-forward layer add to the stream.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from pipelinejob.spec import GptModel
+from pipelinejob.spec.job import GptModel
+from pipelinejob_trainer.base.user_code import BuiltInLayer
 
 _INITIAL_DEVIATION = 0.02
 
 
-class Embedding(nn.Module):
+class Embedding(BuiltInLayer):
     """Token ids (batch, sequence) to vectors (batch, sequence, hidden), with learned positions."""
 
     def __init__(self, model: GptModel, *, sequence_length: int) -> None:
@@ -34,7 +35,7 @@ class Embedding(nn.Module):
         return embedded
 
 
-class Block(nn.Module):
+class Block(BuiltInLayer):
     """Causal self-attention and a feed-forward layer, each added to the residual stream."""
 
     def __init__(self, model: GptModel) -> None:
@@ -73,7 +74,7 @@ class Block(nn.Module):
         return result
 
 
-class Head(nn.Module):
+class Head(BuiltInLayer):
     """The last norm, and vectors to logits (batch, sequence, vocabulary)."""
 
     def __init__(self, model: GptModel) -> None:
@@ -87,23 +88,16 @@ class Head(nn.Module):
         return logits
 
 
-def num_layers(model: GptModel) -> int:
-    """Count embedding, blocks and head."""
-    return model.num_layers + 2
-
-
 def tied(model: GptModel) -> Mapping[str, str]:
-    """Give the parameters that are another layer's: their global names, to that layer's."""
+    """Map the global names of tied parameters to those of the parameters that they share."""
     return {f"layers.{model.num_layers + 1}.logits.weight": "layers.0.token.weight"} if model.tie_embeddings else {}
 
 
-def part(model: GptModel, *, index: int, sequence_length: int) -> tuple[str, Callable[[], nn.Module]]:
-    """Name layer `index` and give what makes it."""
+def layer(model: GptModel, index: int, sequence_length: int) -> nn.Module:
+    """Make layer `index` of the global list."""
     if index == 0:
-        return "embedding", partial(Embedding, model, sequence_length=sequence_length)
-    if index == model.num_layers + 1:
-        return "head", partial(Head, model)
-    return f"block-{index - 1}", partial(Block, model)
+        return Embedding(model, sequence_length=sequence_length)
+    return Head(model) if index == model.num_layers + 1 else Block(model)
 
 
 def _initialise(linear: nn.Linear, deviation: float) -> None:

@@ -1,8 +1,8 @@
-"""Virtual compute: layers that wait instead of reckoning, so that two cores host a truly parallel pipeline.
+"""Virtual compute: layers that wait, so that two cores can host a parallel pipeline.
 
-Weights, autograd, links and book-keeping are real; how long a layer's forward pass takes, and each of its two
-gradients, is made up by calibrated waits inside autograd functions. Use it as
-`entrypoint: pipelinejob_trainer.models.virtual:layers`.
+Weights, autograd, links and book-keeping are real; the time of a layer's forward pass, and of each
+of its two gradients, comes from calibrated waits inside autograd functions. Use it as `entrypoint:
+pipelinejob_trainer.models.virtual:layers`.
 
     logits <- wait F / stamp <- times weight <- wait I <- received
                                      |
@@ -10,12 +10,13 @@ gradients, is made up by calibrated waits inside autograd functions. Use it as
                                      |
                                    weight
 
-A backward pass runs against the arrows. The input gradient's wait is on the way to what was received, the weight
-gradient's on the weight's own branch, so that a full backward pass takes I + W, and one in two halves I, then W.
+A backward pass runs against the arrows. The input gradient's wait is on the way to what was
+received, the weight gradient's on the weight's own branch, so that a full backward pass takes I +
+W, and one in two halves I, then W.
 
-The first layer embeds and costs nothing, so that a stage with it costs what others do: there the first half of a
-backward pass goes back to the output of that very layer. Logits are the last layer's output as it is (it is as wide as
-the vocabulary), so there is no head that would cost.
+The first layer embeds and costs nothing, so that a stage with it costs what others do: there the
+first half of a backward pass ends at that layer's output. Logits are the last layer's output (it is
+as wide as the vocabulary), so there is no head that would cost time.
 """
 
 import time
@@ -23,17 +24,17 @@ import time
 import torch
 from torch import nn
 
-from pipelinejob_trainer.errors import UserError
+from pipelinejob_trainer.base.errors import UserError
 
 VOCABULARY_SIZE = 256  # the width of what its layers take and give
 
 
 class Sleeper:
-    """Sleeps to a moment, and learns by how much this machine's sleeps overshoot.
+    """Sleeps until a moment, and learns by how much this machine's sleeps overshoot.
 
-    It sleeps up to a margin before the moment and then looks at the clock until it has come. The margin is a running
-    estimate of what four sleeps in five overshoot by: long enough that most end on the microsecond, short enough that
-    eight processes do not keep each other off two cores.
+    It sleeps up to a margin before the moment and then looks at the clock until it has come. The
+    margin is a running estimate of what four sleeps in five overshoot by: long enough that most end
+    on the microsecond, short enough that eight processes do not keep each other off two cores.
     """
 
     _LARGEST_MARGIN_S = 200e-6
@@ -58,7 +59,7 @@ _SLEEPER = Sleeper()
 
 
 class _Pass:
-    """One micro-batch's way through a layer, forth or back: how long it takes, and when it began."""
+    """One pass of a micro-batch through a layer: how long it takes, and when it began."""
 
     __slots__ = ("forward_s", "input_s", "start_s")
 
@@ -69,7 +70,7 @@ class _Pass:
 
 
 class _Entrance(torch.autograd.Function):
-    """Where a layer's input gradient is done: waits until it has taken its time."""
+    """Where a layer's input gradient ends: waits until its time is over."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, passing: _Pass) -> torch.Tensor:
@@ -84,7 +85,7 @@ class _Entrance(torch.autograd.Function):
 
 
 class _Exit(torch.autograd.Function):
-    """Where a layer's forward pass is done, and its backward pass begins."""
+    """Where a layer's forward pass ends, and its backward pass begins."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, passing: _Pass) -> torch.Tensor:
@@ -101,7 +102,7 @@ class _Exit(torch.autograd.Function):
 
 
 class _Weight(torch.autograd.Function):
-    """A weight as its layer uses it: its gradient takes time of its own."""
+    """A weight whose gradient takes its own time."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, weight: torch.Tensor, seconds: float) -> torch.Tensor:
@@ -115,7 +116,7 @@ class _Weight(torch.autograd.Function):
 
 
 class Virtual(nn.Module):
-    """One layer of virtual compute: takes and gives (batch, sequence, vocabulary)."""
+    """One layer of virtual compute: (batch, sequence, vocabulary) -> the same shape."""
 
     def __init__(self, *, forward_s: float, input_s: float, weight_s: float) -> None:
         super().__init__()
@@ -136,11 +137,12 @@ class Virtual(nn.Module):
 
 
 def layers(*, forward_ms: str, input_ms: str, weight_ms: str, layers: str = "1", speed: str = "1") -> list[nn.Module]:
-    """Make an embedding, which takes no time, and `layers` layers of virtual compute: one more than `layers` says.
+    """Make an embedding, which takes no time, and `layers` layers of virtual compute.
 
-    A layer's forward pass takes `forward_ms` for a micro-batch, the gradient of its input `input_ms`, those of its
-    weights `weight_ms`; each is one number for all layers, or one for each, apart by commas. `speed` divides all of
-    them: that of this process's device. Raises UserError for another number of costs than of layers.
+    A layer's forward pass takes `forward_ms` for a micro-batch, the gradient of its input
+    `input_ms`, those of its weights `weight_ms`; each is one number for all layers, or one for
+    each, separated by commas. `speed`, of this process's device, divides them. Raises UserError for
+    another number of costs than of layers.
     """
     count = int(layers)
     costs_s = [

@@ -1,21 +1,25 @@
-"""What the plan command is asked for, put together: jobs from a manifest or a model's config, nodes, devices, costs."""
+"""What the plan command is asked for, turned into requests: jobs of a manifest or a model, nodes, devices, costs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipelinejob.errors import PipelineJobError
-from pipelinejob.hardware import Hardware
+from pipelinejob.base.errors import PipelineJobError
+from pipelinejob.costs.layers import Profile
+from pipelinejob.fabric.hardware import Hardware
+from pipelinejob.fabric.pool import Pool
+from pipelinejob.siting.configurations import num_gpus, over_gpus, why_no_others
+from pipelinejob.siting.door import plan_job
+from pipelinejob.siting.request import Request
+from pipelinejob.spec.job import Device, PipelineJobSpec
 from pipelinejob_operator.cli.costs import costs_of
+from pipelinejob_operator.cli.data_files import read_hardware
 from pipelinejob_operator.cli.manifests import GivenJob, jobs_in, read_documents
-from pipelinejob_operator.cli.plan.files import read_hardware
-from pipelinejob_operator.cli.plan.ground import Ground
-from pipelinejob_operator.cli.plan.made import Made, Wanted
-from pipelinejob_operator.cli.plan.model_file import ConfigTraining, is_config, job_of_config
-from pipelinejob_operator.cli.plan.nodes import Places, read_inventory
-from pipelinejob_operator.cli.plan.placed import plan_on_nodes
-from pipelinejob_operator.cli.plan.searched import for_gpus, runnable
-from pipelinejob_operator.cli.plan.unplaced import plan_as_it_is, plan_for_devices
+from pipelinejob_operator.cli.model_config import ConfigTraining, is_config, job_of_config
+from pipelinejob_operator.cli.plan.inventory import NodesForJob, Places, read_inventory
+from pipelinejob_operator.cli.plan.view import Shown, shown
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
+
+MOST_ALTERNATIVES = 4  # shown, where no number is given
 
 
 class AskedError(PipelineJobError):
@@ -33,10 +37,10 @@ class Asked:
     gpus: int | None
     product: str | None
     training: ConfigTraining
-    most: int
+    alternatives: int | None
 
 
-def plans(file: Path, asked: Asked) -> list[tuple[GivenJob, Made]]:
+def plans(file: Path, asked: Asked) -> list[Shown]:
     """Plan every job of a file.
 
     Raises InvalidManifestError and SpecError for jobs that cannot be, and other errors for options that cannot.
@@ -48,31 +52,42 @@ def plans(file: Path, asked: Asked) -> list[tuple[GivenJob, Made]]:
         raise AskedError(f"--product {asked.product}: the nodes say themselves what they hold; leave it out")
     documents = read_documents(file)
     is_model = len(documents) == 1 and is_config(documents[0])
-
-    def made(job: GivenJob) -> Made:
-        spec = job.spec if asked.gpus is None else for_gpus(job.spec, asked.gpus)
-        spec = spec if is_model else runnable(spec)  # of a mere model more is planned than can be run
-        wanted = Wanted(
-            job=job,
-            spec=spec,
-            hardware=hardware,
-            measured=costs_of(job, documents, asked.profile),
-            product=asked.product,
-            most=asked.most,
-        )
-        if inventory is not None:
-            ground = Ground(job=job, inventory=inventory, hardware=hardware, settings=asked.settings)
-            return plan_on_nodes(wanted, ground)
-        if spec.is_open or asked.product is not None:
-            return plan_for_devices(wanted)
-        return plan_as_it_is(wanted)
-
     if is_model:
         jobs = [job_of_config(documents[0], file, asked.training)]
     else:
         _check_of_model(asked.training)
         jobs = jobs_in(documents, file)
-    return [(job, made(job)) for job in jobs]
+
+    def planned(job: GivenJob) -> Shown:
+        if asked.gpus is not None:
+            job = replace(job, spec=over_gpus(job.spec, asked.gpus))
+        measured = costs_of(job, documents, asked.profile)
+        _check_of_devices(job, measured, asked, has_nodes=inventory is not None)
+        nodes = None
+        if inventory is not None:
+            nodes = NodesForJob(job=job, inventory=inventory, hardware=hardware, settings=asked.settings)
+        on = nodes.site if nodes else _devices(job.spec, asked.product, hardware)
+        request = Request(
+            namespace=job.namespace,
+            name=job.name,
+            spec=job.spec,
+            on=on,
+            idle=nodes.idle if nodes else None,
+            measured=measured,
+            hardware=hardware,
+            may_choose_tensor=is_model,  # of a mere model more is planned than can be run
+            num_alternatives=MOST_ALTERNATIVES if asked.alternatives is None else asked.alternatives,
+        )
+        return shown(job, plan_job(request), nodes, is_assumed=isinstance(on, Pool) and asked.product is None)
+
+    return [planned(job) for job in jobs]
+
+
+def _devices(spec: PipelineJobSpec, product: str | None, hardware: Hardware) -> Pool | None:
+    """Return devices of one kind, eight in a node; None where neither the job nor an option needs to know them."""
+    if not spec.is_open and product is None:
+        return None
+    return Pool.alike(hardware.reckoned_as(spec.device, product or ""), spec.parallelism.gpus or num_gpus(spec))
 
 
 def _check_product(product: str | None, hardware: Hardware) -> None:
@@ -82,6 +97,20 @@ def _check_product(product: str | None, hardware: Hardware) -> None:
     raise AskedError(
         f"--product {product}: no such device is known; use one of {known}, or describe it in a file for --hardware"
     )
+
+
+def _check_of_devices(job: GivenJob, measured: Profile | None, asked: Asked, *, has_nodes: bool) -> None:
+    """Refuse what is asked of GPUs where there are none, or none are known."""
+    spec = job.spec
+    if spec.device is Device.CPU and asked.product is not None:
+        raise AskedError(f"--product {asked.product}: {job.name} computes on processors; leave it out")
+    if not asked.alternatives or spec.is_open:
+        return
+    option = f"--alternatives {asked.alternatives}"
+    if (why := why_no_others(spec, measured)) is not None:
+        raise AskedError(f"{option}: there are none: {why}; leave it out")
+    if not has_nodes and asked.product is None:
+        raise AskedError(f"{option}: on which devices? Name them with --product, --nodes, --fabric or --kubeconfig")
 
 
 def _check_of_model(training: ConfigTraining) -> None:

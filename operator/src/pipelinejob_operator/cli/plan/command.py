@@ -1,25 +1,26 @@
 """The command: its options, and the order in which a plan is made, told and written."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pipelinejob_operator.cli.costs import ProfileOption
 from pipelinejob_operator.cli.exits import Exit, complain
-from pipelinejob_operator.cli.manifests import GivenJob
+from pipelinejob_operator.cli.filling import fill
+from pipelinejob_operator.cli.model_config import ConfigTraining
 from pipelinejob_operator.cli.output import Format, FormatOption, to_yaml, write
-from pipelinejob_operator.cli.plan.asked import Asked, plans
-from pipelinejob_operator.cli.plan.document import document
-from pipelinejob_operator.cli.plan.made import Made
-from pipelinejob_operator.cli.plan.model_file import ConfigTraining
-from pipelinejob_operator.cli.plan.nodes import Places
-from pipelinejob_operator.cli.plan.objects import objects
+from pipelinejob_operator.cli.plan.asked import MOST_ALTERNATIVES, Asked, plans
+from pipelinejob_operator.cli.plan.document import document, objects
+from pipelinejob_operator.cli.plan.inventory import Places
 from pipelinejob_operator.cli.plan.terminal import print_plan
-from pipelinejob_operator.cli.text_files import write_text
+from pipelinejob_operator.cli.plan.view import Shown
+from pipelinejob_operator.cli.text_files import check_writable, write_text
+from pipelinejob_operator.cli.together import refuse
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
-from pipelinejob_operator.report.plan_page import plan_page
+from pipelinejob_operator.report.pages.plan import plan_page
 
 _DEFAULT_IMAGE = "pipelinejob/trainer:latest"
 _WHERE = "Where to place it"
@@ -93,9 +94,23 @@ def plan(
         typer.Option(min=1, metavar="COUNT", help="Of a config.json: sequences in a step.", rich_help_panel=_WHAT),
     ] = None,
     alternatives: Annotated[
-        int,
-        typer.Option(min=0, metavar="COUNT", help="Other configurations to price; or 0.", rich_help_panel=_WHAT),
-    ] = 4,
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="COUNT",
+            help="Other configurations to price; or 0.",
+            show_default=str(MOST_ALTERNATIVES),
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    write_sizes: Annotated[
+        bool,
+        typer.Option(
+            "--write",
+            help="Write numLayers and config of a Hugging Face model into the manifest first, from its folder.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = False,
     profile: ProfileOption = None,
     output: FormatOption = Format.TABLE,
     gantt: Annotated[bool, typer.Option("--gantt", help="Draw the predicted timeline of one step.")] = False,
@@ -108,13 +123,31 @@ def plan(
     manifests: Annotated[
         bool, typer.Option("--manifests", help="Print the objects that the operator would create, as YAML.")
     ] = False,
-    image: Annotated[str, typer.Option(help="The trainer's image, for --manifests.")] = _DEFAULT_IMAGE,
+    image: Annotated[
+        str | None, typer.Option(help="The trainer's image, for --manifests.", show_default=_DEFAULT_IMAGE)
+    ] = None,
 ) -> None:
     """Print the plan: stages, layers, predicted step time, bubble and memory, and where it would stand.
 
-    Touches nothing. Ends with 4 if the job does not fit on the nodes given, and says what would.
+    Touches nothing, but with --write the manifest. Ends with 4 if the job does not fit on the nodes given, and says
+    what would.
     """
-    settings = ControllerSettings(trainer_image=image)
+    if manifests:
+        refuse(given=gantt, option="--gantt", why="--manifests prints objects, not a timeline; give one of the two")
+    if not manifests:
+        refuse(given=image, option=f"--image {image}", why="stands in what --manifests prints; give that too")
+    if output is not Format.TABLE:
+        refuse(
+            given=gantt, option="--gantt", why=f"draws for people, and -o {output} is for programs; give one of them"
+        )
+    if manifests and html is None:
+        refuse(
+            given=alternatives or None,  # none at all is how a plan is made quickest
+            option=f"--alternatives {alternatives}",
+            why="--manifests prints the objects of the plan alone; leave one of them out, or add --html",
+        )
+    check_writable(html, "--html")
+    settings = ControllerSettings(trainer_image=image or _DEFAULT_IMAGE)
     places = Places(
         nodes=nodes,
         pods=pods,
@@ -132,30 +165,38 @@ def plan(
         gpus=gpus,
         product=product,
         training=ConfigTraining(gpus=gpus, sequence_length=sequence_length, batch_size=batch_size),
-        most=alternatives,
+        alternatives=alternatives,
     )
+    if write_sizes:
+        fill(file, "--write")
     every = plans(file, asked)
-    for job, made in every:
-        if manifests:
-            _print_objects(job, made, settings)
-        else:
-            costs = made.costs if gantt else None
-            write(document(made.view), output, partial(print_plan, made.view, costs=costs))
+    if manifests:
+        _write_objects([each for shown in every for each in _objects(shown, settings)], output)
+    for shown in every:
+        if not manifests:
+            costs = shown.costs if gantt else None
+            write(document(shown.view), output, partial(print_plan, shown.view, costs=costs))
     if html is not None:
-        write_text(html, "--html", plan_page([(made.view, made.costs) for _, made in every]))
-    _end([made for _, made in every])
+        write_text(html, "--html", plan_page([(shown.view, shown.costs) for shown in every]))
+    _end(every)
 
 
-def _print_objects(job: GivenJob, made: Made, settings: ControllerSettings) -> None:
-    if made.view.shortfall is not None:
+def _objects(shown: Shown, settings: ControllerSettings) -> list[Mapping[str, Any]]:
+    return [] if shown.view.shortfall is not None else objects(shown.job, shown.view.plan, settings)
+
+
+def _write_objects(found: list[Mapping[str, Any]], form: Format) -> None:
+    """Write objects as kubectl takes them: YAML documents, or a list in JSON."""
+    if form is Format.JSON:
+        write({"apiVersion": "v1", "kind": "List", "items": found}, form, lambda: None)
         return
-    for item in objects(job, made.plan, settings):
+    for item in found:
         typer.echo(f"---\n{to_yaml(item)}", nl=False)
 
 
-def _end(every: list[Made]) -> None:
-    """Say of each job that does not fit what is missing, and end with the code that means so."""
-    lacking = [made.view for made in every if made.view.shortfall is not None]
+def _end(every: list[Shown]) -> None:
+    """Name what each job lacks that does not fit, and end with the code that means so."""
+    lacking = [shown.view for shown in every if shown.view.shortfall is not None]
     for view in lacking:
         complain(f"{view.name} does not fit: {view.shortfall}")
     if lacking:

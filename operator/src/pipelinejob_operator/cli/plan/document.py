@@ -1,12 +1,20 @@
-"""A plan as JSON or YAML, for programs: every figure that people are shown, and the plan that the stages mount."""
+"""A plan for programs: every figure that people are shown, or the Kubernetes objects that the operator would create."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from pipelinejob_operator.report.plan_view import Alternative, PlanView, RankView, memory_parts
+from pipelinejob.contract.plan import Plan
+from pipelinejob.siting.alternatives import Alternative
+from pipelinejob_operator.cli.manifests import GivenJob
+from pipelinejob_operator.cli.plan.inventory import as_stored
+from pipelinejob_operator.objects.controller_settings import ControllerSettings
+from pipelinejob_operator.objects.job import Rank
+from pipelinejob_operator.objects.manifests import headless_service, plan_config_map, stage_pod
+from pipelinejob_operator.report.plan_view import PlanView, RankView, memory_parts
 
 
 def document(view: PlanView) -> dict[str, Any]:
-    """Give the JSON-ready form. Seconds and bytes of layers of unknown cost are null: only their ratios mean anything.
+    """Return the JSON-ready form. Seconds and bytes of layers of unknown cost are null: only ratios mean anything.
 
     All figures are predictions, from the costs that `prediction.source` names.
     """
@@ -96,3 +104,14 @@ def _alternative(each: Alternative) -> dict[str, Any]:
         "roomLeft": each.room_left,
         "fields": each.fields,
     }
+
+
+def objects(job: GivenJob, plan: Plan, settings: ControllerSettings) -> list[Mapping[str, Any]]:
+    """Return what the operator would create, in its order; the job's uid is only known to a cluster."""
+    read, ranks = as_stored(job), plan.parallelism
+    nodes = {(each.replica, each.stage): each.node for each in plan.placement.assignments} if plan.placement else {}
+    pods = [
+        stage_pod(read, job.spec, rank, attempt=1, settings=settings, node=nodes.get((rank.replica, rank.stage)))
+        for rank in (Rank(r, s) for r in range(ranks.data) for s in range(ranks.pipeline))
+    ]
+    return [plan_config_map(read, plan, attempt=1), headless_service(read), *pods]

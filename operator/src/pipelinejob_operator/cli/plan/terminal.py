@@ -5,19 +5,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelinejob.cost import Profile
-from pipelinejob.plan import StagePlan
-from pipelinejob.planner import predicted_timeline
-from pipelinejob.playing import schedule_of
+from pipelinejob.contract.plan import StagePlan
+from pipelinejob.costs.layers import Profile
+from pipelinejob.planning.planner import predicted_timeline
+from pipelinejob.planning.playing import schedule_of
+from pipelinejob.siting.alternatives import About, Alternative
+from pipelinejob_operator.cli.console import chart_width, console_for_people, is_unbounded
 from pipelinejob_operator.cli.gantt import gantt_lines
-from pipelinejob_operator.report.numbers import seconds
-from pipelinejob_operator.report.plan_view import (
-    About,
-    Alternative,
-    PlanView,
-    gib,
-    price_text,
-)
+from pipelinejob_operator.report.numbers import gib, seconds
+from pipelinejob_operator.report.plan_view import PlanView, price_text
 from pipelinejob_operator.report.run_view import layers
 
 _MOST_NODES = 4  # named in a cell
@@ -32,7 +28,7 @@ _HEADINGS = {
 
 def print_plan(view: PlanView, *, costs: Profile | None = None) -> None:
     """Print it; with `costs`, draw the predicted timeline of one step too."""
-    console = Console(highlight=False)
+    console = console_for_people()
     console.print(Text.assemble((view.name, "bold"), f"  {view.shape_line}"), soft_wrap=True)
     console.print(Text(view.prediction_line), soft_wrap=True)
     if view.where:
@@ -43,7 +39,7 @@ def print_plan(view: PlanView, *, costs: Profile | None = None) -> None:
         console.print(Text(view.devices_line), soft_wrap=True)
     for note in view.notes:
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
-    console.print(_stage_table(view, is_narrow=console.width < _WIDE))
+    console.print(_stage_table(view, console))
     for line in (view.memory_line, view.placement_line, view.trade_line, view.room_line):
         if line:
             console.print(Text(line), soft_wrap=True)
@@ -54,14 +50,16 @@ def print_plan(view: PlanView, *, costs: Profile | None = None) -> None:
         _print_gantt(console, view, costs)
 
 
-def _stage_table(view: PlanView, *, is_narrow: bool) -> Table:
+def _stage_table(view: PlanView, console: Console) -> Table:
+    is_narrow = console.width < _WIDE
+    between = ", " if is_unbounded(console) else "\n"
     parameters = () if is_narrow else ("parameters",)
     table = _table("stage", "layers", right=(*parameters, "forward", "backward", "bubble", "memory"))
     if view.placement:
         table.add_column("node", overflow="fold")
     for stage in view.plan.stages:
         shape, number, *rest = _stage_cells(view, stage)
-        nodes = [_nodes(view.places_of(stage.stage))] if view.placement else []
+        nodes = [between.join(_nodes(view.places_of(stage.stage)))] if view.placement else []
         table.add_row(str(stage.stage), shape, *([] if is_narrow else [number]), *rest, *nodes)
     return table
 
@@ -78,10 +76,10 @@ def _stage_cells(view: PlanView, stage: StagePlan) -> list[str]:
     ]
 
 
-def _nodes(places: tuple[tuple[str, int], ...]) -> str:
+def _nodes(places: tuple[tuple[str, int], ...]) -> list[str]:
     shown = [f"{path}{f' ({count} replicas)' if count > 1 else ''}" for path, count in places[:_MOST_NODES]]
     further = len(places) - len(shown)
-    return "\n".join([*shown, *([f"and {further} more nodes"] if further else [])])
+    return [*shown, *([f"and {further} more nodes"] if further else [])]
 
 
 def _print_alternatives(console: Console, about: About, found: list[Alternative]) -> None:
@@ -126,7 +124,7 @@ def _print_rejected(console: Console, view: PlanView) -> None:
 def _print_gantt(console: Console, view: PlanView, costs: Profile) -> None:
     drawn = gantt_lines(
         predicted_timeline(view.plan, costs),
-        console.width,
+        chart_width(console),
         schedule=schedule_of(view.plan),
         has_scale=view.is_absolute,
         has_colours=console.color_system is not None,

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from pipelinejob.errors import PipelineJobError
-from pipelinejob.schedule_spec import MAX_WRITTEN
-from pipelinejob.schedules.catalogue import FAMILIES
+from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.schedules.costs import CostModel, Link, shares
+from pipelinejob.schedules.families import FAMILIES
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
+from pipelinejob.spec.schedule import MAX_WRITTEN
 
 _MAX_RANKS = 1024
 
@@ -81,7 +81,7 @@ class Times:
         )
 
     def slowdowns(self, num_ranks: int) -> tuple[float, ...] | None:
-        """Give the factor of each rank; None where all are 1.
+        """Return the factor of each rank; None where all are 1.
 
         Raises AskedError.
         """
@@ -90,7 +90,7 @@ class Times:
 
 
 def _links(comm: Sequence[float]) -> dict[tuple[int, int], Link]:
-    """Give the links of the ranks whose entry is not the first one's; a message takes what its sender's entry says."""
+    """Return the links from ranks whose entry differs from the first one's; the sender's entry counts."""
     senders = {rank: Link(latency_s=seconds) for rank, seconds in enumerate(comm) if seconds != comm[0]}
     return {(rank, other): link for rank, link in senders.items() for other in range(len(comm)) if other != rank}
 

@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelinejob.comparison import COMPARABLE, Outcome
-from pipelinejob.comparison import compare as compared
-from pipelinejob.schedules.catalogue import FAMILIES, family
+from pipelinejob.scheduler.comparison import COMPARABLE, Outcome
+from pipelinejob.scheduler.comparison import compare as compared
+from pipelinejob.schedules.families import FAMILIES, family
 from pipelinejob.schedules.names import ScheduleName
+from pipelinejob_operator.cli.console import console_for_people
 from pipelinejob_operator.cli.output import Format, FormatOption, write
 from pipelinejob_operator.cli.schedule.asked import (
     AskedError,
@@ -32,10 +32,12 @@ from pipelinejob_operator.cli.schedule.asked import (
     schedule_name,
     setting,
 )
-from pipelinejob_operator.cli.text_files import write_text
+from pipelinejob_operator.cli.schedule.figures import figures
+from pipelinejob_operator.cli.text_files import check_writable, write_text
+from pipelinejob_operator.cli.together import refuse
 from pipelinejob_operator.report.numbers import percent, plain
-from pipelinejob_operator.report.schedule_page import comparison_page
-from pipelinejob_operator.report.schedule_view import ScheduleView, by_rank
+from pipelinejob_operator.report.pages.schedule import comparison_page
+from pipelinejob_operator.report.schedule_view import ScheduleView
 
 _BAR_WIDTH = 20
 _BARS_FROM = 104  # columns of the terminal
@@ -79,7 +81,13 @@ def compare(
         memory_cap=memory_cap,
         update_interval=update_interval,
     )
+    check_writable(html, "--html")
     names = COMPARABLE if schedules is None else _names(schedules)
+    if not any(family(name).chunk_choice for name in names):
+        refuse(given=chunks, option=f"-v {chunks}", why="none of these schedules has a choice of chunks; leave it out")
+    if not any(family(name).is_asynchronous for name in names):
+        why = "none of these schedules updates within a step; leave it out"
+        refuse(given=update_interval, option=f"--update-interval {update_interval}", why=why)
     found, missing = compared(names, asked, overlap=not no_overlap, slowdowns=times.slowdowns(ranks))
     if not found:
         raise AskedError("; ".join(f"{name}: {reason}" for name, reason in missing.items()))
@@ -105,19 +113,12 @@ def _names(written: str) -> list[ScheduleName]:
 
 
 def _entry(each: Outcome) -> dict[str, Any]:
-    simulation = each.simulation
     return {
         "schedule": each.name.value,
-        "makespan": simulation.makespan_s,
-        "bubble_rate": simulation.bubble_rate,
-        "span_bubble_rate": simulation.span_bubble_rate,
-        "peak_activations": list(each.peak_activations),
+        **figures(each),
         "fits_cap": None if each.caps is None else each.over_cap is None,
         "lower_bound": each.lower_bound_s,
         "distance": each.distance,
-        "idle": by_rank(simulation),
-        "weight_versions": list(each.weight_versions),
-        "weight_copies": each.weight_copies,
         "asynchronous": each.schedule.is_asynchronous,
         "steady_bubble_rate": each.steady_bubble_rate,
     }
@@ -130,7 +131,7 @@ def _say_missing(missing: Mapping[ScheduleName, str]) -> None:
 
 
 def _print(found: Sequence[Outcome], missing: Mapping[ScheduleName, str]) -> None:
-    console = Console(highlight=False)
+    console = console_for_people()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
     has_caps = any(each.caps is not None for each in found)
     has_bars = console.width >= _BARS_FROM
@@ -185,7 +186,7 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _remarks(found: Sequence[Outcome]) -> Iterator[str]:
-    """Say what figures alone do not."""
+    """Return what figures alone do not."""
     for each in found:
         if each.over_cap is not None and each.caps is not None:
             held, cap = each.peak_activations[each.over_cap], each.caps[each.over_cap]
@@ -195,7 +196,7 @@ def _remarks(found: Sequence[Outcome]) -> Iterator[str]:
                 f"{each.name} is asynchronous: its weights are stale, and its figures those of a step that fills and"
                 f" empties the pipeline; in between its bubble is {percent(each.steady_bubble_rate)}"
             )
-        if each.name is ScheduleName.FORWARD_ONLY:
+        if not family(each.name).trains:
             yield f"{each.name} trains nothing, so its figures compare with no other's"
         if each.distance is not None:
             yield f"{each.name} is at most {percent(each.distance)} longer than the least on the routes it searches"

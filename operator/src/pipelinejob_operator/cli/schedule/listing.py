@@ -3,12 +3,12 @@
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelinejob.schedules.catalogue import FAMILIES, Family
-from pipelinejob.schedules.names import ASYNCHRONOUS, ScheduleName
+from pipelinejob.schedules.families import FAMILIES
+from pipelinejob.schedules.family import Family
+from pipelinejob_operator.cli.console import console_for_people, is_unbounded
 from pipelinejob_operator.cli.output import Format, FormatOption, write
 
 
@@ -26,23 +26,24 @@ def _entry(family: Family) -> dict[str, Any]:
         "chunk_choice": family.chunk_choice,
         "split_backward": family.is_split,
         "looks_at_costs": family.looks_at_costs,
-        "asynchronous": family.name in ASYNCHRONOUS,
+        "asynchronous": family.is_asynchronous,
     }
 
 
 def _print() -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", padding=(0, 1, 1, 0))
+    console = console_for_people()
+    below, between = (0, "; ") if is_unbounded(console) else (1, "\n")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", padding=(0, 1, below, 0))
     table.add_column("schedule", no_wrap=True, style="bold")
     table.add_column("chunks", justify="right", no_wrap=True)
     table.add_column("backward", no_wrap=True)
     table.add_column("what it does")
     for family in FAMILIES.values():
         chunks = f"{family.usual_chunks}{'+' if family.chunk_choice else ''}"
-        backward = "split" if family.is_split else "–" if family.name is ScheduleName.FORWARD_ONLY else "full"
+        backward = "split" if family.is_split else "full" if family.trains else "–"
         made_for = "; made for the costs" if family.looks_at_costs else ""
-        said = Text.assemble(family.title + made_for, "\n", (family.source, "dim"))
+        said = Text.assemble(family.title + made_for, between, (family.source, "dim"))
         table.add_row(family.name.value, chunks, backward, said)
-    console = Console(highlight=False)
     console.print(table)
     console.print(
         "+: the usual number, -v asks for another. `schedule show NAME -p 4 -m 8` draws one, `schedule show custom"

@@ -8,14 +8,16 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pipelinejob.comparison import Outcome, outcome
+from pipelinejob.scheduler.comparison import Outcome, outcome
 from pipelinejob.schedules import torch_csv
 from pipelinejob.schedules.actions import Schedule
-from pipelinejob.schedules.catalogue import family
+from pipelinejob.schedules.families import described
+from pipelinejob.schedules.family import Updates
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.text import parse, render
 from pipelinejob.schedules.validate import validate
-from pipelinejob.simulate import simulate
+from pipelinejob.simulation.simulate import simulate
+from pipelinejob_operator.cli.console import chart_width, console_for_people
 from pipelinejob_operator.cli.gantt import legend_line, readable_width, row_lines
 from pipelinejob_operator.cli.output import Format, write
 from pipelinejob_operator.cli.schedule.asked import (
@@ -34,11 +36,14 @@ from pipelinejob_operator.cli.schedule.asked import (
     schedule_name,
     setting,
 )
-from pipelinejob_operator.cli.text_files import read_text, write_text
+from pipelinejob_operator.cli.schedule.figures import figures
+from pipelinejob_operator.cli.text_files import check_writable, read_text, write_text
+from pipelinejob_operator.cli.together import refuse
 from pipelinejob_operator.report.marks import shades_of
 from pipelinejob_operator.report.numbers import percent, plain
-from pipelinejob_operator.report.schedule_page import schedule_page, schedule_picture
-from pipelinejob_operator.report.schedule_view import ScheduleView, by_rank, idle_shares
+from pipelinejob_operator.report.pages.schedule import schedule_page
+from pipelinejob_operator.report.pictures.schedule import schedule_picture
+from pipelinejob_operator.report.schedule_view import ScheduleView, idle_shares
 
 
 class ShowFormat(StrEnum):
@@ -96,8 +101,30 @@ def show(
         comm=comm,
         slowdown=slowdown,
     )
+    if output is not ShowFormat.CHART:
+        refuse(
+            given=width,
+            option=f"--width {width}",
+            why=f"is of the chart, and -o {output} prints none; give one of them",
+        )
+    if output in {ShowFormat.TEXT, ShowFormat.CSV} and svg is None and html is None:
+        why = f"changes when things are done, which -o {output} does not say; leave one of them out"
+        refuse(given=slowdown != "1", option=f"--slowdown {slowdown}", why=why)
+        refuse(given=no_overlap, option="--no-overlap", why=why)
+    check_writable(svg, "--svg")
+    check_writable(html, "--html")
     found = schedule_name(name)
+    known = described(found)
+    if vertical_sync and known.updates is not Updates.EACH_MICRO_BATCH:
+        raise AskedError(f"--vertical-sync: {found} keeps no older weights to agree on; it goes with PipeDream")
+    if update_interval is not None and not known.is_asynchronous:
+        raise AskedError(f"--update-interval {update_interval}: {found} updates once a step; leave it out")
     if found is ScheduleName.CUSTOM or file is not None:
+        refuse(
+            given=chunks,
+            option=f"-v {chunks}",
+            why="a schedule of a file says itself how many chunks it has; leave it out",
+        )
         schedule, where = _written(found, file, ranks=ranks, micro_batches=micro_batches)
         view = _custom(schedule, where, times, memory_cap, overlap=not no_overlap)
     else:
@@ -112,7 +139,6 @@ def show(
             update_interval=update_interval,
             vertical_sync=vertical_sync,
         )
-        known = family(found)
         played = outcome(found, asked, overlap=not no_overlap, slowdowns=times.slowdowns(ranks))
         view = ScheduleView(outcome=played, title=known.title, source=known.source)
     if svg is not None:
@@ -174,26 +200,20 @@ def _write(view: ScheduleView, output: ShowFormat, width: int | None) -> None:
         typer.echo(torch_csv.write(schedule), nl=False)
     else:
         form = Format.TABLE if output is ShowFormat.CHART else Format(output.value)
-        write(_data(view), form, lambda: _draw(view, Console(highlight=False, width=width)))
+        write(_data(view), form, lambda: _draw(view, console_for_people(), width))
 
 
 def _data(view: ScheduleView) -> dict[str, Any]:
-    played, simulation, schedule = view.outcome, view.outcome.simulation, view.outcome.schedule
+    simulation, schedule = view.outcome.simulation, view.outcome.schedule
     return {
-        "schedule": played.name.value,
+        "schedule": view.outcome.name.value,
         "title": view.title,
         "source": view.source,
         "ranks": schedule.num_ranks,
         "micro_batches": schedule.num_micro_batches,
         "routes": [list(route) for route in schedule.routes],
         "route_of": list(schedule.route_of),
-        "makespan": simulation.makespan_s,
-        "bubble_rate": simulation.bubble_rate,
-        "span_bubble_rate": simulation.span_bubble_rate,
-        "peak_activations": list(played.peak_activations),
-        "weight_versions": list(played.weight_versions),
-        "weight_copies": played.weight_copies,
-        "idle": by_rank(simulation),
+        **figures(view.outcome),
         "actions": [
             [{"action": str(action), "start": start, "end": end} for action, start, end in zip(*rank, strict=True)]
             for rank in zip(schedule.ranks, simulation.started_s, simulation.ended_s, strict=True)
@@ -201,16 +221,17 @@ def _data(view: ScheduleView) -> dict[str, Any]:
     }
 
 
-def _draw(view: ScheduleView, console: Console) -> None:
+def _draw(view: ScheduleView, console: Console, asked_width: int | None) -> None:
     simulation = view.outcome.simulation
     has_colours = console.color_system is not None
+    width = asked_width or chart_width(console)
     console.print(Text.assemble((view.outcome.name.value, "bold"), f"  {view.title}"))
     console.print(view.source, style="dim", markup=False)
     for line in view.facts:
         console.print(line, markup=False)
     rows = view.rows
     console.print()
-    for text in row_lines(rows, console.width, write=plain, has_colours=has_colours, in_cells=True):
+    for text in row_lines(rows, width, write=plain, has_colours=has_colours, in_cells=True):
         console.print(text, no_wrap=True, crop=False, soft_wrap=True)
     console.print()
     console.print(legend_line(rows, shades_of(simulation.schedule), has_colours=has_colours))
@@ -218,5 +239,5 @@ def _draw(view: ScheduleView, console: Console) -> None:
     if shares:
         console.print(f"idle, mean over ranks: {shares}", style="dim")
     wanted = readable_width(rows)
-    if wanted > console.width:
+    if wanted > width:
         console.print(f"all numbers fit from --width {wanted} on; --html FILE draws a page", style="dim")

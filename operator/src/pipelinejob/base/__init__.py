@@ -1,0 +1,1 @@
+"""What everything stands on: names, errors, plain values, quantities, and spans of time."""

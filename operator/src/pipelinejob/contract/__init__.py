@@ -1,0 +1,1 @@
+"""What operator and trainer tell each other: plans, timelines, progress."""

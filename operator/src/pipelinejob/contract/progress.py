@@ -1,0 +1,83 @@
+"""What a running stage says of itself: `GET /progress` on its metrics port, steps.jsonl, and its termination message.
+
+The operator pulls it, nothing is pushed, so no stage needs a right on the API server.
+"""
+
+from collections.abc import Mapping
+from enum import IntEnum, StrEnum
+
+from pydantic import Field
+
+from pipelinejob.base.timeline import SpanKind
+from pipelinejob.base.values import Value
+
+
+class Phase(StrEnum):
+    """Where a stage's process stands."""
+
+    STARTING = "Starting"
+    TRAINING = "Training"
+    FINISHED = "Finished"
+
+
+class Skipped(StrEnum):
+    """Why a step left weights and optimiser as they were."""
+
+    NOTHING_COUNTS = "NothingCounts"  # no target of its batch counts
+    NOT_FINITE = "NotFinite"  # its loss or a gradient was infinite or no number
+
+
+class Progress(Value):
+    """One stage's own account, since its process started. Ratios are of the last steps (a window of 20)."""
+
+    replica: int
+    stage: int
+    attempt: int
+    phase: Phase
+    step: int  # optimiser steps completed, over all attempts
+    skipped_steps: int = 0  # by this process's run: they left weights and optimiser as they were
+    roll_backs: int = 0  # of this process's run, to a checkpoint
+    loss: float | None = None  # nats per token that counts, mean over the global batch; the same on every rank
+    evaluation_loss: float | None = None  # of the last evaluation
+    gradient_norm: float | None = None
+    tokens_per_s: float | None = None  # of the whole job
+    step_s: float | None = None
+    bubble_ratio: float | None = None  # timeline.bubble_ratio
+    utilization_ratio: float | None = None  # compute / wall
+    seconds: Mapping[SpanKind, float] = Field(default_factory=dict)  # since the process started
+    memory_bytes: int | None = None  # peak
+    checkpoint_step: int | None = None  # newest verified checkpoint
+
+
+class StepRecord(Value):
+    """One line of steps.jsonl. A step that was repeated after a restart stands there again; the last line counts."""
+
+    step: int  # 1 is the first
+    loss: float  # of a skipped step, that of the last one that was not, or 0
+    evaluation_loss: float | None = None  # where the step ended with an evaluation
+    skipped: Skipped | None = None
+    gradient_norm: float
+    learning_rate: float
+    step_s: float
+    tokens_per_s: float
+    time: float  # seconds since the epoch, when the step ended
+    attempt: int
+
+
+class ExitCode(IntEnum):
+    """How a stage's process ends; all else is the user's own code or the machine (137: perhaps out of memory)."""
+
+    OK = 0
+    FAILURE = 1  # an exception nobody foresaw; retried
+    USER_ERROR = 64  # bad entrypoint, missing data, an unwritable folder: the same again if retried, so final
+    PEER_LOST = 75  # another stage went away; that one's code counts, this one's does not
+    STOPPED = 143  # SIGTERM, after a checkpoint; not a failure
+
+
+class Termination(Value):
+    """The last words of a stage, written to the termination log as JSON."""
+
+    exit_code: int
+    reason: str  # one CamelCase word: Completed, BadEntrypoint, DataNotFound, PeerLost, Stopped, ...
+    message: str  # one sentence: the value, the rule, the way out
+    step: int

@@ -1,0 +1,1 @@
+"""What a layer, a stage and a message cost, in seconds and bytes."""

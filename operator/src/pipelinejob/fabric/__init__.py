@@ -1,0 +1,1 @@
+"""Devices, nodes, and the network between them."""

@@ -1,0 +1,1 @@
+"""Models as sizes of layers, read from a config; nothing here runs one."""

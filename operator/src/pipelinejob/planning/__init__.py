@@ -1,0 +1,1 @@
+"""Partition, schedule and prediction of one job: the plan."""

@@ -1,0 +1,1 @@
+"""All schedules by name, and the search for one that suits given costs."""

@@ -1,0 +1,1 @@
+"""The schedules of the field, each made from its setting."""

@@ -1,0 +1,1 @@
+"""A schedule played on a clock, with costs."""

@@ -1,0 +1,61 @@
+"""What a search chose for a spec that left something open: small enough for a job's status, all that a plan needs."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipelinejob.base.values import Value
+from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.spec.job import Parallelism, PipelineJobSpec, ScheduleSpec
+
+
+class Chosen(Value):
+    """Degrees, schedule and micro-batches, as they are to stand in the spec."""
+
+    pipeline: Annotated[int, Field(ge=1, le=1024, description="Stages of a replica.")]
+    data: Annotated[int, Field(ge=1, le=1024, description="Replicas of the pipeline.")]
+    tensor: Annotated[int, Field(ge=1, le=64, description="GPUs of a stage.")]
+    schedule: Annotated[ScheduleName, Field(description="The schedule's name.")]
+    virtual_stages: Annotated[
+        int | None, Field(ge=1, le=64, description="Stretches of layers on each stage, where the schedule lets choose.")
+    ] = None
+    micro_batches: Annotated[int, Field(ge=1, le=65536, description="Micro-batches in a step, for each replica.")]
+    micro_batch_size: Annotated[int, Field(ge=1, le=65536, description="Sequences in a micro-batch.")]
+    batch_size: Annotated[
+        int | None,
+        Field(ge=1, le=2**32, description="Sequences in a step, for each replica, if the last micro-batch has fewer."),
+    ] = None
+    recompute: Annotated[bool, Field(description="Whether activations are computed again.")] = False
+    recompute_stages: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=1023)], ...] | None,
+        Field(
+            max_length=1024,
+            description="The stages that recompute; all if unset.",
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        ),
+    ] = None
+
+    @property
+    def num_gpus(self) -> int:
+        """Count the devices that are used."""
+        return self.pipeline * self.data * self.tensor
+
+
+def resolved(spec: PipelineJobSpec, chosen: Chosen) -> PipelineJobSpec:
+    """Return the spec with everything chosen in its place; it is open no more."""
+    parallelism = Parallelism(pipeline=chosen.pipeline, data=chosen.data, tensor=chosen.tensor)
+    schedule = ScheduleSpec.model_validate(
+        {
+            **spec.schedule.model_dump(),
+            "name": chosen.schedule,
+            "virtual_stages": chosen.virtual_stages,
+            "micro_batches": chosen.micro_batches,
+            "micro_batch_size": chosen.micro_batch_size,
+            "batch_size": chosen.batch_size,
+            "global_batch_size": None,
+            "memory_cap": spec.schedule.memory_cap if chosen.schedule is spec.schedule.name else None,
+            "recompute": chosen.recompute,
+            "recompute_stages": chosen.recompute_stages,
+        }
+    )
+    return spec.model_copy(update={"parallelism": parallelism, "schedule": schedule})

@@ -1,0 +1,29 @@
+"""What every built-in model family says of itself: its sizes, and all that follows from them."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Self
+
+from pipelinejob.base.values import Value
+from pipelinejob.models.decoder import Decoder
+
+BYTE_VALUES = 256  # the vocabulary of text that is read as bytes
+
+
+class BuiltIn(Value, ABC):
+    """The sizes of a family's model.
+
+    `layers_cel` is the CEL of its number of layers, from the fields of its sizes.
+    """
+
+    layers_cel: ClassVar[str]
+
+    @abstractmethod
+    def decoder(self, sequence_length: int) -> Decoder:
+        """Return what its layers are made of, which says what they cost.
+
+        Equal sizes give the same object.
+        """
+
+    @abstractmethod
+    def shrunk(self) -> Self:
+        """Return a model with as many layers, each small enough to be run once in passing."""

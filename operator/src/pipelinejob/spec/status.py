@@ -1,0 +1,321 @@
+"""What the operator says of a PipelineJob: the types of its `status`. The CRD is generated from them, like the spec.
+
+Numbers with fractions stand as strings, ready to read in a column (`"2.431"`, `"27.3%"`): Kubernetes' convention for a
+status is no floats. Machines that want numbers ask Prometheus.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, WithJsonSchema
+
+from pipelinejob.base.values import Value
+from pipelinejob.spec.chosen import Chosen
+
+Count = Annotated[int, Field(ge=0)]
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+# In the CRD any word is let through: a newer operator may know more of them than the CRD that is installed.
+OpenName = WithJsonSchema({"type": "string", "maxLength": 253})
+Short = Annotated[str, Field(max_length=253)]
+
+
+class ConditionType(StrEnum):
+    """What can be true of a job. All stand in the status from its first write."""
+
+    SUCCEEDED = "Succeeded"  # the summary: Unknown while active, then True or False for ever
+    ADMITTED = "Admitted"  # the gang may run: it holds what it needs
+    PLACED = "Placed"  # every rank has a node
+    READY = "Ready"  # every stage is up and training
+    SUSPENDED = "Suspended"  # spec.suspend is honoured: nothing of the job runs
+    DEGRADED = "Degraded"  # it runs, but worse than planned (a straggler, a wider placement than preferred)
+    STALLED = "Stalled"  # nothing moves and a person has to act
+
+
+class ConditionStatus(StrEnum):
+    """Whether a condition holds."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class State(StrEnum):
+    """One word for a column. Derived from the conditions, for people; programs read the conditions."""
+
+    PENDING = "Pending"  # seen, not planned yet
+    WAITING = "Waiting"  # planned, does not fit now
+    STARTING = "Starting"  # placed, stages are coming up
+    TRAINING = "Training"
+    DEGRADED = "Degraded"  # training, worse than planned
+    RESTARTING = "Restarting"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class Condition(Value):
+    """One observation of the job, in Kubernetes' own form."""
+
+    type: Annotated[ConditionType, OpenName, Field(description="What is observed.")]
+    status: Annotated[ConditionStatus, Field(description="Whether it holds.")]
+    observed_generation: Annotated[int | None, Field(ge=0, description="Generation of the spec that was seen.")] = None
+    last_transition_time: Annotated[Time, Field(description="When `status` changed last.")]
+    reason: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=1024,
+            pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+            description="Why, as one CamelCase word.",
+        ),
+    ]
+    message: Annotated[str, Field(max_length=32768, description="Why, and what to do about it.")] = ""
+
+
+class PlannedStage(Value):
+    """One stage as planned, in short."""
+
+    stage: Annotated[Count, Field(description="The stage's number, from 0.")]
+    layers: Annotated[Short, Field(description="First and last layer it holds, as in `0-4`.")]
+    memory_bytes: Annotated[
+        Count | None,
+        Field(description="Predicted peak memory of its device, in bytes; not for layers of unknown cost."),
+    ] = None
+    bubble: Annotated[Short | None, Field(description="Predicted share of time that it waits.")] = None
+
+
+class PlanSummary(Value):
+    """The plan in short; all of it is in the config map `<job>-plan`."""
+
+    stages: Annotated[
+        tuple[PlannedStage, ...],
+        Field(
+            max_length=1024,
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},  # see `stages` of the status
+            description="The layers on each stage.",
+        ),
+    ]
+    step_seconds: Annotated[
+        Short | None, Field(description="Predicted seconds of one step; not for layers of unknown cost.")
+    ] = None
+    bubble: Annotated[Short, Field(description="Predicted bubble, the mean over stages, in percent.")]
+    tokens_per_second: Annotated[
+        Short | None, Field(description="Predicted tokens a second of the whole job; not for layers of unknown cost.")
+    ] = None
+    source: Annotated[
+        Short,
+        Field(
+            description="Where predictions come from: `profiled` on the device, `analytic`, counted, or `equal`: "
+            "nothing is known of the layers but their number, so only ratios are predicted."
+        ),
+    ]
+
+
+class PlacementSummary(Value):
+    """How good the gang's place is. What it costs is predicted; room is as it was when the place was chosen."""
+
+    crossed: Annotated[
+        Short, Field(description="Neighbouring stages parted by level, coarse to fine: `leaf 1, node 7`, or `none`.")
+    ]
+    penalty: Annotated[
+        Short | None,
+        Field(
+            description="Predicted share of a step that this costs, against all stages on the closest links; unset "
+            "where nothing is known of layers or links."
+        ),
+    ] = None
+    least_penalty: Annotated[
+        Short | None, Field(description="At least so much any place would have cost with the nodes that were free.")
+    ] = None
+    room_left: Annotated[
+        dict[Short, Count] | None,
+        Field(description="Stages like these that still fit into one domain of each level, coarse to fine."),
+    ] = None
+
+
+class StageStatus(Value):
+    """One rank: stage `stage` of replica `replica`."""
+
+    replica: Annotated[Count, Field(description="The replica's number, from 0.")]
+    stage: Annotated[Count, Field(description="The stage's number, from 0.")]
+    pod: Annotated[Short, Field(description="Name of its pod.")]
+    node: Annotated[Short | None, Field(description="The node it was given.")] = None
+    path: Annotated[
+        str | None,
+        Field(
+            max_length=2048,
+            description="The node's place in the network, coarse to fine: `zone-a/spine-1/leaf-3`.",
+        ),
+    ] = None
+    last_node: Annotated[
+        Short | None,
+        Field(description="Between two attempts: the node it had, to which it comes back unless that was lost."),
+    ] = None
+    ready: Annotated[bool, Field(description="Whether its trainer answers and trains.")] = False
+    restarts: Annotated[Count, Field(description="How often its own failure made the gang restart.")] = 0
+    step: Annotated[Count | None, Field(description="Optimiser steps it has completed.")] = None
+    utilization: Annotated[Short | None, Field(description="Share of its time spent computing, of late.")] = None
+    bubble: Annotated[Short | None, Field(description="Share of the schedule's time spent waiting, of late.")] = None
+    memory_bytes: Annotated[Count | None, Field(description="Peak memory of its device so far, in bytes.")] = None
+    exit_code: Annotated[int | None, Field(description="How its process ended last.")] = None
+    reason: Annotated[
+        Short | None, Field(description="Why it ended or does not start, as one CamelCase word: `ImagePullBackOff`.")
+    ] = None
+    message: Annotated[str | None, Field(max_length=4096, description="The same as a sentence.")] = None
+
+
+class AskedJob(Value):
+    """A running job that was asked to make way. It does, if it still runs as the attempt that was meant."""
+
+    name: Annotated[Short, Field(description="Its namespace and name: `team-a/gpt`.")]
+    uid: Annotated[Short, Field(description="Its uid.")]
+    attempt: Annotated[Count, Field(description="The attempt that is to leave.")]
+
+
+class RefusedNode(Value):
+    """A node that refused one of the job's pods. The job leaves it out until then, whatever room it has."""
+
+    node: Annotated[Short, Field(description="Its name.")]
+    until: Annotated[Time, Field(description="Until when the job leaves it out.")]
+    times: Annotated[int, Field(ge=1, description="How often in a row; each time it is left out longer.")] = 1
+    message: Annotated[
+        str, Field(max_length=512, description="What refused there, in the scheduler's, kubelet's or our own words.")
+    ]
+
+
+class PipelineJobStatus(Value):
+    """What the operator last saw of the job; written seldom, so a minute old at worst."""
+
+    observed_generation: Annotated[int | None, Field(ge=0, description="Generation of the spec that this answers.")] = (
+        None
+    )
+    state: Annotated[State | None, OpenName, Field(description="One word for people, derived from the conditions.")] = (
+        None
+    )
+    conditions: Annotated[
+        tuple[Condition, ...],
+        Field(
+            max_length=32,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+            description="What is true of the job; `Succeeded` is the summary.",
+        ),
+    ] = ()
+    attempt: Annotated[
+        Count,
+        Field(description="Number of the present gang; stored before its first pod exists, to tell older pods apart."),
+    ] = 0
+    restarts: Annotated[Count, Field(description="Restarts counted against `spec.failurePolicy.maxRestarts`.")] = 0
+    disruptions: Annotated[
+        Count, Field(description="Restarts because a node or pod was taken away; they count against no limit.")
+    ] = 0
+    disruptions_in_a_row: Annotated[
+        Count, Field(description="Those since the gang last ran for long; too many of them end the job.")
+    ] = 0
+    not_before: Annotated[Time | None, Field(description="The present attempt waits until then, after a failure.")] = (
+        None
+    )
+    released_time: Annotated[
+        Time | None, Field(description="When the gang of the present attempt was whole and let go to its nodes.")
+    ] = None
+    start_time: Annotated[Time | None, Field(description="When the job was admitted first.")] = None
+    completion_time: Annotated[Time | None, Field(description="When the job ended.")] = None
+    chosen: Annotated[
+        Chosen | None,
+        Field(
+            description="What was chosen for what the spec leaves open; stored before the first pod exists, and kept "
+            "over restarts."
+        ),
+    ] = None
+    preempts: Annotated[
+        tuple[AskedJob, ...],
+        Field(
+            max_length=256,
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+            description="While it waits: jobs of lower priority that it asked to write a checkpoint and make way.",
+        ),
+    ] = ()
+    waits_for: Annotated[
+        tuple[Short, ...],
+        Field(
+            max_length=256,
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+            description="While it waits: running jobs whose room is kept for it, so that no job that passes it takes "
+            "that; `team-a/gpt`.",
+        ),
+    ] = ()
+    waiting_since: Annotated[
+        Time | None,
+        Field(
+            description="While it waits in line for room: since when. Who began to run before that is not among those "
+            "who went past it."
+        ),
+    ] = None
+    resumed_time: Annotated[
+        Time | None,
+        Field(
+            description="When it was last resumed: from then on its age in line counts, as from its creation before."
+        ),
+    ] = None
+    refused_nodes: Annotated[
+        tuple[RefusedNode, ...],
+        Field(
+            max_length=64,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["node"]},
+            description="Nodes that refused one of its pods of late; each is left out until the time given, 2 minutes "
+            "at first and up to 64 where it refuses again and again.",
+        ),
+    ] = ()
+    preemptions: Annotated[
+        Count, Field(description="How often it made way for a job of higher priority; counts against no limit.")
+    ] = 0
+    preempted_by: Annotated[
+        Short | None, Field(description="The job that it made way for last, until it runs again: `team-a/urgent`.")
+    ] = None
+    plan: Annotated[PlanSummary | None, Field(description="What was planned, and what is expected of it.")] = None
+    stages: Annotated[
+        tuple[StageStatus, ...],
+        Field(
+            max_length=2048,
+            # As a map, who wrote which field of which entry would be kept, too: as much again as the entries.
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+            description="Every rank: where it runs and how it does.",
+        ),
+    ] = ()
+    stages_ready: Annotated[Short | None, Field(description="Ranks that train, of all: `4/4`.")] = None
+    step: Annotated[Count | None, Field(description="Optimiser steps completed.")] = None
+    steps: Annotated[Count | None, Field(description="Optimiser steps in all, from the spec.")] = None
+    progress: Annotated[Short | None, Field(description="Share of the steps completed, in percent.")] = None
+    loss: Annotated[Short | None, Field(description="Loss of the last step seen, in nats a token.")] = None
+    bubble: Annotated[Short | None, Field(description="Measured bubble of late, the mean over stages.")] = None
+    tokens_per_second: Annotated[Short | None, Field(description="Measured tokens a second of the whole job.")] = None
+    last_checkpoint_step: Annotated[
+        Count | None, Field(description="Step of the newest verified checkpoint; a restart goes on from there.")
+    ] = None
+    nodes: Annotated[Short | None, Field(description="The nodes in use, in short: `4: node-a, node-b, ...`.")] = None
+    crossings: Annotated[
+        dict[Short, Count] | None,
+        Field(description="Neighbouring stages parted at each level of the topology, coarse to fine."),
+    ] = None
+    placement: Annotated[
+        PlacementSummary | None, Field(description="How good the place is, and what it leaves for others.")
+    ] = None
+    progress_time: Annotated[Time | None, Field(description="When these measurements were written last.")] = None
+    left_out: Annotated[
+        str | None,
+        Field(max_length=1024, description="What is left out here because the status would be too large to be stored."),
+    ] = None
+
+
+def percent(ratio: float, *, digits: int = 1) -> str:
+    """Write a ratio for a status: 0.273 is `27.3%`."""
+    return f"{ratio:.{digits}%}"
+
+
+def decimal(number: float) -> str:
+    """Write a number for a status with four significant digits, never in scientific form where a person would not.
+
+    2.43123 is `2.431`, 18250.4 is `18250`.
+    """
+    digits = 0 if abs(number) >= 1000 else 3 if abs(number) >= 1 else 4  # noqa: PLR2004  # plain thresholds of a display
+    return f"{number:.{digits}f}"

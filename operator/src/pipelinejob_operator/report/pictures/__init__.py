@@ -1,0 +1,1 @@
+"""Timelines, curves, bars and fabrics as SVG markup of our own; names are escaped here."""

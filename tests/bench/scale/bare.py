@@ -1,0 +1,58 @@
+"""How fast the API server takes what the operator writes, from a client that decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from board import JOBS
+from recording import Recording, RecordingProxy, writer
+from usage import using
+from world import PATIENCE_S, ROOM, STAGES, World, each, operator, small_job, world
+
+_AT_ONCE = 32
+_QUIET_S = 2.0
+NOWHERE = {"template": {"spec": {"nodeSelector": {"bench/pool": "none"}}}}
+
+
+async def limit(num_jobs: int) -> dict[str, float]:
+    """Write jobs, as many that are let go and as many that wait as `burst` has, all their objects and statuses."""
+    num_running = min(num_jobs, ROOM)
+    async with world() as here:
+        running, waiting = await record(here, small_job("recorded-placed"), small_job("recorded-waits", **NOWHERE))
+    work = [(running, f"running-{number:05}") for number in range(num_running)]
+    work += [(waiting, f"waiting-{number:05}") for number in range(num_jobs - num_running)]
+    async with world(is_watched=False) as here, writer(here.server) as bare:
+        with using(*here.server_pids) as server:
+            begun_s = time.process_time()
+            await each(work, lambda one: bare.repeat(*one), at_once=_AT_ONCE)
+            bench_s = time.process_time() - begun_s
+    return {
+        "jobs": num_jobs, "took_s": server.wall_s, "jobs_per_s": num_running / server.wall_s,
+        "pods_per_s": STAGES * num_running / server.wall_s, "server_s": server.processor_s, "bench_s": bench_s,
+        "writes_a_placed_job": 1 + len(running.writes), "writes_a_waiting_job": 1 + len(waiting.writes),
+    }  # fmt: skip
+
+
+async def record(here: World, *jobs: dict[str, Any]) -> list[Recording]:
+    """Return the operator one job after another, and return what it wrote for each until it was let go, or waits."""
+    with RecordingProxy(here.server) as proxy:
+        async with operator(here, kubeconfig=proxy.kubeconfig(), name="recorded"):
+            stored = []
+            for job in jobs:
+                stored.append(await here.api.request("POST", JOBS, body=job))
+                seen = here.board.jobs[job["metadata"]["name"]]
+                await here.board.until(
+                    lambda seen=seen: seen.let_go or seen.sentence, "a lone job is decided", timeout_s=PATIENCE_S
+                )
+                await _quiet(proxy, stored[-1])
+        return [proxy.of(job) for job in stored]
+
+
+async def _quiet(proxy: RecordingProxy, job: dict[str, Any]) -> None:
+    known, since = 0, time.monotonic()
+    while time.monotonic() - since < _QUIET_S:
+        await asyncio.sleep(_QUIET_S / 10)
+        if len(proxy.of(job).writes) != known:
+            known, since = len(proxy.of(job).writes), time.monotonic()

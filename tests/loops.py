@@ -1,0 +1,181 @@
+"""The trainer's own loop, played by processes that have met already; and the same model, trained the plain way."""
+
+import shutil
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from functools import partial
+from io import StringIO
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import distributed, nn
+from torch.nn import functional
+
+from pipelinejob.contract.plan import Plan
+from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.base.seeds import mix
+from pipelinejob_trainer.communication.gang import Gang
+from pipelinejob_trainer.communication.process_groups import connect, process_groups
+from pipelinejob_trainer.data.dataset import open_dataset
+from pipelinejob_trainer.models import entrypoint
+from pipelinejob_trainer.optimizers.rates import clip_factor, learning_rate
+from pipelinejob_trainer.process.config import Address, Config
+from pipelinejob_trainer.process.signals import StopRequest
+from pipelinejob_trainer.process.stage_status import StageStatus, StepOutcome
+from pipelinejob_trainer.runtime.reduction import sums_over_groups
+from pipelinejob_trainer.training import loop
+from pipelinejob_trainer.training.membership import Membership
+from pipelines import run_processes
+
+NOWHERE = Address(host="127.0.0.1", port=1)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a run gave: each step's loss, its checkpoints' tensors by step, and what it was refused for."""
+
+    losses: list[float] = field(default_factory=list)
+    kept: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+    refused: tuple[str, str] | None = None
+
+
+class _Losses(StageStatus):
+    def __init__(self, plan: Plan, *, rank: int) -> None:
+        super().__init__(plan, stage=rank, replica=0, attempt=1)
+        self.losses: list[float] = []
+
+    def add_step(self, outcome: StepOutcome) -> None:
+        super().add_step(outcome)
+        self.losses.append(outcome.loss)
+
+
+def train(*plans: Plan, folder: Path) -> list[Run]:
+    """Train each of some plans of equally many ranks, in a folder of its own."""
+    world = plans[0].parallelism.pipeline * plans[0].parallelism.data
+    folders = [folder / f"plan-{number}" for number in range(len(plans))]
+    ranks = run_processes(_rank, list(zip(plans, folders, strict=True)), world=world)
+    if all(isinstance(each, Exception) for each in ranks):
+        raise ranks[0]
+    found = [_together([of[number] for of in ranks if not isinstance(of, Exception)]) for number in range(len(plans))]
+    for run, where in zip(found, folders, strict=True):
+        run.kept = {int(step.name.removeprefix("step-")): _tensors(step) for step in sorted(where.glob("step-*"))}
+    return found
+
+
+def resume(*plans: Plan, step: int, folder: Path) -> list[Run]:
+    """Train plans that were trained in `folder` on from a step's checkpoint, as if nothing after it had been."""
+    for trained in sorted(folder.glob("plan-*")):
+        for later in trained.glob("step-*"):
+            if int(later.name.removeprefix("step-")) > step:
+                shutil.rmtree(later)
+    return train(*plans, folder=folder)
+
+
+def train_plainly(plan: Plan) -> tuple[list[float], nn.Sequential]:
+    """Train a model of modules in one process, with torch's own optimiser; give losses, and the layers."""
+    assert plan.model.entrypoint is not None
+    training, rows, replicas = plan.training, plan.schedule.micro_batch_sizes, plan.parallelism.data
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(mix(training.seed, 0))
+        layers = entrypoint.load(plan.model.entrypoint, plan.model.arguments, expected=plan.model.num_layers or 0)
+    model = nn.Sequential(*(make().module for _, make in layers.parts))
+    parameters = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [each for each in parameters if each.dim() > 1], "weight_decay": training.weight_decay},
+            {"params": [each for each in parameters if each.dim() <= 1], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.95),
+        eps=1e-8,
+    )
+    data = open_dataset(
+        plan.data, schedule=plan.schedule, replicas=replicas, seed=training.seed, evaluation=plan.evaluation
+    )
+    losses = []
+    for step in range(1, training.steps + 1):
+        optimizer.zero_grad()
+        total = torch.zeros(())
+        for replica in range(replicas):
+            for k, count in enumerate(rows):
+                tokens, targets, _ = data.batch(step, replica, k)
+                loss = functional.cross_entropy(model(tokens).flatten(0, -2), targets.flatten())
+                loss = loss * (count / (replicas * sum(rows)))
+                loss.backward()
+                total += loss.detach()
+        norm = torch.stack([each.grad.norm() for each in parameters if each.grad is not None]).norm()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(training, step)
+        for each in parameters:
+            if each.grad is not None:
+                each.grad *= clip_factor(float(norm), training.clip_norm)
+        optimizer.step()
+        losses.append(float(total))
+    return losses, model
+
+
+def _rank(rank: int, plans: Sequence[tuple[Plan, Path]]) -> list[Run]:
+    torch.set_num_threads(1)
+    return [_train(rank, plan, folder) for plan, folder in plans]
+
+
+def _train(rank: int, plan: Plan, folder: Path) -> Run:
+    replica, stage = divmod(rank, plan.parallelism.pipeline)
+    status = _Losses(plan, rank=stage)
+    try:
+        with redirect_stdout(StringIO()):
+            prepared = loop.Preparation(_config(plan, stage, replica, folder), plan)
+            loop.run(prepared, _membership(plan, prepared), status, StopRequest(grace_s=60, on_overdue=_never))
+    except UserError as error:
+        return Run(losses=status.losses, refused=(error.reason, str(error)))
+    distributed.barrier()
+    return Run(losses=status.losses)
+
+
+def _membership(plan: Plan, prepared: loop.Preparation) -> Membership:
+    layout = prepared.rank.layout
+    groups = process_groups(pipeline=plan.parallelism.pipeline, data=plan.parallelism.data)
+    link = partial(
+        connect, groups, routes=layout.schedule.routes, data=plan.parallelism.data, device=prepared.rank.device
+    )
+    return Membership(
+        gang=Gang(groups, num_stages=plan.parallelism.pipeline),
+        link=lambda rows: link(rows=rows),
+        sum_over=sums_over_groups(layout.all_shares(prepared.rank.part)),
+        rendezvous=NOWHERE,
+        prefix="",
+    )
+
+
+def _config(plan: Plan, stage: int, replica: int, folder: Path) -> Config:
+    return Config(
+        plan=folder / "plan.json",
+        namespace=plan.namespace,
+        job=plan.name,
+        stage=stage,
+        replica=replica,
+        attempt=1,
+        rendezvous=NOWHERE,
+        metrics_port=0,
+        checkpoints=folder,
+        output=None,
+        termination_log=None,
+        grace_s=60.0,
+    )
+
+
+def _never() -> None:
+    raise AssertionError
+
+
+def _together(ranks: Sequence[Run]) -> Run:
+    refused = next((each.refused for each in ranks if each.refused), None)
+    return Run(losses=ranks[0].losses, refused=refused)
+
+
+def _tensors(step: Path) -> dict[str, torch.Tensor]:
+    shards = [load_file(shard) for shard in sorted(step.glob("*.safetensors"))]
+    names = [name for shard in shards for name in shard]
+    assert len(names) == len(set(names)), "each is saved once"
+    return {name: tensor for shard in shards for name, tensor in shard.items()}

@@ -1,0 +1,1 @@
+"""What every room stands on: errors, and the one source of pseudo-random numbers."""

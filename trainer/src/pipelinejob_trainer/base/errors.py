@@ -1,0 +1,53 @@
+"""Errors of a stage's process, named for who can fix them.
+
+`process.termination` maps them to exit codes.
+"""
+
+from pipelinejob.base.errors import PipelineJobError
+
+
+class UserError(PipelineJobError):
+    """The user's model, data or manifest is wrong; a retry would end the same.
+
+    `reason` is one CamelCase word for the termination message; the sentence gives the value, the
+    rule and the way out.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class LayerError(UserError):
+    """A user's layer, or the loss of its output, raised; `__cause__` is the original exception.
+
+    Callers add where it happened (step, stage, micro-batch) with `within`.
+    """
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        super().__init__(reason, sentence)
+        self._sentence = sentence
+        self._places: tuple[str, ...] = ()
+
+    def within(self, place: str) -> None:
+        """Add where this happened, in front of what is known already."""
+        self._places = (place, *self._places)
+
+    def __str__(self) -> str:
+        return ", ".join((*self._places, self._sentence))
+
+
+class ChangedInPlaceError(RuntimeError):
+    """A backward pass needs a tensor that was changed after its layer had used it."""
+
+
+class PeerLostError(PipelineJobError):
+    """Another rank went away in the middle of a step; its exit code counts, not this one's."""
+
+
+class SupersededError(PeerLostError):
+    """A newer attempt of this job has taken over; this one must leave its checkpoints alone."""
+
+
+class StoppedError(PipelineJobError):
+    """This stage was asked to stop, and has saved its state first."""

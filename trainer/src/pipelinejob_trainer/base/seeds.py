@@ -1,0 +1,14 @@
+"""The source of all pseudo-random numbers of a run: seeds, orders, initial weights."""
+
+_WORD = 2**64 - 1
+
+
+def mix(*values: int) -> int:
+    """Hash integers to 64 bits (splitmix64, folded)."""
+    state = 0
+    for value in values:
+        state = (state + value + 0x9E3779B97F4A7C15) & _WORD
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _WORD
+        state ^= state >> 31
+    return state

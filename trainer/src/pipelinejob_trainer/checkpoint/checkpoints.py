@@ -1,0 +1,155 @@
+"""How a gang saves and resumes; every rank calls these functions at the same point.
+
+Only the first replica writes a rank's file; the others hold the same bits. Only rank 0 changes what
+is shared: manifest, fence, names, deletions. Why not torch.distributed.checkpoint:
+docs/decisions/0004-checkpoints.md.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from pipelinejob.base.errors import PipelineJobError
+from pipelinejob_trainer.base.errors import SupersededError
+from pipelinejob_trainer.checkpoint.folder import (
+    CheckpointFolder,
+    DamagedCheckpointError,
+    Fence,
+    Manifest,
+    shard_name,
+    write_shard,
+)
+from pipelinejob_trainer.checkpoint.snapshot import Snapshot
+from pipelinejob_trainer.communication.gang import Gang
+from pipelinejob_trainer.data.position import TextPosition
+
+_DIGEST_BYTES = 32
+_RUN_BYTES = 7  # fits an int64
+_MAX_CANDIDATES = 64
+
+
+class CheckpointFailedError(PipelineJobError):
+    """A checkpoint could not be written; the previous one still exists."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """What a run goes on from."""
+
+    step: int
+    loss: float | None
+    place: TextPosition | None
+    tensors: Mapping[str, torch.Tensor]
+
+
+class Checkpoints:
+    """A gang's checkpoints, as one of its ranks sees them."""
+
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        gang: Gang,
+        *,
+        attempt: int,
+        keep: int,
+        warn: Callable[[str], None],
+        base: str | None = None,
+    ) -> None:
+        self._folder = folder
+        self._gang = gang
+        self._attempt = attempt
+        self._keep = keep
+        self._warn = warn
+        self._base = base  # of adapters
+        self._run = ""
+
+    def resume(self, wanted: Mapping[str, torch.Size], is_taken: Callable[[str], bool]) -> Resumed | None:
+        """Read the newest checkpoint that all ranks find intact, and fence off earlier attempts.
+
+        Returns None if there is none. Raises UserError when it is of another model.
+        """
+        resumed = next(
+            (found for step in self._agreed_candidates() if (found := self._read(step, wanted, is_taken))), None
+        )
+        self._run = f"{self._gang.agree([secrets.randbits(8 * _RUN_BYTES)])[0]:0{2 * _RUN_BYTES}x}"
+        if self._gang.is_leader:
+            self._folder.sweep()
+            self._folder.take_over(Fence(attempt=self._attempt, run=self._run, step=resumed.step if resumed else 0))
+        return resumed
+
+    def save(self, snapshot: Snapshot, place: TextPosition) -> None:
+        """Write a checkpoint.
+
+        On return it is complete, verified and published, as every rank has confirmed. Raises
+        CheckpointFailedError when this rank could not write, SupersededError when a newer attempt
+        has taken over, PeerLostError when another rank failed.
+        """
+        digest = b""
+        try:
+            gathered = self._folder.begin(snapshot.step, run=self._run)
+            if self._gang.replica == 0:
+                digest = bytes.fromhex(write_shard(gathered / shard_name(self._gang.stage), snapshot.tensors))
+        except (OSError, DamagedCheckpointError) as error:
+            raise CheckpointFailedError(
+                f"step {snapshot.step}: cannot write a checkpoint to {self._folder.root}: {error}; free space there"
+            ) from error
+        digests = self._gang.gather(_row(digest))
+        if self._gang.is_leader:
+            self._publish(snapshot, place, [bytes(row.tolist()).hex() for row in digests])
+        self._gang.barrier()
+
+    def _publish(self, snapshot: Snapshot, place: TextPosition, digests: list[str]) -> None:
+        fence = self._folder.fence()
+        if fence is None or fence.run != self._run:
+            by = f"attempt {fence.attempt}" if fence else "another run"
+            raise SupersededError(f"step {snapshot.step}: {by} has taken over {self._folder.root}; nothing was changed")
+        shards = {shard_name(stage): digests[stage] for stage in range(self._gang.num_stages)}  # ranks of replica 0
+        manifest = Manifest(
+            step=snapshot.step,
+            attempt=self._attempt,
+            run=self._run,
+            loss=snapshot.loss,
+            place=place,
+            base=self._base,
+            shards=tuple(shards),
+        )
+        try:
+            self._folder.publish(self._folder.begin(snapshot.step, run=self._run), manifest, shards)
+            self._folder.prune(newest=snapshot.step, keep=self._keep, run=self._run)
+        except OSError as error:
+            raise CheckpointFailedError(
+                f"step {snapshot.step}: cannot publish a checkpoint in {self._folder.root}: {error}; free space there"
+            ) from error
+
+    def _agreed_candidates(self) -> list[int]:
+        steps = [0] * _MAX_CANDIDATES
+        if self._gang.is_leader:
+            for place, step in enumerate(self._candidates()[:_MAX_CANDIDATES]):
+                steps[place] = step
+        return [step for step in self._gang.agree(steps) if step > 0]
+
+    def _candidates(self) -> list[int]:
+        steps = []
+        for found in self._folder.candidates():
+            if isinstance(found, DamagedCheckpointError):
+                self._warn(f"{found}; it is passed over")
+            else:
+                steps.append(found.step)
+        return steps
+
+    def _read(self, step: int, wanted: Mapping[str, torch.Size], is_taken: Callable[[str], bool]) -> Resumed | None:
+        resumed = None
+        try:
+            checkpoint = self._folder.open(step)
+            checkpoint.check_base(self._base)
+            manifest, tensors = checkpoint.manifest, checkpoint.read(wanted, is_taken)
+            resumed = Resumed(step=step, loss=manifest.loss, place=manifest.place, tensors=tensors)
+        except DamagedCheckpointError as error:
+            self._warn(f"{error}; the checkpoint before it is used")
+        return resumed if self._gang.all_agree(resumed is not None) else None
+
+
+def _row(digest: bytes) -> torch.Tensor:
+    return torch.tensor(list(digest or bytes(_DIGEST_BYTES)), dtype=torch.uint8)

@@ -1,0 +1,359 @@
+"""Checkpoints on disk, as one process sees them; how a gang writes one is in `checkpoints.py`.
+
+    checkpoints/
+        fence.json                which run may publish here, and from which step it resumed
+        step-00000100/
+            stage-00000.safetensors   one file a stage, tensors by global name, so any other split can read them; each
+                                      name is in one file, whichever ranks hold it
+            manifest.json
+            SHA256SUMS                `sha256sum -c SHA256SUMS` checks a checkpoint by hand
+
+A folder gets its name by one rename, when all of it is on disk and has been read back. No file is a
+pickle, so reading a checkpoint runs no code from it.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from pipelinejob.base.errors import PipelineJobError
+from pipelinejob.base.values import Value
+from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.data.position import TextPosition
+
+_STEP = re.compile(r"step-(\d{8,})")
+_MANIFEST = "manifest.json"
+_SUMS = "SHA256SUMS"
+_FENCE = "fence.json"
+
+
+class DamagedCheckpointError(PipelineJobError):
+    """A checkpoint is torn, changed or incomplete; an older one may be intact."""
+
+
+class Manifest(Value):
+    """What a checkpoint contains. `run` is the gang that wrote it; each attempt is its own run.
+
+    `place`, the position in the text, is missing in checkpoints of versions that did not count
+    samples. `base` identifies the weights that low-rank adapters belong to, and are not in here.
+    """
+
+    version: Literal[1] = 1
+    step: int
+    attempt: int
+    run: str
+    loss: float | None = None
+    place: TextPosition | None = None
+    base: str | None = None
+    shards: tuple[str, ...]
+
+
+class Fence(Value):
+    """The gang that may publish now, and the step that it resumed from (0: from the start)."""
+
+    attempt: int
+    run: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint whose manifest has been verified.
+
+    Shards are verified as they are read.
+    """
+
+    path: Path
+    manifest: Manifest
+    digests: Mapping[str, str]
+
+    @property
+    def step(self) -> int:
+        """The step after which it was taken."""
+        return self.manifest.step
+
+    def check_base(self, base: str | None) -> None:
+        """Check that it holds adapters of this base, or, if that is None, a whole model.
+
+        Raises UserError.
+        """
+        has = self.manifest.base
+        if has == base:
+            return
+        if has is None:
+            what = "it holds a whole model, not the adapters of spec.training.lora"
+        elif base is None:
+            what = "it holds the adapters of a job with spec.training.lora, and no model"
+        else:
+            what = f"its adapters belong to a model whose weights have the digest {has[:12]}, these have {base[:12]}"
+        raise UserError(
+            "CheckpointMismatch",
+            f"checkpoint {self.path}: {what}; use another spec.checkpoint.path, or the model and spec.training.lora"
+            " that it was made with",
+        )
+
+    def read(self, wanted: Mapping[str, torch.Size], is_taken: Callable[[str], bool]) -> dict[str, torch.Tensor]:
+        """Read the wanted tensors from all shards, and others that `is_taken` accepts.
+
+        Raises DamagedCheckpointError if a shard was changed, UserError if the checkpoint is of
+        another model.
+        """
+        found: dict[str, torch.Tensor] = {}
+        for shard in self.manifest.shards:
+            with _damage(self.path / shard), safe_open(self.path / shard, framework="pt") as opened:
+                names = {name for name in opened.keys() if name in wanted or is_taken(name)}  # noqa: SIM118 # no dict
+                if names:
+                    self._verify(shard)
+                    found |= {name: opened.get_tensor(name) for name in names}
+        for name, shape in wanted.items():
+            self._check(name, shape, found.get(name))
+        return found
+
+    def verify(self) -> None:
+        """Verify all shards. Raises DamagedCheckpointError."""
+        for shard in self.manifest.shards:
+            with _damage(self.path / shard):
+                self._verify(shard)
+
+    def _verify(self, shard: str) -> None:
+        if file_digest(self.path / shard) != self.digests.get(shard):
+            raise DamagedCheckpointError(f"{self.path / shard} is not as it was written: its SHA-256 differs")
+
+    def _check(self, name: str, shape: torch.Size, tensor: torch.Tensor | None) -> None:
+        if tensor is not None and tensor.shape == shape:
+            return
+        kind, _, parameter = name.partition("/")
+        has = "none" if tensor is None else f"shape {tuple(tensor.shape)}"
+        raise UserError(
+            "CheckpointMismatch",
+            f"checkpoint {self.path}: the model's {kind} {parameter} has shape {tuple(shape)}, the checkpoint has"
+            f" {has}: it is of another model; use another spec.checkpoint.path, or the model it was made with",
+        )
+
+
+class CheckpointFolder:
+    """All checkpoints of a job."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def prepare(self, *, who: str) -> None:
+        """Make the folder and check that it can be written, before the first step is trained.
+
+        Raises UserError if it cannot.
+        """
+        probe = self.root / f".probe-{who}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_durably(probe, b"checkpoints can be written here\n")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                "CheckpointUnwritable",
+                f"checkpoint folder {self.root}: {error.strerror or error}; make it a writable volume with free"
+                " space, or change spec.checkpoint.path or spec.checkpoint.volume",
+            ) from error
+
+    def steps(self) -> list[int]:
+        """List the steps that have a folder, newest first."""
+        if not self.root.is_dir():
+            return []
+        found = (_STEP.fullmatch(entry.name) for entry in self.root.iterdir())
+        return sorted((int(match[1]) for match in found if match), reverse=True)
+
+    def open(self, step: int) -> Checkpoint:
+        """Open a step's checkpoint and verify its manifest.
+
+        Raises DamagedCheckpointError, and UserError for one that another version wrote.
+        """
+        path = self.path(step)
+        with _damage(path):
+            digests = _parse_sums((path / _SUMS).read_text(encoding="utf-8", errors="replace"))
+            content = (path / _MANIFEST).read_bytes()
+        if hashlib.sha256(content).hexdigest() != digests.get(_MANIFEST):
+            raise DamagedCheckpointError(f"{path / _MANIFEST} is not as it was written: its SHA-256 differs")
+        manifest = _parse_manifest(path / _MANIFEST, content)
+        if manifest.step != step:
+            raise DamagedCheckpointError(f"{path} is the checkpoint of step {manifest.step} under another name")
+        return Checkpoint(path, manifest, digests)
+
+    def candidates(self) -> Iterator[Checkpoint | DamagedCheckpointError]:
+        """Return checkpoints to resume from, newest first, damaged ones as their error.
+
+        A checkpoint that an older run published after a newer run had begun is skipped: it is not
+        part of the newer run's history.
+        """
+        fence = self.fence()
+        for step in self.steps():
+            try:
+                checkpoint = self.open(step)
+            except DamagedCheckpointError as error:
+                yield error
+                continue
+            if fence is None or checkpoint.manifest.run == fence.run or step <= fence.step:
+                yield checkpoint
+
+    def fence(self) -> Fence | None:
+        """Return which run may publish; None if there was none yet."""
+        try:
+            return Fence.model_validate_json((self.root / _FENCE).read_bytes())
+        except (FileNotFoundError, ValidationError):  # a damaged fence excludes no run: the next one writes its own
+            return None
+
+    def take_over(self, fence: Fence) -> None:
+        """Fence off every earlier run."""
+        _write_atomically(self.root / _FENCE, fence.model_dump_json(by_alias=True).encode())
+
+    def begin(self, step: int, *, run: str) -> Path:
+        """Make the folder in which a checkpoint is assembled; several ranks may call it."""
+        path = self.root / f".{self.path(step).name}.{run}"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def publish(self, gathered: Path, manifest: Manifest, digests: Mapping[str, str]) -> Path:
+        """Publish an assembled checkpoint by one rename, replacing an earlier run's."""
+        content = manifest.model_dump_json(by_alias=True, exclude_none=True).encode()
+        write_durably(gathered / _MANIFEST, content)
+        sums = dict(digests) | {_MANIFEST: hashlib.sha256(content).hexdigest()}
+        write_durably(gathered / _SUMS, "".join(f"{each}  {name}\n" for name, each in sums.items()).encode())
+        sync(gathered)
+        target = self.path(manifest.step)
+        if target.exists():
+            target.rename(gathered.with_name(f"{gathered.name}.replaced"))
+        gathered.rename(target)
+        sync(self.root)
+        return target
+
+    def prune(self, *, newest: int, keep: int, run: str) -> None:
+        """Delete all checkpoints but the last `keep` up to the verified checkpoint `newest`."""
+        older = [step for step in self.steps() if step < newest]
+        abandoned = [step for step in self.steps() if step > newest and not self._is_by(step, run)]
+        for step in older[keep - 1 :] + abandoned:
+            # Renamed first, so that no process reads a half-deleted checkpoint.
+            doomed = self.root / f".{self.path(step).name}.pruned"
+            shutil.rmtree(doomed, ignore_errors=True)
+            self.path(step).rename(doomed)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Delete what interrupted runs left incomplete."""
+        for leftover in self.root.glob(".step-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def path(self, step: int) -> Path:
+        """Return a step's folder."""
+        return self.root / f"step-{step:08d}"
+
+    def _is_by(self, step: int, run: str) -> bool:
+        try:
+            return self.open(step).manifest.run == run
+        except DamagedCheckpointError:
+            return False
+
+
+def shard_name(stage: int) -> str:
+    """Return the name of a stage's file."""
+    return f"stage-{stage:05d}.safetensors"
+
+
+def write_shard(path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: dict[str, str] | None = None) -> str:
+    """Write tensors, read them back, and return the file's SHA-256.
+
+    Raises OSError when it cannot be written, DamagedCheckpointError when it reads back differently.
+    """
+    try:
+        save_file(dict(_apart(tensors)), path, metadata=metadata)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(f"{path}: {error}") from error
+    sync(path)
+    with _damage(path), safe_open(path, framework="pt") as written:
+        for name, tensor in tensors.items():
+            if not _same_bits(written.get_tensor(name), tensor.cpu()):
+                raise DamagedCheckpointError(f"{path}: {name} reads back differently than it was written")
+    return file_digest(path)
+
+
+def file_digest(path: Path) -> str:
+    """Return a file's SHA-256, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    write_durably(temporary, content)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Return tensors that share no memory, as a file stores them."""
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.contiguous()
+        memory = whole.untyped_storage().data_ptr()
+        yield name, whole.clone() if memory in taken else whole
+        taken.add(memory)
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    flat = one.contiguous().reshape(-1), other.contiguous().reshape(-1)
+    return torch.equal(flat[0].view(torch.uint8), flat[1].view(torch.uint8))  # bits: a NaN equals itself
+
+
+def _parse_manifest(path: Path, content: bytes) -> Manifest:
+    """Read a verified manifest.
+
+    If it cannot be parsed, another version wrote it, so it is not damaged.
+    """
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            "CheckpointOfAnotherVersion",
+            f"checkpoint {path}: {'.'.join(map(str, first['loc'])) or 'manifest'}: {first['msg']}; it is whole, but of"
+            " another version of the trainer; go on with the image that wrote it, or use another spec.checkpoint.path",
+        ) from error
+
+
+def _parse_sums(text: str) -> dict[str, str]:
+    pairs = (line.split("  ", 1) for line in text.splitlines() if "  " in line)
+    return {name: digest for digest, name in pairs}
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, ValidationError) as error:
+        what = str(error).splitlines()[0]
+        raise DamagedCheckpointError(f"{path}: cannot be read: {what}") from error

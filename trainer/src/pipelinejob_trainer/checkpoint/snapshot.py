@@ -1,0 +1,123 @@
+"""All of a rank's state as one value: what a resumed run needs to equal an unbroken one.
+
+Random numbers are not part of it: they are functions of seed and step (`stage.randomness`), so the
+step number is their state. The position in the text, a count of samples, is stored separately
+(`data.position`). Tensors have global names, so a snapshot can be restored under any schedule, by
+any number of ranks. A tensor on several ranks, equal on all, is saved by one of them.
+Non-persistent buffers are included if they have changed, since a run that never stopped has them
+too. Parameters that low-rank adapters stand beside are not: they come from where they came from.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.models.identity import layer_of
+from pipelinejob_trainer.models.part import Part
+from pipelinejob_trainer.optimizers.optimizer import Optimizer
+
+_PARAMETER = "parameter"
+_BUFFER = "buffer"
+OF_THE_MODEL = (_PARAMETER, _BUFFER)  # kinds, beside those of an optimiser
+_COUNT = "updates"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """State after `step` steps.
+
+    Tensors by kind and global name, `parameter/layers.3.qkv.weight`.
+    """
+
+    step: int
+    loss: float | None
+    tensors: Mapping[str, torch.Tensor] = field(repr=False)
+
+
+def take(
+    part: Part,
+    optimizer: Optimizer | None,
+    *,
+    step: int,
+    loss: float | None = None,
+    extra_buffers: Mapping[str, torch.Tensor] | None = None,
+    is_mine: Callable[[str], bool] = lambda _: True,
+) -> Snapshot:
+    """Return the state of a rank, without copying it: valid until the next step.
+
+    `extra_buffers` are buffers that layers would not keep. `is_mine` tells whether this rank saves
+    a global name.
+    """
+    all_ = _tensors(part, optimizer) | dict(_named(_BUFFER, (extra_buffers or {}).items()))
+    tensors = {name: each.detach() for name, each in all_.items() if is_mine(name.partition("/")[2])}
+    return Snapshot(step=step, loss=loss, tensors=tensors)
+
+
+@torch.no_grad()
+def restore(part: Part, optimizer: Optimizer | None, tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Put tensors back where `take` found them.
+
+    All that are `wanted` must be given, in the right shape. Returns the parameters whose optimiser
+    state begins anew, as they were not trained when the checkpoint was written. Raises UserError
+    where it was written with another optimiser.
+    """
+    parameters = dict(_named(_PARAMETER, part.kept_parameters().items()))
+    buffers = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{_BUFFER}/")}
+    part.fill({name.partition("/")[2]: tensor for name, tensor in buffers.items()})
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+    return () if optimizer is None else tuple(_restored(optimizer, tensors))
+
+
+def wanted(part: Part) -> dict[str, torch.Size]:
+    """Return the names and shapes of the tensors that `restore` needs."""
+    return {name: tensor.shape for name, tensor in _tensors(part, None).items()}
+
+
+def may_hold(part: Part, optimizer: Optimizer | None = None) -> Callable[[str], bool]:
+    """Return a test of a tensor's name: whether `restore` takes it besides those that it needs."""
+    layers = {layer.index for layer in part.layers}
+    state = {} if optimizer is None else _state(optimizer)
+
+    def takes(name: str) -> bool:
+        kind, _, name_of_tensor = name.partition("/")
+        return name in state or (kind == _BUFFER and layer_of(name_of_tensor) in layers)
+
+    return takes
+
+
+def _restored(optimizer: Optimizer, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """Put an optimiser's state back; return the parameters without one."""
+    for name in optimizer.parameters:
+        if f"{_COUNT}/{name}" not in tensors:
+            yield name
+            continue
+        for kind, states in optimizer.states.items():
+            if name in states:
+                found = tensors.get(f"{kind}/{name}")
+                if found is None or found.shape != states[name].shape:
+                    raise UserError(
+                        "OptimizerChanged",
+                        f"spec.training.optimizer: it keeps a {kind.replace('_', ' ')} of {name}, and the checkpoint"
+                        f" has {'none' if found is None else f'one of shape {tuple(found.shape)}'}: it was written with"
+                        " another optimizer, or other settings; put back what it was",
+                    )
+                states[name].copy_(found)
+        optimizer.counts[name].copy_(tensors[f"{_COUNT}/{name}"])
+
+
+def _tensors(part: Part, optimizer: Optimizer | None) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = dict(_named(_PARAMETER, part.kept_parameters().items()))
+    tensors |= dict(_named(_BUFFER, part.named_buffers().items()))
+    return tensors if optimizer is None else tensors | _state(optimizer)
+
+
+def _state(optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    tensors = {f"{kind}/{name}": tensor for kind, of in optimizer.states.items() for name, tensor in of.items()}
+    return tensors | dict(_named(_COUNT, optimizer.counts.items()))
+
+
+def _named(kind: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, torch.Tensor]]:
+    return ((f"{kind}/{name}", tensor) for name, tensor in tensors)

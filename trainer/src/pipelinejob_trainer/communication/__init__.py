@@ -1,0 +1,1 @@
+"""This rank among the others: process groups, links between stages, collectives, liveness."""

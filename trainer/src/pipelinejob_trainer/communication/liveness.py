@@ -1,0 +1,102 @@
+"""Notices within seconds that another rank is gone, frozen, or cut off.
+
+A process that ends closes its connections, which gloo reports at once. One that only stops
+answering would block the others until their longest timeout. So every rank increments a number in
+the rendezvous store and watches the numbers of a few neighbours; a rank that sees one standing
+still records it in the store, where all look.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from torch.distributed import Store  # type: ignore[attr-defined] # torch re-exports it silently
+
+_LOST = "lost"
+_PERIOD_S = 1.0
+SILENCE_S = 20.0  # a rank that holds Python's lock this long counts as dead
+
+
+class Liveness:
+    """A thread that sends this rank's heartbeat and watches `neighbours`.
+
+    It calls `on_lost` at most once. `store` must be a separate connection: a connection serves one
+    caller at a time.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        rank: int,
+        neighbours: Iterable[int],
+        on_lost: Callable[[int], None],
+        silence_s: float = SILENCE_S,
+    ) -> None:
+        self._store = store
+        self._rank = rank
+        self._seen = {each: (b"", time.monotonic()) for each in neighbours if each != rank}
+        self._on_lost = on_lost
+        self._silence_s = silence_s
+        self._closed = threading.Event()
+        self._beats = 0
+        self._thread = threading.Thread(target=self._run, name="liveness", daemon=True)
+
+    def start(self) -> None:
+        """Start the heartbeat and the watch."""
+        self._seen = {rank: (beat, time.monotonic()) for rank, (beat, _) in self._seen.items()}
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching; call it before the ranks leave on purpose."""
+        self._closed.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def give_up(self) -> None:
+        """Tell the others that this rank is leaving."""
+        self.close()
+        self._say_lost(self._rank)
+
+    def _run(self) -> None:
+        while not self._closed.wait(_PERIOD_S):
+            lost = self._look()
+            if lost is not None and not self._closed.is_set():
+                self._closed.set()
+                self._on_lost(lost)
+
+    def _look(self) -> int | None:
+        """Send one heartbeat; return a rank that is lost, or None."""
+        try:
+            self._beats += 1
+            self._store.set(str(self._rank), str(self._beats))
+            if self._store.check([_LOST]):
+                return int(self._store.get(_LOST))
+            silent = next((rank for rank in self._seen if self._is_silent(rank)), None)
+        except RuntimeError:  # the store lives in rank 0
+            return 0
+        if silent is not None:
+            self._say_lost(silent)
+        return silent
+
+    def _is_silent(self, rank: int) -> bool:
+        beat, since = self._seen[rank]
+        new = self._store.get(str(rank)) if self._store.check([str(rank)]) else b""
+        if new != beat:
+            self._seen[rank] = (new, time.monotonic())
+            return False
+        return time.monotonic() - since > self._silence_s
+
+    def _say_lost(self, rank: int) -> None:
+        try:
+            self._store.set(_LOST, str(rank))
+        except RuntimeError:  # its host is the one that is gone; all will notice
+            return
+
+
+def neighbours(rank: int, *, num_stages: int, num_replicas: int) -> tuple[int, ...]:
+    """Return the ranks that a rank watches: both neighbouring stages, and the next replica."""
+    replica, stage = divmod(rank, num_stages)
+    along = [replica * num_stages + each for each in (stage - 1, stage + 1) if 0 <= each < num_stages]
+    across = ((replica + 1) % num_replicas) * num_stages + stage
+    return tuple(dict.fromkeys(each for each in (*along, across) if each != rank))

@@ -1,0 +1,115 @@
+"""Process groups and links; global rank = replica * pipeline + rank in the pipeline."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import distributed
+
+from pipelinejob.schedules.actions import Route
+from pipelinejob_trainer.communication.agreement import Shapes
+from pipelinejob_trainer.communication.links import Channel, DistributedInbox, DistributedOutbox, Links
+
+
+def rank_of(replica: int, stage: int, *, pipeline: int) -> int:
+    """Return the global rank of a rank of a replica's pipeline."""
+    return replica * pipeline + stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """This rank's process groups.
+
+    A pipeline's ranks have two, one for messages to later ranks and one for those to earlier ranks.
+    gloo's receiving thread polls a connection that another thread is sending on: one connection for
+    both directions would keep a processor busy for as long as a send takes, and slow the sender
+    down where processors are few.
+    """
+
+    world: distributed.ProcessGroup
+    pipeline: distributed.ProcessGroup  # the ranks of this replica, in order
+    pipeline_back: distributed.ProcessGroup  # the same
+    data: distributed.ProcessGroup  # the replicas of this rank, in order
+
+
+def process_groups(*, pipeline: int, data: int) -> Groups:
+    """Form all groups, once torch.distributed is initialised.
+
+    Every rank calls it, at the same point.
+    """
+    rank, world = distributed.get_rank(), distributed.group.WORLD
+    assert world is not None, "init_process_group comes before process_groups"
+    assert distributed.get_world_size() == pipeline * data, "one rank for each stage of each replica"
+    replica, stage = divmod(rank, pipeline)
+    # Every rank must take part in forming every group, its own or not.
+    replicas = [[rank_of(each, s, pipeline=pipeline) for s in range(pipeline)] for each in range(data)]
+    there, back = ([new_group(ranks) for ranks in replicas] for _ in range(2))
+    datas = [new_group(ranks) for ranks in zip(*replicas, strict=True)]
+    return Groups(world=world, pipeline=there[replica], pipeline_back=back[replica], data=datas[stage])
+
+
+def connect(groups: Groups, *, routes: Sequence[Route], rows: Sequence[int], data: int, device: torch.device) -> Links:
+    """Link this rank to its neighbours on all routes; every rank calls it, at the same point.
+
+    `rows` are the sequences of each micro-batch.
+    """
+    pipeline = max(routes[0]) + 1
+    rank, shapes = groups.world.rank(), Shapes(rows)
+    outboxes, inboxes = {}, {}
+    for replica in range(data):
+        for direction in _directions(routes):
+            source, target = (rank_of(replica, end, pipeline=pipeline) for end in direction)
+            group = _group_of_direction(groups, source, target, device)
+            if rank == source:
+                outboxes[direction[1]] = DistributedOutbox(_channel(groups, group, target, device, shapes))
+            elif rank == target:
+                inboxes[direction[0]] = DistributedInbox(_channel(groups, group, source, device, shapes))
+    return Links(outboxes=outboxes, inboxes=inboxes)
+
+
+def _directions(routes: Sequence[Route]) -> list[tuple[int, int]]:
+    """Return all pairs (sender, receiver) of a pipeline, in the same order on all ranks."""
+    hops = {hop for route in routes for hop in pairwise(route) if hop[0] != hop[1]}
+    return sorted(hops | {hop[::-1] for hop in hops})
+
+
+def new_group(ranks: Iterable[int]) -> distributed.ProcessGroup:
+    """Form a group; every rank calls it, member or not, at the same point."""
+    # A rank outside the group gets a number instead; no such rank uses what it gets.
+    return cast(distributed.ProcessGroup, distributed.new_group(list(ranks)))
+
+
+def _group_of_direction(groups: Groups, source: int, target: int, device: torch.device) -> distributed.ProcessGroup:
+    if device.type == "cpu":
+        return groups.pipeline if source < target else groups.pipeline_back
+    group = new_group((source, target))
+    _introduce(group, source, target, device)
+    return group
+
+
+def _introduce(group: distributed.ProcessGroup, source: int, target: int, device: torch.device) -> None:
+    """Exchange a first message.
+
+    With NCCL both ends block at their first message until they have met; in the middle of a step,
+    two ranks that each send first would block for ever.
+    """
+    token = torch.zeros(1, device=device)
+    if distributed.get_rank() == source:
+        distributed.send(token, target, group=group)
+    elif distributed.get_rank() == target:
+        distributed.recv(token, source, group=group)
+
+
+def _channel(
+    groups: Groups, group: distributed.ProcessGroup, peer: int, device: torch.device, shapes: Shapes
+) -> Channel:
+    return Channel(
+        group=group,
+        peer_in_group=distributed.get_group_rank(group, peer),
+        world=groups.world,
+        peer=peer,
+        device=device,
+        shapes=shapes,
+    )

@@ -1,0 +1,1 @@
+"""The training text, its order, and how far a run has read."""

@@ -1,0 +1,1 @@
+"""`pipelinejob data prepare`: documents made into shards of tokens that a job trains on."""

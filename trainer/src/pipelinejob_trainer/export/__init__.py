@@ -1,0 +1,1 @@
+"""A checkpoint as others read it: safetensors, config and tokenizer of transformers, or adapters of PEFT."""

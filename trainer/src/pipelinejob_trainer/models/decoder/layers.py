@@ -1,0 +1,162 @@
+"""A decoder-only transformer in the style of Llama, dense or a mixture of experts.
+
+The global list is embedding, blocks, head. A block is attention, then a feed-forward layer, each
+behind a norm and added to the residual stream (Touvron et al. 2023, arXiv 2302.13971):
+
+- RMSNorm, without mean and bias (Zhang and Sennrich 2019, arXiv 1910.07467);
+- rotary positions (Su et al. 2021, arXiv 2104.09864), in halves, as Llama's published weights have
+  them: `rotary.py`;
+- groups of queries that share keys and values (Ainslie et al. 2023, arXiv 2305.13245);
+- SwiGLU (Shazeer 2020, arXiv 2002.05202);
+- where asked for: biases of queries, keys and values (Qwen2, arXiv 2407.10671), norms of each
+  head's queries and keys (Qwen3, arXiv 2505.09388), a sliding window (Mistral, arXiv 2310.06825),
+  experts (Mixtral, arXiv 2401.04088).
+
+What passes from layer to layer is the stream, (rows, length, hidden), alone or with `positions`,
+(rows, length), where rows hold several documents: each token's place in its own.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipelinejob.spec.job import DecoderModel
+from pipelinejob_trainer.base.user_code import BuiltInLayer
+from pipelinejob_trainer.models.decoder.experts import MixtureOfExperts
+from pipelinejob_trainer.models.decoder.norm import RMSNorm
+from pipelinejob_trainer.models.decoder.rotary import Waves, attention_mask, rotate, turns
+
+_INITIAL_DEVIATION = 0.02
+
+Stream = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+
+
+class Embedding(BuiltInLayer):
+    """Token ids (rows, length) to the stream."""
+
+    def __init__(self, model: DecoderModel) -> None:
+        super().__init__()
+        self.token = nn.Embedding(model.vocabulary_size, model.hidden_size)
+        nn.init.normal_(self.token.weight, std=_INITIAL_DEVIATION)
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> Stream:
+        return _closed(self.token(tokens), positions)
+
+
+class Block(BuiltInLayer):
+    """Attention and a feed-forward layer, each added to the residual stream."""
+
+    def __init__(self, model: DecoderModel) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(model.hidden_size, eps=model.norm_epsilon)
+        self.attention = Attention(model)
+        self.feed_forward_norm = RMSNorm(model.hidden_size, eps=model.norm_epsilon)
+        self.feed_forward = (
+            FeedForward(model)
+            if model.experts is None
+            else MixtureOfExperts(model.experts, hidden=model.hidden_size, inner=model.feed_forward_size)
+        )
+        self._initialise(model.num_layers)
+
+    def forward(self, stream: Stream) -> Stream:
+        hidden, positions = _opened(stream)
+        hidden = hidden + self.attention(self.attention_norm(hidden), positions)
+        hidden = hidden + self.feed_forward(self.feed_forward_norm(hidden))
+        return _closed(hidden, positions)
+
+    def _initialise(self, num_layers: int) -> None:
+        """Draw matrices; those that end in the stream smaller, as GPT-2's: it grows with depth otherwise."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                is_last = "out" in name.split(".") or name.endswith(".down")
+                nn.init.normal_(parameter, std=_INITIAL_DEVIATION / (2 * num_layers) ** (0.5 * is_last))
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+
+class Attention(nn.Module):
+    """Causal attention within documents, of heads whose keys and values groups of queries share."""
+
+    def __init__(self, model: DecoderModel) -> None:
+        super().__init__()
+        hidden, size, epsilon = model.hidden_size, model.width_of_head, model.norm_epsilon
+        queries, others = model.num_heads * size, model.key_value_heads * size
+        self.head_size = size
+        self.window = model.sliding_window
+        self.waves = Waves(model.rope_theta, model.rope_scaling, size)
+        self.query = nn.Linear(hidden, queries, bias=model.attention_bias)
+        self.key = nn.Linear(hidden, others, bias=model.attention_bias)
+        self.value = nn.Linear(hidden, others, bias=model.attention_bias)
+        self.query_norm = RMSNorm(size, eps=epsilon) if model.head_norms else nn.Identity()
+        self.key_norm = RMSNorm(size, eps=epsilon) if model.head_norms else nn.Identity()
+        self.out = nn.Linear(queries, hidden, bias=False)
+
+    def forward(self, normed: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        rows, length, _ = normed.shape
+        heads = rows, length, -1, self.head_size
+        turned_by = turns(self.waves, length, positions, normed.device)
+        query = rotate(self.query_norm(self.query(normed).view(heads)), turned_by)
+        key = rotate(self.key_norm(self.key(normed).view(heads)), turned_by)
+        value = self.value(normed).view(heads)
+        mask = attention_mask(length, self.window, positions, value)
+        mixed = functional.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=query.shape[2] != key.shape[2],
+        )
+        result: torch.Tensor = self.out(mixed.transpose(1, 2).reshape(rows, length, -1))
+        return result
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: one projection, through silu, gates the other."""
+
+    def __init__(self, model: DecoderModel) -> None:
+        super().__init__()
+        self.gate = nn.Linear(model.hidden_size, model.feed_forward_size, bias=False)
+        self.up = nn.Linear(model.hidden_size, model.feed_forward_size, bias=False)
+        self.out = nn.Linear(model.feed_forward_size, model.hidden_size, bias=False)
+
+    def forward(self, normed: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.out(functional.silu(self.gate(normed)) * self.up(normed))
+        return result
+
+
+class Head(BuiltInLayer):
+    """The last norm, and the stream to logits (rows, length, vocabulary)."""
+
+    def __init__(self, model: DecoderModel) -> None:
+        super().__init__()
+        self.norm = RMSNorm(model.hidden_size, eps=model.norm_epsilon)
+        self.logits = nn.Linear(model.hidden_size, model.vocabulary_size, bias=False)
+        nn.init.normal_(self.logits.weight, std=_INITIAL_DEVIATION)
+
+    def forward(self, stream: Stream) -> torch.Tensor:
+        hidden, _ = _opened(stream)
+        logits: torch.Tensor = self.logits(self.norm(hidden))
+        return logits
+
+
+def layer(model: DecoderModel, index: int, sequence_length: int) -> nn.Module:  # noqa: ARG001 # nothing is learned of positions
+    """Make layer `index` of the global list."""
+    if index == 0:
+        return Embedding(model)
+    return Head(model) if index == model.num_layers + 1 else Block(model)
+
+
+def tied(model: DecoderModel) -> Mapping[str, str]:
+    """Map the global names of tied parameters to those of the parameters that they share."""
+    return {f"layers.{model.num_layers + 1}.logits.weight": "layers.0.token.weight"} if model.tie_embeddings else {}
+
+
+def _opened(stream: Stream) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return (stream, None) if isinstance(stream, torch.Tensor) else stream
+
+
+def _closed(hidden: torch.Tensor, positions: torch.Tensor | None) -> Stream:
+    return hidden if positions is None else (hidden, positions)

@@ -1,0 +1,326 @@
+"""Whether a model may be cut: a small copy of it run whole, against the same cut after every layer.
+
+The copy has the model's own kinds of layers with few hidden units (`shrink.py`). Logits and all
+gradients must be bit-equal. It takes about a second, and every rank does it by itself, before
+anything of the model has values: ranks need what it finds out (`anatomy.py`).
+"""
+
+import inspect
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipelinejob_trainer.base.errors import LayerError, UserError
+from pipelinejob_trainer.base.user_code import error_text
+from pipelinejob_trainer.models.huggingface.anatomy import Anatomy, anatomy_of
+from pipelinejob_trainer.models.huggingface.chunk import Runner
+from pipelinejob_trainer.models.huggingface.cut import cut, materialise
+from pipelinejob_trainer.models.huggingface.find import num_blocks, refused, skeleton
+from pipelinejob_trainer.models.huggingface.shrink import VOCABULARY, kinds_of, shrunk
+from pipelinejob_trainer.models.identity import places
+
+_ROWS = 2
+_DOCUMENTS = (5, 7)  # lengths of the documents in a row, where it has several
+_LENGTH = sum(_DOCUMENTS)
+_PERTURBED = 0.05  # by which weights that start as zeros or ones are moved, so that they count
+_MOST_PARAMETERS = 20_000_000
+_ALONE = 1e-4  # of the largest logit: a document in a row against the same alone is summed in another order
+_UNSEEN = 1e-6  # of the largest logit: what other tokens may change that are not seen, for routers mix rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What was found out of a model.
+
+    `keeps_documents_apart` is whether tokens of a row see their own document only, where positions
+    begin anew with each. `sentence` says what was checked.
+    """
+
+    anatomy: Anatomy
+    keeps_documents_apart: bool
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """A small whole model, its batch, and what one pass through it gave."""
+
+    config: Any
+    model: nn.Module
+    anatomy: Anatomy
+    tokens: torch.Tensor
+    targets: torch.Tensor
+    logits: torch.Tensor
+    gradients: Mapping[str, torch.Tensor | None]
+
+
+def check(config: Any, *, trust_remote_code: bool = False) -> Checked:
+    """Check the cut of a model of this config.
+
+    Raises UserError with the reason where it cannot be cut, or where the cut would not be the same
+    model.
+    """
+    found, _ = check_with(config, trust_remote_code=trust_remote_code)
+    return found
+
+
+def check_with(config: Any, *, trust_remote_code: bool = False) -> tuple[Checked, Whole]:
+    """Check a cut as `check` does; return the small whole model too."""
+    begun = time.perf_counter()
+    refuse_known(config)
+    whole = small_whole(config, trust_remote_code=trust_remote_code)
+    _check_causal(whole)
+    layers = num_blocks(whole.config) + 2
+    try:
+        difference = compare(whole, range(layers + 1), trust_remote_code=trust_remote_code)
+    except LayerError as error:
+        raise refused(config, f"cut after every layer, a small copy of it fails: {error}") from error
+    if difference:
+        raise refused(config, f"cut after every layer, a small copy of it differs from the whole one in {difference}")
+    kinds, shown = (set(kinds_of(each, trust_remote_code=trust_remote_code)) for each in (config, whole.config))
+    unseen = (
+        f", but {len(kinds - shown)} of its {len(kinds)} kinds of blocks are not among them" if kinds - shown else ""
+    )
+    found = Checked(
+        anatomy=whole.anatomy,
+        keeps_documents_apart=_keeps_documents_apart(whole),
+        sentence=f"checked: a {config.model_type} of {layers - 2} small blocks, cut after each, gives the whole one's"
+        f" logits and gradients bit for bit{unseen} ({time.perf_counter() - begun:.1f} s)",
+    )
+    return found, whole
+
+
+def refuse_known(config: Any) -> None:
+    """Raise UserError for what a config asks for that a cut cannot give."""
+    text = config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        raise refused(
+            config,
+            "output_router_logits adds a loss of all layers' routers together, which is no sum of stages' terms; set it"
+            " to false to train without that loss",
+        )
+    for name in ("layerdrop", "decoder_layerdrop", "layer_dropout"):
+        if getattr(text, name, 0):
+            raise refused(config, f"{name} {getattr(text, name)} skips layers at random; set it to 0")
+
+
+def small_whole(config: Any, *, trust_remote_code: bool = False) -> Whole:
+    """Make a small copy of a model and run it once, forward and backward.
+
+    Raises UserError where none can be made.
+    """
+    failures: list[str] = []
+    for small in shrunk(config, trust_remote_code=trust_remote_code):
+        try:
+            _check_size(skeleton(small, trust_remote_code=trust_remote_code))
+            with _seeded():
+                model = skeleton(small, trust_remote_code=trust_remote_code, device="cpu")
+                _perturb(model)
+                model.train()
+                return _ran(small, model)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 # sizes that this family does not allow show in any way
+            failures.append(error_text(error))
+    raise UserError(
+        "NotChecked",
+        f"spec.model.huggingFace: no small copy of a {config.model_type} could be run, so that its cut cannot be"
+        f" checked against the whole model: {'; '.join(dict.fromkeys(failures))[:600]}",
+    )
+
+
+def _check_size(model: nn.Module) -> None:
+    count = sum(each.numel() for each in model.parameters())
+    if count > _MOST_PARAMETERS:
+        raise ValueError(f"made small it still has {count:,} parameters")
+
+
+def compare(whole: Whole, cuts: Sequence[int], *, trust_remote_code: bool = False) -> str:
+    """Run a small model cut at these layers; return what differs from the whole one, or nothing."""
+    stages = []
+    values = dict(whole.model.named_parameters(remove_duplicate=False)) | dict(
+        whole.model.named_buffers(remove_duplicate=False)
+    )
+    for first, end in pairwise(cuts):
+        stage = cut(whole.config, range(first, end), whole.anatomy, trust_remote_code=trust_remote_code)
+        for index in range(first, end):
+            _copy(materialise(stage, index), index, stage.names.full, values)
+        stages.append((range(first, end), Runner(stage, takes_documents=True)))
+    sent, received, output = [], [], whole.tokens
+    for layers, runner in stages:
+        given = output.detach()
+        received.append(given.requires_grad_() if given.is_floating_point() else given)
+        with _seeded():
+            output = _tensor(runner.walk(layers, received[-1], _directly))
+        sent.append(output)
+    if not torch.equal(output, whole.logits):
+        return f"its logits, by {_distance(output, whole.logits):.1e} of the largest"
+    gradient: torch.Tensor | None = None
+    loss = _loss(output, whole.targets)
+    for place in reversed(range(len(stages))):
+        root = loss if place == len(stages) - 1 else sent[place]
+        if root.requires_grad and (place == len(stages) - 1 or gradient is not None):
+            torch.autograd.backward([root], None if gradient is None else [gradient])
+        gradient = received[place].grad
+    return _different_gradient(whole, stages)
+
+
+def _different_gradient(whole: Whole, stages: Sequence[tuple[range, Runner]]) -> str:
+    """Return the parameter whose gradient differs; those of tied places are added, last ones first."""
+    found: dict[str, torch.Tensor | None] = {}
+    seen: set[int] = set()
+    first_names = {id(each): name for name, each in whole.model.named_parameters()}
+    for layers, runner in reversed(stages):
+        for index in reversed(layers):
+            for place in places(index, runner.cut.layers[index]):
+                if place.is_buffer or place.tensor is None or id(place.tensor) in seen:
+                    continue
+                seen.add(id(place.tensor))
+                name = first_names[id(whole.model.get_parameter(runner.cut.names.full(place.name)))]
+                gradient, before = place.tensor.grad, found.get(name)
+                found[name] = gradient if before is None else before if gradient is None else before + gradient
+    for name, expected in whole.gradients.items():
+        gradient = found.get(name)
+        if name not in found:
+            return f"{name}, which no stage holds"
+        if (gradient is None) != (expected is None):
+            return f"the gradient of {name}, which only one of them has"
+        if gradient is not None and expected is not None and not torch.equal(gradient, expected):
+            return f"the gradient of {name}, by {_distance(gradient, expected):.1e} of its largest entry"
+    return ""
+
+
+def _ran(config: Any, model: nn.Module) -> Whole:
+    tokens = torch.randint(min(VOCABULARY, config.get_text_config().vocab_size), (_ROWS, _LENGTH + 1))
+    inputs, targets = tokens[:, :-1].clone(), tokens[:, 1:].clone()
+    found: list[torch.Tensor] = []
+
+    def run() -> None:
+        with _seeded():
+            found.append(whole_logits(model, inputs))
+
+    anatomy = anatomy_of(model, config, run, counts_positions=_counts_positions(model, inputs))
+    (logits,) = found
+    if not bool(logits.isfinite().all()):
+        raise ValueError("its logits are not finite")
+    _loss(logits, targets).backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+    return Whole(
+        config=config,
+        model=model,
+        anatomy=anatomy,
+        tokens=inputs,
+        targets=targets,
+        logits=logits.detach(),
+        gradients={name: each.grad for name, each in model.named_parameters()},
+    )
+
+
+def whole_logits(model: nn.Module, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+    """Return what a whole model of transformers gives, called as anyone calls it."""
+    given = {} if positions is None else {"position_ids": positions}
+    output = model(input_ids=tokens, **given)
+    logits: torch.Tensor = output[0] if isinstance(output, tuple) else output.logits
+    return logits
+
+
+@torch.no_grad()
+def _counts_positions(model: nn.Module, tokens: torch.Tensor) -> bool:
+    """Return whether a model told that tokens stand where they do in the row does what it does untold."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    with _seeded():
+        untold = whole_logits(model, tokens)
+    with _seeded():
+        told = whole_logits(model, tokens, torch.arange(tokens.shape[1]).expand(tokens.shape))
+    return torch.equal(untold, told)
+
+
+@torch.no_grad()
+def _check_causal(whole: Whole) -> None:
+    """Raise UserError where a token's logits depend on the tokens after it."""
+    with _seeded():
+        logits = whole_logits(whole.model, _changed(whole, slice(_LENGTH - 1, None)))
+    if _distance(logits[:, :-1], whole.logits[:, :-1]) > _UNSEEN:
+        raise refused(
+            whole.config,
+            "its logits depend on tokens that come later, so that it would learn to look at what it has to foretell"
+            f" (its config has is_decoder {getattr(whole.config, 'is_decoder', None)})",
+        )
+
+
+@torch.no_grad()
+def _keeps_documents_apart(whole: Whole) -> bool:
+    """Return whether documents in one row give what each gives by itself, and do not see each other."""
+    first, second = _DOCUMENTS
+    if not whole.anatomy.counts_positions:
+        return False
+    positions = torch.cat([torch.arange(first), torch.arange(second)]).expand(_ROWS, -1)
+    together = whole_logits(whole.model, whole.tokens, positions)
+    beside_another = whole_logits(whole.model, _changed(whole, slice(first)), positions)
+    apart = [whole_logits(whole.model, part) for part in torch.split(whole.tokens, list(_DOCUMENTS), dim=1)]
+    is_unseen = _distance(beside_another[:, first:], together[:, first:]) <= _UNSEEN
+    return is_unseen and _distance(together, torch.cat(apart, dim=1)) <= _ALONE
+
+
+def _changed(whole: Whole, columns: slice) -> torch.Tensor:
+    """Return other tokens, which differ in these columns."""
+    tokens = whole.tokens.clone()
+    tokens[:, columns] = (tokens[:, columns] + 1) % min(VOCABULARY, whole.config.get_text_config().vocab_size)
+    return tokens
+
+
+def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    if one.shape != other.shape:
+        return float("inf")
+    return float(((one - other).abs().max() / other.abs().max().clamp_min(1e-30)).detach())
+
+
+@torch.no_grad()
+def _perturb(model: nn.Module) -> None:
+    for each in model.parameters():
+        if each.is_floating_point():
+            each.add_(torch.randn_like(each), alpha=_PERTURBED)
+
+
+@torch.no_grad()
+def _copy(layer: nn.Module, index: int, full: Any, values: Mapping[str, torch.Tensor]) -> None:
+    made: dict[int, nn.Parameter] = {}
+    for place in places(index, layer):
+        tensor = place.tensor
+        if tensor is None:
+            continue
+        value = values[full(place.name)]
+        if place.is_buffer:
+            if place.is_kept:
+                place.put(value.clone())
+        elif id(value) not in made:
+            made[id(value)] = nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
+        if not place.is_buffer:
+            place.put(made[id(value)])
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(1)
+        yield
+
+
+def _tensor(passed: Any) -> torch.Tensor:
+    assert isinstance(passed, torch.Tensor), "no positions were given"
+    return passed
+
+
+def _directly(index: int, layer: nn.Module, given: Any, call: Any = None) -> Any:  # noqa: ARG001 # what a walk calls
+    return (call or layer)(given)

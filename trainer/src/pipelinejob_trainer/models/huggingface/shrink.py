@@ -1,0 +1,188 @@
+"""The same model with few hidden units: a config whose numbers keep their relations to one another.
+
+Heads become a few, and every width is divided by what the hidden size is divided by, so that what
+divided before divides after, and sums stay sums. Layers become as few as show every kind of block.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pipelinejob_trainer.models.huggingface.find import find_blocks, num_blocks, skeleton
+
+VOCABULARY = 96
+WINDOW = 4
+_HEADS = 4
+_EXPERTS = 8
+_LEAST_LAYERS = 3
+_IS_OWN_NUMBER = re.compile(r"idx|index|layer_?id|seed")
+
+_WIDE = 32  # a number from here on is a width, where its name says nothing else
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scale:
+    """What numbers become: `old` blocks `layers`, heads `fewer` times fewer and each `by` times narrower."""
+
+    old: int
+    layers: int
+    by: int
+    fewer: int
+
+    def heads(self, value: int) -> int:
+        return max(1, value // self.fewer)
+
+    def head_width(self, value: int) -> int:
+        return max(value // self.by, 2) if value % self.by == 0 else value
+
+    def width(self, value: int) -> int:
+        by = self.by * self.fewer
+        exact, rest = divmod(value, by)
+        return max(8, exact) if rest == 0 else max(8, -(-exact // 8) * 8)
+
+    def blocks(self, value: int) -> int:
+        return self.layers if value == self.old else min(value, self.layers)
+
+
+def _at_most(limit: int) -> Callable[[_Scale, int], int]:
+    return lambda _, value: min(value, limit)
+
+
+def _as_it_is(_: _Scale, value: int) -> int:
+    return value
+
+
+_Rule = tuple[re.Pattern[str], Callable[[_Scale, int], int]]
+_CHANCES = r"dropout|drop_rate|drop_path|pdrop|_drop$|jitter|layerdrop|layer_drop|noise"
+_COUNTED_OTHERWISE = (
+    r"max_(position|seq|sequence)|n_positions|max_target_positions|^n_ctx$|context_length|"
+    r"layers?$|n_layer|conv|kernel|stride|groups?$|version|seed|steps|interval|freq|period|offset|patch|"
+    r"image_size|channels$|tp$|degree|beam|length|num_labels|bits|axis|theta|rope|type_vocab|expand|depth$|"
+    r"num_codebooks|num_residual|multiple_of|every|index$|position|iters|start|ratio|num_memory|truncate"
+)
+_RULES: tuple[_Rule, ...] = tuple(
+    (re.compile(pattern), rule)
+    for pattern, rule in (
+        (_CHANCES, lambda _, __: 0),
+        (r"^(num_hidden_layers|n_layers?|num_layers|decoder_layers)$", _Scale.blocks),
+        (r"token_id$|_token_index$|_id$", lambda _, value: value if value < VOCABULARY else 1),
+        (r"vocab_size$", _at_most(VOCABULARY)),
+        (r"topk_groups?$|top_k_groups?$|limited_groups?$", _at_most(1)),
+        (r"^n_group$|num_expert_groups?$|moe_n_group|^num_groups$|moe_num_group|n_expert_groups", _at_most(2)),
+        (r"experts_per_tok|num_selected_experts|moe_topk|top_k|num_experts_per_token|moe_k$", _at_most(2)),
+        (r"^(num_|n_)?(local_|routed_|moe_)*(num_)?experts$", _at_most(_EXPERTS)),
+        (r"window(_size)?$|chunk_size$|attention_window|local_attention$", _at_most(WINDOW)),
+        (
+            r"head_?dim|d_kv|kv_channels|lora_rank|_lora_dim|rotary_dim|low_rank_dim|d_head|head_size|index_head",
+            _Scale.head_width,
+        ),
+        (r"(^|_)(n_?head|heads?)(s|$|_kv$)|num_heads|n_heads|num_kv_heads|^n_head", _Scale.heads),
+        (_COUNTED_OTHERWISE, _as_it_is),
+        (r"", lambda scale, value: value if value < _WIDE else scale.width(value)),
+    )
+)
+
+
+def shrunk(config: Any, *, trust_remote_code: bool = False) -> Iterator[Any]:
+    """Return small versions of a config, the likeliest to be built first."""
+    kinds = kinds_of(config, trust_remote_code=trust_remote_code)
+    layers = _few(kinds)
+    for heads, least in ((_HEADS, 8), (_HEADS, 16), (2, 32), (8, 8)):
+        yield _small(config, layers=layers, heads=heads, least=least)
+
+
+def kinds_of(config: Any, *, trust_remote_code: bool = False) -> list[str]:
+    """Return each block's kind: what it is made of, and what its plain attributes say, but no sizes."""
+    model = skeleton(config, trust_remote_code=trust_remote_code)
+    return [_kind(block) for block in find_blocks(model, config).modules]
+
+
+def _kind(block: nn.Module) -> str:
+    described = []
+    for name, module in block.named_modules():
+        plain = {key: _said(value) for key, value in vars(module).items() if not _IS_OWN_NUMBER.search(key)}
+        described.append(f"{name}:{type(module).__name__}:{sorted(plain.items())}")
+    return ";".join(described)
+
+
+def _said(value: object) -> str:
+    """Return what an attribute says of a block's kind: of a number only whether there is one."""
+    if isinstance(value, (bool, str)) or value is None:
+        return repr(value)
+    return str(bool(value)) if isinstance(value, int) else ""
+
+
+def _few(kinds: Sequence[str]) -> int:
+    """Return how many of the first layers show every kind that there is."""
+    wanted = set(kinds)
+    first = next(count for count in range(1, len(kinds) + 1) if set(kinds[:count]) == wanted)
+    return min(len(kinds), max(_LEAST_LAYERS, first))
+
+
+def _small(config: Any, *, layers: int, heads: int, least: int) -> Any:
+    small = copy.deepcopy(config)
+    old = num_blocks(config)
+    for part in _parts(small):
+        _shrink(part, old=old, layers=layers, heads=heads, least=least)
+    return small
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    yield config
+    for key in getattr(config, "sub_configs", {}):
+        inner = getattr(config, key, None)
+        if inner is not None and not isinstance(inner, dict):
+            yield from _parts(inner)
+
+
+def _shrink(config: Any, *, old: int, layers: int, heads: int, least: int) -> None:
+    """Shrink one config's own numbers in place; `least` is the width of a head to come to."""
+    hidden, old_heads = _number(config, "hidden_size"), _number(config, "num_attention_heads")
+    width = _number(config, "head_dim") or (hidden // old_heads if old_heads else 0)
+    scale = _Scale(old=old, layers=layers, by=max(1, width // least), fewer=max(1, old_heads // heads))
+    for key, value in dict(vars(config)).items():
+        new = value if key.startswith("_") else _shrunk_value(key, value, scale)
+        if new is not value:
+            setattr(config, key, new)
+
+
+def _shrunk_value(key: str, value: Any, scale: _Scale) -> Any:
+    if isinstance(value, dict):
+        return {
+            name: _shrunk_value(name, each, scale) if isinstance(each, (dict, list)) else each
+            for name, each in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return _shrunk_list(key, value, scale)
+    if isinstance(value, float):
+        return 0.0 if re.search(_CHANCES, key) else value
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    return next(rule(scale, value) for pattern, rule in _RULES if pattern.search(key))
+
+
+def _shrunk_list(key: str, value: Sequence[Any], scale: _Scale) -> Any:
+    """Return the entries of the layers that are left; sections of a head's width shrink as that does."""
+    if len(value) == scale.old and scale.old > scale.layers:
+        return _alike(value, value[: scale.layers])
+    numbers = [each for each in value if isinstance(each, int) and not isinstance(each, bool)]
+    if len(numbers) < len(value):
+        return value
+    if "section" in key:
+        return _alike(value, [max(1, each // scale.by) for each in numbers])
+    if re.search(r"layer|idx|ids|indices", key):
+        return _alike(value, [each for each in numbers if each < scale.layers])
+    return value
+
+
+def _alike(value: Sequence[Any], entries: Sequence[Any]) -> Sequence[Any]:
+    return tuple(entries) if isinstance(value, tuple) else list(entries)
+
+
+def _number(config: Any, key: str) -> int:
+    value = getattr(config, key, None)
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0

@@ -1,0 +1,1 @@
+"""How parameters follow their gradients: rules, parameter groups, and learning rates."""

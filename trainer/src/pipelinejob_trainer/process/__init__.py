@@ -1,0 +1,1 @@
+"""This process by itself: environment, signals, output, metrics, HTTP server, termination."""

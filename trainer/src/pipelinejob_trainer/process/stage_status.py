@@ -1,0 +1,195 @@
+"""A stage's own status: what its HTTP server shows. The loop writes it, the server reads it."""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from pipelinejob.base.timeline import COMPUTE, WAITING, SpanKind, StageTimeline
+from pipelinejob.contract.plan import Plan
+from pipelinejob.contract.progress import Phase, Progress, Skipped
+from pipelinejob_trainer.process.metrics import Metrics
+
+_WINDOW_STEPS = 20
+# A stage is stuck when a step takes far longer than any did. Too early a restart loses work, so the bounds are wide.
+_STUCK_S = 300.0
+_STUCK_STEPS = 20.0
+_STUCK_BEFORE_FIRST_STEP_S = 1800.0
+_STUCK_SAVING_S = 1800.0
+_STUCK_EVALUATING_S = 1800.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutcome:
+    """What is known on every rank when a step ends.
+
+    `gradient_norm` is before clipping; with an asynchronous schedule, that of each rank's last
+    update. `evaluation_loss` is set where the step ended with an evaluation. A step that was skipped
+    has the loss of the last one that was not, or 0.
+    """
+
+    step: int
+    loss: float
+    evaluation_loss: float | None = None
+    gradient_norm: float
+    learning_rate: float
+    step_s: float
+    tokens_per_s: float
+    skipped: Skipped | None = None
+
+
+class StageStatus:
+    """This stage's progress, metrics and health."""
+
+    def __init__(self, plan: Plan, *, stage: int, replica: int, attempt: int) -> None:
+        self.numbers = Metrics(plan, stage=stage, replica=replica)
+        self._progress = Progress(replica=replica, stage=stage, attempt=attempt, phase=Phase.STARTING, step=0)
+        self._tokens = tokens_per_step(plan)
+        self._shares: deque[tuple[float, float, float]] = deque(maxlen=_WINDOW_STEPS)
+        self._seconds = dict.fromkeys(SpanKind, 0.0)
+        self._bytes = {"send": 0, "recv": 0}
+        self._longest_step_s = 0.0
+        self._deadline: float | None = None
+        self._patience_s = 0.0
+        self._beat()
+
+    @property
+    def step(self) -> int:
+        """The optimiser steps completed, over all attempts."""
+        return self._progress.step
+
+    def begin_training(self, *, step: int, loss: float | None, checkpoint_step: int | None) -> None:
+        """Note that all ranks have met and go on from a step."""
+        self._update(phase=Phase.TRAINING, step=step, loss=loss, checkpoint_step=checkpoint_step)
+        self.numbers.step.set(step)
+        if loss is not None:
+            self.numbers.loss.set(loss)
+        self._expect_within(_STUCK_BEFORE_FIRST_STEP_S)
+
+    def add_step(self, outcome: StepOutcome) -> None:
+        """Note that a step has ended."""
+        numbers = self.numbers
+        numbers.steps.inc()
+        numbers.step.set(outcome.step)
+        numbers.tokens.inc(self._tokens)
+        numbers.loss.set(outcome.loss)
+        numbers.gradient_norm.set(outcome.gradient_norm)
+        numbers.step_duration.observe(outcome.step_s)
+        if outcome.skipped is not None:
+            numbers.skipped[outcome.skipped].inc()
+        self._update(
+            step=outcome.step,
+            skipped_steps=self._progress.skipped_steps + (outcome.skipped is not None),
+            loss=outcome.loss,
+            gradient_norm=outcome.gradient_norm,
+            tokens_per_s=outcome.tokens_per_s,
+            step_s=outcome.step_s,
+        )
+        self._longest_step_s = max(self._longest_step_s, outcome.step_s)
+        self._expect_step()
+
+    def add_roll_back(self) -> None:
+        """Note that a step was not finite, and the last checkpoint was returned to."""
+        self.numbers.roll_backs.inc()
+        self._update(roll_backs=self._progress.roll_backs + 1)
+
+    def add_timeline(self, timeline: StageTimeline) -> None:
+        """Count what a step's time was spent on."""
+        self.numbers.add_timeline(timeline)
+        for span in timeline.spans:
+            self._seconds[span.kind] += span.end_s - span.start_s
+        self._shares.append(_share(timeline))
+        compute, waiting, wall = (sum(each) for each in zip(*self._shares, strict=True))
+        self._update(
+            bubble_ratio=waiting / (waiting + compute) if waiting + compute else None,
+            utilization_ratio=compute / wall if wall else None,
+            seconds={kind: seconds for kind, seconds in self._seconds.items() if seconds},
+        )
+
+    def begin_evaluation(self) -> None:
+        """Note that the model is being evaluated, which may take long."""
+        self._expect_within(_STUCK_EVALUATING_S)
+
+    def add_evaluation(self, loss: float) -> None:
+        """Note the loss of an evaluation."""
+        self.numbers.evaluation_loss.set(loss)
+        self._update(evaluation_loss=loss)
+        self._expect_step()
+
+    def begin_checkpoint(self) -> None:
+        """Note that a checkpoint is being written, which may take long."""
+        self._expect_within(_STUCK_SAVING_S)
+
+    def add_checkpoint(self, *, step: int, seconds: float) -> None:
+        """Note that a checkpoint is complete."""
+        self.numbers.checkpoints.inc()
+        self.numbers.checkpoint_duration.observe(seconds)
+        self.numbers.checkpoint_step.set(step)
+        self.numbers.checkpoint_time.set(time.time())
+        self._update(checkpoint_step=step)
+        self._expect_step()
+
+    def set_memory(self, *, peak_bytes: int, parameter_bytes: int, optimizer_bytes: int) -> None:
+        """Set what this stage's memory holds, in bytes."""
+        self.numbers.memory["peak"].set(peak_bytes)
+        self.numbers.memory["parameters"].set(parameter_bytes)
+        self.numbers.memory["optimizer"].set(optimizer_bytes)
+        self._update(memory_bytes=peak_bytes)
+
+    def set_bytes(self, direction: str, total: int) -> None:
+        """Set how many bytes this process has sent to its neighbours or received from them."""
+        self.numbers.p2p[direction].inc(total - self._bytes[direction])
+        self._bytes[direction] = total
+
+    def finish(self) -> None:
+        """Note that all steps are done."""
+        self._update(phase=Phase.FINISHED)
+        self._deadline = None
+
+    # What the server shows.
+
+    def metrics(self) -> bytes:
+        return self.numbers.render()
+
+    def progress(self) -> bytes:
+        return self._progress.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+    def unhealthy_reason(self) -> str | None:
+        if self._deadline is None or time.monotonic() < self._deadline:
+            return None
+        return f"no progress for {self._patience_s:.0f} s after step {self.step}"
+
+    def is_ready(self) -> bool:
+        return self._progress.phase is not Phase.STARTING
+
+    def _update(self, **changes: object) -> None:
+        # One assignment: a reader in another thread sees the account before or after, never between.
+        self._progress = self._progress.model_copy(update=changes)
+
+    def _expect_step(self) -> None:
+        self._expect_within(max(_STUCK_S, _STUCK_STEPS * self._longest_step_s))
+
+    def _expect_within(self, seconds: float) -> None:
+        self._patience_s = seconds
+        self._deadline = time.monotonic() + seconds
+        self._beat()
+
+    def _beat(self) -> None:
+        self.numbers.heartbeat.set(time.time())
+
+
+def tokens_per_step(plan: Plan) -> int:
+    """Return the tokens of one optimiser step, over all replicas."""
+    return samples_per_step(plan) * plan.data.sequence_length
+
+
+def samples_per_step(plan: Plan) -> int:
+    """Return the sequences of one optimiser step, over all replicas."""
+    return plan.schedule.sequences * plan.parallelism.data
+
+
+def _share(timeline: StageTimeline) -> tuple[float, float, float]:
+    """Return a step's seconds of compute, of waiting, and in all, instead of its many spans."""
+    seconds = dict.fromkeys(SpanKind, 0.0)
+    for span in timeline.spans:
+        seconds[span.kind] += span.end_s - span.start_s
+    return sum(seconds[kind] for kind in COMPUTE), sum(seconds[kind] for kind in WAITING), sum(seconds.values())

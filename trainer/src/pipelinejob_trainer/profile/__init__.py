@@ -1,0 +1,1 @@
+"""Measuring what layers, links and steps cost on this machine."""

@@ -1,0 +1,349 @@
+"""What each layer costs on this machine, in time and memory, when played as a run plays it.
+
+Each layer is a stage of its own, and forwards and backwards of micro-batches alternate, so that a
+pass finds the caches as in a run, filled by other layers and the pass before. The cost of a stage's
+call itself is measured with a layer that does almost nothing, and subtracted: a stage of ten layers
+pays it once, not ten times.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean, median
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from pipelinejob.contract.plan import Plan
+from pipelinejob.costs.layers import LayerCost
+from pipelinejob.spec.job import Precision
+from pipelinejob_trainer.base.nesting import Passed
+from pipelinejob_trainer.data.micro_batch import Inputs
+from pipelinejob_trainer.models.loss import Loss, load_loss, token_cross_entropy
+from pipelinejob_trainer.models.part import LayerEntry, build_part, num_layers
+from pipelinejob_trainer.models.refusals import check_layer
+from pipelinejob_trainer.optimizers.choice import hidden_matrices, make_optimizer
+from pipelinejob_trainer.optimizers.groups import freeze
+from pipelinejob_trainer.profile.memory import LayerMemory, Received, layer_memory, own_copy, starting_gradient
+from pipelinejob_trainer.profile.stopwatch import Stopwatch
+from pipelinejob_trainer.runtime.rank import holds_frozen_short
+from pipelinejob_trainer.stage.stage import Stage
+
+_MICRO_BATCHES = 4
+_STRETCH = 4  # layers
+_LEAST_ROUNDS, _MOST_ROUNDS = 3, 12
+_BUDGET_S = 1.5  # for each way of playing a stretch
+_EMPTY_ROUNDS = 30
+_CACHE_BYTES = 1 << 26  # more than a core's share of any last-level cache
+
+
+class Neighbours(Protocol):
+    """The processes that measure at the same time, as stages compute in a run."""
+
+    def agree(self, seconds: float) -> float:
+        """Wait for all of them; return the largest of their numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A micro-batch of the run."""
+
+    tokens: torch.Tensor
+    targets: torch.Tensor
+    positions: torch.Tensor | None = None
+
+    @property
+    def inputs(self) -> torch.Tensor | Inputs:
+        """What the first layer receives."""
+        return self.tokens if self.positions is None else Inputs(self.tokens, self.positions)
+
+
+class Passes(NamedTuple):
+    """Seconds of a stage's passes: forward, and backward whole (no second half) or in halves."""
+
+    forward_s: float
+    backward_s: float
+    weight_s: float
+
+    def __sub__(self, other: "Passes") -> "Passes":
+        return Passes(*(max(mine - theirs, 0.0) for mine, theirs in zip(self, other, strict=True)))
+
+
+def layer_costs(plan: Plan, text: Text, watch: Stopwatch, *, is_split: bool, neighbours: Neighbours) -> list[LayerCost]:
+    """Measure all layers of a plan's model; of a built-in model's equal blocks only a few."""
+    total = num_layers(plan.model)
+    costs: dict[int, LayerCost] = {}
+    received: Received = text.inputs
+    for indices in _stretches(plan, total):
+        stretch = _Stretch(plan, indices, received, text, watch)
+        costs |= dict(zip(indices, stretch.measure(is_split=is_split, neighbours=neighbours), strict=True))
+        received = stretch.output
+    return _with_equal_blocks(costs, total) if _has_equal_blocks(plan) else [costs[index] for index in range(total)]
+
+
+def empty_action_s(watch: Stopwatch, *, is_split: bool) -> float:
+    """Measure a stage's passes without compute: the mean over the kinds that a schedule has."""
+    passes = _empty_passes(watch, is_split=is_split)
+    return mean(passes if is_split else passes[:2])
+
+
+def _empty_passes(watch: Stopwatch, *, is_split: bool) -> Passes:
+    chain = _Chain([LayerEntry(index=1, name="nothing", module=_Nothing())], watch, total=3)
+    received = torch.ones(1, 1, 1, device=watch.device)
+    rounds = [chain.play(received, None, is_split=is_split) for _ in range(_EMPTY_ROUNDS)]
+    return rounds[0].typical(rounds[1:], 0, micro_batches=_EMPTY_ROUNDS)
+
+
+class _Nothing(nn.Module):
+    """A layer that does almost nothing; its weight and its input both have gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
+def _stretches(plan: Plan, total: int) -> Iterator[tuple[int, ...]]:
+    if _has_equal_blocks(plan):
+        yield (*range(min(_STRETCH, total - 1)), total - 1)
+        return
+    for first in range(0, total, _STRETCH):
+        yield tuple(range(first, min(first + _STRETCH, total)))
+
+
+def _has_equal_blocks(plan: Plan) -> bool:
+    lora = plan.training.lora
+    return plan.model.built_in is not None and (lora is None or lora.is_same_everywhere)
+
+
+def _with_equal_blocks(costs: dict[int, LayerCost], total: int) -> list[LayerCost]:
+    """Return all layers of a built-in model, every block with the mean block's costs."""
+    blocks = [cost for index, cost in costs.items() if 0 < index < total - 1]
+    seconds = ("forward_s", "backward_input_s", "backward_weight_s", "optimizer_s")
+    block = blocks[0].model_copy(update={name: mean(getattr(each, name) for each in blocks) for name in seconds})
+    named = (block.model_copy(update={"name": f"block-{index}"}) for index in range(total - 2))
+    return [costs[0], *named, costs[total - 1]]
+
+
+@dataclass(slots=True)
+class _Round:
+    """Seconds of one round's passes, by layer, then by micro-batch."""
+
+    forward_s: list[list[float]]
+    backward_s: list[list[float]]
+    weight_s: list[list[float]]
+
+    @classmethod
+    def typical(cls, rounds: Sequence["_Round"], layer: int, *, micro_batches: int) -> Passes:
+        """Return a layer's mean seconds over a step of so many micro-batches.
+
+        The first one of a step differs: its passes find cold caches, and allocate the gradients.
+        """
+
+        def typical(of: Callable[["_Round"], list[list[float]]]) -> float:
+            each = [of(one)[layer] for one in rounds]
+            if not each[0]:
+                return 0.0
+            first, rest = median(one[0] for one in each), median(s for one in each for s in one[1:])
+            return (first + (micro_batches - 1) * rest) / micro_batches
+
+        return Passes(
+            typical(lambda one: one.forward_s), typical(lambda one: one.backward_s), typical(lambda one: one.weight_s)
+        )
+
+
+class _Chain:
+    """Layers one after the other, each a stage of its own."""
+
+    def __init__(
+        self,
+        entries: Sequence[LayerEntry],
+        watch: Stopwatch,
+        *,
+        total: int,
+        precision: Precision = Precision.FP32,
+        loss: Loss = token_cross_entropy,
+    ) -> None:
+        self._timed = watch.timed
+        self._whole, self._split = (
+            tuple(
+                Stage(
+                    [entry],
+                    is_first=entry.index == 0,
+                    is_last=entry.index == total - 1,
+                    precision=precision,
+                    device=watch.device,
+                    is_split=is_split,
+                    loss=loss,
+                )
+                for entry in entries
+            )
+            for is_split in (False, True)
+        )
+
+    def stages(self, *, is_split: bool) -> tuple[Stage, ...]:
+        return self._split if is_split else self._whole
+
+    def play(self, received: Received, targets: torch.Tensor | None, *, is_split: bool) -> _Round:
+        """Run micro-batches through all layers, forward and backward."""
+        stages = self.stages(is_split=is_split)
+        found = _Round([[] for _ in stages], [[] for _ in stages], [[] for _ in stages])
+        with stages[0].keeping_casts():
+            for k in range(_MICRO_BATCHES):
+                output = self._forth(stages, found, k, received, targets)
+                self._back(stages, found, k, output, is_split=is_split)
+        return found
+
+    def _forth(
+        self, stages: Sequence[Stage], found: _Round, k: int, received: Received, targets: torch.Tensor | None
+    ) -> Passed:
+        passed = own_copy(received)
+        for stage, seconds in zip(stages, found.forward_s, strict=True):
+            with self._timed(seconds):
+                output = stage.forward(k, passed, targets if stage.is_last else None, seed=k)
+            passed = output
+        return output
+
+    def _back(self, stages: Sequence[Stage], found: _Round, k: int, output: Passed, *, is_split: bool) -> None:
+        gradient = starting_gradient(stages[-1], output)
+        for stage, seconds in zip(reversed(stages), reversed(found.backward_s), strict=True):
+            run = stage.backward_input if is_split else stage.backward
+            with self._timed(seconds):
+                gradient = run(k, gradient)
+        for stage, seconds in zip(stages, found.weight_s, strict=True) if is_split else ():
+            with self._timed(seconds):
+                stage.backward_weight(k)
+
+
+class _Stretch:
+    """Some layers of a model, being measured."""
+
+    def __init__(self, plan: Plan, indices: Sequence[int], received: Received, text: Text, watch: Stopwatch) -> None:
+        self._plan = plan
+        self._watch = watch
+        self._received = received
+        self._targets = text.targets
+        part = build_part(
+            plan.model,
+            plan.data,
+            stretches=[(index, index + 1) for index in indices],
+            seed=plan.training.seed,
+            lora=plan.training.lora,
+        )
+        for layer in part.layers:
+            check_layer(layer.index, layer.module, is_split=False)
+        part.settle(watch.device)
+        freeze(part.named_parameters(), plan.training.groups)
+        if holds_frozen_short(plan):
+            part.hold_frozen_short()
+        self._entries = tuple(part.layers)
+        self._total = num_layers(plan.model)
+        self._chain = _Chain(
+            self._entries,
+            watch,
+            total=self._total,
+            precision=plan.training.precision,
+            loss=load_loss(plan.training, watch.device),
+        )
+        hidden = hidden_matrices(part, self._total)
+        self._optimizers = [
+            make_optimizer(plan.training, entry.named_parameters(), hidden=hidden) for entry in self._entries
+        ]
+        self.output: Received = received  # of the last layer, once measured
+
+    def measure(self, *, is_split: bool, neighbours: Neighbours) -> list[LayerCost]:
+        """Return the layers' costs."""
+        memory = self._memory(is_split=is_split)
+        updates: list[list[float]] = [[] for _ in self._entries]
+        rounds = self._play(neighbours, updates, is_split=is_split)
+        halves = rounds if is_split else self._play(neighbours, updates, is_split=True)
+        whole_empty, split_empty = (_empty_passes(self._watch, is_split=each) for each in (False, True))
+        m = self._plan.schedule.micro_batches
+        return [
+            self._cost(
+                layer,
+                None if is_split else _Round.typical(rounds, layer, micro_batches=m) - whole_empty,
+                _Round.typical(halves, layer, micro_batches=m) - split_empty,
+                median(updates[layer]),
+                memory[layer],
+            )
+            for layer in range(len(self._entries))
+        ]
+
+    def _cost(
+        self, layer: int, whole: Passes | None, halves: Passes, optimizer_s: float, memory: LayerMemory
+    ) -> LayerCost:
+        """Return a layer's costs.
+
+        Where backward passes are whole, their halves are fractions of the whole one, which runs the
+        graph only once.
+        """
+        both_s = halves.backward_s + halves.weight_s
+        scale = whole.backward_s / both_s if whole and both_s else 1.0
+        return LayerCost(
+            name=self._entries[layer].name,
+            forward_s=(whole or halves).forward_s,
+            backward_input_s=halves.backward_s * scale,
+            backward_weight_s=halves.weight_s * scale,
+            optimizer_s=optimizer_s,
+            parameter_bytes=sum(each.nbytes for each in self._optimizers[layer].parameters.values()),
+            frozen_bytes=self._frozen_bytes(layer),
+            optimizer_bytes=self._optimizers[layer].state_bytes,
+            cast_bytes=memory.casts,
+            activation_bytes=memory.kept,
+            between_bytes=memory.between,
+            working_bytes=memory.working,
+            output_bytes=0 if self._entries[layer].index == self._total - 1 else memory.output,
+        )
+
+    def _frozen_bytes(self, layer: int) -> int:
+        return sum(each.nbytes for _, each in self._entries[layer].named_parameters() if not each.requires_grad)
+
+    def _play(self, neighbours: Neighbours, updates: list[list[float]], *, is_split: bool) -> list[_Round]:
+        """Play rounds, with an update after each; as many as all neighbours have time for."""
+
+        def round_() -> _Round:
+            found = self._chain.play(self._received, self._targets, is_split=is_split)
+            self._update(updates)
+            return found
+
+        neighbours.agree(0.0)
+        began = time.perf_counter()
+        round_()
+        for seconds in updates:
+            seconds.pop()  # the first one was a warm-up
+        longest_s = neighbours.agree(time.perf_counter() - began)
+        return [round_() for _ in range(min(max(int(_BUDGET_S / longest_s), _LEAST_ROUNDS), _MOST_ROUNDS))]
+
+    def _update(self, updates: list[list[float]]) -> None:
+        """Update all layers as at a step's end: norms first, then (uncached) parameters."""
+        if self._watch.device.type == "cpu":
+            torch.ones(_CACHE_BYTES // 4).add_(1)
+        norms: list[list[float]] = [[] for _ in updates]
+        for optimizer, seconds in zip(self._optimizers, norms, strict=True):
+            with self._watch.timed(seconds):
+                optimizer.squared_norm()
+        for optimizer, norm, seconds in zip(self._optimizers, norms, updates, strict=True):
+            with self._watch.timed(seconds):
+                optimizer.step(rate=0.0, gradient_factor=0.5)
+                optimizer.zero_gradients()
+            seconds[-1] += norm[0]
+
+    def _memory(self, *, is_split: bool) -> list[LayerMemory]:
+        """Return the layers' memory.
+
+        What is kept between halves is that of a split pass, for any schedule.
+        """
+        split, self.output = self._held(is_split=True)
+        if is_split:
+            return split
+        whole, _ = self._held(is_split=False)
+        return [replace(one, between=other.between) for one, other in zip(whole, split, strict=True)]
+
+    def _held(self, *, is_split: bool) -> tuple[list[LayerMemory], Passed]:
+        self._chain.play(self._received, self._targets, is_split=is_split)  # so that there are gradients
+        stages = self._chain.stages(is_split=is_split)
+        return layer_memory(stages, self._received, self._targets, is_split=is_split)

@@ -1,0 +1,1 @@
+"""One rank: the program made from its list of actions, and what a step needs to play it."""

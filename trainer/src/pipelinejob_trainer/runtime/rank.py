@@ -1,0 +1,115 @@
+"""A rank of a plan: its chunks as stages, its parameters, and the runtime that plays its list."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from pipelinejob.contract.plan import Plan
+from pipelinejob.spec.job import Precision
+from pipelinejob_trainer.communication.links import Links
+from pipelinejob_trainer.models.loss import load_loss, token_cross_entropy
+from pipelinejob_trainer.models.part import Part, build_part
+from pipelinejob_trainer.models.refusals import check_layer
+from pipelinejob_trainer.optimizers.groups import freeze
+from pipelinejob_trainer.runtime.feed import Batches
+from pipelinejob_trainer.runtime.layout import Layout, layout_of
+from pipelinejob_trainer.runtime.recorder import Recorder
+from pipelinejob_trainer.runtime.reduction import Reducer, SumOver, buckets
+from pipelinejob_trainer.runtime.runtime import Runtime
+from pipelinejob_trainer.stage.stage import Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank:
+    """What one rank of a pipeline holds.
+
+    `stages` are its chunks, in the order of `Schedule.held_by`.
+    """
+
+    plan: Plan
+    layout: Layout
+    index: int
+    replica: int
+    part: Part
+    stages: tuple[Stage, ...]
+    device: torch.device
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether it has a first or last stage; stages between need no text."""
+        return any(stage.is_first or stage.is_last for stage in self.stages)
+
+    @property
+    def is_spokesman(self) -> bool:
+        """Whether it reports the job's steps: where the first route of replica 0 ends."""
+        return self.replica == 0 and self.layout.schedule.routes[0][-1] == self.index
+
+    def owns(self, name: str) -> bool:
+        """Return whether it owns a parameter or buffer, which may be on other ranks too."""
+        return self.replica == 0 and self.layout.owner_of(name) == self.index
+
+    def runtime(
+        self,
+        *,
+        links: Links,
+        sum_over: SumOver,
+        recorder: Recorder,
+        batches: Batches | None,
+        update: Callable[[int], None] | None = None,
+    ) -> Runtime:
+        """Make the runtime that plays the rank's list."""
+        return Runtime(
+            schedule=self.layout.schedule,
+            rank=self.index,
+            chunks=self.stages,
+            links=links,
+            recorder=recorder,
+            batches=batches,
+            rows=self.plan.schedule.micro_batch_sizes,
+            seed=self.plan.training.seed,
+            replica=self.replica,
+            num_replicas=self.plan.parallelism.data,
+            reducer=Reducer(buckets(self.part.named_parameters(), self.layout.shares(self.part)), sum_over),
+            update=update,
+        )
+
+
+def holds_frozen_short(plan: Plan) -> bool:
+    """Return whether frozen matrices can be held in bf16: not if a user's own code may add with them in fp32."""
+    training = plan.training
+    return training.lora is not None and training.precision is Precision.BF16 and plan.model.entrypoint is None
+
+
+def build_rank(plan: Plan, *, index: int, replica: int, device: torch.device) -> Rank:
+    """Build a rank's layers.
+
+    Raises UserError for layers that cannot be built, or that would be trained wrongly.
+    """
+    layout = layout_of(plan)
+    training = plan.training
+    part = build_part(plan.model, plan.data, stretches=layout.stretches(index), seed=training.seed, lora=training.lora)
+    for layer in part.layers:
+        check_layer(layer.index, layer.module, is_split=layout.schedule.is_split)
+    part.settle(device)
+    freeze(part.named_parameters(), plan.training.groups)
+    if holds_frozen_short(plan):
+        part.hold_frozen_short()
+    last = layout.schedule.num_stages - 1
+    has_last = any(held.stage == last for held in layout.schedule.held_by(index))
+    loss = load_loss(plan.training, device) if has_last else token_cross_entropy
+    stages = tuple(
+        Stage(
+            chunk,
+            is_first=held.stage == 0,
+            is_last=held.stage == last,
+            precision=plan.training.precision,
+            device=device,
+            recompute=plan.stages[index].recompute,
+            is_split=layout.schedule.is_split,
+            loss=loss,
+            is_asynchronous=layout.schedule.is_asynchronous,
+        )
+        for held, chunk in zip(layout.schedule.held_by(index), part.chunks, strict=True)
+    )
+    return Rank(plan=plan, layout=layout, index=index, replica=replica, part=part, stages=stages, device=device)

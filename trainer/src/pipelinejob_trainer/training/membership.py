@@ -1,0 +1,125 @@
+"""torch.distributed in this process: choose the device, join the gang, leave it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import distributed
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # torch re-exports them silently
+
+from pipelinejob.contract.plan import Plan
+from pipelinejob.spec.job import Device
+from pipelinejob_trainer.base.errors import PeerLostError, UserError
+from pipelinejob_trainer.communication.gang import Gang, peer_errors
+from pipelinejob_trainer.communication.links import Links
+from pipelinejob_trainer.communication.liveness import Liveness, neighbours
+from pipelinejob_trainer.communication.process_groups import connect, process_groups, rank_of
+from pipelinejob_trainer.process.config import Address, Config, prepare_environment
+from pipelinejob_trainer.runtime.rank import Rank
+from pipelinejob_trainer.runtime.reduction import SumOver, sums_over_groups
+
+# Pods of a gang start together, but one may have to pull its image first.
+_RENDEZVOUS_TIMEOUT = timedelta(minutes=15)
+# The longest that one rank may work while another waits for it: a step of a large model, a large checkpoint. Ranks that
+# are gone are noticed long before, by their closed connections and by `liveness`.
+_OPERATION_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """This rank as a member of a gang that has met.
+
+    `link` makes links to the neighbours, given the sequences of each micro-batch; all ranks call it
+    at the same point.
+    """
+
+    gang: Gang
+    link: Callable[[Sequence[int]], Links]
+    sum_over: SumOver
+    rendezvous: Address
+    prefix: str  # of this attempt's keys in the rendezvous store
+
+
+def choose_device(plan: Plan) -> torch.device:
+    """Return the device that the plan asks for.
+
+    Raises UserError when this machine has none.
+    """
+    if plan.device is Device.CPU:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(
+            "NoGpu", "spec.device: gpu, but this container sees none; request one in spec.template, or use device: cpu"
+        )
+    device = torch.device("cuda", 0)  # a stage's container sees its own GPU only
+    torch.cuda.set_device(device)
+    return device
+
+
+def join(config: Config, rank: Rank) -> Membership:
+    """Wait until all ranks of this attempt are here, and form their process groups.
+
+    Raises PeerLostError if one does not come, or goes away meanwhile.
+    """
+    parallelism = rank.plan.parallelism
+    num_stages, num_replicas = parallelism.pipeline, parallelism.data
+    number, size = rank_of(config.replica, config.stage, pipeline=num_stages), num_stages * num_replicas
+    prepare_environment(config.rendezvous)
+    # Late ranks of an older attempt find no other rank under their prefix.
+    prefix = f"{config.namespace}/{config.job}/attempt-{config.attempt}"
+    with _meeting(config.rendezvous):
+        store = PrefixStore(prefix, _store(config.rendezvous, rank=number, is_master=number == 0))
+        backend = "gloo" if rank.device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        distributed.init_process_group(backend, store=store, rank=number, world_size=size, timeout=_OPERATION_TIMEOUT)
+    with peer_errors():
+        groups = process_groups(pipeline=num_stages, data=num_replicas)
+        sum_over = sums_over_groups(rank.layout.all_shares(rank.part))
+    routes = rank.layout.schedule.routes
+    return Membership(
+        gang=Gang(groups, num_stages=num_stages),
+        link=lambda rows: connect(groups, routes=routes, rows=rows, data=num_replicas, device=rank.device),
+        sum_over=sum_over,
+        rendezvous=config.rendezvous,
+        prefix=prefix,
+    )
+
+
+def watch_over(membership: Membership, *, on_lost: Callable[[int], None]) -> Liveness:
+    """Start to watch for ranks that stop answering."""
+    gang = membership.gang
+    with peer_errors():
+        store = _store(membership.rendezvous, rank=gang.rank, is_master=False)
+        liveness = Liveness(
+            PrefixStore(f"{membership.prefix}/alive", store),
+            rank=gang.rank,
+            neighbours=neighbours(gang.rank, num_stages=gang.num_stages, num_replicas=gang.size // gang.num_stages),
+            on_lost=on_lost,
+        )
+    liveness.start()
+    return liveness
+
+
+def leave(membership: Membership, liveness: Liveness) -> None:
+    """Leave the gang; every rank calls it."""
+    liveness.close()
+    membership.gang.barrier()  # no rank watches any more, so rank 0 may end its store
+    distributed.destroy_process_group()
+
+
+def _store(rendezvous: Address, *, rank: int, is_master: bool) -> TCPStore:
+    # Rank 0 serves the store and needs no DNS to find itself.
+    host = "127.0.0.1" if rank == 0 else rendezvous.host
+    return TCPStore(host, rendezvous.port, is_master=is_master, timeout=_RENDEZVOUS_TIMEOUT, wait_for_workers=False)
+
+
+@contextmanager
+def _meeting(rendezvous: Address) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLostError(
+            f"not all ranks met at {rendezvous} within {_RENDEZVOUS_TIMEOUT.total_seconds():g} s:"
+            f" {str(error).splitlines()[0]}"
+        ) from error

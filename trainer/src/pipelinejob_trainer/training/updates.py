@@ -1,0 +1,65 @@
+"""When a rank's parameters are updated: once at the end of a step, or several times within it.
+
+An asynchronous schedule updates within the step, each time by the gradients gathered since the
+previous update. Its learning rate follows the fraction of the step that is done. The norm over all
+stages is never known at an update, so nothing is clipped, and the reported norm is that of each
+rank's last update.
+"""
+
+import torch
+
+from pipelinejob.schedules.actions import ActionKind
+from pipelinejob_trainer.models.part import num_layers
+from pipelinejob_trainer.optimizers.choice import hidden_matrices, make_optimizer
+from pipelinejob_trainer.optimizers.rates import clip_factor, learning_rate
+from pipelinejob_trainer.runtime.rank import Rank
+from pipelinejob_trainer.training.totals import Totals
+
+
+class Updates:
+    """A rank's optimiser, and when it updates."""
+
+    def __init__(self, rank: Rank) -> None:
+        self._training = rank.plan.training
+        self.optimizer = make_optimizer(
+            self._training,
+            rank.part.named_parameters().items(),
+            hidden=hidden_matrices(rank.part, num_layers(rank.plan.model)),
+        )
+        # What lives on several ranks has the same gradient on all of them, and counts once.
+        self._owned = frozenset(filter(rank.owns, self.optimizer.parameters))
+        actions = rank.layout.schedule.ranks[rank.index]
+        self._num_within_step = sum(action.kind is ActionKind.UPDATE for action in actions)
+        self._last_squared_norm = torch.zeros((), dtype=torch.float64)
+        self._step = 0
+
+    def begin(self, step: int) -> None:
+        """Set the step that begins."""
+        self._step = step
+
+    def within_step(self, number: int) -> None:
+        """Update within a step; `number` counts from 1 in each step."""
+        count = self._num_within_step
+        if number == count:
+            self._last_squared_norm = self.optimizer.squared_norm(self._owned)
+        done = self._step - 1 + number / count
+        self.optimizer.step(rate=learning_rate(self._training, done))
+        self.optimizer.zero_gradients()
+
+    def squared_norm(self) -> torch.Tensor:
+        """Return this rank's part of the squared norm of all gradients, float64."""
+        return self._last_squared_norm if self._num_within_step else self.optimizer.squared_norm(self._owned)
+
+    def end(self, total: Totals) -> float:
+        """Update at the end of a step, unless that was done within it; return the learning rate."""
+        rate = learning_rate(self._training, self._step)
+        if not self._num_within_step:
+            factor = clip_factor(total.gradient_norm, self._training.clip_norm) * total.targets_per_counted
+            self.optimizer.step(rate=rate, gradient_factor=factor)
+            self.optimizer.zero_gradients()
+        return rate
+
+    def skip(self) -> float:
+        """Leave weights and moments as they are; return the learning rate."""
+        self.optimizer.zero_gradients()
+        return learning_rate(self._training, self._step)
