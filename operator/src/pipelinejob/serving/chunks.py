@@ -1,0 +1,37 @@
+"""How long the chunks of a prompt are: of equal cost, not of equal length, for a later token attends to more."""
+
+import math
+
+from pipelinejob.base.values import Value
+
+
+class PassCost(Value):
+    """Seconds of a stage for `new` tokens after `past` ones of each of `rows` sequences.
+
+    t = fixed + row * rows + token * rows * new + attention * rows * (2 * past * new + new ** 2)
+    """
+
+    fixed_s: float
+    row_s: float = 0.0
+    token_s: float
+    attention_s: float = 0.0  # of a token that attends to one before it, counted twice
+
+    def seconds(self, *, rows: int, past: float, new: int) -> float:
+        """Return the seconds of a pass."""
+        attended = 2 * past * new + new**2
+        return self.fixed_s + rows * (self.row_s + self.token_s * new + self.attention_s * attended)
+
+
+def chunk_length(cost: PassCost | None, *, past: int, left: int, most: int) -> int:
+    """Return how many of `left` tokens the next chunk takes, after `past` ones.
+
+    The first chunk of a prompt may have `most` tokens; each later one as many as take as long as that one did.
+    """
+    length = min(left, most)
+    if cost is None or past == 0 or cost.attention_s <= 0:
+        return length
+    budget_s = cost.seconds(rows=1, past=0, new=most) - cost.fixed_s
+    # attention * x^2 + (token + 2 * attention * past) * x - budget = 0
+    linear = cost.token_s + 2 * cost.attention_s * past
+    root = (-linear + math.sqrt(linear**2 + 4 * cost.attention_s * (budget_s - cost.row_s))) / (2 * cost.attention_s)
+    return max(1, min(length, int(root + 1e-9)))

@@ -1,0 +1,231 @@
+"""The first stage's thread: it admits, computes its own layers, sends passes on, and hands out tokens.
+
+Decisions are the scheduler's (`pipelinejob.serving`); this plays them on a chain.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pipelinejob.serving.passes import Pass, Sampled
+from pipelinejob.serving.scheduler import Answer, Progress, Scheduler
+from pipelinejob_trainer.base.errors import PeerLostError
+from pipelinejob_trainer.process.output import say, warn
+from pipelinejob_trainer.serving.chain import Chain, Joined, Left, Returned
+from pipelinejob_trainer.serving.later_stage import Compute
+from pipelinejob_trainer.serving.meter import Meter, Reading
+from pipelinejob_trainer.serving.sampling import sample
+
+_WAKE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An answer ends without an ending; the same request may be sent again."""
+
+    sequence: int
+    reason: str
+
+
+Listener = Callable[[Progress | Failed], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Submitted:
+    answer: Answer
+    listener: Listener
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancelled:
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What is in work now."""
+
+    waiting: int
+    active: int
+    flying: int
+    blocks_owned: int
+    blocks: int
+    chains: int
+    is_whole: bool
+    missing: tuple[int, ...]
+
+
+class Engine:
+    """Serves with this process's layers as the first stage, in a thread of its own.
+
+    `patience_s` is how long answers wait for a chain that is broken before they fail.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, compute: Compute, *, num_stages: int, port: int, patience_s: float = 120.0
+    ) -> None:
+        self._scheduler = scheduler
+        self._compute = compute
+        self._is_alone = num_stages == 1
+        self._patience_s = patience_s
+        self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._chain = Chain(num_stages - 1, port=port, events=self._events)
+        self._listeners: dict[int, Listener] = {}
+        self._broken_since: float | None = time.monotonic()
+        self._can_send = True  # False: nothing could go out since the last event
+        self._closing = threading.Event()
+        self._error: BaseException | None = None
+        self.meter = Meter()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """The port that later stages dial."""
+        return self._chain.port
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the engine's thread against its will."""
+        return self._error
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all stages are there."""
+        return self._chain.is_whole and self._error is None and not self._closing.is_set()
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End; answers in work fail."""
+        self._closing.set()
+        self._events.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+        self._chain.close()
+
+    def submit(self, answer: Answer, listener: Listener) -> None:
+        """Let an answer be made; the listener is called in the engine's thread, and must not wait."""
+        self._events.put(_Submitted(answer, listener))
+
+    def cancel(self, number: int) -> None:
+        """Make an answer no further; its listener is called no more."""
+        self._events.put(_Cancelled(number))
+
+    def load(self) -> Load:
+        """Return what is in work now."""
+        scheduler = self._scheduler
+        return Load(
+            waiting=scheduler.num_waiting,
+            active=scheduler.num_active,
+            flying=scheduler.num_flying,
+            blocks_owned=scheduler.blocks.num_owned,
+            blocks=scheduler.blocks.count,
+            chains=self._chain.number,
+            is_whole=self.is_ready,
+            missing=self._chain.missing,
+        )
+
+    def readings(self) -> Mapping[int, Reading]:
+        """Return what each stage has counted, the first one included."""
+        return {0: self.meter.read(), **self._chain.readings}
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.is_set():
+                self._take_in()
+                self._send_out()
+                self._lose_patience()
+        except BaseException as error:  # noqa: BLE001 # told by `error`, and by each answer
+            self._error = error
+        self._fail_all("the server stops" if self._error is None else f"the server failed: {self._error}")
+
+    def _take_in(self) -> None:
+        """Handle what has happened; wait for something if nothing can go out."""
+        is_idle = not self._chain.is_whole or not (self._can_send or self._events.qsize())
+        try:
+            event = self._events.get(timeout=_WAKE_S) if is_idle else self._events.get_nowait()
+            while True:
+                self._handle(event)
+                event = self._events.get_nowait()
+        except queue.Empty:
+            return
+
+    def _handle(self, event: object) -> None:
+        self._can_send = True
+        match event:
+            case _Submitted():
+                self._listeners[event.answer.number] = event.listener
+                self._scheduler.submit(event.answer)
+            case _Cancelled():
+                self._listeners.pop(event.number, None)
+                self._scheduler.cancel(event.number)
+            case Joined():
+                was_whole = self._chain.is_whole
+                if self._chain.joined(event):
+                    say(f"all stages are there: chain {self._chain.number} serves")
+                    self._broken_since = None
+                if was_whole:
+                    self._lost(f"stage {event.stage} came again")
+            case Left():
+                was_whole = self._chain.is_whole
+                if self._chain.left(event) and was_whole:
+                    self._lost(f"stage {event.stage} is lost: {event.reason}")
+            case Returned():
+                if self._chain.is_current(event):
+                    self._hand_out(event.outcome.number, event.outcome.sampled)
+            case None:
+                pass
+
+    def _lost(self, why: str) -> None:
+        warn(f"{why}; {self._scheduler.num_active} answers in work go on from their tokens once it is back")
+        self._scheduler.lose_all()
+        if not self._chain.is_whole:
+            self._broken_since = time.monotonic()
+
+    def _send_out(self) -> None:
+        """Start passes while any may go out; between two, look at what has happened."""
+        if not self._chain.is_whole:
+            return
+        self._broken_since = None
+        given = self._scheduler.next_pass()
+        if given is None:
+            self._can_send = False
+            return
+        self._play(given)
+
+    def _play(self, given: Pass) -> None:
+        with self.meter.of_pass(rows=len(given.rows), tokens=sum(len(row.tokens) for row in given.rows)):
+            output = self._compute.run(given.rows, None)
+            sampled = sample(given.rows, output) if self._is_alone else ()
+        if self._is_alone:
+            self._hand_out(given.number, sampled)
+            return
+        try:
+            self._chain.send(given, output)
+        except PeerLostError as error:
+            self._chain.break_up()
+            self._lost(f"stage 1 is lost: {error}")
+
+    def _hand_out(self, number: int, sampled: tuple[Sampled, ...]) -> None:
+        self._can_send = True
+        for progress in self._scheduler.sampled(number, sampled):
+            listener = self._listeners[progress.sequence]
+            if progress.ending is not None:
+                del self._listeners[progress.sequence]
+            listener(progress)
+
+    def _lose_patience(self) -> None:
+        broken = self._broken_since
+        if broken is not None and self._listeners and time.monotonic() - broken > self._patience_s:
+            names = ", ".join(map(str, self._chain.missing))
+            self._fail_all(f"stages {names} have not come back for {self._patience_s:g} s")
+
+    def _fail_all(self, reason: str) -> None:
+        for number, listener in list(self._listeners.items()):
+            del self._listeners[number]
+            self._scheduler.cancel(number)
+            listener(Failed(number, reason))
