@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def spec_of(folder: Path, *, blocks: int = 4) -> Model:
 
 def cuts(layers: int, stages: int) -> list[tuple[int, int]]:
     borders = [layers * stage // stages for stage in range(stages + 1)]
-    return list(zip(borders[:-1], borders[1:], strict=True))
+    return list(pairwise(borders))
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Chains of stages that answer: token for token what transformers' generate says, batched or alone, chunked or not."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,8 @@ def parted(told: Told, expected: tuple[list[int], list[float]]) -> float | None:
 
 
 @pytest.fixture(scope="module", params=sorted(TINY))
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any]]:
-    yield tiny_folder(request.param, tmp_path_factory.mktemp(request.param) / "model")
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    return tiny_folder(request.param, tmp_path_factory.mktemp(request.param) / "model")
 
 
 def test_greedy_answers_are_those_of_generate_on_2_3_and_4_stages_batched_and_alone_chunked_and_whole(

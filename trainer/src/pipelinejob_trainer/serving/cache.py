@@ -41,7 +41,7 @@ class Pool:
         return self._layers[layer]
 
 
-class View(Cache):
+class View(Cache):  # type: ignore[misc] # transformers is not read by mypy
     """The pool as one pass sees it; `rows` have equally many new tokens each.
 
     `mask` is (rows, positions), 1 where a row has a position and 0 on its left padding; None where

@@ -185,9 +185,13 @@ class Chain:
                     self._events.put(Returned(connection, outcome_of(frame.header)))
                 elif frame.kind is Kind.BEAT:
                     self._readings[stage] = reading = Reading(**frame.header)
-                    if reading.in_pass_s > _LONGEST_PASS_S:
-                        raise PeerLostError(f"it has worked on one pass for {reading.in_pass_s:.0f} s")
+                    _check_moves(reading)
         except PeerLostError as error:
             silent = isinstance(error.__cause__, TimeoutError)
             reason = f"it said nothing for {SILENCE_S:g} s" if silent else str(error)
             self._events.put(Left(stage, connection, reason))
+
+
+def _check_moves(reading: Reading) -> None:
+    if reading.in_pass_s > _LONGEST_PASS_S:
+        raise PeerLostError(f"it has worked on one pass for {reading.in_pass_s:.0f} s")

@@ -163,22 +163,24 @@ class Engine:
             case _Cancelled():
                 self._listeners.pop(event.number, None)
                 self._scheduler.cancel(event.number)
-            case Joined():
-                was_whole = self._chain.is_whole
-                if self._chain.joined(event):
-                    say(f"all stages are there: chain {self._chain.number} serves")
-                    self._broken_since = None
-                if was_whole:
-                    self._lost(f"stage {event.stage} came again")
-            case Left():
-                was_whole = self._chain.is_whole
-                if self._chain.left(event) and was_whole:
-                    self._lost(f"stage {event.stage} is lost: {event.reason}")
+            case Joined() | Left():
+                self._handle_change(event)
             case Returned():
                 if self._chain.is_current(event):
                     self._hand_out(event.outcome.number, event.outcome.sampled)
             case None:
                 pass
+
+    def _handle_change(self, event: Joined | Left) -> None:
+        was_whole = self._chain.is_whole
+        if isinstance(event, Joined):
+            if self._chain.joined(event):
+                say(f"all stages are there: chain {self._chain.number} serves")
+                self._broken_since = None
+            if was_whole:
+                self._lost(f"stage {event.stage} came again")
+        elif self._chain.left(event) and was_whole:
+            self._lost(f"stage {event.stage} is lost: {event.reason}")
 
     def _lost(self, why: str) -> None:
         warn(f"{why}; {self._scheduler.num_active} answers in work go on from their tokens once it is back")

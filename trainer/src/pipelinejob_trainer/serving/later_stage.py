@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -77,13 +77,12 @@ class LaterStage:
             stack.enter_context(control.closes(before, following))
             self._work(before, following, control)
 
-    def _told(self, control: "_Control", stop: threading.Event) -> dict[str, object]:
+    def _told(self, control: "_Control", stop: threading.Event) -> Any:
         """Wait until the first stage says that all are there."""
         while not stop.is_set():
             frame = control.receive_within(1.0)
             if frame is not None:
-                told: dict[str, object] = frame.header
-                return told
+                return frame.header
         raise PeerLostError("asked to stop")
 
     def _work(self, before: socket.socket, following: socket.socket | None, control: "_Control") -> None:
