@@ -6,7 +6,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt
 EXAMPLE ?= examples/stdlib-gpt.yaml
 
-.PHONY: help setup run test check format generate pictures e2e zoo families real composed bench clean
+.PHONY: help setup run serve test check format generate pictures e2e zoo families real composed bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -34,6 +34,9 @@ setup: .venv/.ready ## Set up everything a run needs, into .venv
 
 run: setup ## Train the example pipeline on this machine
 	@$(BIN)/pipelinejob run $(EXAMPLE)
+
+serve: .venv/.ready-dev ## Serve SmolLM2-135M over three stages of this machine, at http://127.0.0.1:8000 (docs/serving.md)
+	@folder=$$($(BIN)/python tests/smollm2.py) && $(BIN)/pipelinejob serve examples/serve-smollm2.yaml --model $$folder
 
 check: .venv/.ready-dev ## Lint, types, layers
 	$(BIN)/ruff check

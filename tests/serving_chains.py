@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pipelinejob.serving.chunks import PassCost
 from pipelinejob.serving.passes import Sampling
 from pipelinejob.serving.scheduler import Answer, Ending, Limits, Scheduler
 from pipelinejob.spec.job import Model
@@ -21,6 +23,7 @@ from pipelinejob_trainer.serving.stage_model import load_stage
 
 HANG_S = 180.0
 BLOCK = 4
+COST = PassCost(fixed_s=0.01, token_s=0.001)
 
 TINY: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -48,12 +51,12 @@ _SIZES = {
 }
 
 
-def tiny_folder(family: str, to: Path) -> tuple[Path, Any]:
+def tiny_folder(family: str, to: Path, **sizes: Any) -> tuple[Path, Any]:
     """Write a random model of a family; return its folder and the model. Weights are large enough to have opinions."""
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    config = CONFIG_MAPPING[family](**_SIZES | TINY[family])
+    config = CONFIG_MAPPING[family](**_SIZES | TINY[family] | sizes)
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -102,6 +105,7 @@ class Served:
         self._computes = computes
         self._stops: dict[int, tuple[threading.Event, threading.Thread]] = {}
         self._number = 0
+        self.answering: Any = None
         for stage in range(1, len(computes)):
             self.begin(stage)
 
@@ -113,10 +117,18 @@ class Served:
             front=Address(host="127.0.0.1", port=self.engine.port),
             compute=compute or self._computes[stage],
             meter=Meter(),
+            cost=COST,
         )
         thread = threading.Thread(target=later.serve, args=(stop,), daemon=True)
         thread.start()
         self._stops[stage] = (stop, thread)
+
+    def end(self, stage: int) -> None:
+        """Let a stage leave, for good."""
+        stop, thread = self._stops[stage]
+        stop.set()
+        self.engine._chain._members[stage].connection.shutdown(socket.SHUT_RDWR)
+        thread.join(HANG_S)
 
     def submit(self, prompt: Sequence[int], max_new: int, **given: Any) -> Told:
         told = Told()
@@ -143,7 +155,7 @@ def serving(computes: Sequence[Any], **limits: int) -> Iterator[Served]:
     """Serve with these stages."""
     given = {"groups": len(computes) + 1, "group_size": 4, "chunk_tokens": 5, "block": BLOCK, "num_blocks": 64}
     scheduler = Scheduler(Limits(**given | {"max_waiting": 1000} | limits))
-    engine = Engine(scheduler, computes[0], num_stages=len(computes), port=0)
+    engine = Engine(scheduler, computes[0], num_stages=len(computes), port=0, cost=COST)
     engine.start()
     served = Served(engine, computes)
     try:

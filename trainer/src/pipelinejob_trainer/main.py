@@ -49,7 +49,7 @@ def _run(_: argparse.Namespace) -> NoReturn:
     except BaseException as error:  # noqa: BLE001  # where errors become exit codes
         process_exit.end_with_error(error, step=0)
     try:
-        _train(config, plan, status, process_exit)
+        (_train if plan.serving is None else _serve)(config, plan, status, process_exit)
     except BaseException as error:  # noqa: BLE001  # as above
         process_exit.end_with_error(error, step=status.step)
     process_exit.end(ExitCode.OK, "Completed", f"all {plan.training.steps} steps are done", step=status.step)
@@ -78,6 +78,17 @@ def _train(config: Config, plan: Plan, status: StageStatus, process_exit: Proces
         liveness.give_up()
         raise
     leave(membership, liveness)
+
+
+def _serve(config: Config, plan: Plan, status: StageStatus, process_exit: ProcessExit) -> None:
+    stop_request = StopRequest(grace_s=config.grace_s, on_overdue=lambda: _end_unsaved(config, status, process_exit))
+    stop_request.listen()
+    serve(status, config.metrics_port)
+
+    from pipelinejob_trainer.serving.command import serve_rank  # noqa: PLC0415  # torch, see above
+
+    stop_request.start_honouring()
+    serve_rank(config, plan, status, stop_request.is_set)
 
 
 def _end_unsaved(config: Config, status: StageStatus, process_exit: ProcessExit) -> NoReturn:

@@ -37,6 +37,7 @@ GATE_GANG = f"{GROUP}/gang"
 
 CONTAINER_TRAINER = "trainer"
 PORT_METRICS = 9400
+PORT_FRONT_NAME = "serve"
 PORT_METRICS_NAME = "metrics"
 PORT_RENDEZVOUS = 29500
 PORT_RENDEZVOUS_NAME = "rendezvous"
@@ -81,6 +82,11 @@ def unnumbered_pod_name(job: str, *, ordinal: int) -> str:
 def service_name(job: str) -> str:
     """Name the headless service that gives the stages their DNS names."""
     return job
+
+
+def front_name(job: str) -> str:
+    """Name the service through which clients reach a job that serves."""
+    return f"{job}-serve"
 
 
 def plan_name(job: str) -> str:

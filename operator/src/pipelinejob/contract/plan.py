@@ -8,7 +8,17 @@ from enum import StrEnum
 from typing import Literal
 
 from pipelinejob.base.values import Value
-from pipelinejob.spec.job import Checkpoint, Data, Device, Evaluation, Model, Parallelism, ScheduleSpec, Training
+from pipelinejob.spec.job import (
+    Checkpoint,
+    Data,
+    Device,
+    Evaluation,
+    Model,
+    Parallelism,
+    ScheduleSpec,
+    Serving,
+    Training,
+)
 
 
 class CostSource(StrEnum):
@@ -117,6 +127,7 @@ class Plan(Value):
     schedule: ScheduleSpec
     training: Training
     evaluation: Evaluation | None = None
+    serving: Serving | None = None  # where the model is served: then data, schedule and training are planning's alone
     checkpoint: Checkpoint
     device: Device
     cuts: tuple[LayerRange, ...]

@@ -18,6 +18,7 @@ class Phase(StrEnum):
     STARTING = "Starting"
     TRAINING = "Training"
     FINISHED = "Finished"
+    SERVING = "Serving"
 
 
 class Skipped(StrEnum):

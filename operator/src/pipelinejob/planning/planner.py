@@ -92,6 +92,7 @@ def assembled(
         schedule=spec.schedule.model_copy(update={"actions": None}),  # they stand in schedule_actions
         training=spec.training,
         evaluation=spec.evaluation,
+        serving=spec.serving,
         checkpoint=spec.checkpoint,
         device=spec.device,
         cuts=division.cuts,

@@ -23,6 +23,7 @@ from pipelinejob.spec.optimization import Optimizer
 from pipelinejob.spec.rules import Reason, Rule, changing_only_while_suspended, ruled, rules_extra, unchanging
 from pipelinejob.spec.schedule import SCHEDULE_RULES, ScheduleSpec
 from pipelinejob.spec.scheduling import BINDING_RULE, LATE_RULE, Binding, Scheduling
+from pipelinejob.spec.serving import SERVING_RULES, Mode, Serving, while_training, with_neutral_training
 from pipelinejob.spec.topology import Topology, TopologyScope
 from pipelinejob.spec.training import (
     DATA_RULES,
@@ -62,6 +63,7 @@ __all__ = [
     "GptModel",
     "HuggingFaceModel",
     "Lora",
+    "Mode",
     "Model",
     "Objective",
     "OnDataChange",
@@ -77,6 +79,7 @@ __all__ = [
     "ScheduleName",
     "ScheduleSpec",
     "Scheduling",
+    "Serving",
     "StageTemplate",
     "TokenSource",
     "Topology",
@@ -246,12 +249,13 @@ class PipelineJobSpec(Value):
             values=("self.parallelism.pipeline - 1",),
             field=".stageTemplates",
         ),
-        *SCHEDULE_RULES,
+        *while_training(SCHEDULE_RULES),
         LATE_RULE,
         BINDING_RULE,
         unchanging("model", why="the checkpoints hold this one"),
-        *DATA_RULES,
-        *WORKLOAD_RULES,
+        *while_training(DATA_RULES),
+        *while_training(WORKLOAD_RULES),
+        *SERVING_RULES,
         *map(
             changing_only_while_suspended,
             (
@@ -259,6 +263,7 @@ class PipelineJobSpec(Value):
                 "schedule",
                 "partition",
                 "topology",
+                "serving",
                 "training",
                 "evaluation",
                 "checkpoint",
@@ -271,9 +276,15 @@ class PipelineJobSpec(Value):
     model: Annotated[
         Model, Field(description="The model: a built-in family by its sizes, your own layers, or a Hugging Face model.")
     ]
-    data: Annotated[Data, Field(description="What is trained on.")]
+    mode: Annotated[
+        Mode, Field(description="Train: the model is trained. Serve: it answers requests over HTTP, until deleted.")
+    ] = Mode.TRAIN
+    data: Annotated[Data, Field(description="What is trained on; compulsory with mode Train.")] = OPEN
     parallelism: Annotated[Parallelism, Field(description="How many ways the work is split.")]
-    schedule: Annotated[ScheduleSpec, Field(description="The order in which a stage works through micro-batches.")]
+    schedule: Annotated[
+        ScheduleSpec,
+        Field(description="The order in which a stage works through micro-batches; compulsory with mode Train."),
+    ] = OPEN
     partition: Annotated[Partition, Field(description="Which layers stand on which stage; by cost if unset.")] = (
         Partition()
     )
@@ -288,7 +299,10 @@ class PipelineJobSpec(Value):
         Topology()
     )
     scheduling: Annotated[Scheduling, Field(description="Whose turn it is, and who chooses the nodes.")] = Scheduling()
-    training: Annotated[Training, Field(description="What is trained, how far, and how.")]
+    training: Annotated[
+        Training, Field(description="What is trained, how far, and how; compulsory with mode Train.")
+    ] = OPEN
+    serving: Annotated[Serving | None, Field(description="How the model is served, with mode Serve.")] = None
     evaluation: Annotated[
         Evaluation | None, Field(description="When and on what the model is evaluated; never if unset.")
     ] = None
@@ -345,6 +359,11 @@ class PipelineJobSpec(Value):
     suspend: Annotated[
         bool, Field(description="true: checkpoint, stop and release everything; false: go on from there.")
     ] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _planned_as_training(cls, value: Any) -> Any:
+        return with_neutral_training(value)
 
     @property
     def is_open(self) -> bool:

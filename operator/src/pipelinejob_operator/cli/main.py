@@ -19,6 +19,11 @@ _COMMANDS = (
         summary="Train the manifest's job on this machine, one process a stage; no cluster needed.",
     ),
     LazyCommand(
+        "serve",
+        "pipelinejob_operator.cli.serve:serve",
+        summary="Answer requests with the manifest's model on this machine, over HTTP as OpenAI does.",
+    ),
+    LazyCommand(
         "plan",
         "pipelinejob_operator.cli.plan:plan",
         summary="Print the plan: stages, layers, predicted step time, bubble and memory, and where it would stand.",
@@ -85,7 +90,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name=_NAME,
     cls=_Commands,
-    help="Train a model as a pipeline of stages: on this machine, or look at what a cluster would do.",
+    help="Train or serve a model as a pipeline of stages: on this machine, or look at what a cluster would do.",
     epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

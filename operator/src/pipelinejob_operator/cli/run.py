@@ -16,6 +16,7 @@ from pipelinejob.planning.planner import refuse_unrunnable
 from pipelinejob.search.found import title
 from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Request
+from pipelinejob.spec.job import Mode
 from pipelinejob.spec.status import PipelineJobStatus, State
 from pipelinejob_operator.cli.console import console_for_people
 from pipelinejob_operator.cli.costs import ProfileOption, costs_of
@@ -100,6 +101,8 @@ def _only_job(documents: Sequence[Manifest], file: Path, steps: int | None) -> G
     manifest = with_its_model(manifests[0])
     job = given_job(manifest if steps is None else _with_steps(manifest, steps))
     refuse_unrunnable(job.spec)
+    if job.spec.mode is Mode.SERVE:
+        raise UsageError(f"{file}: spec.mode is Serve; use `pipelinejob serve`")
     if job.spec.suspend:
         raise UsageError(f"{file}: spec.suspend is true, so nothing would run; set it to false")
     return job

@@ -18,7 +18,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from pipelinejob.base import names
-from pipelinejob.contract.progress import Progress
+from pipelinejob.contract.progress import ExitCode, Progress
 from pipelinejob_operator.cluster import (
     Autoscaler,
     ClusterError,
@@ -44,6 +44,7 @@ _PROGRESS_TIMEOUT_S = 1.0
 _PROBE_PERIOD_S = 0.25
 _MAX_MESSAGE_BYTES = 4096  # as the kubelet truncates a termination message
 _FALLBACK_LOG_BYTES = 2048
+_BACKOFF_S, _MOST_BACKOFF_S = 0.5, 30.0  # before a process begins again in its pod
 
 
 @dataclass(slots=True)
@@ -81,6 +82,7 @@ class LocalCluster:
         self._revision = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
+        self._is_ending = False
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_PROGRESS_TIMEOUT_S))
@@ -89,6 +91,7 @@ class LocalCluster:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_ending = True
         self.kill_all()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._session:
@@ -304,7 +307,7 @@ class LocalCluster:
     async def _start(self, rank: _Rank) -> None:
         pod = rank.pod
         try:
-            surroundings = self._surroundings(pod)
+            surroundings = rank.surroundings or self._surroundings(pod)
             rank.surroundings = surroundings
             self._write_mounted_files(pod)
             surroundings.termination_log.parent.mkdir(parents=True, exist_ok=True)
@@ -330,6 +333,8 @@ class LocalCluster:
         finally:
             probing.cancel()
             process.kill()
+        if self._begins_again(rank, code) and await self._begun_again(rank, code):
+            return
         terminated = {
             "exitCode": code,
             "reason": "Completed" if code == 0 else "Error",
@@ -342,6 +347,26 @@ class LocalCluster:
         if rank.pod["metadata"].get("deletionTimestamp") and self._ranks.get(key) is rank:
             del self._ranks[key]
         self._on_change()
+
+    def _begins_again(self, rank: _Rank, code: int) -> bool:
+        """Tell whether a process begins again in its pod, as a kubelet has it; not for what would end the same."""
+        is_wanted = rank.pod["spec"].get("restartPolicy") == "Always" and code != ExitCode.USER_ERROR
+        return is_wanted and not rank.pod["metadata"].get("deletionTimestamp") and not self._is_ending
+
+    async def _begun_again(self, rank: _Rank, code: int) -> bool:
+        """Start a pod's process again after a pause; return False if the pod is to end meanwhile."""
+        status = rank.pod["status"]["containerStatuses"][0]
+        wait_s = min(_MOST_BACKOFF_S, _BACKOFF_S * 2 ** status["restartCount"])
+        last = {"terminated": {"exitCode": code, "message": self._last_words(rank.pod, code), "finishedAt": _now()}}
+        waiting = {"waiting": {"reason": "CrashLoopBackOff"}}
+        self._set_status(rank, phase="Running", state=waiting, ready=False, last=last)
+        self._on_change()
+        await asyncio.sleep(wait_s)
+        if not self._begins_again(rank, code):
+            return False
+        await self._start(rank)
+        self._on_change()
+        return True
 
     async def _probe(self, rank: _Rank) -> None:
         """Find out when the pod is ready, as its readiness probe says; a pod without one is ready at once."""
@@ -365,8 +390,12 @@ class LocalCluster:
         rank.process.terminate()
         asyncio.get_running_loop().call_later(grace, _kill_if_running, rank)
 
-    def _set_status(self, rank: _Rank, *, phase: str, state: dict[str, Any], ready: bool) -> None:
+    def _set_status(
+        self, rank: _Rank, *, phase: str, state: dict[str, Any], ready: bool, last: dict[str, Any] | None = None
+    ) -> None:
+        """Set a pod's status; `last` is how its process ended that begins again."""
         started = rank.pod["status"].get("startTime") or _now()
+        before = (rank.pod["status"].get("containerStatuses") or [{}])[0]
         rank.pod = {
             **rank.pod,
             "metadata": {**rank.pod["metadata"], "resourceVersion": self._next_revision()},
@@ -381,8 +410,9 @@ class LocalCluster:
                         "name": names.CONTAINER_TRAINER,
                         "ready": ready,
                         "started": "running" in state,
-                        "restartCount": 0,
+                        "restartCount": before.get("restartCount", 0) + (last is not None),
                         "state": state,
+                        "lastState": last or before.get("lastState", {}),
                     }
                 ],
             },

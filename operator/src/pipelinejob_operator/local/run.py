@@ -46,7 +46,16 @@ class Ending:
 class LocalRun:
     """Runs one job. The first SIGINT or SIGTERM suspends it, the second ends everything at once."""
 
-    def __init__(self, job: Mapping[str, Any], folder: RunFolder, machine: Machine, display: Display) -> None:
+    def __init__(
+        self,
+        job: Mapping[str, Any],
+        folder: RunFolder,
+        machine: Machine,
+        display: Display,
+        *,
+        stopping: str = "Stopping: the stages write a checkpoint (again Ctrl-C: stop at once, without one)",
+    ) -> None:
+        """Prepare a run; `stopping` is said when it is interrupted for the first time."""
         self._job = job
         self._key = Key(job["metadata"]["namespace"], job["metadata"]["name"])
         self._folder = folder
@@ -54,6 +63,7 @@ class LocalRun:
         self._changed = asyncio.Event()
         self._killed = asyncio.Event()
         self._interruptions = 0
+        self._stopping = stopping
         self._pace = Pace()
         self._cluster = LocalCluster(folder, machine, on_change=self._changed.set, on_event=display.event)
 
@@ -114,7 +124,7 @@ class LocalRun:
     def _interrupt(self) -> None:
         self._interruptions += 1
         if self._interruptions == 1:
-            self._display.note("Stopping: the stages write a checkpoint (again Ctrl-C: stop at once, without one)")
+            self._display.note(self._stopping)
         else:
             self._cluster.kill_all()
             self._killed.set()

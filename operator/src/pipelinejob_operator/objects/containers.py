@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from pipelinejob.base import names
-from pipelinejob.contract.progress import Termination
+from pipelinejob.contract.progress import ExitCode, Termination
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import parse_time
 
@@ -33,6 +33,7 @@ STUCK_REASONS = frozenset(
 )
 # A kubelet that tries and pauses says one and the other in turn; to us it is one trouble.
 _SAME = {"ErrImagePull": "ImagePullBackOff"}
+_PAUSES = frozenset({"CrashLoopBackOff"})  # between two tries of a container that is to begin again
 # The kubelet's word for a container that it cannot find any more, with an exit code of its own making.
 _LOST = "ContainerStatusUnknown"
 # The runtime's words for a process that it could not start; `exec: "name": ...` blames the command, anything else what
@@ -73,17 +74,26 @@ def has_started(pod: Object) -> bool:
 def trainer_ending(pod: Object) -> Ending | None:
     """Say how the trainer ended; None if it lives, has not begun, or was lost.
 
-    A trainer that was started again in its place has ended, too: its gang went on without it.
+    A trainer that was started again in its place has ended, too: its gang went on without it. Not so a stage that
+    serves: it joins the others again, unless it would end the same each time.
     """
     own = _trainer(pod)
     if own is None or lost_container(pod) is not None:
         return None
     ended = _terminated(own)
+    if _begins_again(pod):
+        is_final = ended is not None and int(ended["exitCode"]) == ExitCode.USER_ERROR
+        return _ending(ended) if ended is not None and is_final else None
     if ended is not None:
         return _ending(ended)
     if own.get("restartCount"):
         return Ending(exit_code=None, reason="Restarted", message="its container was started again in its place")
     return None
+
+
+def _begins_again(pod: Object) -> bool:
+    """Tell whether the kubelet starts the trainer again in its place, as manifests ask for stages that serve."""
+    return bool((pod.get("spec") or {}).get("restartPolicy") == "Always")
 
 
 def lost_container(pod: Object) -> Trouble | None:
@@ -133,7 +143,7 @@ def stuck(pod: Object) -> Trouble | None:
     """Say why the trainer can't start, or what it waits for can't: nobody but a person changes that."""
     for container in _in_the_way(pod):
         waits = _waiting(container)
-        if waits is not None and waits.reason in STUCK_REASONS:
+        if waits is not None and waits.reason in STUCK_REASONS and not (waits.reason in _PAUSES and _begins_again(pod)):
             return Trouble(_SAME.get(waits.reason, waits.reason), _named(container, waits.message))
     return None
 

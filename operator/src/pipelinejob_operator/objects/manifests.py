@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelinejob.base import names
 from pipelinejob.contract.plan import Plan
-from pipelinejob.spec.job import Device, PipelineJobSpec
+from pipelinejob.spec.job import Device, Mode, PipelineJobSpec
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
@@ -46,6 +46,23 @@ def headless_service(job: Job) -> Object:
     }
 
 
+def front_service(job: Job, spec: PipelineJobSpec) -> Object | None:
+    """Render the service for clients of a job that serves: the first stage, while all stages are there."""
+    if spec.serving is None:
+        return None
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(job, names.front_name(job.key.name)),
+        "spec": {
+            "selector": {names.LABEL_JOB: job.key.name, names.LABEL_STAGE: "0"},
+            "ports": [
+                {"name": names.PORT_FRONT_NAME, "port": 80, "targetPort": spec.serving.port, "protocol": "TCP"},
+            ],
+        },
+    }
+
+
 def stage_pod(
     job: Job, spec: PipelineJobSpec, rank: Rank, *, attempt: int, settings: ControllerSettings, node: str | None = None
 ) -> Object:
@@ -55,7 +72,8 @@ def stage_pod(
     pod_spec["containers"] = _complete_trainer(pod_spec["containers"], job, spec, rank, attempt, settings)
     pod_spec["tolerations"] = _tolerations(pod_spec.get("tolerations", []), settings)
     pod_spec |= {
-        "restartPolicy": "Never",  # the gang restarts together, under a new attempt
+        # A gang that trains restarts together, under a new attempt; a stage that serves joins the others again.
+        "restartPolicy": "Always" if spec.mode is Mode.SERVE else "Never",
         "hostname": names.pod_name(job.key.name, replica=rank.replica, stage=rank.stage),
         "subdomain": names.service_name(job.key.name),
     }
@@ -186,6 +204,7 @@ def _trainer_defaults(spec: PipelineJobSpec, settings: ControllerSettings) -> di
         "ports": [
             {"name": names.PORT_METRICS_NAME, "containerPort": names.PORT_METRICS, "protocol": "TCP"},
             {"name": names.PORT_RENDEZVOUS_NAME, "containerPort": names.PORT_RENDEZVOUS, "protocol": "TCP"},
+            *_front_port(spec),
         ],
         "startupProbe": health | {"periodSeconds": 2, "failureThreshold": 150},
         "livenessProbe": health | {"periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
@@ -199,6 +218,12 @@ def _trainer_defaults(spec: PipelineJobSpec, settings: ControllerSettings) -> di
         },
         "volumeMounts": mounts,
     }
+
+
+def _front_port(spec: PipelineJobSpec) -> list[dict[str, Any]]:
+    if spec.serving is None:
+        return []
+    return [{"name": names.PORT_FRONT_NAME, "containerPort": spec.serving.port, "protocol": "TCP"}]
 
 
 def _volumes(spec: PipelineJobSpec, job: Job) -> list[dict[str, Any]]:

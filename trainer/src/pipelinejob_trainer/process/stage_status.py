@@ -65,6 +65,14 @@ class StageStatus:
             self.numbers.loss.set(loss)
         self._expect_within(_STUCK_BEFORE_FIRST_STEP_S)
 
+    def begin_serving(self, *, is_ready: bool) -> None:
+        """Note whether this stage can answer; nothing is a step, so that no deadline counts."""
+        phase = Phase.SERVING if is_ready else Phase.STARTING
+        if self._progress.phase is not phase:
+            self._update(phase=phase)
+        self._deadline = None
+        self._beat()
+
     def add_step(self, outcome: StepOutcome) -> None:
         """Note that a step has ended."""
         numbers = self.numbers

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipelinejob.serving.chunks import PassCost
 from pipelinejob.serving.passes import Outcome, Pass
 from pipelinejob_trainer.base.errors import PeerLostError, UserError
 from pipelinejob_trainer.serving.later_stage import SILENCE_S
@@ -25,6 +26,7 @@ class Joined:
     stage: int
     connection: socket.socket
     address: tuple[str, int]
+    cost: PassCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,11 @@ class Chain:
     def number(self) -> int:
         """Count the chains that were formed."""
         return self._number
+
+    @property
+    def costs(self) -> tuple[PassCost, ...]:
+        """What a pass costs each of the chain's stages, as they measured it."""
+        return tuple(self._members[stage].cost for stage in sorted(self._members))
 
     @property
     def readings(self) -> Mapping[int, Reading]:
@@ -171,13 +178,14 @@ class Chain:
         try:
             hello = receive(connection).header
             stage, port = int(hello["stage"]), int(hello["port"])
+            cost = PassCost.model_validate(hello["cost"])
         except (PeerLostError, KeyError, TypeError, ValueError):
             connection.close()
             return
         if not 1 <= stage <= self._num_later:
             connection.close()
             return
-        self._events.put(Joined(stage, connection, (host, port)))
+        self._events.put(Joined(stage, connection, (host, port), cost))
         try:
             while True:
                 frame = receive(connection)

@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from pipelinejob.serving.chunks import PassCost
 from pipelinejob.serving.passes import Pass, Sampled
-from pipelinejob.serving.scheduler import Answer, Progress, Scheduler
+from pipelinejob.serving.predict import Asked, Served, chunk_cost, predict
+from pipelinejob.serving.scheduler import Answer, Limits, Progress, Scheduler
 from pipelinejob_trainer.base.errors import PeerLostError
 from pipelinejob_trainer.process.output import say, warn
 from pipelinejob_trainer.serving.chain import Chain, Joined, Left, Returned
@@ -19,6 +21,8 @@ from pipelinejob_trainer.serving.meter import Meter, Reading
 from pipelinejob_trainer.serving.sampling import sample
 
 _WAKE_S = 1.0
+_EXAMPLES = (1, 4, 16)  # requests at once, for which is foretold what they will take
+_EXAMPLE_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +68,21 @@ class Engine:
     """
 
     def __init__(
-        self, scheduler: Scheduler, compute: Compute, *, num_stages: int, port: int, patience_s: float = 120.0
+        self,
+        scheduler: Scheduler,
+        compute: Compute,
+        *,
+        num_stages: int,
+        port: int,
+        cost: PassCost,
+        patience_s: float = 300.0,
     ) -> None:
         self._scheduler = scheduler
         self._compute = compute
         self._is_alone = num_stages == 1
         self._patience_s = patience_s
+        self._cost = cost
+        self._predictions: Mapping[int, Served] = {}
         self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._chain = Chain(num_stages - 1, port=port, events=self._events)
         self._listeners: dict[int, Listener] = {}
@@ -79,6 +92,11 @@ class Engine:
         self._error: BaseException | None = None
         self.meter = Meter()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def limits(self) -> Limits:
+        """What may be in work at once."""
+        return self._scheduler.limits
 
     @property
     def port(self) -> int:
@@ -133,8 +151,30 @@ class Engine:
         """Return what each stage has counted, the first one included."""
         return {0: self.meter.read(), **self._chain.readings}
 
+    def predictions(self) -> Mapping[int, Served]:
+        """Return what was predicted when the chain was formed, by the number of requests at once."""
+        return self._predictions
+
+    def _predict(self) -> None:
+        """Make chunks equal by what stages measured, and foretell what they will give together."""
+        costs = (self._cost, *self._chain.costs)
+        self._scheduler.cost = chunk_cost(costs)
+        limits = self._scheduler.limits
+        new = min(_EXAMPLE_TOKENS, limits.cache_tokens // 2)
+        for requests in _EXAMPLES:
+            found = predict([Asked(prompt=new, new=new)] * requests, limits, costs)
+            self._predictions = {**self._predictions, requests: found}
+            say(
+                f"predicted for {requests} at once, of {new} tokens in and {new} out: first token after"
+                f" {found.first_token_s:.3g} s, then one every {found.per_token_s * 1000:.3g} ms,"
+                f" {found.tokens_per_s:.3g} tokens/s in all, stages busy"
+                f" {', '.join(f'{each:.0%}' for each in found.utilization)}"
+            )
+
     def _run(self) -> None:
         try:
+            if self._is_alone:
+                self._predict()
             while not self._closing.is_set():
                 self._take_in()
                 self._send_out()
@@ -177,6 +217,7 @@ class Engine:
             if self._chain.joined(event):
                 say(f"all stages are there: chain {self._chain.number} serves")
                 self._broken_since = None
+                self._predict()
             if was_whole:
                 self._lost(f"stage {event.stage} came again")
         elif self._chain.left(event) and was_whole:

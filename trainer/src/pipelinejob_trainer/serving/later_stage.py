@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pipelinejob.serving.chunks import PassCost
 from pipelinejob.serving.passes import Outcome, Row
 from pipelinejob_trainer.base.errors import PeerLostError
 from pipelinejob_trainer.process.config import Address
@@ -49,6 +50,7 @@ class LaterStage:
     front: Address
     compute: Compute
     meter: Meter
+    cost: PassCost
 
     def serve(self, stop: threading.Event) -> None:
         """Serve in chain after chain, until `stop`."""
@@ -66,7 +68,7 @@ class LaterStage:
     def _one_chain(self, listener: socket.socket, stop: threading.Event) -> None:
         with contextlib.ExitStack() as stack:
             control = _Control(stack.enter_context(_dialled((self.front.host, self.front.port))), self.meter)
-            control.send(Frame(Kind.HELLO, {"stage": self.stage, "port": listener.getsockname()[1]}))
+            control.send(Frame(Kind.HELLO, self._hello(listener)))
             stack.enter_context(control.beating())
             chain = self._told(control, stop)
             following = None
@@ -76,6 +78,9 @@ class LaterStage:
             before = stack.enter_context(_accepted(listener, chain["chain"]))
             stack.enter_context(control.closes(before, following))
             self._work(before, following, control)
+
+    def _hello(self, listener: socket.socket) -> dict[str, object]:
+        return {"stage": self.stage, "port": listener.getsockname()[1], "cost": self.cost.dump()}
 
     def _told(self, control: "_Control", stop: threading.Event) -> Any:
         """Wait until the first stage says that all are there."""

@@ -18,11 +18,15 @@ from pipelinejob_trainer.serving.own_forward import OwnForward
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageModel:
-    """A stage's layers, ready to run. `positions` is how long a sequence may be; None: nothing says."""
+    """A stage's layers, ready to run; `width` is the hidden state's.
+
+    `positions` is how long a sequence may be; None: nothing says.
+    """
 
     forward: OwnForward
     pool: Pool
     positions: int | None
+    width: int
     remarks: tuple[str, ...]
 
 
@@ -59,6 +63,7 @@ def load_stage(
     return StageModel(
         forward=OwnForward(runner.cut, first, end, pool, mixes_lengths=servable.mixes_lengths),
         pool=pool,
+        width=folder.config.get_text_config().hidden_size,
         positions=positions if isinstance(positions, int) else None,
         remarks=(*part.remarks, servable.sentence),
     )

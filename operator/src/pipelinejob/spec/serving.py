@@ -1,0 +1,140 @@
+"""What a user writes of serving, and what `spec.mode` asks of the rest of a spec."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from pipelinejob.base.values import Value
+from pipelinejob.spec.rules import Reason, Rule, ruled, unchanging
+
+
+class Mode(StrEnum):
+    """What the stages do."""
+
+    TRAIN = "Train"
+    SERVE = "Serve"
+
+
+class Serving(Value):
+    """How a model is served: over HTTP in OpenAI's form, by the first stage."""
+
+    model_config = ruled(
+        Rule(
+            rule="self.cacheTokens >= self.blockTokens",
+            message="cacheTokens must be at least blockTokens; make the cache larger",
+            field=".cacheTokens",
+        ),
+    )
+
+    port: Annotated[int, Field(ge=1, le=65535, description="Port of the HTTP front on the first stage.")] = 8000
+    model_name: Annotated[
+        str | None,
+        Field(min_length=1, max_length=253, description="What clients call the model; the job's name if unset."),
+    ] = None
+    cache_tokens: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=2**31 - 1,
+            description="Tokens whose keys and values each stage keeps, of all answers together; also the longest "
+            "that one text may be, prompt and answer.",
+        ),
+    ] = 16384
+    block_tokens: Annotated[
+        int, Field(ge=1, le=4096, description="Tokens of a block, which the cache is given out in.")
+    ] = 16
+    group_size: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=4096,
+            description="Answers in one batch at most. There is one batch more than stages, so that every stage has "
+            "one to work on.",
+        ),
+    ] = 16
+    chunk_tokens: Annotated[
+        int,
+        Field(ge=1, le=65536, description="Tokens of a prompt's first chunk; later ones are as long as cost as much."),
+    ] = 256
+    max_waiting: Annotated[
+        int, Field(ge=0, le=1_000_000, description="Answers that may wait; more requests are refused with 429.")
+    ] = 256
+    timeout_seconds: Annotated[
+        int, Field(ge=1, le=86400, description="Seconds that one request may take before it is refused with 504.")
+    ] = 600
+
+
+_TRAINS_ONLY = ("data", "schedule", "training")
+
+SERVING_RULES = (
+    *(
+        Rule(
+            rule=f"self.mode == 'Serve' || has(self.{name})",
+            message=f"{name} is compulsory with mode Train; give it",
+            field=f".{name}",
+            reason=Reason.REQUIRED,
+        )
+        for name in _TRAINS_ONLY
+    ),
+    *(
+        Rule(
+            rule=f"self.mode != 'Serve' || !has(self.{name})",
+            message=f"{name} is of training alone, and mode is Serve; leave it out",
+            field=f".{name}",
+            reason=Reason.FORBIDDEN,
+        )
+        for name in (*_TRAINS_ONLY, "evaluation")
+    ),
+    Rule(
+        rule="self.mode == 'Serve' || !has(self.serving)",
+        message="serving goes with mode Serve only; set mode, or leave it out",
+        field=".serving",
+        reason=Reason.FORBIDDEN,
+    ),
+    Rule(
+        rule="self.mode != 'Serve' || has(self.model.huggingFace)",
+        message="only a model of huggingFace can be served; write what was trained as such a folder with "
+        "`pipelinejob export`, and name that",
+        field=".model",
+    ),
+    Rule(
+        rule="self.mode != 'Serve' || (has(self.parallelism.pipeline) && !has(self.parallelism.gpus)"
+        " && (!has(self.parallelism.data) || self.parallelism.data == 1)"
+        " && (!has(self.parallelism.tensor) || self.parallelism.tensor == 1))",
+        message="with mode Serve, parallelism is pipeline alone, the number of stages; for more replicas, create more "
+        "jobs behind one Service",
+        field=".parallelism",
+    ),
+    Rule(
+        rule="self.mode != 'Serve' || self.device == 'cpu'",
+        message="with mode Serve, device must be cpu: serving on GPUs has not been tried yet",
+        field=".device",
+    ),
+    unchanging("mode", why="checkpoints and requests are of one kind of job"),
+)
+
+
+def while_training(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """Return rules that hold in mode Train alone, for they speak of what mode Serve has not."""
+    return tuple(replace(rule, rule=f"self.mode == 'Serve' || ({rule.rule})") for rule in rules)
+
+
+def with_neutral_training(spec: Any) -> Any:
+    """Give a spec that serves what planning asks of every spec: a micro-batch as long as a chunk, and no more.
+
+    The planner then shares layers by what a chunk of a prompt costs.
+    """
+    if not isinstance(spec, Mapping) or spec.get("mode") != Mode.SERVE:
+        return spec
+    serving = spec.get("serving") or {}
+    chunk = serving.get("chunkTokens", 256) if isinstance(serving, Mapping) else serving.chunk_tokens
+    return {
+        **spec,
+        "data": {"corpus": "python-stdlib", "sequenceLength": chunk},
+        "schedule": {"name": "1F1B", "microBatches": 1, "microBatchSize": 1},
+        "training": {"steps": 1},
+        "serving": serving,
+    }

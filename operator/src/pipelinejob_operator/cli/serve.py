@@ -1,0 +1,153 @@
+"""`pipelinejob serve`: the manifest's model answers on this machine, by the reconcile that an operator runs."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Self
+
+import typer
+from rich.console import Console
+
+from pipelinejob.base.errors import PipelineJobError
+from pipelinejob.contract.plan import Plan
+from pipelinejob.siting.door import plan_job
+from pipelinejob.siting.request import Request
+from pipelinejob.spec.job import Mode
+from pipelinejob.spec.status import State
+from pipelinejob_operator.cli.console import console_for_people
+from pipelinejob_operator.cli.exits import Exit
+from pipelinejob_operator.cli.manifests import FileArgument, GivenJob, given_job, jobs_among, read_documents
+from pipelinejob_operator.cli.model_folder import with_its_model
+from pipelinejob_operator.cli.output import to_yaml
+from pipelinejob_operator.cluster import Event
+from pipelinejob_operator.local.machine import Machine, read_machine
+from pipelinejob_operator.local.run import Ending, LocalRun
+from pipelinejob_operator.local.runfolder import RunFolder
+from pipelinejob_operator.local.tools import counted_profile
+from pipelinejob_operator.report.run_view import RunView
+
+_STOPPING = "Stopping: answers in work are finished first (again Ctrl-C: stop at once)"
+
+
+def serve(
+    file: FileArgument,
+    *,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The model's folder, instead of the manifest's.", file_okay=False),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of the HTTP front, instead of the manifest's.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for logs and plan.", show_default="runs/<name>"),
+    ] = None,
+) -> None:
+    """Answer requests with the manifest's model on this machine, one process a stage; no cluster needed.
+
+    Ctrl-C stops it once the answers in work are there. Keys that clients must send are read from PIPELINEJOB_API_KEYS.
+    """
+    job = _only_job(file, model, port)
+    machine = read_machine()
+    machine.check_devices(job.spec)
+    folder = RunFolder(output or Path("runs") / job.name)
+    folder.create()
+    with folder.lock():
+        folder.clear()
+        folder.write(folder.manifest, to_yaml(job.manifest))
+        raise typer.Exit(asyncio.run(_serve(job, folder, machine, console_for_people())))
+
+
+class ServeError(PipelineJobError):
+    """The command asks for what it cannot have."""
+
+
+def _only_job(file: Path, model: Path | None, port: int | None) -> GivenJob:
+    manifests = jobs_among(read_documents(file), file)
+    if len(manifests) != 1:
+        raise ServeError(f"{file}: holds {len(manifests)} PipelineJobs; `serve` takes one, in a file of its own")
+    job = given_job(with_its_model(_changed(manifests[0], model, port)))
+    if job.spec.mode is not Mode.SERVE:
+        raise ServeError(f"{file}: spec.mode is {job.spec.mode}; set it to Serve, or use `pipelinejob run`")
+    if job.spec.suspend:
+        raise ServeError(f"{file}: spec.suspend is true, so nothing would run; set it to false")
+    return job
+
+
+def _changed(manifest: Mapping[str, Any], model: Path | None, port: int | None) -> Mapping[str, Any]:
+    given_job(manifest)  # so that its own errors are named first
+    spec = dict(manifest["spec"])
+    if model is not None:
+        folder = {**spec["model"].get("huggingFace", {}), "path": str(model.resolve())}
+        spec["model"] = {"huggingFace": folder}  # its sizes are read of the folder
+    if port is not None:
+        spec["serving"] = {**(spec.get("serving") or {}), "port": port}
+    return {**manifest, "spec": spec}
+
+
+async def _serve(job: GivenJob, folder: RunFolder, machine: Machine, console: Console) -> Exit:
+    costs = counted_profile(job.spec, machine)
+    plan = plan_job(Request(namespace=job.namespace, name=job.name, spec=job.spec, measured=costs)).plan
+    folder.write(folder.plan, plan.to_json())
+    with _Display(console, plan) as display:
+        ending = await LocalRun(job.stored, folder, machine, display, stopping=_STOPPING).run(plan, costs)
+    return _end(ending, folder, console)
+
+
+def _end(ending: Ending, folder: RunFolder, console: Console) -> Exit:
+    if ending.status.state is State.FAILED:
+        console.print(f"Failed: {_said(ending, 'Failed')}", style="red", markup=False, soft_wrap=True)
+        return Exit.JOB_FAILED
+    if ending.status.state is State.WAITING:
+        console.print(f"Does not fit: {_said(ending, 'Placed')}", style="red", markup=False, soft_wrap=True)
+        return Exit.DOES_NOT_FIT
+    console.print(f"Stopped; {folder.relative()}/logs/ says what the stages said", markup=False)
+    return Exit.OK if ending.was_interrupted else Exit.JOB_FAILED
+
+
+def _said(ending: Ending, condition: str) -> str:
+    return next((each.message for each in ending.status.conditions if each.type == condition), "see the logs")
+
+
+class _Display:
+    """Tells when the model can be asked, and how, and what happens to its stages."""
+
+    def __init__(self, console: Console, plan: Plan) -> None:
+        self._console = console
+        self._plan = plan
+        self._was_running = False
+
+    def __enter__(self) -> Self:
+        self.note(f"Starting {len(self._plan.stages)} stages; each reads its own layers")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def event(self, event: Event) -> None:
+        if event.type == "Warning":
+            self.note(f"! {event.reason}: {event.message}")
+
+    def update(self, view: RunView) -> None:
+        is_running = view.state in {State.TRAINING, State.DEGRADED}
+        if is_running and not self._was_running:
+            self._say_how_to_ask()
+        self._was_running = is_running
+
+    def _say_how_to_ask(self) -> None:
+        serving = self._plan.serving
+        assert serving is not None, "a job that serves"
+        name, url = serving.model_name or self._plan.name, f"http://127.0.0.1:{serving.port}"
+        body = (
+            f'{{"model": "{name}", "temperature": 0, "messages": '
+            '[{"role": "user", "content": "What is the capital of France?"}]}'
+        )
+        self.note(f"Serving {name} at {url}/v1; ask it with")
+        self.note(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")

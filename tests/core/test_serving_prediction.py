@@ -1,0 +1,54 @@
+"""What serving is predicted to give, against what can be reckoned by hand."""
+
+import pytest
+
+from pipelinejob.serving.chunks import PassCost
+from pipelinejob.serving.predict import Asked, predict
+from pipelinejob.serving.scheduler import Limits
+
+EVEN = PassCost(fixed_s=1.0, token_s=0.0)
+
+
+def limits(stages: int, group_size: int = 8, groups: int | None = None) -> Limits:
+    return Limits(
+        groups=groups or stages + 1, group_size=group_size, chunk_tokens=64, block=16, num_blocks=4000, max_waiting=1000
+    )
+
+
+def test_one_request_takes_one_turn_through_all_stages_for_each_token() -> None:
+    found = predict([Asked(prompt=10, new=5)], limits(4), [EVEN] * 4, link_s=0.25)
+
+    assert found.first_token_s == 5.0
+    assert found.per_token_s == 5.0
+    assert found.utilization == pytest.approx((0.2,) * 4)
+
+
+def test_many_requests_keep_every_stage_busy_where_one_batch_leaves_three_of_four_idle() -> None:
+    asked = [Asked(prompt=10, new=60)] * 16
+    grouped = predict(asked, limits(4, group_size=4), [EVEN] * 4)
+    naive = predict(asked, limits(4, group_size=16, groups=1), [EVEN] * 4)
+
+    assert min(grouped.utilization) >= 0.9
+    assert max(naive.utilization) <= 0.26
+    assert grouped.tokens_per_s > naive.tokens_per_s
+
+
+def test_the_slowest_stage_sets_the_pace() -> None:
+    slow = PassCost(fixed_s=3.0, token_s=0.0)
+    found = predict([Asked(prompt=10, new=80)] * 12, limits(3, group_size=4), [EVEN, slow, EVEN])
+
+    assert found.utilization[1] > 0.97
+    assert found.utilization[0] == pytest.approx(found.utilization[1] / 3)
+
+
+def test_chunks_of_a_prompt_overlap_on_the_stages() -> None:
+    by_token = PassCost(fixed_s=0.0, token_s=1.0)
+    found = predict([Asked(prompt=64 * 5, new=1)], limits(4), [by_token] * 4)
+
+    assert found.first_token_s == 64 * (5 + 3)  # as a pipeline of five micro-batches, not 4 * 64 * 5
+
+
+def test_requests_that_come_later_are_counted_from_then() -> None:
+    found = predict([Asked(prompt=3, new=1), Asked(at_s=100.0, prompt=3, new=1)], limits(2), [EVEN] * 2)
+
+    assert found.first_token_s == 2.0

@@ -1,0 +1,65 @@
+"""What passes cost this stage, measured before it serves.
+
+By that the chunks of a prompt are made equal, and the times of answers predicted.
+"""
+
+import time
+
+import torch
+
+from pipelinejob.serving.chunks import PassCost
+from pipelinejob.serving.passes import Row
+from pipelinejob.serving.scheduler import Limits
+from pipelinejob_trainer.serving.later_stage import Compute
+
+_TIMES = 3  # of which the shortest counts: what is longer was disturbed
+
+
+def measured_cost(compute: Compute, limits: Limits, *, width: int | None, longest: int) -> PassCost:
+    """Measure four kinds of passes on the stage's own cache, which must be idle.
+
+    `width` is that of the hidden state that the stage receives; None: it receives tokens. Passes are
+    no longer than `longest` positions and than the cache.
+    """
+    room = min(longest, limits.cache_tokens)
+    chunk = max(2, min(limits.chunk_tokens, room // 2))
+    rows = max(2, min(limits.group_size, limits.num_blocks))
+    one = _seconds(compute, limits, width, rows=1, past=0, new=1)
+    many = _seconds(compute, limits, width, rows=rows, past=0, new=1)
+    first = _seconds(compute, limits, width, rows=1, past=0, new=chunk)
+    second = _seconds(compute, limits, width, rows=1, past=chunk, new=chunk)
+    return solved(one, many, first, second, rows=rows, chunk=chunk)
+
+
+def solved(one: float, many: float, first: float, second: float, *, rows: int, chunk: int) -> PassCost:
+    """Return the cost that explains four passes: a token, one of many rows, a first chunk and a second.
+
+    No term is below 0.
+    """
+    attention_s = max(0.0, (second - first) / (2 * chunk**2))
+    each_s = max(0.0, (many - one) / (rows - 1))
+    token_s = max(0.0, (first - one - attention_s * (chunk**2 - 1)) / (chunk - 1))
+    row_s = max(0.0, each_s - token_s - attention_s)
+    return PassCost(
+        fixed_s=max(0.0, one - row_s - token_s - attention_s), row_s=row_s, token_s=token_s, attention_s=attention_s
+    )
+
+
+def _seconds(compute: Compute, limits: Limits, width: int | None, *, rows: int, past: int, new: int) -> float:
+    needed = -(-(past + new) // limits.block)
+    asked = tuple(
+        Row(
+            sequence=number,
+            tokens=(0,) * new,
+            start=past,
+            blocks=tuple((number * needed + place) % limits.num_blocks for place in range(needed)),
+        )
+        for number in range(rows)
+    )
+    received = None if width is None else torch.zeros(rows, new, width)
+    taken = []
+    for _ in range(1 + _TIMES):
+        begun = time.perf_counter()
+        compute.run(asked, received)
+        taken.append(time.perf_counter() - begun)
+    return min(taken[1:])

@@ -1,0 +1,190 @@
+"""A rank of a job that serves: its stage of the chain, and on the first one the HTTP front."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+
+import uvicorn
+
+from pipelinejob.contract.plan import Plan
+from pipelinejob.serving.chunks import PassCost
+from pipelinejob.serving.scheduler import Limits, Scheduler
+from pipelinejob.spec.job import Serving
+from pipelinejob_trainer.base.errors import StoppedError, UserError
+from pipelinejob_trainer.process.config import Config
+from pipelinejob_trainer.process.output import say
+from pipelinejob_trainer.process.stage_status import StageStatus
+from pipelinejob_trainer.serving.calibration import measured_cost
+from pipelinejob_trainer.serving.engine import Engine
+from pipelinejob_trainer.serving.front.answering import Answering
+from pipelinejob_trainer.serving.front.app import Front
+from pipelinejob_trainer.serving.front.metrics import Metrics
+from pipelinejob_trainer.serving.front.text import Tokenizer
+from pipelinejob_trainer.serving.later_stage import LaterStage
+from pipelinejob_trainer.serving.meter import Meter
+from pipelinejob_trainer.serving.stage_model import StageModel, load_stage, text_folder
+
+ENV_KEYS = "PIPELINEJOB_API_KEYS"  # one or several, parted by commas or line ends; none: no key is asked for
+_LOOK_S = 0.2
+_DRAIN_S = 20  # for answers in work, once it is asked to stop
+
+
+def serve_rank(config: Config, plan: Plan, status: StageStatus, is_stopping: Callable[[], bool]) -> None:
+    """Serve until asked to stop, which raises StoppedError.
+
+    Raises UserError for a model that cannot be served, or a port that is taken.
+    """
+    serving = plan.serving
+    assert serving is not None, "a job that serves"
+    stage, cost = _load(plan, config.stage, serving)
+    if config.stage:
+        later = LaterStage(
+            stage=config.stage,
+            num_stages=plan.parallelism.pipeline,
+            front=config.rendezvous,
+            compute=stage.forward,
+            meter=Meter(),
+            cost=cost,
+        )
+        _serve_later(later, status, is_stopping)
+    else:
+        _serve_first(config, plan, stage, cost=cost, status=status, is_stopping=is_stopping)
+    raise StoppedError("asked to stop")
+
+
+def limits_of(serving: Serving, *, num_stages: int) -> Limits:
+    """Return what may be in work at once: one pass more than there are stages."""
+    return Limits(
+        groups=num_stages + 1 if num_stages > 1 else 1,
+        group_size=serving.group_size,
+        chunk_tokens=serving.chunk_tokens,
+        block=serving.block_tokens,
+        num_blocks=serving.cache_tokens // serving.block_tokens,
+        max_waiting=serving.max_waiting,
+    )
+
+
+def read_keys(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return the keys that clients may use.
+
+    Raises UserError where the variable is there and holds none.
+    """
+    text = (os.environ if environment is None else environment).get(ENV_KEYS)
+    if text is None:
+        return ()
+    keys = tuple(each.strip() for each in text.replace("\n", ",").split(",") if each.strip())
+    if not keys:
+        raise UserError("BadEnvironment", f"{ENV_KEYS} is set and holds no key; give one, or leave it out")
+    return keys
+
+
+def _load(plan: Plan, stage: int, serving: Serving) -> tuple[StageModel, PassCost]:
+    (stretch,) = plan.stages[stage].chunks
+    limits = limits_of(serving, num_stages=plan.parallelism.pipeline)
+    loaded = load_stage(plan.model, stretch, num_blocks=limits.num_blocks, block=limits.block)
+    for remark in loaded.remarks:
+        say(remark)
+    say(f"stage {stage} has layers {stretch[0]} to {stretch[1] - 1}")
+    cost = measured_cost(
+        loaded.forward,
+        limits,
+        width=loaded.width if stage else None,
+        longest=loaded.positions or limits.cache_tokens,
+    )
+    shown = ((1, 1), (limits.group_size, 1), (1, limits.chunk_tokens))
+    one, many, chunk = (f"{cost.seconds(rows=rows, past=0, new=new) * 1000:.3g} ms" for rows, new in shown)
+    say(
+        f"measured: a pass of one token takes {one}, one of {limits.group_size} sequences {many},"
+        f" a chunk of {limits.chunk_tokens} tokens {chunk}"
+    )
+    return loaded, cost
+
+
+def _serve_later(later: LaterStage, status: StageStatus, is_stopping: Callable[[], bool]) -> None:
+    stop = threading.Event()
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            later.serve(stop)
+        except BaseException as error:  # noqa: BLE001 # the main thread ends the process with it
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="stage", daemon=True)
+    thread.start()
+    status.begin_serving(is_ready=True)
+    while thread.is_alive() and not is_stopping():
+        thread.join(_LOOK_S)
+    stop.set()
+    if failed:
+        raise failed[0]
+
+
+def _serve_first(
+    config: Config,
+    plan: Plan,
+    stage: StageModel,
+    *,
+    cost: PassCost,
+    status: StageStatus,
+    is_stopping: Callable[[], bool],
+) -> None:
+    serving = plan.serving
+    assert serving is not None, "a job that serves"
+    limits = limits_of(serving, num_stages=plan.parallelism.pipeline)
+    folder = text_folder(plan.model)
+    trusts = plan.model.hugging_face is not None and plan.model.hugging_face.trust_remote_code
+    tokenizer = Tokenizer(folder, trust_remote_code=trusts)
+    port = config.rendezvous.port
+    engine = Engine(Scheduler(limits), stage.forward, num_stages=plan.parallelism.pipeline, port=port, cost=cost)
+    answering = Answering(
+        engine,
+        tokenizer,
+        limits,
+        Metrics(engine),
+        model=serving.model_name or plan.name,
+        positions=stage.positions,
+        timeout_s=float(serving.timeout_seconds),
+    )
+    with _listening(serving.port) as listener:
+        _run_front(Front(answering, keys=read_keys()), engine, listener, status, is_stopping)
+
+
+def _listening(port: int) -> socket.socket:
+    try:
+        return socket.create_server(("", port), backlog=1024)
+    except OSError as error:
+        raise UserError(
+            "PortTaken", f"spec.serving.port: {port}: {error.strerror}; free it, or choose another"
+        ) from error
+
+
+def _run_front(
+    front: Front, engine: Engine, listener: socket.socket, status: StageStatus, is_stopping: Callable[[], bool]
+) -> None:
+    server = uvicorn.Server(
+        uvicorn.Config(
+            front.app(),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=_DRAIN_S,
+            server_header=False,
+            lifespan="off",
+        )
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="front", daemon=True)
+    engine.start()
+    thread.start()
+    was_ready = False
+    while thread.is_alive() and engine.error is None and not is_stopping():
+        status.begin_serving(is_ready=engine.is_ready)
+        if engine.is_ready and not was_ready:
+            say(f"serving {front.model} on port {listener.getsockname()[1]}")
+        was_ready = engine.is_ready
+        thread.join(_LOOK_S)
+    server.should_exit = True
+    thread.join()
+    engine.close()
+    if engine.error is not None:
+        raise engine.error

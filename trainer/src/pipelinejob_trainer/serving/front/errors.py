@@ -1,0 +1,69 @@
+"""What a client is told of a failure, in OpenAI's form."""
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """A request is answered with an error; `retry_after_s` says when the same one may be sent again."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the answer."""
+        headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})  # noqa: PLR2004 # HTTP's
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The body of the answer."""
+        return {"error": {"message": str(self), "type": _TYPES[self.status], "param": self.param, "code": self.code}}
+
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+    504: "server_error",
+}
+
+
+def wrong(param: str, message: str) -> ApiError:
+    """Return the error for a field, of which the message says value, rule and way out."""
+    return ApiError(400, f"{param}: {message}", param=param, code="invalid_value")
+
+
+def full(retry_after_s: int) -> ApiError:
+    """Return the error for a line that is full."""
+    return ApiError(
+        429,
+        f"as many requests are in work and in line as may be; send it again in {retry_after_s} s, or to fewer at once",
+        code="line_full",
+        retry_after_s=retry_after_s,
+    )
+
+
+def not_ready(reason: str) -> ApiError:
+    """Return the error while stages are missing, or when an answer was lost with them."""
+    return ApiError(503, f"{reason}; send the request again", code="not_ready", retry_after_s=5)
+
+
+def too_slow(limit_s: float) -> ApiError:
+    """Return the error for an answer that took too long."""
+    return ApiError(
+        504,
+        f"the answer took longer than the {limit_s:g} s that a request may take; ask for fewer tokens, or stream it",
+        code="timeout",
+    )

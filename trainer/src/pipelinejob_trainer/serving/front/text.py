@@ -1,0 +1,121 @@
+"""Tokens to text and back: the folder's tokenizer, its chat template, and text that comes token by token."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.serving.front.errors import ApiError, wrong
+
+_BROKEN = "\ufffd"  # what stands for bytes that are no text yet
+
+
+class Tokenizer:
+    """The tokenizer of a model's folder.
+
+    Raises UserError where the folder has none.
+    """
+
+    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
+        from transformers import AutoTokenizer  # noqa: PLC0415  # slow
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                str(folder), trust_remote_code=trust_remote_code, local_files_only=True
+            )
+        except (OSError, ValueError, ImportError, TypeError) as error:
+            raise UserError(
+                "NoTokenizer",
+                f"spec.model.huggingFace.path: {folder} has no tokenizer that can be read, so that no text can be"
+                f" answered: {' '.join(str(error).split())[:200]}; save the model's tokenizer there (save_pretrained)",
+            ) from error
+        self.ends = frozenset(_ends(folder, self._tokenizer))
+
+    @property
+    def size(self) -> int:
+        """Count the tokens."""
+        return len(self._tokenizer)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return a text's tokens, with those that the model expects around it."""
+        return tuple(self._tokenizer(text)["input_ids"])
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], given: Mapping[str, Any]
+    ) -> tuple[int, ...]:
+        """Return the tokens of a chat, up to where the assistant begins. Raises ApiError."""
+        if not self._tokenizer.chat_template:
+            raise ApiError(
+                400, "the model's tokenizer has no chat template; use /v1/completions", code="no_chat_template"
+            )
+        try:
+            text = self._tokenizer.apply_chat_template(
+                list(messages), tools=list(tools) or None, add_generation_prompt=True, tokenize=False, **given
+            )
+        except Exception as error:  # a template raises what it likes
+            raise wrong("messages", f"the model's chat template refuses them: {str(error)[:200]}") from error
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
+        """Return tokens' text."""
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special)
+        return text
+
+
+def _ends(folder: Path, tokenizer: Any) -> set[int]:
+    """Return the tokens that end a text, by the folder's generation_config.json, config.json and tokenizer."""
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        try:
+            said = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError):
+            continue
+        found |= {each for each in (said if isinstance(said, list) else [said]) if isinstance(each, int)}
+    return found | ({tokenizer.eos_token_id} if isinstance(tokenizer.eos_token_id, int) else set())
+
+
+class Unfolding:
+    """The text of an answer as it grows; what may be the beginning of a stop is held back."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._stops = tuple(stops)
+        self._tokens: list[int] = []
+        self._begin = self._read = 0  # of the tokens whose text is compared, and of those not told yet
+        self._held = ""
+        self.is_stopped = False
+
+    def add(self, token: int) -> str:
+        """Return the text that can be told now."""
+        self._tokens.append(token)
+        before = self._tokenizer.decode(self._tokens[self._begin : self._read])
+        text = self._tokenizer.decode(self._tokens[self._begin :])
+        if text.endswith(_BROKEN):
+            return ""
+        self._begin, self._read = self._read, len(self._tokens)
+        return self._tell(text[len(before) :])
+
+    def end(self) -> str:
+        """Return what was held back; the answer is at its end."""
+        if self.is_stopped:
+            return ""
+        before = self._tokenizer.decode(self._tokens[self._begin : self._read])
+        text = self._tell(self._tokenizer.decode(self._tokens[self._begin :])[len(before) :])
+        held, self._held = ("" if self.is_stopped else self._held), ""
+        return text + held
+
+    def _tell(self, new: str) -> str:
+        text = self._held + new
+        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if found:
+            self.is_stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Count the characters at the end of a text that begin a stop."""
+    return next((count for count in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:count])), 0)
