@@ -288,7 +288,7 @@ FIELDS = [
     Bad("a threshold of more than a step", {"spec.topology.threshold": 1.5}, "spec.topology.threshold", "1"),
     Bad("no spec", {"spec": ABSENT}, "spec", "is missing"),
     Bad("spec is a list", {"spec": []}, "spec", "[] is a list; it must be a mapping"),
-    Bad("no training", {"spec.training": ABSENT}, "spec.training", "is missing; it must be given: What is trained"),
+    Bad("no training", {"spec.training": ABSENT}, "spec.training", "training is missing, which mode Train needs"),
     Bad("no schedule", {"spec.schedule": ABSENT}, "spec.schedule", "is missing"),
     Bad("no steps", {"spec.training.steps": ABSENT}, "spec.training.steps", "is missing"),
     Bad("no width of a feed-forward layer", {"spec.model": {"decoder": {"numLayers": 8, "hiddenSize": 64, "numHeads": 4}}}, "spec.model.decoder.feedForwardSize", "is missing"),

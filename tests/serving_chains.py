@@ -155,7 +155,7 @@ def serving(computes: Sequence[Any], **limits: int) -> Iterator[Served]:
     """Serve with these stages."""
     given = {"groups": len(computes) + 1, "group_size": 4, "chunk_tokens": 5, "block": BLOCK, "num_blocks": 64}
     scheduler = Scheduler(Limits(**given | {"max_waiting": 1000} | limits))
-    engine = Engine(scheduler, computes[0], num_stages=len(computes), port=0, cost=COST)
+    engine = Engine(scheduler, computes[0], num_stages=len(computes), port=0, cost=COST, silence_s=HANG_S)
     engine.start()
     served = Served(engine, computes)
     try:

@@ -1,5 +1,8 @@
 """Chains of stages that answer: token for token what transformers' generate says, batched or alone, chunked or not."""
 
+import contextlib
+import queue
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+from pipelinejob.serving.chunks import PassCost
 from pipelinejob.serving.passes import Row, Sampling
+from pipelinejob.serving.scheduler import Limits
 from pipelinejob_trainer.base.errors import PeerLostError, UserError
+from pipelinejob_trainer.serving.calibration import measured_cost, solved
+from pipelinejob_trainer.serving.chain import Chain
 from pipelinejob_trainer.serving.check import check_decoding
 from pipelinejob_trainer.serving.sampling import sample
-from serving_chains import HANG_S, TINY, Told, serving, stages_of, tiny_folder
+from pipelinejob_trainer.serving.wire import Frame, Kind, send
+from serving_chains import BLOCK, COST, HANG_S, TINY, Told, serving, stages_of, tiny_folder
 
 NEW = 12
 PROMPTS = [[5, 9, 33, 7], [11, 4], [70, 3, 3, 8, 21, 40, 41, 42, 43, 9, 10, 12, 50], [1], [5, 9, 33, 7, 60, 61]]
@@ -196,3 +204,62 @@ def test_models_whose_memory_is_no_cache_of_keys_are_refused_by_name(family: str
 
     with pytest.raises(UserError, match=f"a {family} cannot be .*{reason}"):
         check_decoding(CONFIG_MAPPING[family]())
+
+
+def test_a_stage_that_falls_silent_is_named_within_seconds_and_taken_in_again() -> None:
+    """The stage is played: it joins, beats once, and says no more."""
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    chain = Chain(1, port=0, events=events, silence_s=0.5)
+    try:
+        with socket.create_connection(("127.0.0.1", chain.port)) as silent, socket.create_server(("", 0)) as listener:
+            port = listener.getsockname()[1]
+            send(silent, Frame(Kind.HELLO, {"stage": 1, "port": port, "cost": COST.dump()}))
+            joined = events.get(timeout=HANG_S)
+            assert chain.joined(joined)
+            left = events.get(timeout=HANG_S)
+            assert chain.left(left)
+    finally:
+        chain.close()
+
+    assert (left.stage, left.reason) == (1, "it said nothing for 0.5 s")
+    assert chain.missing == (1,)
+
+
+def test_who_is_no_stage_is_sent_away() -> None:
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    chain = Chain(1, port=0, events=events)
+    try:
+        for says in (b"GET / HTTP/1.1\r\n\r\n" + b" " * 64, b"\0" * 64):
+            with socket.create_connection(("127.0.0.1", chain.port)) as stranger:
+                stranger.settimeout(HANG_S)
+                stranger.sendall(says)
+                with contextlib.suppress(ConnectionResetError):
+                    assert stranger.recv(1) == b""
+        assert events.empty()
+    finally:
+        chain.close()
+
+
+def test_costs_are_solved_from_four_passes() -> None:
+    cost = PassCost(fixed_s=0.5, row_s=0.02, token_s=0.03, attention_s=0.0004)
+
+    found = solved(
+        cost.seconds(rows=1, past=0, new=1),
+        cost.seconds(rows=8, past=0, new=1),
+        cost.seconds(rows=1, past=0, new=64),
+        cost.seconds(rows=1, past=64, new=64),
+        rows=8,
+        chunk=64,
+    )
+
+    assert found.dump() == pytest.approx(cost.dump())
+
+
+def test_a_stage_measures_its_passes_on_its_own_cache(llama: tuple[Path, Any]) -> None:
+    folder, _ = llama
+    first, second = stages_of(folder, 2)
+    limits = Limits(groups=3, group_size=4, chunk_tokens=16, block=BLOCK, num_blocks=64, max_waiting=0)
+
+    for stage, width in ((first, None), (second, 16)):
+        cost = measured_cost(stage, limits, width=width, longest=128)
+        assert cost.seconds(rows=4, past=0, new=16) > 0

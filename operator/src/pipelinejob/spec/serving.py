@@ -73,7 +73,7 @@ SERVING_RULES = (
     *(
         Rule(
             rule=f"self.mode == 'Serve' || has(self.{name})",
-            message=f"{name} is compulsory with mode Train; give it",
+            message=f"{name} is missing, which mode Train needs; give it",
             field=f".{name}",
             reason=Reason.REQUIRED,
         )
@@ -118,8 +118,15 @@ SERVING_RULES = (
 
 
 def while_training(rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """Return rules that hold in mode Train alone, for they speak of what mode Serve has not."""
-    return tuple(replace(rule, rule=f"self.mode == 'Serve' || ({rule.rule})") for rule in rules)
+    """Return rules that hold where all is there that only mode Train has, for they speak of it."""
+    return tuple(replace(rule, rule=f"!({_all_of('self', rule)}) || ({rule.rule})") for rule in rules)
+
+
+def _all_of(value: str, rule: Rule) -> str:
+    found = [f"has({value}.{name})" for name in _TRAINS_ONLY]
+    if "oldSelf" in rule.rule and value == "self":
+        found.append(_all_of("oldSelf", rule))
+    return " && ".join(found)
 
 
 def with_neutral_training(spec: Any) -> Any:

@@ -55,9 +55,12 @@ class Chain:
     Raises UserError where the port is taken.
     """
 
-    def __init__(self, num_later: int, *, port: int, events: "queue.SimpleQueue[object]") -> None:
+    def __init__(
+        self, num_later: int, *, port: int, events: "queue.SimpleQueue[object]", silence_s: float = SILENCE_S
+    ) -> None:
         self._num_later = num_later
         self._events = events
+        self._silence_s = silence_s
         self._members: dict[int, Joined] = {}
         self._readings: dict[int, Reading] = {}
         self._first: socket.socket | None = None
@@ -170,7 +173,7 @@ class Chain:
             except OSError:
                 return
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.settimeout(SILENCE_S)
+            connection.settimeout(self._silence_s)
             threading.Thread(target=self._listen, args=(connection, host), name="member", daemon=True).start()
 
     def _listen(self, connection: socket.socket, host: str) -> None:
@@ -196,7 +199,7 @@ class Chain:
                     _check_moves(reading)
         except PeerLostError as error:
             silent = isinstance(error.__cause__, TimeoutError)
-            reason = f"it said nothing for {SILENCE_S:g} s" if silent else str(error)
+            reason = f"it said nothing for {self._silence_s:g} s" if silent else str(error)
             self._events.put(Left(stage, connection, reason))
 
 

@@ -1,0 +1,107 @@
+"""A job that serves: what its manifest may say, and what it becomes on a cluster."""
+
+from typing import Any
+
+import pytest
+
+from jobs import job
+from operatorworld import SETTINGS
+from pipelinejob.base.errors import InvalidManifestError
+from pipelinejob.siting.door import plan_job
+from pipelinejob.siting.request import Request
+from pipelinejob_operator.objects.containers import stuck, trainer_ending
+from pipelinejob_operator.objects.job import Rank, read_job
+from pipelinejob_operator.objects.manifests import front_service, headless_service, stage_pod
+from pipelinejob_operator.validation.validate import defaulted, validate
+
+MODEL = {"huggingFace": {"path": "/models/m"}, "numLayers": 6}
+
+
+def serving(**spec: Any) -> dict[str, Any]:
+    """Build a manifest of a job that serves."""
+    made = job("m")
+    parts = {"mode": "Serve", "model": MODEL, "parallelism": {"pipeline": 3}, "device": "cpu"} | spec
+    made["spec"] = {name: value for name, value in parts.items() if value is not None}
+    return made
+
+
+def test_a_model_a_number_of_stages_and_the_mode_are_enough() -> None:
+    spec = validate(serving())
+    plan = plan_job(Request(namespace="default", name="m", spec=spec)).plan
+
+    assert plan.serving is not None
+    assert plan.serving.port == 8000
+    assert plan.stages[0].chunks[0][0] == 0
+    assert plan.stages[-1].chunks[0][1] == 6
+    assert type(plan).from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": {"corpus": "python-stdlib"}}, "spec.data.*is of training alone"),
+        ({"training": {"steps": 3}}, "spec.training.*is of training alone"),
+        ({"schedule": {"name": "1F1B", "microBatches": 4}}, "spec.schedule.*is of training alone"),
+        ({"evaluation": {"intervalSteps": 5}}, "spec.evaluation.*is of training alone"),
+        ({"model": {"gpt": {"numLayers": 4, "hiddenSize": 64, "numHeads": 4}}}, "spec.model.*pipelinejob export"),
+        ({"parallelism": {"pipeline": 3, "data": 2}}, "spec.parallelism.*create more jobs"),
+        ({"device": "gpu"}, "spec.device.*must be cpu"),
+        ({"serving": {"cacheTokens": 8}}, "cacheTokens"),
+        ({"serving": {"port": 0}}, "spec.serving.port"),
+        ({"serving": {"max": 1}}, "spec.serving.max"),
+        ({"parallelism": {"pipeline": 9}}, "9 stages cannot share 6 layers"),
+        ({"mode": "Answer"}, "spec.mode"),
+    ],
+)
+def test_what_does_not_serve_is_refused_by_name(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidManifestError, match=says):
+        validate(serving(**changes))
+
+
+@pytest.mark.parametrize("missing", ["data", "schedule", "training"])
+def test_training_needs_what_serving_may_not_have(missing: str) -> None:
+    made = job()
+    del made["spec"][missing]
+
+    with pytest.raises(InvalidManifestError, match=f"spec.{missing}.*is missing, which mode Train needs"):
+        validate(made)
+
+
+def test_serving_is_refused_where_a_job_trains() -> None:
+    with pytest.raises(InvalidManifestError, match=r"spec.serving.*goes with mode Serve only"):
+        validate(job(serving={"port": 80}))
+
+
+def pod(stage: int = 0) -> dict[str, Any]:
+    stored = defaulted(serving(serving={"port": 9000}))
+    stored["metadata"] |= {"uid": "u", "generation": 1}
+    read = read_job(stored)
+    assert read.spec is not None
+    return dict(stage_pod(read, read.spec, Rank(0, stage), attempt=1, settings=SETTINGS))
+
+
+def test_its_service_leads_to_the_first_stage_alone_and_its_pods_begin_again_in_their_place() -> None:
+    stored = defaulted(serving(serving={"port": 9000}))
+    stored["metadata"] |= {"uid": "u", "generation": 1}
+    read = read_job(stored)
+    assert read.spec is not None
+    front = front_service(read, read.spec)
+
+    assert front is not None
+    assert front["metadata"]["name"] == "m-serve" != headless_service(read)["metadata"]["name"]
+    assert front["spec"]["ports"] == [{"name": "serve", "port": 80, "targetPort": 9000, "protocol": "TCP"}]
+    assert front["spec"]["selector"].items() <= pod(0)["metadata"]["labels"].items()
+    assert not front["spec"]["selector"].items() <= pod(1)["metadata"]["labels"].items()
+    assert pod()["spec"]["restartPolicy"] == "Always"
+    assert 9000 in [each["containerPort"] for each in pod()["spec"]["containers"][0]["ports"]]
+
+
+@pytest.mark.parametrize(("code", "is_over"), [(137, False), (1, False), (0, False), (64, True)])
+def test_only_a_users_error_ends_a_stage_that_serves(code: int, is_over: bool) -> None:
+    waits = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}
+    ended = {"terminated": {"exitCode": code, "reason": "Error", "message": "why"}}
+    own = {"name": "trainer", "ready": False, "restartCount": 3, "state": waits, "lastState": ended}
+    made = pod() | {"status": {"phase": "Running", "containerStatuses": [own]}}
+
+    assert (trainer_ending(made) is not None) is is_over
+    assert stuck(made) is None
