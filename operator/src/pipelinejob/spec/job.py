@@ -20,7 +20,15 @@ from pipelinejob.spec.failure_policy import FailurePolicy, FailureRule, RestartA
 from pipelinejob.spec.lora import Lora
 from pipelinejob.spec.objective import Objective
 from pipelinejob.spec.optimization import Optimizer
-from pipelinejob.spec.rules import Reason, Rule, changing_only_while_suspended, ruled, rules_extra, unchanging
+from pipelinejob.spec.rules import (
+    RESIZING_RULE,
+    Reason,
+    Rule,
+    changing_only_while_suspended,
+    ruled,
+    rules_extra,
+    unchanging,
+)
 from pipelinejob.spec.schedule import SCHEDULE_RULES, ScheduleSpec
 from pipelinejob.spec.scheduling import BINDING_RULE, LATE_RULE, Binding, Scheduling
 from pipelinejob.spec.topology import Topology, TopologyScope
@@ -252,10 +260,10 @@ class PipelineJobSpec(Value):
         unchanging("model", why="the checkpoints hold this one"),
         *DATA_RULES,
         *WORKLOAD_RULES,
+        RESIZING_RULE,
         *map(
             changing_only_while_suspended,
             (
-                "parallelism",
                 "schedule",
                 "partition",
                 "topology",

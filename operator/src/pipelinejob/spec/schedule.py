@@ -31,6 +31,10 @@ _STAGES = f"self.parallelism.pipeline * {CHUNKS}"
 _INTERVAL = "(has(self.schedule.updateInterval) ? self.schedule.updateInterval : self.parallelism.pipeline)"
 
 
+# Numbers of replicas that share a step's sequences equally, the small ones: what a message can offer.
+_SHARING = "[1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 128].filter(n, self.schedule.globalBatchSize % n == 0)"
+
+
 class ScheduleSpec(Value):
     """The order in which a stage works through the micro-batches of a step."""
 
@@ -303,8 +307,8 @@ SCHEDULE_RULES = (
         rule="!has(self.schedule.globalBatchSize) || !has(self.parallelism.data)"
         " || self.schedule.globalBatchSize % self.parallelism.data == 0",
         message="globalBatchSize must be a multiple of parallelism.data, so that every replica has as many sequences",
-        says="%d sequences cannot be shared equally by %d replicas; use a multiple of %d",
-        values=("self.schedule.globalBatchSize", "self.parallelism.data", "self.parallelism.data"),
+        says="%d sequences cannot be shared equally by %d replicas; use a multiple of %d, or one of %s replicas",
+        values=("self.schedule.globalBatchSize", "self.parallelism.data", "self.parallelism.data", _SHARING),
         field=".schedule.globalBatchSize",
     ),
     Rule(

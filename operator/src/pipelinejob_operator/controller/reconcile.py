@@ -10,6 +10,7 @@ from pipelinejob.base.errors import NoPlacementError, SpecError
 from pipelinejob.contract.plan import Placement, Plan
 from pipelinejob.fabric.hardware import Hardware
 from pipelinejob.siting.site import Draft
+from pipelinejob.spec.chosen import resolved
 from pipelinejob.spec.status import State
 from pipelinejob_operator.admission.admitted import AdmittedPods
 from pipelinejob_operator.admission.alike import AlikePods
@@ -28,7 +29,7 @@ from pipelinejob_operator.cluster import (
     Object,
     UnavailableError,
 )
-from pipelinejob_operator.controller import late, provisioning, transitions
+from pipelinejob_operator.controller import late, provisioning, resizing, transitions
 from pipelinejob_operator.controller.admission import follow_placed, follow_refused, follow_waits, without_plan
 from pipelinejob_operator.controller.admission_loop import AdmissionLoop, LoopMetrics
 from pipelinejob_operator.controller.admitting import ask_admission, learn_from, not_let_in
@@ -89,6 +90,7 @@ class Controller:
         self._jobs = PerVersion(read_job)
         self._pods = StagePods()
         self._said = Lately[dict[str, tuple[Event, ...]]](keep_s=settings.hearing_interval_s)
+        self._resizes = Lately[tuple[str, int]](keep_s=settings.waiting_retry_s)  # what was last looked into
         self._costs = Costs(cluster, given=profile_source)
         self._statuses = StatusWriter(cluster)
         self._admitted = AdmittedPods(settings)
@@ -114,6 +116,7 @@ class Controller:
         await self._look_at_costs(key)
         if not await self._is_chosen(key):
             return self._settings.waiting_retry_s
+        await self._resize(key)
         job = await self._planned(key)
         if job is None:
             self._forget(key)
@@ -136,6 +139,7 @@ class Controller:
             self._admitted,
             self._statuses,
             self._said,
+            self._resizes,
             self._pods,
         ):
             each.forget(key)
@@ -172,6 +176,38 @@ class Controller:
         await self._write_status(job, turn)
         job = self._job(key)
         return job is None or job.status.chosen is not None
+
+    async def _resize(self, key: Key) -> None:
+        """Begin an attempt with the replicas that the spec asks for now, once they can be planned and have room."""
+        job, now = self._job(key), self._clock()
+        if job is None or self._errors(job.raw):
+            return
+        turn = Turn(job=job, now=now, status=job.status)
+        if resizing.is_withdrawn(job):
+            await self._write_status(job, resizing.settle(turn))
+        wanted = (job.uid, job.generation)
+        if not resizing.is_asked(job) or self._resizes.get(key, now) == wanted:
+            return
+        self._resizes.keep(key, now, wanted)
+        await self._write_status(job, await self._resized(turn))
+
+    async def _resized(self, turn: Turn) -> Turn:
+        job = turn.job
+        if job.queue is not None:
+            why = f"Kueue's queue {job.queue} admitted these; set suspend to true, and to false again"
+            return resizing.hold(turn, resizing.BY_KUEUE, why)
+        written = read_job({**job.raw, "status": {}})
+        try:
+            chosen = await asyncio.to_thread(self._planner.choose, written, self.admissions.ground())
+        except (SpecError, NoPlacementError) as error:
+            return resizing.hold(turn, resizing.CANNOT_BE_PLANNED, str(error))
+        assert written.spec is not None, "an unreadable spec asks for nothing"
+        larger = replace(written, spec=resolved(written.spec, chosen))
+        grows = len(larger.ranks) > len(job.ranks)
+        why_not = await self.admissions.why_no_room(larger, grows=grows)
+        if why_not is not None:
+            return resizing.hold(turn, resizing.NO_ROOM, why_not)
+        return resizing.begin(turn, chosen)
 
     async def _planned(self, key: Key) -> Job | None:
         """Read a job whose plan, if it needs one, is at hand: finding one may take seconds, in which others go on."""
@@ -381,5 +417,7 @@ async def _at_once(writes: Iterable[Coroutine[Any, Any, None]]) -> None:
 def _is_to_be_chosen(job: Job) -> bool:
     if not job.leaves_open or job.spec is None or job.spec.suspend or job.is_finished or job.is_deleting:
         return False
+    if job.is_resized and not job.has_begun:
+        return True
     is_from_scratch = not job.has_begun and not job.status.last_checkpoint_step and job.queue is None
     return job.status.chosen is None or is_from_scratch

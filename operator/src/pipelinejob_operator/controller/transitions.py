@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Self
 
+from pipelinejob.base import names
 from pipelinejob.search.found import title
 from pipelinejob.spec.chosen import Chosen
 from pipelinejob.spec.status import ConditionType, PipelineJobStatus, State
@@ -22,7 +23,7 @@ from pipelinejob_operator.objects.ownership import describe as describe_obstacle
 
 ADMITTED, PLACED, READY = ConditionType.ADMITTED, ConditionType.PLACED, ConditionType.READY
 SUCCEEDED, SUSPENDED = ConditionType.SUCCEEDED, ConditionType.SUSPENDED
-DEGRADED, STALLED = ConditionType.DEGRADED, ConditionType.STALLED
+DEGRADED, STALLED, RESIZED = ConditionType.DEGRADED, ConditionType.STALLED, ConditionType.RESIZED
 
 NOT_BOUND = "NotBound"  # by the cluster's scheduler, which is asked
 
@@ -107,11 +108,13 @@ def place(turn: Turn, status: PipelineJobStatus, message: str) -> Turn:
         waits_for=(),
         waiting_since=None,
         preempted_by=None,
+        **_scale(turn.job),
     )
     return turn.finding(
         State.STARTING,
         _ACTIVE
         | _WELL
+        | _resized(turn)
         | {
             ADMITTED: Fact(True, "Admitted", "there is room for the whole gang"),
             PLACED: Fact(True, "Placed", message),
@@ -129,8 +132,9 @@ def let_bind(turn: Turn, status: PipelineJobStatus) -> Turn:
         released_time=format_time(turn.now),
         start_time=status.start_time or format_time(turn.now),
         preempted_by=None,
+        **_scale(turn.job),
     )
-    return await_binding(turn.finding(State.STARTING, _ACTIVE | _WELL), message).told(
+    return await_binding(turn.finding(State.STARTING, _ACTIVE | _WELL | _resized(turn)), message).told(
         "Released", f"Attempt {turn.status.attempt}: {message}"
     )
 
@@ -319,3 +323,16 @@ def fail(turn: Turn, reason: str, message: str, *, stalled: bool = False) -> Tur
 
 def _taken_back(reason: str, message: str) -> dict[ConditionType, Fact]:
     return {kind: Fact(False, reason, message) for kind in (ADMITTED, PLACED, READY)}
+
+
+def _scale(job: Job) -> dict[str, Any]:
+    """What the scale subresource shows of a job that is given its place."""
+    assert job.spec is not None, "only readable jobs are placed"
+    return {"replicas": job.spec.parallelism.data, "selector": f"{names.LABEL_JOB}={job.key.name}"}
+
+
+def _resized(turn: Turn) -> dict[ConditionType, Fact]:
+    """A job that was asked to have other degrees has them once it is placed; others were never asked."""
+    if condition(turn.status, RESIZED) is None:
+        return {}
+    return {RESIZED: Fact(True, "AsWanted", "the job has the replicas that its spec asks for")}
