@@ -29,7 +29,8 @@ from pipelinejob.spec.rules import (
     rules_extra,
     unchanging,
 )
-from pipelinejob.spec.schedule import SCHEDULE_RULES, ScheduleSpec
+from pipelinejob.spec.schedule import ScheduleSpec
+from pipelinejob.spec.schedule_rules import SCHEDULE_RULES
 from pipelinejob.spec.scheduling import BINDING_RULE, LATE_RULE, Binding, Scheduling
 from pipelinejob.spec.topology import Topology, TopologyScope
 from pipelinejob.spec.training import (
