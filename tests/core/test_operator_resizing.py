@@ -138,3 +138,66 @@ def test_a_controller_that_dies_in_between_goes_on(training):
     let_go(world)
     assert (world.status(key)["replicas"], world.status(key)["state"]) == (2, "Training")
     assert world.status(key)["attempt"] == 2
+
+
+# Fewer replicas rather than wait
+
+ELASTIC = {"parallelism": shape(4), "schedule": GLOBAL_BATCH, "scheduling": {"minReplicas": 2}}
+
+
+def test_an_elastic_job_begins_with_as_many_replicas_as_have_room_and_grows_to_what_it_wants():
+    world = World(nodes(6))
+    key = world.submit(job(**ELASTIC))
+    world.train()
+    assert (world.status(key)["replicas"], world.status(key)["state"]) == (3, "Training")
+    assert world.condition(key, "Resized")["status"] == "False"
+
+    for name in ("n6", "n7"):
+        world.cluster.create(node(name))
+    world.cluster.pass_time(3600)
+    let_go(world)
+    assert (world.status(key)["replicas"], world.status(key)["state"]) == (4, "Training")
+    assert world.condition(key, "Resized")["reason"] == "AsWanted"
+
+
+def test_an_elastic_job_that_loses_a_node_goes_on_with_fewer_replicas():
+    world = World(nodes(8))
+    key = world.submit(job(**ELASTIC))
+    world.train()
+    assert world.status(key)["replicas"] == 4
+
+    gone = world.status(key)["stages"][0]["node"]
+    world.cluster.objects.pop(("Node", "", gone))
+    for pod in world.cluster.all_pods():
+        if pod["spec"].get("nodeName") == gone:
+            world.cluster.objects.pop(("Pod", "default", pod["metadata"]["name"]))
+    let_go(world)
+
+    status = world.status(key)
+    assert (status["replicas"], status["state"], status["restarts"]) == (3, "Training", 0)
+
+
+def test_below_its_least_number_it_waits_for_all_of_them():
+    world = World(nodes(3))
+    key = world.submit(job(**ELASTIC))
+    world.settle()
+    assert world.status(key)["state"] == "Waiting"
+    assert not pods(world)
+
+
+def test_a_job_without_bounds_waits_as_before():
+    world = World(nodes(6))
+    key = world.submit(job(parallelism=shape(4), schedule=GLOBAL_BATCH))
+    world.settle()
+    assert world.status(key)["state"] == "Waiting"
+
+
+def test_two_elastic_jobs_share_what_there_is():
+    world = World(nodes(8))
+    first, second = (world.submit(job(name=name, **ELASTIC)) for name in ("first", "second"))
+    world.train()
+    assert world.status(first)["replicas"] == 4
+    assert world.status(second)["state"] == "Waiting"
+    scaled(world, first, 2)
+    let_go(world)
+    assert (world.status(first)["replicas"], world.status(second)["replicas"]) == (2, 2)

@@ -31,7 +31,7 @@ from pipelinejob.spec.rules import (
 )
 from pipelinejob.spec.schedule import ScheduleSpec
 from pipelinejob.spec.schedule_rules import SCHEDULE_RULES
-from pipelinejob.spec.scheduling import BINDING_RULE, LATE_RULE, Binding, Scheduling
+from pipelinejob.spec.scheduling import BINDING_RULE, LATE_RULE, MIN_REPLICAS_RULES, Binding, Scheduling
 from pipelinejob.spec.topology import Topology, TopologyScope
 from pipelinejob.spec.training import (
     DATA_RULES,
@@ -258,6 +258,7 @@ class PipelineJobSpec(Value):
         *SCHEDULE_RULES,
         LATE_RULE,
         BINDING_RULE,
+        *MIN_REPLICAS_RULES,
         unchanging("model", why="the checkpoints hold this one"),
         *DATA_RULES,
         *WORKLOAD_RULES,

@@ -10,7 +10,6 @@ from pipelinejob.base.errors import NoPlacementError, SpecError
 from pipelinejob.contract.plan import Placement, Plan
 from pipelinejob.fabric.hardware import Hardware
 from pipelinejob.siting.site import Draft
-from pipelinejob.spec.chosen import resolved
 from pipelinejob.spec.status import State
 from pipelinejob_operator.admission.admitted import AdmittedPods
 from pipelinejob_operator.admission.alike import AlikePods
@@ -48,6 +47,7 @@ from pipelinejob_operator.controller.observe import (
     read_admitted,
 )
 from pipelinejob_operator.controller.planning import Planner
+from pipelinejob_operator.controller.shaping import Shaper
 from pipelinejob_operator.controller.status_writing import StatusWriter
 from pipelinejob_operator.controller.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
@@ -106,6 +106,8 @@ class Controller:
             wake=wake,
             metrics=metrics,
         )
+
+        self._shaper = Shaper(self._planner, self.admissions)
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring the job closer to its spec.
@@ -168,8 +170,7 @@ class Controller:
             return True
         turn = Turn(job=job, now=self._clock(), status=job.status)
         try:
-            written = read_job({**job.raw, "status": {}})  # with all that it leaves open
-            chosen = await asyncio.to_thread(self._planner.choose, written, self.admissions.ground())
+            chosen = await self._shaper.choose(job)
             turn = turn if chosen == job.status.chosen else transitions.choose(turn, chosen)
         except (SpecError, NoPlacementError) as error:
             turn = transitions.wait(turn.having(chosen=None), NO_PLAN, str(error), stalled=True)
@@ -189,25 +190,7 @@ class Controller:
         if not resizing.is_asked(job) or self._resizes.get(key, now) == wanted:
             return
         self._resizes.keep(key, now, wanted)
-        await self._write_status(job, await self._resized(turn))
-
-    async def _resized(self, turn: Turn) -> Turn:
-        job = turn.job
-        if job.queue is not None:
-            why = f"Kueue's queue {job.queue} admitted these; set suspend to true, and to false again"
-            return resizing.hold(turn, resizing.BY_KUEUE, why)
-        written = read_job({**job.raw, "status": {}})
-        try:
-            chosen = await asyncio.to_thread(self._planner.choose, written, self.admissions.ground())
-        except (SpecError, NoPlacementError) as error:
-            return resizing.hold(turn, resizing.CANNOT_BE_PLANNED, str(error))
-        assert written.spec is not None, "an unreadable spec asks for nothing"
-        larger = replace(written, spec=resolved(written.spec, chosen))
-        grows = len(larger.ranks) > len(job.ranks)
-        why_not = await self.admissions.why_no_room(larger, grows=grows)
-        if why_not is not None:
-            return resizing.hold(turn, resizing.NO_ROOM, why_not)
-        return resizing.begin(turn, chosen)
+        await self._write_status(job, await self._shaper.resize(turn))
 
     async def _planned(self, key: Key) -> Job | None:
         """Read a job whose plan, if it needs one, is at hand: finding one may take seconds, in which others go on."""
@@ -417,7 +400,7 @@ async def _at_once(writes: Iterable[Coroutine[Any, Any, None]]) -> None:
 def _is_to_be_chosen(job: Job) -> bool:
     if not job.leaves_open or job.spec is None or job.spec.suspend or job.is_finished or job.is_deleting:
         return False
-    if job.is_resized and not job.has_begun:
+    if not job.has_begun and (job.is_resized or resizing.may_shrink(job)):
         return True
     is_from_scratch = not job.has_begun and not job.status.last_checkpoint_step and job.queue is None
     return job.status.chosen is None or is_from_scratch

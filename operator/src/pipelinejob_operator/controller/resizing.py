@@ -4,6 +4,9 @@ The new shape is planned, and has room, before anything stops. Then the stages w
 has the new number of replicas; the sequences of a step, and their order, stay the same.
 """
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from pipelinejob.spec.chosen import Chosen
 from pipelinejob.spec.status import ConditionStatus, ConditionType, State
 from pipelinejob_operator.controller.transitions import Turn, give_up
@@ -14,6 +17,27 @@ NO_ROOM = "NoRoom"
 CANNOT_BE_PLANNED = "CannotBePlanned"
 BY_KUEUE = "QueueDecides"
 _AS_WANTED = Fact(True, "AsWanted", "the job has the replicas that its spec asks for")
+
+
+def may_shrink(job: Job) -> bool:
+    """Tell whether a job runs with fewer replicas than it wants rather than wait."""
+    return job.spec is not None and job.spec.scheduling.min_replicas is not None and job.queue is None
+
+
+def shapes(written: Job, *, above: int = 0) -> Iterator[Job]:
+    """Return the job with each number of replicas that it may have, most first; with more than `above` only.
+
+    `written` is the job as its spec says, with nothing chosen.
+    """
+    assert written.spec is not None, "only readable jobs have a shape"
+    wanted, batch = written.spec.parallelism.data, written.spec.schedule.global_batch_size
+    yield written
+    if not may_shrink(written) or batch is None:
+        return
+    for data in range(wanted - 1, max(above, (written.spec.scheduling.min_replicas or 1) - 1), -1):
+        if batch % data == 0:
+            parallelism = written.spec.parallelism.model_copy(update={"data": data})
+            yield replace(written, spec=written.spec.model_copy(update={"parallelism": parallelism}))
 
 
 def is_asked(job: Job) -> bool:

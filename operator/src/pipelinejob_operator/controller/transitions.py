@@ -332,7 +332,9 @@ def _scale(job: Job) -> dict[str, Any]:
 
 
 def _resized(turn: Turn) -> dict[ConditionType, Fact]:
-    """A job that was asked to have other degrees has them once it is placed; others were never asked."""
-    if condition(turn.status, RESIZED) is None:
-        return {}
-    return {RESIZED: Fact(True, "AsWanted", "the job has the replicas that its spec asks for")}
+    """Whether a job that is given its place has the replicas it wants; nothing of one that was never asked."""
+    job, last = turn.job, condition(turn.status, RESIZED)
+    if job.is_resized and job.status.chosen is not None:
+        message = f"runs with {job.status.chosen.data} of the {job.wanted_replicas} replicas, and grows as room comes"
+        return {RESIZED: Fact(False, "Fewer", message)}
+    return {} if last is None else {RESIZED: Fact(True, "AsWanted", "the job has the replicas that its spec asks for")}
