@@ -207,6 +207,14 @@ class PipelineJobStatus(Value):
         Field(description="Number of the present gang; stored before its first pod exists, to tell older pods apart."),
     ] = 0
     restarts: Annotated[Count, Field(description="Restarts counted against `spec.failurePolicy.maxRestarts`.")] = 0
+    restart_times: Annotated[
+        tuple[Time, ...] | None,
+        Field(
+            max_length=64,
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+            description="When those were that count now, beside `spec.failurePolicy.restartWindowSeconds`.",
+        ),
+    ] = None
     disruptions: Annotated[
         Count, Field(description="Restarts because a node or pod was taken away; they count against no limit.")
     ] = 0

@@ -11,13 +11,14 @@ from typing import Any, Self
 from pipelinejob.base import names
 from pipelinejob.search.found import title
 from pipelinejob.spec.chosen import Chosen
+from pipelinejob.spec.failure_policy import FailurePolicy
 from pipelinejob.spec.status import ConditionType, PipelineJobStatus, State
 from pipelinejob_operator.admission.queueing import BLOCKS_NOBODY, PREEMPTED
 from pipelinejob_operator.cluster import Event
 from pipelinejob_operator.controller.failures import Cause, describe
 from pipelinejob_operator.controller.measurements import progress_share, without_nodes
 from pipelinejob_operator.objects.conditions import Fact, with_facts
-from pipelinejob_operator.objects.job import Job, condition, format_time
+from pipelinejob_operator.objects.job import Job, condition, format_time, parse_time
 from pipelinejob_operator.objects.ownership import NAMES_TAKEN, Obstacle
 from pipelinejob_operator.objects.ownership import describe as describe_obstacles
 
@@ -225,11 +226,30 @@ def give_up(  # all of it is said of one attempt
     )
 
 
-def restart(turn: Turn, cause: Cause, *, is_counted: bool, backoff_s: float, limit: int) -> Turn:
+def restarts_that_count(turn: Turn, policy: FailurePolicy) -> int:
+    """Count the restarts that count against the limit now: all, or those within the policy's window."""
+    if policy.restart_window_seconds is None:
+        return turn.status.restarts
+    return len(_within(turn, policy.restart_window_seconds))
+
+
+def _within(turn: Turn, window_s: int) -> tuple[str, ...]:
+    since = turn.now - timedelta(seconds=window_s)
+    return tuple(each for each in turn.status.restart_times or () if parse_time(each) > since)
+
+
+def restart(turn: Turn, cause: Cause, *, is_counted: bool, backoff_s: float, policy: FailurePolicy) -> Turn:
     """Restart the gang from its last checkpoint."""
     restarts, disruptions = turn.status.restarts + is_counted, turn.status.disruptions + (not is_counted)
-    sentence = describe(cause)
-    counted = f"restart {restarts} of at most {limit}" if is_counted else "a disruption, which counts against no limit"
+    sentence, window_s = describe(cause), policy.restart_window_seconds
+    counted = "which counts against no limit"
+    if is_counted:
+        within = f" within {window_s} s" if window_s else ""
+        number = restarts_that_count(turn, policy) + 1
+        counted = f"restart {number} of at most {policy.max_restarts}{within}"
+    elif cause.is_disruption:
+        counted = "a disruption, which counts against no limit"
+    times = (*_within(turn, window_s), *([format_time(turn.now)] if is_counted else [])) if window_s else None
     turn = turn.told("StageFailed", sentence, warning=True)
     turn = give_up(
         turn,
@@ -239,7 +259,7 @@ def restart(turn: Turn, cause: Cause, *, is_counted: bool, backoff_s: float, lim
         backoff_s=backoff_s,
         rank=cause.rank if is_counted else None,
         comes_back=True,
-    ).having(restarts=restarts, disruptions=disruptions)
+    ).having(restarts=restarts, disruptions=disruptions, restart_times=times)
     pause = f" after {backoff_s:.0f} s" if backoff_s > 0 else ""
     return turn.told("Restarting", f"Attempt {turn.status.attempt} begins{pause}: {counted}")
 
