@@ -113,7 +113,6 @@ class Served:
         stop = threading.Event()
         later = LaterStage(
             stage=stage,
-            num_stages=len(self._computes),
             front=Address(host="127.0.0.1", port=self.engine.port),
             compute=compute or self._computes[stage],
             meter=Meter(),

@@ -45,6 +45,7 @@ def test_a_model_a_number_of_stages_and_the_mode_are_enough() -> None:
         ({"evaluation": {"intervalSteps": 5}}, "spec.evaluation.*is of training alone"),
         ({"model": {"gpt": {"numLayers": 4, "hiddenSize": 64, "numHeads": 4}}}, "spec.model.*pipelinejob export"),
         ({"parallelism": {"pipeline": 3, "data": 2}}, "spec.parallelism.*create more jobs"),
+        ({"scheduling": {"minReplicas": 1}}, "spec.scheduling.minReplicas.*is of training alone"),
         ({"device": "gpu"}, "spec.device.*must be cpu"),
         ({"serving": {"cacheTokens": 8}}, "cacheTokens"),
         ({"serving": {"port": 0}}, "spec.serving.port"),

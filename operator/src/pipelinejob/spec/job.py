@@ -261,7 +261,7 @@ class PipelineJobSpec(Value):
         *while_training(SCHEDULE_RULES),
         LATE_RULE,
         BINDING_RULE,
-        *MIN_REPLICAS_RULES,
+        *while_training(MIN_REPLICAS_RULES),
         unchanging("model", why="the checkpoints hold this one"),
         *while_training(DATA_RULES),
         *while_training(WORKLOAD_RULES),

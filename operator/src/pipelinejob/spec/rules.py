@@ -98,6 +98,7 @@ def same(field: str) -> str:
 # of a step are then given for all replicas together.
 _SCALES = " && ".join(
     (
+        "has(self.schedule) && has(oldSelf.schedule)",
         "has(self.schedule.globalBatchSize) && has(oldSelf.schedule.globalBatchSize)",
         "has(self.parallelism.data) && has(oldSelf.parallelism.data)",
         *(same(f"parallelism.{field}") for field in ("gpus", "pipeline", "tensor")),

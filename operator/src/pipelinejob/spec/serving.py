@@ -113,6 +113,12 @@ SERVING_RULES = (
         message="with mode Serve, device must be cpu: serving on GPUs has not been tried yet",
         field=".device",
     ),
+    Rule(
+        rule="self.mode != 'Serve' || !has(self.scheduling.minReplicas)",
+        message="minReplicas is of training alone, and mode is Serve; leave it out",
+        field=".scheduling.minReplicas",
+        reason=Reason.FORBIDDEN,
+    ),
     unchanging("mode", why="checkpoints and requests are of one kind of job"),
 )
 

@@ -41,7 +41,6 @@ def serve_rank(config: Config, plan: Plan, status: StageStatus, is_stopping: Cal
     if config.stage:
         later = LaterStage(
             stage=config.stage,
-            num_stages=plan.parallelism.pipeline,
             front=config.rendezvous,
             compute=stage.forward,
             meter=Meter(),

@@ -46,7 +46,6 @@ class LaterStage:
     """A stage's place, and what it computes with."""
 
     stage: int
-    num_stages: int
     front: Address
     compute: Compute
     meter: Meter

@@ -1,16 +1,15 @@
 """One stage of a model that is served: its own weights alone, and its part of the cache."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from pipelinejob.spec.job import Data, Lora, Model
+from pipelinejob.spec.job import Data, Model
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.models.huggingface.chunk import Runner
 from pipelinejob_trainer.models.huggingface.folder import open_folder
-from pipelinejob_trainer.models.part import Part, build_part
+from pipelinejob_trainer.models.part import build_part
 from pipelinejob_trainer.serving.cache import Pool
 from pipelinejob_trainer.serving.check import check_decoding
 from pipelinejob_trainer.serving.own_forward import OwnForward
@@ -24,22 +23,13 @@ class StageModel:
     """
 
     forward: OwnForward
-    pool: Pool
     positions: int | None
     width: int
     remarks: tuple[str, ...]
 
 
-def load_stage(
-    model: Model,
-    stretch: tuple[int, int],
-    *,
-    num_blocks: int,
-    block: int,
-    fill: Callable[[Part], None] | None = None,
-    lora: Lora | None = None,
-) -> StageModel:
-    """Make layers [first, end) of a Hugging Face model; `fill` gives them other values than the folder's.
+def load_stage(model: Model, stretch: tuple[int, int], *, num_blocks: int, block: int) -> StageModel:
+    """Make layers [first, end) of a Hugging Face model, with the folder's values.
 
     Raises UserError for a model that cannot be served, or not be read.
     """
@@ -51,9 +41,7 @@ def load_stage(
         )
     folder = open_folder(model)
     servable = check_decoding(folder.config, trust_remote_code=folder.trust_remote_code)
-    part = build_part(model, _NO_DATA, stretches=[stretch], seed=0, lora=lora)
-    if fill is not None:
-        fill(part)
+    part = build_part(model, _NO_DATA, stretches=[stretch], seed=0)
     part.settle(torch.device("cpu"))
     runner = part.chunks[0][0].runner
     assert isinstance(runner, Runner), "a Hugging Face model's"
@@ -62,7 +50,6 @@ def load_stage(
     positions = getattr(folder.config.get_text_config(), "max_position_embeddings", None)
     return StageModel(
         forward=OwnForward(runner.cut, first, end, pool, mixes_lengths=servable.mixes_lengths),
-        pool=pool,
         width=folder.config.get_text_config().hidden_size,
         positions=positions if isinstance(positions, int) else None,
         remarks=(*part.remarks, servable.sentence),

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from pipelinejob.serving.passes import Sampled
 from pipelinejob.serving.scheduler import Answer, Ending, Limits, Progress
@@ -55,7 +55,6 @@ class _Choice:
     text: Unfolding
     is_open: bool = True
     cached_is_told: bool = False
-    tokens: list[int] = field(default_factory=list)
 
 
 class Answering:
