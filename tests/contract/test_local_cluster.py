@@ -310,3 +310,35 @@ async def test_a_volume_that_only_a_cluster_has_is_refused(
 
     with pytest.raises(InvalidError, match=said):
         await cluster.apply(wanted)
+
+
+def begins_again(cluster: LocalCluster, folder: RunFolder, *, last: int) -> Object:
+    """Build a pod whose process ends with 1 as long as it has written fewer lines than two, and then with `last`."""
+    file = folder.root / "tries"
+    code = (
+        f"import sys; file = open({str(file)!r}, 'a+'); file.write('x\\n'); file.seek(0); "
+        f"sys.exit(1 if len(file.read().split()) < 2 else {last})"
+    )
+    made = pod(uid(cluster), command=python(code))
+    return {**made, "spec": {**made["spec"], "restartPolicy": "Always"}}
+
+
+async def test_a_process_begins_again_in_its_pod_where_that_asks_for_it_but_not_after_a_users_error(
+    cluster: LocalCluster, folder: RunFolder
+) -> None:
+    await cluster.apply(begins_again(cluster, folder, last=64))
+    await until(lambda: only_pod(cluster)["status"]["phase"] == "Failed")
+
+    (status,) = only_pod(cluster)["status"]["containerStatuses"]
+    assert (folder.root / "tries").read_text().split() == ["x", "x"]
+    assert status["restartCount"] == 1
+    assert status["lastState"]["terminated"]["exitCode"] == 1
+    assert terminated(only_pod(cluster))["exitCode"] == 64
+
+
+async def test_a_pod_that_is_to_end_does_not_begin_again(cluster: LocalCluster, folder: RunFolder) -> None:
+    await cluster.apply(begins_again(cluster, folder, last=1))
+    await until(lambda: "waiting" in only_pod(cluster)["status"]["containerStatuses"][0]["state"])
+    await cluster.delete(reference(cluster))
+
+    await until(lambda: not cluster.pods(KEY))
