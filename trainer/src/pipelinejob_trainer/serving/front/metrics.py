@@ -103,8 +103,8 @@ class _OfEngine(Collector):
         ]
         for stage, reading in sorted(self._engine.readings().items()):
             values: tuple[float, ...] = (reading.passes, reading.busy_s, reading.rows, reading.tokens)
-            for of_stage, value in zip(families, values, strict=True):
-                of_stage.add_metric([str(stage)], value)
+            for of_stage, amount in zip(families, values, strict=True):
+                of_stage.add_metric([str(stage)], amount)
         yield from families
 
     def _predicted(self) -> Iterator[Metric]:
@@ -118,6 +118,6 @@ class _OfEngine(Collector):
         }
         for requests, found in self._engine.predictions().items():
             predicted = (found.first_token_s, found.per_token_s, found.tokens_per_s)
-            for family, value in zip(families.values(), predicted, strict=True):
-                family.add_metric([str(requests)], value)
+            for family, number in zip(families.values(), predicted, strict=True):
+                family.add_metric([str(requests)], number)
         yield from families.values()
