@@ -28,6 +28,7 @@ from pipelinejob_trainer.process.late_rank import await_rank
 from pipelinejob_trainer.process.signals import StopRequest
 from pipelinejob_trainer.process.stage_status import StageStatus
 from pipelinejob_trainer.process.termination import ProcessExit
+from pipelinejob_trainer.recovery.station import Station
 from pipelinejob_trainer.profile.workers import Worker, end_with_parent, first_worker, other_workers
 
 # torch takes seconds to import: what needs it is imported by the command that does, once /healthz answers.
@@ -58,6 +59,9 @@ def _run(_: argparse.Namespace) -> NoReturn:
 def _train(config: Config, plan: Plan, status: StageStatus, process_exit: ProcessExit) -> None:
     stop_request = StopRequest(grace_s=config.grace_s, on_overdue=lambda: _end_unsaved(config, status, process_exit))
     stop_request.listen()
+    if plan.recovery is not None:
+        _train_with_recovery(config, plan, status, stop_request)
+        return
     serve(status, config.metrics_port)
 
     from pipelinejob_trainer.training import loop  # noqa: PLC0415  # torch, see above
@@ -78,6 +82,18 @@ def _train(config: Config, plan: Plan, status: StageStatus, process_exit: Proces
         liveness.give_up()
         raise
     leave(membership, liveness)
+
+
+def _train_with_recovery(config: Config, plan: Plan, status: StageStatus, stop_request: StopRequest) -> None:
+    rank = config.replica * plan.parallelism.pipeline + config.stage
+    station = Station(job=f"{config.namespace}/{config.job}", attempt=config.attempt, rank=rank)
+    status.listen(station.port)
+    serve(status, config.metrics_port, hear=station.hear)
+
+    from pipelinejob_trainer.training import loop  # noqa: PLC0415  # torch, see above
+    from pipelinejob_trainer.training.recovering import Recovering  # noqa: PLC0415  # as above
+
+    Recovering(config, plan, station, status, stop_request).run(loop.Preparation(config, plan))
 
 
 def _end_unsaved(config: Config, status: StageStatus, process_exit: ProcessExit) -> NoReturn:

@@ -8,7 +8,17 @@ from enum import StrEnum
 from typing import Literal
 
 from pipelinejob.base.values import Value
-from pipelinejob.spec.job import Checkpoint, Data, Device, Evaluation, Model, Parallelism, ScheduleSpec, Training
+from pipelinejob.spec.job import (
+    Checkpoint,
+    Data,
+    Device,
+    Evaluation,
+    Model,
+    Parallelism,
+    Recovery,
+    ScheduleSpec,
+    Training,
+)
 
 
 class CostSource(StrEnum):
@@ -118,6 +128,7 @@ class Plan(Value):
     training: Training
     evaluation: Evaluation | None = None
     checkpoint: Checkpoint
+    recovery: Recovery | None = None  # None: a lost stage ends the attempt
     device: Device
     cuts: tuple[LayerRange, ...]
     stages: tuple[StagePlan, ...]

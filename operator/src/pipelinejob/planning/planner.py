@@ -93,6 +93,7 @@ def assembled(
         training=spec.training,
         evaluation=spec.evaluation,
         checkpoint=spec.checkpoint,
+        recovery=spec.recovery if spec.recovery.in_place else None,
         device=spec.device,
         cuts=division.cuts,
         stages=_stages(spec, choice, promised, devices),

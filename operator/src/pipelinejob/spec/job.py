@@ -20,6 +20,7 @@ from pipelinejob.spec.failure_policy import FailurePolicy, FailureRule, RestartA
 from pipelinejob.spec.lora import Lora
 from pipelinejob.spec.objective import Objective
 from pipelinejob.spec.optimization import Optimizer
+from pipelinejob.spec.recovery import RECOVERY_RULES, Recovery
 from pipelinejob.spec.rules import Reason, Rule, changing_only_while_suspended, ruled, rules_extra, unchanging
 from pipelinejob.spec.schedule import SCHEDULE_RULES, ScheduleSpec
 from pipelinejob.spec.scheduling import BINDING_RULE, LATE_RULE, Binding, Scheduling
@@ -71,6 +72,7 @@ __all__ = [
     "Partition",
     "PipelineJobSpec",
     "Precision",
+    "Recovery",
     "RestartAction",
     "RopeScaling",
     "RopeScalingKind",
@@ -249,6 +251,7 @@ class PipelineJobSpec(Value):
         *SCHEDULE_RULES,
         LATE_RULE,
         BINDING_RULE,
+        *RECOVERY_RULES,
         unchanging("model", why="the checkpoints hold this one"),
         *DATA_RULES,
         *WORKLOAD_RULES,
@@ -262,6 +265,7 @@ class PipelineJobSpec(Value):
                 "training",
                 "evaluation",
                 "checkpoint",
+                "recovery",
                 "device",
                 "gpuResource",
             ),
@@ -329,6 +333,9 @@ class PipelineJobSpec(Value):
     ] = ()
     failure_policy: Annotated[FailurePolicy, Field(description="Which failures are retried, and how often.")] = (
         FailurePolicy()
+    )
+    recovery: Annotated[Recovery, Field(description="Whether a lost stage alone is replaced, while the others wait.")] = (
+        Recovery()
     )
     active_deadline_seconds: Annotated[
         int | None,

@@ -73,11 +73,15 @@ class Checkpoints:
         resumed = next(
             (found for step in self._agreed_candidates() if (found := self._read(step, wanted, is_taken))), None
         )
+        self.take_over(resumed.step if resumed else 0)
+        return resumed
+
+    def take_over(self, step: int) -> None:
+        """Fence off earlier attempts, and those who went on from here before, as this gang goes on from a step."""
         self._run = f"{self._gang.agree([secrets.randbits(8 * _RUN_BYTES)])[0]:0{2 * _RUN_BYTES}x}"
         if self._gang.is_leader:
             self._folder.sweep()
-            self._folder.take_over(Fence(attempt=self._attempt, run=self._run, step=resumed.step if resumed else 0))
-        return resumed
+            self._folder.take_over(Fence(attempt=self._attempt, run=self._run, step=step))
 
     def save(self, snapshot: Snapshot, place: TextPosition) -> None:
         """Write a checkpoint.
