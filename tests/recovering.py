@@ -1,13 +1,10 @@
-"""A gang that recovers in place, and a stand-in for the operator: it numbers incarnations and starts lost ranks anew."""
+"""A gang that recovers in place, and a stand-in for the operator: it numbers meetings and starts lost ranks anew."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
+import subprocess
 import threading
-import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +30,8 @@ class Operator:
     number: int = 0
     replaced: list[str] = field(default_factory=list)
     coming: set[str] = field(default_factory=set)  # started anew since the last incarnation
+    leaves_stopped: bool = False  # whether it starts another beside a silent process, as if its node were cut off
+    stale: list[subprocess.Popen[bytes]] = field(default_factory=list)
     is_over: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
 
@@ -44,7 +43,7 @@ class Operator:
     def stop(self) -> None:
         self.is_over.set()
         assert self.thread is not None
-        self.thread.join(); 
+        self.thread.join()
 
     def _run(self) -> None:
         while not self.is_over.wait(0.05):
@@ -58,16 +57,18 @@ class Operator:
         } & {pod for pod, report in reports.items() if report is None and pod not in self.coming}
         ended = {pod for pod, process in self.gang.processes.items() if process.poll() not in {None, 0}}
         for pod in sorted(silent | ended):
-            self._replace(pod)
+            self.replace(pod)
         waiting = [report for report in known if report.awaits_incarnation]
         if len(waiting) == len(reports) and not silent | ended:
             self._name(waiting)
 
-    def _replace(self, pod: str) -> None:
+    def replace(self, pod: str) -> None:
         process = self.gang.processes[pod]
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-        process.wait()
+        if process.poll() is None and self.leaves_stopped:
+            self.stale.append(process)
+        else:
+            process.kill()
+            process.wait()
         self.replaced.append(pod)
         self.coming.add(pod)
         self.gang.restart(pod)
@@ -97,15 +98,3 @@ class Operator:
                 return Progress.model_validate(json.loads(answer.read()))
         except (OSError, ValueError):
             return None
-
-
-def moment() -> float:
-    return time.time()
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -28,8 +28,8 @@ from pipelinejob_trainer.process.late_rank import await_rank
 from pipelinejob_trainer.process.signals import StopRequest
 from pipelinejob_trainer.process.stage_status import StageStatus
 from pipelinejob_trainer.process.termination import ProcessExit
-from pipelinejob_trainer.recovery.station import Station
 from pipelinejob_trainer.profile.workers import Worker, end_with_parent, first_worker, other_workers
+from pipelinejob_trainer.recovery.station import Station
 
 # torch takes seconds to import: what needs it is imported by the command that does, once /healthz answers.
 

@@ -334,9 +334,7 @@ class PipelineJobSpec(Value):
     failure_policy: Annotated[FailurePolicy, Field(description="Which failures are retried, and how often.")] = (
         FailurePolicy()
     )
-    recovery: Annotated[Recovery, Field(description="Whether a lost stage alone is replaced, while the others wait.")] = (
-        Recovery()
-    )
+    recovery: Annotated[Recovery, Field(description="Whether a lost stage alone is replaced.")] = Recovery()
     active_deadline_seconds: Annotated[
         int | None,
         Field(

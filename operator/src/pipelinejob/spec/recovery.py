@@ -31,7 +31,7 @@ class Recovery(Value):
         Field(
             ge=1,
             le=3600,
-            description="Seconds without a heartbeat after which a stage counts as lost; one that ends is seen at once.",
+            description="Seconds without a heartbeat after which a stage counts as lost; an end is seen at once.",
         ),
     ] = 2
     wait_seconds: Annotated[
@@ -46,7 +46,7 @@ class Recovery(Value):
         int,
         Field(
             ge=1,
-            le=100_000,
+            le=1000,
             description="Replacements within `perSeconds`; one more, and the whole gang restarts.",
         ),
     ] = 10

@@ -5,6 +5,7 @@ code and last words. The job and its status survive in the run's folder, as an A
 """
 
 import asyncio
+import contextlib
 import copy
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from pipelinejob.base import names
+from pipelinejob.contract.incarnation import Incarnation
 from pipelinejob.contract.progress import Progress
 from pipelinejob_operator.cluster import (
     Autoscaler,
@@ -180,6 +182,14 @@ class LocalCluster:
         except ValidationError:  # not one of our trainers
             return None
 
+    async def tell(self, pod: Object, incarnation: Incarnation) -> None:
+        """Tell the pod's process who meets next; one that does not take it will say that it still waits."""
+        url = self._url(pod, names.PORT_METRICS, "/incarnation")
+        if url is not None and self._session is not None:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with self._session.post(url, data=incarnation.model_dump_json(by_alias=True)) as response:
+                    await response.read()
+
     # What is written
 
     async def apply(self, item: Object) -> None:
@@ -210,7 +220,7 @@ class LocalCluster:
         if reference.kind == "Pod":
             rank = self._ranks.get(key)
             if rank and reference.uid == rank.pod["metadata"]["uid"]:
-                self._stop(key, rank)
+                self._stop(key, rank, grace_s=reference.grace_s)
         elif reference.kind == names.KIND:
             self._jobs.pop(key, None)
         else:
@@ -353,13 +363,13 @@ class LocalCluster:
         self._set_status(rank, phase="Running", state=state, ready=True)
         self._on_change()
 
-    def _stop(self, key: Key, rank: _Rank) -> None:
+    def _stop(self, key: Key, rank: _Rank, *, grace_s: int | None = None) -> None:
         if rank.process is None or rank.task is None or rank.task.done():
             del self._ranks[key]
             return
         if rank.pod["metadata"].get("deletionTimestamp"):
             return
-        grace = local_pod.grace_s(rank.pod)
+        grace = local_pod.grace_s(rank.pod) if grace_s is None else grace_s
         # The old value may be in a reader's hands: never change it in place.
         rank.pod = {**rank.pod, "metadata": {**rank.pod["metadata"], "deletionTimestamp": _now()}}
         rank.process.terminate()
@@ -493,15 +503,20 @@ class LocalCluster:
         return self._folder.logs.resolve() / name
 
     async def _get(self, pod: Object, port: int, path: str) -> bytes | None:
-        rank = self._ranks.get(Key(pod["metadata"]["namespace"], pod["metadata"]["name"]))
-        if rank is None or rank.surroundings is None or self._session is None:
+        url = self._url(pod, port, path)
+        if url is None or self._session is None:
             return None
-        url = f"http://127.0.0.1:{rank.surroundings.ports.get(port, port)}{path}"
         try:
             async with self._session.get(url) as response:
                 return await response.read() if response.ok else None
         except (aiohttp.ClientError, TimeoutError):  # not up yet, or gone
             return None
+
+    def _url(self, pod: Object, port: int, path: str) -> str | None:
+        rank = self._ranks.get(Key(pod["metadata"]["namespace"], pod["metadata"]["name"]))
+        if rank is None or rank.surroundings is None:
+            return None
+        return f"http://127.0.0.1:{rank.surroundings.ports.get(port, port)}{path}"
 
 
 def _without_queue(job: dict[str, Any]) -> dict[str, Any]:

@@ -73,13 +73,13 @@ class Gang:
     def send_bytes(self, values: torch.Tensor, to: int) -> None:
         """Send a rank bytes, uint8 on the CPU, that it expects."""
         with peer_errors():
-            for piece in values.split(_PIECE_BYTES):
+            for piece in torch.split(values, _PIECE_BYTES):
                 distributed.send(piece, to, group=self._groups.world)
 
     def receive_bytes(self, values: torch.Tensor, source: int) -> None:
         """Fill a tensor with the bytes that a rank sends."""
         with peer_errors():
-            for piece in values.split(_PIECE_BYTES):
+            for piece in torch.split(values, _PIECE_BYTES):
                 distributed.recv(piece, source, group=self._groups.world)
 
     def barrier(self) -> None:

@@ -30,9 +30,7 @@ class StatusSource(Protocol):
         """Return whether the stage is training."""
 
 
-def serve(
-    source: StatusSource, port: int, *, hear: Callable[[bytes], None] | None = None
-) -> ThreadingHTTPServer:
+def serve(source: StatusSource, port: int, *, hear: Callable[[bytes], None] | None = None) -> ThreadingHTTPServer:
     """Serve in a thread, on all interfaces.
 
     `hear` takes what is posted to /incarnation, and raises ValueError for what it does not take. Raises UserError when

@@ -50,7 +50,7 @@ class Keeping:
         if chosen is None:
             self.history.clear()
             if any(_has_any(each) for each in holdings):
-                say("no step border is left of which every rank's state is in memory; all go back to the last checkpoint")
+                say("not every rank's state is left in memory at one step; all go back to the last checkpoint")
             return None
         mine = _exchange(gang, self.history, chosen)
         self.history.go_back(chosen.step)

@@ -1,7 +1,8 @@
 """Where the other ranks reach this one, and where it hears of incarnations: sockets of our own, and no torch.
 
-A call opens with one line of JSON that says who calls, of which incarnation, and what for. Calls of an older incarnation,
-another attempt or another job are closed unheard, so a process that was stopped and wakes up later can join nothing.
+A call opens with one line of JSON that says who calls, of which incarnation, and what for. Calls of an older
+incarnation, another attempt or another job are closed unheard, so a process that was stopped and wakes up later can
+join nothing.
 """
 
 import contextlib

@@ -42,7 +42,7 @@ def send(connection: socket.socket, border: Border) -> None:
     connection.sendall(len(head).to_bytes(8, "big") + head)
     for part in parts_of(border):
         if part.numel():
-            connection.sendall(memoryview(part.numpy()))
+            connection.sendall(_memory(part))
 
 
 def receive(connection: socket.socket) -> Border | None:
@@ -60,8 +60,12 @@ def receive(connection: socket.socket) -> Border | None:
     if not _fill(connection, memoryview(head)):
         return None
     border = empty_border(bytes(head))
-    is_whole = all(_fill(connection, memoryview(part.numpy())) for part in parts_of(border) if part.numel())
+    is_whole = all(_fill(connection, _memory(part)) for part in parts_of(border) if part.numel())
     return border if is_whole else None
+
+
+def _memory(part: torch.Tensor) -> memoryview:
+    return part.numpy().data
 
 
 def _fill(connection: socket.socket, buffer: memoryview) -> bool:

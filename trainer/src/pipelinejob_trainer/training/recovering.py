@@ -82,41 +82,40 @@ class Recovering:
         self._stop_request = stop_request
         self._keeping = Keeping(interval_steps=plan.recovery.interval_steps)
         self._loop: loop.TrainingLoop | None = None
+        self._is_done = False
 
     def run(self, prepared: loop.Preparation) -> None:
         """Train until the last step, through as many incarnations as it takes.
 
         Raises what `loop.run` does; PeerLostError when no replacement comes.
         """
-        number, lost, within_s = 0, [], _FIRST_MEETING_S
-        with loop.telling_errors(prepared):
-            while True:
-                self._status.await_incarnation(lost, within_s=within_s + _MARGIN_S)
+        number, loss, within_s = 0, Loss(self._plan, self._status), _FIRST_MEETING_S
+        with loop.telling_errors(prepared), ExitStack() as watching:
+            while not self._is_done:
+                self._status.await_incarnation(loss.lost, within_s=within_s + _MARGIN_S)
                 incarnation = self._station.await_newer(number, within_s=within_s)
+                watching.close()  # until now, for others of whom it does not know yet
                 number, within_s = incarnation.number, float(self._recovery.wait_seconds)
                 self._status.hear_incarnation(number)
-                lost = self._take_part(prepared, incarnation)
-                if lost is None:
-                    return
+                loss = Loss(self._plan, self._status)
+                self._take_part(prepared, incarnation, loss, watching)
 
-    def _take_part(self, prepared: loop.Preparation, incarnation: Incarnation) -> list[Lost] | None:
-        """Train in one incarnation; return whom it lost, None if all steps are done."""
-        loss, began = Loss(self._plan, self._status), time.monotonic()
+    def _take_part(self, prepared: loop.Preparation, incarnation: Incarnation, loss: Loss, watching: ExitStack) -> None:
+        """Train in one incarnation, until its end or a loss; what `watching` holds goes on after a loss."""
+        began, ring = time.monotonic(), None
         with ExitStack() as stack:
-            ring: Ring | None = None
             try:
-                ring = stack.enter_context(self._ring(incarnation, loss))
+                ring = watching.enter_context(self._ring(incarnation, loss))
                 membership = self._meet(prepared, incarnation, loss, stack)
                 say(f"incarnation {incarnation.number}: all met in {time.monotonic() - began:.2f} s")
                 self._train(prepared, membership)
                 _leave(membership, ring)
+                self._is_done = True
             except SupersededError:
                 raise
             except PeerLostError as error:
                 say(f"step {self._status.step + 1} is interrupted: {error}")
                 self._settle(ring, loss)
-                return loss.lost
-        return None
 
     def _settle(self, ring: Ring | None, loss: Loss) -> None:
         """See that all know of it, and that nothing of this incarnation is waited for any more."""
@@ -148,9 +147,7 @@ class Recovering:
             raise
         return [Edge(rank=after, connection=there), Edge(rank=before, connection=here)]
 
-    def _meet(
-        self, prepared: loop.Preparation, incarnation: Incarnation, loss: Loss, stack: ExitStack
-    ) -> Membership:
+    def _meet(self, prepared: loop.Preparation, incarnation: Incarnation, loss: Loss, stack: ExitStack) -> Membership:
         """Form the groups, and the connections for copies, for this incarnation only."""
         prepare_environment(self._config.rendezvous)
         self._copy(incarnation, loss, stack)
