@@ -109,7 +109,11 @@ class FakeCluster:
         return self.answers.get(pod["metadata"]["name"])
 
     async def tell(self, pod, incarnation):
-        self.told.append((pod["metadata"]["name"], incarnation))
+        name = pod["metadata"]["name"]
+        self.told.append((name, incarnation))
+        if name in self.answers:
+            heard = {"awaits_incarnation": False, "incarnation": incarnation.number, "lost": ()}
+            self.answers[name] = self.answers[name].model_copy(update=heard)
 
     async def pod_events(self, pod):
         return self.said.get(pod["metadata"]["name"], ())

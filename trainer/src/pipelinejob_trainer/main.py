@@ -88,7 +88,8 @@ def _train_with_recovery(config: Config, plan: Plan, status: StageStatus, stop_r
     rank = config.replica * plan.parallelism.pipeline + config.stage
     station = Station(job=f"{config.namespace}/{config.job}", attempt=config.attempt, rank=rank)
     status.listen(station.port)
-    serve(status, config.metrics_port, hear=station.hear)
+    # At once, so that the operator, which asks again soon, does not take this rank for one that still waits.
+    serve(status, config.metrics_port, hear=lambda body: status.hear_incarnation(station.hear(body)))
 
     from pipelinejob_trainer.training import loop  # noqa: PLC0415  # torch, see above
     from pipelinejob_trainer.training.recovering import Recovering  # noqa: PLC0415  # as above

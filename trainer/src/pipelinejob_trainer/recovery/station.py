@@ -47,8 +47,8 @@ class Station:
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, name="station", daemon=True).start()
 
-    def hear(self, body: bytes) -> None:
-        """Take in an incarnation, as JSON, that the operator posts.
+    def hear(self, body: bytes) -> int:
+        """Take in an incarnation, as JSON, that the operator posts; return its number.
 
         Raises ValueError for one that is no JSON of its shape, of another attempt, or not newer than the last.
         """
@@ -67,6 +67,7 @@ class Station:
             for number, purpose, rank in [key for key in self._calls if key[0] < incarnation.number]:
                 _close(self._calls.pop((number, purpose, rank)))
             self._changed.notify_all()
+        return incarnation.number
 
     def await_newer(self, number: int, *, within_s: float) -> Incarnation:
         """Return the first incarnation after this number.

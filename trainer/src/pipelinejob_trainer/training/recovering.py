@@ -96,7 +96,6 @@ class Recovering:
                 incarnation = self._station.await_newer(number, within_s=within_s)
                 watching.close()  # until now, for others of whom it does not know yet
                 number, within_s = incarnation.number, float(self._recovery.wait_seconds)
-                self._status.hear_incarnation(number)
                 loss = Loss(self._plan, self._status)
                 self._take_part(prepared, incarnation, loss, watching)
 
