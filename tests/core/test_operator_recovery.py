@@ -90,7 +90,11 @@ def test_a_gang_is_told_who_meets_once_all_of_it_waits(world):
     world.settle()
 
     assert incarnations(world) == [(f"gpt-r0-s{stage}", 1, 3) for stage in range(3)]
-    assert [member.address.rpartition(":")[2] for member in world.cluster.told[0][1].members] == ["5000", "5001", "5002"]
+    assert [member.address.rpartition(":")[2] for member in world.cluster.told[0][1].members] == [
+        "5000",
+        "5001",
+        "5002",
+    ]
 
 
 def test_only_the_lost_stages_pod_is_replaced_under_its_name_on_its_node_and_all_meet_anew(world):
@@ -202,6 +206,7 @@ def test_two_at_once_and_a_replacement_that_dies_are_replaced_too(world):
     fail(world, 2, 137)
     come_back(world)
     says(world, 2)
+    world.cluster.answers.pop("gpt-r0-s1")
     world.cluster.remove(world.cluster.pod("gpt-r0-s1"))  # by somebody, or with its node's drain
     come_back(world)
     all_wait(world, heard=1)
@@ -242,5 +247,3 @@ def test_an_operator_that_dies_at_any_write_ends_with_the_same_gang(verb, deadly
 def test_what_recovery_in_place_cannot_do_is_refused(changes, sentence):
     with pytest.raises(InvalidManifestError, match=sentence):
         validate(job(**(IN_PLACE | changes)))
-
-

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from pipelinejob_trainer.process.config import (
 from pipelinejob_trainer.process.http_server import serve
 from pipelinejob_trainer.process.late_rank import await_rank
 from pipelinejob_trainer.process.signals import StopRequest
+from pipelinejob_trainer.process.spare import await_place
 from pipelinejob_trainer.process.stage_status import StageStatus
 from pipelinejob_trainer.process.termination import ProcessExit
 from pipelinejob_trainer.profile.workers import Worker, end_with_parent, first_worker, other_workers
@@ -54,6 +56,16 @@ def _run(_: argparse.Namespace) -> NoReturn:
     except BaseException as error:  # noqa: BLE001  # as above
         process_exit.end_with_error(error, step=status.step)
     process_exit.end(ExitCode.OK, "Completed", f"all {plan.training.steps} steps are done", step=status.step)
+
+
+def _spare(options: argparse.Namespace) -> NoReturn:
+    import torch  # noqa: PLC0415  # what takes a stage's start is done beforehand here
+
+    from pipelinejob_trainer.training import recovering  # noqa: F401, PLC0415  # as above
+
+    await_place()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    _run(options)
 
 
 def _train(config: Config, plan: Plan, status: StageStatus, process_exit: ProcessExit) -> None:
@@ -95,6 +107,7 @@ def _train_with_recovery(config: Config, plan: Plan, status: StageStatus, stop_r
     from pipelinejob_trainer.training.recovering import Recovering  # noqa: PLC0415  # as above
 
     Recovering(config, plan, station, status, stop_request).run(loop.Preparation(config, plan))
+    station.close()
 
 
 def _end_unsaved(config: Config, status: StageStatus, process_exit: ProcessExit) -> NoReturn:
@@ -177,6 +190,9 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run this rank, as the environment says; what a stage's pod does")
     run.set_defaults(command=_run)
+
+    spare = commands.add_parser("spare", help="import what a stage needs, and wait on stdin for a place to take")
+    spare.set_defaults(command=_spare)
 
     profile = commands.add_parser("profile", help="measure what each layer costs here; prints a Profile as JSON")
     profile.add_argument("--plan", type=Path, required=True, help="the plan, as JSON")

@@ -102,15 +102,16 @@ def replace_lost(turn: Turn, cause: Cause, observed: Observed, seen: Expected, s
     turn = turn.having(recovery=recovery, stages=_counted(turn.status, lost))
     turn = turn.finding(State.STARTING, {ConditionType.READY: Fact(False, "Replacing", message)})
     return turn.told("StageFailed", describe(cause), warning=True).told(
-        "Replacing", f"{pods} alone is replaced; {len(observed.job.ranks) - len(lost)} stages keep their processes"
+        "Replacing", f"Only {pods} is replaced; {len(observed.job.ranks) - len(lost)} stages keep their processes"
     )
 
 
 def meet(turn: Turn, observed: Observed) -> Turn:
     """Tell all who meets, once all wait for that."""
     accounts = _of_attempt(observed, turn.status)
-    recovery = recovery_of(turn.status)
-    if not observed.job.ranks or not all(_waits(accounts.get(rank)) for rank in observed.job.ranks):
+    recovery, pods = recovery_of(turn.status), expected((), observed.current, turn.status).pods
+    stay = {rank for rank, pod in pods.items() if not pod.is_terminating}
+    if not observed.job.ranks or not all(rank in stay and _waits(accounts.get(rank)) for rank in observed.job.ranks):
         is_quiet = recovery.since is None and not any(_waits(each) for each in accounts.values())
         return replace(turn, look_again_s=WATCH_S if is_quiet and recovery.incarnation else LOOK_S)
     number = max(recovery.incarnation, *(each.incarnation for each in accounts.values())) + 1

@@ -38,6 +38,7 @@ from pipelinejob_operator.local import pod as local_pod
 from pipelinejob_operator.local.machine import Machine
 from pipelinejob_operator.local.pod import Surroundings
 from pipelinejob_operator.local.runfolder import RunFolder
+from pipelinejob_operator.local.spares import Spares
 from pipelinejob_operator.local.stage_process import StageProcess
 from pipelinejob_operator.objects.pod_template import merge
 
@@ -83,6 +84,8 @@ class LocalCluster:
         self._revision = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
+        self._num_spares = 0
+        self._spares = Spares(environment=self._spare_environment(), log=folder.logs / "spares.log")
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_PROGRESS_TIMEOUT_S))
@@ -255,6 +258,7 @@ class LocalCluster:
 
     def kill_all(self) -> None:
         """End every process at once."""
+        self._spares.kill()
         for rank in self._ranks.values():
             if rank.process:
                 rank.process.kill()
@@ -274,6 +278,8 @@ class LocalCluster:
             job["metadata"]["generation"] = current["metadata"]["generation"] + 1
         self._jobs[key] = job
         self._folder.write_job(job)
+        recovery = job["spec"].get("recovery") or {}
+        self._num_spares = recovery.get("spares", 0) if recovery.get("inPlace") else 0
         self._on_change()
 
     async def _apply_pod(self, stated: dict[str, Any]) -> None:
@@ -319,12 +325,7 @@ class LocalCluster:
             self._write_mounted_files(pod)
             surroundings.termination_log.parent.mkdir(parents=True, exist_ok=True)
             surroundings.termination_log.unlink(missing_ok=True)
-            rank.process = await StageProcess.start(
-                local_pod.command(pod, surroundings),
-                environment=local_pod.environment(pod, surroundings),
-                log=self._log(pod),
-                folder=local_pod.trainer(pod).get("workingDir"),
-            )
+            rank.process = await self._process_of(pod, surroundings)
         except OSError as error:
             raise InvalidError(f"pod {pod['metadata']['name']} cannot start: {error}") from error
         pod["spec"]["nodeName"] = self._machine.hostname
@@ -332,6 +333,24 @@ class LocalCluster:
         rank.task = asyncio.create_task(self._watch(rank, rank.process))
         self._tasks.add(rank.task)
         rank.task.add_done_callback(self._tasks.discard)
+
+    async def _process_of(self, pod: Object, surroundings: Surroundings) -> StageProcess:
+        """Return the pod's process: a warm one that takes a lost one's place, or a new one."""
+        command = local_pod.command(pod, surroundings)
+        environment = local_pod.environment(pod, surroundings)
+        folder = local_pod.trainer(pod).get("workingDir")
+        if folder is None and self._is_in_place_of_another(pod):
+            spare = self._spares.take(command, environment=environment, log=self._log(pod))
+            if spare is not None:
+                return spare
+        return await StageProcess.start(command, environment=environment, log=self._log(pod), folder=folder)
+
+    def _is_in_place_of_another(self, pod: Object) -> bool:
+        """Tell whether the pod's attempt had a process under this name already."""
+        return self._log(pod).exists()
+
+    def _spare_environment(self) -> dict[str, str]:
+        return {**self._machine.environment, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
     async def _watch(self, rank: _Rank, process: StageProcess) -> None:
         probing = asyncio.create_task(self._probe(rank))
@@ -361,6 +380,7 @@ class LocalCluster:
             await asyncio.sleep(_PROBE_PERIOD_S)
         state = rank.pod["status"]["containerStatuses"][0]["state"]
         self._set_status(rank, phase="Running", state=state, ready=True)
+        self._spares.keep(self._num_spares)
         self._on_change()
 
     def _stop(self, key: Key, rank: _Rank, *, grace_s: int | None = None) -> None:

@@ -118,9 +118,21 @@ class Station:
                 self._changed.wait(0.1)
             return self._calls.pop(key)
 
+    def close(self) -> None:
+        """Listen no more."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # which ends the wait for calls
+        self._listener.close()
+        with self._changed:
+            for connection in self._calls.values():
+                _close(connection)
+
     def _accept(self) -> None:
         while True:
-            connection, _ = self._listener.accept()
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # closed
+                return
             threading.Thread(target=self._open, args=(connection,), name="call", daemon=True).start()
 
     def _open(self, connection: socket.socket) -> None:
