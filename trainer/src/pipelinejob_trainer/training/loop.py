@@ -13,6 +13,7 @@ from pipelinejob.schedules.causes import WaitCause
 from pipelinejob.spec.workload import Packing, packing_of
 from pipelinejob_trainer.base.errors import LayerError, StoppedError, UserError
 from pipelinejob_trainer.checkpoint import snapshot
+from pipelinejob_trainer.checkpoint.background import BackgroundSave
 from pipelinejob_trainer.checkpoint.checkpoints import Checkpoints, Resumed
 from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
 from pipelinejob_trainer.communication.gang import Gang
@@ -95,6 +96,7 @@ class TrainingLoop:
         self._evaluation_batches = prepared.evaluation_batches
         self._samples = 0
         self._last_loss = 0.0
+        self._unpublished: BackgroundSave | None = None
         self._updates = Updates(prepared.rank)
         self._not_finite = NotFinitePolicy(plan.training)
         self._recorder = Recorder(
@@ -133,6 +135,7 @@ class TrainingLoop:
         self._rank = self._rank.with_new_stages()
         self._updates.optimizer.zero_gradients()
         self._recorder.restart()
+        self._unpublished = None  # of a run that is fenced off now
         self._untrained.join(membership.sum_over)
         self._join(membership)
 
@@ -170,6 +173,7 @@ class TrainingLoop:
 
     def _roll_back(self, step: int, total: Totals) -> int:
         """Go back to the newest checkpoint, and on with the text after this step's; return its step."""
+        self._publish()
         resumed = self._checkpoints.resume(*self._restorable())
         what = described(step, total)
         if resumed is None:
@@ -252,9 +256,13 @@ class TrainingLoop:
             rate = self._updates.end(total) if skipped is None else self._updates.skip()
         self._spread_carried(has_new_changes=total.has_new_changes)
         evaluation_loss = self._evaluate() if self._is_evaluation_due(step) else None
-        if self._is_checkpoint_due(step) or total.is_stop_requested:
+        if total.num_written == self._gang.size:
             with self._recorder.span(SpanKind.CHECKPOINT):
-                self._save(step, self._last_loss)
+                self._publish()
+        if self._is_checkpoint_due(step) or total.is_stop_requested:
+            is_last = step == self._plan.training.steps or total.is_stop_requested
+            with self._recorder.span(SpanKind.CHECKPOINT):
+                self._save(step, self._last_loss, waits=is_last or not self._plan.checkpoint.asynchronous)
         if self._is_border_due(step):
             with self._recorder.span(SpanKind.CHECKPOINT):
                 self._keep_border(step)
@@ -302,6 +310,7 @@ class TrainingLoop:
                 self._updates.squared_norm(),
                 is_stop_requested=self._stop_request.is_set(),
                 num_changes=num_changes,
+                has_written=self._unpublished is not None and self._unpublished.is_written(),
             )
         with self._recorder.span(SpanKind.IDLE, cause=WaitCause.BARRIER):
             return totals.over_all(self._gang, mine)
@@ -341,21 +350,37 @@ class TrainingLoop:
         state = snapshot.take(self._rank.part, self._updates.optimizer, step=step, extra_buffers=unkept)
         self._keeping.keep(step=step, loss=self._last_loss, samples=self._samples, tensors=state.tensors)
 
-    def _save(self, step: int, loss: float) -> None:
+    def _save(self, step: int, loss: float, *, waits: bool) -> None:
+        """Save the state, or begin to, beside training; what was begun before is published first."""
+        self._publish()
         self._status.begin_checkpoint()
         began = time.perf_counter()
         rank = self._rank
-        self._checkpoints.save(
-            snapshot.take(
-                rank.part,
-                self._updates.optimizer,
-                step=step,
-                loss=loss,
-                extra_buffers=self._untrained.extra_buffers(),
-                is_mine=rank.owns,
-            ),
-            TextPosition(samples=self._samples, order=self._order),
+        state = snapshot.take(
+            rank.part,
+            self._updates.optimizer,
+            step=step,
+            loss=loss,
+            extra_buffers=self._untrained.extra_buffers(),
+            is_mine=rank.owns,
         )
+        place = TextPosition(samples=self._samples, order=self._order)
+        if not waits:
+            self._unpublished = BackgroundSave(self._checkpoints, state, place)
+            return
+        self._checkpoints.save(state, place)
+        self._saved(step, began)
+
+    def _publish(self) -> None:
+        """Publish the checkpoint that was written beside training, if there is one; every rank calls it."""
+        if self._unpublished is None:
+            return
+        began, save = time.perf_counter(), self._unpublished
+        save.publish()
+        self._unpublished = None
+        self._saved(save.step, began)
+
+    def _saved(self, step: int, began: float) -> None:
         self._not_finite.saved()
         self._status.add_checkpoint(step=step, seconds=time.perf_counter() - began)
 
