@@ -12,6 +12,7 @@ from gangs import Gang
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import ExitCode
 from pipelinejob.spec.job import GptModel, Model, ScheduleName, ScheduleSpec
+from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
 from recovering import Operator, recovering_plan
 
 STEPS = 60
@@ -22,14 +23,17 @@ TIED = Model(gpt=GptModel(num_layers=2, hidden_size=16, num_heads=2, dropout=0.1
 pytestmark = pytest.mark.xdist_group("gangs")  # one gang at a time is load enough
 
 
-def wanted(*layers: int, schedule: ScheduleName, model: Model = DROPOUT, replicas: int = 1) -> Plan:
+def wanted(
+    *layers: int, schedule: ScheduleName, model: Model = DROPOUT, replicas: int = 1, asynchronous: int = 0
+) -> Plan:
+    """Return a plan; `asynchronous` is the interval of checkpoints that are written beside training, 0 for none."""
     return recovering_plan(
         *layers,
         model=model,
         replicas=replicas,
         schedule=ScheduleSpec(name=schedule, micro_batches=4, micro_batch_size=2),
         training={"steps": STEPS},
-        checkpoint={"interval_steps": STEPS},
+        checkpoint={"interval_steps": asynchronous or STEPS, "asynchronous": asynchronous > 0, "keep": STEPS},
     )
 
 
@@ -83,9 +87,9 @@ def state(gang: Gang) -> dict[str, torch.Tensor]:
             id="split-backward-tied",
         ),
         pytest.param(
-            wanted(2, 2, schedule=ScheduleName.ONE_F_ONE_B, replicas=2),
+            wanted(2, 2, schedule=ScheduleName.ONE_F_ONE_B, replicas=2, asynchronous=7),
             [("job-r1-s0", signal.SIGKILL), ("job-r0-s1", signal.SIGSTOP)],
-            id="two-replicas",
+            id="two-replicas-checkpoints-beside",
         ),
     ],
 )
@@ -94,6 +98,10 @@ def test_whoever_fails_the_end_is_the_undisturbed_runs_and_no_other_process_rest
 ) -> None:
     undisturbed, _ = run(plan)
     undisturbed.finish()
+    written = CheckpointFolder(undisturbed.checkpoints)
+    assert written.steps() == sorted({STEPS, *range(0, STEPS, plan.checkpoint.interval_steps)} - {0}, reverse=True)
+    for step in written.steps():
+        written.open(step).verify()
 
     gang, operator = run(plan)
     disturb(gang, operator, failures)

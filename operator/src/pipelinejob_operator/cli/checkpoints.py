@@ -11,7 +11,7 @@ from pipelinejob.contract.progress import ExitCode
 from pipelinejob_operator.cli.exits import Exit
 
 app = typer.Typer(help="List, verify or prune checkpoints.", no_args_is_help=True, add_completion=False)
-_ENDINGS = {ExitCode.OK: Exit.OK, ExitCode.USER_ERROR: Exit.USAGE}
+_ENDINGS: dict[int, Exit] = {ExitCode.OK: Exit.OK, ExitCode.USER_ERROR: Exit.USAGE}
 
 _Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="The folder of the checkpoints: runs/<name>/checkpoints, or the volume's.")
