@@ -18,7 +18,7 @@ from pipelinejob.spec.job import Recovery
 
 
 def recovering_plan(*layers: int, recovery: dict[str, Any] | None = None, **changes: Any) -> Plan:
-    settings = Recovery(**{"in_place": True, **(recovery or {})})
+    settings = Recovery(**{"in_place": True, "silence_seconds": 4, **(recovery or {})})
     return plan(*layers, **changes).model_copy(update={"recovery": settings})
 
 
@@ -94,7 +94,7 @@ class Operator:
     def _progress(self, pod: str) -> Progress | None:
         url = f"http://127.0.0.1:{self.gang.ports[pod]}/progress"
         try:
-            with urllib.request.urlopen(url, timeout=0.5) as answer:
+            with urllib.request.urlopen(url, timeout=3) as answer:
                 return Progress.model_validate(json.loads(answer.read()))
         except (OSError, ValueError):
             return None

@@ -175,19 +175,6 @@ def _export(options: argparse.Namespace) -> None:
     _command(lambda: export(read_trained(options.trained), request))
 
 
-def _checkpoints(options: argparse.Namespace) -> NoReturn:
-    from pipelinejob_trainer.checkpoint.inspection import inspect  # noqa: PLC0415  # torch, as above
-
-    is_whole = True
-
-    def work() -> None:
-        nonlocal is_whole
-        is_whole = inspect(options.kind, options.folder, keep=options.keep, is_json=options.json)
-
-    _command(work)
-    sys.exit(ExitCode.OK if is_whole else ExitCode.FAILURE)
-
-
 def _command(work: Callable[[], None]) -> None:
     try:
         work()
@@ -231,12 +218,6 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(command=_export)
 
     data_command.add_to(commands)
-    checkpoints = commands.add_parser("checkpoints", help="list, verify or prune checkpoints")
-    checkpoints.add_argument("kind", choices=("list", "verify", "prune"))
-    checkpoints.add_argument("folder", type=Path)
-    checkpoints.add_argument("--keep", type=_count, default=2, help="prune: how many whole ones stay")
-    checkpoints.add_argument("--json", action="store_true", help="list: as JSON")
-    checkpoints.set_defaults(command=_checkpoints)
     return parser
 
 

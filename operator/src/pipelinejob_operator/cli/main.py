@@ -46,11 +46,6 @@ _COMMANDS = (
         summary="Write a checkpoint, of any split and schedule, as a folder that transformers loads.",
     ),
     LazyCommand(
-        "checkpoints",
-        "pipelinejob_operator.cli.checkpoints:app",
-        summary="List, verify or prune checkpoints.",
-    ),
-    LazyCommand(
         "version",
         "pipelinejob_operator.cli.version:version",
         summary="Print this program's version and that of the API it speaks.",

@@ -240,16 +240,11 @@ class CheckpointFolder:
         older = [step for step in self.steps() if step < newest]
         abandoned = [step for step in self.steps() if step > newest and not self._is_by(step, run)]
         for step in older[keep - 1 :] + abandoned:
-            self.delete(step)
+            # Renamed first, so that no process reads a half-deleted checkpoint.
+            doomed = self.root / f".{self.path(step).name}.pruned"
+            shutil.rmtree(doomed, ignore_errors=True)
+            self.path(step).rename(doomed)
         self.sweep()
-
-    def delete(self, step: int) -> None:
-        """Delete a checkpoint."""
-        # Renamed first, so that no process reads a half-deleted checkpoint.
-        doomed = self.root / f".{self.path(step).name}.pruned"
-        shutil.rmtree(doomed, ignore_errors=True)
-        self.path(step).rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
 
     def sweep(self) -> None:
         """Delete what interrupted runs left incomplete."""

@@ -81,10 +81,11 @@ class Ring:
                     beat_at = time.monotonic() + _BEAT_S
                     for edge in self._edges:
                         self._send(edge, b"")
+                looked_at = time.monotonic()  # what came before that is read first, however late this thread is
                 for key, _ in selector.select(_BEAT_S / 2):
                     if not self._receive(key.data):
                         selector.unregister(key.fileobj)
-                self._look_for_silence()
+                self._look_for_silence(looked_at)
 
     def _receive(self, edge: Edge) -> bool:
         """Take in what a neighbour says; return whether more may come."""
@@ -105,8 +106,7 @@ class Ring:
             self._lost(edge.rank, "its connection closed: the process ended")
         return bool(received)
 
-    def _look_for_silence(self) -> None:
-        now = time.monotonic()
+    def _look_for_silence(self, now: float) -> None:
         for edge in self._edges:
             silent_s = now - edge.heard_at
             if edge.is_open and silent_s > self._silence_s:
