@@ -25,6 +25,7 @@ class FakeCluster:
         self.kueue_version = None  # that is served; None: there is no Kueue
         self.provisioning = None  # whether its API is served; None: the operator is not to ask
         self.answers: dict[str, Progress] = {}
+        self.told = []  # of incarnations: pod and what it was told
         self.mutate = lambda pod: pod  # what admission makes of a new pod
         self.tells_admission = True  # before the pod is made
         self.said: dict[str, list[Event]] = {}  # of pods by their names, the newest last
@@ -106,6 +107,13 @@ class FakeCluster:
 
     async def progress(self, pod):
         return self.answers.get(pod["metadata"]["name"])
+
+    async def tell(self, pod, incarnation):
+        name = pod["metadata"]["name"]
+        self.told.append((name, incarnation))
+        if name in self.answers:
+            heard = {"awaits_incarnation": False, "incarnation": incarnation.number, "lost": ()}
+            self.answers[name] = self.answers[name].model_copy(update=heard)
 
     async def pod_events(self, pod):
         return self.said.get(pod["metadata"]["name"], ())

@@ -99,6 +99,7 @@ class Gang:
     environment: dict[str, str] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
+    rendezvous: int = 0
 
     @property
     def checkpoints(self) -> Path:
@@ -109,10 +110,15 @@ class Gang:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "plan.json").write_text(self.plan.to_json())
         ranks = [(r, s) for r in range(self.plan.parallelism.data) for s in range(self.plan.parallelism.pipeline)]
-        rendezvous, *ports = free_ports(len(ranks) + 1)
+        self.rendezvous, *ports = free_ports(len(ranks) + 1)
         for (replica, stage), port in zip(ranks, ports, strict=True):
-            self._start(replica, stage, port, rendezvous)
+            self._start(replica, stage, port, self.rendezvous)
         return self
+
+    def restart(self, pod: str) -> None:
+        """Start a rank that has ended anew, in the same attempt."""
+        replica, stage = (int(part[1:]) for part in pod.rsplit("-", 2)[1:])
+        self._start(replica, stage, free_ports(1)[0], self.rendezvous)
 
     def _start(self, replica: int, stage: int, port: int, rendezvous: int) -> None:
         pod = names.pod_name("job", replica=replica, stage=stage)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from pipelinejob.base import names
+from pipelinejob.contract.incarnation import Incarnation
 from pipelinejob.contract.progress import Progress
 
 Object = Mapping[str, Any]
@@ -36,6 +37,7 @@ class Reference:
     namespace: str
     name: str
     uid: str
+    grace_s: int | None = None  # None: a pod's own; 0: for one that does not answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +170,9 @@ class Cluster(Protocol):
 
     async def progress(self, pod: Object) -> Progress | None:
         """Ask a running trainer how far it is; None if it does not answer."""
+
+    async def tell(self, pod: Object, incarnation: Incarnation) -> None:
+        """Tell a running trainer who meets next; one that does not take it will say that it still waits."""
 
     async def pod_events(self, pod: Object) -> Sequence[Event]:
         """Return what was told of a pod of late, the newest last; nothing where this process cannot read it."""

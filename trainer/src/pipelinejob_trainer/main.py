@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -27,9 +28,11 @@ from pipelinejob_trainer.process.config import (
 from pipelinejob_trainer.process.http_server import serve
 from pipelinejob_trainer.process.late_rank import await_rank
 from pipelinejob_trainer.process.signals import StopRequest
+from pipelinejob_trainer.process.spare import await_place
 from pipelinejob_trainer.process.stage_status import StageStatus
 from pipelinejob_trainer.process.termination import ProcessExit
 from pipelinejob_trainer.profile.workers import Worker, end_with_parent, first_worker, other_workers
+from pipelinejob_trainer.recovery.station import Station
 
 # torch takes seconds to import: what needs it is imported by the command that does, once /healthz answers.
 
@@ -56,9 +59,22 @@ def _run(_: argparse.Namespace) -> NoReturn:
     process_exit.end(ExitCode.OK, "Completed", f"all {plan.training.steps} steps are done", step=status.step)
 
 
+def _spare(options: argparse.Namespace) -> NoReturn:
+    import torch  # noqa: PLC0415  # what takes a stage's start is done beforehand here
+
+    from pipelinejob_trainer.training import recovering  # noqa: F401, PLC0415  # as above
+
+    await_place()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    _run(options)
+
+
 def _train(config: Config, plan: Plan, status: StageStatus, process_exit: ProcessExit) -> None:
     stop_request = StopRequest(grace_s=config.grace_s, on_overdue=lambda: _end_unsaved(config, status, process_exit))
     stop_request.listen()
+    if plan.recovery is not None:
+        _train_with_recovery(config, plan, status, stop_request)
+        return
     serve(status, config.metrics_port)
 
     from pipelinejob_trainer.training import loop  # noqa: PLC0415  # torch, see above
@@ -90,6 +106,20 @@ def _serve(config: Config, plan: Plan, status: StageStatus, process_exit: Proces
 
     stop_request.start_honouring()
     serve_rank(config, plan, status, stop_request.is_set)
+
+
+def _train_with_recovery(config: Config, plan: Plan, status: StageStatus, stop_request: StopRequest) -> None:
+    rank = config.replica * plan.parallelism.pipeline + config.stage
+    station = Station(job=f"{config.namespace}/{config.job}", attempt=config.attempt, rank=rank)
+    status.listen(station.port)
+    # At once, so that the operator, which asks again soon, does not take this rank for one that still waits.
+    serve(status, config.metrics_port, hear=lambda body: status.hear_incarnation(station.hear(body)))
+
+    from pipelinejob_trainer.training import loop  # noqa: PLC0415  # torch, see above
+    from pipelinejob_trainer.training.recovering import Recovering  # noqa: PLC0415  # as above
+
+    Recovering(config, plan, station, status, stop_request).run(loop.Preparation(config, plan))
+    station.close()
 
 
 def _end_unsaved(config: Config, status: StageStatus, process_exit: ProcessExit) -> NoReturn:
@@ -172,6 +202,9 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run this rank, as the environment says; what a stage's pod does")
     run.set_defaults(command=_run)
+
+    spare = commands.add_parser("spare", help="import what a stage needs, and wait on stdin for a place to take")
+    spare.set_defaults(command=_spare)
 
     profile = commands.add_parser("profile", help="measure what each layer costs here; prints a Profile as JSON")
     profile.add_argument("--plan", type=Path, required=True, help="the plan, as JSON")

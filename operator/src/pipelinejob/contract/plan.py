@@ -15,6 +15,7 @@ from pipelinejob.spec.job import (
     Evaluation,
     Model,
     Parallelism,
+    Recovery,
     ScheduleSpec,
     Serving,
     Training,
@@ -129,6 +130,7 @@ class Plan(Value):
     evaluation: Evaluation | None = None
     serving: Serving | None = None  # where the model is served: then data, schedule and training are planning's alone
     checkpoint: Checkpoint
+    recovery: Recovery | None = None  # None: a lost stage ends the attempt
     device: Device
     cuts: tuple[LayerRange, ...]
     stages: tuple[StagePlan, ...]

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from pipelinejob.base.timeline import SpanKind
 from pipelinejob.base.values import Value
+from pipelinejob.contract.incarnation import Lost
 
 
 class Phase(StrEnum):
@@ -48,6 +49,11 @@ class Progress(Value):
     seconds: Mapping[SpanKind, float] = Field(default_factory=dict)  # since the process started
     memory_bytes: int | None = None  # peak
     checkpoint_step: int | None = None  # newest verified checkpoint
+    incarnation: int = 0  # the newest that this process has heard of; 0: of none, or recovery in place is off
+    awaits_incarnation: bool = False  # whether it has all it needs to meet the others, and waits to be told of them
+    control_port: int | None = None  # where the other ranks reach it, if recovery in place is on
+    lost: tuple[Lost, ...] = ()  # while it waits: the ranks that it lost
+    recoveries: int = 0  # how often this process went on in place
 
 
 class StepRecord(Value):

@@ -94,6 +94,7 @@ def assembled(
         evaluation=spec.evaluation,
         serving=spec.serving,
         checkpoint=spec.checkpoint,
+        recovery=spec.recovery if spec.recovery.in_place else None,
         device=spec.device,
         cuts=division.cuts,
         stages=_stages(spec, choice, promised, devices),

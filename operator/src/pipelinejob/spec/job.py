@@ -20,6 +20,7 @@ from pipelinejob.spec.failure_policy import FailurePolicy, FailureRule, RestartA
 from pipelinejob.spec.lora import Lora
 from pipelinejob.spec.objective import Objective
 from pipelinejob.spec.optimization import Optimizer
+from pipelinejob.spec.recovery import RECOVERY_RULES, Recovery
 from pipelinejob.spec.rules import (
     RESIZING_RULE,
     Reason,
@@ -82,6 +83,7 @@ __all__ = [
     "Partition",
     "PipelineJobSpec",
     "Precision",
+    "Recovery",
     "RestartAction",
     "RopeScaling",
     "RopeScalingKind",
@@ -262,6 +264,7 @@ class PipelineJobSpec(Value):
         LATE_RULE,
         BINDING_RULE,
         *while_training(MIN_REPLICAS_RULES),
+        *while_training(RECOVERY_RULES),
         unchanging("model", why="the checkpoints hold this one"),
         *while_training(DATA_RULES),
         *while_training(WORKLOAD_RULES),
@@ -277,6 +280,7 @@ class PipelineJobSpec(Value):
                 "training",
                 "evaluation",
                 "checkpoint",
+                "recovery",
                 "device",
                 "gpuResource",
             ),
@@ -354,6 +358,7 @@ class PipelineJobSpec(Value):
     failure_policy: Annotated[FailurePolicy, Field(description="Which failures are retried, and how often.")] = (
         FailurePolicy()
     )
+    recovery: Annotated[Recovery, Field(description="Whether a lost stage alone is replaced.")] = Recovery()
     active_deadline_seconds: Annotated[
         int | None,
         Field(

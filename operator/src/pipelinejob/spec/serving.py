@@ -119,6 +119,13 @@ SERVING_RULES = (
         field=".scheduling.minReplicas",
         reason=Reason.FORBIDDEN,
     ),
+    Rule(
+        rule="self.mode != 'Serve' || !self.recovery.inPlace",
+        message="recovery.inPlace is of training alone, and mode is Serve, where a lost stage alone is replaced anyway; "
+        "leave it out",
+        field=".recovery.inPlace",
+        reason=Reason.FORBIDDEN,
+    ),
     unchanging("mode", why="checkpoints and requests are of one kind of job"),
 )
 

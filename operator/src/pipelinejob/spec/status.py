@@ -185,6 +185,47 @@ class RefusedNode(Value):
     ]
 
 
+class LostRank(Value):
+    """A rank that is being replaced in place: the pod that goes, until the next incarnation of the gang has met."""
+
+    replica: Annotated[Count, Field(description="Its replica.")]
+    stage: Annotated[Count, Field(description="Its stage.")]
+    uid: Annotated[Short, Field(description="Uid of the pod that is lost; empty if it was gone already.")] = ""
+
+
+class RecoveryStatus(Value):
+    """Recovery in place: how often the present gang met, and who is being replaced."""
+
+    incarnation: Annotated[
+        Count, Field(description="How often the present gang has met; stored before it is told, so that none is twice.")
+    ] = 0
+    replacements: Annotated[Count, Field(description="Stages replaced while the others kept their processes.")] = 0
+    replacing: Annotated[
+        tuple[LostRank, ...],
+        Field(
+            max_length=2048,
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+            description="The ranks that are being replaced.",
+        ),
+    ] = ()
+    since: Annotated[Time | None, Field(description="Since when the others wait for them.")] = None
+    recent: Annotated[
+        tuple[Time, ...],
+        Field(
+            max_length=1000,
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+            description="When stages were replaced of late; `spec.recovery` says how many may be in which time.",
+        ),
+    ] = ()
+    last_failure: Annotated[
+        Short | None, Field(description="Rank and step of the last failure of a stage's own: `0/1 at 1200`.")
+    ] = None
+
+    def of_next_attempt(self) -> "RecoveryStatus":
+        """Return what is left when a new attempt begins: its gang has never met."""
+        return self.model_copy(update={"incarnation": 0, "replacing": (), "since": None})
+
+
 class PipelineJobStatus(Value):
     """What the operator last saw of the job; written seldom, so a minute old at worst."""
 
@@ -221,6 +262,9 @@ class PipelineJobStatus(Value):
     disruptions_in_a_row: Annotated[
         Count, Field(description="Those since the gang last ran for long; too many of them end the job.")
     ] = 0
+    recovery: Annotated[
+        RecoveryStatus | None, Field(description="What was recovered in place; unset where `spec.recovery` is off.")
+    ] = None
     not_before: Annotated[Time | None, Field(description="The present attempt waits until then, after a failure.")] = (
         None
     )

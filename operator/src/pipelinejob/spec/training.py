@@ -245,6 +245,13 @@ class Checkpoint(Value):
     interval_steps: Annotated[
         int, Field(ge=0, le=1_000_000_000, description="Steps between checkpoints; 0: only at the end.")
     ] = 100
+    asynchronous: Annotated[
+        bool,
+        Field(
+            description="true: the state is copied at a step border and written beside training, which takes as much "
+            "memory of the host again as what is saved. The last checkpoint is always waited for."
+        ),
+    ] = False
     keep: Annotated[int, Field(ge=1, le=1000, description="Verified checkpoints kept; older ones are deleted.")] = 2
     path: Annotated[
         str | None,

@@ -10,6 +10,7 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob.spec.status import State
 from pipelinejob_operator.cluster import Change, Object, Reference
+from pipelinejob_operator.controller import replacing
 from pipelinejob_operator.controller.late import missing_pods, numbers_to_tell
 from pipelinejob_operator.controller.measurements import placement_of
 from pipelinejob_operator.controller.observe import Observed
@@ -45,6 +46,10 @@ def follow(turn: Turn, observed: Observed, settings: ControllerSettings, *, plan
     if observed.in_the_way or not (job.is_placed or (job.binds_late and job.has_begun)):
         return Actions()
     ended = tuple(pod.reference for pod in observed.pods if outlived_s(pod, turn.now, settings) == 0)
+    if replacing.recovery_of(job.status).replacing:
+        lost = replacing.old_pods(observed.pods, job.status)
+        at_once = tuple(replace(pod.reference, grace_s=0) for pod in lost if not pod.is_terminating)
+        return Actions(delete=at_once, apply=_replacements(job, spec, observed, settings))
     return replace(_of_gang(job, spec, observed, settings, planner=planner, now=turn.now), delete=ended)
 
 
@@ -130,6 +135,17 @@ def _missing(job: Job, spec: PipelineJobSpec, observed: Observed, settings: Cont
         for rank in islice((rank for rank in job.ranks if rank not in present), _PODS_A_PASS)
     )
     return tuple(merge(dict(pod), consumes) if consumes["metadata"]["annotations"] else pod for pod in pods)
+
+
+def _replacements(
+    job: Job, spec: PipelineJobSpec, observed: Observed, settings: ControllerSettings
+) -> tuple[Object, ...]:
+    """Make lost ranks' pods anew, under the same names, free to go where they were."""
+    nodes = {Rank(stage.replica, stage.stage): stage.node for stage in job.status.stages}
+    return tuple(
+        stage_pod(job, spec, rank, attempt=job.status.attempt, settings=settings, node=nodes[rank])
+        for rank in replacing.missing_ranks(observed.pods, job.status)
+    )
 
 
 def _gated(job: Job, observed: Observed) -> tuple[Change, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from pipelinejob.contract.incarnation import Incarnation
 from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob.spec.status import ConditionType, PipelineJobStatus, State
@@ -20,9 +21,17 @@ from pipelinejob_operator.cluster import (
     Object,
     Reference,
 )
-from pipelinejob_operator.controller import late, provisioning, quota, transitions
+from pipelinejob_operator.controller import late, provisioning, quota, replacing, transitions
 from pipelinejob_operator.controller.actions import follow
-from pipelinejob_operator.controller.failures import Cause, Verdict, describe, find_breakage, judge, refused_nodes
+from pipelinejob_operator.controller.failures import (
+    Broken,
+    Cause,
+    Verdict,
+    describe,
+    find_breakage,
+    judge,
+    refused_nodes,
+)
 from pipelinejob_operator.controller.giving_back import (
     describe_misfits,
     leave_out,
@@ -70,6 +79,7 @@ class Decision:
     change: tuple[Change, ...] = ()
     patch: tuple[Change, ...] = ()  # fields of the status of Kueue's Workload
     asks_for_room: bool = False
+    meets: Incarnation | None = None  # of which the gang's stages are to be told
     requeue_after_s: float | None = None
 
 
@@ -100,6 +110,7 @@ def complete(
         change=actions.change,
         patch=dues.patch,
         asks_for_room=_asks_for_room(turn, observed),
+        meets=turn.meets,
         requeue_after_s=min(next_looks(turn, observed, settings), default=None),
     )
 
@@ -210,9 +221,10 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
     turn = turn.having(**_reported(with_pods(turn.status, current)))
     if len(done) == len(observed.job.ranks):
         return transitions.succeed(turn)
+    seen = replacing.expected([rank for rank in observed.job.ranks if rank not in done], current, turn.status)
     broken = find_breakage(
-        [rank for rank in observed.job.ranks if rank not in done],
-        current,
+        seen.ranks,
+        seen.pods,
         # A kubelet that restarts is silent for moments. Only together with a failed stage does silence mean loss; if
         # the node stays silent, the cluster evicts its pods, and that is seen.
         observed.silent_nodes if _has_failed(current) else observed.gone_nodes,
@@ -220,12 +232,22 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
         now=turn.now,
         root_cause_wait_s=settings.root_cause_wait_s,
     )
+    if broken is None and replacing.is_on(spec):
+        late = replacing.overdue(turn, spec)
+        silent = late or replacing.find_silent(observed, seen.pods, turn.status)
+        broken = None if silent is None else Broken(cause=silent)
     if broken is None:
         return _watch(turn, observed, spec, done, settings)
     if broken.cause is None:
         turn = replace(turn, look_again_s=SOON_S)
         return transitions.start(turn, "a stage lost its peer; waiting to see which one ended first")
-    return _fail_or_restart(turn, broken.cause, spec, settings, refused=refused_nodes(current.values()))
+    replaced = replacing.replace_lost(turn, broken.cause, observed, seen, spec)
+    if isinstance(replaced, Turn):
+        return replace(replaced, look_again_s=replacing.LOOK_S)
+    cause = broken.cause
+    if replaced:
+        cause = replace(cause, message=f"{cause.message or cause.reason} (the whole gang restarts: {replaced})")
+    return _fail_or_restart(turn, cause, spec, settings, refused=refused_nodes(current.values()))
 
 
 def _fail_or_restart(
@@ -264,15 +286,16 @@ def _has_failed(current: Mapping[Rank, StagePod]) -> bool:
     return any(pod.outcome is Outcome.FAILED for pod in current.values())
 
 
-def _watch(
+def _watch(  # noqa: PLR0911 # a list of what may be the matter
     turn: Turn, observed: Observed, spec: PipelineJobSpec, done: frozenset[Rank], settings: ControllerSettings
 ) -> Turn:
     """Look after a whole gang: bound in time, startable, ready, and how far it is."""
     if observed.asker is not None:
         return transitions.make_way(turn, observed.asker)
     current, num_ranks = observed.current, len(observed.job.ranks)
+    recovers = replacing.recovery_of(turn.status).since is not None
     unbound = [pod for pod in current.values() if pod.node is None]
-    if unbound and since_release_s(turn.status, turn.now) >= settings.gang_timeout_s:
+    if unbound and not recovers and since_release_s(turn.status, turn.now) >= settings.gang_timeout_s:
         turn = leave_out(turn, unbinding_nodes(turn, unbound), settings)
         message = why_unbound(unbound, num_ranks, settings) + say_left_out(turn)
         return take_back(turn, "GangTimeout", message, settings)
@@ -287,10 +310,15 @@ def _watch(
     last = condition(turn.status, ConditionType.DEGRADED)
     pace = unchanged(last) if measured == turn.status else straggling(last, find_straggler(measured))
     turn = turn.having(**_reported(measured))
+    if replacing.is_on(spec) and not done:
+        turn = replacing.meet(turn, observed)
+        if recovers or turn.meets is not None:
+            return turn
     num_up = sum(rank in done or _is_up(current.get(rank)) for rank in observed.job.ranks)
     if num_up == num_ranks:
         return transitions.train(turn, num_stages=num_ranks, pace=pace, beside=_beside(current))
-    turn = replace(turn, look_again_s=seconds_to_next_question(turn, current, hindrance, settings))
+    if turn.look_again_s is None:
+        turn = replace(turn, look_again_s=seconds_to_next_question(turn, current, hindrance, settings))
     why = f"; {describe_hindrance(hindrance)}" if hindrance and is_worth_telling(turn, settings) else ""
     return transitions.start(turn, f"{num_up} of {num_ranks} stages are up{why}")
 

@@ -37,7 +37,8 @@ class Observed:
     in_the_way: tuple[Obstacle, ...] = ()  # what is another's under names that this job needs
     gone_nodes: frozenset[str] = frozenset()  # nodes of this job's pods that are no more
     silent_nodes: frozenset[str] = frozenset()  # those that are gone, or whose kubelet does not vouch for them now
-    progress: tuple[Progress, ...] = ()
+    progress: tuple[Progress, ...] = ()  # what is to be written of it now
+    accounts: tuple[Progress, ...] = ()  # of all that answer, where stages are replaced in place
     said: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)  # by the uid of a pod that is not up
     asker: Job | None = None  # of higher priority, for which this one is to make way
     autoscaler: Autoscaler | None = None  # None: the operator is not to ask for nodes
@@ -113,16 +114,22 @@ def read_admitted(
     return (quota.laid_over(job) if quota else job), quota
 
 
-async def ask_progress(cluster: Cluster, pods: Mapping[Rank, StagePod]) -> tuple[Progress, ...]:
-    """Ask every ready trainer how far it is."""
+async def ask_progress(
+    cluster: Cluster, pods: Mapping[Rank, StagePod], *, only_ready: bool = True
+) -> tuple[Progress, ...]:
+    """Ask every ready trainer how far it is, or every one that runs."""
     limit = asyncio.Semaphore(MAX_QUESTIONS_AT_ONCE)
 
     async def ask(pod: StagePod) -> Progress | None:
         async with limit:
             return await cluster.progress(pod.raw)
 
-    answers = await asyncio.gather(*(ask(pod) for pod in pods.values() if pod.is_ready and pod.outcome is None))
+    answers = await asyncio.gather(*(ask(pod) for pod in pods.values() if _is_asked(pod, only_ready)))
     return tuple(answer for answer in answers if answer is not None)
+
+
+def _is_asked(pod: StagePod, only_ready: bool) -> bool:  # noqa: FBT001 # as its caller has it
+    return pod.outcome is None and (pod.is_ready or (pod.has_started and not only_ready))
 
 
 async def ask_events(cluster: Cluster, pods: Mapping[Rank, StagePod]) -> dict[str, tuple[Event, ...]]:

@@ -222,7 +222,12 @@ class Controller:
         is_running = status.released_time is not None and not observed.job.is_finished
         if is_running and since_release_s(status, now) >= self._settings.hearing_interval_s:
             observed = replace(observed, said=await self._hear(observed, now))
-        if is_running and is_due(status, now=now, interval_s=self._paced().progress_interval_s):
+        is_progress_due = is_due(status, now=now, interval_s=self._paced().progress_interval_s)
+        spec = observed.job.spec
+        if is_running and spec is not None and spec.recovery.in_place:
+            answers = await ask_progress(self._cluster, observed.current, only_ready=False)
+            return replace(observed, accounts=answers, progress=answers if is_progress_due else ())
+        if is_running and is_progress_due:
             answers = await ask_progress(self._cluster, observed.current)
             return replace(observed, progress=answers)
         return observed
@@ -355,6 +360,9 @@ class Controller:
             return
         for item, status in decision.patch:
             await self._cluster.patch_status(item, status)
+        if decision.meets is not None:
+            members = [pod.raw for pod in observed.current.values()]
+            await _at_once(self._cluster.tell(pod, decision.meets) for pod in members)
 
     async def _take_back(self, raw: Object, error: ForbiddenError | InvalidError | NameTakenError) -> None:
         """Release everything after the cluster refused a part of the gang: a partial gang holds nothing."""

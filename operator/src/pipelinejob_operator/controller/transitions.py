@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Self
 
 from pipelinejob.base import names
+from pipelinejob.contract.incarnation import Incarnation
 from pipelinejob.search.found import title
 from pipelinejob.spec.chosen import Chosen
 from pipelinejob.spec.failure_policy import FailurePolicy
@@ -47,6 +48,7 @@ class Turn:
     status: PipelineJobStatus
     events: tuple[Event, ...] = ()
     look_again_s: float | None = None  # sooner than usual
+    meets: Incarnation | None = None  # of which its members are to be told
 
     def told(self, reason: str, message: str, *, warning: bool = False) -> Self:
         """Add an event."""
@@ -213,7 +215,12 @@ def give_up(  # all of it is said of one attempt
     until = format_time(turn.now + timedelta(seconds=backoff_s)) if backoff_s > 0 else None
     return (
         replace(turn, status=status)
-        .having(attempt=status.attempt + 1, released_time=None, not_before=until)
+        .having(
+            attempt=status.attempt + 1,
+            released_time=None,
+            not_before=until,
+            recovery=status.recovery and status.recovery.of_next_attempt(),
+        )
         .finding(
             state,
             _WELL

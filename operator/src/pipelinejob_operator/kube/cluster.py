@@ -5,6 +5,7 @@ sees its own writes.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +15,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from pipelinejob.base import names
+from pipelinejob.contract.incarnation import Incarnation
 from pipelinejob.contract.progress import Progress
 from pipelinejob_operator.cluster import (
     Autoscaler,
@@ -231,18 +233,25 @@ class KubeCluster:
 
     async def progress(self, pod: Object) -> Progress | None:
         """Ask a running trainer how far it is; None if it does not answer."""
-        address = pod.get("status", {}).get("podIP")
-        if not address:
+        url = _trainer_url(pod, "/progress")
+        if url is None:
             return None
-        host = f"[{address}]" if ":" in address else address
         try:
-            async with self._session.get(
-                f"http://{host}:{names.PORT_METRICS}/progress",
-                timeout=aiohttp.ClientTimeout(total=_PROGRESS_TIMEOUT_S),
-            ) as response:
+            async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=_PROGRESS_TIMEOUT_S)) as response:
                 return Progress.model_validate_json(await response.read()) if response.ok else None
         except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
             return None
+
+    async def tell(self, pod: Object, incarnation: Incarnation) -> None:
+        """Tell a running trainer who meets next; one that does not take it will say that it still waits."""
+        url, body = _trainer_url(pod, "/incarnation"), incarnation.model_dump_json(by_alias=True)
+        if url is None:
+            return
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+            async with self._session.post(
+                url, data=body, timeout=aiohttp.ClientTimeout(total=_PROGRESS_TIMEOUT_S)
+            ) as response:
+                await response.read()
 
     async def pod_events(self, pod: Object) -> Sequence[Event]:
         """Return what was told of a pod of late, the newest last."""
@@ -422,3 +431,11 @@ class KubeCluster:
 
 def _key(job: Object) -> Key:
     return Key(job["metadata"]["namespace"], job["metadata"]["name"])
+
+
+def _trainer_url(pod: Object, path: str) -> str | None:
+    address = pod.get("status", {}).get("podIP")
+    if not address:
+        return None
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{names.PORT_METRICS}{path}"

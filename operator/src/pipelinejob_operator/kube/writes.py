@@ -83,6 +83,7 @@ class Writes:
             "kind": "DeleteOptions",
             "propagationPolicy": "Background",
             "preconditions": {"uid": reference.uid},
+            **({} if reference.grace_s is None else {"gracePeriodSeconds": reference.grace_s}),
         }
         try:
             answer = await self.send("DELETE", path, body=options)

@@ -5,6 +5,7 @@ code and last words. The job and its status survive in the run's folder, as an A
 """
 
 import asyncio
+import contextlib
 import copy
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from pipelinejob.base import names
+from pipelinejob.contract.incarnation import Incarnation
 from pipelinejob.contract.progress import ExitCode, Progress
 from pipelinejob_operator.cluster import (
     Autoscaler,
@@ -36,6 +38,7 @@ from pipelinejob_operator.local import pod as local_pod
 from pipelinejob_operator.local.machine import Machine
 from pipelinejob_operator.local.pod import Surroundings
 from pipelinejob_operator.local.runfolder import RunFolder
+from pipelinejob_operator.local.spares import Spares
 from pipelinejob_operator.local.stage_process import StageProcess
 from pipelinejob_operator.objects.pod_template import merge
 
@@ -83,6 +86,8 @@ class LocalCluster:
         self._tasks: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._is_ending = False
+        self._num_spares = 0
+        self._spares = Spares(environment=self._spare_environment(), log=folder.logs / "spares.log")
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_PROGRESS_TIMEOUT_S))
@@ -183,6 +188,14 @@ class LocalCluster:
         except ValidationError:  # not one of our trainers
             return None
 
+    async def tell(self, pod: Object, incarnation: Incarnation) -> None:
+        """Tell the pod's process who meets next; one that does not take it will say that it still waits."""
+        url = self._url(pod, names.PORT_METRICS, "/incarnation")
+        if url is not None and self._session is not None:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with self._session.post(url, data=incarnation.model_dump_json(by_alias=True)) as response:
+                    await response.read()
+
     # What is written
 
     async def apply(self, item: Object) -> None:
@@ -213,7 +226,7 @@ class LocalCluster:
         if reference.kind == "Pod":
             rank = self._ranks.get(key)
             if rank and reference.uid == rank.pod["metadata"]["uid"]:
-                self._stop(key, rank)
+                self._stop(key, rank, grace_s=reference.grace_s)
         elif reference.kind == names.KIND:
             self._jobs.pop(key, None)
         else:
@@ -248,6 +261,7 @@ class LocalCluster:
 
     def kill_all(self) -> None:
         """End every process at once."""
+        self._spares.kill()
         for rank in self._ranks.values():
             if rank.process:
                 rank.process.kill()
@@ -267,6 +281,8 @@ class LocalCluster:
             job["metadata"]["generation"] = current["metadata"]["generation"] + 1
         self._jobs[key] = job
         self._folder.write_job(job)
+        recovery = job["spec"].get("recovery") or {}
+        self._num_spares = recovery.get("spares", 0) if recovery.get("inPlace") else 0
         self._on_change()
 
     async def _apply_pod(self, stated: dict[str, Any]) -> None:
@@ -312,12 +328,7 @@ class LocalCluster:
             self._write_mounted_files(pod)
             surroundings.termination_log.parent.mkdir(parents=True, exist_ok=True)
             surroundings.termination_log.unlink(missing_ok=True)
-            rank.process = await StageProcess.start(
-                local_pod.command(pod, surroundings),
-                environment=local_pod.environment(pod, surroundings),
-                log=self._log(pod),
-                folder=local_pod.trainer(pod).get("workingDir"),
-            )
+            rank.process = await self._process_of(pod, surroundings)
         except OSError as error:
             raise InvalidError(f"pod {pod['metadata']['name']} cannot start: {error}") from error
         pod["spec"]["nodeName"] = self._machine.hostname
@@ -325,6 +336,24 @@ class LocalCluster:
         rank.task = asyncio.create_task(self._watch(rank, rank.process))
         self._tasks.add(rank.task)
         rank.task.add_done_callback(self._tasks.discard)
+
+    async def _process_of(self, pod: Object, surroundings: Surroundings) -> StageProcess:
+        """Return the pod's process: a warm one that takes a lost one's place, or a new one."""
+        command = local_pod.command(pod, surroundings)
+        environment = local_pod.environment(pod, surroundings)
+        folder = local_pod.trainer(pod).get("workingDir")
+        if folder is None and self._is_in_place_of_another(pod):
+            spare = self._spares.take(command, environment=environment, log=self._log(pod))
+            if spare is not None:
+                return spare
+        return await StageProcess.start(command, environment=environment, log=self._log(pod), folder=folder)
+
+    def _is_in_place_of_another(self, pod: Object) -> bool:
+        """Tell whether the pod's attempt had a process under this name already."""
+        return self._log(pod).exists()
+
+    def _spare_environment(self) -> dict[str, str]:
+        return {**self._machine.environment, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
     async def _watch(self, rank: _Rank, process: StageProcess) -> None:
         probing = asyncio.create_task(self._probe(rank))
@@ -376,15 +405,16 @@ class LocalCluster:
             await asyncio.sleep(_PROBE_PERIOD_S)
         state = rank.pod["status"]["containerStatuses"][0]["state"]
         self._set_status(rank, phase="Running", state=state, ready=True)
+        self._spares.keep(self._num_spares)
         self._on_change()
 
-    def _stop(self, key: Key, rank: _Rank) -> None:
+    def _stop(self, key: Key, rank: _Rank, *, grace_s: int | None = None) -> None:
         if rank.process is None or rank.task is None or rank.task.done():
             del self._ranks[key]
             return
         if rank.pod["metadata"].get("deletionTimestamp"):
             return
-        grace = local_pod.grace_s(rank.pod)
+        grace = local_pod.grace_s(rank.pod) if grace_s is None else grace_s
         # The old value may be in a reader's hands: never change it in place.
         rank.pod = {**rank.pod, "metadata": {**rank.pod["metadata"], "deletionTimestamp": _now()}}
         rank.process.terminate()
@@ -523,15 +553,20 @@ class LocalCluster:
         return self._folder.logs.resolve() / name
 
     async def _get(self, pod: Object, port: int, path: str) -> bytes | None:
-        rank = self._ranks.get(Key(pod["metadata"]["namespace"], pod["metadata"]["name"]))
-        if rank is None or rank.surroundings is None or self._session is None:
+        url = self._url(pod, port, path)
+        if url is None or self._session is None:
             return None
-        url = f"http://127.0.0.1:{rank.surroundings.ports.get(port, port)}{path}"
         try:
             async with self._session.get(url) as response:
                 return await response.read() if response.ok else None
         except (aiohttp.ClientError, TimeoutError):  # not up yet, or gone
             return None
+
+    def _url(self, pod: Object, port: int, path: str) -> str | None:
+        rank = self._ranks.get(Key(pod["metadata"]["namespace"], pod["metadata"]["name"]))
+        if rank is None or rank.surroundings is None:
+            return None
+        return f"http://127.0.0.1:{rank.surroundings.ports.get(port, port)}{path}"
 
 
 def _without_queue(job: dict[str, Any]) -> dict[str, Any]:

@@ -20,15 +20,24 @@ class StageProcess:
 
     @classmethod
     async def start(
-        cls, command: Sequence[str], *, environment: Mapping[str, str], log: Path, folder: str | None = None
+        cls,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        log: Path,
+        folder: str | None = None,
+        is_told: bool = False,
     ) -> "StageProcess":
-        """Start `command`, its output appended to `log`; it dies with this process, even if that is killed."""
+        """Start `command`, its output appended to `log`; it dies with this process, even if that is killed.
+
+        `is_told`: it waits for a line of input (`tell`).
+        """
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *launched(command),
                 env=dict(environment),
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE if is_told else asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 cwd=folder,
@@ -40,6 +49,17 @@ class StageProcess:
     def pid(self) -> int:
         """The process's number, also that of its group."""
         return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.returncode is None
+
+    def tell(self, line: str) -> None:
+        """Give it the line that it waits for."""
+        assert self._process.stdin is not None, "it was started to be told"
+        self._process.stdin.write(line.encode() + b"\n")
+        self._process.stdin.close()
 
     async def wait(self) -> int:
         """Wait for the end, take what is left of its group along, and give the exit code."""

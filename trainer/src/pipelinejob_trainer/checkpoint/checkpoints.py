@@ -73,11 +73,15 @@ class Checkpoints:
         resumed = next(
             (found for step in self._agreed_candidates() if (found := self._read(step, wanted, is_taken))), None
         )
+        self.take_over(resumed.step if resumed else 0)
+        return resumed
+
+    def take_over(self, step: int) -> None:
+        """Fence off earlier attempts, and those who went on from here before, as this gang goes on from a step."""
         self._run = f"{self._gang.agree([secrets.randbits(8 * _RUN_BYTES)])[0]:0{2 * _RUN_BYTES}x}"
         if self._gang.is_leader:
             self._folder.sweep()
-            self._folder.take_over(Fence(attempt=self._attempt, run=self._run, step=resumed.step if resumed else 0))
-        return resumed
+            self._folder.take_over(Fence(attempt=self._attempt, run=self._run, step=step))
 
     def save(self, snapshot: Snapshot, place: TextPosition) -> None:
         """Write a checkpoint.
@@ -86,15 +90,25 @@ class Checkpoints:
         CheckpointFailedError when this rank could not write, SupersededError when a newer attempt
         has taken over, PeerLostError when another rank failed.
         """
-        digest = b""
+        self.publish(snapshot, place, self.write(snapshot))
+
+    def write(self, snapshot: Snapshot) -> bytes:
+        """Write this rank's file; return its digest, empty where another replica writes the same.
+
+        No other rank is needed for it, so any thread may do it. Raises CheckpointFailedError.
+        """
         try:
             gathered = self._folder.begin(snapshot.step, run=self._run)
             if self._gang.replica == 0:
-                digest = bytes.fromhex(write_shard(gathered / shard_name(self._gang.stage), snapshot.tensors))
+                return bytes.fromhex(write_shard(gathered / shard_name(self._gang.stage), snapshot.tensors))
         except (OSError, DamagedCheckpointError) as error:
             raise CheckpointFailedError(
                 f"step {snapshot.step}: cannot write a checkpoint to {self._folder.root}: {error}; free space there"
             ) from error
+        return b""
+
+    def publish(self, snapshot: Snapshot, place: TextPosition, digest: bytes) -> None:
+        """Publish a checkpoint of which every rank has written its file. Raises what `save` does."""
         digests = self._gang.gather(_row(digest))
         if self._gang.is_leader:
             self._publish(snapshot, place, [bytes(row.tolist()).hex() for row in digests])

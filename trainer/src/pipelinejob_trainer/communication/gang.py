@@ -15,6 +15,7 @@ from pipelinejob_trainer.base.errors import PeerLostError
 from pipelinejob_trainer.communication.process_groups import Groups
 
 _Value = TypeVar("_Value")
+_PIECE_BYTES = 256 << 20
 
 
 class Gang:
@@ -68,6 +69,18 @@ class Gang:
         with peer_errors():
             distributed.all_reduce(votes, op=distributed.ReduceOp.MIN, group=self._groups.world)
         return bool(votes.item())
+
+    def send_bytes(self, values: torch.Tensor, to: int) -> None:
+        """Send a rank bytes, uint8 on the CPU, that it expects."""
+        with peer_errors():
+            for piece in torch.split(values, _PIECE_BYTES):
+                distributed.send(piece, to, group=self._groups.world)
+
+    def receive_bytes(self, values: torch.Tensor, source: int) -> None:
+        """Fill a tensor with the bytes that a rank sends."""
+        with peer_errors():
+            for piece in torch.split(values, _PIECE_BYTES):
+                distributed.recv(piece, source, group=self._groups.world)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -1,14 +1,17 @@
 """The stage's HTTP server: /metrics, /healthz, /readyz and /progress on one port."""
 
+import sys
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipelinejob_trainer.base.errors import UserError
 
 _TEXT = "text/plain; charset=utf-8"
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 _JSON = "application/json"
+_MAX_POSTED_BYTES = 1 << 20
 
 
 class StatusSource(Protocol):
@@ -27,17 +30,19 @@ class StatusSource(Protocol):
         """Return whether the stage is training."""
 
 
-def serve(source: StatusSource, port: int) -> ThreadingHTTPServer:
+def serve(source: StatusSource, port: int, *, hear: Callable[[bytes], None] | None = None) -> ThreadingHTTPServer:
     """Serve in a thread, on all interfaces.
 
-    Raises UserError when the port is taken.
+    `hear` takes what is posted to /incarnation, and raises ValueError for what it does not take. Raises UserError when
+    the port is taken.
     """
 
     class Handler(_Handler):
         shown = source
+        hears = hear and staticmethod(hear)
 
     try:
-        server = ThreadingHTTPServer(("0.0.0.0", port), Handler)  # noqa: S104  # kubelet and Prometheus come from outside
+        server = _Server(("0.0.0.0", port), Handler)  # noqa: S104  # kubelet and Prometheus come from outside
     except OSError as error:
         raise UserError(
             "PortTaken", f"metrics port {port}: {error.strerror}; free it, or let the operator choose another"
@@ -47,12 +52,34 @@ def serve(source: StatusSource, port: int) -> ThreadingHTTPServer:
     return server
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that did not wait, as while torch is imported."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     shown: StatusSource
+    hears: Callable[[bytes], None] | None = None
     timeout = 10  # of a client that stops talking
 
     def do_GET(self) -> None:  # the standard library's name
-        status, kind, body = self._answer(self.path.partition("?")[0])
+        self._send(*self._answer(self.path.partition("?")[0]))
+
+    def do_POST(self) -> None:  # likewise
+        size = int(self.headers.get("Content-Length") or 0)
+        if self.path != "/incarnation" or self.hears is None or size > _MAX_POSTED_BYTES:
+            self._send(404, _TEXT, b"post an incarnation to /incarnation, where recovery in place is on\n")
+            return
+        try:
+            self.hears(self.rfile.read(size))
+        except ValueError as error:
+            self._send(409, _TEXT, f"{error}\n".encode())
+            return
+        self._send(200, _TEXT, b"ok\n")
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))

@@ -2,9 +2,11 @@
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelinejob.base.timeline import COMPUTE, WAITING, SpanKind, StageTimeline
+from pipelinejob.contract.incarnation import Lost
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import Phase, Progress, Skipped
 from pipelinejob_trainer.process.metrics import Metrics
@@ -57,9 +59,16 @@ class StageStatus:
         """The optimiser steps completed, over all attempts."""
         return self._progress.step
 
+    @property
+    def incarnation(self) -> int:
+        """The newest incarnation of the gang that this rank has heard of."""
+        return self._progress.incarnation
+
     def begin_training(self, *, step: int, loss: float | None, checkpoint_step: int | None) -> None:
-        """Note that all ranks have met and go on from a step."""
-        self._update(phase=Phase.TRAINING, step=step, loss=loss, checkpoint_step=checkpoint_step)
+        """Note that all ranks have met and go on from a step; `checkpoint_step` is of the checkpoint, if from one."""
+        self._update(phase=Phase.TRAINING, step=step, loss=loss)
+        if checkpoint_step is not None:
+            self._update(checkpoint_step=checkpoint_step)
         self.numbers.step.set(step)
         if loss is not None:
             self.numbers.loss.set(loss)
@@ -142,6 +151,28 @@ class StageStatus:
         self.numbers.memory["parameters"].set(parameter_bytes)
         self.numbers.memory["optimizer"].set(optimizer_bytes)
         self._update(memory_bytes=peak_bytes)
+
+    def listen(self, port: int) -> None:
+        """Note where the other ranks reach this one, as recovery in place is on."""
+        self._update(control_port=port)
+
+    def await_incarnation(self, lost: Sequence[Lost], *, within_s: float) -> None:
+        """Note that this rank waits to be told who meets, after it lost these ranks."""
+        self._update(phase=Phase.STARTING, awaits_incarnation=True, lost=tuple(lost))
+        self._expect_within(within_s)
+
+    def add_lost(self, lost: Lost) -> None:
+        """Note another rank that is lost."""
+        self._update(lost=(*self._progress.lost, lost))
+
+    def hear_incarnation(self, number: int) -> None:
+        """Note that this rank was told who meets."""
+        self._update(awaits_incarnation=False, incarnation=number, lost=())
+        self._bytes = {"send": 0, "recv": 0}  # its links are new ones
+
+    def add_recovery(self) -> None:
+        """Note that training goes on in place."""
+        self._update(recoveries=self._progress.recoveries + 1)
 
     def set_bytes(self, direction: str, total: int) -> None:
         """Set how many bytes this process has sent to its neighbours or received from them."""

@@ -1,7 +1,7 @@
 """A rank of a plan: its chunks as stages, its parameters, and the runtime that plays its list."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -44,6 +44,10 @@ class Rank:
     def is_spokesman(self) -> bool:
         """Whether it reports the job's steps: where the first route of replica 0 ends."""
         return self.replica == 0 and self.layout.schedule.routes[0][-1] == self.index
+
+    def with_new_stages(self) -> "Rank":
+        """Return the same rank with nothing under way: what passes left unfinished is forgotten."""
+        return replace(self, stages=_stages(self.plan, self.layout, self.part, index=self.index, device=self.device))
 
     def owns(self, name: str) -> bool:
         """Return whether it owns a parameter or buffer, which may be on other ranks too."""
@@ -95,10 +99,15 @@ def build_rank(plan: Plan, *, index: int, replica: int, device: torch.device) ->
     freeze(part.named_parameters(), plan.training.groups)
     if holds_frozen_short(plan):
         part.hold_frozen_short()
+    stages = _stages(plan, layout, part, index=index, device=device)
+    return Rank(plan=plan, layout=layout, index=index, replica=replica, part=part, stages=stages, device=device)
+
+
+def _stages(plan: Plan, layout: Layout, part: Part, *, index: int, device: torch.device) -> tuple[Stage, ...]:
     last = layout.schedule.num_stages - 1
     has_last = any(held.stage == last for held in layout.schedule.held_by(index))
     loss = load_loss(plan.training, device) if has_last else token_cross_entropy
-    stages = tuple(
+    return tuple(
         Stage(
             chunk,
             is_first=held.stage == 0,
@@ -112,4 +121,3 @@ def build_rank(plan: Plan, *, index: int, replica: int, device: torch.device) ->
         )
         for held, chunk in zip(layout.schedule.held_by(index), part.chunks, strict=True)
     )
-    return Rank(plan=plan, layout=layout, index=index, replica=replica, part=part, stages=stages, device=device)

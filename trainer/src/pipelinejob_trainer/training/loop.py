@@ -1,7 +1,8 @@
 """Training, from a plan to the last step: build, meet the gang, resume, step, evaluate, save."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -12,6 +13,7 @@ from pipelinejob.schedules.causes import WaitCause
 from pipelinejob.spec.workload import Packing, packing_of
 from pipelinejob_trainer.base.errors import LayerError, StoppedError, UserError
 from pipelinejob_trainer.checkpoint import snapshot
+from pipelinejob_trainer.checkpoint.background import BackgroundSave
 from pipelinejob_trainer.checkpoint.checkpoints import Checkpoints, Resumed
 from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
 from pipelinejob_trainer.communication.gang import Gang
@@ -31,6 +33,8 @@ from pipelinejob_trainer.process.config import Config
 from pipelinejob_trainer.process.output import Output, say, warn
 from pipelinejob_trainer.process.signals import StopRequest
 from pipelinejob_trainer.process.stage_status import StageStatus, StepOutcome, samples_per_step, tokens_per_step
+from pipelinejob_trainer.recovery.history import Border
+from pipelinejob_trainer.recovery.keeping import Keeping
 from pipelinejob_trainer.runtime.device_memory import peak_bytes
 from pipelinejob_trainer.runtime.rank import Rank, build_rank
 from pipelinejob_trainer.runtime.recorder import Recorder
@@ -70,11 +74,18 @@ class TrainingLoop:
     """One rank's training within its gang."""
 
     def __init__(
-        self, prepared: Preparation, membership: Membership, status: StageStatus, stop_request: StopRequest
+        self,
+        prepared: Preparation,
+        membership: Membership,
+        status: StageStatus,
+        stop_request: StopRequest,
+        keeping: Keeping | None = None,
     ) -> None:
+        """`keeping` is for recovery in place: the loop may then `rejoin` the gang and `run` again."""
         config, plan = prepared.config, prepared.plan
         self._plan = plan
-        self._gang = membership.gang
+        self._prepared = prepared
+        self._keeping = keeping
         self._status = status
         self._stop_request = stop_request
         self._output = prepared.output
@@ -83,9 +94,9 @@ class TrainingLoop:
         self._rank = prepared.rank
         self._batches = prepared.batches
         self._evaluation_batches = prepared.evaluation_batches
-        self._order = _agreed_order(prepared, membership.gang)
         self._samples = 0
         self._last_loss = 0.0
+        self._unpublished: BackgroundSave | None = None
         self._updates = Updates(prepared.rank)
         self._not_finite = NotFinitePolicy(plan.training)
         self._recorder = Recorder(
@@ -94,25 +105,39 @@ class TrainingLoop:
             device=prepared.rank.device,
             shares_processors=plan.shares_processors,
         )
-        self._links = membership.link(plan.schedule.micro_batch_sizes)
-        self._runtime = prepared.rank.runtime(
+        self._untrained = UntrainedState(prepared.rank, membership.sum_over)
+        self._parameter_check = ParameterCheck(prepared.rank)
+        self._base_check = BaseCheck(prepared.rank)
+        self._join(membership)
+
+    def _join(self, membership: Membership) -> None:
+        self._gang = membership.gang
+        self._order = _agreed_order(self._prepared, membership.gang)
+        self._links = membership.link(self._plan.schedule.micro_batch_sizes)
+        self._runtime = self._rank.runtime(
             links=self._links,
             sum_over=membership.sum_over,
             recorder=self._recorder,
-            batches=prepared.batches,
+            batches=self._prepared.batches,
             update=self._updates.within_step,
         )
-        self._untrained = UntrainedState(prepared.rank, membership.sum_over)
-        self._parameter_check = ParameterCheck(prepared.rank)
         self._checkpoints = Checkpoints(
-            prepared.folder,
+            self._prepared.folder,
             membership.gang,
-            attempt=config.attempt,
-            keep=plan.checkpoint.keep,
+            attempt=self._attempt,
+            keep=self._plan.checkpoint.keep,
             warn=warn,
-            base=agreed_base(prepared.rank, membership.gang),
+            base=agreed_base(self._rank, membership.gang),
         )
-        self._base_check = BaseCheck(prepared.rank)
+
+    def rejoin(self, membership: Membership) -> None:
+        """Forget the step that was interrupted, and go on in another incarnation of the gang; `run` comes next."""
+        self._rank = self._rank.with_new_stages()
+        self._updates.optimizer.zero_gradients()
+        self._recorder.restart()
+        self._unpublished = None  # of a run that is fenced off now
+        self._untrained.join(membership.sum_over)
+        self._join(membership)
 
     def run(self) -> None:
         """Train until the last step.
@@ -127,14 +152,28 @@ class TrainingLoop:
         self._output.write_timelines()
 
     def _resume(self) -> int:
-        """Go on from the newest checkpoint, if there is one; return its step."""
+        """Go on from what all ranks have in memory, else from the newest checkpoint; return its step."""
+        border = self._keeping.go_back(self._gang, self._say) if self._keeping else None
+        if border is not None:
+            return self._return(border)
         resumed = self._checkpoints.resume(*self._restorable())
         if resumed:
             self._set_position(resumed)
         return self._begin(resumed)
 
+    def _return(self, border: Border) -> int:
+        self._checkpoints.take_over(border.step)
+        self._samples = border.samples
+        if self._batches is not None:
+            self._batches = self._batches.resumed(step=border.step, samples=border.samples)
+        self._untrained.check_restored({name.partition("/")[2] for name in border.tensors})
+        step = self._begin(Resumed(step=border.step, loss=border.loss, place=None, tensors=border.tensors))
+        self._status.add_recovery()
+        return step
+
     def _roll_back(self, step: int, total: Totals) -> int:
         """Go back to the newest checkpoint, and on with the text after this step's; return its step."""
+        self._publish()
         resumed = self._checkpoints.resume(*self._restorable())
         what = described(step, total)
         if resumed is None:
@@ -152,6 +191,8 @@ class TrainingLoop:
             " what came since that checkpoint is left out"
         )
         self._recorder.finish_step()
+        if self._keeping is not None:
+            self._keeping.history.clear()  # its steps come anew, with other text
         return self._begin(resumed)
 
     def _restorable(self) -> tuple[dict[str, torch.Size], Callable[[str], bool]]:
@@ -166,9 +207,12 @@ class TrainingLoop:
             self._last_loss = resumed.loss or 0.0
         self._untrained.begin()
         self._parameter_check.begin()
+        self._keep_border(step)
         self._first_step = step + 1
         self._status.begin_training(
-            step=step, loss=resumed.loss if resumed else None, checkpoint_step=step if resumed else None
+            step=step,
+            loss=resumed.loss if resumed else None,
+            checkpoint_step=step if resumed and resumed.place else None,
         )
         self._trackers.begin(self._plan, attempt=self._attempt, step=step)
         self._step_began = time.perf_counter()
@@ -198,7 +242,11 @@ class TrainingLoop:
         self._updates.begin(step)
         result = self._runtime.run_step(step, self._batches)
         self._samples += samples_per_step(self._plan)
-        total = self._total(result, self._find_changes(step))
+        changes = self._find_changes(step)
+        if self._keeping is not None and self._is_border_due(step):
+            with self._recorder.span(SpanKind.CHECKPOINT):
+                self._keeping.await_last()
+        total = self._total(result, changes)
         decision = self._not_finite.decide(step, total)
         if decision is Decision.ROLL_BACK:
             return self._roll_back(step, total)
@@ -208,9 +256,16 @@ class TrainingLoop:
             rate = self._updates.end(total) if skipped is None else self._updates.skip()
         self._spread_carried(has_new_changes=total.has_new_changes)
         evaluation_loss = self._evaluate() if self._is_evaluation_due(step) else None
-        if self._is_checkpoint_due(step) or total.is_stop_requested:
+        if total.num_written == self._gang.size:
             with self._recorder.span(SpanKind.CHECKPOINT):
-                self._save(step, self._last_loss)
+                self._publish()
+        if self._is_checkpoint_due(step) or total.is_stop_requested:
+            is_last = step == self._plan.training.steps or total.is_stop_requested
+            with self._recorder.span(SpanKind.CHECKPOINT):
+                self._save(step, self._last_loss, waits=is_last or not self._plan.checkpoint.asynchronous)
+        if self._is_border_due(step):
+            with self._recorder.span(SpanKind.CHECKPOINT):
+                self._keep_border(step)
         self._report(step, total, rate, evaluation_loss, skipped)
         if total.is_stop_requested and step < self._plan.training.steps:
             self._output.write_timelines()
@@ -255,6 +310,7 @@ class TrainingLoop:
                 self._updates.squared_norm(),
                 is_stop_requested=self._stop_request.is_set(),
                 num_changes=num_changes,
+                has_written=self._unpublished is not None and self._unpublished.is_written(),
             )
         with self._recorder.span(SpanKind.IDLE, cause=WaitCause.BARRIER):
             return totals.over_all(self._gang, mine)
@@ -283,21 +339,48 @@ class TrainingLoop:
         interval = self._plan.checkpoint.interval_steps
         return step == self._plan.training.steps or (interval > 0 and step % interval == 0)
 
-    def _save(self, step: int, loss: float) -> None:
+    def _is_border_due(self, step: int) -> bool:
+        return self._keeping is not None and (self._keeping.is_due(step) or self._is_checkpoint_due(step))
+
+    def _keep_border(self, step: int) -> None:
+        """Keep this rank's state in memory, if recovery in place is on."""
+        if self._keeping is None:
+            return
+        unkept = self._untrained.extra_buffers()
+        state = snapshot.take(self._rank.part, self._updates.optimizer, step=step, extra_buffers=unkept)
+        self._keeping.keep(step=step, loss=self._last_loss, samples=self._samples, tensors=state.tensors)
+
+    def _save(self, step: int, loss: float, *, waits: bool) -> None:
+        """Save the state, or begin to, beside training; what was begun before is published first."""
+        self._publish()
         self._status.begin_checkpoint()
         began = time.perf_counter()
         rank = self._rank
-        self._checkpoints.save(
-            snapshot.take(
-                rank.part,
-                self._updates.optimizer,
-                step=step,
-                loss=loss,
-                extra_buffers=self._untrained.extra_buffers(),
-                is_mine=rank.owns,
-            ),
-            TextPosition(samples=self._samples, order=self._order),
+        state = snapshot.take(
+            rank.part,
+            self._updates.optimizer,
+            step=step,
+            loss=loss,
+            extra_buffers=self._untrained.extra_buffers(),
+            is_mine=rank.owns,
         )
+        place = TextPosition(samples=self._samples, order=self._order)
+        if not waits:
+            self._unpublished = BackgroundSave(self._checkpoints, state, place)
+            return
+        self._checkpoints.save(state, place)
+        self._saved(step, began)
+
+    def _publish(self) -> None:
+        """Publish the checkpoint that was written beside training, if there is one; every rank calls it."""
+        if self._unpublished is None:
+            return
+        began, save = time.perf_counter(), self._unpublished
+        save.publish()
+        self._unpublished = None
+        self._saved(save.step, began)
+
+    def _saved(self, step: int, began: float) -> None:
         self._not_finite.saved()
         self._status.add_checkpoint(step=step, seconds=time.perf_counter() - began)
 
@@ -337,13 +420,25 @@ def run(prepared: Preparation, membership: Membership, status: StageStatus, stop
 
     Raises StoppedError after a checkpoint, UserError, PeerLostError, CheckpointFailedError.
     """
-    try:
-        check_targets(prepared.rank, membership.gang)
-        check_groups(prepared.plan.training.groups, prepared.rank.part.named_parameters(), membership.gang)
-        _refuse_untrainable(prepared.rank, membership.gang)
+    with telling_errors(prepared):
+        check(prepared, membership)
         if prepared.plan.training.preflight:
-            say(_preflight(prepared.rank, membership))
+            say(preflighted(prepared.rank, membership))
         TrainingLoop(prepared, membership, status, stop_request).run()
+
+
+def check(prepared: Preparation, membership: Membership) -> None:
+    """Check what only all ranks together can tell. Raises UserError."""
+    check_targets(prepared.rank, membership.gang)
+    check_groups(prepared.plan.training.groups, prepared.rank.part.named_parameters(), membership.gang)
+    _refuse_untrainable(prepared.rank, membership.gang)
+
+
+@contextmanager
+def telling_errors(prepared: Preparation) -> Iterator[None]:
+    """Turn a device's errors into the user's, who can mend them; close the trackers at the end."""
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise UserError(
             "OutOfMemory",
@@ -362,7 +457,8 @@ def run(prepared: Preparation, membership: Membership, status: StageStatus, stop
         prepared.trackers.close()
 
 
-def _preflight(rank: Rank, membership: Membership) -> str:
+def preflighted(rank: Rank, membership: Membership) -> str:
+    """Check gradients of a shrunk model on the gang; return what is to be said of it."""
     try:
         return preflight.check(rank, membership)
     except LayerError as error:

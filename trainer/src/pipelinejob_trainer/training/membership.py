@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import torch
 from torch import distributed
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # torch re-exports them silently
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined] # torch re-exports them silently
 
 from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import Device
@@ -63,16 +63,24 @@ def join(config: Config, rank: Rank) -> Membership:
 
     Raises PeerLostError if one does not come, or goes away meanwhile.
     """
-    parallelism = rank.plan.parallelism
-    num_stages, num_replicas = parallelism.pipeline, parallelism.data
-    number, size = rank_of(config.replica, config.stage, pipeline=num_stages), num_stages * num_replicas
+    number = rank_of(config.replica, config.stage, pipeline=rank.plan.parallelism.pipeline)
     prepare_environment(config.rendezvous)
     # Late ranks of an older attempt find no other rank under their prefix.
     prefix = f"{config.namespace}/{config.job}/attempt-{config.attempt}"
     with _meeting(config.rendezvous):
-        store = PrefixStore(prefix, _store(config.rendezvous, rank=number, is_master=number == 0))
-        backend = "gloo" if rank.device.type == "cpu" else "cpu:gloo,cuda:nccl"
-        distributed.init_process_group(backend, store=store, rank=number, world_size=size, timeout=_OPERATION_TIMEOUT)
+        store = _store(config.rendezvous, rank=number, is_master=number == 0)
+        return form(rank, PrefixStore(prefix, store), number, rendezvous=config.rendezvous, prefix=prefix)
+
+
+def form(rank: Rank, store: Store, number: int, *, rendezvous: Address, prefix: str) -> Membership:
+    """Form the process groups over a store that all ranks of this attempt, and of this incarnation, share.
+
+    Raises PeerLostError if one goes away meanwhile, RuntimeError if one does not come.
+    """
+    num_stages, num_replicas = rank.plan.parallelism.pipeline, rank.plan.parallelism.data
+    size = num_stages * num_replicas
+    backend = "gloo" if rank.device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    distributed.init_process_group(backend, store=store, rank=number, world_size=size, timeout=_OPERATION_TIMEOUT)
     with peer_errors():
         groups = process_groups(pipeline=num_stages, data=num_replicas)
         sum_over = sums_over_groups(rank.layout.all_shares(rank.part))
@@ -81,7 +89,7 @@ def join(config: Config, rank: Rank) -> Membership:
         gang=Gang(groups, num_stages=num_stages),
         link=lambda rows: connect(groups, routes=routes, rows=rows, data=num_replicas, device=rank.device),
         sum_over=sum_over,
-        rendezvous=config.rendezvous,
+        rendezvous=rendezvous,
         prefix=prefix,
     )
 

@@ -25,6 +25,7 @@ class Totals:
     targets_per_counted: float
     is_stop_requested: bool
     has_new_changes: bool  # of what passes change besides gradients
+    num_written: int = 0  # ranks whose part of a checkpoint that is written beside training is there
 
     @property
     def is_finite(self) -> bool:
@@ -38,22 +39,28 @@ class Totals:
 
 
 def of_rank(
-    result: StepResult, squared_norm: torch.Tensor, *, is_stop_requested: bool, num_changes: int
+    result: StepResult,
+    squared_norm: torch.Tensor,
+    *,
+    is_stop_requested: bool,
+    num_changes: int,
+    has_written: bool = False,
 ) -> torch.Tensor:
     """Return what a rank adds to a step's all-reduce, float64 on its device."""
-    values = torch.zeros(6, dtype=torch.float64, device=result.loss_sum.device)
+    values = torch.zeros(7, dtype=torch.float64, device=result.loss_sum.device)
     values[0] = squared_norm
     values[1] = result.loss_sum
     values[2] = float(is_stop_requested)
     values[3] = num_changes
     values[4] = result.counted
     values[5] = result.num_targets
+    values[6] = float(has_written)
     return values
 
 
 def over_all(gang: Gang, values: torch.Tensor) -> Totals:
     """Add up over all ranks what `of_rank` gave on each."""
-    squared_norm, loss, stop, changes, counted, num_targets = gang.sum(values)
+    squared_norm, loss, stop, changes, counted, num_targets, num_written = gang.sum(values)
     factor = num_targets / counted if counted else 0.0
     return Totals(
         loss=loss * factor,
@@ -61,6 +68,7 @@ def over_all(gang: Gang, values: torch.Tensor) -> Totals:
         targets_per_counted=factor,
         is_stop_requested=stop > 0,
         has_new_changes=changes > 0,
+        num_written=round(num_written),
     )
 
 

@@ -23,7 +23,7 @@ from itertools import chain
 
 import torch
 
-from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.base.errors import PeerLostError, UserError
 from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.models.identity import Place, home_of, layer_of, memory_of
 from pipelinejob_trainer.runtime.rank import Rank
@@ -135,6 +135,22 @@ class UntrainedState:
         """Return changed buffers, by name, that a layer would not keep but a resumed run needs."""
         found = {name: each.places[0] for name, each in self._watched.items() if name in self._unkept}
         return {name: place.tensor for name, place in found.items() if not place.is_kept and place.tensor is not None}
+
+    def join(self, sum_over: SumOver) -> None:
+        """Go on in another gang, which has yet to agree on what changes."""
+        self._sum_over = sum_over
+        self._agreed.clear()
+        self._forms.clear()
+        self._spreads = {}
+
+    def check_restored(self, names: Container[str]) -> None:
+        """Check that an interrupted step has changed nothing but these, which are about to be restored.
+
+        Raises PeerLostError, upon which the gang restarts from its last checkpoint.
+        """
+        for name, each in self._watched.items():
+            if each.has_changed() and name not in names:
+                raise PeerLostError(f"{name} was changed by the step that was interrupted, and no copy of it is kept")
 
     def _find(self) -> None:
         """Watch what a forward pass has registered, which counts as a change."""

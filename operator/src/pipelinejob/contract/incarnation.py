@@ -1,0 +1,31 @@
+"""One meeting of a gang whose members outlive a lost stage: the operator numbers it, and tells each member of it.
+
+The operator POSTs an `Incarnation` to `/incarnation` on each stage's metrics port. It gives a number once, after every
+stage of the attempt has said that it waits for one; a member that hears of a newer number can take part in no older.
+"""
+
+from pipelinejob.base.values import Value
+
+
+class Member(Value):
+    """One rank, and where it listens: `host:port`, as it says of its port in `/progress`."""
+
+    replica: int
+    stage: int
+    address: str
+
+
+class Incarnation(Value):
+    """Who meets. Members are all ranks of the job, in order: replica by replica, stage by stage."""
+
+    number: int  # 1 is the first of an attempt's
+    attempt: int
+    members: tuple[Member, ...]
+
+
+class Lost(Value):
+    """A rank that another has found to be gone or silent."""
+
+    replica: int
+    stage: int
+    why: str

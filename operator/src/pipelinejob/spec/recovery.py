@@ -1,0 +1,80 @@
+"""What a user writes of recovery in place: a lost stage is replaced, and the others keep their processes."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipelinejob.base.values import Value
+from pipelinejob.spec.rules import Rule
+
+
+class Recovery(Value):
+    """Whether a lost stage alone is replaced, from what the others hold in memory, and what that may cost."""
+
+    in_place: Annotated[
+        bool,
+        Field(
+            description="true: where a stage is lost, only its pod is replaced, and all go on from the same step in "
+            "memory. false: the whole gang restarts from its last checkpoint."
+        ),
+    ] = False
+    interval_steps: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="Steps between two copies of a stage's state in memory; as many are lost at most.",
+        ),
+    ] = 1
+    silence_seconds: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=3600,
+            description="Seconds without a heartbeat after which a stage counts as lost; an end is seen at once.",
+        ),
+    ] = 2
+    wait_seconds: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=86_400,
+            description="Seconds that the others wait for a replacement; then the whole gang restarts.",
+        ),
+    ] = 600
+    max_replacements: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1000,
+            description="Replacements within `perSeconds`; one more, and the whole gang restarts.",
+        ),
+    ] = 10
+    per_seconds: Annotated[
+        int, Field(ge=1, le=31_536_000, description="The time in which `maxReplacements` are counted.")
+    ] = 3600
+    spares: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=64,
+            description="Processes that `pipelinejob run` keeps warm to take a lost stage's place. A cluster keeps "
+            "none yet: leave it 0 there.",
+        ),
+    ] = 0
+
+
+RECOVERY_RULES = (
+    Rule(
+        rule="!self.recovery.inPlace || self.device == 'cpu'",
+        message="recovery.inPlace works over gloo only: use device: cpu, or leave it out and the gang restarts",
+        says="recovery in place works over gloo only; use device: cpu, or leave recovery out and the gang restarts",
+        field=".recovery.inPlace",
+    ),
+    Rule(
+        rule="!self.recovery.inPlace || self.scheduling.binding != 'Late'",
+        message="recovery.inPlace needs scheduling.binding: Early: a replacement goes where the lost stage was",
+        says="a replacement goes where the lost stage was, which binding: Late cannot say; use binding: Early",
+        field=".recovery.inPlace",
+    ),
+)

@@ -1,0 +1,74 @@
+"""A stage is killed, and another stopped, under the real command: only that one is replaced."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from local_cli import Run, tiny_manifest
+from pipelinejob.base import names
+
+pytestmark = pytest.mark.xdist_group("processor-heavy")
+STEPS = 120
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator:
+    runs: list[Run] = []
+
+    def begin(name: str, **spec: object) -> Run:
+        manifest = tiny_manifest(tmp_path / f"{name}.yaml", fake=False, training={"steps": STEPS}, **spec)
+        runs.append(Run(manifest, tmp_path / name, "--no-profile", "--prompt", ""))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.end()
+
+
+def stages(run: Run) -> dict[str, int]:
+    """Return the process of each stage."""
+    found = {}
+    for pid in run.pids():
+        try:
+            variables = dict(each.partition("=")[::2] for each in _environment(pid))
+        except OSError:  # it has just ended
+            continue
+        if names.ENV_STAGE in variables:
+            found[variables[names.ENV_STAGE]] = pid
+    return found
+
+
+def _environment(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+
+
+def losses(run: Run) -> dict[int, float]:
+    records = map(json.loads, (run.output / names.STEPS_FILE).read_text().splitlines())
+    return {record["step"]: record["loss"] for record in records}
+
+
+def test_a_killed_and_a_stopped_stage_are_replaced_alone_and_the_losses_are_the_undisturbed_runs(start) -> None:
+    undisturbed = start("undisturbed")
+    assert undisturbed.wait() == 0, undisturbed.said
+
+    run = start("disturbed", recovery={"inPlace": True, "spares": 1})
+    run.until(lambda: run.steps() >= 10)
+    before = stages(run)
+    os.kill(before["0"], signal.SIGKILL)
+    run.until(lambda: "as incarnation 2" in run.said)
+    reached = run.steps()
+    run.until(lambda: run.steps() >= reached + 5)
+    os.kill(before["1"], signal.SIGSTOP)
+    run.until(lambda: "as incarnation 3" in run.said)
+
+    assert run.wait() == 0, run.said
+    assert losses(run) == losses(undisturbed)
+    assert run.steps() <= STEPS + 2  # each time a step at most is done again
+    assert "Restarting" not in run.said
+    assert run.said.count("Only tiny-r0-s") == 2
+    status = json.loads((run.output / "summary.json").read_text())
+    assert (status["state"], status["restarts"]) == ("Succeeded", 0)

@@ -1,0 +1,107 @@
+"""A rank's part in keeping borders: when one is due, that it is copied to a buddy, and how all go back to one."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from pipelinejob_trainer.communication.gang import Gang
+from pipelinejob_trainer.recovery import wire
+from pipelinejob_trainer.recovery.copies import Sender
+from pipelinejob_trainer.recovery.history import Border, History, Holding, copy_of
+from pipelinejob_trainer.recovery.returning import Return, choose_return, is_copy
+
+
+class Keeping:
+    """What the training loop asks of recovery; it outlives incarnations, its sender does not."""
+
+    def __init__(self, *, interval_steps: int) -> None:
+        self.history = History()
+        self._interval_steps = interval_steps
+        self._sender: Sender | None = None
+
+    def join(self, sender: Sender | None) -> None:
+        """Go on in another incarnation; `sender` is None where no buddy is needed."""
+        self._sender = sender
+
+    def is_due(self, step: int) -> bool:
+        """Return whether a border is kept after this step."""
+        return step % self._interval_steps == 0
+
+    def await_last(self) -> None:
+        """Wait until the last border can be counted on, wherever this rank is lost. Raises PeerLostError."""
+        if self._sender is not None:
+            self._sender.await_arrival()
+
+    def keep(self, *, step: int, loss: float | None, samples: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Keep a copy of this rank's state, and start to send it to the buddy. Raises PeerLostError."""
+        border = Border(step=step, loss=loss, samples=samples, tensors=copy_of(tensors))
+        self.history.keep(border)
+        if self._sender is not None:
+            self._sender.await_arrival()
+            self._sender.send(border)
+
+    def go_back(self, gang: Gang, say: Callable[[str], None]) -> Border | None:
+        """Return this rank's state at the newest border that all can go back to; None if there is none.
+
+        Every rank calls it, at the same point. Raises PeerLostError.
+        """
+        holdings = gang.gather_values(self.history.holding())
+        chosen = choose_return(holdings, num_stages=gang.num_stages)
+        if chosen is None:
+            self.history.clear()
+            if any(_has_any(each) for each in holdings):
+                say("not every rank's state is left in memory at one step; all go back to the last checkpoint")
+            return None
+        mine = _exchange(gang, self.history, chosen)
+        self.history.go_back(chosen.step)
+        self.history.keep(mine)
+        for rank, source in enumerate(chosen.sources):
+            if rank != source:
+                what = "the copy that" if is_copy(rank, source, num_stages=gang.num_stages) else "the same state, which"
+                say(f"rank {rank} takes over {what} rank {source} has of step {chosen.step}")
+        say(f"all {gang.size} ranks go on after step {chosen.step}, from memory")
+        return mine
+
+
+def _exchange(gang: Gang, history: History, chosen: Return) -> Border:
+    """Give to ranks that lost it what this one has of theirs; return this rank's own."""
+    mine: Border | None = None
+    for rank, source in enumerate(chosen.sources):
+        if rank == source == gang.rank:
+            mine = history.border(None, chosen.step)
+        elif source == gang.rank:
+            of = rank if is_copy(rank, source, num_stages=gang.num_stages) else None
+            _give(gang, history.border(of, chosen.step), rank)
+        elif rank == gang.rank:
+            mine = _take(gang, source)
+    assert mine is not None, "every rank has a source"
+    return mine
+
+
+def _give(gang: Gang, border: Border, to: int) -> None:
+    head = torch.frombuffer(bytearray(wire.head_of(border)), dtype=torch.uint8)
+    gang.send_bytes(_size(len(head)), to)
+    gang.send_bytes(head, to)
+    for part in wire.parts_of(border):
+        if part.numel():
+            gang.send_bytes(part, to)
+
+
+def _take(gang: Gang, source: int) -> Border:
+    size = _size(0)
+    gang.receive_bytes(size, source)
+    head = torch.empty(int(size.view(torch.int64).item()), dtype=torch.uint8)
+    gang.receive_bytes(head, source)
+    border = wire.empty_border(head.numpy().tobytes())
+    for part in wire.parts_of(border):
+        if part.numel():
+            gang.receive_bytes(part, source)
+    return border
+
+
+def _size(count: int) -> torch.Tensor:
+    return torch.tensor([count], dtype=torch.int64).view(torch.uint8)
+
+
+def _has_any(holding: Holding) -> bool:
+    return bool(holding.own or holding.copies)

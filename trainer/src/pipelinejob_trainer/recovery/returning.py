@@ -1,0 +1,41 @@
+"""Where all ranks go back to after a loss, decided purely, and alike on every rank."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelinejob_trainer.recovery.history import Holding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Return:
+    """A step border, and for each rank which rank gives it its state: mostly itself."""
+
+    step: int
+    sources: tuple[int, ...]
+
+
+def choose_return(holdings: Sequence[Holding], *, num_stages: int) -> Return | None:
+    """Return the newest border at which every rank's state is still somewhere; None if there is none.
+
+    `holdings` are in order of rank. A rank's state is taken from the first of: itself, the same stage of another
+    replica, a rank that keeps a copy.
+    """
+    steps = {step for each in holdings for step in (*each.own, *(s for copies in each.copies.values() for s in copies))}
+    for step in sorted(steps, reverse=True):
+        sources = [_source(rank, step, holdings, num_stages) for rank in range(len(holdings))]
+        if None not in sources:
+            return Return(step=step, sources=tuple(each for each in sources if each is not None))
+    return None
+
+
+def is_copy(rank: int, source: int, *, num_stages: int) -> bool:
+    """Return whether a source gives a copy that it kept, not its own state, which is the same in each replica."""
+    return rank % num_stages != source % num_stages
+
+
+def _source(rank: int, step: int, holdings: Sequence[Holding], num_stages: int) -> int | None:
+    peers = (each for each in range(len(holdings)) if each % num_stages == rank % num_stages and each != rank)
+    for candidate in (rank, *peers):
+        if step in holdings[candidate].own:
+            return candidate
+    return next((each for each, held in enumerate(holdings) if step in held.copies.get(rank, ())), None)

@@ -1,0 +1,174 @@
+"""Where the other ranks reach this one, and where it hears of incarnations: sockets of our own, and no torch.
+
+A call opens with one line of JSON that says who calls, of which incarnation, and what for. Calls of an older
+incarnation, another attempt or another job are closed unheard, so a process that was stopped and wakes up later can
+join nothing.
+"""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from pydantic import ValidationError
+
+from pipelinejob.contract.incarnation import Incarnation, Member
+from pipelinejob_trainer.base.errors import PeerLostError
+
+_HELLO_S = 5.0  # for the first line of a call
+_MAX_HELLO_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Who calls, of which incarnation, and what for."""
+
+    job: str  # namespace/name
+    attempt: int
+    incarnation: int
+    rank: int
+    purpose: str
+
+
+class Station:
+    """A listening socket, the calls that came in, and the newest incarnation heard of."""
+
+    def __init__(self, *, job: str, attempt: int, rank: int) -> None:
+        self.rank = rank
+        self._job = job
+        self._attempt = attempt
+        self._changed = threading.Condition()
+        self._heard: Incarnation | None = None
+        self._calls: dict[tuple[int, str, int], socket.socket] = {}
+        self._listener = socket.create_server(("", 0), backlog=256)
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, name="station", daemon=True).start()
+
+    def hear(self, body: bytes) -> int:
+        """Take in an incarnation, as JSON, that the operator posts; return its number.
+
+        Raises ValueError for one that is no JSON of its shape, of another attempt, or not newer than the last.
+        """
+        try:
+            incarnation = Incarnation.model_validate_json(body)
+        except ValidationError as error:
+            raise ValueError(f"no incarnation: {error}") from error
+        with self._changed:
+            newest = self._heard.number if self._heard else 0
+            if incarnation.attempt != self._attempt or incarnation.number <= newest:
+                raise ValueError(
+                    f"incarnation {incarnation.number} of attempt {incarnation.attempt}: this process is of attempt"
+                    f" {self._attempt} and has heard of incarnation {newest}"
+                )
+            self._heard = incarnation
+            for number, purpose, rank in [key for key in self._calls if key[0] < incarnation.number]:
+                _close(self._calls.pop((number, purpose, rank)))
+            self._changed.notify_all()
+        return incarnation.number
+
+    def await_newer(self, number: int, *, within_s: float) -> Incarnation:
+        """Return the first incarnation after this number.
+
+        Raises PeerLostError if none is heard of in time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._heard is not None and self._heard.number > number, within_s):
+                raise PeerLostError(f"no new incarnation of the gang was heard of within {within_s:g} s")
+            assert self._heard is not None, "it was waited for"
+            return self._heard
+
+    def call(self, incarnation: Incarnation, rank: int, purpose: str, *, within_s: float) -> socket.socket:
+        """Connect to another rank.
+
+        Raises PeerLostError if it does not answer.
+        """
+        host, port = _address(incarnation.members[rank])
+        hello = Call(
+            job=self._job, attempt=self._attempt, incarnation=incarnation.number, rank=self.rank, purpose=purpose
+        )
+        try:
+            connection = socket.create_connection((host, port), timeout=within_s)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sendall(json.dumps(asdict(hello)).encode() + b"\n")
+        except OSError as error:
+            raise PeerLostError(f"rank {rank} at {host}:{port} does not answer: {error}") from error
+        return connection
+
+    def take_call(
+        self,
+        incarnation: Incarnation,
+        rank: int,
+        purpose: str,
+        *,
+        within_s: float,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> socket.socket:
+        """Wait for another rank's call.
+
+        Raises PeerLostError if it does not come, or once `is_over`.
+        """
+        key, deadline = (incarnation.number, purpose, rank), time.monotonic() + within_s
+        with self._changed:
+            while key not in self._calls:
+                if is_over() or time.monotonic() > deadline:
+                    raise PeerLostError(f"rank {rank} did not call within {within_s:g} s")
+                self._changed.wait(0.1)
+            return self._calls.pop(key)
+
+    def close(self) -> None:
+        """Listen no more."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # which ends the wait for calls
+        self._listener.close()
+        with self._changed:
+            for connection in self._calls.values():
+                _close(connection)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=self._open, args=(connection,), name="call", daemon=True).start()
+
+    def _open(self, connection: socket.socket) -> None:
+        connection.settimeout(_HELLO_S)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            call = Call(**json.loads(_line(connection)))
+        except (OSError, ValueError, TypeError):  # no rank of ours
+            _close(connection)
+            return
+        with self._changed:
+            newest = self._heard.number if self._heard else 0
+            if (call.job, call.attempt) != (self._job, self._attempt) or call.incarnation < newest:
+                _close(connection)
+                return
+            self._calls[call.incarnation, call.purpose, call.rank] = connection
+            self._changed.notify_all()
+
+
+def _address(member: Member) -> tuple[str, int]:
+    host, _, port = member.address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _line(connection: socket.socket) -> bytes:
+    """Read one line, and nothing that comes after it."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = connection.recv(1)
+        if not byte or len(line) > _MAX_HELLO_BYTES:
+            raise ValueError("no line")
+        line += byte
+    return line
+
+
+def _close(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()

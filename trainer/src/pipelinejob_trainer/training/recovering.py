@@ -1,0 +1,243 @@
+"""Training with recovery in place: a rank that loses others waits to be told who meets next, and goes on with them."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+from torch import distributed
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # torch re-exports them silently
+
+from pipelinejob.contract.incarnation import Incarnation, Lost
+from pipelinejob.contract.plan import Plan
+from pipelinejob.spec.job import Recovery
+from pipelinejob_trainer.base.errors import PeerLostError, SupersededError
+from pipelinejob_trainer.process.config import Config, prepare_environment
+from pipelinejob_trainer.process.output import say
+from pipelinejob_trainer.process.signals import StopRequest
+from pipelinejob_trainer.process.stage_status import StageStatus
+from pipelinejob_trainer.recovery.buddies import buddies
+from pipelinejob_trainer.recovery.copies import Keeper, Sender
+from pipelinejob_trainer.recovery.keeping import Keeping
+from pipelinejob_trainer.recovery.ring import Edge, Ring, neighbours
+from pipelinejob_trainer.recovery.station import Station
+from pipelinejob_trainer.recovery.wake import end_all_waits
+from pipelinejob_trainer.training import loop
+from pipelinejob_trainer.training.membership import Membership, form
+
+_FIRST_MEETING_S = 900.0  # a pod of the gang may have to pull its image first
+_JOINING_S = 30.0  # for all members of an incarnation, which were all there when it was given its number
+_BREAK_S = 2.0  # besides the silence that names who is lost, for a rank whose connections broke
+_MARGIN_S = 60.0
+
+_Result = TypeVar("_Result")
+
+
+class Loss:
+    """Who was lost in one incarnation; set by the ring's thread, read by all."""
+
+    def __init__(self, plan: Plan, status: StageStatus) -> None:
+        self._stages = plan.parallelism.pipeline
+        self._status = status
+        self._noticed = threading.Event()
+        self._waits_ended = threading.Event()
+        self.lost: list[Lost] = []
+
+    def add(self, rank: int, why: str) -> None:
+        """Note a lost rank, and end all waits of this process at the first."""
+        replica, stage = divmod(rank, self._stages)
+        lost = Lost(replica=replica, stage=stage, why=why)
+        self.lost.append(lost)
+        self._status.add_lost(lost)
+        say(f"lost stage {stage} of replica {replica}: {why}")
+        if not self._noticed.is_set():
+            self._noticed.set()
+            end_all_waits()
+            self._waits_ended.set()
+
+    def is_noticed(self) -> bool:
+        """Return whether any rank is known to be lost."""
+        return self._noticed.is_set()
+
+    def settle(self, within_s: float) -> bool:
+        """Wait until a lost rank is known and this process waits for nothing more; return whether one is."""
+        return self._waits_ended.wait(within_s)
+
+
+class Recovering:
+    """One rank's training over all incarnations of its gang."""
+
+    def __init__(
+        self, config: Config, plan: Plan, station: Station, status: StageStatus, stop_request: StopRequest
+    ) -> None:
+        assert plan.recovery is not None, "it is on"
+        self._config = config
+        self._plan = plan
+        self._recovery: Recovery = plan.recovery
+        self._station = station
+        self._status = status
+        self._stop_request = stop_request
+        self._keeping = Keeping(interval_steps=plan.recovery.interval_steps)
+        self._loop: loop.TrainingLoop | None = None
+        self._is_done = False
+
+    def run(self, prepared: loop.Preparation) -> None:
+        """Train until the last step, through as many incarnations as it takes.
+
+        Raises what `loop.run` does; PeerLostError when no replacement comes.
+        """
+        number, loss, within_s = 0, Loss(self._plan, self._status), _FIRST_MEETING_S
+        with loop.telling_errors(prepared), ExitStack() as watching:
+            while not self._is_done:
+                self._status.await_incarnation(loss.lost, within_s=within_s + _MARGIN_S)
+                incarnation = self._station.await_newer(number, within_s=within_s)
+                watching.close()  # until now, for others of whom it does not know yet
+                number, within_s = incarnation.number, float(self._recovery.wait_seconds)
+                loss = Loss(self._plan, self._status)
+                self._take_part(prepared, incarnation, loss, watching)
+
+    def _take_part(self, prepared: loop.Preparation, incarnation: Incarnation, loss: Loss, watching: ExitStack) -> None:
+        """Train in one incarnation, until its end or a loss; what `watching` holds goes on after a loss."""
+        began, ring = time.monotonic(), None
+        with ExitStack() as stack:
+            try:
+                ring = watching.enter_context(self._ring(incarnation, loss))
+                membership = self._meet(prepared, incarnation, loss, stack)
+                say(f"incarnation {incarnation.number}: all met in {time.monotonic() - began:.2f} s")
+                self._train(prepared, membership)
+                _leave(membership, ring)
+                self._is_done = True
+            except SupersededError:
+                raise
+            except PeerLostError as error:
+                say(f"step {self._status.step + 1} is interrupted: {error}")
+                self._settle(ring, loss)
+
+    def _settle(self, ring: Ring | None, loss: Loss) -> None:
+        """See that all know of it, and that nothing of this incarnation is waited for any more."""
+        if not loss.settle(self._recovery.silence_seconds + _BREAK_S) and ring is not None:
+            ring.tell(self._station.rank, "its connections broke, though all ranks answer")
+            loss.settle(_BREAK_S)
+        with contextlib.suppress(ValueError, RuntimeError, AssertionError):  # none was formed
+            distributed.destroy_process_group()
+
+    @contextmanager
+    def _ring(self, incarnation: Incarnation, loss: Loss) -> Iterator[Ring]:
+        ring = Ring(self._edges(incarnation), silence_s=self._recovery.silence_seconds, on_lost=loss.add)
+        ring.start()
+        try:
+            yield ring
+        finally:
+            ring.close()
+
+    def _edges(self, incarnation: Incarnation) -> list[Edge]:
+        beside = neighbours(self._station.rank, len(incarnation.members))
+        if beside is None:
+            return []
+        before, after = beside
+        there = self._station.call(incarnation, after, "ring", within_s=_JOINING_S)
+        try:
+            here = self._station.take_call(incarnation, before, "ring", within_s=_JOINING_S)
+        except PeerLostError:
+            there.close()  # so that the rank after this one hears of it
+            raise
+        return [Edge(rank=after, connection=there), Edge(rank=before, connection=here)]
+
+    def _meet(self, prepared: loop.Preparation, incarnation: Incarnation, loss: Loss, stack: ExitStack) -> Membership:
+        """Form the groups, and the connections for copies, for this incarnation only."""
+        prepare_environment(self._config.rendezvous)
+        self._copy(incarnation, loss, stack)
+        store = self._store(incarnation, loss)
+        prefix = f"attempt-{incarnation.attempt}/incarnation-{incarnation.number}"
+        return _unless_lost(
+            lambda: form(
+                prepared.rank,
+                PrefixStore(prefix, store),
+                self._station.rank,
+                rendezvous=self._config.rendezvous,
+                prefix=prefix,
+            ),
+            loss,
+        )
+
+    def _store(self, incarnation: Incarnation, loss: Loss) -> TCPStore:
+        """Return a store that lives as long as the incarnation: its first member serves it, on any port."""
+        host, timeout = incarnation.members[0].address.rpartition(":")[0].strip("[]"), timedelta(seconds=_JOINING_S)
+        others = range(1, len(incarnation.members))
+        if self._station.rank == 0:
+            store = TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False)
+            for rank in others:
+                with self._station.take_call(
+                    incarnation, rank, "store", within_s=_JOINING_S, is_over=loss.is_noticed
+                ) as caller:
+                    caller.sendall(store.port.to_bytes(2, "big"))
+            return store
+        with self._station.call(incarnation, 0, "store", within_s=_JOINING_S) as connection:
+            connection.settimeout(_JOINING_S)
+            try:
+                port = connection.recv(2)
+            except OSError as error:
+                raise PeerLostError(f"rank 0 did not open a store: {error}") from error
+        if len(port) < 2:  # noqa: PLR2004 # bytes of a port
+            raise PeerLostError("rank 0 closed before it opened a store")
+        return TCPStore(host, int.from_bytes(port, "big"), is_master=False, timeout=timeout, wait_for_workers=False)
+
+    def _copy(self, incarnation: Incarnation, loss: Loss, stack: ExitStack) -> None:
+        """Connect to this rank's buddy, and to the rank whose buddy this one is."""
+        buddy_of, rank = buddies(self._plan), self._station.rank
+        if not buddy_of:
+            self._keeping.join(None)
+            return
+        there = self._station.call(incarnation, buddy_of[rank], "copies", within_s=_JOINING_S)
+        sender = Sender(there, buddy_of[rank], is_over=loss.is_noticed)
+        stack.callback(sender.close)
+        kept = buddy_of.index(rank)
+        here = self._station.take_call(incarnation, kept, "copies", within_s=_JOINING_S, is_over=loss.is_noticed)
+        stack.callback(Keeper(here, kept, self._keeping.history).close)
+        self._keeping.join(sender)
+
+    def _train(self, prepared: loop.Preparation, membership: Membership) -> None:
+        loop.check(prepared, membership)
+        if self._loop is None:
+            if prepared.plan.training.preflight and self._status.incarnation == 1:
+                say(loop.preflighted(prepared.rank, membership))
+            self._loop = loop.TrainingLoop(prepared, membership, self._status, self._stop_request, self._keeping)
+        else:
+            self._loop.rejoin(membership)
+        self._stop_request.start_honouring()
+        self._loop.run()
+
+
+def _leave(membership: Membership, ring: Ring) -> None:
+    ring.stop_watching()
+    membership.gang.barrier()
+    distributed.destroy_process_group()
+
+
+def _unless_lost(work: Callable[[], _Result], loss: Loss) -> _Result:
+    """Do what blocks for long if a rank is lost meanwhile; it is then left behind, in its thread.
+
+    Raises PeerLostError.
+    """
+    results: list[_Result] = []
+    errors: list[BaseException] = []
+
+    def do() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
+            errors.append(error)
+
+    thread = threading.Thread(target=do, name="joining", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + _JOINING_S
+    while thread.is_alive() and not loss.is_noticed() and time.monotonic() < deadline:
+        thread.join(0.02)
+    if results:
+        return results[0]
+    if errors and not isinstance(errors[0], RuntimeError | PeerLostError):
+        raise errors[0]
+    raise PeerLostError(f"the gang could not be formed: {errors[0] if errors else 'a rank was lost meanwhile'}")
