@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import Model
@@ -103,7 +103,45 @@ def test_a_pipeline_trains_the_model_that_transformers_itself_makes(
     config = AutoConfig.from_pretrained(folder)
     config.attention_dropout = 0.0
     config.save_pretrained(text.parent)
-    job = kind(text=text, model=llama(text.parent), stages=stages, schedule=schedule, micro_batches=3, steps=1)
+    trained = kind(text=text, model=llama(text.parent), stages=stages, schedule=schedule, micro_batches=3, steps=1)
+
+    assert_is_trained_as_by_transformers(trained, config)
+
+
+@pytest.mark.parametrize("kind", [Job, Packed])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("schedule", "stages"), [(ScheduleName.ONE_F_ONE_B, 3), (ScheduleName.ZB_H1, 2)])
+def test_experts_are_balanced_as_in_one_process(
+    text: Path, kind: type[Job], schedule: ScheduleName, stages: int, *, recompute: bool
+) -> None:
+    config = MixtralConfig(
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        max_position_embeddings=64,
+        output_router_logits=True,
+        router_aux_loss_coef=0.3,
+    )
+    config.save_pretrained(text.parent)
+    trained = kind(
+        text=text,
+        model=llama(text.parent),
+        stages=stages,
+        schedule=schedule,
+        micro_batches=3,
+        steps=1,
+        recompute=recompute,
+    )
+
+    assert_is_trained_as_by_transformers(trained, config, coefficient=0.3)
+
+
+def assert_is_trained_as_by_transformers(job: Job, config: Any, *, coefficient: float = 0.0) -> None:
+    """Compare one step's loss and gradients with those of the model that transformers makes, in one process."""
     part = build_part(job.model, job.data, stretches=[(0, LAYERS + 2)], seed=job.seed)
     names = Names(blocks="model.layers", num_blocks=LAYERS, head=frozenset({"model.norm.weight", "lm_head.weight"}))
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -111,8 +149,11 @@ def test_a_pipeline_trains_the_model_that_transformers_itself_makes(
     losses = []
     for k in range(job.micro_batches):
         tokens, targets, positions = job.dataset().batch(1, 0, k)
-        logits = plain(input_ids=tokens, position_ids=positions, use_cache=False).logits  # a cache mixes documents
-        loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten()) / job.micro_batches
+        output = plain(input_ids=tokens, position_ids=positions, use_cache=False)  # a cache mixes documents
+        loss = functional.cross_entropy(output.logits.flatten(0, 1), targets.flatten())
+        if coefficient:
+            loss = loss + coefficient * output.aux_loss
+        loss = loss / job.micro_batches
         loss.backward()
         losses.append(float(loss.detach()))
 

@@ -27,7 +27,7 @@ from pipelinejob_trainer.base.seeds import mix
 from pipelinejob_trainer.base.user_code import through_layer
 from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.data.micro_batch import MicroBatch
-from pipelinejob_trainer.models.auxiliary_loss import weighing
+from pipelinejob_trainer.models.auxiliary_loss import gathering, with_terms
 from pipelinejob_trainer.models.counted_loss import loss_of
 from pipelinejob_trainer.models.first_layer import extra_inputs
 from pipelinejob_trainer.models.lora import stirred
@@ -199,7 +199,7 @@ def _pass(small: Rank, whole: Part, sample: int, batches: _Noise, loss: Loss, *,
     positions = None if read.positions is None else read.positions.to(device, copy=True)
     reseed, seed = reseeder(device), seed_of_pass(plan.training.seed, _STEP, sample)
     is_bf16 = plan.training.precision is Precision.BF16
-    with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16), weighing(loss_weight):
+    with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16), gathering() as terms:
         for layer in whole.layers:
             reseed(seed, layer.index)
             stream = through_layer(
@@ -208,7 +208,7 @@ def _pass(small: Rank, whole: Part, sample: int, batches: _Noise, loss: Loss, *,
         if loss is not token_cross_entropy:
             reseed(seed, num_layers(plan.model))
         is_alone = small.layout.schedule.is_asynchronous
-        value = loss_of(loss(stream, targets), targets, is_alone=is_alone).value
+        value = with_terms(loss_of(loss(stream, targets), targets, is_alone=is_alone), terms, targets.numel())
     weighted: torch.Tensor = value * loss_weight
     weighted.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
 
