@@ -26,7 +26,7 @@ from pipelinejob_trainer.models.huggingface.balance import FLAG, balance_of
 from pipelinejob_trainer.models.huggingface.chunk import Runner
 from pipelinejob_trainer.models.huggingface.cut import cut, materialise
 from pipelinejob_trainer.models.huggingface.find import num_blocks, refuse_encoder_decoder, refused, skeleton
-from pipelinejob_trainer.models.huggingface.shrink import VOCABULARY, kinds_of, shrunk
+from pipelinejob_trainer.models.huggingface.shrink import VOCABULARY, Sizes, kinds_of, shrunk
 from pipelinejob_trainer.models.identity import places
 
 _ROWS = 2
@@ -43,10 +43,11 @@ class Checked:
     """What was found out of a model.
 
     `keeps_documents_apart` is whether tokens of a row see their own document only, where positions
-    begin anew with each. `sentence` says what was checked.
+    begin anew with each. `sentence` says what was checked, `sizes` are those of the small copy.
     """
 
     anatomy: Anatomy
+    sizes: Sizes
     keeps_documents_apart: bool
     sentence: str
 
@@ -56,6 +57,7 @@ class Whole:
     """A small whole model, its batch, and what one pass through it gave."""
 
     config: Any
+    sizes: Sizes
     model: nn.Module
     anatomy: Anatomy
     tokens: torch.Tensor
@@ -94,6 +96,7 @@ def check_with(config: Any, *, trust_remote_code: bool = False) -> tuple[Checked
     )
     found = Checked(
         anatomy=whole.anatomy,
+        sizes=whole.sizes,
         keeps_documents_apart=_keeps_documents_apart(whole),
         sentence=f"checked: a {config.model_type} of {layers - 2} small blocks, cut after each, gives the whole one's"
         f" logits and gradients bit for bit{unseen} ({time.perf_counter() - begun:.1f} s)",
@@ -116,14 +119,14 @@ def small_whole(config: Any, *, trust_remote_code: bool = False) -> Whole:
     Raises UserError where none can be made.
     """
     failures: list[str] = []
-    for small in shrunk(config, trust_remote_code=trust_remote_code):
+    for sizes, small in shrunk(config, trust_remote_code=trust_remote_code):
         try:
             _check_size(skeleton(small, trust_remote_code=trust_remote_code))
             with _seeded():
                 model = skeleton(small, trust_remote_code=trust_remote_code, device="cpu")
                 _perturb(model)
                 model.train()
-                return _ran(small, model)
+                return _ran(small, sizes, model)
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001 # sizes that this family does not allow show in any way
@@ -208,7 +211,7 @@ def _different_gradient(whole: Whole, stages: Sequence[tuple[range, Runner]]) ->
     return ""
 
 
-def _ran(config: Any, model: nn.Module) -> Whole:
+def _ran(config: Any, sizes: Sizes, model: nn.Module) -> Whole:
     tokens = torch.randint(min(VOCABULARY, config.get_text_config().vocab_size), (_ROWS, _LENGTH + 1))
     inputs, targets = tokens[:, :-1].clone(), tokens[:, 1:].clone()
     balance = balance_of(config, model)
@@ -232,6 +235,7 @@ def _ran(config: Any, model: nn.Module) -> Whole:
     torch.autograd.backward([_loss(logits, targets) + extra])
     return Whole(
         config=config,
+        sizes=sizes,
         model=model,
         anatomy=anatomy,
         tokens=inputs,

@@ -93,12 +93,33 @@ _RULES: tuple[_Rule, ...] = tuple(
 )
 
 
-def shrunk(config: Any, *, trust_remote_code: bool = False) -> Iterator[Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What a small version has: so many heads, of about such a width."""
+
+    heads: int
+    head_width: int
+
+
+_LIKELIEST_FIRST = (
+    Sizes(heads=_HEADS, head_width=8),
+    Sizes(heads=_HEADS, head_width=16),
+    Sizes(heads=2, head_width=32),
+    Sizes(heads=8, head_width=8),
+)
+
+
+def shrunk(config: Any, *, trust_remote_code: bool = False) -> Iterator[tuple[Sizes, Any]]:
     """Return small versions of a config, the likeliest to be built first."""
     kinds = kinds_of(config, trust_remote_code=trust_remote_code)
     layers = _few(kinds)
-    for heads, least in ((_HEADS, 8), (_HEADS, 16), (2, 32), (8, 8)):
-        yield _small(config, layers=layers, heads=heads, least=least)
+    for sizes in _LIKELIEST_FIRST:
+        yield sizes, _small(config, sizes, layers=layers)
+
+
+def narrowed(config: Any, sizes: Sizes) -> Any:
+    """Return a small version of a config that has all of its layers."""
+    return _small(config, sizes, layers=num_blocks(config))
 
 
 def kinds_of(config: Any, *, trust_remote_code: bool = False) -> list[str]:
@@ -129,11 +150,11 @@ def _few(kinds: Sequence[str]) -> int:
     return min(len(kinds), max(_LEAST_LAYERS, first))
 
 
-def _small(config: Any, *, layers: int, heads: int, least: int) -> Any:
+def _small(config: Any, sizes: Sizes, *, layers: int) -> Any:
     small = copy.deepcopy(config)
     old = num_blocks(config)
     for part in _parts(small):
-        _shrink(part, old=old, layers=layers, heads=heads, least=least)
+        _shrink(part, sizes, old=old, layers=layers)
     return small
 
 
@@ -145,13 +166,13 @@ def _parts(config: Any) -> Iterator[Any]:
             yield from _parts(inner)
 
 
-def _shrink(config: Any, *, old: int, layers: int, heads: int, least: int) -> None:
-    """Shrink one config's own numbers in place; `least` is the width of a head to come to."""
+def _shrink(config: Any, sizes: Sizes, *, old: int, layers: int) -> None:
+    """Shrink one config's own numbers in place."""
     of_layers = _taken_off(config)
     hidden = _number(config, "hidden_size")
     old_heads = _number(config, "num_attention_heads") or _number(config, "num_heads")
     width = _number(config, "head_dim") or (hidden // old_heads if old_heads else hidden // _HEADS)
-    scale = _Scale(old=old, layers=layers, by=max(1, width // least), fewer=max(1, old_heads // heads))
+    scale = _Scale(old=old, layers=layers, by=max(1, width // sizes.head_width), fewer=max(1, old_heads // sizes.heads))
     for key, value in dict(vars(config)).items():
         new = value if key.startswith("_") else _shrunk_value(key, value, scale)
         if new is not value:
