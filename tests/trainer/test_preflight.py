@@ -104,10 +104,8 @@ def test_a_folders_model_is_played_narrow_and_never_made_whole(
         num_key_value_heads=4, **({"output_router_logits": True} if family == "mixtral" else {}),
     )  # fmt: skip
     config.save_pretrained(tmp_path)
-    model = Model(
-        hugging_face=HuggingFaceModel(path=str(tmp_path), weights=Weights.RANDOM),
-        num_layers=config.num_hidden_layers + 2,
-    )
+    folder = HuggingFaceModel(path=str(tmp_path), weights=Weights.RANDOM)
+    model = Model(hugging_face=folder, num_layers=config.num_hidden_layers + 2)
     wanted = plan(6, model=model, schedule=ScheduleSpec(name=ScheduleName.ZB_H1, micro_batches=3, micro_batch_size=2))
     rank = build_rank(wanted, index=0, replica=0, device=CPU)
     sizes: list[int] = []

@@ -3,9 +3,10 @@
 It plays the job's own schedule, with the job's number of layers on each stage. A built-in model is
 shrunk to a few hidden units and short sequences, and so is a folder's, which gets random weights. A
 user's own layers keep their sizes: their micro-batches shrink to one or two short sequences, and the
-whole model must fit into each process once. Every rank then runs the same micro-batches through all layers, one after the other, and
-compares the gradients of its own parameters. An asynchronous schedule's weights do not change
-meanwhile, so all versions are equal; its gradients are compared, summed over the updates.
+whole model must fit into each process once. Every rank then runs the same micro-batches through all
+layers, one after the other, and compares the gradients of its own parameters. An asynchronous
+schedule's weights do not change meanwhile, so all versions are equal; its gradients are compared,
+summed over the updates.
 
 Afterwards weights, buffers and random state are as before.
 """
