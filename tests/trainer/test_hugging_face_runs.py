@@ -1,6 +1,6 @@
 """A transformers model in a real pipeline: losses and gradients are the whole model's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.job import Model
+from pipelinejob.spec.job import Lora, Model, Precision
 from pipelinejob.spec.workload import HuggingFaceModel, Weights
 from pipelinejob_trainer.data.micro_batch import MicroBatch
 from pipelinejob_trainer.models.huggingface.names import Names
@@ -73,6 +73,36 @@ def test_a_pipeline_has_the_losses_and_gradients_of_one_process(
     assert cut.gradients.keys() == whole.gradients.keys()
     for name, expected in whole.gradients.items():
         assert torch.allclose(cut.gradients[name], expected, rtol=1e-5, atol=1e-7), name
+
+
+_LORA = Lora(targets=("q_proj", "v_proj", "down_proj"), rank=2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": Precision.BF16},
+        {"replicas": 2},
+        {"lora": _LORA},
+        {"precision": Precision.BF16, "replicas": 2, "lora": _LORA},
+    ],
+    ids=["bf16", "replicas", "lora", "all"],
+)
+def test_it_has_them_in_bf16_with_replicas_and_with_adapters_too(
+    text: Path, folder: Path, changes: dict[str, Any]
+) -> None:
+    job = Job(
+        text=text, model=llama(folder), stages=2, schedule=ScheduleName.ZB_H1, micro_batches=2, steps=1, **changes
+    )
+    bound = 2e-2 if job.precision is Precision.BF16 else 1e-5
+
+    whole, cut = run_unsplit(job), run_threads(job)
+
+    assert cut.losses == pytest.approx(whole.losses, rel=bound / 10)
+    assert cut.gradients.keys() == whole.gradients.keys()
+    assert all(".lora_" in name for name in cut.gradients) == (job.lora is not None)
+    for name, expected in whole.gradients.items():
+        assert float((cut.gradients[name] - expected).abs().max()) <= bound * float(expected.abs().max()), name
 
 
 @dataclass(frozen=True, kw_only=True)
