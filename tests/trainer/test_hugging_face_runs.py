@@ -1,6 +1,6 @@
 """A transformers model in a real pipeline: losses and gradients are the whole model's."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
