@@ -120,6 +120,12 @@ class Checkpoint:
             self._check(name, shape, found.get(name))
         return found
 
+    def check_files(self) -> None:
+        """Check that no shard is missing, and read none. Raises DamagedCheckpointError."""
+        for shard in self.manifest.shards:
+            if not (self.path / shard).is_file():
+                raise DamagedCheckpointError(f"{self.path / shard} is missing")
+
     def verify(self) -> None:
         """Verify all shards. Raises DamagedCheckpointError."""
         for shard in self.manifest.shards:
@@ -240,11 +246,18 @@ class CheckpointFolder:
         older = [step for step in self.steps() if step < newest]
         abandoned = [step for step in self.steps() if step > newest and not self._is_by(step, run)]
         for step in older[keep - 1 :] + abandoned:
-            # Renamed first, so that no process reads a half-deleted checkpoint.
-            doomed = self.root / f".{self.path(step).name}.pruned"
-            shutil.rmtree(doomed, ignore_errors=True)
-            self.path(step).rename(doomed)
+            self._set_aside(step)
         self.sweep()
+
+    def delete(self, step: int) -> None:
+        """Delete one checkpoint. Raises OSError."""
+        shutil.rmtree(self._set_aside(step))
+
+    def _set_aside(self, step: int) -> Path:
+        """Rename a checkpoint, so that no process reads one that is half deleted."""
+        doomed = self.root / f".{self.path(step).name}.pruned"
+        shutil.rmtree(doomed, ignore_errors=True)
+        return self.path(step).rename(doomed)
 
     def sweep(self) -> None:
         """Delete what interrupted runs left incomplete."""
