@@ -71,7 +71,7 @@ zoo: .venv/.ready-dev ## 2,000 models of people's habits against plain torch (do
 	$(BIN)/python -Im pytest tests/trainer/test_zoo.py --hypothesis-profile=zoo -n 2 -q
 
 families: .venv/.ready-dev ## Every causal language model of transformers that can be built small: whole against cut (docs/models.md)
-	$(BIN)/python tests/families.py --processes 2
+	$(BIN)/python tests/families.py
 
 real: .venv/.ready-dev ## A real fine-tune: SmolLM2-135M on one, two and three stages, and out again (docs/models.md)
 	$(BIN)/python tests/real.py --output runs/real

@@ -1,24 +1,55 @@
 """Every causal language model of transformers, small: whole against 2, 3 and as many stages as it has layers.
 
-    python tests/families.py [FAMILY ...] [--processes 2]
+    python tests/families.py [FAMILY ...] [--processes 2] [--record FILE]
 
 For each it prints whether logits and gradients are equal bit for bit, or the model is refused by name, or could not be
 built. It ends with an error if any differs in silence: if stages give other numbers and the check before step 1 does
-not refuse the model.
+not refuse the model. A record keeps what was found: a sweep that was stopped goes on, and what was neither equal nor
+refused is tried again.
 """
 
 import argparse
+import json
 import os
+import signal
 import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 EQUAL, REFUSED, UNBUILT, DIFFERENT = "equal", "refused", "could not be built", "DIFFERENT"
 LEAST = 100
+LIMIT_S = 300  # of processor time, for each
+
+# What a family needs said, as no model can be made of its default config.
+_SAID: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("full_attention", "sliding_attention")
+        }
+    },
+    "dbrx": {"attn_config": {"kv_n_heads": 8, "rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "deepseek_v2": {"num_experts_per_tok": 6},
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 8, "num_experts_per_tok": 2},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 256,
+        "indexer_budget": 64,
+        "indexer_compress_ratio": 4,
+    },
+    "xmod": {"default_language": "en_XX"},
+}
 
 
 @dataclass(frozen=True)
@@ -43,17 +74,20 @@ def verdict(family: str) -> Verdict:
     """Cut a family's default model, made small, and compare."""
     from pipelinejob_trainer.base.errors import UserError
 
-    begun = time.perf_counter()
+    begun = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
     try:
         word, sentence, is_tied = _verdict(family)
     except UserError as error:
-        word = UNBUILT if error.reason == "NotChecked" else REFUSED
+        word = REFUSED if error.reason == "NotCuttable" else UNBUILT
         sentence, is_tied = str(error), False
     except Exception as error:  # noqa: BLE001 # whatever a family's code raises, it is a finding
         where = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
         word, sentence, is_tied = UNBUILT, " ".join(what.split()), False
-    return Verdict(family, word, sentence, time.perf_counter() - begun, is_tied)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    return Verdict(family, word, sentence, time.process_time() - begun, is_tied)
 
 
 def _verdict(family: str) -> tuple[str, str, bool]:
@@ -66,14 +100,14 @@ def _verdict(family: str) -> tuple[str, str, bool]:
 
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    config = CONFIG_MAPPING[family]()
+    config = CONFIG_MAPPING[family](**_SAID.get(family, {}))
     found, whole = check_with(config)
     layers = num_blocks(whole.config) + 2
     for stages in (2, 3):
         difference = compare(whole, [layers * stage // stages for stage in range(stages + 1)])
         if difference:
             return DIFFERENT, f"{stages} stages: {difference}", False
-    is_tied = bool(whole.config.get_text_config().tie_word_embeddings)
+    is_tied = bool(getattr(whole.config.get_text_config(), "tie_word_embeddings", False))
     apart = "documents apart" if found.keeps_documents_apart else "one document a row"
     return EQUAL, f"{layers - 2} blocks, {'tied, ' if is_tied else ''}{apart}", is_tied
 
@@ -81,26 +115,48 @@ def _verdict(family: str) -> tuple[str, str, bool]:
 def _settle() -> None:
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["TQDM_DISABLE"] = "1"
+    signal.signal(signal.SIGPROF, _too_long)
+
+
+def _too_long(*_: object) -> NoReturn:
+    raise TimeoutError(f"not done after {LIMIT_S} s of processor time")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("families", nargs="*", help="types of models; all if none is given")
     parser.add_argument("--processes", type=int, default=1, help="how many to try at once")
+    parser.add_argument("--record", type=Path, help="a file that keeps what was found, to go on from")
     given = parser.parse_args()
     wanted = given.families or families()
-    counts: Counter[str] = Counter()
+    known = _settled(given.record)
+    found = [known[family] for family in wanted if family in known]
     with ProcessPoolExecutor(given.processes, initializer=_settle) as pool:
-        for each in pool.map(verdict, wanted):
-            counts[each.word] += 1
-            counts["tied"] += each.is_tied
+        for each in pool.map(verdict, [family for family in wanted if family not in known]):
+            found.append(each)
             print(f"{each.family:24} {each.word:18} {each.seconds:5.1f} s  {each.sentence[:400]}", flush=True)
-    settled = counts[EQUAL] + counts[REFUSED]
+            if given.record:
+                with given.record.open("a") as record:
+                    record.write(json.dumps(asdict(each)) + "\n")
+    return _told(found, is_whole=not given.families)
+
+
+def _settled(record: Path | None) -> dict[str, Verdict]:
+    """Return what a record says of families that need not be tried again."""
+    if record is None or not record.exists():
+        return {}
+    verdicts = [Verdict(**json.loads(line)) for line in record.read_text().splitlines()]
+    return {each.family: each for each in verdicts if each.word in (EQUAL, REFUSED)}
+
+
+def _told(found: Sequence[Verdict], *, is_whole: bool) -> int:
+    counts = Counter(each.word for each in found)
     print(
-        f"{len(wanted)} families: {counts[EQUAL]} equal bit for bit ({counts['tied']} tied), {counts[REFUSED]} refused"
-        f" by name, {counts[UNBUILT]} could not be built, {counts[DIFFERENT]} different in silence"
+        f"{len(found)} families: {counts[EQUAL]} equal bit for bit ({sum(each.is_tied for each in found)} tied),"
+        f" {counts[REFUSED]} refused by name, {counts[UNBUILT]} could not be built, {counts[DIFFERENT]} different in"
+        " silence"
     )
-    is_short = not given.families and settled < LEAST
+    is_short = is_whole and counts[EQUAL] + counts[REFUSED] < LEAST
     if is_short:
         print(f"fewer than {LEAST} are settled")
     return 1 if counts[DIFFERENT] or is_short else 0

@@ -28,7 +28,7 @@ from pipelinejob_trainer.communication.process_groups import connect, process_gr
 from pipelinejob_trainer.data.dataset import Dataset
 from pipelinejob_trainer.data.text import training_text
 from pipelinejob_trainer.data.windows import ByteWindows
-from pipelinejob_trainer.models.auxiliary_loss import weighing
+from pipelinejob_trainer.models.auxiliary_loss import gathering
 from pipelinejob_trainer.models.first_layer import extra_inputs
 from pipelinejob_trainer.models.identity import layer_of
 from pipelinejob_trainer.models.part import Part as ModelPart
@@ -224,12 +224,12 @@ def unsplit_loss(job: Job, part: ModelPart, step: int, sample: int) -> torch.Ten
     stream = tokens.clone()  # a layer's to change; targets lie beside
     weight = job.rows[k] / (job.replicas * sum(job.rows))
     autocast = torch.autocast("cpu", torch.bfloat16) if job.precision is Precision.BF16 else nullcontext()
-    with autocast, weighing(weight):
+    with autocast, gathering() as terms:
         for layer in part.layers:
             RESEED(seed_of_pass(job.seed, step, sample), layer.index)
             stream = layer.module(stream, **extra_inputs(layer.index, layer.module, positions))
     loss = functional.cross_entropy(stream.float().flatten(0, -2), targets.flatten())
-    return loss * weight
+    return sum(terms, start=loss) * weight
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """A real fine-tune: SmolLM2-135M-Instruct on chats made of Python's own documentation, through the commands alone.
 
-    python tests/real.py [--steps 20] [--stages 1 2 3] [--lora] [--output real]
+    python tests/real.py [--steps 20] [--stages 1 2 3] [--lora] [--length 128] [--rows 2] [--micro-batches 2]
+                         [--output real]
 
 Prepares the data, trains once for each number of stages with `pipelinejob run`, exports, loads what was exported with
 transformers, and lets it answer. Ends with 1 unless every split's losses are the single process's, the loss on held-out
@@ -23,7 +24,6 @@ import pydoc_chats
 import smollm2
 
 _COMMAND = (sys.executable, "-m", "pipelinejob")
-_LENGTH, _ROWS, _MICRO_BATCHES = 128, 2, 2
 _TOLERANCE = 1e-3  # of losses: sums in another order, over some steps
 _QUESTION = "What does Python's documentation say about lists?"
 
@@ -63,9 +63,9 @@ def _manifest(asked: argparse.Namespace, model: Path, tokens: Path, stages: int)
         training |= {"learningRate": 1e-3, "lora": {"rank": 8, "alpha": 16, "targets": ["q_proj", "v_proj"]}}
     spec = {
         "model": {"huggingFace": {"path": str(model)}},
-        "data": {"tokens": [{"path": str(tokens.resolve())}], "sequenceLength": _LENGTH},
+        "data": {"tokens": [{"path": str(tokens.resolve())}], "sequenceLength": asked.length},
         "parallelism": {"pipeline": stages},
-        "schedule": {"name": "1F1B", "microBatches": _MICRO_BATCHES, "microBatchSize": _ROWS},
+        "schedule": {"name": "1F1B", "microBatches": asked.micro_batches, "microBatchSize": asked.rows},
         "training": training,
         "evaluation": {"intervalSteps": max(asked.steps // 2, 1), "batches": 2},
         "checkpoint": {"intervalSteps": 0},
@@ -154,6 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--lora", action="store_true", help="adapters alone, instead of all weights")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a sequence")
+    parser.add_argument("--rows", type=int, default=2, help="sequences of a micro-batch")
+    parser.add_argument("--micro-batches", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("real"))
     return parser
 

@@ -201,7 +201,10 @@ def test_what_run_cannot_do_beside_another_option_is_refused(call, manifest, tmp
         2,
         "error: --profile p.json: --no-profile asks for counted costs; give one of them\n",
     )
-    assert (prompted.code, prompted.err) == (2, "error: --prompt 'def ': only a built-in model is sampled\n")
+    assert (prompted.code, prompted.err) == (
+        2,
+        "error: --prompt 'def ': nothing says what its tokens mean\n",
+    )
     assert not (tmp_path / "out").exists()
 
 

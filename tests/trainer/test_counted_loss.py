@@ -9,13 +9,18 @@ from torch.nn import functional
 
 from masks import OneMasked
 from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.spec.job import DecoderModel, Experts, Model
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.data.micro_batch import IGNORED
+from pipelinejob_trainer.models.auxiliary_loss import gathering
 from pipelinejob_trainer.models.counted_loss import CountedLoss, loss_of
 from pipelinejob_trainer.models.loss import cross_entropy, token_cross_entropy
-from pipelinejob_trainer.models.part import build_part, num_layers
+from pipelinejob_trainer.models.part import Part, build_part, num_layers
 from pipelines import Job, Outcome, Threads, keep_gradients, merged
 
+EXPERTS = DecoderModel(
+    num_layers=3, hidden_size=16, num_heads=2, feed_forward_size=16, experts=Experts(num=4, auxiliary_loss=0.5)
+)
 MASKED = 1  # the micro-batch that counts nothing
 
 
@@ -44,9 +49,36 @@ def test_a_split_batch_has_the_mean_and_the_gradients_of_one_over_all_that_count
 
 def test_a_mean_of_means_would_be_another(text: Path) -> None:
     loss, _ = at_once(job(text))
-    means = [float(functional.cross_entropy(*each).detach()) for each in pairs(job(text)) if (each[1] != IGNORED).any()]
+    found = passes(job(text), whole(job(text)))
+    means = [
+        float(functional.cross_entropy(logits, targets).detach())
+        for logits, targets, _ in found
+        if (targets != IGNORED).any()
+    ]
 
     assert sum(means) / len(means) != pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("schedule", [ScheduleName.ONE_F_ONE_B, ScheduleName.ZB_H1])
+def test_experts_balancing_loss_has_its_coefficient_however_much_is_masked(text: Path, schedule: ScheduleName) -> None:
+    """The terms are a mean over micro-batches, by what counts in each, whatever share of all targets counts."""
+    trained = job(text, schedule=schedule, model=Model(decoder=EXPERTS))
+    part = whole(trained)
+    total, counted = torch.zeros(()), 0
+    for logits, targets, term in passes(trained, part):
+        count = int((targets != IGNORED).sum())
+        total = total + functional.cross_entropy(logits, targets, reduction="sum") + count * term
+        counted += count
+    loss = total / counted
+    loss.backward()
+
+    outcome, factor = played(trained)
+
+    assert factor > 1.5
+    assert outcome.losses[0] * factor == pytest.approx(float(loss.detach()), rel=1e-6)
+    for name, expected in part.named_parameters().items():
+        error = (outcome.gradients[name] * factor - expected.grad).abs().max() / expected.grad.abs().max()
+        assert float(error) < 1e-5, name
 
 
 def test_evaluation_counts_what_counts(text: Path) -> None:
@@ -137,23 +169,27 @@ def played(job: Job) -> tuple[Outcome, float]:
     return merged(list(outcomes)), sum(targets) / sum(counted)
 
 
-def pairs(job: Job) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return logits and targets of each micro-batch, by the whole model."""
-    part = build_part(job.model, job.data, stretches=[(0, num_layers(job.model))], seed=job.seed)
+def whole(job: Job) -> Part:
+    return build_part(job.model, job.data, stretches=[(0, num_layers(job.model))], seed=job.seed, lora=job.lora)
+
+
+def passes(job: Job, part: Part) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Return logits, targets and the sum of balancing losses of each micro-batch, by the whole model."""
     batches = OneMasked(job.dataset(), MASKED)
     found = []
     for replica in range(job.replicas):
         for k in range(job.micro_batches):
             stream, targets, _ = batches.batch(1, replica, k)
-            for layer in part.layers:
-                stream = layer.module(stream)
-            found.append((stream.flatten(0, 1), targets.flatten()))
+            with gathering() as terms:
+                for layer in part.layers:
+                    stream = layer.module(stream)
+            found.append((stream.flatten(0, 1), targets.flatten(), sum(terms, start=torch.zeros(()))))
     return found
 
 
 def at_once(job: Job) -> tuple[float, dict[str, torch.Tensor]]:
     """Return loss and gradients of one process over the whole global batch."""
-    part = build_part(job.model, job.data, stretches=[(0, num_layers(job.model))], seed=job.seed)
+    part = whole(job)
     batches = OneMasked(job.dataset(), MASKED)
     read = [batches.batch(1, replica, k) for replica in range(job.replicas) for k in range(job.micro_batches)]
     stream, targets = torch.cat([each.tokens for each in read]), torch.cat([each.targets for each in read])

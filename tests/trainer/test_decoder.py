@@ -220,7 +220,8 @@ def with_terms_written_out(trained: Job, *, coefficient: float) -> Outcome:
             weight = trained.rows[k] / (trained.replicas * sum(trained.rows))
             loss = functional.cross_entropy(stream.flatten(0, -2), targets.flatten()) * weight
             terms = sum(term_of(each, per_token=trained.model.decoder.experts.per_token) for each in seen)
-            (loss + weight * coefficient * terms).backward()
+            loss = loss + weight * coefficient * terms
+            loss.backward()
             losses.append(loss.detach())
         outcome.losses.append(float(torch.stack(losses).sum()))
         keep_gradients(part, outcome)

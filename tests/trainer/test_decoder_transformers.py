@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pipelinejob.spec.decoder_config import decoder_model_of
 from pipelinejob.spec.job import Data, DecoderModel, Model
-from pipelinejob_trainer.models.decoder.names import ours_of_theirs, theirs_of_ours
+from pipelinejob_trainer.models.decoder.names import theirs_of_ours
 from pipelinejob_trainer.models.part import Part, build_part
 
 LENGTH = 24
@@ -158,7 +158,7 @@ def their_model(transformers: Any, case: str, **changes: Any) -> Any:
 def our_part(model: DecoderModel, theirs: Any) -> Part:
     data = Data(corpus="python-stdlib", sequence_length=LENGTH)
     part = build_part(Model(decoder=model), data, stretches=[(0, model.num_layers + 2)], seed=0)
-    names = ours_of_theirs(model)
+    names = {theirs: ours for ours, theirs in theirs_of_ours(model).items()}
     weights = {key: value for key, value in theirs.state_dict().items() if key in names}
     assert set(weights) == set(names)
     part.fill({names[key]: value.detach().clone() for key, value in weights.items()})

@@ -20,6 +20,7 @@ from pipelinejob_trainer.checkpoint import snapshot
 from pipelinejob_trainer.checkpoint.folder import CheckpointFolder, Fence, Manifest, shard_name, write_shard
 from pipelinejob_trainer.export.export import main
 from pipelinejob_trainer.export.request import Request
+from pipelinejob_trainer.export.writing import new_folder
 from pipelinejob_trainer.models.lora import stirred
 from pipelinejob_trainer.models.part import Part, build_part, num_layers
 
@@ -288,6 +289,17 @@ def test_no_checkpoint_is_told(tmp_path: Path) -> None:
     assert f"{tmp_path / 'checkpoints'}: is not there" in str(error)
 
 
+def test_what_a_killed_export_left_goes_with_the_next_one_and_a_living_ones_stays(tmp_path: Path) -> None:
+    left, others = tmp_path / ".out.export-abcdefgh", tmp_path / ".out.kept"
+    left.mkdir()
+    (left / "model-00001.safetensors").write_bytes(b"half")
+    others.mkdir()
+
+    with new_folder(tmp_path / "out") as living, new_folder(tmp_path / "second") as second:
+        assert sorted(tmp_path.iterdir()) == sorted([living, others, second])
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out", tmp_path / "second", others])
+
+
 def test_a_target_that_exists_is_left_alone(tmp_path: Path) -> None:
     job = a_checkpoint(tmp_path)
     (tmp_path / "out").mkdir()
@@ -329,12 +341,15 @@ def test_a_plan_of_another_model_is_refused(tmp_path: Path, model: Model, words:
     assert words in str(error)
 
 
-def test_adapters_of_another_base_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("adapters_only", [False, True])
+def test_adapters_of_another_base_are_refused(tmp_path: Path, *, adapters_only: bool) -> None:
     job = trained(FAMILIES["gpt"], LORA)
     saved(tmp_path / "checkpoints", adapted(job), 2)
     other = job.model_copy(update={"training": job.training.model_copy(update={"seed": 4})})
 
-    assert "its adapters belong to a model whose weights have the digest" in str(refused(tmp_path, other))
+    error = refused(tmp_path, other, adapters_only=adapters_only)
+
+    assert "its adapters belong to a model whose weights have the digest" in str(error)
     assert "it holds the adapters of a job" in str(refused(tmp_path, trained(FAMILIES["gpt"])))
 
 

@@ -1,9 +1,11 @@
 """The cut of transformers models: names, kinds of models that are cut, kinds that are refused, documents in a row."""
 
+from functools import wraps
 from typing import Any
 
 import pytest
 import torch
+from transformers import MixtralForCausalLM
 
 from families import EQUAL, verdict
 from pipelinejob_trainer.base.errors import LayerError, UserError
@@ -83,7 +85,7 @@ def test_cut_in_2_in_3_and_after_every_layer_a_model_is_bit_for_bit_the_same(fam
         ("bart", {}, "encoder-decoder"),
         ("dory", {}, "a small copy of it differs from the whole one"),
         ("bert", {}, "tokens that come later"),
-        ("mixtral", {"output_router_logits": True}, "output_router_logits"),
+        ("deepseek_v3", {"output_router_logits": True}, "nothing says what that adds to the loss"),
         ("opt", {"layerdrop": 0.1}, "layerdrop 0.1 skips layers"),
     ],
 )
@@ -92,6 +94,34 @@ def test_what_a_cut_would_change_is_refused_with_the_reason(family: str, sizes: 
         checked(config_of(family, **sizes))
 
     assert raised.value.reason == "NotCuttable"
+
+
+@pytest.mark.parametrize("family", ["mixtral", "jamba"])  # all blocks have experts, and some of them
+def test_experts_balancing_loss_is_the_whole_models_bit_for_bit(family: str) -> None:
+    config = config_of(family, output_router_logits=True, router_aux_loss_coef=0.5)
+
+    checked(config)
+
+    whole = small_whole(config)
+    without = small_whole(config_of(family))
+    assert 0.5 < float(whole.balance) < 2  # 0.5 * perToken where no expert is preferred
+    assert any(not torch.equal(each, without.gradients[name]) for name, each in whole.gradients.items())
+
+
+def test_a_model_that_adds_something_else_to_its_loss_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = MixtralForCausalLM.forward
+
+    @wraps(forward)
+    def with_one_more(model: Any, *args: Any, **kwargs: Any) -> Any:
+        output = forward(model, *args, **kwargs)
+        if output.loss is not None and kwargs["output_router_logits"]:
+            output.loss = output.loss + 1
+        return output
+
+    monkeypatch.setattr(MixtralForCausalLM, "forward", with_one_more)
+
+    with pytest.raises(UserError, match=r"output_router_logits adds 1\.00\d+ to a loss, and not the 0\.00\d+"):
+        checked(config_of("mixtral", output_router_logits=True))
 
 
 def test_a_model_that_loses_what_passes_beside_the_hidden_state_differs() -> None:

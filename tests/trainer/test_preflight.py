@@ -14,10 +14,12 @@ from gangs import plan
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import ExitCode
 from pipelinejob.spec.job import GptModel, Model, ScheduleName, ScheduleSpec
+from pipelinejob.spec.workload import HuggingFaceModel, Weights
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.communication.links import Links
 from pipelinejob_trainer.communication.process_groups import process_groups
+from pipelinejob_trainer.models.part import Part
 from pipelinejob_trainer.process.config import Address
 from pipelinejob_trainer.runtime.rank import build_rank
 from pipelinejob_trainer.runtime.reduction import sums_over_groups
@@ -89,6 +91,37 @@ def test_one_micro_batch_wrong_in_one_pass_is_found_and_named(
 def test_a_gradient_that_is_no_number_is_found(membership: Membership) -> None:
     with pytest.raises(UserError, match="differs by nan"):
         check(one_rank(model=Model(entrypoint="user_models:makes_nan", num_layers=3)), membership)
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_a_folders_model_is_played_narrow_and_never_made_whole(
+    membership: Membership, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    from transformers import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[family](
+        vocab_size=300, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=4, **({"output_router_logits": True} if family == "mixtral" else {}),
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    folder = HuggingFaceModel(path=str(tmp_path), weights=Weights.RANDOM)
+    model = Model(hugging_face=folder, num_layers=config.num_hidden_layers + 2)
+    wanted = plan(6, model=model, schedule=ScheduleSpec(name=ScheduleName.ZB_H1, micro_batches=3, micro_batch_size=2))
+    rank = build_rank(wanted, index=0, replica=0, device=CPU)
+    sizes: list[int] = []
+    made = preflight.build_part
+
+    def measured(*given: object, **named: object) -> Part:
+        part = made(*given, **named)
+        sizes.append(sum(each.numel() for each in part.named_parameters().values()))
+        return part
+
+    monkeypatch.setattr(preflight, "build_part", measured)
+
+    assert preflight.check(rank, membership).endswith("agree with a single process's (bit for bit)")
+
+    (narrow,) = sizes
+    assert narrow < 0.1 * sum(each.numel() for each in rank.part.named_parameters().values())
 
 
 def test_weights_buffers_gradients_and_random_state_are_as_before(membership: Membership) -> None:

@@ -1,12 +1,13 @@
 """Text from a trained model: its newest intact checkpoint, read into one process."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from pipelinejob.contract.plan import Plan
 from pipelinejob_trainer.base.errors import UserError
@@ -16,7 +17,7 @@ from pipelinejob_trainer.checkpoint.folder import CheckpointFolder, DamagedCheck
 from pipelinejob_trainer.data.prepare.tokenizer import load_tokenizer
 from pipelinejob_trainer.data.tokens.index import TOKENIZER, read_index
 from pipelinejob_trainer.models.first_layer import extra_inputs
-from pipelinejob_trainer.models.part import Part, build_part, num_layers
+from pipelinejob_trainer.models.part import Part, build_part, num_layers, walk_of
 from pipelinejob_trainer.process.output import warn
 
 
@@ -129,9 +130,8 @@ def generate(model: Part, request: Request, *, context: int, alphabet: Alphabet 
 
 
 def _last_logits(model: Part, tokens: torch.Tensor) -> torch.Tensor:
-    output: Any = tokens
-    for layer in model.layers:
-        output = through_layer(layer.index, layer.module, output, extra_inputs(layer.index, layer.module, None))
+    (layers,) = model.chunks
+    output = walk_of(layers)(tokens, _through)
     if not isinstance(output, torch.Tensor):
         raise UserError(
             "NoLogits",
@@ -139,6 +139,10 @@ def _last_logits(model: Part, tokens: torch.Tensor) -> torch.Tensor:
             " returns logits, one tensor (batch, sequence, vocabulary)",
         )
     return output[0, -1].float()
+
+
+def _through(index: int, layer: nn.Module, given: Any, call: Callable[[Any], Any] | None = None) -> Any:
+    return through_layer(index, layer, given, extra_inputs(index, layer, None), call)
 
 
 def _choose(logits: torch.Tensor, temperature: float, dice: torch.Generator) -> int:

@@ -68,8 +68,8 @@ def run(
         )
     documents = read_documents(file)
     job = _only_job(documents, file, steps)
-    if job.spec.model.built_in is None:
-        refuse(given=prompt or None, option=f"--prompt {prompt!r}", why="only a built-in model is sampled")
+    if job.spec.model.entrypoint is not None:
+        refuse(given=prompt or None, option=f"--prompt {prompt!r}", why="nothing says what its tokens mean")
     machine = read_machine()
     machine.check_devices(job.spec)
     costs = costs_of(job, documents, profile)
@@ -211,7 +211,7 @@ class _Session:
             return counted
 
     async def _sample(self, plan: Plan, ending: Ending) -> str | None:
-        if ending.status.state is not State.SUCCEEDED or plan.model.built_in is None or not self._prompt:
+        if ending.status.state is not State.SUCCEEDED or plan.model.entrypoint is not None or not self._prompt:
             return None
         try:
             return await sample(plan, self._folder, self._machine, ending.checkpoints, self._prompt)

@@ -23,7 +23,8 @@ from pipelinejob_operator.local.stage_process import launched
 
 # Of processor time for each thread: on a busy machine a tool takes longer, which says nothing of its work.
 _PROFILE_LIMIT_S = 180
-_SAMPLE_LIMIT_S = 120
+_SAMPLE_LIMIT_S = 300
+_FEW_TOKENS = 40  # of models that are not small
 _HANG_S = 1800  # a tool that has not even used its processor time by then waits for what will not come
 _LAST_WORDS = 300
 
@@ -69,7 +70,9 @@ async def sample(plan: Plan, folder: RunFolder, machine: Machine, checkpoints: P
 
     Raises ToolError.
     """
-    arguments = ("sample", "--plan", str(folder.plan), "--checkpoints", str(checkpoints), "--prompt", prompt)
+    arguments = ["sample", "--plan", str(folder.plan), "--checkpoints", str(checkpoints), "--prompt", prompt]
+    if plan.model.hugging_face is not None:
+        arguments += ["--tokens", str(_FEW_TOKENS)]
     return (await _trainer(arguments, plan, folder, machine, _SAMPLE_LIMIT_S)).decode(errors="replace").rstrip("\n")
 
 

@@ -41,10 +41,16 @@ class BuiltInLayer(nn.Module):
     """A layer of a built-in family: what it raises is no user's mistake."""
 
 
-def through_layer(index: int, layer: nn.Module, given: Any, extra: Mapping[str, Any] | None = None) -> Any:
-    """Call a layer outside any stage, with extra inputs by name. Raises LayerError."""
+def through_layer(
+    index: int,
+    layer: nn.Module,
+    given: Any,
+    extra: Mapping[str, Any] | None = None,
+    call: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Call a layer, or what runs it in its stead, outside any stage, with extra inputs by name. Raises LayerError."""
     try:
-        output = layer(given, **(extra or {}))
+        output = (call or layer)(given, **(extra or {}))
     except BaseException as error:  # noqa: BLE001 # a user's code may raise anything
         forward_raised(error, index, layer, given)
     return checked_output(index, layer, output)

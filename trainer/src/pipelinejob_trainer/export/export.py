@@ -93,6 +93,7 @@ def _write_adapters(source: Source, folder: Path, request: Request) -> str:
         tensors[f"base_model.model.{full}.{side}.weight"] = tensor.to(request.dtype)
     if not tensors:
         raise source.mismatch("it holds no adapters")
+    source.check_base_alone()
     write_shard(folder / "adapter_model.safetensors", tensors, metadata={"format": "pt"})
     write_json(folder / "adapter_config.json", _adapter_config(lora, list(modules), target))
     for file in target.files if target else ():

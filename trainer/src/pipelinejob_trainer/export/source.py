@@ -64,6 +64,15 @@ class Source:
         for named in (self._by_layer[index] for index in sorted(self._by_layer)):
             yield from ((name, each) for name, each in self._read(named).items() if ".lora_" in name)
 
+    def check_base_alone(self) -> None:
+        """Check that what adapters were trained beside is what the job would take now; read it layer by layer.
+
+        Raises UserError.
+        """
+        for index in range(self.num_layers):
+            self._note_base(self._part(index), index)
+        self.check_base()
+
     def check_base(self) -> None:
         """Check that adapters were merged into what they were trained beside, once all layers were asked for.
 
@@ -105,7 +114,8 @@ class Source:
             " was trained by",
         )
 
-    def _merged(self, index: int) -> dict[str, torch.Tensor]:
+    def _part(self, index: int) -> Part:
+        """Return a layer with adapters, as it was before it was trained."""
         trained = self.trained
         part = build_part(
             trained.model,
@@ -115,9 +125,18 @@ class Source:
             lora=trained.training.lora,
         )
         part.settle(torch.device("cpu"))
+        return part
+
+    def _note_base(self, part: Part, index: int) -> dict[str, torch.nn.Parameter]:
+        """Keep the digest of what a layer's adapters stand beside; return the layer's own parameters."""
         own = {name: each for name, each in part.named_parameters().items() if layer_of(name) == index}
         base = part.adapters.base
         self._base_digests.append(digest_of((name, each) for name, each in own.items() if name in base))
+        return own
+
+    def _merged(self, index: int) -> dict[str, torch.Tensor]:
+        part = self._part(index)
+        own = self._note_base(part, index)
         self._restore(part, index)
         layers = [(layer.index, layer.module) for layer in part.layers]
         merged = {f"{name}.weight": module.merged() for each in layers for name, module in adapted_modules(*each)}

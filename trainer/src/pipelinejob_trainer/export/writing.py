@@ -1,16 +1,19 @@
 """A folder that is there whole or not at all, and tensors in files of a limited size."""
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
 
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.checkpoint.folder import DamagedCheckpointError, sync, write_durably, write_shard
+from pipelinejob_trainer.process.output import warn
 
 _METADATA = {"format": "pt"}  # transformers reads no file without it
 _STEM = "model"
@@ -20,15 +23,58 @@ _STEM = "model"
 def new_folder(to: Path) -> Iterator[Path]:
     """Give a folder to fill beside `to`; it gets that name when all went well, and is deleted when not.
 
-    Raises UserError where `to` exists, or cannot be written.
+    What a process that was killed left there of an earlier one is deleted first. Raises UserError where
+    `to` exists, or cannot be written.
     """
     if to.exists() or to.is_symlink():
         raise UserError("TargetExists", f"--to {to}: is there already, and nothing is overwritten; choose another")
+    with ExitStack() as held:
+        try:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            gathered = _begun(to, held)
+        except OSError as error:
+            raise _unwritable(to, error) from error
+        yield from _filled(gathered, to)
+
+
+def _begun(to: Path, held: ExitStack) -> Path:
+    """Make a folder beside `to` that is locked while this process lives; delete those whose process does not."""
+    prefix = f".{to.name}.export-"
+    with _locked(to.parent):  # so that none is seen before it is locked
+        for left in to.parent.iterdir():
+            if left.name.startswith(prefix) and left.is_dir() and not _is_in_use(left):
+                shutil.rmtree(left, ignore_errors=True)
+                warn(f"{left} was left by an export that was killed, and is deleted")
+        gathered = Path(tempfile.mkdtemp(prefix=prefix, dir=to.parent))
+        held.enter_context(_locked(gathered))
+    return gathered
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock inside, where its file system has locks. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        gathered = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
-    except OSError as error:
-        raise _unwritable(to, error) from error
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_in_use(folder: Path) -> bool:
+    """Return whether a process has a folder's lock, or may have."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _filled(gathered: Path, to: Path) -> Iterator[Path]:
     try:
         yield gathered
         gathered.chmod(0o755)  # mkdtemp's are its owner's alone

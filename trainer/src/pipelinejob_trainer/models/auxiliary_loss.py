@@ -1,48 +1,51 @@
-"""A layer's own term of the loss, added where the layer stands.
+"""What layers add to a micro-batch's loss beside what its loss function returns: how evenly experts are used.
 
-    result = with_auxiliary_loss(result, term)
+    add_to_loss(term)
 
-changes nothing in the forward pass. In the backward pass the term gets the gradient that it would
-have as a summand of the micro-batch's loss, so nothing has to be sent to the last stage: Megatron
-does the same (MoEAuxLossAutoScaler). The loss that is reported does not contain the term.
+adds a scalar, a mean over the micro-batch, to the loss of the forward pass that is under way. It is
+called on the last stage, where loss and what counts are known: terms of blocks before travel there
+beside the hidden state, as a few numbers more in the same message. Outside a training pass it does
+nothing, so an evaluation's loss is the loss function's alone.
+
+A term has the micro-batch's weight in the mean over the global batch, as its loss has: by the
+targets that count.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 import torch
 
-_weight: ContextVar[float] = ContextVar("loss_weight", default=1.0)
+from pipelinejob_trainer.models.counted_loss import CountedLoss
+
+_terms: ContextVar[list[torch.Tensor] | None] = ContextVar("terms_of_loss", default=None)
 
 
 @contextmanager
-def weighing(loss_weight: float) -> Iterator[None]:
-    """Give terms inside the weight that the micro-batch has in the mean over the global batch.
-
-    Outside any micro-batch it is 1.
-    """
-    token = _weight.set(loss_weight)
+def gathering() -> Iterator[list[torch.Tensor]]:
+    """Gather the terms that layers add inside."""
+    terms: list[torch.Tensor] = []
+    token = _terms.set(terms)
     try:
-        yield
+        yield terms
     finally:
-        _weight.reset(token)
+        _terms.reset(token)
 
 
-def with_auxiliary_loss(result: torch.Tensor, term: torch.Tensor) -> torch.Tensor:
-    """Return `result`; its backward pass adds the gradient of `term`, a scalar."""
-    added: torch.Tensor = _AuxiliaryLoss.apply(result, term, _weight.get())
-    return added
+def add_to_loss(term: torch.Tensor) -> None:
+    """Add a scalar to the loss of the micro-batch that is run."""
+    terms = _terms.get()
+    if terms is not None:
+        terms.append(term)
 
 
-class _AuxiliaryLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, result: torch.Tensor, term: torch.Tensor, weight: float) -> torch.Tensor:
-        ctx.weight, ctx.like = weight, (term.dtype, term.device)
-        return result.view_as(result)
+def with_terms(loss: CountedLoss, terms: Sequence[torch.Tensor], num_targets: int) -> torch.Tensor:
+    """Return a micro-batch's loss and the terms, with the share of its targets that counts.
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        dtype, device = ctx.like
-        return gradients[0], torch.full((), ctx.weight, dtype=dtype, device=device), None
+    That share is what the end of the step divides by.
+    """
+    value = loss.value
+    for term in terms:
+        value = value + (term if isinstance(loss.counted, int) else term * (loss.counted / num_targets))
+    return value

@@ -150,15 +150,22 @@ def num_layers(model: Model) -> int:
 
 
 def build_part(
-    model: Model, data: Data, *, stretches: Sequence[tuple[int, int]], seed: int, lora: Lora | None = None
+    model: Model,
+    data: Data,
+    *,
+    stretches: Sequence[tuple[int, int]],
+    seed: int,
+    lora: Lora | None = None,
+    is_narrow: bool = False,
 ) -> Part:
     """Make the layers of a rank's chunks, each a stretch [first, end) of the global list.
 
-    With `lora` they have adapters, and are frozen otherwise. Raises UserError when the user's entry
+    With `lora` they have adapters, and are frozen otherwise. A folder's model may be made narrow: as
+    many layers, of few hidden units. Raises UserError when the user's entry
     point or folder cannot be used, or what a target names cannot be adapted.
     """
     own = frozenset(index for first, end in stretches for index in range(first, end))
-    source = _source(model, data, seed, own)
+    source = _source(model, data, seed, own, is_narrow=is_narrow)
     entries = {index: source.entry(index) for first, end in stretches for index in range(first, end)}
     _borrow(entries, source)
     _unite(entries.values())
@@ -204,11 +211,11 @@ class _Source:
         )
 
 
-def _source(model: Model, data: Data, seed: int, own: frozenset[int]) -> _Source:
+def _source(model: Model, data: Data, seed: int, own: frozenset[int], *, is_narrow: bool) -> _Source:
     if model.built_in is not None:
         return _built_in(model.built_in, data.sequence_length, seed)
     if model.hugging_face is not None:
-        cut = huggingface.layers_of(model, own, sequence_length=data.sequence_length)
+        cut = huggingface.layers_of(model, own, sequence_length=data.sequence_length, is_narrow=is_narrow)
         return _Source(parts=cut.parts, tied=cut.tied, seed=seed, runner=cut.runner, remarks=cut.remarks)
     assert model.entrypoint is not None, "the spec demands a built-in family, an entrypoint or huggingFace"
     with _seeded(seed, 0):

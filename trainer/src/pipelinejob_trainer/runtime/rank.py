@@ -85,14 +85,21 @@ def holds_frozen_short(plan: Plan) -> bool:
     return training.lora is not None and training.precision is Precision.BF16 and plan.model.entrypoint is None
 
 
-def build_rank(plan: Plan, *, index: int, replica: int, device: torch.device) -> Rank:
-    """Build a rank's layers.
+def build_rank(plan: Plan, *, index: int, replica: int, device: torch.device, is_narrow: bool = False) -> Rank:
+    """Build a rank's layers, of a folder's model narrow ones if asked for.
 
     Raises UserError for layers that cannot be built, or that would be trained wrongly.
     """
     layout = layout_of(plan)
     training = plan.training
-    part = build_part(plan.model, plan.data, stretches=layout.stretches(index), seed=training.seed, lora=training.lora)
+    part = build_part(
+        plan.model,
+        plan.data,
+        stretches=layout.stretches(index),
+        seed=training.seed,
+        lora=training.lora,
+        is_narrow=is_narrow,
+    )
     for layer in part.layers:
         check_layer(layer.index, layer.module, is_split=layout.schedule.is_split)
     part.settle(device)

@@ -20,7 +20,7 @@ from pipelinejob_trainer.base.errors import ChangedInPlaceError, LayerError, Use
 from pipelinejob_trainer.base.nesting import Gradients, Parcel, Passed, Structure, flatten, parcel, paths
 from pipelinejob_trainer.base.user_code import backward_raised, checked_output, forward_raised, named
 from pipelinejob_trainer.data.micro_batch import Inputs
-from pipelinejob_trainer.models.auxiliary_loss import weighing
+from pipelinejob_trainer.models.auxiliary_loss import gathering, with_terms
 from pipelinejob_trainer.models.counted_loss import loss_of
 from pipelinejob_trainer.models.first_layer import takes_positions
 from pipelinejob_trainer.models.loss import Loss, OwnLoss, token_cross_entropy
@@ -434,17 +434,21 @@ class Stage:
                 given, passing.entrances = entrances_at(given)
             return self._through_layer(index, layer, given, passing, call)
 
-        with self._autocast(), weighing(passing.loss_weight):
-            output = self._walk(entering, through)
-            return self._loss_of(passing, output) if self.is_last else output
+        with self._autocast():
+            if not self.is_last:
+                return self._walk(entering, through)
+            with gathering() as terms:
+                output = self._walk(entering, through)
+            return self._loss_of(passing, output, terms)
 
-    def _loss_of(self, passing: _Pass, output: Any) -> torch.Tensor:
+    def _loss_of(self, passing: _Pass, output: Any, terms: Sequence[torch.Tensor] = ()) -> torch.Tensor:
         assert passing.targets is not None, "the last stage computes the loss"
         if passing.seed is not None and self._loss is not token_cross_entropy:
             self._reseed(passing.seed, self.layers[-1][0] + 1)  # as a layer after the last
         given = self._loss(output, passing.targets)
-        loss, passing.counted = loss_of(given, passing.targets, is_alone=passing.is_alone)
-        return loss
+        loss = loss_of(given, passing.targets, is_alone=passing.is_alone)
+        passing.counted = loss.counted
+        return with_terms(loss, terms, passing.targets.numel()) if terms else loss.value
 
     def _count(self, passing: _Pass) -> None:
         if passing.counted is None or passing.targets is None:

@@ -1,11 +1,12 @@
 """One step of a shrunk model, played by the real gang, compared with an unsplit model.
 
 It plays the job's own schedule, with the job's number of layers on each stage. A built-in model is
-shrunk to a few hidden units and short sequences. A user's own layers keep their sizes: their
-micro-batches shrink to one or two short sequences, and the whole model must fit into each process
-once. Every rank then runs the same micro-batches through all layers, one after the other, and
-compares the gradients of its own parameters. An asynchronous schedule's weights do not change
-meanwhile, so all versions are equal; its gradients are compared, summed over the updates.
+shrunk to a few hidden units and short sequences, and so is a folder's, which gets random weights. A
+user's own layers keep their sizes: their micro-batches shrink to one or two short sequences, and the
+whole model must fit into each process once. Every rank then runs the same micro-batches through all
+layers, one after the other, and compares the gradients of its own parameters. An asynchronous
+schedule's weights do not change meanwhile, so all versions are equal; its gradients are compared,
+summed over the updates.
 
 Afterwards weights, buffers and random state are as before.
 """
@@ -22,12 +23,13 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob.schedules.actions import GIVES_GRADIENT, ActionKind
 from pipelinejob.spec.job import Precision
 from pipelinejob.spec.schedule import ScheduleSpec
+from pipelinejob.spec.workload import Packing, packing_of
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.seeds import mix
 from pipelinejob_trainer.base.user_code import through_layer
 from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.data.micro_batch import MicroBatch
-from pipelinejob_trainer.models.auxiliary_loss import weighing
+from pipelinejob_trainer.models.auxiliary_loss import gathering, with_terms
 from pipelinejob_trainer.models.counted_loss import loss_of
 from pipelinejob_trainer.models.first_layer import extra_inputs
 from pipelinejob_trainer.models.lora import stirred
@@ -46,6 +48,8 @@ _BOUNDS = {Precision.FP32: 1e-3, Precision.BF16: 3e-2}
 _NOISE = 1e-3  # of the largest gradient: what is smaller than this may be rounding alone, and is not divided by
 _SEQUENCE_LENGTH = 16
 _ROWS = 2
+_BYTES = 256  # tokens that a model of any text has
+_FEW = 32  # tokens that a folder's model has when it is narrow
 _STEP = 1
 
 Gradients = Mapping[str, torch.Tensor]
@@ -67,7 +71,9 @@ def check(rank: Rank, membership: Membership) -> str:
     wrong.
     """
     with preserving_random_state(rank.device):
-        small = build_rank(shrunk(rank.plan), index=rank.index, replica=rank.replica, device=rank.device)
+        small = build_rank(
+            shrunk(rank.plan), index=rank.index, replica=rank.replica, device=rank.device, is_narrow=True
+        )
         batches = _Noise(small.plan)
         with _without_a_trace(small.part), _stirred(small.part, small.plan):
             played = _played(small, membership, batches)
@@ -108,18 +114,26 @@ def _small_schedule(schedule: ScheduleSpec) -> ScheduleSpec:
 
 
 class _Noise:
-    """Batches of random bytes: every rank needs them, but only first and last stages have text."""
+    """Batches of random tokens: every rank needs them, but only first and last stages have text.
+
+    Rows have two documents, and positions, where the job's may have several.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._seed = plan.training.seed
         self._rows = plan.schedule.micro_batch_sizes
         self._length = plan.data.sequence_length
+        self._vocabulary = _BYTES if plan.model.hugging_face is None else _FEW
+        places = torch.arange(self._length)
+        packs = bool(plan.data.tokens) and packing_of(plan.model, plan.data) is Packing.DOCUMENTS
+        self._positions = places % (self._length // 2 + 1) if packs else None
 
     def batch(self, step: int, replica: int, micro_batch: int) -> MicroBatch:
         dice = torch.Generator().manual_seed(mix(self._seed, step, replica, micro_batch))
         rows = self._rows[micro_batch]
-        tokens = torch.randint(256, (rows, self._length + 1), generator=dice)
-        return MicroBatch(tokens[:, :-1], tokens[:, 1:], torch.arange(self._length).expand(rows, -1))
+        tokens = torch.randint(self._vocabulary, (rows, self._length + 1), generator=dice)
+        positions = None if self._positions is None else self._positions.expand(rows, -1)
+        return MicroBatch(tokens[:, :-1], tokens[:, 1:], positions)
 
 
 def _played(small: Rank, membership: Membership, batches: _Noise) -> Gradients:
@@ -159,7 +173,9 @@ def _plain(small: Rank, batches: _Noise) -> Gradients:
     """
     plan = small.plan
     stretches, training = [(0, num_layers(plan.model))], plan.training
-    whole = build_part(plan.model, plan.data, stretches=stretches, seed=training.seed, lora=training.lora)
+    whole = build_part(
+        plan.model, plan.data, stretches=stretches, seed=training.seed, lora=training.lora, is_narrow=True
+    )
     whole.settle(small.device)
     of_all = whole.named_parameters()
     freeze(of_all, plan.training.groups)
@@ -199,7 +215,7 @@ def _pass(small: Rank, whole: Part, sample: int, batches: _Noise, loss: Loss, *,
     positions = None if read.positions is None else read.positions.to(device, copy=True)
     reseed, seed = reseeder(device), seed_of_pass(plan.training.seed, _STEP, sample)
     is_bf16 = plan.training.precision is Precision.BF16
-    with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16), weighing(loss_weight):
+    with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16), gathering() as terms:
         for layer in whole.layers:
             reseed(seed, layer.index)
             stream = through_layer(
@@ -208,7 +224,7 @@ def _pass(small: Rank, whole: Part, sample: int, batches: _Noise, loss: Loss, *,
         if loss is not token_cross_entropy:
             reseed(seed, num_layers(plan.model))
         is_alone = small.layout.schedule.is_asynchronous
-        value = loss_of(loss(stream, targets), targets, is_alone=is_alone).value
+        value = with_terms(loss_of(loss(stream, targets), targets, is_alone=is_alone), terms, targets.numel())
     weighted: torch.Tensor = value * loss_weight
     weighted.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
 

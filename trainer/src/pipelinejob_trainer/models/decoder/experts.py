@@ -12,11 +12,10 @@ from torch import nn
 from torch.nn import functional
 
 from pipelinejob.spec.job import Experts
-from pipelinejob_trainer.models.auxiliary_loss import with_auxiliary_loss
 
 
 class MixtureOfExperts(nn.Module):
-    """SwiGLU layers behind a router.
+    """SwiGLU layers behind a router; the result comes with the balancing loss, None where none is asked for.
 
     `gate_up` are all experts' gates above their other halves, (experts, 2 * inner, hidden), `down`
     is (experts, hidden, inner).
@@ -30,17 +29,16 @@ class MixtureOfExperts(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(experts.num, 2 * inner, hidden))
         self.down = nn.Parameter(torch.empty(experts.num, hidden, inner))
 
-    def forward(self, normed: torch.Tensor) -> torch.Tensor:
+    def forward(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         tokens = normed.flatten(0, -2)
         probabilities = self._probabilities(tokens)
         weights, chosen = probabilities.topk(self.per_token, dim=-1)  # (tokens, per token)
         if self.is_normalized:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         counts = functional.one_hot(chosen, self.num).sum((0, 1))
-        mixed = self._mixed(tokens, weights, chosen, counts)
-        if self.coefficient and torch.is_grad_enabled():
-            mixed = with_auxiliary_loss(mixed, self.coefficient * imbalance(probabilities, counts))
-        return mixed.view(normed.shape)
+        mixed = self._mixed(tokens, weights, chosen, counts).view(normed.shape)
+        is_balanced = self.coefficient and self.training
+        return mixed, self.coefficient * imbalance(probabilities, counts) if is_balanced else None
 
     def _probabilities(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return (tokens, experts), in fp32 always (Fedus et al. 2021, section 2.4)."""

@@ -13,7 +13,8 @@ behind a norm and added to the residual stream (Touvron et al. 2023, arXiv 2302.
   experts (Mixtral, arXiv 2401.04088).
 
 What passes from layer to layer is the stream, (rows, length, hidden), alone or with `positions`,
-(rows, length), where rows hold several documents: each token's place in its own.
+(rows, length), where rows hold several documents: each token's place in its own; and in training
+with the sum of the blocks' balancing losses so far, a scalar, where experts have one.
 """
 
 from collections.abc import Mapping
@@ -24,13 +25,14 @@ from torch.nn import functional
 
 from pipelinejob.spec.job import DecoderModel
 from pipelinejob_trainer.base.user_code import BuiltInLayer
+from pipelinejob_trainer.models.auxiliary_loss import add_to_loss
 from pipelinejob_trainer.models.decoder.experts import MixtureOfExperts
 from pipelinejob_trainer.models.decoder.norm import RMSNorm
 from pipelinejob_trainer.models.decoder.rotary import Waves, attention_mask, rotate, turns
 
 _INITIAL_DEVIATION = 0.02
 
-Stream = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+Stream = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]
 
 
 class Embedding(BuiltInLayer):
@@ -42,7 +44,7 @@ class Embedding(BuiltInLayer):
         nn.init.normal_(self.token.weight, std=_INITIAL_DEVIATION)
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> Stream:
-        return _closed(self.token(tokens), positions)
+        return _closed(self.token(tokens), positions, None)
 
 
 class Block(BuiltInLayer):
@@ -61,10 +63,14 @@ class Block(BuiltInLayer):
         self._initialise(model.num_layers)
 
     def forward(self, stream: Stream) -> Stream:
-        hidden, positions = _opened(stream)
+        hidden, positions, balance = _opened(stream)
         hidden = hidden + self.attention(self.attention_norm(hidden), positions)
-        hidden = hidden + self.feed_forward(self.feed_forward_norm(hidden))
-        return _closed(hidden, positions)
+        fed, term = self.feed_forward(self.feed_forward_norm(hidden)), None
+        if isinstance(fed, tuple):  # of experts
+            fed, term = fed
+        if balance is not None and term is not None:
+            term = balance + term
+        return _closed(hidden + fed, positions, term)
 
     def _initialise(self, num_layers: int) -> None:
         """Draw matrices; those that end in the stream smaller, as GPT-2's: it grows with depth otherwise."""
@@ -137,7 +143,9 @@ class Head(BuiltInLayer):
         nn.init.normal_(self.logits.weight, std=_INITIAL_DEVIATION)
 
     def forward(self, stream: Stream) -> torch.Tensor:
-        hidden, _ = _opened(stream)
+        hidden, _, balance = _opened(stream)
+        if balance is not None:
+            add_to_loss(balance)
         logits: torch.Tensor = self.logits(self.norm(hidden))
         return logits
 
@@ -154,9 +162,13 @@ def tied(model: DecoderModel) -> Mapping[str, str]:
     return {f"layers.{model.num_layers + 1}.logits.weight": "layers.0.token.weight"} if model.tie_embeddings else {}
 
 
-def _opened(stream: Stream) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return (stream, None) if isinstance(stream, torch.Tensor) else stream
+def _opened(stream: Stream) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    if isinstance(stream, torch.Tensor):
+        return stream, None, None
+    return stream if len(stream) == 3 else (*stream, None)  # noqa: PLR2004 # with a balance
 
 
-def _closed(hidden: torch.Tensor, positions: torch.Tensor | None) -> Stream:
+def _closed(hidden: torch.Tensor, positions: torch.Tensor | None, balance: torch.Tensor | None) -> Stream:
+    if balance is not None:
+        return hidden, positions, balance
     return hidden if positions is None else (hidden, positions)

@@ -52,8 +52,3 @@ def theirs_of_ours(model: DecoderModel) -> Mapping[str, str]:
     if not model.tie_embeddings:
         names[f"layers.{last}.logits.weight"] = "lm_head.weight"
     return names
-
-
-def ours_of_theirs(model: DecoderModel) -> Mapping[str, str]:
-    """Map the names in transformers to global names."""
-    return {theirs: ours for ours, theirs in theirs_of_ours(model).items()}

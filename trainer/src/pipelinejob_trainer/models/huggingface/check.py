@@ -18,12 +18,15 @@ from torch import nn
 from torch.nn import functional
 
 from pipelinejob_trainer.base.errors import LayerError, UserError
+from pipelinejob_trainer.base.nesting import flatten, unflatten
 from pipelinejob_trainer.base.user_code import error_text
+from pipelinejob_trainer.models.auxiliary_loss import gathering
 from pipelinejob_trainer.models.huggingface.anatomy import Anatomy, anatomy_of
+from pipelinejob_trainer.models.huggingface.balance import FLAG, balance_of
 from pipelinejob_trainer.models.huggingface.chunk import Runner
 from pipelinejob_trainer.models.huggingface.cut import cut, materialise
-from pipelinejob_trainer.models.huggingface.find import num_blocks, refused, skeleton
-from pipelinejob_trainer.models.huggingface.shrink import VOCABULARY, kinds_of, shrunk
+from pipelinejob_trainer.models.huggingface.find import num_blocks, refuse_encoder_decoder, refused, skeleton
+from pipelinejob_trainer.models.huggingface.shrink import VOCABULARY, Sizes, kinds_of, shrunk
 from pipelinejob_trainer.models.identity import places
 
 _ROWS = 2
@@ -40,10 +43,11 @@ class Checked:
     """What was found out of a model.
 
     `keeps_documents_apart` is whether tokens of a row see their own document only, where positions
-    begin anew with each. `sentence` says what was checked.
+    begin anew with each. `sentence` says what was checked, `sizes` are those of the small copy.
     """
 
     anatomy: Anatomy
+    sizes: Sizes
     keeps_documents_apart: bool
     sentence: str
 
@@ -53,11 +57,13 @@ class Whole:
     """A small whole model, its batch, and what one pass through it gave."""
 
     config: Any
+    sizes: Sizes
     model: nn.Module
     anatomy: Anatomy
     tokens: torch.Tensor
     targets: torch.Tensor
     logits: torch.Tensor
+    balance: torch.Tensor  # what it adds to the loss for its experts' balance
     gradients: Mapping[str, torch.Tensor | None]
 
 
@@ -90,6 +96,7 @@ def check_with(config: Any, *, trust_remote_code: bool = False) -> tuple[Checked
     )
     found = Checked(
         anatomy=whole.anatomy,
+        sizes=whole.sizes,
         keeps_documents_apart=_keeps_documents_apart(whole),
         sentence=f"checked: a {config.model_type} of {layers - 2} small blocks, cut after each, gives the whole one's"
         f" logits and gradients bit for bit{unseen} ({time.perf_counter() - begun:.1f} s)",
@@ -99,13 +106,8 @@ def check_with(config: Any, *, trust_remote_code: bool = False) -> tuple[Checked
 
 def refuse_known(config: Any) -> None:
     """Raise UserError for what a config asks for that a cut cannot give."""
+    refuse_encoder_decoder(config)
     text = config.get_text_config()
-    if getattr(text, "output_router_logits", False):
-        raise refused(
-            config,
-            "output_router_logits adds a loss of all layers' routers together, which is no sum of stages' terms; set it"
-            " to false to train without that loss",
-        )
     for name in ("layerdrop", "decoder_layerdrop", "layer_dropout"):
         if getattr(text, name, 0):
             raise refused(config, f"{name} {getattr(text, name)} skips layers at random; set it to 0")
@@ -117,14 +119,14 @@ def small_whole(config: Any, *, trust_remote_code: bool = False) -> Whole:
     Raises UserError where none can be made.
     """
     failures: list[str] = []
-    for small in shrunk(config, trust_remote_code=trust_remote_code):
+    for sizes, small in shrunk(config, trust_remote_code=trust_remote_code):
         try:
             _check_size(skeleton(small, trust_remote_code=trust_remote_code))
             with _seeded():
                 model = skeleton(small, trust_remote_code=trust_remote_code, device="cpu")
                 _perturb(model)
                 model.train()
-                return _ran(small, model)
+                return _ran(small, sizes, model)
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001 # sizes that this family does not allow show in any way
@@ -153,23 +155,35 @@ def compare(whole: Whole, cuts: Sequence[int], *, trust_remote_code: bool = Fals
         for index in range(first, end):
             _copy(materialise(stage, index), index, stage.names.full, values)
         stages.append((range(first, end), Runner(stage, takes_documents=True)))
-    sent, received, output = [], [], whole.tokens
-    for layers, runner in stages:
-        given = output.detach()
-        received.append(given.requires_grad_() if given.is_floating_point() else given)
-        with _seeded():
-            output = _tensor(runner.walk(layers, received[-1], _directly))
-        sent.append(output)
+    sent: list[tuple[torch.Tensor, ...]] = []
+    received: list[tuple[torch.Tensor, ...]] = []
+    output: Any = whole.tokens
+    with gathering() as terms:
+        for layers, runner in stages:
+            structure, leaves = flatten(output)
+            received.append(tuple(_as_received(leaf, is_alone=len(leaves) == 1) for leaf in leaves))
+            with _seeded():
+                output = runner.walk(layers, unflatten(structure, received[-1]), _directly)
+            sent.append(flatten(output)[1])
     if not torch.equal(output, whole.logits):
         return f"its logits, by {_distance(output, whole.logits):.1e} of the largest"
-    gradient: torch.Tensor | None = None
-    loss = _loss(output, whole.targets)
-    for place in reversed(range(len(stages))):
-        root = loss if place == len(stages) - 1 else sent[place]
-        if root.requires_grad and (place == len(stages) - 1 or gradient is not None):
-            torch.autograd.backward([root], None if gradient is None else [gradient])
-        gradient = received[place].grad
+    extra = sum(terms, start=torch.zeros(()))
+    if not torch.equal(extra.detach(), whole.balance):
+        return f"its balancing loss, which is {float(extra):.6g} and not {float(whole.balance):.6g}"
+    torch.autograd.backward([_loss(output, whole.targets) + extra if terms else _loss(output, whole.targets)])
+    for before, after in reversed(list(pairwise(range(len(stages))))):
+        pairs = zip(sent[before], (leaf.grad for leaf in received[after]), strict=True)
+        rooted = [(leaf, gradient) for leaf, gradient in pairs if leaf.requires_grad and gradient is not None]
+        if rooted:
+            torch.autograd.backward([leaf for leaf, _ in rooted], [gradient for _, gradient in rooted])
     return _different_gradient(whole, stages)
+
+
+def _as_received(leaf: torch.Tensor, *, is_alone: bool) -> torch.Tensor:
+    """Return a tensor as the next stage gets it."""
+    given = leaf.detach()
+    has_gradient = leaf.requires_grad or (is_alone and leaf.is_floating_point())
+    return given.requires_grad_() if has_gradient else given
 
 
 def _different_gradient(whole: Whole, stages: Sequence[tuple[range, Runner]]) -> str:
@@ -197,37 +211,62 @@ def _different_gradient(whole: Whole, stages: Sequence[tuple[range, Runner]]) ->
     return ""
 
 
-def _ran(config: Any, model: nn.Module) -> Whole:
+def _ran(config: Any, sizes: Sizes, model: nn.Module) -> Whole:
     tokens = torch.randint(min(VOCABULARY, config.get_text_config().vocab_size), (_ROWS, _LENGTH + 1))
     inputs, targets = tokens[:, :-1].clone(), tokens[:, 1:].clone()
-    found: list[torch.Tensor] = []
+    balance = balance_of(config, model)
+    found: list[Any] = []
 
     def run() -> None:
         with _seeded():
-            found.append(whole_logits(model, inputs))
+            found.append(_whole_output(model, inputs, **({FLAG: True} if balance else {})))
 
     anatomy = anatomy_of(model, config, run, counts_positions=_counts_positions(model, inputs))
-    (logits,) = found
+    (output,) = found
+    logits = _logits(output)
     if not bool(logits.isfinite().all()):
         raise ValueError("its logits are not finite")
-    _loss(logits, targets).backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+    extra = torch.zeros(())
+    if balance:
+        if not isinstance(output.aux_loss, torch.Tensor):
+            raise refused(config, f"it is asked for {FLAG}, and gives no loss of them")
+        extra = balance.coefficient * output.aux_loss
+        _check_coefficient(config, model, inputs, extra)
+    torch.autograd.backward([_loss(logits, targets) + extra])
     return Whole(
         config=config,
+        sizes=sizes,
         model=model,
         anatomy=anatomy,
         tokens=inputs,
         targets=targets,
         logits=logits.detach(),
+        balance=extra.detach(),
         gradients={name: each.grad for name, each in model.named_parameters()},
     )
 
 
 def whole_logits(model: nn.Module, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
     """Return what a whole model of transformers gives, called as anyone calls it."""
-    given = {} if positions is None else {"position_ids": positions}
-    output = model(input_ids=tokens, **given)
+    return _logits(_whole_output(model, tokens, **({} if positions is None else {"position_ids": positions})))
+
+
+def _whole_output(model: nn.Module, tokens: torch.Tensor, **given: Any) -> Any:
+    return model(input_ids=tokens, **given)
+
+
+def _logits(output: Any) -> torch.Tensor:
     logits: torch.Tensor = output[0] if isinstance(output, tuple) else output.logits
     return logits
+
+
+@torch.no_grad()
+def _check_coefficient(config: Any, model: nn.Module, tokens: torch.Tensor, extra: torch.Tensor) -> None:
+    """Raise UserError where the model adds something else to its loss than what we take it to add."""
+    with_it, without = (_whole_output(model, tokens, labels=tokens, **{FLAG: each}).loss for each in (True, False))
+    added = float(with_it - without)
+    if abs(added - float(extra)) > _ALONE * float(with_it):
+        raise refused(config, f"{FLAG} adds {added:.6g} to a loss, and not the {float(extra):.6g} of its config")
 
 
 @torch.no_grad()
@@ -315,11 +354,6 @@ def _seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(1)
         yield
-
-
-def _tensor(passed: Any) -> torch.Tensor:
-    assert isinstance(passed, torch.Tensor), "no positions were given"
-    return passed
 
 
 def _directly(index: int, layer: nn.Module, given: Any, call: Any = None) -> Any:  # noqa: ARG001 # what a walk calls

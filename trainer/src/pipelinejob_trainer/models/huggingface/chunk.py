@@ -7,25 +7,37 @@ exception. So masks, positions, rotary tables and windows are the model's own wo
 Every token has its position passed, but to the few families that count from elsewhere. Where a row
 has several documents, positions travel along beside the hidden state, from the first stage to the
 last: so no stage but these two reads data, and each has the positions of the micro-batch that it
-works on. No cache is used. Padding on the right needs no mask: a causal model's token does not see
-what comes after it, and the padding's own targets do not count.
+works on. So do the sums of a balancing loss, in training (`balance.py`). No cache is used. Padding
+on the right needs no mask: a causal model's token does not see what comes after it, and the
+padding's own targets do not count.
 """
 
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import nn
 
 from pipelinejob_trainer.base.errors import LayerError, UserError
 from pipelinejob_trainer.base.user_code import forward_raised
-from pipelinejob_trainer.models.huggingface.cut import Cut
+from pipelinejob_trainer.models.auxiliary_loss import add_to_loss
+from pipelinejob_trainer.models.huggingface.balance import FLAG, Routed, balance_of, let_routers_tell, told_by_routers
+from pipelinejob_trainer.models.huggingface.cut import Cut, owner_of
 from pipelinejob_trainer.models.walk import Through
 
-Passed = torch.Tensor | tuple[torch.Tensor, torch.Tensor]  # hidden state, and positions where they are not plain
+# The hidden state, with positions where they are not plain, and what routers did where that adds to the loss.
+Passed = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | tuple[torch.Tensor, torch.Tensor | None, Routed]
+
+
+class _Parts(NamedTuple):
+    """What is passed, taken apart."""
+
+    hidden: torch.Tensor
+    positions: torch.Tensor | None = None
+    routed: Routed | None = None
 
 
 class _Left(BaseException):  # no error; and transformers may catch those
@@ -44,6 +56,7 @@ class _Stretch:
     end: int
     received: torch.Tensor
     positions: torch.Tensor | None
+    routed: Routed | None
     through: Through
     grad: bool
     caches_casts: bool
@@ -60,6 +73,9 @@ class Runner:
         self.cut = cut
         self._takes_documents = takes_documents
         self._stretch: _Stretch | None = None
+        self._balance = balance_of(cut.config, cut.model)
+        if self._balance:
+            let_routers_tell(owner_of(cut.model, cut.names.blocks))
         self._accepts = set(inspect.signature(cut.model.forward).parameters)
         for index, block in enumerate(cut.blocks, start=1):
             block.forward = partial(self._called, index, block, block.forward)
@@ -83,7 +99,7 @@ class Runner:
             output = through(0, self.cut.layers[0], output)
         first, end = max(layers.start, 1), min(layers.stop, head)
         if first < end:
-            output = self._run(first, end, *_parts(output), through)
+            output = self._run(first, end, _parts(output), through)
         if layers.stop == head + 1:
             output = through(head, self.cut.layers[head], output)
         return output
@@ -91,29 +107,26 @@ class Runner:
     def _embedded(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> Passed:
         if positions is not None and not self._takes_documents:
             if torch.equal(positions, torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)):
-                return self._run(0, 1, tokens, None)
+                return self._run(0, 1, _Parts(tokens))
             raise UserError(
                 "DocumentsMixed",
                 f"spec.data: rows hold several documents, which a {self.cut.config.model_type} does not keep apart by"
                 " their positions: tokens would see the documents before their own; give one document a row",
             )
-        return self._run(0, 1, tokens, positions)
+        return self._run(0, 1, _Parts(tokens, positions))
 
     def _alone(self, index: int, received: Passed) -> Passed:
-        return self._run(index, index + 1, *_parts(received))
+        return self._run(index, index + 1, _parts(received))
 
     def _alone_at_the_end(self, received: Passed) -> Passed:
-        return self._alone(self.cut.names.head_index, received)
+        parts = _parts(received)
+        if parts.routed is not None and self._balance is not None:
+            add_to_loss(self._balance.loss(parts.routed))
+        return self._run(self.cut.names.head_index, self.cut.names.head_index + 1, parts)
 
-    def _run(
-        self,
-        first: int,
-        end: int,
-        received: torch.Tensor,
-        positions: torch.Tensor | None,
-        through: Through | None = None,
-    ) -> Passed:
+    def _run(self, first: int, end: int, given: _Parts, through: Through | None = None) -> Passed:
         """Run layers [first, end)."""
+        received, positions, routed = given
         assert self._stretch is None, "a model's forward is run by one stretch at a time"
         self._set_mode(training=self.cut.layers[first].training)
         self._move(received.device)
@@ -122,6 +135,7 @@ class Runner:
             end=end,
             received=received,
             positions=positions,
+            routed=routed,
             through=through or _directly,
             grad=torch.is_grad_enabled(),
             caches_casts=torch.is_autocast_cache_enabled(),
@@ -152,7 +166,8 @@ class Runner:
             return self._alone(index, *args, **kwargs)
         hidden = args[0] if args else kwargs["hidden_states"]
         if stretch.first == 0:
-            raise _Left(_joined(hidden, stretch.positions))
+            routed = self._balance.nothing(hidden.device) if self._balance and self.cut.layers[0].training else None
+            raise _Left(_joined(_Parts(hidden, stretch.positions, routed)))
         if index < stretch.first:
             return self._answer(block, self._arrived(stretch) if index == stretch.first - 1 else hidden)
         if index != stretch.next:
@@ -162,19 +177,34 @@ class Runner:
 
         def call(given: Passed) -> Passed:
             nonlocal rest
-            entering, positions = _parts(given)
-            output = forward(entering, *args[1:], **kwargs) if args else forward(**kwargs | {"hidden_states": entering})
+            parts = _parts(given)
+            output, routed = self._forward(forward, parts, args, kwargs)
             if isinstance(output, (tuple, list)):
                 output, *others = output
                 rest = tuple(others)
-            return _joined(output, positions)
+            return _joined(_Parts(output, parts.positions, routed))
 
         entering = self._arrived(stretch) if index == 1 else hidden
-        output = stretch.through(index, block, _joined(entering, stretch.positions), call)
+        output = stretch.through(index, block, _joined(_Parts(entering, stretch.positions, stretch.routed)), call)
         if index == stretch.end - 1:
             raise _Left(output)
-        leaving, _ = _parts(output)
+        leaving, _, stretch.routed = _parts(output)
         return leaving if rest is None else (leaving, *rest)
+
+    def _forward(
+        self, forward: Callable[..., Any], given: _Parts, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Routed | None]:
+        """Run a block's own forward; return its output, and what routers have done up to here."""
+        hidden = given.hidden
+
+        def run() -> Any:
+            return forward(hidden, *args[1:], **kwargs) if args else forward(**kwargs | {"hidden_states": hidden})
+
+        if given.routed is None or self._balance is None:
+            return run(), given.routed
+        with told_by_routers() as router_logits:
+            output = run()
+        return output, self._balance.after(given.routed, router_logits)
 
     def _arrived(self, stretch: _Stretch) -> torch.Tensor:
         """Return what was received; from here on it counts, so gradients are switched on again."""
@@ -193,7 +223,7 @@ class Runner:
             tokens = torch.zeros((), dtype=torch.int64, device=received.device).expand(received.shape[:2])
         if positions is None and self.cut.anatomy.counts_positions:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-        inputs = {"input_ids": tokens, "position_ids": positions, "use_cache": False}
+        inputs = {"input_ids": tokens, "position_ids": positions, "use_cache": False, FLAG: False}
         return {name: value for name, value in inputs.items() if name in self._accepts and value is not None}
 
     def _set_mode(self, *, training: bool) -> None:
@@ -230,12 +260,14 @@ class Runner:
         )
 
 
-def _parts(passed: Passed) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return (passed, None) if isinstance(passed, torch.Tensor) else passed
+def _parts(passed: Passed) -> _Parts:
+    return _Parts(passed) if isinstance(passed, torch.Tensor) else _Parts(*passed)
 
 
-def _joined(hidden: torch.Tensor, positions: torch.Tensor | None) -> Passed:
-    return hidden if positions is None else (hidden, positions)
+def _joined(parts: _Parts) -> Passed:
+    if parts.routed is not None:
+        return parts.hidden, parts.positions, parts.routed
+    return parts.hidden if parts.positions is None else (parts.hidden, parts.positions)
 
 
 def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -117,7 +117,7 @@ def materialise(cut: Cut, index: int) -> nn.Module:
 @torch.no_grad()
 def initialise(cut: Cut, index: int) -> None:
     """Give a materialised layer the model's own random weights, from torch's present random state."""
-    owner = cut.model if index in (0, cut.names.head_index) else _owner(cut.model, cut.names.blocks)
+    owner = cut.model if index in (0, cut.names.head_index) else owner_of(cut.model, cut.names.blocks)
     _initialise(cut.layers[index], owner)
 
 
@@ -132,7 +132,7 @@ def _initialise(module: nn.Module, owner: nn.Module) -> None:
         owner._init_weights(real)  # type: ignore[operator] # noqa: SLF001 # transformers has no public name for it
 
 
-def _owner(model: nn.Module, path: str) -> nn.Module:
+def owner_of(model: nn.Module, path: str) -> nn.Module:
     """Return the innermost model of transformers that holds a path."""
     owner, inner = model, model
     for name in path.split("."):

@@ -27,12 +27,14 @@ def skeleton(config: Any, *, trust_remote_code: bool = False, device: str = "met
     own = copy.deepcopy(config)  # transformers writes the type into it
     for each in (own, own.get_text_config()):
         each.use_cache = False  # what generation would need; in training it only takes memory
+        if getattr(each, "output_router_logits", False):
+            each.output_router_logits = False  # stages gather them by themselves
     try:
         with torch.device(device):
             model: nn.Module = AutoModelForCausalLM.from_config(
                 own, dtype=torch.float32, trust_remote_code=trust_remote_code
             )
-    except (ValueError, ImportError) as error:
+    except Exception as error:  # a family's own code raises what it likes for a config that it cannot use
         raise UserError(
             "BadHuggingFaceModel",
             f"spec.model.huggingFace: a {config.model_type} cannot be made: {' '.join(str(error).split())[:300]}",
@@ -53,7 +55,9 @@ def find_blocks(model: nn.Module, config: Any) -> Blocks:
     ]
     if not found:
         raise refused(config, f"it has no list of {count} blocks, so that nothing says where to cut it")
-    return min(found, key=lambda each: (each.path.count("."), len(each.path)))
+    get_decoder: Any = getattr(model, "get_decoder", None)
+    inside = set((get_decoder() if get_decoder else model).modules())  # it may have eyes and ears beside it
+    return min(found, key=lambda each: (each.modules not in inside, each.path.count("."), len(each.path)))
 
 
 def num_blocks(config: Any) -> int:

@@ -35,8 +35,11 @@ class Layers:
     remarks: tuple[str, ...] = ()
 
 
-def layers_of(model: Model, own: frozenset[int], *, sequence_length: int) -> Layers:
+def layers_of(model: Model, own: frozenset[int], *, sequence_length: int, is_narrow: bool = False) -> Layers:
     """Return the layers of a folder's model, of which this rank holds `own`.
+
+    A narrow one has as many layers, with few hidden units and random weights, as the check before
+    step 1 has them.
 
     Raises UserError where the folder cannot be used, or its model not be cut.
     """
@@ -46,8 +49,9 @@ def layers_of(model: Model, own: frozenset[int], *, sequence_length: int) -> Lay
         folder.config,
         own,
         trust_remote_code=folder.trust_remote_code,
-        folder=folder if model.hugging_face.weights is Weights.LOAD else None,
+        folder=folder if model.hugging_face.weights is Weights.LOAD and not is_narrow else None,
         sequence_length=sequence_length,
+        is_narrow=is_narrow,
         remarks=folder.remarks,
     )
 
@@ -59,6 +63,7 @@ def layers_of_config(
     trust_remote_code: bool = False,
     folder: ModelFolder | None = None,
     sequence_length: int = 1,
+    is_narrow: bool = False,
     remarks: tuple[str, ...] = (),
 ) -> Layers:
     """Return the layers of a model of this config, with a folder's weights, or random ones.
@@ -68,8 +73,11 @@ def layers_of_config(
     from pipelinejob_trainer.models.huggingface.build import checked  # noqa: PLC0415  # as above
     from pipelinejob_trainer.models.huggingface.chunk import Runner as OwnForward  # noqa: PLC0415  # as above
     from pipelinejob_trainer.models.huggingface.cut import cut  # noqa: PLC0415  # as above
+    from pipelinejob_trainer.models.huggingface.shrink import narrowed  # noqa: PLC0415  # as above
 
     found = checked(config, trust_remote_code=trust_remote_code)
+    if is_narrow:
+        config = narrowed(config, found.sizes)
     make = partial(cut, config, anatomy=found.anatomy, trust_remote_code=trust_remote_code)
     here = make(own)
     length = check_length(here.model, config, sequence_length)

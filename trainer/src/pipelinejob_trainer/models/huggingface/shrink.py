@@ -44,6 +44,10 @@ class _Scale:
         exact, rest = divmod(value, by)
         return max(8, exact) if rest == 0 else max(8, -(-exact // 8) * 8)
 
+    def aligned(self, value: int) -> int:
+        """Return a width whose rows are multiples of 16 bytes, which products of all experts at once want."""
+        return -(-self.width(value) // 8) * 8
+
     def blocks(self, value: int) -> int:
         return self.layers if value == self.old else min(value, self.layers)
 
@@ -70,11 +74,13 @@ _RULES: tuple[_Rule, ...] = tuple(
         (_CHANCES, lambda _, __: 0),
         (r"^(num_hidden_layers|n_layers?|num_layers|decoder_layers)$", _Scale.blocks),
         (r"token_id$|_token_index$|_id$", lambda _, value: value if value < VOCABULARY else 1),
-        (r"vocab_size$", _at_most(VOCABULARY)),
+        (r"vocab_size", _at_most(VOCABULARY)),
         (r"topk_groups?$|top_k_groups?$|limited_groups?$", _at_most(1)),
         (r"^n_group$|num_expert_groups?$|moe_n_group|^num_groups$|moe_num_group|n_expert_groups", _at_most(2)),
         (r"experts_per_tok|num_selected_experts|moe_topk|top_k|num_experts_per_token|moe_k$", _at_most(2)),
         (r"^(num_|n_)?(local_|routed_|moe_)*(num_)?experts$", _at_most(_EXPERTS)),
+        (r"^(num_blocks|n_blocks)$", _Scale.blocks),
+        (r"moe_intermediate|expert_intermediate|moe_ffn", _Scale.aligned),
         (r"window(_size)?$|chunk_size$|attention_window|local_attention$", _at_most(WINDOW)),
         (
             r"head_?dim|d_kv|kv_channels|lora_rank|_lora_dim|rotary_dim|low_rank_dim|d_head|head_size|index_head",
@@ -87,12 +93,33 @@ _RULES: tuple[_Rule, ...] = tuple(
 )
 
 
-def shrunk(config: Any, *, trust_remote_code: bool = False) -> Iterator[Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What a small version has: so many heads, of about such a width."""
+
+    heads: int
+    head_width: int
+
+
+_LIKELIEST_FIRST = (
+    Sizes(heads=_HEADS, head_width=8),
+    Sizes(heads=_HEADS, head_width=16),
+    Sizes(heads=2, head_width=32),
+    Sizes(heads=8, head_width=8),
+)
+
+
+def shrunk(config: Any, *, trust_remote_code: bool = False) -> Iterator[tuple[Sizes, Any]]:
     """Return small versions of a config, the likeliest to be built first."""
     kinds = kinds_of(config, trust_remote_code=trust_remote_code)
     layers = _few(kinds)
-    for heads, least in ((_HEADS, 8), (_HEADS, 16), (2, 32), (8, 8)):
-        yield _small(config, layers=layers, heads=heads, least=least)
+    for sizes in _LIKELIEST_FIRST:
+        yield sizes, _small(config, sizes, layers=layers)
+
+
+def narrowed(config: Any, sizes: Sizes) -> Any:
+    """Return a small version of a config that has all of its layers."""
+    return _small(config, sizes, layers=num_blocks(config))
 
 
 def kinds_of(config: Any, *, trust_remote_code: bool = False) -> list[str]:
@@ -123,11 +150,11 @@ def _few(kinds: Sequence[str]) -> int:
     return min(len(kinds), max(_LEAST_LAYERS, first))
 
 
-def _small(config: Any, *, layers: int, heads: int, least: int) -> Any:
+def _small(config: Any, sizes: Sizes, *, layers: int) -> Any:
     small = copy.deepcopy(config)
     old = num_blocks(config)
     for part in _parts(small):
-        _shrink(part, old=old, layers=layers, heads=heads, least=least)
+        _shrink(part, sizes, old=old, layers=layers)
     return small
 
 
@@ -139,15 +166,31 @@ def _parts(config: Any) -> Iterator[Any]:
             yield from _parts(inner)
 
 
-def _shrink(config: Any, *, old: int, layers: int, heads: int, least: int) -> None:
-    """Shrink one config's own numbers in place; `least` is the width of a head to come to."""
-    hidden, old_heads = _number(config, "hidden_size"), _number(config, "num_attention_heads")
-    width = _number(config, "head_dim") or (hidden // old_heads if old_heads else 0)
-    scale = _Scale(old=old, layers=layers, by=max(1, width // least), fewer=max(1, old_heads // heads))
+def _shrink(config: Any, sizes: Sizes, *, old: int, layers: int) -> None:
+    """Shrink one config's own numbers in place."""
+    of_layers = _taken_off(config)
+    hidden = _number(config, "hidden_size")
+    old_heads = _number(config, "num_attention_heads") or _number(config, "num_heads")
+    width = _number(config, "head_dim") or (hidden // old_heads if old_heads else hidden // _HEADS)
+    scale = _Scale(old=old, layers=layers, by=max(1, width // sizes.head_width), fewer=max(1, old_heads // sizes.heads))
     for key, value in dict(vars(config)).items():
         new = value if key.startswith("_") else _shrunk_value(key, value, scale)
         if new is not value:
             setattr(config, key, new)
+    left = {index: own for index, own in of_layers.items() if index < layers}
+    if left:
+        config.per_layer_config = {
+            index: {key: _shrunk_value(key, value, scale) for key, value in own.items()} for index, own in left.items()
+        }
+
+
+def _taken_off(config: Any) -> dict[int, dict[str, Any]]:
+    """Take off a config what some of its layers have of their own, and return it."""
+    if not getattr(config, "is_heterogeneous", False):
+        return {}
+    own: dict[int, dict[str, Any]] = config._heterogeneity_spec.per_layer_overrides  # noqa: SLF001 # nothing public tells
+    config.per_layer_config = None
+    return own
 
 
 def _shrunk_value(key: str, value: Any, scale: _Scale) -> Any:
