@@ -65,9 +65,7 @@ def _train(config: Config, plan: Plan, status: StageStatus, process_exit: Proces
 
     prepared = loop.Preparation(config, plan)
     membership = join(config, prepared.rank)
-    liveness = watch_over(
-        membership, on_lost=lambda rank: _end_without_peer(rank, plan.parallelism.pipeline, status, process_exit)
-    )
+    liveness = watch_over(membership, on_lost=lambda rank: _end_without_peer(rank, plan, status, process_exit))
     stop_request.start_honouring()
     try:
         loop.run(prepared, membership, status, stop_request)
@@ -92,10 +90,12 @@ def _end_unsaved(config: Config, status: StageStatus, process_exit: ProcessExit)
     )
 
 
-def _end_without_peer(rank: int, num_stages: int, status: StageStatus, process_exit: ProcessExit) -> NoReturn:
-    replica, stage = divmod(rank, num_stages)
+def _end_without_peer(rank: int, plan: Plan, status: StageStatus, process_exit: ProcessExit) -> NoReturn:
+    place, tensor = divmod(rank, plan.parallelism.tensor)
+    replica, stage = divmod(place, plan.parallelism.pipeline)
+    who = f"tensor rank {tensor} of stage" if plan.parallelism.tensor > 1 else "stage"
     process_exit.end(
-        ExitCode.PEER_LOST, "PeerLost", f"stage {stage} of replica {replica} went away or is silent", step=status.step
+        ExitCode.PEER_LOST, "PeerLost", f"{who} {stage} of replica {replica} went away or is silent", step=status.step
     )
 
 

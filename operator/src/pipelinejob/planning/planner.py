@@ -18,6 +18,7 @@ from pipelinejob.fabric import hardware as hardware_data
 from pipelinejob.fabric.hardware import DeviceKind, Hardware
 from pipelinejob.fabric.network import Network
 from pipelinejob.planning.choice import Choice, choose
+from pipelinejob.planning.dimensions import undividable, unrunnable
 from pipelinejob.planning.playing import packed, schedule_of
 from pipelinejob.planning.step_prediction import StepPrediction, predict_step, simulated
 from pipelinejob.spec.job import Optimizer, PipelineJobSpec
@@ -170,12 +171,9 @@ def division_of(plan: Plan, profile: Profile) -> Division:
 
 def refuse_unrunnable(spec: PipelineJobSpec) -> None:
     """Raise SpecError for a spec that can be planned but not yet be run."""
-    if spec.parallelism.tensor is not None and spec.parallelism.tensor > 1:
-        raise SpecError(
-            "spec.parallelism.tensor",
-            f"{spec.parallelism.tensor} can be planned, but the trainer runs only 1; split the model into more pipeline"
-            " stages instead",
-        )
+    tensor, name = spec.parallelism.tensor, spec.schedule.name
+    for error in (*undividable(spec.model, tensor), *unrunnable(spec.model, spec.training, name, tensor)):
+        raise error
 
 
 def _check_decided(spec: PipelineJobSpec) -> None:

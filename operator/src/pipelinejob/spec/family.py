@@ -25,5 +25,8 @@ class BuiltIn(Value, ABC):
         """
 
     @abstractmethod
-    def shrunk(self) -> Self:
-        """Return a model with as many layers, each small enough to be run once in passing."""
+    def shrunk(self, tensor: int = 1) -> Self:
+        """Return a model with as many layers, each small enough to be run once in passing, and divisible by `tensor`.
+
+        Where ranks share layers it drops nothing, for each draws numbers of its own.
+        """

@@ -158,7 +158,7 @@ class Parallelism(Value):
             ge=1,
             le=64,
             description="GPUs that share each layer inside a stage; if unset, chosen beside `gpus`, 1 without. "
-            "More than 1 can be planned, but not be run yet.",
+            "More than 1 can be run of built-in models.",
         ),
     ] = OPEN
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.checkpoint.pieces import Piece
 from pipelinejob_trainer.models.identity import layer_of
 from pipelinejob_trainer.models.part import Part
 from pipelinejob_trainer.optimizers.optimizer import Optimizer
@@ -28,12 +29,14 @@ _COUNT = "updates"
 class Snapshot:
     """State after `step` steps.
 
-    Tensors by kind and global name, `parameter/layers.3.qkv.weight`.
+    Tensors by kind and global name, `parameter/layers.3.qkv.weight`; `pieces` says of which wholes some
+    are parts.
     """
 
     step: int
     loss: float | None
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    pieces: Mapping[str, Piece] = field(default_factory=dict)
 
 
 def take(
@@ -51,8 +54,11 @@ def take(
     a global name.
     """
     all_ = _tensors(part, optimizer) | dict(_named(_BUFFER, (extra_buffers or {}).items()))
-    tensors = {name: each.detach() for name, each in all_.items() if is_mine(name.partition("/")[2])}
-    return Snapshot(step=step, loss=loss, tensors=tensors)
+    mine = {name: each.detach() for name, each in all_.items() if is_mine(name.partition("/")[2])}
+    pieces = {name: piece for name in mine if (piece := _piece(part, name)) is not None}
+    if part.tensor_group.rank:  # what it has as all others have, the first of them saves
+        mine = {name: mine[name] for name in pieces}
+    return Snapshot(step=step, loss=loss, tensors=mine, pieces=pieces)
 
 
 @torch.no_grad()
@@ -72,8 +78,24 @@ def restore(part: Part, optimizer: Optimizer | None, tensors: Mapping[str, torch
 
 
 def wanted(part: Part) -> dict[str, torch.Size]:
-    """Return the names and shapes of the tensors that `restore` needs."""
-    return {name: tensor.shape for name, tensor in _tensors(part, None).items()}
+    """Return the names of the tensors that `restore` needs, and the shapes of the wholes that they are parts of."""
+    slices = part.slices
+    shapes = {name: tensor.shape for name, tensor in _tensors(part, None).items()}
+    return {
+        name: torch.Size(slices[of].shape) if (of := name.partition("/")[2]) in slices else shape
+        for name, shape in shapes.items()
+    }
+
+
+def parts(part: Part) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """Return a function that cuts from a whole tensor, given its name, what this rank holds of it."""
+
+    def part_of(name: str, whole: torch.Tensor) -> torch.Tensor:
+        cut = part.slices.get(name.partition("/")[2])
+        is_divided = cut is not None and whole.shape == cut.shape
+        return cut.of(whole, part.tensor_group) if cut is not None and is_divided else whole
+
+    return part_of
 
 
 def may_hold(part: Part, optimizer: Optimizer | None = None) -> Callable[[str], bool]:
@@ -86,6 +108,14 @@ def may_hold(part: Part, optimizer: Optimizer | None = None) -> Callable[[str], 
         return name in state or (kind == _BUFFER and layer_of(name_of_tensor) in layers)
 
     return takes
+
+
+def _piece(part: Part, name: str) -> Piece | None:
+    kind, _, of = name.partition("/")
+    cut, group = part.slices.get(of), part.tensor_group
+    if cut is None or kind == _COUNT:
+        return None
+    return Piece(shape=cut.shape, dim=cut.dim, blocks=cut.blocks, rank=group.rank, size=group.size)
 
 
 def _restored(optimizer: Optimizer, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:

@@ -42,6 +42,7 @@ class Config:
     stage: int
     replica: int
     attempt: int
+    tensor: int = 0
     rendezvous: Address
     metrics_port: int
     checkpoints: Path
@@ -53,6 +54,11 @@ class Config:
     def pod(self) -> str:
         """This rank's pod."""
         return names.pod_name(self.job, replica=self.replica, stage=self.stage)
+
+    @property
+    def process(self) -> str:
+        """This rank's process: of those that share a stage's layers, all but the first say which they are."""
+        return f"{self.pod}-t{self.tensor}" if self.tensor else self.pod
 
 
 def read_config(environment: Mapping[str, str] | None = None) -> Config:
@@ -68,6 +74,7 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         stage=_number(variables, names.ENV_STAGE),
         replica=_number(variables, names.ENV_REPLICA),
         attempt=_number(variables, names.ENV_ATTEMPT),
+        tensor=_number(variables, names.ENV_TENSOR, default=0),
         rendezvous=_address(variables, names.ENV_RENDEZVOUS),
         metrics_port=read_metrics_port(variables),
         checkpoints=Path(_text(variables, names.ENV_CHECKPOINTS)),

@@ -8,6 +8,8 @@ import torch
 from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import Precision
 from pipelinejob_trainer.communication.links import Links
+from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
+from pipelinejob_trainer.models.divided_loss import divided
 from pipelinejob_trainer.models.loss import load_loss, token_cross_entropy
 from pipelinejob_trainer.models.part import Part, build_part
 from pipelinejob_trainer.models.refusals import check_layer
@@ -24,7 +26,8 @@ from pipelinejob_trainer.stage.stage import Stage
 class Rank:
     """What one rank of a pipeline holds.
 
-    `stages` are its chunks, in the order of `Schedule.held_by`.
+    `stages` are its chunks, in the order of `Schedule.held_by`. Of `tensor_group`, whose ranks share
+    its layers, the first counts what all of them have alike.
     """
 
     plan: Plan
@@ -34,6 +37,7 @@ class Rank:
     part: Part
     stages: tuple[Stage, ...]
     device: torch.device
+    tensor_group: TensorGroup = ALONE
 
     @property
     def needs_text(self) -> bool:
@@ -43,10 +47,13 @@ class Rank:
     @property
     def is_spokesman(self) -> bool:
         """Whether it reports the job's steps: where the first route of replica 0 ends."""
-        return self.replica == 0 and self.layout.schedule.routes[0][-1] == self.index
+        is_first = self.replica == 0 and self.tensor_group.rank == 0
+        return is_first and self.layout.schedule.routes[0][-1] == self.index
 
     def owns(self, name: str) -> bool:
-        """Return whether it owns a parameter or buffer, which may be on other ranks too."""
+        """Return whether it owns a parameter or buffer, or its part of one, which may be on other ranks too."""
+        if self.tensor_group.rank and name not in self.part.slices:
+            return False
         return self.replica == 0 and self.layout.owner_of(name) == self.index
 
     def runtime(
@@ -72,6 +79,7 @@ class Rank:
             num_replicas=self.plan.parallelism.data,
             reducer=Reducer(buckets(self.part.named_parameters(), self.layout.shares(self.part)), sum_over),
             update=update,
+            counts_loss=self.tensor_group.rank == 0,
         )
 
 
@@ -81,14 +89,23 @@ def holds_frozen_short(plan: Plan) -> bool:
     return training.lora is not None and training.precision is Precision.BF16 and plan.model.entrypoint is None
 
 
-def build_rank(plan: Plan, *, index: int, replica: int, device: torch.device) -> Rank:
-    """Build a rank's layers.
+def build_rank(
+    plan: Plan, *, index: int, replica: int, device: torch.device, tensor_group: TensorGroup = ALONE
+) -> Rank:
+    """Build a rank's layers, or its part of them.
 
     Raises UserError for layers that cannot be built, or that would be trained wrongly.
     """
     layout = layout_of(plan)
     training = plan.training
-    part = build_part(plan.model, plan.data, stretches=layout.stretches(index), seed=training.seed, lora=training.lora)
+    part = build_part(
+        plan.model,
+        plan.data,
+        stretches=layout.stretches(index),
+        seed=training.seed,
+        lora=training.lora,
+        tensor_group=tensor_group,
+    )
     for layer in part.layers:
         check_layer(layer.index, layer.module, is_split=layout.schedule.is_split)
     part.settle(device)
@@ -98,6 +115,8 @@ def build_rank(plan: Plan, *, index: int, replica: int, device: torch.device) ->
     last = layout.schedule.num_stages - 1
     has_last = any(held.stage == last for held in layout.schedule.held_by(index))
     loss = load_loss(plan.training, device) if has_last else token_cross_entropy
+    if tensor_group.is_split and plan.model.built_in is not None:
+        loss = divided(loss, tensor_group, plan.model.built_in.decoder(1).vocabulary)
     stages = tuple(
         Stage(
             chunk,
@@ -112,4 +131,13 @@ def build_rank(plan: Plan, *, index: int, replica: int, device: torch.device) ->
         )
         for held, chunk in zip(layout.schedule.held_by(index), part.chunks, strict=True)
     )
-    return Rank(plan=plan, layout=layout, index=index, replica=replica, part=part, stages=stages, device=device)
+    return Rank(
+        plan=plan,
+        layout=layout,
+        index=index,
+        replica=replica,
+        part=part,
+        stages=stages,
+        device=device,
+        tensor_group=tensor_group,
+    )

@@ -20,6 +20,7 @@ from torch import distributed, nn
 from pipelinejob.schedules.actions import GIVES_GRADIENT, ActionKind, Route, Schedule
 from pipelinejob_trainer.base.errors import PeerLostError, UserError
 from pipelinejob_trainer.communication.process_groups import new_group, rank_of
+from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
 from pipelinejob_trainer.models.refusals import SPARSE
 
 _BUCKET_BYTES = 64 << 20  # gradients are copied into a bucket before they travel; so much is held twice at a time
@@ -175,12 +176,19 @@ class _InProgress:
                 parameter.grad = None
 
 
-def sums_over_groups(shares: Iterable[Share]) -> SumOver:
+def sums_over_groups(shares: Iterable[Share], tensor: TensorGroup = ALONE) -> SumOver:
     """Form the groups for reductions.
 
-    Every rank calls it at the same point, with all shares of the model.
+    Every rank calls it at the same point, with all shares of the model. The ranks of a share are places;
+    of those that share layers (`tensor`), each sums with its like.
     """
-    groups = {ranks: new_group(ranks) for ranks in sorted({share.ranks for share in shares}) if len(ranks) > 1}
+    among = [ranks for ranks in sorted({share.ranks for share in shares}) if len(ranks) > 1]
+    made = {
+        (ranks, mine): new_group(place * tensor.size + mine for place in ranks)
+        for mine in range(tensor.size)
+        for ranks in among
+    }
+    groups = {ranks: made[ranks, tensor.rank] for ranks in among}
 
     def sum_over(ranks: Ranks, tensor: torch.Tensor) -> Sum:
         try:

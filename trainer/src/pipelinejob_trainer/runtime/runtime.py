@@ -57,12 +57,14 @@ class Runtime:
         num_replicas: int = 1,
         reducer: Reducer | None = None,
         update: Update | None = None,
+        counts_loss: bool = True,
     ) -> None:
         """Bind the rank's list of actions to its stages and links.
 
         `rank` counts within the pipeline; `chunks` are as `schedule.held_by(rank)` orders them.
         `batches` may be None where the rank has neither a first nor a last stage. `rows` are the
-        sequences of each micro-batch. `update` is for asynchronous schedules only.
+        sequences of each micro-batch. `update` is for asynchronous schedules only. `counts_loss` is for
+        one of the ranks that share layers, for all of them have the same loss.
         """
         self._recorder = recorder
         self._batches = batches
@@ -70,6 +72,7 @@ class Runtime:
         self._rank = rank
         self._replica = replica
         self._reducer = reducer
+        self._counts_loss = counts_loss
         self._running = RunningStep()
         self._versions = _versions(self._chunks) if schedule.is_asynchronous else None
         role = Role(
@@ -141,8 +144,10 @@ class Runtime:
             raise
 
     def _result(self) -> StepResult:
-        losses = self._running.losses
+        losses = self._running.losses if self._counts_loss else []
         counts = [chunk.take_counts() for chunk in self._chunks if chunk.is_last]
+        if not self._counts_loss:
+            counts = []
         zero = torch.zeros((), dtype=torch.float64, device=self._chunks[0].device)
         return StepResult(
             loss_sum=torch.stack(losses).sum() if losses else torch.zeros((), device=self._chunks[0].device),

@@ -8,13 +8,15 @@ import torch
 from pipelinejob.base.timeline import SpanKind
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import Skipped
+from pipelinejob.planning.dimensions import undividable, unrunnable
 from pipelinejob.schedules.causes import WaitCause
 from pipelinejob.spec.workload import Packing, packing_of
 from pipelinejob_trainer.base.errors import LayerError, StoppedError, UserError
 from pipelinejob_trainer.checkpoint import snapshot
 from pipelinejob_trainer.checkpoint.checkpoints import Checkpoints, Resumed
-from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
+from pipelinejob_trainer.checkpoint.folder import CheckpointFolder, PartOf
 from pipelinejob_trainer.communication.gang import Gang
+from pipelinejob_trainer.communication.tensor_group import TensorGroup
 from pipelinejob_trainer.data.dataset import Dataset, open_dataset, open_evaluation
 from pipelinejob_trainer.data.micro_batch import IGNORED
 from pipelinejob_trainer.data.position import (
@@ -53,10 +55,15 @@ class Preparation:
         self.config = config
         self.plan = plan
         self.folder = CheckpointFolder(config.checkpoints)
-        self.folder.prepare(who=config.pod)
-        device = choose_device(plan)
-        self.rank = build_rank(plan, index=config.stage, replica=config.replica, device=device)
-        for remark in self.rank.part.remarks if config.stage == 0 else ():
+        self.folder.prepare(who=config.process)
+        group = TensorGroup(config.tensor, plan.parallelism.tensor)
+        device = choose_device(plan, group.rank)
+        for error in undividable(plan.model, group.size):
+            raise UserError("NotDivided", str(error))
+        for error in unrunnable(plan.model, plan.training, plan.schedule.name, group.size):
+            raise UserError("NotRunnable", str(error))
+        self.rank = build_rank(plan, index=config.stage, replica=config.replica, device=device, tensor_group=group)
+        for remark in self.rank.part.remarks if config.stage == group.rank == 0 else ():
             say(remark)
         self.output = Output(config, is_spokesman=self.rank.is_spokesman, num_steps=plan.training.steps)
         self.trackers = Trackers(plan.training.tracking, config, is_spokesman=self.rank.is_spokesman)
@@ -154,9 +161,9 @@ class TrainingLoop:
         self._recorder.finish_step()
         return self._begin(resumed)
 
-    def _restorable(self) -> tuple[dict[str, torch.Size], Callable[[str], bool]]:
+    def _restorable(self) -> tuple[dict[str, torch.Size], Callable[[str], bool], PartOf]:
         part = self._rank.part
-        return snapshot.wanted(part), snapshot.may_hold(part, self._updates.optimizer)
+        return snapshot.wanted(part), snapshot.may_hold(part, self._updates.optimizer), snapshot.parts(part)
 
     def _begin(self, resumed: Resumed | None) -> int:
         """Take over a checkpoint's state, if there is one; return the step after which it was taken."""

@@ -12,15 +12,19 @@ from torch import nn
 from torch.nn import functional
 
 from pipelinejob.spec.job import Experts
+from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
 from pipelinejob_trainer.models.auxiliary_loss import with_auxiliary_loss
+from pipelinejob_trainer.models.tensor_parallel import entered, left
 
 
 class MixtureOfExperts(nn.Module):
     """SwiGLU layers behind a router.
 
     `gate_up` are all experts' gates above their other halves, (experts, 2 * inner, hidden), `down`
-    is (experts, hidden, inner).
+    is (experts, hidden, inner). A tensor group's ranks have a part of every expert's inner width.
     """
+
+    tensor_group: TensorGroup = ALONE
 
     def __init__(self, experts: Experts, *, hidden: int, inner: int) -> None:
         super().__init__()
@@ -37,7 +41,8 @@ class MixtureOfExperts(nn.Module):
         if self.is_normalized:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         counts = functional.one_hot(chosen, self.num).sum((0, 1))
-        mixed = self._mixed(tokens, weights, chosen, counts)
+        group = self.tensor_group
+        mixed = left(self._mixed(entered(tokens, group), entered(weights, group), chosen, counts), group)
         if self.coefficient and torch.is_grad_enabled():
             mixed = with_auxiliary_loss(mixed, self.coefficient * imbalance(probabilities, counts))
         return mixed.view(normed.shape)
