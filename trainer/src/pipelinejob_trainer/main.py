@@ -4,6 +4,7 @@ import argparse
 import math
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipelinejob_trainer.process.config import (
     Config,
     read_config,
     read_plan,
+    read_tensor_rank,
     read_termination_log,
     read_trained,
     silence_profiler,
@@ -27,6 +29,7 @@ from pipelinejob_trainer.process.http_server import serve
 from pipelinejob_trainer.process.late_rank import await_rank
 from pipelinejob_trainer.process.signals import StopRequest
 from pipelinejob_trainer.process.stage_status import StageStatus
+from pipelinejob_trainer.process.tensor_ranks import supervise
 from pipelinejob_trainer.process.termination import ProcessExit
 from pipelinejob_trainer.profile.workers import Worker, end_with_parent, first_worker, other_workers
 
@@ -43,9 +46,16 @@ def _run(_: argparse.Namespace) -> NoReturn:
     process_exit = ProcessExit(read_termination_log())
     process_exit.intercept_os_exit()
     try:
-        config = read_config(await_rank(process_exit))
+        variables = await_rank(process_exit)
+        config, tensor = read_config(variables), read_tensor_rank(variables)
         plan = read_plan(config.plan)
-        status = StageStatus(plan, stage=config.stage, replica=config.replica, attempt=config.attempt)
+        if tensor is None and plan.parallelism.tensor > 1:
+            supervise(config, plan.parallelism.tensor, variables, process_exit)
+        if tensor is not None:
+            _end_with_supervisor(process_exit)
+        status = StageStatus(
+            plan, stage=config.stage, replica=config.replica, attempt=config.attempt, tensor=config.tensor
+        )
     except BaseException as error:  # noqa: BLE001  # where errors become exit codes
         process_exit.end_with_error(error, step=0)
     try:
@@ -76,6 +86,16 @@ def _train(config: Config, plan: Plan, status: StageStatus, process_exit: Proces
         liveness.give_up()
         raise
     leave(membership, liveness)
+
+
+def _end_with_supervisor(process_exit: ProcessExit) -> None:
+    """End when the process does that started this one: its end of our standard input closes then."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        process_exit.end(ExitCode.PEER_LOST, "PeerLost", "the stage's supervisor went away", step=0)
+
+    threading.Thread(target=wait, name="supervisor", daemon=True).start()
 
 
 def _end_unsaved(config: Config, status: StageStatus, process_exit: ProcessExit) -> NoReturn:

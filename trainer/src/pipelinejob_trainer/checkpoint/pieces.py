@@ -45,7 +45,7 @@ class Contents:
     def __init__(self, files: Iterable[Path]) -> None:
         """Read the files' headers. Raises OSError and SafetensorError."""
         self._held: dict[str, list[tuple[Path, Piece | None]]] = {}
-        self._opened = {file: safe_open(file, framework="pt") for file in files}
+        self._opened: dict[Path, Any] = {file: safe_open(file, framework="pt") for file in files}
         for file, opened in self._opened.items():
             pieces = _read(opened.metadata())
             for name in opened.keys():  # noqa: SIM118 # no dict
@@ -63,9 +63,9 @@ class Contents:
     def tensor(self, name: str) -> torch.Tensor:
         """Return a whole tensor. Raises OSError, and SafetensorError where a piece is missing."""
         found = [(piece, self._opened[file].get_tensor(name)) for file, piece in self._held[name]]
-        (first, tensor), *others = found
-        if first is None and not others:
-            return tensor
+        if len(found) == 1 and found[0][0] is None:
+            whole: torch.Tensor = found[0][1]
+            return whole
         return _assembled(name, [(piece, each) for piece, each in found if piece is not None])
 
 

@@ -74,7 +74,7 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         stage=_number(variables, names.ENV_STAGE),
         replica=_number(variables, names.ENV_REPLICA),
         attempt=_number(variables, names.ENV_ATTEMPT),
-        tensor=_number(variables, names.ENV_TENSOR, default=0),
+        tensor=read_tensor_rank(variables) or 0,
         rendezvous=_address(variables, names.ENV_RENDEZVOUS),
         metrics_port=read_metrics_port(variables),
         checkpoints=Path(_text(variables, names.ENV_CHECKPOINTS)),
@@ -82,6 +82,11 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         termination_log=read_termination_log(variables),
         grace_s=read_grace_s(variables),
     )
+
+
+def read_tensor_rank(variables: Mapping[str, str]) -> int | None:
+    """Return this rank's number among those that share its layers; None if it is to start them, or there is one."""
+    return _number(variables, names.ENV_TENSOR) if variables.get(names.ENV_TENSOR) else None
 
 
 def read_metrics_port(variables: Mapping[str, str]) -> int:

@@ -40,8 +40,8 @@ class StepOutcome:
 class StageStatus:
     """This stage's progress, metrics and health."""
 
-    def __init__(self, plan: Plan, *, stage: int, replica: int, attempt: int) -> None:
-        self.numbers = Metrics(plan, stage=stage, replica=replica)
+    def __init__(self, plan: Plan, *, stage: int, replica: int, attempt: int, tensor: int = 0) -> None:
+        self.numbers = Metrics(plan, stage=stage, replica=replica, tensor=tensor)
         self._progress = Progress(replica=replica, stage=stage, attempt=attempt, phase=Phase.STARTING, step=0)
         self._tokens = tokens_per_step(plan)
         self._shares: deque[tuple[float, float, float]] = deque(maxlen=_WINDOW_STEPS)
