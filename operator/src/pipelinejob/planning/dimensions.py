@@ -10,7 +10,7 @@ from pipelinejob.base.errors import SpecError
 from pipelinejob.models.decoder import Matrix, Role
 from pipelinejob.schedules.families import ASYNCHRONOUS
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.job import Model, Training
+from pipelinejob.spec.job import Model, Parallelism, Sharding, Training
 from pipelinejob.spec.optimization import Optimizer
 
 _FIELD = "spec.parallelism.tensor"
@@ -52,8 +52,10 @@ def _dealt_out(matrix: Matrix) -> tuple[str, int]:
     return "columns of a feed-forward layer", matrix.outputs if matrix.role is not Role.BACK else matrix.inputs
 
 
-def unrunnable(model: Model, training: Training, schedule: ScheduleName, tensor: int | None) -> Iterator[SpecError]:
-    """Return an error for each thing that can be planned with tensor parallelism, but not be run."""
+def unrunnable(model: Model, training: Training, schedule: ScheduleName, degrees: Parallelism) -> Iterator[SpecError]:
+    """Return an error for each thing that can be planned with tensor parallelism or sharding, but not be run."""
+    yield from _unsharded(training, schedule, degrees.sharding)
+    tensor = degrees.tensor
     if tensor is None or tensor == 1:
         return
     if model.built_in is None:
@@ -77,4 +79,24 @@ def unrunnable(model: Model, training: Training, schedule: ScheduleName, tensor:
             "spec.schedule.name",
             f"{schedule} updates within a step, which is not tried with {_FIELD} = {tensor}; use 1, or a synchronous"
             " schedule such as 1F1B",
+        )
+
+
+def _unsharded(training: Training, schedule: ScheduleName, sharding: Sharding) -> Iterator[SpecError]:
+    if sharding is Sharding.NONE:
+        return
+    field = "spec.parallelism.sharding"
+    if sharding is Sharding.FULL:
+        yield SpecError(
+            field, "full is not there yet: parameters and gradients are whole on every replica; use optimizer, or none"
+        )
+    if training.optimizer not in _ELEMENTWISE:
+        yield SpecError(
+            field,
+            f"{sharding} parts matrices anywhere, and {training.optimizer} looks at whole ones; use AdamW or SGD, or"
+            " sharding: none",
+        )
+    if schedule in ASYNCHRONOUS:
+        yield SpecError(
+            field, f"{schedule} updates within a step, and has weight versions of whole parameters; use none"
         )

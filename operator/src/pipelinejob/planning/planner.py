@@ -171,8 +171,8 @@ def division_of(plan: Plan, profile: Profile) -> Division:
 
 def refuse_unrunnable(spec: PipelineJobSpec) -> None:
     """Raise SpecError for a spec that can be planned but not yet be run."""
-    tensor, name = spec.parallelism.tensor, spec.schedule.name
-    for error in (*undividable(spec.model, tensor), *unrunnable(spec.model, spec.training, name, tensor)):
+    degrees, name = spec.parallelism, spec.schedule.name
+    for error in (*undividable(spec.model, degrees.tensor), *unrunnable(spec.model, spec.training, name, degrees)):
         raise error
 
 

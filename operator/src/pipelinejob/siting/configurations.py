@@ -43,7 +43,7 @@ def opened(spec: PipelineJobSpec, gpus: int) -> PipelineJobSpec:
     others: dict[str, Any] = {"name": ScheduleName.AUTO, "global_batch_size": total}
     return spec.model_copy(
         update={
-            "parallelism": Parallelism.model_validate({"gpus": gpus}),
+            "parallelism": Parallelism.model_validate({"gpus": gpus, "sharding": spec.parallelism.sharding}),
             "schedule": type(schedule).model_validate(others),
             "partition": Partition(),
             "stage_templates": (),

@@ -106,6 +106,14 @@ class Device(StrEnum):
     CPU = "cpu"
 
 
+class Sharding(StrEnum):
+    """What the replicas of a stage divide among them, instead of each holding all of it."""
+
+    NONE = "none"
+    OPTIMIZER = "optimizer"
+    FULL = "full"
+
+
 class Parallelism(Value):
     """How many ways the work is split; ranks = pipeline * data * tensor. What is unset beside `gpus` is chosen."""
 
@@ -161,6 +169,14 @@ class Parallelism(Value):
             "More than 1 can be run of built-in models.",
         ),
     ] = OPEN
+
+    sharding: Annotated[
+        Sharding,
+        Field(
+            description="What replicas of a stage divide among them: none, the optimizer's state (ZeRO-1), or full, "
+            "parameters and gradients too, which is not there yet."
+        ),
+    ] = Sharding.NONE
 
     @model_validator(mode="before")
     @classmethod

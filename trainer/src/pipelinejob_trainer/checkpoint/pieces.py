@@ -92,6 +92,8 @@ def _assembled(name: str, pieces: Sequence[tuple[Piece, torch.Tensor]]) -> torch
     for rank, of_rank in parts.items():
         piece, group = of_rank[0][0], TensorGroup(rank, of_rank[0][0].size)
         stretches = [each.flatten() for _, each in sorted(of_rank, key=lambda each: each[0].first or 0)]
-        part = torch.cat(stretches).view(piece.slice.part_shape(group))
-        piece.slice.put(part, whole, group)
+        part = torch.cat(stretches)
+        if piece.size == 1:
+            return part.view(shape)
+        piece.slice.put(part.view(piece.slice.part_shape(group)), whole, group)
     return whole

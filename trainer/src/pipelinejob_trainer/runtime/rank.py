@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from pipelinejob.contract.plan import Plan
-from pipelinejob.spec.job import Precision
+from pipelinejob.spec.job import Precision, Sharding
 from pipelinejob_trainer.communication.links import Links
+from pipelinejob_trainer.communication.process_groups import rank_of
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
 from pipelinejob_trainer.models.divided_loss import divided
 from pipelinejob_trainer.models.loss import load_loss, token_cross_entropy
@@ -17,8 +18,9 @@ from pipelinejob_trainer.optimizers.groups import freeze
 from pipelinejob_trainer.runtime.feed import Batches
 from pipelinejob_trainer.runtime.layout import Layout, layout_of
 from pipelinejob_trainer.runtime.recorder import Recorder
-from pipelinejob_trainer.runtime.reduction import Reducer, SumOver, buckets
+from pipelinejob_trainer.runtime.reduction import Bucket, Reducer, SumOver, SumsOverGroups, buckets
 from pipelinejob_trainer.runtime.runtime import Runtime
+from pipelinejob_trainer.runtime.sharding import ShardedReducer, Shards
 from pipelinejob_trainer.stage.stage import Stage
 
 
@@ -27,7 +29,7 @@ class Rank:
     """What one rank of a pipeline holds.
 
     `stages` are its chunks, in the order of `Schedule.held_by`. Of `tensor_group`, whose ranks share
-    its layers, the first counts what all of them have alike.
+    its layers, the first counts what all of them have alike. With `shards` it updates a part of its parameters.
     """
 
     plan: Plan
@@ -38,6 +40,8 @@ class Rank:
     stages: tuple[Stage, ...]
     device: torch.device
     tensor_group: TensorGroup = ALONE
+    buckets: tuple[Bucket, ...] = ()
+    shards: Shards | None = None
 
     @property
     def needs_text(self) -> bool:
@@ -52,9 +56,11 @@ class Rank:
 
     def owns(self, name: str) -> bool:
         """Return whether it owns a parameter or buffer, or its part of one, which may be on other ranks too."""
-        if self.tensor_group.rank and name not in self.part.slices:
-            return False
-        return self.replica == 0 and self.layout.owner_of(name) == self.index
+        return self.saves(name) and self.replica == 0 and self.layout.owner_of(name) == self.index
+
+    def saves(self, name: str) -> bool:
+        """Return whether, of those that share its layers, it speaks for a tensor, or has a part of its own."""
+        return self.tensor_group.rank == 0 or name in self.part.slices
 
     def runtime(
         self,
@@ -77,10 +83,16 @@ class Rank:
             seed=self.plan.training.seed,
             replica=self.replica,
             num_replicas=self.plan.parallelism.data,
-            reducer=Reducer(buckets(self.part.named_parameters(), self.layout.shares(self.part)), sum_over),
+            reducer=self._reducer(sum_over),
             update=update,
             counts_loss=self.tensor_group.rank == 0,
         )
+
+    def _reducer(self, sum_over: SumOver) -> Reducer | ShardedReducer:
+        if self.shards is None:
+            return Reducer(self.buckets, sum_over)
+        assert isinstance(sum_over, SumsOverGroups), "who shards has met over process groups"
+        return ShardedReducer(self.buckets, self.shards, sum_over)
 
 
 def holds_frozen_short(plan: Plan) -> bool:
@@ -131,8 +143,14 @@ def build_rank(
         )
         for held, chunk in zip(layout.schedule.held_by(index), part.chunks, strict=True)
     )
+    parameters = part.named_parameters()
+    of_rank = buckets(parameters, layout.shares(part))
+    names = {parameter: name for name, parameter in parameters.items()}
+    place = rank_of(replica, index, pipeline=plan.parallelism.pipeline)
     return Rank(
         plan=plan,
+        buckets=of_rank,
+        shards=Shards(of_rank, names, place) if plan.parallelism.sharding is Sharding.OPTIMIZER else None,
         layout=layout,
         index=index,
         replica=replica,

@@ -19,6 +19,7 @@ from pipelinejob_trainer.runtime.feed import Batches, Feed
 from pipelinejob_trainer.runtime.program import Program, bind
 from pipelinejob_trainer.runtime.recorder import IDLE, Recorder, State
 from pipelinejob_trainer.runtime.reduction import Reducer
+from pipelinejob_trainer.runtime.sharding import ShardedReducer
 from pipelinejob_trainer.runtime.tasks import EvaluationTasks, Role, RunningStep, TrainingTasks, loss_weights
 from pipelinejob_trainer.runtime.weight_versions import Versions
 from pipelinejob_trainer.stage.randomness import preserving_random_state
@@ -55,7 +56,7 @@ class Runtime:
         seed: int,
         replica: int = 0,
         num_replicas: int = 1,
-        reducer: Reducer | None = None,
+        reducer: Reducer | ShardedReducer | None = None,
         update: Update | None = None,
         counts_loss: bool = True,
     ) -> None:

@@ -60,7 +60,7 @@ class Preparation:
         device = choose_device(plan, group.rank)
         for error in undividable(plan.model, group.size):
             raise UserError("NotDivided", str(error))
-        for error in unrunnable(plan.model, plan.training, plan.schedule.name, group.size):
+        for error in unrunnable(plan.model, plan.training, plan.schedule.name, plan.parallelism):
             raise UserError("NotRunnable", str(error))
         self.rank = build_rank(plan, index=config.stage, replica=config.replica, device=device, tensor_group=group)
         for remark in self.rank.part.remarks if config.stage == group.rank == 0 else ():
@@ -93,7 +93,7 @@ class TrainingLoop:
         self._order = _agreed_order(prepared, membership.gang)
         self._samples = 0
         self._last_loss = 0.0
-        self._updates = Updates(prepared.rank)
+        self._updates = Updates(prepared.rank, membership.sum_over)
         self._not_finite = NotFinitePolicy(plan.training)
         self._recorder = Recorder(
             replica=config.replica,
@@ -163,7 +163,11 @@ class TrainingLoop:
 
     def _restorable(self) -> tuple[dict[str, torch.Size], Callable[[str], bool], PartOf]:
         part = self._rank.part
-        return snapshot.wanted(part), snapshot.may_hold(part, self._updates.optimizer), snapshot.parts(part)
+        return (
+            snapshot.wanted(part),
+            snapshot.may_hold(part, self._updates.optimizer),
+            snapshot.parts(part, stretches=self._updates.stretches),
+        )
 
     def _begin(self, resumed: Resumed | None) -> int:
         """Take over a checkpoint's state, if there is one; return the step after which it was taken."""
@@ -302,6 +306,7 @@ class TrainingLoop:
                 loss=loss,
                 extra_buffers=self._untrained.extra_buffers(),
                 is_mine=rank.owns,
+                stretches=self._updates.stretches,
             ),
             TextPosition(samples=self._samples, order=self._order),
         )

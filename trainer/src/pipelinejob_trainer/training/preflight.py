@@ -20,7 +20,7 @@ import torch
 
 from pipelinejob.contract.plan import Plan
 from pipelinejob.schedules.actions import GIVES_GRADIENT, ActionKind
-from pipelinejob.spec.job import Precision
+from pipelinejob.spec.job import Precision, Sharding
 from pipelinejob.spec.schedule import ScheduleSpec
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.seeds import mix
@@ -99,6 +99,7 @@ def shrunk(plan: Plan) -> Plan:
     return plan.model_copy(
         update={
             "model": plan.model.shrunk(plan.parallelism.tensor),
+            "parallelism": plan.parallelism.model_copy(update={"sharding": Sharding.NONE}),  # for whole gradients
             "data": data.model_copy(update={"sequence_length": min(_SEQUENCE_LENGTH, data.sequence_length)}),
             "schedule": _small_schedule(plan.schedule),
         }
