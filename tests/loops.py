@@ -127,7 +127,7 @@ def _train(rank: int, plan: Plan, folder: Path) -> Run:
     status = _Losses(plan, rank=stage)
     try:
         with redirect_stdout(StringIO()):
-            prepared = loop.Preparation(_config(plan, stage, replica, tensor, folder), plan)
+            prepared = loop.Preparation(config(plan, stage=stage, replica=replica, tensor=tensor, folder=folder), plan)
             loop.run(prepared, _membership(plan, prepared), status, StopRequest(grace_s=60, on_overdue=_never))
     except UserError as error:
         return Run(losses=status.losses, refused=(error.reason, str(error)))
@@ -157,7 +157,7 @@ def _membership(plan: Plan, prepared: loop.Preparation) -> Membership:
     )
 
 
-def _config(plan: Plan, stage: int, replica: int, tensor: int, folder: Path) -> Config:
+def config(plan: Plan, *, stage: int, replica: int, tensor: int, folder: Path) -> Config:
     return Config(
         plan=folder / "plan.json",
         namespace=plan.namespace,

@@ -34,8 +34,11 @@ def undividable(model: Model, tensor: int | None) -> Iterator[SpecError]:
     if decoder is None:
         return
     matrices = (matrix for block in dict.fromkeys(decoder.blocks) for branch in block for matrix in branch.matrices)
-    counts = dict.fromkeys(_dealt_out(matrix) for matrix in matrices if not matrix.is_whole)
-    for what, count in counts:
+    counts: dict[int, str] = {}  # of what is dealt out, by how many there are
+    for matrix in matrices:
+        if not matrix.is_whole:
+            counts.setdefault(*_dealt_out(matrix))
+    for count, what in counts.items():
         if count % tensor:
             yield SpecError(
                 _FIELD,
@@ -45,17 +48,22 @@ def undividable(model: Model, tensor: int | None) -> Iterator[SpecError]:
         yield SpecError(_FIELD, f"{tensor} ranks cannot share {decoder.vocabulary} tokens; use fewer")
 
 
-def _dealt_out(matrix: Matrix) -> tuple[str, int]:
-    what = None if matrix.role is None else _NAMES.get(matrix.role)
+def _dealt_out(matrix: Matrix) -> tuple[int, str]:
+    what = _NAMES.get(matrix.role) if matrix.role is not None else None
     if matrix.units is not None:
-        return what or "units", matrix.units
-    return "columns of a feed-forward layer", matrix.outputs if matrix.role is not Role.BACK else matrix.inputs
+        return matrix.units, what or "columns of a feed-forward layer"
+    return matrix.inputs if matrix.is_last else matrix.outputs, what or "columns"
 
 
 def unrunnable(model: Model, training: Training, schedule: ScheduleName, degrees: Parallelism) -> Iterator[SpecError]:
     """Return an error for each thing that can be planned with tensor parallelism or sharding, but not be run."""
     yield from _unsharded(training, schedule, degrees.sharding)
     tensor = degrees.tensor
+    if degrees.sequence_parallel:
+        yield SpecError(
+            "spec.parallelism.sequenceParallel",
+            "can be planned, but the trainer holds all tokens on every GPU of a stage; leave it out",
+        )
     if tensor is None or tensor == 1:
         return
     if model.built_in is None:
@@ -100,3 +108,8 @@ def _unsharded(training: Training, schedule: ScheduleName, sharding: Sharding) -
         yield SpecError(
             field, f"{schedule} updates within a step, and has weight versions of whole parameters; use none"
         )
+
+
+def shards(degrees: Parallelism, num_routes: int = 1) -> int:
+    """Return how many ranks divide the optimiser's state of a stage: all that hold it, or one."""
+    return 1 if degrees.sharding is Sharding.NONE else (degrees.data or 1) * num_routes

@@ -177,6 +177,13 @@ class Parallelism(Value):
             "parameters and gradients too, which is not there yet."
         ),
     ] = Sharding.NONE
+    sequence_parallel: Annotated[
+        bool,
+        Field(
+            description="The GPUs of a stage divide the tokens, too, between matrices; can be planned, but not be run "
+            "yet."
+        ),
+    ] = False
 
     @model_validator(mode="before")
     @classmethod
