@@ -120,7 +120,7 @@ def test_a_run_goes_on_in_another_shape_as_in_its_own(text: Path, folder: Path, 
     ("change", "reason", "words"),
     [
         ({"tensor": 3}, "NotDivided", "3 ranks cannot share 2 heads equally"),
-        ({"lora": Lora(rank=2)}, "NotRunnable", "spec.training.lora"),
+        ({"lora": Lora(rank=2, targets=("all",))}, "NotRunnable", "spec.training.lora"),
         ({"optimizer": Optimizer.MUON}, "NotRunnable", "use AdamW or SGD"),
         ({"schedule": ScheduleName.PIPEDREAM_2BW}, "NotRunnable", "PipeDream-2BW updates within a step"),
         ({"entrypoint": "shared_models:tied"}, "NotRunnable", "built-in models alone"),
