@@ -126,13 +126,25 @@ def _train(rank: int, plan: Plan, folder: Path) -> Run:
     replica, stage = divmod(place, plan.parallelism.pipeline)
     status = _Losses(plan, rank=stage)
     try:
-        with redirect_stdout(StringIO()):
-            prepared = loop.Preparation(config(plan, stage=stage, replica=replica, tensor=tensor, folder=folder), plan)
-            loop.run(prepared, _membership(plan, prepared), status, StopRequest(grace_s=60, on_overdue=_never))
+        _trained(plan, config(plan, stage=stage, replica=replica, tensor=tensor, folder=folder), status)
     except UserError as error:
         return Run(losses=status.losses, refused=(error.reason, str(error)))
     distributed.barrier()
     return Run(losses=status.losses)
+
+
+def _trained(plan: Plan, given: Config, status: StageStatus) -> loop.Preparation:
+    with redirect_stdout(StringIO()):
+        prepared = loop.Preparation(given, plan)
+        loop.run(prepared, _membership(plan, prepared), status, StopRequest(grace_s=60, on_overdue=_never))
+    return prepared
+
+
+def tensor_rank(rank: int, plan: Plan, folder: Path) -> tuple[list[float], loop.Preparation]:
+    """Train as one of the ranks that share all layers; give each step's loss, and what was trained."""
+    torch.set_num_threads(1)
+    status = _Losses(plan, rank=0)
+    return status.losses, _trained(plan, config(plan, stage=0, replica=0, tensor=rank, folder=folder), status)
 
 
 def _membership(plan: Plan, prepared: loop.Preparation) -> Membership:
