@@ -8,7 +8,7 @@ by tokens. What is not divided is equal on all ranks, and so are its gradients, 
 come of sums that all ranks have alike.
 
 Parameters stay plain ones, of a part's shape, so that a backward pass in halves, optimisers and
-reductions need to know nothing: why not DTensor is in docs/decisions/0011-tensor-parallelism.md.
+reductions need to know nothing: why not DTensor is in docs/decisions/0012-tensor-parallelism.md.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -88,11 +88,12 @@ class Metrics:
         self.memory = {kind: memory.labels(**self._own, kind=kind) for kind in ("peak", "parameters", "optimizer")}
         p2p = Counter(
             "pipelinejob_p2p_bytes",
-            "Bytes exchanged with neighbouring stages.",
+            "Bytes exchanged with neighbouring stages; tensor: sent to ranks that share the stage's layers.",
             (*self._labels, "direction"),
             registry=self._registry,
         )
-        self.p2p = {direction: p2p.labels(**self._own, direction=direction) for direction in ("send", "recv")}
+        directions = ("send", "recv", "tensor") if "tensor" in self._own else ("send", "recv")
+        self.p2p = {direction: p2p.labels(**self._own, direction=direction) for direction in directions}
 
     def _declare_checkpoints(self) -> None:
         self.checkpoints = self._counter("pipelinejob_checkpoint_saves", "Checkpoints completed by this process.")

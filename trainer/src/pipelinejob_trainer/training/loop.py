@@ -337,6 +337,8 @@ class TrainingLoop:
         )
         self._status.set_bytes("send", self._links.bytes_sent)
         self._status.set_bytes("recv", self._links.bytes_received)
+        if self._rank.tensor_group.is_split:
+            self._status.set_bytes("tensor", self._rank.tensor_group.bytes_exchanged)
         self._output.add_step(outcome)
         self._trackers.add_step(outcome)
         if timeline is not None:
