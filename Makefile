@@ -92,6 +92,7 @@ bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet ma
 	$(BIN)/python tests/bench/bench_overhead.py
 	$(BIN)/python tests/bench/bench_start.py
 	$(BIN)/python tests/bench/bench_admission.py
+	$(BIN)/python tests/bench/bench_planning.py
 	$(BIN)/python tests/bench/bench_late.py
 	$(BIN)/python tests/bench/bench_memory.py
 	$(BIN)/python tests/bench/placement/bench_placement.py

@@ -57,9 +57,9 @@ def running(api_server: ApiServer, operator: OperatorProcess, namespace: str, ne
     return "gpt"
 
 
-def is_running(server: ApiServer, namespace: str, name: str = "gpt") -> bool:
+def is_running(server: ApiServer, namespace: str, name: str = "gpt", *, ranks: int = STAGES) -> bool:
     found = pods(server, namespace, name)
-    return is_placed(server, namespace, name, ranks=STAGES) and all(
+    return is_placed(server, namespace, name, ranks=ranks) and all(
         pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"] for pod in found
     )
 
@@ -251,3 +251,26 @@ def failed_passes(operator: OperatorProcess, namespace: str) -> list[str]:
 def versions(server: ApiServer, namespace: str) -> dict[str, str]:
     items = server.get("pipelinejobs,pods,services,configmaps", "-n", namespace)["items"]
     return {f"{item['kind']}/{item['metadata']['name']}": item["metadata"]["resourceVersion"] for item in items}
+
+
+def test_a_running_job_is_scaled_by_kubectl_and_the_api_server_says_which_numbers_go(
+    api_server, operator, namespace, new_node
+):
+    new_node(gpus=STAGES)
+    manifest = job(namespace, "gpt", stages=2)
+    manifest["spec"]["parallelism"]["data"] = 1
+    manifest["spec"]["schedule"] = {"name": "1F1B", "globalBatchSize": 4, "microBatchSize": 1}
+    api_server.apply(manifest)
+    wait_until(lambda: is_running(api_server, namespace, ranks=2), "the job runs")
+
+    with pytest.raises(RuntimeError, match=r"4 sequences cannot be shared equally by 3 replicas.*\[1, 2, 4\]"):
+        api_server.kubectl("scale", "-n", namespace, "pipelinejob/gpt", "--replicas=3")
+    api_server.kubectl("scale", "-n", namespace, "pipelinejob/gpt", "--replicas=2")
+
+    wait_until(lambda: is_running(api_server, namespace, ranks=4), "it runs with two replicas")
+    path = f"/apis/pipelinejob.io/v1alpha1/namespaces/{namespace}/pipelinejobs/gpt/scale"
+    scale = json.loads(api_server.kubectl("get", "--raw", path))
+    assert (scale["spec"]["replicas"], scale["status"]["replicas"]) == (2, 2)
+    selected = api_server.get("pods", "-n", namespace, "-l", scale["status"]["selector"])["items"]
+    assert len(selected) == len(pods(api_server, namespace, "gpt")) == STAGES
+    assert condition(api_server, namespace, "gpt", "Resized")["reason"] == "AsWanted"

@@ -126,6 +126,48 @@ def test_the_first_rule_that_matches_counts(world):
     assert world.status(key)["state"] == "Failed"
 
 
+def test_a_rule_by_condition_may_end_what_was_taken_away(world):
+    rules = [{"action": "Fail", "onPodConditions": [{"type": "DisruptionTarget"}]}]
+    key = world.submit(job(failurePolicy={"rules": rules}))
+    world.train()
+    fail(world, "gpt-r0-s0", 143, conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "Drained"}])
+    world.settle()
+    assert world.status(key)["state"] == "Failed"
+
+
+def test_a_failure_that_is_ignored_counts_against_no_limit(world):
+    rules = [{"action": "Ignore", "onPodConditions": [{"type": "example.com/BadLink"}]}]
+    key = world.submit(job(failurePolicy={"maxRestarts": 0, "rules": rules}))
+    world.train()
+    fail(world, "gpt-r0-s0", 1, conditions=[{"type": "example.com/BadLink", "status": "True"}])
+    carry_on(world)
+    status = world.status(key)
+    assert (status["state"], status["restarts"], status["disruptions"]) == ("Training", 0, 1)
+
+    fail(world, "gpt-r0-s0", 1, conditions=[{"type": "example.com/BadLink", "status": "False"}])
+    world.settle()
+    assert world.status(key)["state"] == "Failed"
+
+
+def test_restarts_count_within_their_window_only(world):
+    key = world.submit(job(failurePolicy={"maxRestarts": 1, "restartWindowSeconds": 3600}))
+    world.train()
+    for _ in range(3):
+        fail(world, "gpt-r0-s1", 1)
+        carry_on(world)
+        assert world.status(key)["state"] == "Training"
+        assert len(world.status(key)["restartTimes"]) == 1
+        world.cluster.pass_time(3601)
+    assert world.status(key)["restarts"] == 3
+
+    fail(world, "gpt-r0-s1", 1)
+    carry_on(world)
+    fail(world, "gpt-r0-s1", 1)
+    world.settle()
+    assert world.condition(key, "Succeeded")["reason"] == "RestartsExhausted"
+    assert "maxRestarts: 1 within 3600 s" in world.condition(key, "Succeeded")["message"]
+
+
 def test_restarts_are_bounded_and_the_end_says_so(world):
     key = world.submit(job(failurePolicy={"maxRestarts": 1}))
     world.train()

@@ -48,6 +48,24 @@ class Adversity(RuleBasedStateMachine):
         self.two_passes_on_a_stale_cache(younger, older)
         return multiple(older, younger)
 
+    @rule(target=jobs, data=st.sampled_from([1, 2, 4]), is_elastic=st.booleans())
+    @precondition(lambda self: self.count < 4)
+    def submit_one_that_can_be_scaled(self, data, is_elastic):
+        self.count += 1
+        manifest = job(
+            f"j{self.count}",
+            parallelism={"pipeline": 1, "data": data},
+            schedule={"name": "GPipe", "globalBatchSize": 4, "microBatchSize": 1},
+            **({"scheduling": {"minReplicas": 1}} if is_elastic else {}),
+        )
+        return self.world.submit(manifest)
+
+    @rule(key=jobs, data=st.sampled_from([1, 2, 4]))
+    def scale(self, key, data):
+        found = self.world.cluster.job(key)
+        if found and "globalBatchSize" in found["spec"]["schedule"]:
+            self.world.cluster.edit(key, parallelism={"pipeline": 1, "data": data})
+
     @rule(key=jobs, suspend=st.booleans())
     def flip_suspend(self, key, suspend):
         if self.world.cluster.job(key):

@@ -62,6 +62,11 @@ def generate() -> Schema:
         others={"shortNames": [names.SHORT_NAME], "categories": ["all", "ml"]},
         columns=COLUMNS,
         schema=root_schema(),
+        scale={
+            "specReplicasPath": ".spec.parallelism.data",
+            "statusReplicasPath": ".status.replicas",
+            "labelSelectorPath": ".status.selector",
+        },
     )
 
 

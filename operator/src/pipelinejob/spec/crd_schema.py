@@ -47,12 +47,14 @@ def definition(
     others: Mapping[str, Sequence[str]],
     columns: Sequence[Column],
     schema: Schema,
+    scale: Mapping[str, str] | None = None,
 ) -> Schema:
     """Return a CRD of one version, as the object that is applied.
 
-    `others` are its short names and categories.
+    `others` are its short names and categories; `scale` names the fields of its scale subresource.
     """
-    subresources: Schema = {"subresources": {"status": {}}} if "status" in schema["properties"] else {}
+    parts: Schema = ({"status": {}} if "status" in schema["properties"] else {}) | ({"scale": scale} if scale else {})
+    subresources: Schema = {"subresources": parts} if parts else {}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",

@@ -20,9 +20,18 @@ from pipelinejob.spec.failure_policy import FailurePolicy, FailureRule, RestartA
 from pipelinejob.spec.lora import Lora
 from pipelinejob.spec.objective import Objective
 from pipelinejob.spec.optimization import Optimizer
-from pipelinejob.spec.rules import Reason, Rule, changing_only_while_suspended, ruled, rules_extra, unchanging
-from pipelinejob.spec.schedule import SCHEDULE_RULES, ScheduleSpec
-from pipelinejob.spec.scheduling import BINDING_RULE, LATE_RULE, Binding, Scheduling
+from pipelinejob.spec.rules import (
+    RESIZING_RULE,
+    Reason,
+    Rule,
+    changing_only_while_suspended,
+    ruled,
+    rules_extra,
+    unchanging,
+)
+from pipelinejob.spec.schedule import ScheduleSpec
+from pipelinejob.spec.schedule_rules import SCHEDULE_RULES
+from pipelinejob.spec.scheduling import BINDING_RULE, LATE_RULE, MIN_REPLICAS_RULES, Binding, Scheduling
 from pipelinejob.spec.topology import Topology, TopologyScope
 from pipelinejob.spec.training import (
     DATA_RULES,
@@ -272,13 +281,14 @@ class PipelineJobSpec(Value):
         *SCHEDULE_RULES,
         LATE_RULE,
         BINDING_RULE,
+        *MIN_REPLICAS_RULES,
         unchanging("model", why="the checkpoints hold this one"),
         *DATA_RULES,
         *WORKLOAD_RULES,
+        RESIZING_RULE,
         *map(
             changing_only_while_suspended,
             (
-                "parallelism",
                 "schedule",
                 "partition",
                 "topology",

@@ -92,3 +92,21 @@ def changing_only_while_suspended(field: str) -> Rule:
 def same(field: str) -> str:
     """Return the CEL that says whether `field` is as it was."""
     return f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
+
+
+# A running job takes another number of replicas (`kubectl scale`) where that changes none of its numbers: the sequences
+# of a step are then given for all replicas together.
+_SCALES = " && ".join(
+    (
+        "has(self.schedule.globalBatchSize) && has(oldSelf.schedule.globalBatchSize)",
+        "has(self.parallelism.data) && has(oldSelf.parallelism.data)",
+        *(same(f"parallelism.{field}") for field in ("gpus", "pipeline", "tensor")),
+    )
+)
+RESIZING_RULE = Rule(
+    rule=f"oldSelf.suspend || {same('parallelism')} || ({_SCALES})",
+    message="parallelism cannot change while stages run by it, but for data, where schedule.globalBatchSize is given; "
+    "set suspend to true, apply, then change it",
+    field=".parallelism",
+    reason=Reason.FORBIDDEN,
+)

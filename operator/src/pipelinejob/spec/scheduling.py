@@ -25,6 +25,25 @@ LATE_RULE = Rule(
 )
 
 
+MIN_REPLICAS_RULES = (
+    Rule(
+        rule="!has(self.scheduling.minReplicas) || (has(self.schedule.globalBatchSize) && has(self.parallelism.data))",
+        message="minReplicas goes with parallelism.data, the replicas that are wanted, and schedule.globalBatchSize, "
+        "which fewer of them share; set both, or leave it out",
+        field=".scheduling.minReplicas",
+        reason=Reason.FORBIDDEN,
+    ),
+    Rule(
+        rule="!has(self.scheduling.minReplicas) || !has(self.parallelism.data)"
+        " || self.scheduling.minReplicas <= self.parallelism.data",
+        message="minReplicas must be at most parallelism.data",
+        says="%d replicas at least are more than the %d that are wanted; lower it, or raise parallelism.data",
+        values=("self.scheduling.minReplicas", "self.parallelism.data"),
+        field=".scheduling.minReplicas",
+    ),
+)
+
+
 class Binding(StrEnum):
     """When the stages get their numbers."""
 
@@ -92,5 +111,14 @@ class Scheduling(Value):
         Field(
             description="Ask an autoscaler for nodes where none has room for the job; never if unset. "
             "`provisioning: {}` asks for all of them at once or none."
+        ),
+    ] = None
+    min_replicas: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1024,
+            description="Run with fewer replicas than `parallelism.data`, but so many at least, rather than wait for "
+            "room; the job grows as room comes. It waits for all of them if unset, and in a queue of Kueue's.",
         ),
     ] = None

@@ -20,7 +20,7 @@ Short = Annotated[str, Field(max_length=253)]
 
 
 class ConditionType(StrEnum):
-    """What can be true of a job. All stand in the status from its first write."""
+    """What can be true of a job. All but the last stand in the status from its first write."""
 
     SUCCEEDED = "Succeeded"  # the summary: Unknown while active, then True or False for ever
     ADMITTED = "Admitted"  # the gang may run: it holds what it needs
@@ -29,6 +29,7 @@ class ConditionType(StrEnum):
     SUSPENDED = "Suspended"  # spec.suspend is honoured: nothing of the job runs
     DEGRADED = "Degraded"  # it runs, but worse than planned (a straggler, a wider placement than preferred)
     STALLED = "Stalled"  # nothing moves and a person has to act
+    RESIZED = "Resized"  # it has the replicas that its spec asks for; there once they were changed while it ran
 
 
 class ConditionStatus(StrEnum):
@@ -206,6 +207,14 @@ class PipelineJobStatus(Value):
         Field(description="Number of the present gang; stored before its first pod exists, to tell older pods apart."),
     ] = 0
     restarts: Annotated[Count, Field(description="Restarts counted against `spec.failurePolicy.maxRestarts`.")] = 0
+    restart_times: Annotated[
+        tuple[Time, ...] | None,
+        Field(
+            max_length=64,
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+            description="When those were that count now, beside `spec.failurePolicy.restartWindowSeconds`.",
+        ),
+    ] = None
     disruptions: Annotated[
         Count, Field(description="Restarts because a node or pod was taken away; they count against no limit.")
     ] = 0
@@ -285,6 +294,12 @@ class PipelineJobStatus(Value):
     stages_ready: Annotated[Short | None, Field(description="Ranks that train, of all: `4/4`.")] = None
     step: Annotated[Count | None, Field(description="Optimiser steps completed.")] = None
     steps: Annotated[Count | None, Field(description="Optimiser steps in all, from the spec.")] = None
+    replicas: Annotated[
+        Count | None, Field(description="Replicas of the pipeline as the job was placed last; the scale subresource's.")
+    ] = None
+    selector: Annotated[
+        Short | None, Field(description="The label selector of the job's pods; the scale subresource's.")
+    ] = None
     progress: Annotated[Short | None, Field(description="Share of the steps completed, in percent.")] = None
     loss: Annotated[Short | None, Field(description="Loss of the last step seen, in nats a token.")] = None
     bubble: Annotated[Short | None, Field(description="Measured bubble of late, the mean over stages.")] = None

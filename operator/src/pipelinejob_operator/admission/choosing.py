@@ -16,7 +16,6 @@ from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import Prices
 from pipelinejob.placement.repair import repair
 from pipelinejob.spec.objective import Objective
-from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.admission.admitted import AdmittedPods
 from pipelinejob_operator.admission.capacity import Claim, Free, allocatable, belongs_to_node, is_stage
 from pipelinejob_operator.admission.eligibility import unusable
@@ -87,7 +86,7 @@ class Chooser:
         """
         assert job.spec is not None, "only readable jobs are placed"
         gang = self._gang(job)
-        own = job.uid if self._goes_by_rules(gang) or job.status.refused_nodes or stood(job.status) else ""
+        own = job.uid if self._goes_by_rules(gang) or job.status.refused_nodes or stood(job) else ""
         return gang.shape, self._topology_key(job), job.spec.parallelism.data, own
 
     def choose(
@@ -126,7 +125,7 @@ class Chooser:
         move_s: float,
     ) -> Placement:
         assert job.spec is not None, "only readable jobs are placed"
-        wanted, topology, before = job.spec.topology, self._topology(job, infos), stood(job.status)
+        wanted, topology, before = job.spec.topology, self._topology(job, infos), stood(job)
         if before is None:
             return place_on_fastest(
                 demands,
@@ -267,12 +266,16 @@ def _may_fit(demands: Sequence[Demand], infos: Sequence[NodeInfo]) -> bool:
     return sum(Capacity(infos).counts(first, most=len(demands)).values()) >= len(demands)
 
 
-def stood(status: PipelineJobStatus) -> Placement | None:
-    """Return where a gang stood before it broke, as far as it is to come back there; None if it begins anew."""
+def stood(job: Job) -> Placement | None:
+    """Return where a gang stood before it broke, as far as it is to come back there; None if it begins anew.
+
+    It may have other ranks now: what stood where a rank is no more is nobody's.
+    """
+    ranks = frozenset(job.ranks)
     assignments = tuple(
         Assignment(replica=each.replica, stage=each.stage, node=each.last_node, path=())
-        for each in status.stages
-        if each.last_node is not None
+        for each in job.status.stages
+        if each.last_node is not None and Rank(each.replica, each.stage) in ranks
     )
     return Placement(assignments=assignments, crossings={}) if assignments else None
 

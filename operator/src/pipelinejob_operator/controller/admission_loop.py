@@ -159,6 +159,23 @@ class AdmissionLoop:
             self._ground = (now, Ground(nodes=room.nodes, room=dict(room.empty), profiles=room.profiles))
         return self._ground[1]
 
+    async def why_no_room(self, job: Job, *, grows: bool) -> str | None:
+        """Say what keeps a job that holds nodes from other degrees, beside all others; None if nothing does.
+
+        `job` is the job with these degrees. One that `grows` lets those go first that wait ahead of it.
+        """
+        self._room.refresh()
+        order, chooser = self._room.order, self._look()
+        first = next((each for each in self._room.waiting if is_in_line(each)), None)
+        if grows and first is not None and order.rank(first) < order.rank(job):
+            return f"{first.key}, which {order.why_ahead(first, job)}, waits for room itself"
+        free = self._room.free_without(job.uid, (node["metadata"]["name"] for node in self._room.nodes))
+        try:
+            await asyncio.to_thread(chooser.choose, job, free)
+        except NoPlacementError as error:
+            return str(error)
+        return None
+
     # ---- the loop
 
     async def run(self, *, may: Callable[[], Awaitable[object]]) -> None:

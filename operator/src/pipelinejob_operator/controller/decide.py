@@ -232,12 +232,16 @@ def _fail_or_restart(
     turn: Turn, cause: Cause, spec: PipelineJobSpec, settings: ControllerSettings, *, refused: Mapping[str, str]
 ) -> Turn:
     """End the job or the attempt; `refused` are the nodes, with their words, that the next is to leave out."""
-    verdict = judge(cause, spec.failure_policy, restarts=turn.status.restarts)
-    limit = spec.failure_policy.max_restarts
+    policy = spec.failure_policy
+    restarts = transitions.restarts_that_count(turn, policy)
+    verdict = judge(cause, policy, restarts=restarts)
     if verdict is Verdict.FAIL:
         return transitions.fail(turn.told("StageFailed", describe(cause), warning=True), cause.reason, describe(cause))
     if verdict is Verdict.EXHAUSTED:
-        message = f"{describe(cause)}; no restart is left of spec.failurePolicy.maxRestarts: {limit}"
+        within = f" within {policy.restart_window_seconds} s" if policy.restart_window_seconds else ""
+        message = (
+            f"{describe(cause)}; no restart is left of spec.failurePolicy.maxRestarts: {policy.max_restarts}{within}"
+        )
         return transitions.fail(turn.told("StageFailed", describe(cause), warning=True), "RestartsExhausted", message)
     is_counted = verdict is Verdict.RESTART_COUNTED
     in_a_row = 0 if _ran_for_long(turn, settings) else turn.status.disruptions_in_a_row
@@ -249,11 +253,11 @@ def _fail_or_restart(
         )
         return transitions.fail(turn.told("StageFailed", describe(cause), warning=True), "DisruptedTooOften", message)
     turn = turn.having(disruptions_in_a_row=in_a_row + (not is_counted))
-    backoff_s = _backoff_s(turn, turn.status.restarts if is_counted else in_a_row, settings)
+    backoff_s = _backoff_s(turn, restarts if is_counted else in_a_row, settings)
     if refused:
         turn = leave_out(turn, refused, settings)
         cause = replace(cause, message=f"{cause.message or cause.reason}{say_left_out(turn)}")
-    return transitions.restart(turn, cause, is_counted=is_counted, backoff_s=backoff_s, limit=limit)
+    return transitions.restart(turn, cause, is_counted=is_counted, backoff_s=backoff_s, policy=policy)
 
 
 def _has_failed(current: Mapping[Rank, StagePod]) -> bool:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 
 from pipelinejob.contract.progress import ExitCode
-from pipelinejob.spec.job import FailurePolicy, RestartAction
+from pipelinejob.spec.failure_policy import FailurePolicy, FailureRule, RestartAction
 from pipelinejob_operator.objects.containers import Ending
 from pipelinejob_operator.objects.job import Rank
 from pipelinejob_operator.objects.pods import Outcome, StagePod
@@ -27,6 +27,7 @@ class Cause:
     message: str
     exit_code: int | None = None  # the trainer's own; None where something else ended the stage
     is_disruption: bool = False
+    conditions: frozenset[tuple[str, str]] = frozenset()  # of its pod: type and status
 
 
 class Verdict(Enum):
@@ -82,14 +83,29 @@ def refused_nodes(pods: Iterable[StagePod]) -> dict[str, str]:
 
 
 def judge(cause: Cause, policy: FailurePolicy, *, restarts: int) -> Verdict:
-    """Apply the failure policy: first rule that names the exit code, then what the code means, then the limit."""
-    if cause.is_disruption:
-        return Verdict.RESTART_FREE
-    rule = next((rule for rule in policy.rules if cause.exit_code in rule.on_exit_codes), None)
-    is_final = rule.action is RestartAction.FAIL if rule else cause.exit_code == ExitCode.USER_ERROR
-    if is_final:
+    """Apply the failure policy: the first rule that matches, else what the end means; then the limit.
+
+    `restarts` are those that count against it now.
+    """
+    action = next((rule.action for rule in policy.rules if _matches(rule, cause)), None) or _by_itself(cause)
+    if action is RestartAction.FAIL:
         return Verdict.FAIL
+    if action is RestartAction.IGNORE:
+        return Verdict.RESTART_FREE
     return Verdict.RESTART_COUNTED if restarts < policy.max_restarts else Verdict.EXHAUSTED
+
+
+def _matches(rule: FailureRule, cause: Cause) -> bool:
+    if rule.on_exit_codes is not None:
+        return not cause.is_disruption and cause.exit_code in rule.on_exit_codes
+    return any((each.type, each.status) in cause.conditions for each in rule.on_pod_conditions or ())
+
+
+def _by_itself(cause: Cause) -> RestartAction:
+    """What an end leads to that no rule speaks of."""
+    if cause.is_disruption:
+        return RestartAction.IGNORE
+    return RestartAction.FAIL if cause.exit_code == ExitCode.USER_ERROR else RestartAction.RESTART
 
 
 def describe(cause: Cause) -> str:
@@ -105,16 +121,22 @@ def _taken(rank: Rank, pod: StagePod | None, lost_nodes: frozenset[str], name: s
     if pod.outcome is Outcome.SUCCEEDED:
         return None
     if pod.disruption is not None:
-        return _disruption(rank, name, pod.disruption.reason, str(pod.disruption))
+        return _disruption(rank, name, pod.disruption.reason, str(pod.disruption), pod)
     if pod.is_terminating and not _failed_by_itself(pod):
-        return _disruption(rank, name, "PodDeleted", "the pod is being deleted, not by this operator")
+        return _disruption(rank, name, "PodDeleted", "the pod is being deleted, not by this operator", pod)
     if pod.node in lost_nodes and pod.outcome is None:
-        return _disruption(rank, name, "NodeLost", f"its node {pod.node} is gone or not ready")
+        return _disruption(rank, name, "NodeLost", f"its node {pod.node} is gone or not ready", pod)
     return None
 
 
-def _disruption(rank: Rank, pod: str, reason: str, message: str) -> Cause:
-    return Cause(rank=rank, pod=pod, reason=reason, message=message, is_disruption=True)
+def _disruption(rank: Rank, name: str, reason: str, message: str, pod: StagePod | None = None) -> Cause:
+    conditions = _conditions(pod) if pod else frozenset()
+    return Cause(rank=rank, pod=name, reason=reason, message=message, is_disruption=True, conditions=conditions)
+
+
+def _conditions(pod: StagePod) -> frozenset[tuple[str, str]]:
+    found = pod.raw.get("status", {}).get("conditions") or ()
+    return frozenset((str(each.get("type")), str(each.get("status"))) for each in found)
 
 
 def _failed_by_itself(pod: StagePod) -> bool:
@@ -127,7 +149,14 @@ def _failed_by_itself(pod: StagePod) -> bool:
 
 def _own_cause(pod: StagePod) -> Cause:
     ending = pod.ending or Ending(exit_code=None, reason="PodFailed", message="the pod failed without saying why")
-    return Cause(rank=pod.rank, pod=pod.name, reason=ending.reason, message=ending.message, exit_code=ending.exit_code)
+    return Cause(
+        rank=pod.rank,
+        pod=pod.name,
+        reason=ending.reason,
+        message=ending.message,
+        exit_code=ending.exit_code,
+        conditions=_conditions(pod),
+    )
 
 
 def _only_followers(failed: Sequence[StagePod], absent: Sequence[StagePod], *, now: datetime, wait_s: float) -> Broken:

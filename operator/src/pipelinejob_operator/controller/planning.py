@@ -116,7 +116,7 @@ class Planner:
         self._admitted = admitted
         self._costs = costs
         self._hardware = hardware or hardware_data.default()
-        self._choices = _Answers[Chosen]()
+        self._choices: dict[int | None, _Answers[Chosen]] = {}  # by the replicas that are asked for
         self._drafts = _Answers[tuple[_Shared, Draft]]()  # that of the shape, and with the job's own name
         self._shapes: OrderedDict[Hashable, _Shared] = OrderedDict()
         self._plans = _Answers[Plan]()
@@ -127,10 +127,12 @@ class Planner:
         Raises SpecError if nothing can be planned, NoPlacementError if nothing of it finds a place. May take ten
         seconds: to be called in a thread.
         """
+        assert job.spec is not None, "only readable jobs are planned"
         version = job.uid, job.generation, self._costs.version(job), ground.likeness
-        if not self._choices.has(job.key, version):
-            self._choices.keep(job.key, version, lambda: self._choose(job, ground))
-        return self._choices.get(job.key)
+        choices = self._choices.setdefault(job.spec.parallelism.data, _Answers())
+        if not choices.has(job.key, version):
+            choices.keep(job.key, version, lambda: self._choose(job, ground))
+        return choices.get(job.key)
 
     def draft(self, job: Job, ground: Ground) -> Draft:
         """Plan a job before there is a place.
@@ -195,7 +197,9 @@ class Planner:
 
     def forget(self, key: Key) -> None:
         """Let go of a job that is no more."""
-        for answers in (self._choices, self._drafts, self._plans):
+        for choices in self._choices.values():
+            choices.forget(key)
+        for answers in (self._drafts, self._plans):
             answers.forget(key)
 
     def _drafted(self, job: Job, ground: Ground) -> "tuple[_Shared, Draft]":

@@ -28,7 +28,7 @@ from pipelinejob_operator.cluster import (
     Object,
     UnavailableError,
 )
-from pipelinejob_operator.controller import late, provisioning, transitions
+from pipelinejob_operator.controller import late, provisioning, resizing, transitions
 from pipelinejob_operator.controller.admission import follow_placed, follow_refused, follow_waits, without_plan
 from pipelinejob_operator.controller.admission_loop import AdmissionLoop, LoopMetrics
 from pipelinejob_operator.controller.admitting import ask_admission, learn_from, not_let_in
@@ -47,6 +47,7 @@ from pipelinejob_operator.controller.observe import (
     read_admitted,
 )
 from pipelinejob_operator.controller.planning import Planner
+from pipelinejob_operator.controller.shaping import Shaper
 from pipelinejob_operator.controller.status_writing import StatusWriter
 from pipelinejob_operator.controller.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
@@ -89,6 +90,7 @@ class Controller:
         self._jobs = PerVersion(read_job)
         self._pods = StagePods()
         self._said = Lately[dict[str, tuple[Event, ...]]](keep_s=settings.hearing_interval_s)
+        self._resizes = Lately[tuple[str, int]](keep_s=settings.waiting_retry_s)  # what was last looked into
         self._costs = Costs(cluster, given=profile_source)
         self._statuses = StatusWriter(cluster)
         self._admitted = AdmittedPods(settings)
@@ -105,6 +107,8 @@ class Controller:
             metrics=metrics,
         )
 
+        self._shaper = Shaper(self._planner, self.admissions)
+
     async def reconcile(self, key: Key) -> float | None:
         """Bring the job closer to its spec.
 
@@ -114,6 +118,7 @@ class Controller:
         await self._look_at_costs(key)
         if not await self._is_chosen(key):
             return self._settings.waiting_retry_s
+        await self._resize(key)
         job = await self._planned(key)
         if job is None:
             self._forget(key)
@@ -136,6 +141,7 @@ class Controller:
             self._admitted,
             self._statuses,
             self._said,
+            self._resizes,
             self._pods,
         ):
             each.forget(key)
@@ -164,14 +170,27 @@ class Controller:
             return True
         turn = Turn(job=job, now=self._clock(), status=job.status)
         try:
-            written = read_job({**job.raw, "status": {}})  # with all that it leaves open
-            chosen = await asyncio.to_thread(self._planner.choose, written, self.admissions.ground())
+            chosen = await self._shaper.choose(job)
             turn = turn if chosen == job.status.chosen else transitions.choose(turn, chosen)
         except (SpecError, NoPlacementError) as error:
             turn = transitions.wait(turn.having(chosen=None), NO_PLAN, str(error), stalled=True)
         await self._write_status(job, turn)
         job = self._job(key)
         return job is None or job.status.chosen is not None
+
+    async def _resize(self, key: Key) -> None:
+        """Begin an attempt with the replicas that the spec asks for now, once they can be planned and have room."""
+        job, now = self._job(key), self._clock()
+        if job is None or self._errors(job.raw):
+            return
+        turn = Turn(job=job, now=now, status=job.status)
+        if resizing.is_withdrawn(job):
+            await self._write_status(job, resizing.settle(turn))
+        wanted = (job.uid, job.generation)
+        if not resizing.is_asked(job) or self._resizes.get(key, now) == wanted:
+            return
+        self._resizes.keep(key, now, wanted)
+        await self._write_status(job, await self._shaper.resize(turn))
 
     async def _planned(self, key: Key) -> Job | None:
         """Read a job whose plan, if it needs one, is at hand: finding one may take seconds, in which others go on."""
@@ -381,5 +400,7 @@ async def _at_once(writes: Iterable[Coroutine[Any, Any, None]]) -> None:
 def _is_to_be_chosen(job: Job) -> bool:
     if not job.leaves_open or job.spec is None or job.spec.suspend or job.is_finished or job.is_deleting:
         return False
+    if not job.has_begun and (job.is_resized or resizing.may_shrink(job)):
+        return True
     is_from_scratch = not job.has_begun and not job.status.last_checkpoint_step and job.queue is None
     return job.status.chosen is None or is_from_scratch

@@ -8,21 +8,23 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Self
 
+from pipelinejob.base import names
 from pipelinejob.search.found import title
 from pipelinejob.spec.chosen import Chosen
+from pipelinejob.spec.failure_policy import FailurePolicy
 from pipelinejob.spec.status import ConditionType, PipelineJobStatus, State
 from pipelinejob_operator.admission.queueing import BLOCKS_NOBODY, PREEMPTED
 from pipelinejob_operator.cluster import Event
 from pipelinejob_operator.controller.failures import Cause, describe
 from pipelinejob_operator.controller.measurements import progress_share, without_nodes
 from pipelinejob_operator.objects.conditions import Fact, with_facts
-from pipelinejob_operator.objects.job import Job, condition, format_time
+from pipelinejob_operator.objects.job import Job, condition, format_time, parse_time
 from pipelinejob_operator.objects.ownership import NAMES_TAKEN, Obstacle
 from pipelinejob_operator.objects.ownership import describe as describe_obstacles
 
 ADMITTED, PLACED, READY = ConditionType.ADMITTED, ConditionType.PLACED, ConditionType.READY
 SUCCEEDED, SUSPENDED = ConditionType.SUCCEEDED, ConditionType.SUSPENDED
-DEGRADED, STALLED = ConditionType.DEGRADED, ConditionType.STALLED
+DEGRADED, STALLED, RESIZED = ConditionType.DEGRADED, ConditionType.STALLED, ConditionType.RESIZED
 
 NOT_BOUND = "NotBound"  # by the cluster's scheduler, which is asked
 
@@ -107,11 +109,13 @@ def place(turn: Turn, status: PipelineJobStatus, message: str) -> Turn:
         waits_for=(),
         waiting_since=None,
         preempted_by=None,
+        **_scale(turn.job),
     )
     return turn.finding(
         State.STARTING,
         _ACTIVE
         | _WELL
+        | _resized(turn)
         | {
             ADMITTED: Fact(True, "Admitted", "there is room for the whole gang"),
             PLACED: Fact(True, "Placed", message),
@@ -129,8 +133,9 @@ def let_bind(turn: Turn, status: PipelineJobStatus) -> Turn:
         released_time=format_time(turn.now),
         start_time=status.start_time or format_time(turn.now),
         preempted_by=None,
+        **_scale(turn.job),
     )
-    return await_binding(turn.finding(State.STARTING, _ACTIVE | _WELL), message).told(
+    return await_binding(turn.finding(State.STARTING, _ACTIVE | _WELL | _resized(turn)), message).told(
         "Released", f"Attempt {turn.status.attempt}: {message}"
     )
 
@@ -221,11 +226,30 @@ def give_up(  # all of it is said of one attempt
     )
 
 
-def restart(turn: Turn, cause: Cause, *, is_counted: bool, backoff_s: float, limit: int) -> Turn:
+def restarts_that_count(turn: Turn, policy: FailurePolicy) -> int:
+    """Count the restarts that count against the limit now: all, or those within the policy's window."""
+    if policy.restart_window_seconds is None:
+        return turn.status.restarts
+    return len(_within(turn, policy.restart_window_seconds))
+
+
+def _within(turn: Turn, window_s: int) -> tuple[str, ...]:
+    since = turn.now - timedelta(seconds=window_s)
+    return tuple(each for each in turn.status.restart_times or () if parse_time(each) > since)
+
+
+def restart(turn: Turn, cause: Cause, *, is_counted: bool, backoff_s: float, policy: FailurePolicy) -> Turn:
     """Restart the gang from its last checkpoint."""
     restarts, disruptions = turn.status.restarts + is_counted, turn.status.disruptions + (not is_counted)
-    sentence = describe(cause)
-    counted = f"restart {restarts} of at most {limit}" if is_counted else "a disruption, which counts against no limit"
+    sentence, window_s = describe(cause), policy.restart_window_seconds
+    counted = "which counts against no limit"
+    if is_counted:
+        within = f" within {window_s} s" if window_s else ""
+        number = restarts_that_count(turn, policy) + 1
+        counted = f"restart {number} of at most {policy.max_restarts}{within}"
+    elif cause.is_disruption:
+        counted = "a disruption, which counts against no limit"
+    times = (*_within(turn, window_s), *([format_time(turn.now)] if is_counted else [])) if window_s else None
     turn = turn.told("StageFailed", sentence, warning=True)
     turn = give_up(
         turn,
@@ -235,7 +259,7 @@ def restart(turn: Turn, cause: Cause, *, is_counted: bool, backoff_s: float, lim
         backoff_s=backoff_s,
         rank=cause.rank if is_counted else None,
         comes_back=True,
-    ).having(restarts=restarts, disruptions=disruptions)
+    ).having(restarts=restarts, disruptions=disruptions, restart_times=times)
     pause = f" after {backoff_s:.0f} s" if backoff_s > 0 else ""
     return turn.told("Restarting", f"Attempt {turn.status.attempt} begins{pause}: {counted}")
 
@@ -319,3 +343,18 @@ def fail(turn: Turn, reason: str, message: str, *, stalled: bool = False) -> Tur
 
 def _taken_back(reason: str, message: str) -> dict[ConditionType, Fact]:
     return {kind: Fact(False, reason, message) for kind in (ADMITTED, PLACED, READY)}
+
+
+def _scale(job: Job) -> dict[str, Any]:
+    """What the scale subresource shows of a job that is given its place."""
+    assert job.spec is not None, "only readable jobs are placed"
+    return {"replicas": job.spec.parallelism.data, "selector": f"{names.LABEL_JOB}={job.key.name}"}
+
+
+def _resized(turn: Turn) -> dict[ConditionType, Fact]:
+    """Whether a job that is given its place has the replicas it wants; nothing of one that was never asked."""
+    job, last = turn.job, condition(turn.status, RESIZED)
+    if job.is_resized and job.status.chosen is not None:
+        message = f"runs with {job.status.chosen.data} of the {job.wanted_replicas} replicas, and grows as room comes"
+        return {RESIZED: Fact(False, "Fewer", message)}
+    return {} if last is None else {RESIZED: Fact(True, "AsWanted", "the job has the replicas that its spec asks for")}

@@ -18,6 +18,7 @@ class Fact(NamedTuple):
     message: str = ""
 
 
+_FROM_THE_FIRST = tuple(kind for kind in ConditionType if kind is not ConditionType.RESIZED)
 _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}
 
 
@@ -25,12 +26,13 @@ def with_facts(
     status: PipelineJobStatus, facts: Mapping[ConditionType, Fact], *, generation: int, now: datetime
 ) -> PipelineJobStatus:
     """Set these conditions, leave the others, and have all of them from the first write."""
-    found = {kind: _unset(kind) for kind in ConditionType if condition(status, kind) is None} | dict(facts)
+    found = {kind: _unset(kind) for kind in _FROM_THE_FIRST if condition(status, kind) is None} | dict(facts)
     conditions = tuple(
         _set(condition(status, kind), kind, found[kind], generation, now)
         if kind in found
         else _seen(condition(status, kind), generation)
         for kind in ConditionType
+        if kind in found or condition(status, kind) is not None
     )
     return status.model_copy(update={"conditions": conditions, "observed_generation": generation})
 

@@ -39,6 +39,7 @@ class Job:
     is_deleting: bool = False
     flavors: tuple[str, ...] = ()  # of Kueue's nodes that it was admitted to; `spec` has what they add to its pods
     leaves_open: bool = False  # the spec as written; `spec` has what the status says was chosen
+    wanted_replicas: int | None = None  # that the spec asks for as it is written; None where they are to be chosen
 
     @cached_property
     def ranks(self) -> tuple[Rank, ...]:
@@ -69,6 +70,13 @@ class Job:
         """Tell whether pods of the present attempt may be there."""
         return self.is_placed or self.status.released_time is not None
 
+    @property
+    def is_resized(self) -> bool:
+        """Tell whether the spec asks for another number of replicas than was chosen for when it was read last."""
+        if not self.leaves_open or self.spec is None or self.status.chosen is None or self.wanted_replicas is None:
+            return False
+        return self.wanted_replicas != self.status.chosen.data
+
     @cached_property
     def is_placed(self) -> bool:
         """Tell whether the present attempt holds nodes."""
@@ -89,6 +97,7 @@ def read_job(raw: Object) -> Job:
         status=status,
         raw=raw,
         leaves_open=leaves_open,
+        wanted_replicas=written.parallelism.data if written else None,
         is_deleting=metadata.get("deletionTimestamp") is not None,
     )
 

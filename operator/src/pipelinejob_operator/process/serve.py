@@ -39,7 +39,7 @@ _PASS_END_S = 0.3
 _EXIT_USAGE: Final = 2
 # How long a thread that computes keeps the interpreter from one that waits for it, at most. A probe waits some five
 # times, so that Python's own 5 ms would add up.
-_SWITCH_S: Final = 0.001
+SWITCH_S: Final = 0.001
 
 
 class Reconciler(Protocol):
@@ -54,7 +54,7 @@ def main() -> None:
     settings = operator_settings.read()
     configure_logs(settings.log_level)
     garbage.search_seldom()
-    sys.setswitchinterval(_SWITCH_S)
+    sys.setswitchinterval(SWITCH_S)
     try:
         asyncio.run(serve(settings))
     except ConfigurationError as error:

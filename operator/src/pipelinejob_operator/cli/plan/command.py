@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -12,7 +12,8 @@ from pipelinejob_operator.cli.exits import Exit, complain
 from pipelinejob_operator.cli.filling import fill
 from pipelinejob_operator.cli.model_config import ConfigTraining
 from pipelinejob_operator.cli.output import Format, FormatOption, to_yaml, write
-from pipelinejob_operator.cli.plan.asked import MOST_ALTERNATIVES, Asked, plans
+from pipelinejob_operator.cli.plan import options
+from pipelinejob_operator.cli.plan.asked import Asked, plans
 from pipelinejob_operator.cli.plan.document import document, objects
 from pipelinejob_operator.cli.plan.inventory import Places
 from pipelinejob_operator.cli.plan.terminal import print_plan
@@ -22,132 +23,41 @@ from pipelinejob_operator.cli.together import refuse
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.report.pages.plan import plan_page
 
-_DEFAULT_IMAGE = "pipelinejob/trainer:latest"
-_WHERE = "Where to place it"
-_WHAT = "What to plan"
-
 
 def plan(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE",
-            help="A manifest in YAML or JSON, or the config.json of a Hugging Face model; - reads standard input.",
-        ),
-    ],
+    file: options.Manifest,
     *,
-    nodes: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Nodes: the output of `kubectl get nodes -o json`, or -o yaml.",
-            rich_help_panel=_WHERE,
-        ),
-    ] = None,
-    pods: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="What stands on --nodes: the output of `kubectl get pods -A -o json`; nothing if not given.",
-            rich_help_panel=_WHERE,
-        ),
-    ] = None,
-    fabric: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A described cluster, as in examples/fabrics.", rich_help_panel=_WHERE),
-    ] = None,
-    kubeconfig: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="A live cluster: its nodes, and what is free on them now.", rich_help_panel=_WHERE
-        ),
-    ] = None,
-    context: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The context of --kubeconfig.", rich_help_panel=_WHERE)
-    ] = None,
-    empty: Annotated[
-        bool,
-        typer.Option("--empty", help="As if all work on the nodes were done.", rich_help_panel=_WHERE),
-    ] = False,
-    topology_profile: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="TopologyProfiles that the cluster would have.", rich_help_panel=_WHERE),
-    ] = None,
-    hardware: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Device and link kinds beside the known ones.", rich_help_panel=_WHERE),
-    ] = None,
-    gpus: Annotated[
-        int | None,
-        typer.Option(min=1, help="Use so many: degrees, schedule and micro-batches are chosen.", rich_help_panel=_WHAT),
-    ] = None,
-    product: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="What the GPUs are, where no node says it: H100.", rich_help_panel=_WHAT),
-    ] = None,
-    sequence_length: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="TOKENS", help="Of a config.json: tokens in a sequence.", rich_help_panel=_WHAT),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="COUNT", help="Of a config.json: sequences in a step.", rich_help_panel=_WHAT),
-    ] = None,
-    alternatives: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="COUNT",
-            help="Other configurations to price; or 0.",
-            show_default=str(MOST_ALTERNATIVES),
-            rich_help_panel=_WHAT,
-        ),
-    ] = None,
-    write_sizes: Annotated[
-        bool,
-        typer.Option(
-            "--write",
-            help="Write numLayers and config of a Hugging Face model into the manifest first, from its folder.",
-            rich_help_panel=_WHAT,
-        ),
-    ] = False,
+    nodes: options.Nodes = None,
+    pods: options.Pods = None,
+    fabric: options.Fabric = None,
+    kubeconfig: options.Kubeconfig = None,
+    context: options.Context = None,
+    empty: options.Empty = False,
+    topology_profile: options.TopologyProfile = None,
+    hardware: options.Hardware = None,
+    gpus: options.Gpus = None,
+    product: options.Product = None,
+    sequence_length: options.SequenceLength = None,
+    batch_size: options.BatchSize = None,
+    alternatives: options.Alternatives = None,
+    write_sizes: options.Write = False,
     profile: ProfileOption = None,
     output: FormatOption = Format.TABLE,
-    gantt: Annotated[bool, typer.Option("--gantt", help="Draw the predicted timeline of one step.")] = False,
-    html: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write a page: the fabric with the chain of stages on it, timeline, alternatives."
-        ),
-    ] = None,
-    manifests: Annotated[
-        bool, typer.Option("--manifests", help="Print the objects that the operator would create, as YAML.")
-    ] = False,
-    image: Annotated[
-        str | None, typer.Option(help="The trainer's image, for --manifests.", show_default=_DEFAULT_IMAGE)
-    ] = None,
+    gantt: options.Gantt = False,
+    html: options.Html = None,
+    manifests: options.Manifests = False,
+    image: options.Image = None,
 ) -> None:
     """Print the plan: stages, layers, predicted step time, bubble and memory, and where it would stand.
 
     Touches nothing, but with --write the manifest. Ends with 4 if the job does not fit on the nodes given, and says
     what would.
     """
-    if manifests:
-        refuse(given=gantt, option="--gantt", why="--manifests prints objects, not a timeline; give one of the two")
-    if not manifests:
-        refuse(given=image, option=f"--image {image}", why="stands in what --manifests prints; give that too")
-    if output is not Format.TABLE:
-        refuse(
-            given=gantt, option="--gantt", why=f"draws for people, and -o {output} is for programs; give one of them"
-        )
-    if manifests and html is None:
-        refuse(
-            given=alternatives or None,  # none at all is how a plan is made quickest
-            option=f"--alternatives {alternatives}",
-            why="--manifests prints the objects of the plan alone; leave one of them out, or add --html",
-        )
+    _refuse_contradictions(
+        manifests=manifests, image=image, output=output, gantt=gantt, html=html, alternatives=alternatives
+    )
     check_writable(html, "--html")
-    settings = ControllerSettings(trainer_image=image or _DEFAULT_IMAGE)
+    settings = ControllerSettings(trainer_image=image or options.DEFAULT_IMAGE)
     places = Places(
         nodes=nodes,
         pods=pods,
@@ -179,6 +89,26 @@ def plan(
     if html is not None:
         write_text(html, "--html", plan_page([(shown.view, shown.costs) for shown in every]))
     _end(every)
+
+
+def _refuse_contradictions(
+    *, manifests: bool, image: str | None, output: Format, gantt: bool, html: Path | None, alternatives: int | None
+) -> None:
+    """Refuse options that say nothing, or something else, beside the others given."""
+    if manifests:
+        refuse(given=gantt, option="--gantt", why="--manifests prints objects, not a timeline; give one of the two")
+    if not manifests:
+        refuse(given=image, option=f"--image {image}", why="stands in what --manifests prints; give that too")
+    if output is not Format.TABLE:
+        refuse(
+            given=gantt, option="--gantt", why=f"draws for people, and -o {output} is for programs; give one of them"
+        )
+    if manifests and html is None:
+        refuse(
+            given=alternatives or None,  # none at all is how a plan is made quickest
+            option=f"--alternatives {alternatives}",
+            why="--manifests prints the objects of the plan alone; leave one of them out, or add --html",
+        )
 
 
 def _objects(shown: Shown, settings: ControllerSettings) -> list[Mapping[str, Any]]:

@@ -1,0 +1,89 @@
+"""Another number of replicas for a job that runs: asked for by `kubectl scale`, an autoscaler, or a changed manifest.
+
+The new shape is planned, and has room, before anything stops. Then the stages write a checkpoint, and the next attempt
+has the new number of replicas; the sequences of a step, and their order, stay the same.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pipelinejob.spec.chosen import Chosen
+from pipelinejob.spec.status import ConditionStatus, ConditionType, State
+from pipelinejob_operator.controller.transitions import Turn, give_up
+from pipelinejob_operator.objects.conditions import Fact
+from pipelinejob_operator.objects.job import Job, condition
+
+NO_ROOM = "NoRoom"
+CANNOT_BE_PLANNED = "CannotBePlanned"
+BY_KUEUE = "QueueDecides"
+_AS_WANTED = Fact(True, "AsWanted", "the job has the replicas that its spec asks for")
+
+
+def may_shrink(job: Job) -> bool:
+    """Tell whether a job runs with fewer replicas than it wants rather than wait."""
+    return job.spec is not None and job.spec.scheduling.min_replicas is not None and job.queue is None
+
+
+def shapes(written: Job, *, above: int = 0) -> Iterator[Job]:
+    """Return the job with each number of replicas that it may have, most first; with more than `above` only.
+
+    `written` is the job as its spec says, with nothing chosen.
+    """
+    assert written.spec is not None, "only readable jobs have a shape"
+    wanted, batch = written.spec.parallelism.data, written.spec.schedule.global_batch_size
+    yield written
+    if not may_shrink(written) or batch is None:
+        return
+    for data in range(wanted - 1, max(above, (written.spec.scheduling.min_replicas or 1) - 1), -1):
+        if batch % data == 0:
+            parallelism = written.spec.parallelism.model_copy(update={"data": data})
+            yield replace(written, spec=written.spec.model_copy(update={"parallelism": parallelism}))
+
+
+def is_asked(job: Job) -> bool:
+    """Tell whether a job that holds nodes is to have another number of replicas."""
+    if job.spec is None or job.spec.suspend or job.is_finished or job.is_deleting:
+        return False
+    return job.has_begun and job.is_resized
+
+
+def is_withdrawn(job: Job) -> bool:
+    """Tell whether the spec asks again for what the job has, after it asked for something else."""
+    last = condition(job.status, ConditionType.RESIZED)
+    return job.has_begun and not job.is_resized and last is not None and last.status is ConditionStatus.FALSE
+
+
+def begin(turn: Turn, chosen: Chosen) -> Turn:
+    """End the present attempt for one with other degrees; what the stages have done is in their checkpoint."""
+    before = turn.job.status.chosen
+    assert before is not None, "only what was chosen is chosen anew"
+    message = f"goes from {before.data} to {chosen.data} replicas; the stages write a checkpoint and stop"
+    turn = give_up(
+        turn,
+        state=State.RESTARTING,
+        reason="Resizing",
+        message=message,
+        backoff_s=0.0,
+        comes_back=True,
+    ).having(chosen=chosen)
+    resizing = {ConditionType.RESIZED: Fact(False, "Resizing", message)}
+    return turn.finding(State.RESTARTING, resizing).told("Resizing", f"G{message[1:]}, and go on from it")
+
+
+def hold(turn: Turn, reason: str, why: str) -> Turn:
+    """Go on with the replicas that there are, and say what keeps the others away."""
+    before, last = turn.job.status.chosen, condition(turn.status, ConditionType.RESIZED)
+    number = before.data if before else 1
+    message = f"stays at {number} of the {turn.job.wanted_replicas} replicas that are asked for: {why}"
+    is_news = last is None or last.status is not ConditionStatus.FALSE or last.reason != reason
+    turn = turn.finding(_state(turn), {ConditionType.RESIZED: Fact(False, reason, message)})
+    return turn.told("ResizeWaits", f"S{message[1:]}", warning=True) if is_news else turn
+
+
+def settle(turn: Turn) -> Turn:
+    """Say that the job has what its spec asks for."""
+    return turn.finding(_state(turn), {ConditionType.RESIZED: _AS_WANTED})
+
+
+def _state(turn: Turn) -> State:
+    return turn.status.state or State.PENDING

@@ -1,0 +1,76 @@
+"""Degrees, schedule and micro-batches of jobs that leave them open, or that are to have another number of replicas."""
+
+import asyncio
+from dataclasses import replace
+
+from pipelinejob.base.errors import NoPlacementError, SpecError
+from pipelinejob.spec.chosen import Chosen, resolved
+from pipelinejob_operator.controller import resizing
+from pipelinejob_operator.controller.admission_loop import AdmissionLoop
+from pipelinejob_operator.controller.measurements import without_nodes
+from pipelinejob_operator.controller.planning import Planner
+from pipelinejob_operator.controller.transitions import Turn
+from pipelinejob_operator.objects.job import Job, read_job
+
+
+class Shaper:
+    """Chooses by what is planned, and by what there is room for. Searches may take seconds, in which others go on."""
+
+    def __init__(self, planner: Planner, admissions: AdmissionLoop) -> None:
+        self._planner = planner
+        self._admissions = admissions
+
+    async def choose(self, job: Job) -> Chosen:
+        """Choose for a job that holds nothing: what is quickest for all replicas, or for as many as have room now.
+
+        Raises SpecError if nothing can be planned, NoPlacementError if nothing of it finds a place.
+        """
+        written, first, error = _as_written(job), None, None
+        for shape in resizing.shapes(written):
+            try:
+                chosen = await self._plan(shape)
+            except (SpecError, NoPlacementError) as raised:
+                error = error or raised
+                continue
+            if not resizing.may_shrink(written) or await self._why_no_room(job, shape, chosen, grows=True) is None:
+                return chosen
+            first = first or chosen
+        if first is None:
+            assert error is not None, "a job has a shape at least"
+            raise error
+        return first
+
+    async def resize(self, turn: Turn) -> Turn:
+        """Begin an attempt with the replicas that a running job is to have, or say why it goes on as it is."""
+        job, refusal = turn.job, None
+        if job.queue is not None:
+            why = f"Kueue's queue {job.queue} admitted these; set suspend to true, and to false again"
+            return resizing.hold(turn, resizing.BY_KUEUE, why)
+        assert job.status.chosen is not None, "only what was chosen is chosen anew"
+        running = job.status.chosen.data
+        for shape in resizing.shapes(_as_written(job), above=running):
+            try:
+                chosen = await self._plan(shape)
+            except (SpecError, NoPlacementError) as error:
+                refusal = refusal or (resizing.CANNOT_BE_PLANNED, str(error))
+                continue
+            why_not = await self._why_no_room(job, shape, chosen, grows=chosen.data > running)
+            if why_not is None:
+                return resizing.begin(turn, chosen)
+            refusal = refusal or (resizing.NO_ROOM, why_not)
+        assert refusal is not None, "a job has a shape at least"
+        return resizing.hold(turn, *refusal)
+
+    async def _plan(self, shape: Job) -> Chosen:
+        return await asyncio.to_thread(self._planner.choose, shape, self._admissions.ground())
+
+    async def _why_no_room(self, job: Job, shape: Job, chosen: Chosen, *, grows: bool) -> str | None:
+        assert shape.spec is not None, "only readable jobs are planned"
+        status = without_nodes(job.status, comes_back=True) if job.is_placed else job.status
+        asking = replace(shape, spec=resolved(shape.spec, chosen), status=status)
+        return await self._admissions.why_no_room(asking, grows=grows)
+
+
+def _as_written(job: Job) -> Job:
+    """Return the job with all that its spec leaves open."""
+    return read_job({**job.raw, "status": {}})
