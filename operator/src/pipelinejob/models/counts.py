@@ -130,7 +130,7 @@ def _embedding(decoder: Decoder, batch: Batch) -> Count:
 def _block(block: Block, decoder: Decoder, batch: Batch) -> Count:
     n, element, tensor = batch.tokens, batch.element_bytes, batch.tensor
     matrices = [(matrix, matrix.share(tensor)) for branch in block for matrix in branch.matrices]
-    multiplied = round(sum(matrix.parameters * share for matrix, share in matrices))
+    multiplied = round(sum(matrix.held(tensor) for matrix, _ in matrices))
     whole = sum(branch.matrices[0].inputs for branch in block)
     kept = _divided(sum(branch.kept for branch in block), whole + sum(each.whole_kept for each in block), batch)
     multiplied_with = _divided(

@@ -60,6 +60,12 @@ class Matrix:
         units = self.units or max(self.inputs, self.outputs)
         return -(-units // tensor) / units
 
+    def held(self, tensor: int) -> float:
+        """Count the parameters of that GPU; a bias that is added to the sum of all is whole on each."""
+        bias = self.copies * self.has_bias * self.outputs
+        share = self.share(tensor)
+        return (self.parameters - bias) * share + bias * (1.0 if self.is_last else share)
+
     @property
     def is_last(self) -> bool:
         """Whether it is divided by its inputs, so that its outputs are whole on every GPU, the stream's."""
