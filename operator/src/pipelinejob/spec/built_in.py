@@ -59,15 +59,14 @@ class GptModel(BuiltIn):
     def decoder(self, sequence_length: int) -> Decoder:
         return _gpt_decoder(self, sequence_length)
 
-    def shrunk(self, tensor: int = 1) -> Self:
-        sizes = {
-            "hidden_size": 16 * tensor,
-            "num_heads": 2 * tensor,
-            "feed_forward_size": 32 * tensor,
-            "vocabulary_size": BYTE_VALUES,
-            "dropout": self.dropout if tensor == 1 else 0.0,
-        }
+    def shrunk(self) -> Self:
+        sizes = {"hidden_size": 16, "num_heads": 2, "feed_forward_size": 32, "vocabulary_size": BYTE_VALUES}
         return self.model_copy(update=sizes)
+
+    def shrunk_to_share(self, tensor: int) -> Self:
+        small = self.shrunk()
+        sizes = ("hidden_size", "num_heads", "feed_forward_size")
+        return small.model_copy(update={"dropout": 0.0, **{name: tensor * getattr(small, name) for name in sizes}})
 
 
 @lru_cache(maxsize=64)  # so that the same sizes are the same decoder

@@ -167,20 +167,25 @@ class DecoderModel(BuiltIn):
     def decoder(self, sequence_length: int) -> Decoder:  # noqa: ARG002 # nothing is learned of positions
         return _decoder(self)
 
-    def shrunk(self, tensor: int = 1) -> Self:
-        groups = {1: 1, self.num_heads: 4 * tensor}  # one key for all, or one each; else groups
+    def shrunk(self) -> Self:
+        groups = {1: 1, self.num_heads: 4}  # one key for all, or one each; else groups
         experts = self.experts
         sizes = {
-            "hidden_size": 16 * tensor,
-            "num_heads": 4 * tensor,
-            "num_key_value_heads": groups.get(self.key_value_heads, 2 * tensor),
+            "hidden_size": 16,
+            "num_heads": 4,
+            "num_key_value_heads": groups.get(self.key_value_heads, 2),
             "head_size": 4,
-            "feed_forward_size": 32 * tensor,
+            "feed_forward_size": 32,
             "vocabulary_size": BYTE_VALUES,
             "sliding_window": min(self.sliding_window, 8) if self.sliding_window else None,
             "experts": experts and experts.model_copy(update=_few_experts(experts)),
         }
         return self.model_copy(update=sizes)
+
+    def shrunk_to_share(self, tensor: int) -> Self:
+        small = self.shrunk()
+        sizes = ("hidden_size", "num_heads", "num_key_value_heads", "feed_forward_size")
+        return small.model_copy(update={name: tensor * getattr(small, name) for name in sizes})
 
 
 def _few_experts(experts: Experts) -> dict[str, int]:

@@ -232,7 +232,11 @@ class Model(Value):
 
         `tensor` ranks can share them.
         """
-        small = {name: sizes.shrunk(tensor) for name in BUILT_IN if (sizes := getattr(self, name)) is not None}
+        small = {
+            name: sizes.shrunk() if tensor == 1 else sizes.shrunk_to_share(tensor)
+            for name in BUILT_IN
+            if (sizes := getattr(self, name)) is not None
+        }
         return self.model_copy(update=small)
 
 

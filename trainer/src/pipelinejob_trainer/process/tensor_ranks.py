@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from pipelinejob.base import names
 from pipelinejob.contract.progress import ExitCode, Termination
-from pipelinejob_trainer.process.config import Config
+from pipelinejob_trainer.process.config import Config, read_threads
 from pipelinejob_trainer.process.http_server import serve
 from pipelinejob_trainer.process.signals import StopRequest
 from pipelinejob_trainer.process.termination import ProcessExit
@@ -58,6 +58,7 @@ class TensorRanks:
                 _COMMAND,
                 env={
                     **{name: value for name, value in variables.items() if name != names.ENV_RANK},
+                    **_threads(variables, size),
                     names.ENV_TENSOR: str(rank),
                     names.ENV_METRICS_PORT: str(self._ports[rank]),
                     names.ENV_TERMINATION_LOG: str(self._words[rank]),
@@ -161,6 +162,12 @@ def merged(expositions: Sequence[bytes]) -> bytes:
             elif line:
                 samples.append(line)
     return b"".join(line + b"\n" for head, samples in families.values() for line in (*head, *samples))
+
+
+def _threads(variables: Mapping[str, str], size: int) -> dict[str, str]:
+    """Return a rank's share of the processors, where the stage was given some."""
+    threads = read_threads(variables)
+    return {} if threads is None else {"OMP_NUM_THREADS": str(max(1, threads // size))}
 
 
 def _last_words(rank: int, file: Path, code: int) -> Termination:
