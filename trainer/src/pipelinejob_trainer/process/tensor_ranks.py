@@ -32,6 +32,7 @@ _COMMAND = (sys.executable, "-m", "pipelinejob_trainer", "run")
 _FAREWELL_S = 10.0  # for the others to notice that one is gone, and to say so
 _ANSWER_S = 2.0  # for a rank's HTTP server; a probe of the kubelet's waits for all of them
 _SIGNAL_BASE = 128  # what a signal ended is reported as 128 + its number, as container runtimes do
+_GOOD = frozenset({ExitCode.OK, ExitCode.STOPPED})  # which all ranks agree on
 _FAMILY = re.compile(rb"# (?:HELP|TYPE) (\S+)")
 
 
@@ -75,10 +76,12 @@ class TensorRanks:
     def wait(self) -> Ended:
         """Wait until all have ended; return how the first of them did that counts. No process is left behind."""
         ended = [self._ended.get()]
-        if ended[0].words.exit_code == ExitCode.OK:
+        if ended[0].words.exit_code in _GOOD:
             ended += (self._ended.get() for _ in self._processes[1:])
         else:
             ended += self._farewells()
+            heard = {each.rank for each in ended}
+            ended += (_silent(rank) for rank in range(len(self._processes)) if rank not in heard)
         self.kill()
         return cause(ended)
 
@@ -164,6 +167,12 @@ def merged(expositions: Sequence[bytes]) -> bytes:
     return b"".join(line + b"\n" for head, samples in families.values() for line in (*head, *samples))
 
 
+def _silent(rank: int) -> Ended:
+    """Return how a rank ended that had to be, as it hung while others gave up: it is what they say has gone."""
+    message = f"tensor rank {rank} was silent: it neither went on nor ended within {_FAREWELL_S:g} s of the others"
+    return Ended(rank, Termination(exit_code=ExitCode.FAILURE, reason="TensorRankSilent", message=message, step=0))
+
+
 def _threads(variables: Mapping[str, str], size: int) -> dict[str, str]:
     """Return a rank's share of the processors, where the stage was given some."""
     threads = read_threads(variables)
@@ -177,7 +186,7 @@ def _last_words(rank: int, file: Path, code: int) -> Termination:
         how = f"ended with exit code {code}" if code >= 0 else f"was ended by signal {-code}"
         code = code if code >= 0 else _SIGNAL_BASE - code
         return Termination(exit_code=code, reason="TensorRankEnded", message=f"tensor rank {rank} {how}", step=0)
-    if words.exit_code in {ExitCode.OK, ExitCode.STOPPED}:
+    if words.exit_code in _GOOD:
         return words
     return words.model_copy(update={"message": f"tensor rank {rank}: {words.message}"})
 
