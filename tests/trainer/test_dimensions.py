@@ -83,6 +83,15 @@ def test_a_checkpoint_of_any_shape_loads_into_any_other_bit_for_bit(
         assert torch.equal(after.tensor(name), before.tensor(name)), name
 
 
+def test_a_loss_of_ones_own_gets_whole_logits(text: Path, tmp_path: Path) -> None:
+    usual = job(text, GPT, Shape(1, 2), steps=4)
+    own = usual.model_copy(update={"training": usual.training.model_copy(update={"loss": "dimensions:summed"})})
+    one, other = train(usual, own, folder=tmp_path)
+    assert other.refused is None
+    assert one.losses == pytest.approx(other.losses, rel=1e-6)
+    assert len(one.losses) == 4
+
+
 def _ranks(of: Plan) -> list[Rank]:
     degrees = of.parallelism
     return [

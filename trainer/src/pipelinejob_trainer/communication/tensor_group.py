@@ -47,11 +47,11 @@ class TensorGroup:
 
     def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return every rank's contiguous tensor, (size, ...), all of one shape. Raises PeerLostError."""
-        found = tensor.new_empty((self.size, *tensor.shape))
+        found = tensor.new_empty(self.size * tensor.numel())
         self.bytes_exchanged += (self.size - 1) * tensor.nbytes
         with peer_errors():
-            distributed.all_gather_into_tensor(found, tensor, group=self._met())
-        return found
+            distributed.all_gather_into_tensor(found, tensor.flatten(), group=self._met())
+        return found.view(self.size, *tensor.shape)
 
     def _reduce(self, tensor: torch.Tensor, operation: distributed.ReduceOp.RedOpType) -> None:
         self.bytes_exchanged += 2 * (self.size - 1) * tensor.nbytes // self.size
