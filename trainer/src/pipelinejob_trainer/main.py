@@ -1,4 +1,4 @@
-"""The trainer's command line: run a rank, profile layers, sample text, export a checkpoint, or prepare data."""
+"""The trainer's command line: run a rank, profile layers, sample text, see to checkpoints, or prepare data."""
 
 import argparse
 import math
@@ -16,6 +16,7 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import ExitCode
 from pipelinejob.spec.job import Precision
 from pipelinejob_trainer.base.errors import StoppedError, UserError
+from pipelinejob_trainer.checkpoint import command as checkpoints_command
 from pipelinejob_trainer.data.prepare import command as data_command
 from pipelinejob_trainer.process.config import (
     Config,
@@ -206,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(command=_export)
 
     data_command.add_to(commands)
+    checkpoints_command.add_to(commands)
     return parser
 
 

@@ -1,8 +1,5 @@
 """`pipelinejob data`: documents made into tokens that a job trains on, and a look at them, by the trainer."""
 
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +9,7 @@ from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.contract.progress import ExitCode
 from pipelinejob_operator.cli.exits import Exit
 from pipelinejob_operator.cli.together import refuse
+from pipelinejob_operator.cli.trainer import run_trainer
 
 app = typer.Typer(
     help="Prepare data to train on, or look at what is prepared.", no_args_is_help=True, add_completion=False
@@ -131,13 +129,4 @@ def show(
 
 
 def _trainer(*arguments: str) -> None:
-    """Let the trainer do it, on this terminal, and end as it ends."""
-    command: Sequence[str] = (sys.executable, "-m", "pipelinejob_trainer", "data", *arguments)
-    with subprocess.Popen(command) as process:
-        while True:
-            try:
-                code = process.wait()
-                break
-            except KeyboardInterrupt:  # it had it too, and says so itself
-                continue
-    raise typer.Exit(_ENDINGS.get(code, Exit.JOB_FAILED))
+    run_trainer("data", *arguments, endings=_ENDINGS)

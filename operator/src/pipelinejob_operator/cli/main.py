@@ -46,6 +46,11 @@ _COMMANDS = (
         summary="Write a checkpoint, of any split and schedule, as a folder that transformers loads.",
     ),
     LazyCommand(
+        "checkpoints",
+        "pipelinejob_operator.cli.checkpoints:app",
+        summary="List, verify or prune the checkpoints of a job.",
+    ),
+    LazyCommand(
         "version",
         "pipelinejob_operator.cli.version:version",
         summary="Print this program's version and that of the API it speaks.",

@@ -17,7 +17,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +140,12 @@ class Checkpoint:
         """Return what its shards hold. Raises OSError and SafetensorError."""
         return Contents(self.path / shard for shard in self.manifest.shards)
 
+    def check_files(self) -> None:
+        """Check that no shard is missing, and read none. Raises DamagedCheckpointError."""
+        for shard in self.manifest.shards:
+            if not (self.path / shard).is_file():
+                raise DamagedCheckpointError(f"{self.path / shard} is missing")
+
     def verify(self) -> None:
         """Verify all shards. Raises DamagedCheckpointError."""
         for shard in self.manifest.shards:
@@ -260,11 +266,18 @@ class CheckpointFolder:
         older = [step for step in self.steps() if step < newest]
         abandoned = [step for step in self.steps() if step > newest and not self._is_by(step, run)]
         for step in older[keep - 1 :] + abandoned:
-            # Renamed first, so that no process reads a half-deleted checkpoint.
-            doomed = self.root / f".{self.path(step).name}.pruned"
-            shutil.rmtree(doomed, ignore_errors=True)
-            self.path(step).rename(doomed)
+            self._set_aside(step)
         self.sweep()
+
+    def delete(self, step: int) -> None:
+        """Delete one checkpoint. Raises OSError."""
+        shutil.rmtree(self._set_aside(step))
+
+    def _set_aside(self, step: int) -> Path:
+        """Rename a checkpoint, so that no process reads one that is half deleted."""
+        doomed = self.root / f".{self.path(step).name}.pruned"
+        shutil.rmtree(doomed, ignore_errors=True)
+        return self.path(step).rename(doomed)
 
     def sweep(self) -> None:
         """Delete what interrupted runs left incomplete."""
@@ -280,6 +293,11 @@ class CheckpointFolder:
             return self.open(step).manifest.run == run
         except DamagedCheckpointError:
             return False
+
+
+def num_stages(shards: Iterable[str]) -> int:
+    """Count the stages of which some files are."""
+    return len({name.removesuffix(".safetensors").split("-")[1] for name in shards})
 
 
 def shard_name(stage: int, *, replica: int = 0, tensor: int = 0) -> str:
