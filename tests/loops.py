@@ -9,13 +9,13 @@ from io import StringIO
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import distributed, nn
 from torch.nn import functional
 
 from pipelinejob.contract.plan import Plan
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.seeds import mix
+from pipelinejob_trainer.checkpoint.pieces import Contents
 from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.communication.process_groups import connect, process_groups
 from pipelinejob_trainer.data.dataset import open_dataset
@@ -53,7 +53,8 @@ class _Losses(StageStatus):
 
 def train(*plans: Plan, folder: Path) -> list[Run]:
     """Train each of some plans of equally many ranks, in a folder of its own."""
-    world = plans[0].parallelism.pipeline * plans[0].parallelism.data
+    degrees = plans[0].parallelism
+    world = degrees.pipeline * degrees.data * degrees.tensor
     folders = [folder / f"plan-{number}" for number in range(len(plans))]
     ranks = run_processes(_rank, list(zip(plans, folders, strict=True)), world=world)
     if all(isinstance(each, Exception) for each in ranks):
@@ -121,34 +122,54 @@ def _rank(rank: int, plans: Sequence[tuple[Plan, Path]]) -> list[Run]:
 
 
 def _train(rank: int, plan: Plan, folder: Path) -> Run:
-    replica, stage = divmod(rank, plan.parallelism.pipeline)
+    place, tensor = divmod(rank, plan.parallelism.tensor)
+    replica, stage = divmod(place, plan.parallelism.pipeline)
     status = _Losses(plan, rank=stage)
     try:
-        with redirect_stdout(StringIO()):
-            prepared = loop.Preparation(_config(plan, stage, replica, folder), plan)
-            loop.run(prepared, _membership(plan, prepared), status, StopRequest(grace_s=60, on_overdue=_never))
+        _trained(plan, config(plan, stage=stage, replica=replica, tensor=tensor, folder=folder), status)
     except UserError as error:
         return Run(losses=status.losses, refused=(error.reason, str(error)))
     distributed.barrier()
     return Run(losses=status.losses)
 
 
+def _trained(plan: Plan, given: Config, status: StageStatus) -> loop.Preparation:
+    with redirect_stdout(StringIO()):
+        prepared = loop.Preparation(given, plan)
+        loop.run(prepared, _membership(plan, prepared), status, StopRequest(grace_s=60, on_overdue=_never))
+    return prepared
+
+
+def tensor_rank(rank: int, plan: Plan, folder: Path) -> tuple[list[float], loop.Preparation]:
+    """Train as one of the ranks that share all layers; give each step's loss, and what was trained."""
+    torch.set_num_threads(1)
+    status = _Losses(plan, rank=0)
+    return status.losses, _trained(plan, config(plan, stage=0, replica=0, tensor=rank, folder=folder), status)
+
+
 def _membership(plan: Plan, prepared: loop.Preparation) -> Membership:
-    layout = prepared.rank.layout
-    groups = process_groups(pipeline=plan.parallelism.pipeline, data=plan.parallelism.data)
+    layout, degrees, group = prepared.rank.layout, plan.parallelism, prepared.rank.tensor_group
+    groups = process_groups(pipeline=degrees.pipeline, data=degrees.data, tensor=degrees.tensor)
+    if groups.tensor is not None:
+        group.meet(groups.tensor)
     link = partial(
-        connect, groups, routes=layout.schedule.routes, data=plan.parallelism.data, device=prepared.rank.device
+        connect,
+        groups,
+        routes=layout.schedule.routes,
+        data=degrees.data,
+        device=prepared.rank.device,
+        tensor=degrees.tensor,
     )
     return Membership(
-        gang=Gang(groups, num_stages=plan.parallelism.pipeline),
+        gang=Gang(groups, num_stages=degrees.pipeline, tensor=degrees.tensor),
         link=lambda rows: link(rows=rows),
-        sum_over=sums_over_groups(layout.all_shares(prepared.rank.part)),
+        sum_over=sums_over_groups(layout.all_shares(prepared.rank.part), group),
         rendezvous=NOWHERE,
         prefix="",
     )
 
 
-def _config(plan: Plan, stage: int, replica: int, folder: Path) -> Config:
+def config(plan: Plan, *, stage: int, replica: int, tensor: int, folder: Path) -> Config:
     return Config(
         plan=folder / "plan.json",
         namespace=plan.namespace,
@@ -156,6 +177,7 @@ def _config(plan: Plan, stage: int, replica: int, folder: Path) -> Config:
         stage=stage,
         replica=replica,
         attempt=1,
+        tensor=tensor,
         rendezvous=NOWHERE,
         metrics_port=0,
         checkpoints=folder,
@@ -175,7 +197,6 @@ def _together(ranks: Sequence[Run]) -> Run:
 
 
 def _tensors(step: Path) -> dict[str, torch.Tensor]:
-    shards = [load_file(shard) for shard in sorted(step.glob("*.safetensors"))]
-    names = [name for shard in shards for name in shard]
-    assert len(names) == len(set(names)), "each is saved once"
-    return {name: tensor for shard in shards for name, tensor in shard.items()}
+    """Return whole tensors; that each element is saved once is seen by who puts pieces together."""
+    contents = Contents(sorted(step.glob("*.safetensors")))
+    return {name: contents.tensor(name) for name in contents.names}

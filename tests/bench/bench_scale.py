@@ -6,6 +6,7 @@ The cluster has 512 nodes of 8 GPUs that are only objects: no kubelet and no sch
 operator works the API server with its etcd, and this program, which creates, watches and probes.
 
     large     one job of thousands of ranks
+    gpt3      examples/gpt3-3d.yaml: 512 pods of 8 GPUs, all there are
     burst     jobs of two stages created at once, more than there is room for
     rest      after `burst`, and nothing happens; then with a quarter of the jobs training and asked for their progress
     limit     a bare client that writes what the operator writes in `burst`, as fast as the API server takes it
@@ -36,14 +37,22 @@ import bare
 import crowd
 import line
 import quota_peer
-from large import large
+from large import gpt3, large
 from storms import storms
 from world import operator, world
 
-SCENARIOS = ("large", "burst", "rest", "limit", "kueue", "more", "head", "restart", "storms")
+SCENARIOS = ("large", "gpt3", "burst", "rest", "limit", "kueue", "more", "head", "restart", "storms")
 STEPS = (0.01, 0.1, 1.0)  # of the line, in which one more job is looked at
 AT_MOST = {
     "large": {"let_go_s": 10.0, "healthz_p99_s": 0.1},
+    "gpt3": {
+        "let_go_s": 10.0,
+        "healthz_p99_s": 0.1,
+        "gpus_short": 0,
+        "nodes_short": 0,
+        "status_kib": 1024.0,
+        "plan_kib": 1024.0,
+    },
     "burst": {"not_let_go": 0, "let_go_s": 100.0, "not_told": 0, "healthz_p99_s": 0.1},
     "rest": {"operator_cores": 0.05},
     "rest, some training": {"operator_cores": 0.05},
@@ -75,6 +84,9 @@ class Bench:
         if "large" in self.scenarios:
             async with world() as here, operator(here) as running:
                 await self._take("large", large(here, running, self.num_ranks))
+        if "gpt3" in self.scenarios:
+            async with world() as here, operator(here) as running:
+                await self._take("gpt3", gpt3(here, running))
         if self.scenarios & {"burst", "rest"}:
             await self._crowd()
         if "limit" in self.scenarios:

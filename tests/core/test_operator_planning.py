@@ -106,18 +106,27 @@ def test_nodes_whose_devices_are_too_small_are_left_to_others():
     assert all(name.startswith("h") for name in stood(world, key))
 
 
-def test_tensor_parallelism_is_refused_with_the_way_out():
+def test_tensor_parallelism_that_cannot_be_is_refused_with_the_way_out():
     world = World(nodes(2, gpus=2))
-    key = world.submit(job(parallelism={"pipeline": 2, "tensor": 2}))
+    key = world.submit(job(parallelism={"pipeline": 2, "tensor": 3}))
     world.settle()
 
     refused = world.condition(key, "Stalled")
     assert (refused["status"], refused["reason"]) == ("True", "InvalidSpec")
-    assert refused["message"] == (
-        "spec.parallelism.tensor: 2 can be planned, but the trainer runs only 1; "
-        "split the model into more pipeline stages instead"
+    assert refused["message"].startswith(
+        "spec.parallelism.tensor: 3 ranks cannot share 4 heads equally; use a divisor of 4, or other sizes"
     )
     assert not world.cluster.all_pods()
+
+
+def test_a_stages_pod_asks_for_the_gpus_that_share_its_layers():
+    world = World(nodes(2, gpus=2))
+    world.submit(job(parallelism={"pipeline": 2, "tensor": 2}))
+    world.settle()
+
+    pods = world.cluster.all_pods()
+    assert [pod["spec"]["containers"][0]["resources"]["limits"] for pod in pods] == [{"nvidia.com/gpu": "2"}] * 2
+    assert not any(pod["spec"].get("schedulingGates") for pod in pods)
 
 
 def test_a_topology_profile_that_is_not_there_yet_is_waited_for():

@@ -21,7 +21,20 @@ from pipelinejob.spec.job import Model, PipelineJobSpec
 VOCABULARY, SEQUENCE = 51_200, 2048
 
 
-def plan_of(*, model, sequence, tensor, pipeline, data, micro_batches, micro_batch_size, product, layers, **others):
+def plan_of(
+    *,
+    model,
+    sequence,
+    tensor,
+    pipeline,
+    data,
+    micro_batches,
+    micro_batch_size,
+    product,
+    layers,
+    is_sequence_parallel=False,
+    **others,
+):
     """Plan for devices whose memory is no bound: the papers recompute layer by layer and shard their optimiser."""
     chunks = len(layers) // pipeline
     manifest = {
@@ -40,7 +53,14 @@ def plan_of(*, model, sequence, tensor, pipeline, data, micro_batches, micro_bat
     }
     spec = PipelineJobSpec.model_validate(manifest)
     profile = analytic_profile(
-        spec.model, spec.data, spec.schedule, spec.training, device=spec.device, product=product, tensor=tensor
+        spec.model,
+        spec.data,
+        spec.schedule,
+        spec.training,
+        device=spec.device,
+        product=product,
+        tensor=tensor,
+        is_sequence_parallel=is_sequence_parallel,
     )
     unbounded = profile.model_copy(update={"device_memory_bytes": None})
     return make_plan(namespace="team", name="job", spec=spec, profile=unbounded)
@@ -139,6 +159,7 @@ def test_llama_3s_throughput_is_predicted_within_15_percent(gpus, sequences, pub
         micro_batch_size=1,
         product="NVIDIA-H100-80GB-HBM3",
         layers=[1] * (16 * 8),
+        is_sequence_parallel=True,
     )
 
     # 6 operations a parameter and token, and 12 for each element of attention's scores, by layer

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipelinejob_trainer.process.config import (
     Config,
     read_config,
     read_plan,
+    read_tensor_rank,
     read_termination_log,
     read_trained,
     silence_profiler,
@@ -30,6 +32,7 @@ from pipelinejob_trainer.process.late_rank import await_rank
 from pipelinejob_trainer.process.signals import StopRequest
 from pipelinejob_trainer.process.spare import await_place
 from pipelinejob_trainer.process.stage_status import StageStatus
+from pipelinejob_trainer.process.tensor_ranks import supervise
 from pipelinejob_trainer.process.termination import ProcessExit
 from pipelinejob_trainer.profile.workers import Worker, end_with_parent, first_worker, other_workers
 from pipelinejob_trainer.recovery.station import Station
@@ -47,9 +50,16 @@ def _run(_: argparse.Namespace) -> NoReturn:
     process_exit = ProcessExit(read_termination_log())
     process_exit.intercept_os_exit()
     try:
-        config = read_config(await_rank(process_exit))
+        variables = await_rank(process_exit)
+        config, tensor = read_config(variables), read_tensor_rank(variables)
         plan = read_plan(config.plan)
-        status = StageStatus(plan, stage=config.stage, replica=config.replica, attempt=config.attempt)
+        if tensor is None and plan.parallelism.tensor > 1:
+            supervise(config, plan.parallelism.tensor, variables, process_exit)
+        if tensor is not None:
+            _end_with_supervisor()
+        status = StageStatus(
+            plan, stage=config.stage, replica=config.replica, attempt=config.attempt, tensor=config.tensor
+        )
     except BaseException as error:  # noqa: BLE001  # where errors become exit codes
         process_exit.end_with_error(error, step=0)
     try:
@@ -82,9 +92,7 @@ def _train(config: Config, plan: Plan, status: StageStatus, process_exit: Proces
 
     prepared = loop.Preparation(config, plan)
     membership = join(config, prepared.rank)
-    liveness = watch_over(
-        membership, on_lost=lambda rank: _end_without_peer(rank, plan.parallelism.pipeline, status, process_exit)
-    )
+    liveness = watch_over(membership, on_lost=lambda rank: _end_without_peer(rank, plan, status, process_exit))
     stop_request.start_honouring()
     try:
         loop.run(prepared, membership, status, stop_request)
@@ -122,6 +130,16 @@ def _train_with_recovery(config: Config, plan: Plan, status: StageStatus, stop_r
     station.close()
 
 
+def _end_with_supervisor() -> None:
+    """End when the process does that started this one: its end of our standard input closes then."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os.kill(os.getpid(), signal.SIGKILL)  # nobody reads what this one writes any more
+
+    threading.Thread(target=wait, name="supervisor", daemon=True).start()
+
+
 def _end_unsaved(config: Config, status: StageStatus, process_exit: ProcessExit) -> NoReturn:
     process_exit.end(
         ExitCode.STOPPED,
@@ -134,10 +152,12 @@ def _end_unsaved(config: Config, status: StageStatus, process_exit: ProcessExit)
     )
 
 
-def _end_without_peer(rank: int, num_stages: int, status: StageStatus, process_exit: ProcessExit) -> NoReturn:
-    replica, stage = divmod(rank, num_stages)
+def _end_without_peer(rank: int, plan: Plan, status: StageStatus, process_exit: ProcessExit) -> NoReturn:
+    place, tensor = divmod(rank, plan.parallelism.tensor)
+    replica, stage = divmod(place, plan.parallelism.pipeline)
+    who = f"tensor rank {tensor} of stage" if plan.parallelism.tensor > 1 else "stage"
     process_exit.end(
-        ExitCode.PEER_LOST, "PeerLost", f"stage {stage} of replica {replica} went away or is silent", step=status.step
+        ExitCode.PEER_LOST, "PeerLost", f"{who} {stage} of replica {replica} went away or is silent", step=status.step
     )
 
 

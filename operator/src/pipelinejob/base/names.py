@@ -48,6 +48,7 @@ ENV_NAMESPACE = "PIPELINEJOB_NAMESPACE"
 ENV_JOB = "PIPELINEJOB_NAME"
 ENV_STAGE = "PIPELINEJOB_STAGE"
 ENV_REPLICA = "PIPELINEJOB_REPLICA"
+ENV_TENSOR = "PIPELINEJOB_TENSOR_RANK"  # among the processes of a stage; unset: the one that starts them all
 ENV_ATTEMPT = "PIPELINEJOB_ATTEMPT"  # fences rendezvous and checkpoints
 ENV_RENDEZVOUS = "PIPELINEJOB_RENDEZVOUS"  # host:port of replica 0, stage 0
 ENV_RANK = "PIPELINEJOB_RANK"  # a folder where the two annotations appear, in place of stage, replica and rendezvous

@@ -138,14 +138,15 @@ def analytic_profile(
     device: Device,
     product: str = "",
     tensor: int = 1,
+    is_sequence_parallel: bool = False,
     hardware: Hardware | None = None,
 ) -> Profile:
     """Derive a profile from sizes and data sheets.
 
     `product` is what a node label calls the device, or a device kind's name. With `tensor` GPUs to a stage every figure
-    is of one of them, the seconds with what they exchange. Of layers without a config (a user's own, or a Hugging Face
-    folder's) nothing is known but their number: they count as equal; seconds and bytes mean nothing. Raises SpecError
-    for a config that lacks a size.
+    is of one of them, the seconds with what they exchange; where they are sequence parallel, they divide the stream
+    too. Of layers without a config (a user's own, or a Hugging Face folder's) nothing is known but their number: they
+    count as equal; seconds and bytes mean nothing. Raises SpecError for a config that lacks a size.
     """
     decoder = model.layer_sizes(data.sequence_length)
     if decoder is None:
@@ -162,6 +163,7 @@ def analytic_profile(
         sequence_length=data.sequence_length,
         element_bytes=FP32_BYTES if training.precision is Precision.FP32 else BF16_BYTES,
         tensor=tensor,
+        stream_parts=tensor if is_sequence_parallel else 1,
         is_split=described(schedule.name).is_split,
     )
     link, network = known.link_of(kind), known.network_of(kind)

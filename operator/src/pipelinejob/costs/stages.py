@@ -25,6 +25,7 @@ class Division:
     """A model's layers, divided over the stages of a schedule's routes.
 
     `tied_bytes` is what the embedding and the head share where they stand on one rank, and hold twice where not.
+    The optimiser's work and state are divided over so many `shards`, on as many ranks.
     """
 
     profile: Profile
@@ -32,6 +33,7 @@ class Division:
     routes: tuple[Route, ...]
     schedule: ScheduleSpec
     tied_bytes: int = 0
+    shards: int = 1
     links: Links | None = None  # those that are known; the others are as the profile says
 
     @property
@@ -128,7 +130,7 @@ class Division:
     def moment_bytes(self, rank: int) -> int:
         """The bytes of the optimiser's state of a rank's parameters."""
         shared = self.profile.table_moments * self._tied_trained * self._holds_ends(rank)
-        return sum(layer.moment_bytes for layer in self.held_layers(rank)) - shared
+        return -(-(sum(layer.moment_bytes for layer in self.held_layers(rank)) - shared) // self.shards)
 
     @property
     def _tied_trained(self) -> int:
@@ -149,7 +151,7 @@ class Division:
 
     def optimizer_s(self, rank: int) -> float:
         """Return the seconds of a rank's update."""
-        return sum(layer.optimizer_s for layer in self.held_layers(rank)) / self.speed(rank)
+        return sum(layer.optimizer_s for layer in self.held_layers(rank)) / self.shards / self.speed(rank)
 
     def speed(self, rank: int) -> float:
         """Return a rank's speed, 1 being the device of the costs."""

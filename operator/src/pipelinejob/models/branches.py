@@ -137,6 +137,8 @@ def experts(
         vectors=vectors,
         kept=width + num + used * (2 * width + _inner_kept(inner, is_gated=True)) + _inner_kept(shared, is_gated=True),
         multiplied=width + used * (width + inner) + shared,
+        whole_kept=num + 2 * used * width,
+        whole_multiplied=used * width,
     )
 
 

@@ -39,14 +39,15 @@ _TOKEN_BYTES = 8  # a token's number, as torch's look-up wants it
 class Batch:
     """What is counted for: a micro-batch of `tokens` in sequences, and how it is worked through.
 
-    Arithmetic is of `element_bytes`, `tensor` GPUs share each layer, and backward passes may come
-    in halves.
+    Arithmetic is of `element_bytes`, `tensor` GPUs share each layer, each holds one of so many
+    `stream_parts` of what that leaves whole, and backward passes may come in halves.
     """
 
     tokens: int
     sequence_length: int
     element_bytes: int
     tensor: int = 1
+    stream_parts: int = 1
     is_split: bool = False
     is_frozen: bool = False  # matrices need no gradients
 
@@ -93,11 +94,11 @@ def count(decoder: Decoder, batch: Batch) -> tuple[Count, ...]:
 
 def _stream_bytes(decoder: Decoder, batch: Batch) -> int:
     """Return the residual stream's size; it stays fp32 under autocast, between stages too."""
-    return batch.tokens * decoder.width * FP32_BYTES // batch.tensor
+    return batch.tokens * decoder.width * FP32_BYTES // batch.stream_parts
 
 
 def _mask_bytes(decoder: Decoder, batch: Batch) -> int:
-    return batch.tokens * decoder.width * _MASK_BYTES // batch.tensor if decoder.has_dropout else 0
+    return batch.tokens * decoder.width * _MASK_BYTES // batch.stream_parts if decoder.has_dropout else 0
 
 
 def _embedding(decoder: Decoder, batch: Batch) -> Count:
@@ -129,13 +130,15 @@ def _embedding(decoder: Decoder, batch: Batch) -> Count:
 def _block(block: Block, decoder: Decoder, batch: Batch) -> Count:
     n, element, tensor = batch.tokens, batch.element_bytes, batch.tensor
     matrices = [(matrix, matrix.share(tensor)) for branch in block for matrix in branch.matrices]
-    multiplied = round(sum(matrix.parameters * share for matrix, share in matrices))
-    kept = sum(branch.kept for branch in block)
-    given = sum(
-        matrix.used * matrix.outputs for matrix, _ in matrices
-    )  # gradients that the second half multiplies with
+    multiplied = round(sum(matrix.held(tensor) for matrix, _ in matrices))
+    whole = sum(branch.matrices[0].inputs for branch in block)
+    kept = _divided(sum(branch.kept for branch in block), whole + sum(each.whole_kept for each in block), batch)
+    multiplied_with = _divided(
+        sum(branch.multiplied for branch in block), whole + sum(each.whole_multiplied for each in block), batch
+    )
+    given = sum(_given(matrix, batch) for matrix, _ in matrices)  # gradients that the second half multiplies with
     stream_bytes, mask_bytes = _stream_bytes(decoder, batch), _mask_bytes(decoder, batch)
-    kept_bytes = len(block) * stream_bytes + n * kept * element // tensor + _BRANCH_MASKS * mask_bytes
+    kept_bytes = len(block) * stream_bytes + n * kept * element + _BRANCH_MASKS * mask_bytes
     return Count(
         parameters=multiplied + sum(branch.vectors for branch in block),
         matrix_parameters=multiplied,
@@ -150,13 +153,28 @@ def _block(block: Block, decoder: Decoder, batch: Batch) -> Count:
             _gram_operations(each.inputs, each.outputs) * share for each, share in matrices if _is_flat(each)
         ),
         activation_bytes=kept_bytes,
-        between_bytes=_NORMS_HOLD * len(block) * stream_bytes
-        + n * (sum(branch.multiplied for branch in block) + given) * element // tensor,
+        between_bytes=_NORMS_HOLD * len(block) * stream_bytes + n * (multiplied_with + given) * element,
         working_bytes=_working_bytes(block, decoder, batch, kept=kept_bytes),
         output_bytes=stream_bytes,
         collectives=2 * len(block),
         gathered_bytes=n * decoder.width * element,
     )
+
+
+def _divided(elements: int, whole: int, batch: Batch) -> int:
+    """Return a GPU's of a token's elements, of which some are the stream's."""
+    return -(-whole // batch.stream_parts) + -(-(elements - whole) // batch.tensor)
+
+
+def _taken(matrix: Matrix, batch: Batch) -> int:
+    """Return the elements of a token that a GPU multiplies with a matrix."""
+    return matrix.used * -(-matrix.inputs // (batch.tensor if matrix.is_last else batch.stream_parts))
+
+
+def _given(matrix: Matrix, batch: Batch) -> int:
+    """Return the elements of a token that a GPU gets of a matrix."""
+    is_streams = matrix.is_last or matrix.is_whole
+    return matrix.used * -(-matrix.outputs // (batch.stream_parts if is_streams else batch.tensor))
 
 
 def _is_flat(matrix: Matrix) -> bool:
@@ -185,25 +203,22 @@ def _working_bytes(block: Block, decoder: Decoder, batch: Batch, *, kept: int) -
     matrices' comes while all else is kept, that of the first ones, of queries, keys and values
     together, when only their input is left of it.
     """
-    n, element, tensor = batch.tokens, batch.element_bytes, batch.tensor
+    n, element = batch.tokens, batch.element_bytes
     stream_bytes, cast_bytes = _stream_bytes(decoder, batch), _cast_bytes(decoder, batch)
     first, last = block[0].matrices, block[-1].matrices
-    outputs = [matrix.used * matrix.outputs for branch in block for matrix in branch.matrices]
+    outputs = [_given(matrix, batch) for branch in block for matrix in branch.matrices]
     first_gradient = _gradient_bytes(sum(each.inputs * each.outputs for each in first[:_FUSED]), batch)
     if batch.is_split:
-        gathered = (2 + len(block)) * stream_bytes + 2 * cast_bytes + n * sum(outputs) * element // tensor
+        gathered = (2 + len(block)) * stream_bytes + 2 * cast_bytes + n * sum(outputs) * element
         return max(gathered, first_gradient, *(_gradient_bytes(each.inputs * each.outputs, batch) for each in last))
     at_last = (
         stream_bytes
         + cast_bytes
-        + max(
-            n * each.used * each.inputs * element // tensor + _gradient_bytes(each.inputs * each.outputs, batch)
-            for each in last
-        )
+        + max(n * _taken(each, batch) * element + _gradient_bytes(each.inputs * each.outputs, batch) for each in last)
     )
-    at_activation = stream_bytes + cast_bytes + 2 * n * max(outputs) * element // tensor if cast_bytes else 0
-    left = stream_bytes + n * first[0].inputs * element // tensor
-    at_first = 3 * stream_bytes + n * sum(outputs[:_FUSED]) * element // tensor + first_gradient - (kept - left)
+    at_activation = stream_bytes + cast_bytes + 2 * n * max(outputs) * element if cast_bytes else 0
+    left = stream_bytes + n * first[0].inputs * element // batch.stream_parts
+    at_first = 3 * stream_bytes + n * sum(outputs[:_FUSED]) * element + first_gradient - (kept - left)
     return max(at_last, at_activation, at_first)
 
 
@@ -213,7 +228,7 @@ def _cast_bytes(decoder: Decoder, batch: Batch) -> int:
     0 where it has that already.
     """
     is_cast = batch.element_bytes < FP32_BYTES
-    return batch.tokens * decoder.width * batch.element_bytes * is_cast // batch.tensor
+    return batch.tokens * decoder.width * batch.element_bytes * is_cast // batch.stream_parts
 
 
 def _gradient_bytes(elements: int, batch: Batch) -> int:
@@ -234,7 +249,7 @@ def _head(decoder: Decoder, batch: Batch) -> Count:
     n, element, tensor = batch.tokens, batch.element_bytes, batch.tensor
     columns = -(-decoder.vocabulary // tensor)
     table = columns * (decoder.token_width + decoder.has_head_bias)
-    received = n * (decoder.width + (decoder.token_width if decoder.projection else 0)) * element // tensor
+    received = n * (decoder.width + (decoder.token_width if decoder.projection else 0)) * element // batch.stream_parts
     logits_bytes, loss_bytes = n * columns * element, n * columns * FP32_BYTES
     stream_bytes = _stream_bytes(decoder, batch)
     return Count(

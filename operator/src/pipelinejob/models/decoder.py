@@ -60,6 +60,17 @@ class Matrix:
         units = self.units or max(self.inputs, self.outputs)
         return -(-units // tensor) / units
 
+    def held(self, tensor: int) -> float:
+        """Count the parameters of that GPU; a bias that is added to the sum of all is whole on each."""
+        bias = self.copies * self.has_bias * self.outputs
+        share = self.share(tensor)
+        return (self.parameters - bias) * share + bias * (1.0 if self.is_last else share)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it is divided by its inputs, so that its outputs are whole on every GPU, the stream's."""
+        return self.role in {Role.OUT, Role.BACK}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
@@ -69,7 +80,8 @@ class Branch:
     itself, and `multiplied` those of them that matrices are multiplied with, which the gradients
     of matrices need. `vectors` are the parameters that are no matrices. Attention looks at
     `window` keys at most, and multiplies with each `score_width` elements: those of all heads'
-    keys, and of their values.
+    keys, and of their values. What tensor parallelism leaves whole is what the first matrix
+    multiplies with, and beside it `whole_kept` and `whole_multiplied`.
     """
 
     matrices: tuple[Matrix, ...]
@@ -78,6 +90,8 @@ class Branch:
     multiplied: int
     score_width: int = 0
     window: int | None = None
+    whole_kept: int = 0
+    whole_multiplied: int = 0
 
     @property
     def parameters(self) -> int:

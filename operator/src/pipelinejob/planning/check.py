@@ -15,6 +15,7 @@ from pipelinejob.base.quantities import is_quantity
 from pipelinejob.fabric.presets import levels_of
 from pipelinejob.fabric.topology import AUTO, HOSTNAME, NO_PROFILES, NODE_LEVEL, PROFILES, Profiles
 from pipelinejob.models.huggingface import decoder_of_config
+from pipelinejob.planning.dimensions import undividable
 from pipelinejob.planning.playing import check_caps, few, setting_of, written_schedule
 from pipelinejob.scheduler.catalogue import build, family
 from pipelinejob.schedules.actions import ScheduleError
@@ -43,6 +44,7 @@ def check(spec: PipelineJobSpec, profiles: Profiles | None = NO_PROFILES) -> tup
     return (
         *_check_arguments(spec),
         *_check_config(spec.model),
+        *undividable(spec.model, spec.parallelism.tensor),
         *_check_schedule(spec),
         *_check_topology(spec.topology, profiles),
         *_check_templates(spec),

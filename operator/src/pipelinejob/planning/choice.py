@@ -18,6 +18,7 @@ from pipelinejob.costs.layers import Profile
 from pipelinejob.costs.links import Links
 from pipelinejob.costs.stages import Cuts, Division
 from pipelinejob.planning.chunks import partition_chunks
+from pipelinejob.planning.dimensions import shards
 from pipelinejob.planning.partition import PATH, does_not_fit, partition
 from pipelinejob.planning.playing import check_caps, few, setting_of, written_schedule
 from pipelinejob.planning.step_prediction import Length, length_of, predict_step, whole
@@ -267,6 +268,7 @@ class _Chooser:
             routes=routes,
             schedule=self._spec.schedule,
             tied_bytes=self._spec.model.tied_bytes // self._spec.parallelism.tensor,
+            shards=shards(self._spec.parallelism, len(routes)),
             links=self._links,
         )
 
@@ -302,7 +304,10 @@ class _Chooser:
             further = budget.versions[rank] - 1
             memory.append(
                 [
-                    layer.state_bytes + further * layer.parameter_bytes + held * layer.activation_bytes
+                    layer.state_bytes
+                    - (layer.moment_bytes - layer.moment_bytes / shards(self._spec.parallelism))
+                    + further * layer.parameter_bytes
+                    + held * layer.activation_bytes
                     for layer in layers
                 ]
             )

@@ -18,6 +18,7 @@ from pipelinejob.fabric import hardware as hardware_data
 from pipelinejob.fabric.hardware import DeviceKind, Hardware
 from pipelinejob.fabric.network import Network
 from pipelinejob.planning.choice import Choice, choose
+from pipelinejob.planning.dimensions import shards, undividable, unrunnable
 from pipelinejob.planning.playing import packed, schedule_of
 from pipelinejob.planning.step_prediction import StepPrediction, predict_step, simulated
 from pipelinejob.spec.job import Optimizer, PipelineJobSpec
@@ -122,6 +123,7 @@ def counted(
         device=spec.device,
         product=max(devices, key=lambda each: each.attained_flops(spec.training.precision)).name if devices else "",
         tensor=spec.parallelism.tensor,
+        is_sequence_parallel=spec.parallelism.sequence_parallel,
         hardware=known,
     )
 
@@ -166,18 +168,16 @@ def division_of(plan: Plan, profile: Profile) -> Division:
         routes=schedule_of(plan).routes,
         schedule=plan.schedule,
         tied_bytes=plan.model.tied_bytes // plan.parallelism.tensor,
+        shards=shards(plan.parallelism, len(schedule_of(plan).routes)),
         links=Links.of_plan(plan.links),
     )
 
 
 def refuse_unrunnable(spec: PipelineJobSpec) -> None:
     """Raise SpecError for a spec that can be planned but not yet be run."""
-    if spec.parallelism.tensor is not None and spec.parallelism.tensor > 1:
-        raise SpecError(
-            "spec.parallelism.tensor",
-            f"{spec.parallelism.tensor} can be planned, but the trainer runs only 1; split the model into more pipeline"
-            " stages instead",
-        )
+    degrees, name = spec.parallelism, spec.schedule.name
+    for error in (*undividable(spec.model, degrees.tensor), *unrunnable(spec.model, spec.training, name, degrees)):
+        raise error
 
 
 def _check_decided(spec: PipelineJobSpec) -> None:

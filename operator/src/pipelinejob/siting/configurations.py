@@ -43,7 +43,7 @@ def opened(spec: PipelineJobSpec, gpus: int) -> PipelineJobSpec:
     others: dict[str, Any] = {"name": ScheduleName.AUTO, "global_batch_size": total}
     return spec.model_copy(
         update={
-            "parallelism": Parallelism.model_validate({"gpus": gpus}),
+            "parallelism": Parallelism.model_validate({"gpus": gpus, "sharding": spec.parallelism.sharding}),
             "schedule": type(schedule).model_validate(others),
             "partition": Partition(),
             "stage_templates": (),
@@ -114,7 +114,7 @@ def num_gpus(spec: PipelineJobSpec) -> int:
 
 def named(candidate: Candidate) -> str:
     """Name a candidate for people; one that can be planned, but not yet be run, says so."""
-    return candidate.title + _UNRUNNABLE * (candidate.chosen.tensor > 1)
+    return candidate.title + _UNRUNNABLE * (candidate.chosen.tensor > 1 and candidate.spec.model.built_in is None)
 
 
 def fields_of(chosen: Chosen) -> dict[str, object]:

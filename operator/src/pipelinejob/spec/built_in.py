@@ -63,6 +63,11 @@ class GptModel(BuiltIn):
         sizes = {"hidden_size": 16, "num_heads": 2, "feed_forward_size": 32, "vocabulary_size": BYTE_VALUES}
         return self.model_copy(update=sizes)
 
+    def shrunk_to_share(self, tensor: int) -> Self:
+        small = self.shrunk()
+        sizes = ("hidden_size", "num_heads", "feed_forward_size")
+        return small.model_copy(update={"dropout": 0.0, **{name: tensor * getattr(small, name) for name in sizes}})
+
 
 @lru_cache(maxsize=64)  # so that the same sizes are the same decoder
 def _gpt_decoder(model: GptModel, sequence_length: int) -> Decoder:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from pipelinejob.base.values import Value
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.job import Parallelism, PipelineJobSpec, ScheduleSpec
+from pipelinejob.spec.job import PipelineJobSpec, ScheduleSpec
 
 
 class Chosen(Value):
@@ -43,7 +43,8 @@ class Chosen(Value):
 
 def resolved(spec: PipelineJobSpec, chosen: Chosen) -> PipelineJobSpec:
     """Return the spec with everything chosen in its place; it is open no more."""
-    parallelism = Parallelism(pipeline=chosen.pipeline, data=chosen.data, tensor=chosen.tensor)
+    degrees = {"gpus": None, "pipeline": chosen.pipeline, "data": chosen.data, "tensor": chosen.tensor}
+    parallelism = spec.parallelism.model_copy(update=degrees)
     schedule = ScheduleSpec.model_validate(
         {
             **spec.schedule.model_dump(),

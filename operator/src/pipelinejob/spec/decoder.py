@@ -182,6 +182,11 @@ class DecoderModel(BuiltIn):
         }
         return self.model_copy(update=sizes)
 
+    def shrunk_to_share(self, tensor: int) -> Self:
+        small = self.shrunk()
+        sizes = ("hidden_size", "num_heads", "num_key_value_heads", "feed_forward_size")
+        return small.model_copy(update={name: tensor * getattr(small, name) for name in sizes})
+
 
 def _few_experts(experts: Experts) -> dict[str, int]:
     num = min(experts.num, 8)

@@ -120,6 +120,14 @@ class Device(StrEnum):
     CPU = "cpu"
 
 
+class Sharding(StrEnum):
+    """What the replicas of a stage divide among them, instead of each holding all of it."""
+
+    NONE = "none"
+    OPTIMIZER = "optimizer"
+    FULL = "full"
+
+
 class Parallelism(Value):
     """How many ways the work is split; ranks = pipeline * data * tensor. What is unset beside `gpus` is chosen."""
 
@@ -172,9 +180,24 @@ class Parallelism(Value):
             ge=1,
             le=64,
             description="GPUs that share each layer inside a stage; if unset, chosen beside `gpus`, 1 without. "
-            "More than 1 can be planned, but not be run yet.",
+            "More than 1 can be run of built-in models.",
         ),
     ] = OPEN
+
+    sharding: Annotated[
+        Sharding,
+        Field(
+            description="What replicas of a stage divide among them: none, the optimizer's state (ZeRO-1), or full, "
+            "parameters and gradients too, which is not there yet."
+        ),
+    ] = Sharding.NONE
+    sequence_parallel: Annotated[
+        bool,
+        Field(
+            description="The GPUs of a stage divide the tokens, too, between matrices; can be planned, but not be run "
+            "yet."
+        ),
+    ] = False
 
     @model_validator(mode="before")
     @classmethod

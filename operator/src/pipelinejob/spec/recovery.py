@@ -72,6 +72,13 @@ RECOVERY_RULES = (
         field=".recovery.inPlace",
     ),
     Rule(
+        rule="!self.recovery.inPlace || ((!has(self.parallelism.tensor) || self.parallelism.tensor == 1)"
+        " && self.parallelism.sharding == 'none')",
+        message="recovery.inPlace keeps whole stages, neither tensor ranks nor sharded moments: use tensor: 1 and "
+        "sharding: none, or leave it out and the gang restarts",
+        field=".recovery.inPlace",
+    ),
+    Rule(
         rule="!self.recovery.inPlace || self.scheduling.binding != 'Late'",
         message="recovery.inPlace needs scheduling.binding: Early: a replacement goes where the lost stage was",
         says="a replacement goes where the lost stage was, which binding: Late cannot say; use binding: Early",

@@ -121,8 +121,8 @@ SERVING_RULES = (
     ),
     Rule(
         rule="self.mode != 'Serve' || !self.recovery.inPlace",
-        message="recovery.inPlace is of training alone, and mode is Serve, where a lost stage alone is replaced anyway; "
-        "leave it out",
+        message="recovery.inPlace is of training alone, and mode is Serve, where a lost stage alone is replaced "
+        "anyway; leave it out",
         field=".recovery.inPlace",
         reason=Reason.FORBIDDEN,
     ),

@@ -227,9 +227,16 @@ class Model(Value):
         decoder = self.layer_sizes(1)
         return None if decoder is None else decoder.vocabulary
 
-    def shrunk(self) -> Self:
-        """Return the same layers, those of a built-in family small enough to be run once in passing."""
-        small = {name: sizes.shrunk() for name in BUILT_IN if (sizes := getattr(self, name)) is not None}
+    def shrunk(self, tensor: int = 1) -> Self:
+        """Return the same layers, those of a built-in family small enough to be run once in passing.
+
+        `tensor` ranks can share them.
+        """
+        small = {
+            name: sizes.shrunk() if tensor == 1 else sizes.shrunk_to_share(tensor)
+            for name in BUILT_IN
+            if (sizes := getattr(self, name)) is not None
+        }
         return self.model_copy(update=small)
 
 

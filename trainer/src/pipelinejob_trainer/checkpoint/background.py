@@ -1,6 +1,7 @@
 """A checkpoint that is written beside training, from a copy of the state at a step border."""
 
 import threading
+from dataclasses import replace
 
 import torch
 
@@ -15,7 +16,7 @@ class BackgroundSave:
     def __init__(self, checkpoints: Checkpoints, snapshot: Snapshot, place: TextPosition) -> None:
         self._checkpoints = checkpoints
         copied = {name: _copy(tensor) for name, tensor in snapshot.tensors.items()}
-        self._snapshot = Snapshot(step=snapshot.step, loss=snapshot.loss, tensors=copied)
+        self._snapshot = replace(snapshot, tensors=copied)
         self._place = place
         self._digest = b""
         self._error: BaseException | None = None

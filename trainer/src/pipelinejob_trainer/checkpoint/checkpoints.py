@@ -1,6 +1,6 @@
 """How a gang saves and resumes; every rank calls these functions at the same point.
 
-Only the first replica writes a rank's file; the others hold the same bits. Only rank 0 changes what
+Of what several ranks hold alike, one writes a file. Only rank 0 changes what
 is shared: manifest, fence, names, deletions. Why not torch.distributed.checkpoint:
 docs/decisions/0004-checkpoints.md.
 """
@@ -18,9 +18,11 @@ from pipelinejob_trainer.checkpoint.folder import (
     DamagedCheckpointError,
     Fence,
     Manifest,
+    PartOf,
     shard_name,
     write_shard,
 )
+from pipelinejob_trainer.checkpoint.pieces import metadata_of
 from pipelinejob_trainer.checkpoint.snapshot import Snapshot
 from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.data.position import TextPosition
@@ -65,13 +67,19 @@ class Checkpoints:
         self._base = base  # of adapters
         self._run = ""
 
-    def resume(self, wanted: Mapping[str, torch.Size], is_taken: Callable[[str], bool]) -> Resumed | None:
+    def resume(
+        self,
+        wanted: Mapping[str, torch.Size],
+        is_taken: Callable[[str], bool],
+        part_of: PartOf = lambda _, whole: whole,
+    ) -> Resumed | None:
         """Read the newest checkpoint that all ranks find intact, and fence off earlier attempts.
 
         Returns None if there is none. Raises UserError when it is of another model.
         """
         resumed = next(
-            (found for step in self._agreed_candidates() if (found := self._read(step, wanted, is_taken))), None
+            (found for step in self._agreed_candidates() if (found := self._read(step, wanted, is_taken, part_of))),
+            None,
         )
         self.take_over(resumed.step if resumed else 0)
         return resumed
@@ -99,8 +107,9 @@ class Checkpoints:
         """
         try:
             gathered = self._folder.begin(snapshot.step, run=self._run)
-            if self._gang.replica == 0:
-                return bytes.fromhex(write_shard(gathered / shard_name(self._gang.stage), snapshot.tensors))
+            if (self._gang.replica == 0 and self._gang.tensor == 0) or snapshot.tensors:
+                file = gathered / _shard_of(self._gang, self._gang.rank)
+                return bytes.fromhex(write_shard(file, snapshot.tensors, metadata=metadata_of(snapshot.pieces)))
         except (OSError, DamagedCheckpointError) as error:
             raise CheckpointFailedError(
                 f"step {snapshot.step}: cannot write a checkpoint to {self._folder.root}: {error}; free space there"
@@ -119,7 +128,8 @@ class Checkpoints:
         if fence is None or fence.run != self._run:
             by = f"attempt {fence.attempt}" if fence else "another run"
             raise SupersededError(f"step {snapshot.step}: {by} has taken over {self._folder.root}; nothing was changed")
-        shards = {shard_name(stage): digests[stage] for stage in range(self._gang.num_stages)}  # ranks of replica 0
+        nothing = bytes(_DIGEST_BYTES).hex()
+        shards = {_shard_of(self._gang, rank): each for rank, each in enumerate(digests) if each != nothing}
         manifest = Manifest(
             step=snapshot.step,
             attempt=self._attempt,
@@ -153,16 +163,24 @@ class Checkpoints:
                 steps.append(found.step)
         return steps
 
-    def _read(self, step: int, wanted: Mapping[str, torch.Size], is_taken: Callable[[str], bool]) -> Resumed | None:
+    def _read(
+        self, step: int, wanted: Mapping[str, torch.Size], is_taken: Callable[[str], bool], part_of: PartOf
+    ) -> Resumed | None:
         resumed = None
         try:
             checkpoint = self._folder.open(step)
             checkpoint.check_base(self._base)
-            manifest, tensors = checkpoint.manifest, checkpoint.read(wanted, is_taken)
+            manifest, tensors = checkpoint.manifest, checkpoint.read(wanted, is_taken, part_of)
             resumed = Resumed(step=step, loss=manifest.loss, place=manifest.place, tensors=tensors)
         except DamagedCheckpointError as error:
             self._warn(f"{error}; the checkpoint before it is used")
         return resumed if self._gang.all_agree(resumed is not None) else None
+
+
+def _shard_of(gang: Gang, rank: int) -> str:
+    place, tensor = divmod(rank, gang.num_tensor)
+    replica, stage = divmod(place, gang.num_stages)
+    return shard_name(stage, replica=replica, tensor=tensor)
 
 
 def _row(digest: bytes) -> torch.Tensor:

@@ -5,6 +5,7 @@
         step-00000100/
             stage-00000.safetensors   one file a stage, tensors by global name, so any other split can read them; each
                                       name is in one file, whichever ranks hold it
+            stage-00000-tensor-00001.safetensors   pieces of what several ranks divide: `pieces.py`
             manifest.json
             SHA256SUMS                `sha256sum -c SHA256SUMS` checks a checkpoint by hand
 
@@ -16,7 +17,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from safetensors.torch import save_file
 from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.base.values import Value
 from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.checkpoint.pieces import Contents
 from pipelinejob_trainer.data.position import TextPosition
 
 _STEP = re.compile(r"step-(\d{8,})")
@@ -40,6 +42,10 @@ _FENCE = "fence.json"
 
 class DamagedCheckpointError(PipelineJobError):
     """A checkpoint is torn, changed or incomplete; an older one may be intact."""
+
+
+# What a process keeps of a whole tensor, by its name.
+PartOf = Callable[[str, torch.Tensor], torch.Tensor]
 
 
 class Manifest(Value):
@@ -103,22 +109,36 @@ class Checkpoint:
             " that it was made with",
         )
 
-    def read(self, wanted: Mapping[str, torch.Size], is_taken: Callable[[str], bool]) -> dict[str, torch.Tensor]:
+    def read(
+        self,
+        wanted: Mapping[str, torch.Size],
+        is_taken: Callable[[str], bool],
+        part_of: PartOf = lambda _, whole: whole,
+    ) -> dict[str, torch.Tensor]:
         """Read the wanted tensors from all shards, and others that `is_taken` accepts.
 
-        Raises DamagedCheckpointError if a shard was changed, UserError if the checkpoint is of
+        Shapes are those of whole tensors; what is returned is `part_of` each by name. Raises
+        DamagedCheckpointError if a shard was changed, UserError if the checkpoint is of
         another model.
         """
         found: dict[str, torch.Tensor] = {}
-        for shard in self.manifest.shards:
-            with _damage(self.path / shard), safe_open(self.path / shard, framework="pt") as opened:
-                names = {name for name in opened.keys() if name in wanted or is_taken(name)}  # noqa: SIM118 # no dict
-                if names:
-                    self._verify(shard)
-                    found |= {name: opened.get_tensor(name) for name in names}
-        for name, shape in wanted.items():
-            self._check(name, shape, found.get(name))
+        with _damage(self.path):
+            contents = self.contents()
+            names = [name for name in contents.names if name in wanted or is_taken(name)]
+            for file in contents.files(names):
+                self._verify(file.name)
+            for name in names:
+                whole = contents.tensor(name)
+                if name in wanted:
+                    self._check(name, wanted[name], whole)
+                found[name] = part_of(name, whole)
+        for name in wanted.keys() - found.keys():
+            self._check(name, wanted[name], None)
         return found
+
+    def contents(self) -> Contents:
+        """Return what its shards hold. Raises OSError and SafetensorError."""
+        return Contents(self.path / shard for shard in self.manifest.shards)
 
     def check_files(self) -> None:
         """Check that no shard is missing, and read none. Raises DamagedCheckpointError."""
@@ -275,9 +295,15 @@ class CheckpointFolder:
             return False
 
 
-def shard_name(stage: int) -> str:
-    """Return the name of a stage's file."""
-    return f"stage-{stage:05d}.safetensors"
+def num_stages(shards: Iterable[str]) -> int:
+    """Count the stages of which some files are."""
+    return len({name.removesuffix(".safetensors").split("-")[1] for name in shards})
+
+
+def shard_name(stage: int, *, replica: int = 0, tensor: int = 0) -> str:
+    """Return the name of a rank's file: of a stage mostly, of those that share or shard it, what they have alone."""
+    others = "".join(f"-{kind}-{rank:05d}" for kind, rank in (("replica", replica), ("tensor", tensor)) if rank)
+    return f"stage-{stage:05d}{others}.safetensors"
 
 
 def write_shard(path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: dict[str, str] | None = None) -> str:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.checkpoint.folder import CheckpointFolder, DamagedCheckpointError
+from pipelinejob_trainer.checkpoint.folder import CheckpointFolder, DamagedCheckpointError, num_stages
 
 _DAMAGED = 65  # EX_DATAERR
 
@@ -23,7 +23,7 @@ class Found:
     step: int
     attempt: int | None  # None, as loss, where its manifest cannot be read
     loss: float | None
-    stages: int | None  # files, one a stage
+    stages: int | None
     bytes: int
     written: str  # RFC 3339
     damage: str | None = None
@@ -61,7 +61,7 @@ def _look(folder: CheckpointFolder, step: int, *, verifies: bool) -> Found:
     except (DamagedCheckpointError, UserError) as error:
         return _with(bare, damage=str(error))
     manifest = checkpoint.manifest
-    return _with(bare, attempt=manifest.attempt, loss=manifest.loss, stages=len(manifest.shards))
+    return _with(bare, attempt=manifest.attempt, loss=manifest.loss, stages=num_stages(manifest.shards))
 
 
 def _with(bare: Found, **values: object) -> Found:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.checkpoint.pieces import Piece
 from pipelinejob_trainer.models.identity import layer_of
 from pipelinejob_trainer.models.part import Part
 from pipelinejob_trainer.optimizers.optimizer import Optimizer
@@ -24,16 +25,22 @@ OF_THE_MODEL = (_PARAMETER, _BUFFER)  # kinds, beside those of an optimiser
 _COUNT = "updates"
 
 
+Stretches = Mapping[str, tuple[int, int]]  # elements [first, end) of flattened parameters, by global name
+NO_STRETCHES: Stretches = {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """State after `step` steps.
 
-    Tensors by kind and global name, `parameter/layers.3.qkv.weight`.
+    Tensors by kind and global name, `parameter/layers.3.qkv.weight`; `pieces` says of which wholes some
+    are parts.
     """
 
     step: int
     loss: float | None
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    pieces: Mapping[str, Piece] = field(default_factory=dict)
 
 
 def take(
@@ -44,15 +51,26 @@ def take(
     loss: float | None = None,
     extra_buffers: Mapping[str, torch.Tensor] | None = None,
     is_mine: Callable[[str], bool] = lambda _: True,
+    stretches: Stretches = NO_STRETCHES,
 ) -> Snapshot:
     """Return the state of a rank, without copying it: valid until the next step.
 
     `extra_buffers` are buffers that layers would not keep. `is_mine` tells whether this rank saves
-    a global name.
+    a global name. `stretches` are those of parameters whose state is sharded, and is of them alone.
     """
     all_ = _tensors(part, optimizer) | dict(_named(_BUFFER, (extra_buffers or {}).items()))
-    tensors = {name: each.detach() for name, each in all_.items() if is_mine(name.partition("/")[2])}
-    return Snapshot(step=step, loss=loss, tensors=tensors)
+    pieces = {name: piece for name in all_ if (piece := _piece(part, name, stretches)) is not None}
+    mine = {}
+    for name, tensor in all_.items():
+        piece = pieces.get(name)
+        if part.tensor_group.rank and (piece is None or piece.size == 1):
+            continue  # what it has as all of its tensor group have, the first of them saves
+        is_shard = piece is not None and piece.first is not None
+        if tensor.numel() if is_shard else is_mine(name.partition("/")[2]):
+            mine[name] = tensor.detach()
+    return Snapshot(
+        step=step, loss=loss, tensors=mine, pieces={name: piece for name, piece in pieces.items() if name in mine}
+    )
 
 
 @torch.no_grad()
@@ -72,8 +90,28 @@ def restore(part: Part, optimizer: Optimizer | None, tensors: Mapping[str, torch
 
 
 def wanted(part: Part) -> dict[str, torch.Size]:
-    """Return the names and shapes of the tensors that `restore` needs."""
-    return {name: tensor.shape for name, tensor in _tensors(part, None).items()}
+    """Return the names of the tensors that `restore` needs, and the shapes of the wholes that they are parts of."""
+    slices = part.slices
+    shapes = {name: tensor.shape for name, tensor in _tensors(part, None).items()}
+    return {
+        name: torch.Size(slices[of].shape) if (of := name.partition("/")[2]) in slices else shape
+        for name, shape in shapes.items()
+    }
+
+
+def parts(part: Part, *, stretches: Stretches = NO_STRETCHES) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """Return a function that cuts from a whole tensor, given its name, what this rank holds of it."""
+
+    def part_of(name: str, whole: torch.Tensor) -> torch.Tensor:
+        kind, _, of = name.partition("/")
+        cut = part.slices.get(of)
+        mine = cut.of(whole, part.tensor_group) if cut is not None and whole.shape == cut.shape else whole
+        if of not in stretches or not _is_state(kind):
+            return mine
+        first, end = stretches[of]
+        return mine.flatten()[first:end].clone()
+
+    return part_of
 
 
 def may_hold(part: Part, optimizer: Optimizer | None = None) -> Callable[[str], bool]:
@@ -86,6 +124,22 @@ def may_hold(part: Part, optimizer: Optimizer | None = None) -> Callable[[str], 
         return name in state or (kind == _BUFFER and layer_of(name_of_tensor) in layers)
 
     return takes
+
+
+def _piece(part: Part, name: str, stretches: Stretches) -> Piece | None:
+    kind, _, of = name.partition("/")
+    cut, group = part.slices.get(of), part.tensor_group
+    first = stretches[of][0] if of in stretches and _is_state(kind) else None
+    if kind == _COUNT or (cut is None and first is None):
+        return None
+    if cut is None:
+        return Piece(shape=tuple(part.named_parameters()[of].shape), first=first)
+    return Piece(shape=cut.shape, dim=cut.dim, blocks=cut.blocks, rank=group.rank, size=group.size, first=first)
+
+
+def _is_state(kind: str) -> bool:
+    """Return whether tensors of a kind are an optimiser's, of the shape of their parameters."""
+    return kind not in {*OF_THE_MODEL, _COUNT}
 
 
 def _restored(optimizer: Optimizer, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:

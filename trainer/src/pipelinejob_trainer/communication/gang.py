@@ -24,12 +24,14 @@ class Gang:
     Small values go over the CPU, sums over their own device.
     """
 
-    def __init__(self, groups: Groups, *, num_stages: int) -> None:
+    def __init__(self, groups: Groups, *, num_stages: int, tensor: int = 1) -> None:
         self._groups = groups
         self.rank = distributed.get_rank(groups.world)
         self.size = distributed.get_world_size(groups.world)
         self.num_stages = num_stages
-        self.replica, self.stage = divmod(self.rank, num_stages)
+        self.num_tensor = tensor  # ranks that share a stage's layers
+        place, self.tensor = divmod(self.rank, tensor)
+        self.replica, self.stage = divmod(place, num_stages)
 
     @property
     def is_leader(self) -> bool:

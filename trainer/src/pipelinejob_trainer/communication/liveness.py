@@ -94,9 +94,12 @@ class Liveness:
             return
 
 
-def neighbours(rank: int, *, num_stages: int, num_replicas: int) -> tuple[int, ...]:
-    """Return the ranks that a rank watches: both neighbouring stages, and the next replica."""
-    replica, stage = divmod(rank, num_stages)
+def neighbours(rank: int, *, num_stages: int, num_replicas: int, tensor: int = 1) -> tuple[int, ...]:
+    """Return whom a rank watches: both neighbouring stages, the next replica, the next that shares its layers."""
+    place, mine = divmod(rank, tensor)
+    replica, stage = divmod(place, num_stages)
     along = [replica * num_stages + each for each in (stage - 1, stage + 1) if 0 <= each < num_stages]
     across = ((replica + 1) % num_replicas) * num_stages + stage
-    return tuple(dict.fromkeys(each for each in (*along, across) if each != rank))
+    beside = place * tensor + (mine + 1) % tensor
+    watched = (*(each * tensor + mine for each in (*along, across)), beside)
+    return tuple(dict.fromkeys(each for each in watched if each != rank))

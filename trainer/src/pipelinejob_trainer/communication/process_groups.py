@@ -1,8 +1,13 @@
-"""Process groups and links; global rank = replica * pipeline + rank in the pipeline."""
+"""Process groups and links.
+
+A place is a rank of a replica's pipeline, with number replica * pipeline + rank in the pipeline. On
+each place stand `tensor` ranks that share its layers: global rank = place * tensor + rank in the
+tensor group. Those with the same one talk to each other over borders and reduce among replicas.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import cast
 
 import torch
@@ -14,7 +19,7 @@ from pipelinejob_trainer.communication.links import Channel, DistributedInbox, D
 
 
 def rank_of(replica: int, stage: int, *, pipeline: int) -> int:
-    """Return the global rank of a rank of a replica's pipeline."""
+    """Return the number of a place: of a rank of a replica's pipeline."""
     return replica * pipeline + stage
 
 
@@ -32,25 +37,44 @@ class Groups:
     pipeline: distributed.ProcessGroup  # the ranks of this replica, in order
     pipeline_back: distributed.ProcessGroup  # the same
     data: distributed.ProcessGroup  # the replicas of this rank, in order
+    tensor: distributed.ProcessGroup | None = None  # those that share this rank's layers, in order; None: it is alone
 
 
-def process_groups(*, pipeline: int, data: int) -> Groups:
+def process_groups(*, pipeline: int, data: int, tensor: int = 1) -> Groups:
     """Form all groups, once torch.distributed is initialised.
 
     Every rank calls it, at the same point.
     """
     rank, world = distributed.get_rank(), distributed.group.WORLD
     assert world is not None, "init_process_group comes before process_groups"
-    assert distributed.get_world_size() == pipeline * data, "one rank for each stage of each replica"
-    replica, stage = divmod(rank, pipeline)
+    assert distributed.get_world_size() == pipeline * data * tensor, "as many ranks for each stage of each replica"
+    place, mine = divmod(rank, tensor)
+    replica, stage = divmod(place, pipeline)
     # Every rank must take part in forming every group, its own or not.
-    replicas = [[rank_of(each, s, pipeline=pipeline) for s in range(pipeline)] for each in range(data)]
-    there, back = ([new_group(ranks) for ranks in replicas] for _ in range(2))
-    datas = [new_group(ranks) for ranks in zip(*replicas, strict=True)]
-    return Groups(world=world, pipeline=there[replica], pipeline_back=back[replica], data=datas[stage])
+    places = [[rank_of(each, s, pipeline=pipeline) for s in range(pipeline)] for each in range(data)]
+    of_tensor = [[[at * tensor + each for at in row] for row in places] for each in range(tensor)]
+    there, back = ([[new_group(ranks) for ranks in rows] for rows in of_tensor] for _ in range(2))
+    datas = [[new_group(ranks) for ranks in zip(*rows, strict=True)] for rows in of_tensor]
+    sharing = range(0, pipeline * data * tensor, tensor)
+    tensors = [new_group(range(first, first + tensor)) for first in sharing] if tensor > 1 else []
+    return Groups(
+        world=world,
+        pipeline=there[mine][replica],
+        pipeline_back=back[mine][replica],
+        data=datas[mine][stage],
+        tensor=tensors[place] if tensors else None,
+    )
 
 
-def connect(groups: Groups, *, routes: Sequence[Route], rows: Sequence[int], data: int, device: torch.device) -> Links:
+def connect(
+    groups: Groups,
+    *,
+    routes: Sequence[Route],
+    rows: Sequence[int],
+    data: int,
+    device: torch.device,
+    tensor: int = 1,
+) -> Links:
     """Link this rank to its neighbours on all routes; every rank calls it, at the same point.
 
     `rows` are the sequences of each micro-batch.
@@ -58,9 +82,9 @@ def connect(groups: Groups, *, routes: Sequence[Route], rows: Sequence[int], dat
     pipeline = max(routes[0]) + 1
     rank, shapes = groups.world.rank(), Shapes(rows)
     outboxes, inboxes = {}, {}
-    for replica in range(data):
+    for mine, replica in product(range(tensor), range(data)):
         for direction in _directions(routes):
-            source, target = (rank_of(replica, end, pipeline=pipeline) for end in direction)
+            source, target = (rank_of(replica, end, pipeline=pipeline) * tensor + mine for end in direction)
             group = _group_of_direction(groups, source, target, device)
             if rank == source:
                 outboxes[direction[1]] = DistributedOutbox(_channel(groups, group, target, device, shapes))

@@ -1,16 +1,16 @@
 """A checkpoint's tensors, layer by layer, with adapters merged into the weights that they stand beside."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from pipelinejob.contract.trained import Trained
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.checkpoint import snapshot
 from pipelinejob_trainer.checkpoint.folder import Checkpoint, CheckpointFolder, DamagedCheckpointError
+from pipelinejob_trainer.checkpoint.pieces import Contents
 from pipelinejob_trainer.models.identity import layer_of
 from pipelinejob_trainer.models.lora import adapted_modules, combined, digest_of
 from pipelinejob_trainer.models.part import Part, build_part, num_layers
@@ -57,7 +57,7 @@ class Source:
 
     def layer(self, index: int) -> dict[str, torch.Tensor]:
         """Return a layer's parameters and kept buffers, by global name; those tied to an earlier layer are not its."""
-        return self._merged(index) if self._has_adapters else self._read(self._by_layer.get(index, {}))
+        return self._merged(index) if self._has_adapters else self._read(self._by_layer.get(index, ()))
 
     def adapters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Return the adapters' parameters."""
@@ -82,24 +82,21 @@ class Source:
             self._checkpoint.check_base(combined(self._base_digests).hex())
 
     @cached_property
-    def _by_layer(self) -> Mapping[int, Mapping[str, Path]]:
-        """Return, for each layer, which file holds each of its tensors, by kind and name."""
-        found: dict[int, dict[str, Path]] = {}
-        for shard in self._checkpoint.manifest.shards:
-            file = self._checkpoint.path / shard
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():  # noqa: SIM118 # no dict
-                    kind, _, name = key.partition("/")
-                    if kind in snapshot.OF_THE_MODEL:
-                        found.setdefault(layer_of(name), {})[key] = file
+    def _by_layer(self) -> Mapping[int, Sequence[str]]:
+        """Return which of its tensors are there for each layer, by kind and name."""
+        found: dict[int, list[str]] = {}
+        for key in self._contents.names:
+            kind, _, name = key.partition("/")
+            if kind in snapshot.OF_THE_MODEL:
+                found.setdefault(layer_of(name), []).append(key)
         return found
 
-    def _read(self, named: Mapping[str, Path]) -> dict[str, torch.Tensor]:
-        tensors = {}
-        for key, file in named.items():
-            with safe_open(file, framework="pt") as opened:
-                tensors[key.partition("/")[2]] = opened.get_tensor(key)
-        return tensors
+    @cached_property
+    def _contents(self) -> Contents:
+        return self._checkpoint.contents()
+
+    def _read(self, keys: Iterable[str]) -> dict[str, torch.Tensor]:
+        return {_name(key): self._contents.tensor(key) for key in keys}
 
     def _check_layers(self) -> None:
         last = max(self._by_layer, default=-1)
@@ -146,12 +143,12 @@ class Source:
 
     def _restore(self, part: Part, index: int) -> None:
         """Put the checkpoint's values of a layer into it."""
-        held = self._by_layer.get(index, {})
+        held = self._by_layer.get(index, ())
         shapes = {key: each for key, each in snapshot.wanted(part).items() if layer_of(_name(key)) == index}
         missing = [key for key in shapes if key not in held]
         if missing:
             raise self.mismatch(f"it has no {_name(min(missing))}")
-        tensors = {key: tensor for key, file in held.items() for tensor in self._read({key: file}).values()}
+        tensors = {key: self._contents.tensor(key) for key in held}
         for key, tensor in tensors.items():
             if key.startswith("parameter/") and key not in shapes:
                 raise self.mismatch(f"{_name(key)} is none of the model's")

@@ -14,6 +14,7 @@ from pipelinejob.spec.built_in import BUILT_IN
 from pipelinejob.spec.family import BuiltIn
 from pipelinejob_trainer.models import gpt
 from pipelinejob_trainer.models.decoder import layers as decoder
+from pipelinejob_trainer.models.tensor_parallel import Slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +22,19 @@ class Family:
     """How a family's layers are made.
 
     `layer` makes layer `index` of the global list, from sizes, index, and the length of sequences.
-    `tied` maps the global names of tied parameters to those of the parameters that they share.
+    `tied` maps the global names of tied parameters to those of the parameters that they share. `slices`
+    says how a layer's parameters are divided over a tensor group, by their names in it;
+    without it they cannot be.
     """
 
     layer: Callable[[Any, int, int], nn.Module]
     tied: Callable[[Any], Mapping[str, str]]
+    slices: Callable[[Any, int], Slices] | None = None
 
 
 FAMILIES: Mapping[str, Family] = {
-    "gpt": Family(gpt.layer, gpt.tied),
-    "decoder": Family(decoder.layer, decoder.tied),
+    "gpt": Family(gpt.layer, gpt.tied, gpt.slices),
+    "decoder": Family(decoder.layer, decoder.tied, decoder.slices),
 }
 """The families by their fields in `spec.model`, as in the core's `BUILT_IN`."""
 

@@ -7,6 +7,7 @@ attention and feed-forward layer add to the stream.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -14,12 +15,16 @@ from torch.nn import functional
 
 from pipelinejob.spec.job import GptModel
 from pipelinejob_trainer.base.user_code import BuiltInLayer
+from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
+from pipelinejob_trainer.models.tensor_parallel import Slice, Slices, closing, entered, looked_up, own_numbers
 
 _INITIAL_DEVIATION = 0.02
 
 
 class Embedding(BuiltInLayer):
     """Token ids (batch, sequence) to vectors (batch, sequence, hidden), with learned positions."""
+
+    tensor_group: TensorGroup = ALONE
 
     def __init__(self, model: GptModel, *, sequence_length: int) -> None:
         super().__init__()
@@ -31,18 +36,22 @@ class Embedding(BuiltInLayer):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        embedded: torch.Tensor = self.dropout(self.token(tokens) + self.position(positions))
+        embedded: torch.Tensor = self.dropout(
+            looked_up(self.token, tokens, self.tensor_group) + self.position(positions)
+        )
         return embedded
 
 
 class Block(BuiltInLayer):
     """Causal self-attention and a feed-forward layer, each added to the residual stream."""
 
+    tensor_group: TensorGroup = ALONE
+
     def __init__(self, model: GptModel) -> None:
         super().__init__()
         hidden = model.hidden_size
         feed_forward = model.feed_forward_size or 4 * hidden
-        self.num_heads = model.num_heads
+        self.head_size = hidden // model.num_heads
         self.attention_norm = nn.LayerNorm(hidden)
         self.qkv = nn.Linear(hidden, 3 * hidden)
         self.attention_out = nn.Linear(hidden, hidden)
@@ -59,23 +68,28 @@ class Block(BuiltInLayer):
 
     def forward(self, stream: torch.Tensor) -> torch.Tensor:
         stream = stream + self._attend(self.attention_norm(stream))
-        inner = functional.gelu(self.feed_forward_in(self.feed_forward_norm(stream)))
-        result: torch.Tensor = stream + self.dropout(self.feed_forward_out(inner))
+        normed = entered(self.feed_forward_norm(stream), self.tensor_group)
+        inner = functional.gelu(self.feed_forward_in(normed))
+        result: torch.Tensor = stream + self.dropout(closing(self.feed_forward_out, inner, self.tensor_group))
         return result
 
     def _attend(self, normed_bth: torch.Tensor) -> torch.Tensor:
-        batch, sequence, hidden = normed_bth.shape
-        qkv = self.qkv(normed_bth).view(batch, sequence, 3, self.num_heads, hidden // self.num_heads)
+        group = self.tensor_group
+        batch, sequence, _ = normed_bth.shape
+        qkv = self.qkv(entered(normed_bth, group)).view(batch, sequence, 3, -1, self.head_size)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, dropout_p=self.dropout.p if self.training else 0.0
-        )
-        result: torch.Tensor = self.dropout(self.attention_out(mixed.transpose(1, 2).reshape(batch, sequence, hidden)))
+        dropout = self.dropout.p if self.training else 0.0
+        with own_numbers(qkv.device, group) if dropout else nullcontext():
+            mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
+        heads = mixed.transpose(1, 2).reshape(batch, sequence, -1)
+        result: torch.Tensor = self.dropout(closing(self.attention_out, heads, group))
         return result
 
 
 class Head(BuiltInLayer):
-    """The last norm, and vectors to logits (batch, sequence, vocabulary)."""
+    """The last norm, and vectors to logits (batch, sequence, vocabulary), of this rank's part of the vocabulary."""
+
+    tensor_group: TensorGroup = ALONE
 
     def __init__(self, model: GptModel) -> None:
         super().__init__()
@@ -84,7 +98,7 @@ class Head(BuiltInLayer):
         nn.init.normal_(self.logits.weight, std=_INITIAL_DEVIATION)
 
     def forward(self, stream: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.logits(self.norm(stream))
+        logits: torch.Tensor = self.logits(entered(self.norm(stream), self.tensor_group))
         return logits
 
 
@@ -98,6 +112,22 @@ def layer(model: GptModel, index: int, sequence_length: int) -> nn.Module:
     if index == 0:
         return Embedding(model, sequence_length=sequence_length)
     return Head(model) if index == model.num_layers + 1 else Block(model)
+
+
+def slices(model: GptModel, index: int) -> Slices:
+    """Return how layer `index` is divided over a tensor group, by the parameters' names in it."""
+    if index == 0:
+        return {"token.weight": Slice(0)}
+    if index == model.num_layers + 1:
+        return {"logits.weight": Slice(0)}
+    return {
+        "qkv.weight": Slice(0, 3),
+        "qkv.bias": Slice(0, 3),
+        "attention_out.weight": Slice(1),
+        "feed_forward_in.weight": Slice(0),
+        "feed_forward_in.bias": Slice(0),
+        "feed_forward_out.weight": Slice(1),
+    }
 
 
 def _initialise(linear: nn.Linear, deviation: float) -> None:

@@ -121,14 +121,14 @@ def token_cross_entropy(logits: Any, targets: torch.Tensor) -> Given:
         )
     rows, row_targets = logits.flatten(0, -2).float(), targets.flatten()
     try:
-        if _all_count(targets):  # torch's mean is the same to the last bit, and quicker
+        if all_count(targets):  # torch's mean is the same to the last bit, and quicker
             return functional.cross_entropy(rows, row_targets)
         return functional.cross_entropy(rows, row_targets, reduction="sum"), (targets != IGNORED).sum()
     except IndexError as error:
         raise LayerError("BadModel", _out_of_range(logits.shape[-1], targets)) from error
 
 
-def _all_count(targets: torch.Tensor) -> bool:
+def all_count(targets: torch.Tensor) -> bool:
     """Return whether all targets count, where that can be told without waiting for a device."""
     return targets.device.type == "cpu" and targets.numel() > 0 and int(targets.min()) >= 0
 

@@ -14,7 +14,7 @@ and what is refused.
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -22,14 +22,17 @@ from torch import nn
 
 from pipelinejob.spec.family import BuiltIn
 from pipelinejob.spec.job import Data, Lora, Model
+from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.seeds import mix
 from pipelinejob_trainer.base.user_code import preparing
+from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
 from pipelinejob_trainer.models import entrypoint
 from pipelinejob_trainer.models.families import family_of
 from pipelinejob_trainer.models.huggingface import layers as huggingface
 from pipelinejob_trainer.models.identity import Made, Place, fill, immutable, layer_of, new_buffer, of_layer, places
 from pipelinejob_trainer.models.lora import Adapters, adapt, digest_of, hold_short
 from pipelinejob_trainer.models.master_weights import to_masters, to_training
+from pipelinejob_trainer.models.tensor_parallel import Slice, share
 from pipelinejob_trainer.models.walk import Runner, Walk, one_after_another
 
 
@@ -66,7 +69,8 @@ class Part:
     change to the reason. A layer in two chunks is the same object in both, and so is a shared
     tensor. `elsewhere` are trained parameters of other ranks' layers, if a user's function made
     them here. `adapters` is what low-rank adapters were given to, if there are any. `remarks` are for
-    the user's eyes.
+    the user's eyes. `slices` says how tensors are divided over the tensor group, by global name: this rank
+    holds its part of them, and all of the others.
     """
 
     chunks: tuple[tuple[LayerEntry, ...], ...]
@@ -75,6 +79,8 @@ class Part:
     elsewhere: Mapping[str, weakref.ref[torch.Tensor]] = field(default_factory=dict)
     adapters: Adapters = field(default_factory=Adapters)
     remarks: tuple[str, ...] = ()
+    slices: Mapping[str, Slice] = field(default_factory=dict)
+    tensor_group: TensorGroup = ALONE
 
     @property
     def layers(self) -> Iterator[LayerEntry]:
@@ -157,12 +163,14 @@ def build_part(
     seed: int,
     lora: Lora | None = None,
     is_narrow: bool = False,
+    tensor_group: TensorGroup = ALONE,
 ) -> Part:
     """Make the layers of a rank's chunks, each a stretch [first, end) of the global list.
 
     With `lora` they have adapters, and are frozen otherwise. A folder's model may be made narrow: as
-    many layers, of few hidden units. Raises UserError when the user's entry
-    point or folder cannot be used, or what a target names cannot be adapted.
+    many layers, of few hidden units. Of tensors that a tensor group divides, this rank's part is
+    kept. Raises UserError when the user's entry point or folder cannot be used, what a target names
+    cannot be adapted, or layers cannot be divided.
     """
     own = frozenset(index for first, end in stretches for index in range(first, end))
     source = _source(model, data, seed, own, is_narrow=is_narrow)
@@ -173,8 +181,11 @@ def build_part(
     tied = {mine: theirs for entry in entries.values() for mine, theirs in entry.tied.items()}
     fixed = immutable(((index, entry.module) for index, entry in entries.items()), tied)
     here = _by_name(entries.values())
+    slices = divide(model, entries, tensor_group) if tensor_group.is_split else {}
     return Part(
         chunks=tuple(tuple(entries[index] for index in range(first, end)) for first, end in stretches),
+        slices=slices,
+        tensor_group=tensor_group,
         shared=_users(source.tied),
         immutable=fixed | {name: why for entry in entries.values() for name, why in entry.immutable.items()},
         elsewhere={name: parameter for name, parameter in source.trained.items() if name not in here},
@@ -232,6 +243,31 @@ def _built_in(sizes: BuiltIn, sequence_length: int, seed: int) -> _Source:
 
     names = sizes.decoder(sequence_length).layer_names
     return _Source(parts=[(name, partial(made, index)) for index, name in enumerate(names)], tied=tied, seed=seed)
+
+
+def divide(model: Model, entries: Mapping[int, LayerEntry], group: TensorGroup) -> dict[str, Slice]:
+    """Keep this rank's part of each parameter that its layers divide; return how, by global name.
+
+    Raises UserError for layers of which nobody knows how.
+    """
+    sizes = model.built_in
+    slices_of = None if sizes is None else family_of(sizes).slices
+    if sizes is None or slices_of is None:
+        raise UserError(
+            "NotDivided",
+            f"spec.parallelism.tensor: {group.size} ranks are to share each layer, and how is known of built-in models"
+            " alone (spec.model.gpt, spec.model.decoder); use tensor: 1 and more pipeline stages or replicas",
+        )
+    found: dict[str, Slice] = {}
+    for index, entry in entries.items():
+        share(entry.module, group)
+        own = slices_of(sizes, index)
+        for name, place in entry.places():
+            if place.local in own and name not in found:
+                assert place.tensor is not None, "a built-in layer's slots are filled"
+                found[name] = replace(own[place.local], shape=tuple(place.tensor.shape))
+                place.tensor.data = found[name].of(place.tensor.data, group)
+    return found
 
 
 def _adapted(entries: Mapping[int, LayerEntry], source: _Source, lora: Lora, *, head: int | None) -> Adapters:

@@ -28,9 +28,15 @@ _MATRIX = 2  # dimensions
 
 
 def make_optimizer(
-    training: Training, parameters: Iterable[tuple[str, nn.Parameter]], *, hidden: Collection[str] = ()
+    training: Training,
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    hidden: Collection[str] = (),
+    of_matrices: Collection[str] = (),
 ) -> Optimizer:
     """Make the optimiser of parameters, by global name; `hidden` are those that Muon may update.
+
+    `of_matrices` are flattened parts of matrices.
 
     Raises UserError for a parameter that the optimiser cannot update.
     """
@@ -39,7 +45,7 @@ def make_optimizer(
     def treatment(name: str, parameter: nn.Parameter) -> Treatment:
         group = group_of(name, training.groups)
         # A norm's gain or a bias has no scale to lose: decay is for matrices, unless a group says otherwise.
-        decay = training.weight_decay if parameter.dim() > 1 else 0.0
+        decay = training.weight_decay if parameter.dim() > 1 or name in of_matrices else 0.0
         if group is not None and group.weight_decay is not None:
             decay = group.weight_decay
         return Treatment(

@@ -42,6 +42,7 @@ class Config:
     stage: int
     replica: int
     attempt: int
+    tensor: int = 0
     rendezvous: Address
     metrics_port: int
     checkpoints: Path
@@ -53,6 +54,11 @@ class Config:
     def pod(self) -> str:
         """This rank's pod."""
         return names.pod_name(self.job, replica=self.replica, stage=self.stage)
+
+    @property
+    def process(self) -> str:
+        """This rank's process: of those that share a stage's layers, all but the first say which they are."""
+        return f"{self.pod}-t{self.tensor}" if self.tensor else self.pod
 
 
 def read_config(environment: Mapping[str, str] | None = None) -> Config:
@@ -68,6 +74,7 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         stage=_number(variables, names.ENV_STAGE),
         replica=_number(variables, names.ENV_REPLICA),
         attempt=_number(variables, names.ENV_ATTEMPT),
+        tensor=read_tensor_rank(variables) or 0,
         rendezvous=_address(variables, names.ENV_RENDEZVOUS),
         metrics_port=read_metrics_port(variables),
         checkpoints=Path(_text(variables, names.ENV_CHECKPOINTS)),
@@ -75,6 +82,11 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         termination_log=read_termination_log(variables),
         grace_s=read_grace_s(variables),
     )
+
+
+def read_tensor_rank(variables: Mapping[str, str]) -> int | None:
+    """Return this rank's number among those that share its layers; None if it is to start them, or there is one."""
+    return _number(variables, names.ENV_TENSOR) if variables.get(names.ENV_TENSOR) else None
 
 
 def read_metrics_port(variables: Mapping[str, str]) -> int:

@@ -22,7 +22,7 @@ _CHECKPOINT_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 150.0, 6
 class Metrics:
     """One stage's metrics, in a registry of their own."""
 
-    def __init__(self, plan: Plan, *, stage: int, replica: int) -> None:
+    def __init__(self, plan: Plan, *, stage: int, replica: int, tensor: int = 0) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped there; the series would say nothing here
         self._registry = CollectorRegistry()
         self._own = {
@@ -31,6 +31,10 @@ class Metrics:
             "stage": str(stage),
             "replica": str(replica),
         }
+        self._labels: tuple[str, ...] = _LABELS
+        if plan.parallelism.tensor > 1:
+            self._labels = (*_LABELS, "tensor")
+            self._own["tensor"] = str(tensor)
         self._declare_time()
         self._declare_training()
         self._declare_checkpoints()
@@ -40,21 +44,21 @@ class Metrics:
         seconds = Counter(
             "pipelinejob_stage_seconds",
             "What this stage's seconds were spent on.",
-            (*_LABELS, "state"),
+            (*self._labels, "state"),
             registry=self._registry,
         )
         self._seconds = {kind: seconds.labels(**self._own, state=kind.value) for kind in SpanKind}
         idle = Counter(
             "pipelinejob_stage_idle_seconds",
             "What the seconds in the states send, recv and idle were lost to.",
-            (*_LABELS, "cause"),
+            (*self._labels, "cause"),
             registry=self._registry,
         )
         self._idle = {cause: idle.labels(**self._own, cause=cause) for cause in (*WaitCause, _OTHER)}
         self.step_duration = Histogram(
             "pipelinejob_step_duration_seconds",
             "Wall time of an optimiser step.",
-            _LABELS,
+            self._labels,
             buckets=_STEP_BUCKETS,
             registry=self._registry,
         ).labels(**self._own)
@@ -65,7 +69,7 @@ class Metrics:
         skipped = Counter(
             "pipelinejob_steps_skipped",
             "Steps that left weights and optimiser as they were, by why.",
-            (*_LABELS, "reason"),
+            (*self._labels, "reason"),
             registry=self._registry,
         )
         self.skipped = {why: skipped.labels(**self._own, reason=why.value) for why in Skipped}
@@ -78,22 +82,25 @@ class Metrics:
         )
         self.loss = self._gauge("pipelinejob_loss", "Mean loss of the last step's global batch, in nats per token.")
         self.gradient_norm = self._gauge("pipelinejob_gradient_norm", "Gradient norm over all stages, before clipping.")
-        memory = Gauge("pipelinejob_memory_bytes", "Memory of this stage.", (*_LABELS, "kind"), registry=self._registry)
+        memory = Gauge(
+            "pipelinejob_memory_bytes", "Memory of this stage.", (*self._labels, "kind"), registry=self._registry
+        )
         self.memory = {kind: memory.labels(**self._own, kind=kind) for kind in ("peak", "parameters", "optimizer")}
         p2p = Counter(
             "pipelinejob_p2p_bytes",
-            "Bytes exchanged with neighbouring stages.",
-            (*_LABELS, "direction"),
+            "Bytes exchanged with neighbouring stages; tensor: sent to ranks that share the stage's layers.",
+            (*self._labels, "direction"),
             registry=self._registry,
         )
-        self.p2p = {direction: p2p.labels(**self._own, direction=direction) for direction in ("send", "recv")}
+        directions = ("send", "recv", "tensor") if "tensor" in self._own else ("send", "recv")
+        self.p2p = {direction: p2p.labels(**self._own, direction=direction) for direction in directions}
 
     def _declare_checkpoints(self) -> None:
         self.checkpoints = self._counter("pipelinejob_checkpoint_saves", "Checkpoints completed by this process.")
         self.checkpoint_duration = Histogram(
             "pipelinejob_checkpoint_duration_seconds",
             "Wall time of writing and verifying a checkpoint.",
-            _LABELS,
+            self._labels,
             buckets=_CHECKPOINT_BUCKETS,
             registry=self._registry,
         ).labels(**self._own)
@@ -121,7 +128,7 @@ class Metrics:
         Gauge(
             "pipelinejob_stage_info",
             "What this stage is; always 1.",
-            (*_LABELS, "schedule", "layers", "device"),
+            (*self._labels, "schedule", "layers", "device"),
             registry=self._registry,
         ).labels(**self._own, schedule=plan.schedule.name.value, layers=_layers(planned), device=plan.device.value).set(
             1
@@ -139,10 +146,10 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _counter(self, name: str, help_text: str) -> Counter:
-        return Counter(name, help_text, _LABELS, registry=self._registry).labels(**self._own)
+        return Counter(name, help_text, self._labels, registry=self._registry).labels(**self._own)
 
     def _gauge(self, name: str, help_text: str) -> Gauge:
-        return Gauge(name, help_text, _LABELS, registry=self._registry).labels(**self._own)
+        return Gauge(name, help_text, self._labels, registry=self._registry).labels(**self._own)
 
 
 def _cause(span: Span) -> str:

@@ -32,7 +32,7 @@ class Output:
         self._timelines: Path | None = None
         self._last: deque[StageTimeline] = deque(maxlen=_KEPT_TIMELINES)
         self._line_due = self._timelines_due = 0.0
-        if config.output is not None:
+        if config.output is not None and config.tensor == 0:  # of those that share layers one speaks
             self._timelines = config.output / names.TIMELINES_FOLDER / f"{config.pod}.json"
             self._steps = config.output / names.STEPS_FILE if is_spokesman else None
             _make_folder(self._timelines.parent)

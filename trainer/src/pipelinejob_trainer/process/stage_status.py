@@ -42,13 +42,13 @@ class StepOutcome:
 class StageStatus:
     """This stage's progress, metrics and health."""
 
-    def __init__(self, plan: Plan, *, stage: int, replica: int, attempt: int) -> None:
-        self.numbers = Metrics(plan, stage=stage, replica=replica)
+    def __init__(self, plan: Plan, *, stage: int, replica: int, attempt: int, tensor: int = 0) -> None:
+        self.numbers = Metrics(plan, stage=stage, replica=replica, tensor=tensor)
         self._progress = Progress(replica=replica, stage=stage, attempt=attempt, phase=Phase.STARTING, step=0)
         self._tokens = tokens_per_step(plan)
         self._shares: deque[tuple[float, float, float]] = deque(maxlen=_WINDOW_STEPS)
         self._seconds = dict.fromkeys(SpanKind, 0.0)
-        self._bytes = {"send": 0, "recv": 0}
+        self._bytes = {"send": 0, "recv": 0, "tensor": 0}
         self._longest_step_s = 0.0
         self._deadline: float | None = None
         self._patience_s = 0.0
@@ -175,7 +175,7 @@ class StageStatus:
         self._update(recoveries=self._progress.recoveries + 1)
 
     def set_bytes(self, direction: str, total: int) -> None:
-        """Set how many bytes this process has sent to its neighbours or received from them."""
+        """Set how many bytes this process has sent to its neighbours, or received, or sent in its stage."""
         self.numbers.p2p[direction].inc(total - self._bytes[direction])
         self._bytes[direction] = total
 

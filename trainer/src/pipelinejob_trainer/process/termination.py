@@ -42,15 +42,18 @@ class ProcessExit:
 
     def end(self, code: ExitCode, reason: str, message: str, *, step: int) -> NoReturn:
         """Write the reason and end the process at once, with its threads and open collectives."""
+        self.end_as(Termination(exit_code=int(code), reason=reason, message=message, step=step))
+
+    def end_as(self, words: Termination) -> NoReturn:
+        """End the process with these last words, as `end` does."""
         self._lock.acquire()  # never released: who comes second waits for the end
-        words = Termination(exit_code=int(code), reason=reason, message=_shortened(message), step=step)
         sys.stdout.flush()
-        if code is not ExitCode.OK:
-            sys.stderr.write(f"{reason}: {message}\n")
+        if words.exit_code != ExitCode.OK:
+            sys.stderr.write(f"{words.reason}: {words.message}\n")
         sys.stderr.flush()
-        self._write(words)
+        self._write(words.model_copy(update={"message": _shortened(words.message)}))
         self._is_leaving = True
-        os._exit(code)
+        os._exit(words.exit_code)
 
     def end_with_error(self, error: BaseException, *, step: int) -> NoReturn:
         """End because of an error; the only place where errors become exit codes."""

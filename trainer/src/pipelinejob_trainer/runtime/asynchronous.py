@@ -19,6 +19,7 @@ from pipelinejob_trainer.data.micro_batch import Inputs
 from pipelinejob_trainer.runtime.program import Operation
 from pipelinejob_trainer.runtime.recorder import State
 from pipelinejob_trainer.runtime.reduction import Reducer
+from pipelinejob_trainer.runtime.sharding import ShardedReducer
 from pipelinejob_trainer.runtime.tasks import TrainingTasks
 from pipelinejob_trainer.runtime.weight_versions import Versions
 
@@ -101,7 +102,7 @@ class AsynchronousTasks(TrainingTasks):
         return {_version(action): place for place, action in uses if action.kind is not ActionKind.UPDATE}
 
 
-def check_shares(reducer: Reducer | None) -> None:
+def check_shares(reducer: Reducer | ShardedReducer | None) -> None:
     """Refuse parameters shared within a pipeline: each rank makes its versions at other times.
 
     Raises UserError.

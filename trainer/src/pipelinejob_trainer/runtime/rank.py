@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipelinejob.contract.plan import Plan
-from pipelinejob.spec.job import Precision
+from pipelinejob.spec.job import Precision, Sharding
 from pipelinejob_trainer.communication.links import Links
+from pipelinejob_trainer.communication.process_groups import rank_of
+from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
+from pipelinejob_trainer.models.divided_loss import divided
 from pipelinejob_trainer.models.loss import load_loss, token_cross_entropy
 from pipelinejob_trainer.models.part import Part, build_part
 from pipelinejob_trainer.models.refusals import check_layer
@@ -15,8 +18,9 @@ from pipelinejob_trainer.optimizers.groups import freeze
 from pipelinejob_trainer.runtime.feed import Batches
 from pipelinejob_trainer.runtime.layout import Layout, layout_of
 from pipelinejob_trainer.runtime.recorder import Recorder
-from pipelinejob_trainer.runtime.reduction import Reducer, SumOver, buckets
+from pipelinejob_trainer.runtime.reduction import Bucket, Reducer, SumOver, SumsOverGroups, buckets
 from pipelinejob_trainer.runtime.runtime import Runtime
+from pipelinejob_trainer.runtime.sharding import ShardedReducer, Shards
 from pipelinejob_trainer.stage.stage import Stage
 
 
@@ -24,7 +28,8 @@ from pipelinejob_trainer.stage.stage import Stage
 class Rank:
     """What one rank of a pipeline holds.
 
-    `stages` are its chunks, in the order of `Schedule.held_by`.
+    `stages` are its chunks, in the order of `Schedule.held_by`. Of `tensor_group`, whose ranks share
+    its layers, the first counts what all of them have alike. With `shards` it updates a part of its parameters.
     """
 
     plan: Plan
@@ -34,6 +39,9 @@ class Rank:
     part: Part
     stages: tuple[Stage, ...]
     device: torch.device
+    tensor_group: TensorGroup = ALONE
+    buckets: tuple[Bucket, ...] = ()
+    shards: Shards | None = None
 
     @property
     def needs_text(self) -> bool:
@@ -43,15 +51,30 @@ class Rank:
     @property
     def is_spokesman(self) -> bool:
         """Whether it reports the job's steps: where the first route of replica 0 ends."""
-        return self.replica == 0 and self.layout.schedule.routes[0][-1] == self.index
+        is_first = self.replica == 0 and self.tensor_group.rank == 0
+        return is_first and self.layout.schedule.routes[0][-1] == self.index
 
     def with_new_stages(self) -> "Rank":
         """Return the same rank with nothing under way: what passes left unfinished is forgotten."""
-        return replace(self, stages=_stages(self.plan, self.layout, self.part, index=self.index, device=self.device))
+        return replace(
+            self,
+            stages=_stages(
+                self.plan,
+                self.layout,
+                self.part,
+                index=self.index,
+                device=self.device,
+                tensor_group=self.tensor_group,
+            ),
+        )
 
     def owns(self, name: str) -> bool:
-        """Return whether it owns a parameter or buffer, which may be on other ranks too."""
-        return self.replica == 0 and self.layout.owner_of(name) == self.index
+        """Return whether it owns a parameter or buffer, or its part of one, which may be on other ranks too."""
+        return self.saves(name) and self.replica == 0 and self.layout.owner_of(name) == self.index
+
+    def saves(self, name: str) -> bool:
+        """Return whether, of those that share its layers, it speaks for a tensor, or has a part of its own."""
+        return self.tensor_group.rank == 0 or name in self.part.slices
 
     def runtime(
         self,
@@ -74,9 +97,16 @@ class Rank:
             seed=self.plan.training.seed,
             replica=self.replica,
             num_replicas=self.plan.parallelism.data,
-            reducer=Reducer(buckets(self.part.named_parameters(), self.layout.shares(self.part)), sum_over),
+            reducer=self._reducer(sum_over),
             update=update,
+            counts_loss=self.tensor_group.rank == 0,
         )
+
+    def _reducer(self, sum_over: SumOver) -> Reducer | ShardedReducer:
+        if self.shards is None:
+            return Reducer(self.buckets, sum_over)
+        assert isinstance(sum_over, SumsOverGroups), "who shards has met over process groups"
+        return ShardedReducer(self.buckets, self.shards, sum_over)
 
 
 def holds_frozen_short(plan: Plan) -> bool:
@@ -85,8 +115,16 @@ def holds_frozen_short(plan: Plan) -> bool:
     return training.lora is not None and training.precision is Precision.BF16 and plan.model.entrypoint is None
 
 
-def build_rank(plan: Plan, *, index: int, replica: int, device: torch.device, is_narrow: bool = False) -> Rank:
-    """Build a rank's layers, of a folder's model narrow ones if asked for.
+def build_rank(
+    plan: Plan,
+    *,
+    index: int,
+    replica: int,
+    device: torch.device,
+    tensor_group: TensorGroup = ALONE,
+    is_narrow: bool = False,
+) -> Rank:
+    """Build a rank's layers, or its part of them; of a folder's model narrow ones if asked for.
 
     Raises UserError for layers that cannot be built, or that would be trained wrongly.
     """
@@ -99,6 +137,7 @@ def build_rank(plan: Plan, *, index: int, replica: int, device: torch.device, is
         seed=training.seed,
         lora=training.lora,
         is_narrow=is_narrow,
+        tensor_group=tensor_group,
     )
     for layer in part.layers:
         check_layer(layer.index, layer.module, is_split=layout.schedule.is_split)
@@ -106,14 +145,32 @@ def build_rank(plan: Plan, *, index: int, replica: int, device: torch.device, is
     freeze(part.named_parameters(), plan.training.groups)
     if holds_frozen_short(plan):
         part.hold_frozen_short()
-    stages = _stages(plan, layout, part, index=index, device=device)
-    return Rank(plan=plan, layout=layout, index=index, replica=replica, part=part, stages=stages, device=device)
+    parameters = part.named_parameters()
+    of_rank = buckets(parameters, layout.shares(part))
+    names = {parameter: name for name, parameter in parameters.items()}
+    place = rank_of(replica, index, pipeline=plan.parallelism.pipeline)
+    return Rank(
+        plan=plan,
+        buckets=of_rank,
+        shards=Shards(of_rank, names, place) if plan.parallelism.sharding is Sharding.OPTIMIZER else None,
+        layout=layout,
+        index=index,
+        replica=replica,
+        part=part,
+        stages=_stages(plan, layout, part, index=index, device=device, tensor_group=tensor_group),
+        device=device,
+        tensor_group=tensor_group,
+    )
 
 
-def _stages(plan: Plan, layout: Layout, part: Part, *, index: int, device: torch.device) -> tuple[Stage, ...]:
+def _stages(
+    plan: Plan, layout: Layout, part: Part, *, index: int, device: torch.device, tensor_group: TensorGroup
+) -> tuple[Stage, ...]:
     last = layout.schedule.num_stages - 1
     has_last = any(held.stage == last for held in layout.schedule.held_by(index))
     loss = load_loss(plan.training, device) if has_last else token_cross_entropy
+    if tensor_group.is_split and plan.model.built_in is not None:
+        loss = divided(loss, tensor_group, plan.model.built_in.decoder(1).vocabulary)
     return tuple(
         Stage(
             chunk,

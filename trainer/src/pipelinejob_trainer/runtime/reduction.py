@@ -20,6 +20,7 @@ from torch import distributed, nn
 from pipelinejob.schedules.actions import GIVES_GRADIENT, ActionKind, Route, Schedule
 from pipelinejob_trainer.base.errors import PeerLostError, UserError
 from pipelinejob_trainer.communication.process_groups import new_group, rank_of
+from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
 from pipelinejob_trainer.models.refusals import SPARSE
 
 _BUCKET_BYTES = 64 << 20  # gradients are copied into a bucket before they travel; so much is held twice at a time
@@ -141,7 +142,7 @@ class Reducer:
         # Behind the gradients goes on how many ranks there is one: what none has used has none, here as in torch.
         are_there = [parameter.grad is not None for parameter in parameters]
         numbers = torch.tensor(are_there, dtype=parameters[0].dtype, device=parameters[0].device)
-        flat = torch.cat([*(_gradient(parameter).flatten() for parameter in parameters), numbers])
+        flat = torch.cat([*(gradient_of(parameter).flatten() for parameter in parameters), numbers])
         *pieces, numbers = torch.split(flat, [*(parameter.numel() for parameter in parameters), len(parameters)])
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
@@ -175,22 +176,48 @@ class _InProgress:
                 parameter.grad = None
 
 
-def sums_over_groups(shares: Iterable[Share]) -> SumOver:
+def sums_over_groups(shares: Iterable[Share], tensor: TensorGroup = ALONE) -> "SumsOverGroups":
     """Form the groups for reductions.
 
-    Every rank calls it at the same point, with all shares of the model.
+    Every rank calls it at the same point, with all shares of the model. The ranks of a share are places;
+    of those that share layers (`tensor`), each sums with its like.
     """
-    groups = {ranks: new_group(ranks) for ranks in sorted({share.ranks for share in shares}) if len(ranks) > 1}
+    among = [ranks for ranks in sorted({share.ranks for share in shares}) if len(ranks) > 1]
+    made = {
+        (ranks, mine): new_group(place * tensor.size + mine for place in ranks)
+        for mine in range(tensor.size)
+        for ranks in among
+    }
+    return SumsOverGroups({ranks: made[ranks, tensor.rank] for ranks in among})
 
-    def sum_over(ranks: Ranks, tensor: torch.Tensor) -> Sum:
-        try:
-            work = distributed.all_reduce(tensor, group=groups[ranks], async_op=True)
-        except RuntimeError as error:
-            raise _lost(error) from error
-        assert work is not None, "a rank reduces only what it holds"
-        return _GroupSum(work)
 
-    return sum_over
+class SumsOverGroups:
+    """Sums over process groups, as `SumOver` has them, and their two halves. All raise PeerLostError."""
+
+    def __init__(self, groups: Mapping[Ranks, distributed.ProcessGroup]) -> None:
+        self._groups = groups
+
+    def __call__(self, ranks: Ranks, tensor: torch.Tensor) -> Sum:
+        return _started(lambda: distributed.all_reduce(tensor, group=self._groups[ranks], async_op=True))
+
+    def scatter(self, ranks: Ranks, sums: torch.Tensor, given: torch.Tensor) -> Sum:
+        """Start to add up what all give, of which this rank gets its own part in `sums`."""
+        group = self._groups[ranks]
+        return _started(lambda: distributed.reduce_scatter_tensor(sums, given, group=group, async_op=True))
+
+    def gather(self, ranks: Ranks, whole: torch.Tensor, own: torch.Tensor) -> Sum:
+        """Start to fill `whole` with every rank's own part."""
+        group = self._groups[ranks]
+        return _started(lambda: distributed.all_gather_into_tensor(whole, own, group=group, async_op=True))
+
+
+def _started(start: Callable[[], distributed.Work | None]) -> Sum:
+    try:
+        work = start()
+    except RuntimeError as error:
+        raise _lost(error) from error
+    assert work is not None, "a rank reduces only what it holds"
+    return _GroupSum(work)
 
 
 class _GroupSum:
@@ -204,7 +231,8 @@ class _GroupSum:
             raise _lost(error) from error
 
 
-def _gradient(parameter: nn.Parameter) -> torch.Tensor:
+def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
+    """Return a parameter's gradient, zeros where it has none. Raises UserError for a sparse one."""
     # A layer that a step did not use here may have been used elsewhere.
     if parameter.grad is None:
         return torch.zeros_like(parameter)

@@ -19,6 +19,7 @@ from pipelinejob_trainer.runtime.feed import Batches, Feed
 from pipelinejob_trainer.runtime.program import Program, bind
 from pipelinejob_trainer.runtime.recorder import IDLE, Recorder, State
 from pipelinejob_trainer.runtime.reduction import Reducer
+from pipelinejob_trainer.runtime.sharding import ShardedReducer
 from pipelinejob_trainer.runtime.tasks import EvaluationTasks, Role, RunningStep, TrainingTasks, loss_weights
 from pipelinejob_trainer.runtime.weight_versions import Versions
 from pipelinejob_trainer.stage.randomness import preserving_random_state
@@ -55,14 +56,16 @@ class Runtime:
         seed: int,
         replica: int = 0,
         num_replicas: int = 1,
-        reducer: Reducer | None = None,
+        reducer: Reducer | ShardedReducer | None = None,
         update: Update | None = None,
+        counts_loss: bool = True,
     ) -> None:
         """Bind the rank's list of actions to its stages and links.
 
         `rank` counts within the pipeline; `chunks` are as `schedule.held_by(rank)` orders them.
         `batches` may be None where the rank has neither a first nor a last stage. `rows` are the
-        sequences of each micro-batch. `update` is for asynchronous schedules only.
+        sequences of each micro-batch. `update` is for asynchronous schedules only. `counts_loss` is for
+        one of the ranks that share layers, for all of them have the same loss.
         """
         self._recorder = recorder
         self._batches = batches
@@ -70,6 +73,7 @@ class Runtime:
         self._rank = rank
         self._replica = replica
         self._reducer = reducer
+        self._counts_loss = counts_loss
         self._running = RunningStep()
         self._versions = _versions(self._chunks) if schedule.is_asynchronous else None
         role = Role(
@@ -141,8 +145,10 @@ class Runtime:
             raise
 
     def _result(self) -> StepResult:
-        losses = self._running.losses
+        losses = self._running.losses if self._counts_loss else []
         counts = [chunk.take_counts() for chunk in self._chunks if chunk.is_last]
+        if not self._counts_loss:
+            counts = []
         zero = torch.zeros((), dtype=torch.float64, device=self._chunks[0].device)
         return StepResult(
             loss_sum=torch.stack(losses).sum() if losses else torch.zeros((), device=self._chunks[0].device),

@@ -15,6 +15,7 @@ from pipelinejob_trainer.data.micro_batch import Inputs
 from pipelinejob_trainer.runtime.program import Operation, Switch
 from pipelinejob_trainer.runtime.recorder import State
 from pipelinejob_trainer.runtime.reduction import Bucket, Reducer, bucket_starts
+from pipelinejob_trainer.runtime.sharding import ShardedReducer
 from pipelinejob_trainer.stage.randomness import seed_of_pass
 from pipelinejob_trainer.stage.stage import Stage
 
@@ -105,7 +106,7 @@ class TrainingTasks:
     role: Role
     running: RunningStep
     seed: int
-    reducer: Reducer | None
+    reducer: Reducer | ShardedReducer | None
     switch: Switch
 
     def forward(self, action: Action) -> Callable[[Passed | Inputs, torch.Tensor | None], Passed]:

@@ -9,14 +9,16 @@ import torch
 from pipelinejob.base.timeline import SpanKind
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import Skipped
+from pipelinejob.planning.dimensions import undividable, unrunnable
 from pipelinejob.schedules.causes import WaitCause
 from pipelinejob.spec.workload import Packing, packing_of
 from pipelinejob_trainer.base.errors import LayerError, StoppedError, UserError
 from pipelinejob_trainer.checkpoint import snapshot
 from pipelinejob_trainer.checkpoint.background import BackgroundSave
 from pipelinejob_trainer.checkpoint.checkpoints import Checkpoints, Resumed
-from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
+from pipelinejob_trainer.checkpoint.folder import CheckpointFolder, PartOf
 from pipelinejob_trainer.communication.gang import Gang
+from pipelinejob_trainer.communication.tensor_group import TensorGroup
 from pipelinejob_trainer.data.dataset import Dataset, open_dataset, open_evaluation
 from pipelinejob_trainer.data.micro_batch import IGNORED
 from pipelinejob_trainer.data.position import (
@@ -57,10 +59,15 @@ class Preparation:
         self.config = config
         self.plan = plan
         self.folder = CheckpointFolder(config.checkpoints)
-        self.folder.prepare(who=config.pod)
-        device = choose_device(plan)
-        self.rank = build_rank(plan, index=config.stage, replica=config.replica, device=device)
-        for remark in self.rank.part.remarks if config.stage == 0 else ():
+        self.folder.prepare(who=config.process)
+        group = TensorGroup(config.tensor, plan.parallelism.tensor)
+        device = choose_device(plan, group.rank)
+        for error in undividable(plan.model, group.size):
+            raise UserError("NotDivided", str(error))
+        for error in unrunnable(plan.model, plan.training, plan.schedule.name, plan.parallelism):
+            raise UserError("NotRunnable", str(error))
+        self.rank = build_rank(plan, index=config.stage, replica=config.replica, device=device, tensor_group=group)
+        for remark in self.rank.part.remarks if config.stage == group.rank == 0 else ():
             say(remark)
         self.output = Output(config, is_spokesman=self.rank.is_spokesman, num_steps=plan.training.steps)
         self.trackers = Trackers(plan.training.tracking, config, is_spokesman=self.rank.is_spokesman)
@@ -97,7 +104,7 @@ class TrainingLoop:
         self._samples = 0
         self._last_loss = 0.0
         self._unpublished: BackgroundSave | None = None
-        self._updates = Updates(prepared.rank)
+        self._updates = Updates(prepared.rank, membership.sum_over)
         self._not_finite = NotFinitePolicy(plan.training)
         self._recorder = Recorder(
             replica=config.replica,
@@ -195,9 +202,13 @@ class TrainingLoop:
             self._keeping.history.clear()  # its steps come anew, with other text
         return self._begin(resumed)
 
-    def _restorable(self) -> tuple[dict[str, torch.Size], Callable[[str], bool]]:
+    def _restorable(self) -> tuple[dict[str, torch.Size], Callable[[str], bool], PartOf]:
         part = self._rank.part
-        return snapshot.wanted(part), snapshot.may_hold(part, self._updates.optimizer)
+        return (
+            snapshot.wanted(part),
+            snapshot.may_hold(part, self._updates.optimizer),
+            snapshot.parts(part, stretches=self._updates.stretches),
+        )
 
     def _begin(self, resumed: Resumed | None) -> int:
         """Take over a checkpoint's state, if there is one; return the step after which it was taken."""
@@ -363,6 +374,7 @@ class TrainingLoop:
             loss=loss,
             extra_buffers=self._untrained.extra_buffers(),
             is_mine=rank.owns,
+            stretches=self._updates.stretches,
         )
         place = TextPosition(samples=self._samples, order=self._order)
         if not waits:
@@ -408,6 +420,8 @@ class TrainingLoop:
         )
         self._status.set_bytes("send", self._links.bytes_sent)
         self._status.set_bytes("recv", self._links.bytes_received)
+        if self._rank.tensor_group.is_split:
+            self._status.set_bytes("tensor", self._rank.tensor_group.bytes_exchanged)
         self._output.add_step(outcome)
         self._trackers.add_step(outcome)
         if timeline is not None:

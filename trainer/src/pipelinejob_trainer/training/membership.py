@@ -42,8 +42,8 @@ class Membership:
     prefix: str  # of this attempt's keys in the rendezvous store
 
 
-def choose_device(plan: Plan) -> torch.device:
-    """Return the device that the plan asks for.
+def choose_device(plan: Plan, tensor: int = 0) -> torch.device:
+    """Return the device that the plan asks for; `tensor` counts the ranks of a stage's container.
 
     Raises UserError when this machine has none.
     """
@@ -53,7 +53,13 @@ def choose_device(plan: Plan) -> torch.device:
         raise UserError(
             "NoGpu", "spec.device: gpu, but this container sees none; request one in spec.template, or use device: cpu"
         )
-    device = torch.device("cuda", 0)  # a stage's container sees its own GPU only
+    if torch.cuda.device_count() <= tensor:
+        raise UserError(
+            "NoGpu",
+            f"spec.parallelism.tensor: {plan.parallelism.tensor} ranks of a stage need a GPU each, but this container"
+            f" sees {torch.cuda.device_count()}; request {plan.parallelism.tensor} in spec.template",
+        )
+    device = torch.device("cuda", tensor)  # a stage's container sees its own GPUs only
     torch.cuda.set_device(device)
     return device
 
@@ -63,7 +69,9 @@ def join(config: Config, rank: Rank) -> Membership:
 
     Raises PeerLostError if one does not come, or goes away meanwhile.
     """
-    number = rank_of(config.replica, config.stage, pipeline=rank.plan.parallelism.pipeline)
+    group = rank.tensor_group
+    place = rank_of(config.replica, config.stage, pipeline=rank.plan.parallelism.pipeline)
+    number = place * group.size + group.rank
     prepare_environment(config.rendezvous)
     # Late ranks of an older attempt find no other rank under their prefix.
     prefix = f"{config.namespace}/{config.job}/attempt-{config.attempt}"
@@ -77,17 +85,22 @@ def form(rank: Rank, store: Store, number: int, *, rendezvous: Address, prefix: 
 
     Raises PeerLostError if one goes away meanwhile, RuntimeError if one does not come.
     """
+    group = rank.tensor_group
     num_stages, num_replicas = rank.plan.parallelism.pipeline, rank.plan.parallelism.data
-    size = num_stages * num_replicas
+    size = num_stages * num_replicas * group.size
     backend = "gloo" if rank.device.type == "cpu" else "cpu:gloo,cuda:nccl"
     distributed.init_process_group(backend, store=store, rank=number, world_size=size, timeout=_OPERATION_TIMEOUT)
     with peer_errors():
-        groups = process_groups(pipeline=num_stages, data=num_replicas)
-        sum_over = sums_over_groups(rank.layout.all_shares(rank.part))
+        groups = process_groups(pipeline=num_stages, data=num_replicas, tensor=group.size)
+        sum_over = sums_over_groups(rank.layout.all_shares(rank.part), group)
+    if groups.tensor is not None:
+        group.meet(groups.tensor)
     routes = rank.layout.schedule.routes
     return Membership(
-        gang=Gang(groups, num_stages=num_stages),
-        link=lambda rows: connect(groups, routes=routes, rows=rows, data=num_replicas, device=rank.device),
+        gang=Gang(groups, num_stages=num_stages, tensor=group.size),
+        link=lambda rows: connect(
+            groups, routes=routes, rows=rows, data=num_replicas, device=rank.device, tensor=group.size
+        ),
         sum_over=sum_over,
         rendezvous=rendezvous,
         prefix=prefix,
@@ -102,7 +115,12 @@ def watch_over(membership: Membership, *, on_lost: Callable[[int], None]) -> Liv
         liveness = Liveness(
             PrefixStore(f"{membership.prefix}/alive", store),
             rank=gang.rank,
-            neighbours=neighbours(gang.rank, num_stages=gang.num_stages, num_replicas=gang.size // gang.num_stages),
+            neighbours=neighbours(
+                gang.rank,
+                num_stages=gang.num_stages,
+                num_replicas=gang.size // gang.num_stages // gang.num_tensor,
+                tensor=gang.num_tensor,
+            ),
             on_lost=on_lost,
         )
     liveness.start()

@@ -21,7 +21,7 @@ import torch
 
 from pipelinejob.contract.plan import Plan
 from pipelinejob.schedules.actions import GIVES_GRADIENT, ActionKind
-from pipelinejob.spec.job import Precision
+from pipelinejob.spec.job import Precision, Sharding
 from pipelinejob.spec.schedule import ScheduleSpec
 from pipelinejob.spec.workload import Packing, packing_of
 from pipelinejob_trainer.base.errors import UserError
@@ -72,7 +72,12 @@ def check(rank: Rank, membership: Membership) -> str:
     """
     with preserving_random_state(rank.device):
         small = build_rank(
-            shrunk(rank.plan), index=rank.index, replica=rank.replica, device=rank.device, is_narrow=True
+            shrunk(rank.plan),
+            index=rank.index,
+            replica=rank.replica,
+            device=rank.device,
+            tensor_group=rank.tensor_group,
+            is_narrow=True,
         )
         batches = _Noise(small.plan)
         with _without_a_trace(small.part), _stirred(small.part, small.plan):
@@ -81,7 +86,7 @@ def check(rank: Rank, membership: Membership) -> str:
     worst = _worst_of_all(membership.gang, _worst(played, plain))
     bound = _BOUNDS[rank.plan.training.precision]
     if not worst.error <= bound:  # nor is a NaN
-        replica, stage = divmod(worst.rank, rank.plan.parallelism.pipeline)
+        replica, stage = divmod(worst.rank // rank.tensor_group.size, rank.plan.parallelism.pipeline)
         raise UserError(
             "PreflightFailed",
             f"preflight: stage {stage} of replica {replica}: the gradient of {worst.name} differs by {worst.error:.1e}"
@@ -98,7 +103,8 @@ def shrunk(plan: Plan) -> Plan:
     data = plan.data
     return plan.model_copy(
         update={
-            "model": plan.model.shrunk(),
+            "model": plan.model.shrunk(plan.parallelism.tensor),
+            "parallelism": plan.parallelism.model_copy(update={"sharding": Sharding.NONE}),  # for whole gradients
             "data": data.model_copy(update={"sequence_length": min(_SEQUENCE_LENGTH, data.sequence_length)}),
             "schedule": _small_schedule(plan.schedule),
         }
@@ -193,7 +199,8 @@ def _plain(small: Rank, batches: _Noise) -> Gradients:
                     for sample, weight in zip(samples, weights, strict=True):
                         _pass(small, whole, sample, batches, loss, loss_weight=float(weight.gradient))
                     _gather(parameters, sums, float(weights[0].step / weights[0].gradient))
-    return sums
+    slices, group = small.part.slices, small.tensor_group
+    return {name: slices[name].of(each, group) if name in slices else each for name, each in sums.items()}
 
 
 def _samples_of_copies(small: Rank) -> Iterator[list[list[int]]]:

@@ -13,21 +13,30 @@ from pipelinejob_trainer.models.part import num_layers
 from pipelinejob_trainer.optimizers.choice import hidden_matrices, make_optimizer
 from pipelinejob_trainer.optimizers.rates import clip_factor, learning_rate
 from pipelinejob_trainer.runtime.rank import Rank
+from pipelinejob_trainer.runtime.reduction import SumOver, SumsOverGroups
 from pipelinejob_trainer.training.totals import Totals
 
 
 class Updates:
     """A rank's optimiser, and when it updates."""
 
-    def __init__(self, rank: Rank) -> None:
+    def __init__(self, rank: Rank, exchange: SumOver | None = None) -> None:
+        """`exchange` is for a rank with shards, whose parts are gathered behind each update."""
         self._training = rank.plan.training
+        self._shards, self._exchange = rank.shards, exchange
+        parameters = rank.part.named_parameters()
+        sharded = {} if rank.shards is None else rank.shards.own
+        self.stretches = {} if rank.shards is None else rank.shards.stretches
         self.optimizer = make_optimizer(
             self._training,
-            rank.part.named_parameters().items(),
+            (parameters | sharded).items(),
             hidden=hidden_matrices(rank.part, num_layers(rank.plan.model)),
+            of_matrices=[name for name in sharded if parameters[name].dim() > 1],
         )
-        # What lives on several ranks has the same gradient on all of them, and counts once.
-        self._owned = frozenset(filter(rank.owns, self.optimizer.parameters))
+        # What lives on several ranks has the same gradient on all of them, and counts once; a shard is on one.
+        self._owned = frozenset(
+            name for name in self.optimizer.parameters if rank.owns(name) or (name in sharded and rank.saves(name))
+        )
         actions = rank.layout.schedule.ranks[rank.index]
         self._num_within_step = sum(action.kind is ActionKind.UPDATE for action in actions)
         self._last_squared_norm = torch.zeros((), dtype=torch.float64)
@@ -57,6 +66,9 @@ class Updates:
             factor = clip_factor(total.gradient_norm, self._training.clip_norm) * total.targets_per_counted
             self.optimizer.step(rate=rate, gradient_factor=factor)
             self.optimizer.zero_gradients()
+            if self._shards is not None:
+                assert isinstance(self._exchange, SumsOverGroups), "who shards has met over process groups"
+                self._shards.gather(self._exchange)
         return rate
 
     def skip(self) -> float:

@@ -12,14 +12,18 @@ from torch import nn
 from torch.nn import functional
 
 from pipelinejob.spec.job import Experts
+from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
+from pipelinejob_trainer.models.tensor_parallel import entered, left
 
 
 class MixtureOfExperts(nn.Module):
     """SwiGLU layers behind a router; the result comes with the balancing loss, None where none is asked for.
 
     `gate_up` are all experts' gates above their other halves, (experts, 2 * inner, hidden), `down`
-    is (experts, hidden, inner).
+    is (experts, hidden, inner). A tensor group's ranks have a part of every expert's inner width.
     """
+
+    tensor_group: TensorGroup = ALONE
 
     def __init__(self, experts: Experts, *, hidden: int, inner: int) -> None:
         super().__init__()
@@ -36,9 +40,11 @@ class MixtureOfExperts(nn.Module):
         if self.is_normalized:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         counts = functional.one_hot(chosen, self.num).sum((0, 1))
-        mixed = self._mixed(tokens, weights, chosen, counts).view(normed.shape)
+        group = self.tensor_group
+        mixed = left(self._mixed(entered(tokens, group), entered(weights, group), chosen, counts), group)
         is_balanced = self.coefficient and self.training
-        return mixed, self.coefficient * imbalance(probabilities, counts) if is_balanced else None
+        balance = self.coefficient * imbalance(probabilities, counts) if is_balanced else None
+        return mixed.view(normed.shape), balance
 
     def _probabilities(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return (tokens, experts), in fp32 always (Fedus et al. 2021, section 2.4)."""

@@ -25,10 +25,12 @@ from torch.nn import functional
 
 from pipelinejob.spec.job import DecoderModel
 from pipelinejob_trainer.base.user_code import BuiltInLayer
+from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
 from pipelinejob_trainer.models.auxiliary_loss import add_to_loss
 from pipelinejob_trainer.models.decoder.experts import MixtureOfExperts
-from pipelinejob_trainer.models.decoder.norm import RMSNorm
+from pipelinejob_trainer.models.decoder.norm import HeadNorm, RMSNorm
 from pipelinejob_trainer.models.decoder.rotary import Waves, attention_mask, rotate, turns
+from pipelinejob_trainer.models.tensor_parallel import Slice, Slices, closing, entered, looked_up
 
 _INITIAL_DEVIATION = 0.02
 
@@ -38,13 +40,15 @@ Stream = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | tuple[torch.Tensor, 
 class Embedding(BuiltInLayer):
     """Token ids (rows, length) to the stream."""
 
+    tensor_group: TensorGroup = ALONE
+
     def __init__(self, model: DecoderModel) -> None:
         super().__init__()
         self.token = nn.Embedding(model.vocabulary_size, model.hidden_size)
         nn.init.normal_(self.token.weight, std=_INITIAL_DEVIATION)
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> Stream:
-        return _closed(self.token(tokens), positions, None)
+        return _closed(looked_up(self.token, tokens, self.tensor_group), positions, None)
 
 
 class Block(BuiltInLayer):
@@ -85,6 +89,8 @@ class Block(BuiltInLayer):
 class Attention(nn.Module):
     """Causal attention within documents, of heads whose keys and values groups of queries share."""
 
+    tensor_group: TensorGroup = ALONE
+
     def __init__(self, model: DecoderModel) -> None:
         super().__init__()
         hidden, size, epsilon = model.hidden_size, model.width_of_head, model.norm_epsilon
@@ -95,11 +101,12 @@ class Attention(nn.Module):
         self.query = nn.Linear(hidden, queries, bias=model.attention_bias)
         self.key = nn.Linear(hidden, others, bias=model.attention_bias)
         self.value = nn.Linear(hidden, others, bias=model.attention_bias)
-        self.query_norm = RMSNorm(size, eps=epsilon) if model.head_norms else nn.Identity()
-        self.key_norm = RMSNorm(size, eps=epsilon) if model.head_norms else nn.Identity()
+        self.query_norm = HeadNorm(size, eps=epsilon) if model.head_norms else nn.Identity()
+        self.key_norm = HeadNorm(size, eps=epsilon) if model.head_norms else nn.Identity()
         self.out = nn.Linear(queries, hidden, bias=False)
 
     def forward(self, normed: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        normed = entered(normed, self.tensor_group)
         rows, length, _ = normed.shape
         heads = rows, length, -1, self.head_size
         turned_by = turns(self.waves, length, positions, normed.device)
@@ -115,12 +122,14 @@ class Attention(nn.Module):
             is_causal=mask is None,
             enable_gqa=query.shape[2] != key.shape[2],
         )
-        result: torch.Tensor = self.out(mixed.transpose(1, 2).reshape(rows, length, -1))
+        result: torch.Tensor = closing(self.out, mixed.transpose(1, 2).reshape(rows, length, -1), self.tensor_group)
         return result
 
 
 class FeedForward(nn.Module):
     """SwiGLU: one projection, through silu, gates the other."""
+
+    tensor_group: TensorGroup = ALONE
 
     def __init__(self, model: DecoderModel) -> None:
         super().__init__()
@@ -129,12 +138,16 @@ class FeedForward(nn.Module):
         self.out = nn.Linear(model.feed_forward_size, model.hidden_size, bias=False)
 
     def forward(self, normed: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.out(functional.silu(self.gate(normed)) * self.up(normed))
+        normed = entered(normed, self.tensor_group)
+        inner = functional.silu(self.gate(normed)) * self.up(normed)
+        result: torch.Tensor = closing(self.out, inner, self.tensor_group)
         return result
 
 
 class Head(BuiltInLayer):
-    """The last norm, and the stream to logits (rows, length, vocabulary)."""
+    """The last norm, and the stream to logits (rows, length, vocabulary), of this rank's part of the vocabulary."""
+
+    tensor_group: TensorGroup = ALONE
 
     def __init__(self, model: DecoderModel) -> None:
         super().__init__()
@@ -146,7 +159,7 @@ class Head(BuiltInLayer):
         hidden, _, balance = _opened(stream)
         if balance is not None:
             add_to_loss(balance)
-        logits: torch.Tensor = self.logits(self.norm(hidden))
+        logits: torch.Tensor = self.logits(entered(self.norm(hidden), self.tensor_group))
         return logits
 
 
@@ -160,6 +173,23 @@ def layer(model: DecoderModel, index: int, sequence_length: int) -> nn.Module:  
 def tied(model: DecoderModel) -> Mapping[str, str]:
     """Map the global names of tied parameters to those of the parameters that they share."""
     return {f"layers.{model.num_layers + 1}.logits.weight": "layers.0.token.weight"} if model.tie_embeddings else {}
+
+
+def slices(model: DecoderModel, index: int) -> Slices:
+    """Return how layer `index` is divided over a tensor group, by the parameters' names in it."""
+    if index == 0:
+        return {"token.weight": Slice(0)}
+    if index == model.num_layers + 1:
+        return {"logits.weight": Slice(0)}
+    biases = ("bias",) if model.attention_bias else ()
+    heads = {f"attention.{name}.{of}": Slice(0) for name in ("query", "key", "value") for of in ("weight", *biases)}
+    inner = {
+        "feed_forward.gate.weight": Slice(0),
+        "feed_forward.up.weight": Slice(0),
+        "feed_forward.out.weight": Slice(1),
+    }
+    experts = {"feed_forward.gate_up": Slice(1, 2), "feed_forward.down": Slice(2)}
+    return {**heads, "attention.out.weight": Slice(1), **(inner if model.experts is None else experts)}
 
 
 def _opened(stream: Stream) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:

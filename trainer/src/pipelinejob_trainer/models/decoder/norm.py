@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
+
+from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
+from pipelinejob_trainer.models.tensor_parallel import entered
 
 
 class RMSNorm(nn.RMSNorm):
@@ -17,10 +21,23 @@ class RMSNorm(nn.RMSNorm):
         assert self.eps is not None
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.weight.dtype
+        weight = self._weight()
         if x.is_cuda:
-            return super().forward(x.float()).to(dtype)
-        normed: torch.Tensor = _RMSNorm.apply(x, self.weight, self.eps, dtype)
+            return functional.rms_norm(x.float(), self.normalized_shape, weight, self.eps).to(dtype)
+        normed: torch.Tensor = _RMSNorm.apply(x, weight, self.eps, dtype)
         return normed
+
+    def _weight(self) -> torch.Tensor:
+        return self.weight
+
+
+class HeadNorm(RMSNorm):
+    """A norm of each head by itself; each rank of a tensor group adds its heads' part to the weight's gradient."""
+
+    tensor_group: TensorGroup = ALONE
+
+    def _weight(self) -> torch.Tensor:
+        return entered(self.weight, self.tensor_group)
 
 
 class _RMSNorm(torch.autograd.Function):

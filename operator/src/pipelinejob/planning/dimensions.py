@@ -1,0 +1,115 @@
+"""What tensor parallelism and sharding can be of a model: refused alike by whoever validates, plans or runs a job.
+
+Heads and inner widths are dealt out whole, each rank as many; a vocabulary is not, for ranks may have a token more or
+less of it.
+"""
+
+from collections.abc import Iterator
+
+from pipelinejob.base.errors import SpecError
+from pipelinejob.models.decoder import Matrix, Role
+from pipelinejob.schedules.families import ASYNCHRONOUS
+from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.spec.job import Model, Parallelism, Sharding, Training
+from pipelinejob.spec.optimization import Optimizer
+
+_FIELD = "spec.parallelism.tensor"
+_ELEMENTWISE = frozenset({Optimizer.ADAMW, Optimizer.SGD})
+_NAMES = {
+    Role.QUERY: "heads",
+    Role.OUT: "heads",
+    Role.KEY: "heads of keys and values",
+    Role.VALUE: "heads of keys and values",
+}
+
+
+def undividable(model: Model, tensor: int | None) -> Iterator[SpecError]:
+    """Return an error for each size of a model that so many ranks cannot share equally."""
+    if tensor is None or tensor == 1 or not model.is_counted:
+        return
+    try:
+        decoder = model.layer_sizes(1)
+    except SpecError:  # of a config that lacks a size, which others say
+        return
+    if decoder is None:
+        return
+    matrices = (matrix for block in dict.fromkeys(decoder.blocks) for branch in block for matrix in branch.matrices)
+    counts: dict[int, str] = {}  # of what is dealt out, by how many there are
+    for matrix in matrices:
+        if not matrix.is_whole:
+            counts.setdefault(*_dealt_out(matrix))
+    for count, what in counts.items():
+        if count % tensor:
+            yield SpecError(
+                _FIELD,
+                f"{tensor} ranks cannot share {count} {what} equally; use a divisor of {count}, or other sizes",
+            )
+    if decoder.vocabulary < tensor:
+        yield SpecError(_FIELD, f"{tensor} ranks cannot share {decoder.vocabulary} tokens; use fewer")
+
+
+def _dealt_out(matrix: Matrix) -> tuple[int, str]:
+    what = _NAMES.get(matrix.role) if matrix.role is not None else None
+    if matrix.units is not None:
+        return matrix.units, what or "columns of a feed-forward layer"
+    return matrix.inputs if matrix.is_last else matrix.outputs, what or "columns"
+
+
+def unrunnable(model: Model, training: Training, schedule: ScheduleName, degrees: Parallelism) -> Iterator[SpecError]:
+    """Return an error for each thing that can be planned with tensor parallelism or sharding, but not be run."""
+    yield from _unsharded(training, schedule, degrees.sharding)
+    tensor = degrees.tensor
+    if degrees.sequence_parallel:
+        yield SpecError(
+            "spec.parallelism.sequenceParallel",
+            "can be planned, but the trainer holds all tokens on every GPU of a stage; leave it out",
+        )
+    if tensor is None or tensor == 1:
+        return
+    if model.built_in is None:
+        yield SpecError(
+            _FIELD,
+            f"{tensor} can be planned, but the trainer divides built-in models alone (spec.model.gpt,"
+            " spec.model.decoder); split this model into more pipeline stages instead",
+        )
+    if training.lora is not None:
+        yield SpecError(
+            "spec.training.lora", f"adapters are not divided over {_FIELD} = {tensor}; use 1, or no adapters"
+        )
+    if training.optimizer not in _ELEMENTWISE:
+        yield SpecError(
+            "spec.training.optimizer",
+            f"{training.optimizer} looks at whole matrices, of which each of {_FIELD} = {tensor} ranks has a part; use"
+            " AdamW or SGD",
+        )
+    if schedule in ASYNCHRONOUS:
+        yield SpecError(
+            "spec.schedule.name",
+            f"{schedule} updates within a step, which is not tried with {_FIELD} = {tensor}; use 1, or a synchronous"
+            " schedule such as 1F1B",
+        )
+
+
+def _unsharded(training: Training, schedule: ScheduleName, sharding: Sharding) -> Iterator[SpecError]:
+    if sharding is Sharding.NONE:
+        return
+    field = "spec.parallelism.sharding"
+    if sharding is Sharding.FULL:
+        yield SpecError(
+            field, "full is not there yet: parameters and gradients are whole on every replica; use optimizer, or none"
+        )
+    if training.optimizer not in _ELEMENTWISE:
+        yield SpecError(
+            field,
+            f"{sharding} parts matrices anywhere, and {training.optimizer} looks at whole ones; use AdamW or SGD, or"
+            " sharding: none",
+        )
+    if schedule in ASYNCHRONOUS:
+        yield SpecError(
+            field, f"{schedule} updates within a step, and has weight versions of whole parameters; use none"
+        )
+
+
+def shards(degrees: Parallelism, num_routes: int = 1) -> int:
+    """Return how many ranks divide the optimiser's state of a stage: all that hold it, or one."""
+    return 1 if degrees.sharding is Sharding.NONE else (degrees.data or 1) * num_routes

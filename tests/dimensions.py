@@ -1,0 +1,170 @@
+"""Three dimensions against one: jobs of pipeline x tensor x data ranks, and how close they come to a single process.
+
+    PYTHONPATH=operator/src:trainer/src:tests python tests/dimensions.py     # all shapes and schedules, minutes
+
+What is compared are the losses of all steps, and all parameters after the last.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from gangs import plan
+from loops import Run, train
+from pipelinejob.contract.plan import Plan
+from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.spec.job import Data, DecoderModel, GptModel, Model, ScheduleSpec, Sharding
+from pipelinejob.spec.optimization import AdamWSettings
+
+STEPS = 20
+SAVED = 10
+SEQUENCES = 16  # of a step's global batch
+LOSS = 1e-6  # relative; sums in another order differ in their last bits
+# AdamW moves an element whose gradient is rounding alone as far as any other, one way or the other; a larger epsilon
+# leaves such elements where they are, and the difference to the single process is that of sums.
+ADAMW = AdamWSettings(epsilon=1e-4)
+WEIGHT = 1e-6  # absolute; 20 steps at a rate of up to 0.001 move an element by 0.02 at most
+
+GPT = Model(gpt=GptModel(num_layers=6, hidden_size=16, num_heads=2, vocabulary_size=257, tie_embeddings=True))
+DECODER = Model(
+    decoder=DecoderModel(
+        num_layers=6,
+        hidden_size=16,
+        num_heads=4,
+        num_key_value_heads=2,
+        feed_forward_size=32,
+        head_norms=True,
+        attention_bias=True,
+        sliding_window=8,
+    )
+)
+EXPERTS = Model(
+    decoder=DecoderModel.model_validate(
+        {
+            "num_layers": 6,
+            "hidden_size": 16,
+            "num_heads": 4,
+            "num_key_value_heads": 2,
+            "feed_forward_size": 32,
+            "experts": {"num": 4, "per_token": 2},
+        }
+    )
+)
+_LAYERS = 8
+_TWO_STAGES_A_RANK = {ScheduleName.INTERLEAVED, ScheduleName.ZB_V, ScheduleName.DUALPIPE_V}
+
+
+class Shape(NamedTuple):
+    """Degrees, and what replicas shard."""
+
+    pipeline: int
+    tensor: int = 1
+    data: int = 1
+    sharding: Sharding = Sharding.NONE
+
+    @property
+    def ranks(self) -> int:
+        return self.pipeline * self.tensor * self.data
+
+    def __str__(self) -> str:
+        return f"{self.pipeline} x {self.tensor} x {self.data} {self.sharding}"
+
+
+ONE = Shape(1)
+
+
+def job(
+    text: Path, model: Model, shape: Shape, schedule: ScheduleName = ScheduleName.ONE_F_ONE_B, *, steps: int = STEPS
+) -> Plan:
+    """Return a plan of this shape; all of a model train the same sequences."""
+    stages = shape.pipeline * (2 if schedule in _TWO_STAGES_A_RANK else 1)
+    layers = [_LAYERS // stages] * stages
+    chunks = {"virtual_stages": 2} if schedule is ScheduleName.INTERLEAVED else {}
+    made = plan(
+        *layers,
+        ranks=shape.pipeline,
+        replicas=shape.data,
+        tensor=shape.tensor,
+        model=model,
+        data=Data(paths=(str(text),), sequence_length=16),
+        schedule=ScheduleSpec(name=schedule, micro_batches=SEQUENCES // 2 // shape.data, micro_batch_size=2, **chunks),
+        training={"steps": steps, "preflight": False, "learning_rate": 1e-3, "adam_w": ADAMW},
+        checkpoint={"interval_steps": SAVED, "keep": 5},
+    )
+    degrees = made.parallelism.model_copy(update={"sharding": shape.sharding})
+    return made.model_copy(update={"parallelism": degrees})
+
+
+def summed(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Give the cross entropy as a loss of one's own: a sum, and what it is over."""
+    rows = logits.flatten(0, -2).log_softmax(-1)
+    return -rows.gather(1, targets.flatten()[:, None]).sum(), targets.numel()
+
+
+class Difference(NamedTuple):
+    """The largest of the losses, relative, and of the parameters, absolute."""
+
+    loss: float
+    weight: float
+
+    @property
+    def is_small(self) -> bool:
+        return self.loss <= LOSS and self.weight <= WEIGHT
+
+
+def difference(run: Run, alone: Run) -> Difference:
+    """Compare a run with the single process's, step by step and name by name."""
+    assert run.refused is None, run.refused
+    assert len(run.losses) == len(alone.losses) == STEPS
+    of_run, of_one = run.kept[STEPS], alone.kept[STEPS]
+    assert of_run.keys() == of_one.keys()
+    return Difference(
+        max(abs(one - other) / other for one, other in zip(run.losses, alone.losses, strict=True)),
+        max(float((of_run[name] - of_one[name]).abs().max()) for name in of_one if name.startswith("parameter/")),
+    )
+
+
+def main() -> int:
+    """Run the whole grid; print a line each, and return how many are too far from the single process."""
+    folder = Path(tempfile.mkdtemp(prefix="dimensions-"))
+    text = folder / "text"
+    text.write_bytes(bytes((i * i * 31 + i // 7) % 256 for i in range(20_000)))
+    shapes = [Shape(*degrees) for degrees in product((1, 2), repeat=3)]
+    shapes += [Shape(*shape[:3], Sharding.OPTIMIZER) for shape in shapes if shape.data > 1] + [Shape(4)]
+    schedules = (
+        ScheduleName.GPIPE,
+        ScheduleName.ONE_F_ONE_B,
+        ScheduleName.INTERLEAVED,
+        ScheduleName.ZB_H1,
+        ScheduleName.ZB_V,
+        ScheduleName.DUALPIPE_V,
+    )
+    failures = 0
+    for name, model in (("gpt", GPT), ("decoder", DECODER), ("experts", EXPERTS)):
+        (alone,) = train(job(text, model, ONE), folder=folder / name)
+        for shape in shapes:
+            fitting = [each for each in schedules if shape.pipeline > 1 or each not in _TWO_STAGES_A_RANK]
+            if shape.pipeline == 4:
+                fitting = [each for each in fitting if each is not ScheduleName.GPIPE]
+            began = time.monotonic()
+            runs = train(*(job(text, model, shape, each) for each in fitting), folder=folder / f"{name} {shape}")
+            for schedule, run in zip(fitting, runs, strict=True):
+                found = difference(run, alone)
+                failures += not found.is_small
+                verdict = "ok" if found.is_small else "TOO FAR"
+                line = f"{name:8} {shape!s:22} {schedule:18} loss {found.loss:.1e} weights {found.weight:.1e} {verdict}"
+                sys.stdout.write(line + "\n")
+            sys.stdout.write(f"         {time.monotonic() - began:.0f} s\n")
+            sys.stdout.flush()
+    return failures
+
+
+if __name__ == "__main__":
+    sys.exit(main())

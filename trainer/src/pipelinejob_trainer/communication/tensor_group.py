@@ -1,0 +1,67 @@
+"""The ranks that share each layer of a stage: tensor parallelism's group, and what it exchanges.
+
+The layers are made before the ranks meet, so a group is made alone and meets later. All of its ranks
+play the same list of actions, and so start the same exchanges in the same order.
+"""
+
+import torch
+from torch import distributed
+
+from pipelinejob_trainer.communication.gang import peer_errors
+
+
+class TensorGroup:
+    """`size` ranks that hold a part of each layer; this one is number `rank`.
+
+    `bytes_exchanged` counts what this rank has sent: of a sum or a gathering of n bytes, by a ring,
+    a part (size - 1) / size, twice for a sum.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank = rank
+        self.size = size
+        self.bytes_exchanged = 0
+        self._group: distributed.ProcessGroup | None = None
+
+    @property
+    def is_split(self) -> bool:
+        """Whether layers are shared at all."""
+        return self.size > 1
+
+    def meet(self, group: distributed.ProcessGroup) -> None:
+        """Exchange over this process group from now on."""
+        self._group = group
+
+    def bounds(self, extent: int, rank: int | None = None) -> tuple[int, int]:
+        """Return a rank's stretch [first, end) of so many, this one's if unset; lengths differ by one at most."""
+        mine = self.rank if rank is None else rank
+        return mine * extent // self.size, (mine + 1) * extent // self.size
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Add a contiguous tensor up over the group, in place. Raises PeerLostError."""
+        self._reduce(tensor, distributed.ReduceOp.SUM)
+
+    def largest(self, tensor: torch.Tensor) -> None:
+        """Replace each entry by the group's largest, in place. Raises PeerLostError."""
+        self._reduce(tensor, distributed.ReduceOp.MAX)
+
+    def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return every rank's contiguous tensor, (size, ...), all of one shape. Raises PeerLostError."""
+        found = tensor.new_empty(self.size * tensor.numel())
+        self.bytes_exchanged += (self.size - 1) * tensor.nbytes
+        with peer_errors():
+            distributed.all_gather_into_tensor(found, tensor.flatten(), group=self._met())
+        return found.view(self.size, *tensor.shape)
+
+    def _reduce(self, tensor: torch.Tensor, operation: distributed.ReduceOp.RedOpType) -> None:
+        self.bytes_exchanged += 2 * (self.size - 1) * tensor.nbytes // self.size
+        with peer_errors():
+            distributed.all_reduce(tensor, op=operation, group=self._met())
+
+    def _met(self) -> distributed.ProcessGroup:
+        assert self._group is not None, "layers run after the ranks have met"
+        return self._group
+
+
+ALONE = TensorGroup()
+"""Of layers that are not shared."""

@@ -1,0 +1,147 @@
+"""Tensor parallelism: several ranks share each layer's matrices, and all hold the whole residual stream.
+
+As in Megatron (Shoeybi et al. 2019, arXiv 1909.08053). The first matrices of a branch are divided by
+columns, so that a rank has some heads, or some of the inner width, and all that belongs to them; the
+last by rows, so that what the ranks get adds up. A branch is `entered` before the first and `left` behind
+the last: the one adds gradients up over the group, the other outputs. Tables of tokens are divided
+by tokens. What is not divided is equal on all ranks, and so are its gradients, bit for bit, for they
+come of sums that all ranks have alike.
+
+Parameters stay plain ones, of a part's shape, so that a backward pass in halves, optimisers and
+reductions need to know nothing: why not DTensor is in docs/decisions/0012-tensor-parallelism.md.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipelinejob_trainer.base.seeds import mix
+from pipelinejob_trainer.communication.tensor_group import TensorGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """How a tensor is divided: along `dim`, each of `blocks` equal stretches of it by itself.
+
+    Queries, keys and values in one matrix are three blocks. `shape` is the whole tensor's, once it is
+    known.
+    """
+
+    dim: int
+    blocks: int = 1
+    shape: tuple[int, ...] = ()
+
+    def of(self, whole: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+        """Return a rank's part of a whole tensor; a copy, contiguous."""
+        return self._view(whole, group).reshape(self.part_shape(group, whole.shape)).clone()
+
+    def put(self, part: torch.Tensor, whole: torch.Tensor, group: TensorGroup) -> None:
+        """Put a rank's part where it belongs in a whole tensor."""
+        view = self._view(whole, group)
+        view.copy_(part.view(view.shape))
+
+    def part_shape(self, group: TensorGroup, shape: Sequence[int] | None = None) -> tuple[int, ...]:
+        """Return the shape of a rank's part of a whole tensor of this shape."""
+        whole = self.shape if shape is None else tuple(shape)
+        first, end = group.bounds(whole[self.dim] // self.blocks)
+        return (*whole[: self.dim], self.blocks * (end - first), *whole[self.dim + 1 :])
+
+    def _view(self, whole: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+        before, extent, after = whole.shape[: self.dim], whole.shape[self.dim], whole.shape[self.dim + 1 :]
+        first, end = group.bounds(extent // self.blocks)
+        return whole.view(*before, self.blocks, extent // self.blocks, *after).narrow(self.dim + 1, first, end - first)
+
+
+def share(layer: nn.Module, group: TensorGroup) -> None:
+    """Let a layer's modules know the group; their parameters are cut by who holds them."""
+    for module in layer.modules():
+        if hasattr(module, "tensor_group"):
+            setattr(module, "tensor_group", group)  # noqa: B010 # to a type checker modules have tensors alone
+
+
+def entered(x: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+    """Return x for matrices divided by columns; gradients that come back are added up over the group."""
+    if not group.is_split:
+        return x
+    result: torch.Tensor = _Entered.apply(x, group)
+    return result
+
+
+def left(x: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+    """Return the sum over the group of what its ranks have; x is used up."""
+    if not group.is_split:
+        return x
+    result: torch.Tensor = _Left.apply(x, group)
+    return result
+
+
+def closing(linear: nn.Linear, x: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+    """Multiply with a branch's last matrix, divided by rows; the bias, which is not, is added once."""
+    if not group.is_split:
+        result: torch.Tensor = linear(x)
+        return result
+    total = left(functional.linear(x, linear.weight), group)
+    return total if linear.bias is None else total + linear.bias.to(total.dtype)
+
+
+def looked_up(table: nn.Embedding, tokens: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+    """Look tokens up in a table of which each rank has some rows; those of others are zeros here."""
+    if not group.is_split:
+        result: torch.Tensor = table(tokens)
+        return result
+    first, end = group.bounds(table.num_embeddings)
+    is_elsewhere = (tokens < first) | (tokens >= end)
+    found = functional.embedding((tokens - first).masked_fill(is_elsewhere, 0), table.weight)
+    return left(found.masked_fill(is_elsewhere[..., None], 0.0), group)
+
+
+@contextmanager
+def own_numbers(device: torch.device, group: TensorGroup) -> Iterator[None]:
+    """Draw random numbers of this rank's own inside, for what it has alone; behind it all draw alike again."""
+    if not group.is_split:
+        yield
+        return
+    generator = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(mix(generator.initial_seed(), group.rank))
+    try:
+        yield
+    finally:
+        generator.set_state(before)
+
+
+class _Entered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)  # others may hold the gradient itself
+        ctx.group.add(total)
+        return total, None
+
+
+class _Left(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+        if not x.is_contiguous():
+            x = x.contiguous()
+        else:
+            ctx.mark_dirty(x)
+        group.add(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        del ctx
+        return gradients[0], None
+
+
+Slices = Mapping[str, Slice]
