@@ -200,3 +200,11 @@ def _tensors(step: Path) -> dict[str, torch.Tensor]:
     """Return whole tensors; that each element is saved once is seen by who puts pieces together."""
     contents = Contents(sorted(step.glob("*.safetensors")))
     return {name: contents.tensor(name) for name in contents.names}
+
+
+def replicated(rank: int, wanted: Plan, folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Train; return losses, and the parameters that all ranks hold whole."""
+    losses, prepared = tensor_rank(rank, wanted, folder)
+    part = prepared.rank.part
+    whole = {name: each.detach() for name, each in part.named_parameters().items() if name not in part.slices}
+    return losses, whole

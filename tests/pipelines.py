@@ -2,9 +2,11 @@
 
 import multiprocessing
 import pickle
+import queue
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -326,12 +328,24 @@ def run_processes(
     for process in processes:
         process.start()
     try:
-        collected = dict(pickle.loads(results.get(timeout=timeout_s)) for _ in range(expected or world))
+        collected = dict(_result(results, processes, timeout_s) for _ in range(expected or world))
     finally:
         for process in processes:
             process.join(timeout=60)
             process.kill()
     return [collected[rank] for rank in sorted(collected)]
+
+
+def _result(results: Any, processes: Sequence[Any], timeout_s: float) -> Any:
+    """Wait for what a process returned or raised; no longer than one of them lives."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        are_gone = not any(process.is_alive() for process in processes)
+        try:
+            return pickle.loads(results.get(timeout=1))
+        except queue.Empty:
+            if are_gone or time.monotonic() > deadline:
+                raise
 
 
 def connect_all(job: Job) -> tuple[Links, SumOver]:

@@ -67,7 +67,10 @@ def prices(job: JobKind, fabric: Fabric) -> Prices:
     spec = PipelineJobSpec.model_validate({
         "model": {"gpt": {"numLayers": layers, "hiddenSize": hidden, "numHeads": heads, "vocabularySize": 51200}},
         "data": {"corpus": "python-stdlib", "sequenceLength": 4096},
-        "parallelism": {"pipeline": job.stages, "data": job.replicas, "tensor": fabric.gpus // job.ranks_per_node},
+        "parallelism": {
+            "pipeline": job.stages, "data": job.replicas,
+            "tensor": fabric.gpus // job.ranks_per_node, "sequenceParallel": True,
+        },
         "schedule": {"name": "1F1B", "microBatches": rounds * job.stages, "microBatchSize": size},
         "training": {"steps": 10, "precision": "bf16"},
     })  # fmt: skip

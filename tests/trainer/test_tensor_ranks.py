@@ -12,7 +12,7 @@ import torch
 
 from dimensions import Shape, job
 from gangs import Gang, plan
-from loops import tensor_rank
+from loops import replicated
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import ExitCode, Termination
 from pipelinejob.costs.layers import analytic_profile
@@ -88,14 +88,6 @@ def test_metrics_of_several_ranks_stand_by_family() -> None:
         b'# HELP a A.\n# TYPE a gauge\na{tensor="0"} 1.0\na{tensor="1"} 1.0\n'
         b'# HELP b B.\n# TYPE b counter\nb_total{tensor="0"} 2.0\nb_total{tensor="1"} 2.0\n'
     )
-
-
-def replicated(rank: int, wanted: Plan, folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Train; return losses, and the parameters that all ranks hold whole."""
-    losses, prepared = tensor_rank(rank, wanted, folder)
-    part = prepared.rank.part
-    whole = {name: each.detach() for name, each in part.named_parameters().items() if name not in part.slices}
-    return losses, whole
 
 
 def test_what_is_dropped_of_the_stream_is_the_same_on_all_ranks(text: Path, tmp_path: Path) -> None:

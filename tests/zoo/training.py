@@ -50,6 +50,7 @@ class ThreadGang(Gang):
         self._said = said  # by all ranks
         self.rank, self.size, self.num_stages = rank, size, num_stages
         self.replica, self.stage = divmod(rank, num_stages)
+        self.num_tensor, self.tensor = 1, 0
 
     def sum(self, values: torch.Tensor) -> list[float]:
         return [float(value) for value in self._total(values.clone()).tolist()]

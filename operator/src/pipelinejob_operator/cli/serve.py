@@ -45,7 +45,7 @@ def serve(
         typer.Option(metavar="DIR", help="Folder for logs and plan.", show_default="runs/<name>"),
     ] = None,
 ) -> None:
-    """Answer requests with the manifest's model on this machine, one process a stage; no cluster needed.
+    """Answer requests with the manifest's model on this machine, over HTTP as OpenAI does.
 
     Ctrl-C stops it once the answers in work are there. Keys that clients must send are read from PIPELINEJOB_API_KEYS.
     """
