@@ -80,3 +80,14 @@ def test_a_folder_without_any_is_refused_by_name(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "holds no checkpoint" in done.stderr
+
+
+def test_what_somebody_else_deleted_meanwhile_is_nobodys_error(
+    folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "steps", lambda: [40, 30, 20, 10])
+    folder.delete(20)
+    assert [each.step for each in listing.verified(folder)] == [40, 30, 10]
+    folder.delete(20)
+    folder.prune(newest=40, keep=2, run="ab")  # as the job that trains does
+    assert [step for step in (40, 30, 20, 10) if folder.path(step).exists()] == [40, 30]

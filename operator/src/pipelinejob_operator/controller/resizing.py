@@ -9,14 +9,12 @@ from dataclasses import replace
 
 from pipelinejob.spec.chosen import Chosen
 from pipelinejob.spec.status import ConditionStatus, ConditionType, State
-from pipelinejob_operator.controller.transitions import Turn, give_up
+from pipelinejob_operator.controller.transitions import AS_WANTED, Turn, give_up
 from pipelinejob_operator.objects.conditions import Fact
 from pipelinejob_operator.objects.job import Job, condition
 
-NO_ROOM = "NoRoom"
 CANNOT_BE_PLANNED = "CannotBePlanned"
 BY_KUEUE = "QueueDecides"
-_AS_WANTED = Fact(True, "AsWanted", "the job has the replicas that its spec asks for")
 
 
 def may_shrink(job: Job) -> bool:
@@ -82,7 +80,7 @@ def hold(turn: Turn, reason: str, why: str) -> Turn:
 
 def settle(turn: Turn) -> Turn:
     """Say that the job has what its spec asks for."""
-    return turn.finding(_state(turn), {ConditionType.RESIZED: _AS_WANTED})
+    return turn.finding(_state(turn), {ConditionType.RESIZED: AS_WANTED})
 
 
 def _state(turn: Turn) -> State:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from pipelinejob.base.errors import NoPlacementError, SpecError
 from pipelinejob.spec.chosen import Chosen, resolved
+from pipelinejob_operator.admission.queueing import NO_ROOM
 from pipelinejob_operator.controller import resizing
 from pipelinejob_operator.controller.admission_loop import AdmissionLoop
 from pipelinejob_operator.controller.measurements import without_nodes
@@ -57,7 +58,7 @@ class Shaper:
             why_not = await self._why_no_room(job, shape, chosen, grows=chosen.data > running)
             if why_not is None:
                 return resizing.begin(turn, chosen)
-            refusal = refusal or (resizing.NO_ROOM, why_not)
+            refusal = refusal or (NO_ROOM, why_not)
         assert refusal is not None, "a job has a shape at least"
         return resizing.hold(turn, *refusal)
 

@@ -27,6 +27,7 @@ ADMITTED, PLACED, READY = ConditionType.ADMITTED, ConditionType.PLACED, Conditio
 SUCCEEDED, SUSPENDED = ConditionType.SUCCEEDED, ConditionType.SUSPENDED
 DEGRADED, STALLED, RESIZED = ConditionType.DEGRADED, ConditionType.STALLED, ConditionType.RESIZED
 
+AS_WANTED = Fact(True, "AsWanted", "the job has the replicas that its spec asks for")
 NOT_BOUND = "NotBound"  # by the cluster's scheduler, which is asked
 
 _WELL: dict[ConditionType, Fact] = {
@@ -364,4 +365,4 @@ def _resized(turn: Turn) -> dict[ConditionType, Fact]:
     if job.is_resized and job.status.chosen is not None:
         message = f"runs with {job.status.chosen.data} of the {job.wanted_replicas} replicas, and grows as room comes"
         return {RESIZED: Fact(False, "Fewer", message)}
-    return {} if last is None else {RESIZED: Fact(True, "AsWanted", "the job has the replicas that its spec asks for")}
+    return {} if last is None else {RESIZED: AS_WANTED}

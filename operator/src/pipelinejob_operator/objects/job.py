@@ -72,7 +72,7 @@ class Job:
 
     @property
     def is_resized(self) -> bool:
-        """Tell whether the spec asks for another number of replicas than was chosen for when it was read last."""
+        """Tell whether the spec asks for another number of replicas than was chosen."""
         if not self.leaves_open or self.spec is None or self.status.chosen is None or self.wanted_replicas is None:
             return False
         return self.wanted_replicas != self.status.chosen.data

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -266,12 +266,14 @@ class CheckpointFolder:
         older = [step for step in self.steps() if step < newest]
         abandoned = [step for step in self.steps() if step > newest and not self._is_by(step, run)]
         for step in older[keep - 1 :] + abandoned:
-            self._set_aside(step)
+            with suppress(FileNotFoundError):  # somebody else deleted it meanwhile
+                self._set_aside(step)
         self.sweep()
 
     def delete(self, step: int) -> None:
-        """Delete one checkpoint. Raises OSError."""
-        shutil.rmtree(self._set_aside(step))
+        """Delete one checkpoint, unless it is gone already. Raises OSError."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._set_aside(step))
 
     def _set_aside(self, step: int) -> Path:
         """Rename a checkpoint, so that no process reads one that is half deleted."""

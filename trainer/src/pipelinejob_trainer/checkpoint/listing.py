@@ -40,14 +40,22 @@ def folder_at(root: Path) -> CheckpointFolder:
 
 def found(folder: CheckpointFolder) -> Iterator[Found]:
     """Return all checkpoints, newest first, by their manifests."""
-    for step in folder.steps():
-        yield _look(folder, step, verifies=False)
+    return _looks(folder, verifies=False)
 
 
 def verified(folder: CheckpointFolder) -> Iterator[Found]:
     """Return all checkpoints, newest first, each read whole."""
+    return _looks(folder, verifies=True)
+
+
+def _looks(folder: CheckpointFolder, *, verifies: bool) -> Iterator[Found]:
     for step in folder.steps():
-        yield _look(folder, step, verifies=True)
+        try:
+            seen = _look(folder, step, verifies=verifies)
+        except FileNotFoundError:  # the job pruned it meanwhile
+            continue
+        if folder.path(step).is_dir():
+            yield seen
 
 
 def _look(folder: CheckpointFolder, step: int, *, verifies: bool) -> Found:
