@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from jobs import job
-from operatorworld import SETTINGS
+from jobs import job, nodes
+from operatorworld import SETTINGS, World
 from pipelinejob.base.errors import InvalidManifestError
 from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Request
@@ -106,3 +106,19 @@ def test_only_a_users_error_ends_a_stage_that_serves(code: int, is_over: bool) -
 
     assert (trainer_ending(made) is not None) is is_over
     assert stuck(made) is None
+
+
+@pytest.mark.parametrize("lost", ["m-serve", "m"])
+def test_a_service_that_is_gone_is_made_again_and_the_other_left_alone(lost: str) -> None:
+    world = World(nodes(1, gpus=3))
+    key = world.submit(defaulted(serving()))
+    world.train()
+    services = {name for kind, _, name in world.cluster.objects if kind == "Service"}
+    assert services == {"m", "m-serve"}
+
+    del world.cluster.objects["Service", "default", lost]
+    before = len(world.cluster.writes)
+    world.reconcile(key)
+
+    made = [item["metadata"]["name"] for verb, item in world.cluster.writes[before:] if verb == "apply"]
+    assert made == [lost]

@@ -17,7 +17,7 @@ from pipelinejob_operator.controller.observe import Observed
 from pipelinejob_operator.controller.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, parse_time
-from pipelinejob_operator.objects.manifests import front_service, headless_service, let_go, plan_config_map, stage_pod
+from pipelinejob_operator.objects.manifests import let_go, plan_config_map, services_of, stage_pod
 from pipelinejob_operator.objects.pod_template import merge
 from pipelinejob_operator.objects.pods import StagePod
 from pipelinejob_operator.objects.provisioning import consumption
@@ -106,19 +106,13 @@ def _after_the_end(
 
 def _furniture(job: Job, observed: Observed, planner: Callable[[Job], Plan]) -> tuple[Object, ...]:
     """Return what pods mount and are named by, where it is not there, or is of an older attempt."""
-    service = () if observed.has_service else _services(job)
+    services = tuple(each for each in services_of(job) if each["metadata"]["name"] not in observed.services)
     if observed.plan_attempt == job.status.attempt:
-        return service
+        return services
     placement = placement_of(job.status) if job.is_placed else None
     plan = planner(job).model_copy(update={"placement": placement})
     config_map = plan_config_map(job, plan, attempt=job.status.attempt)
-    return (_exactly(observed.plan_uid, config_map) if observed.plan_uid else config_map, *service)
-
-
-def _services(job: Job) -> tuple[Object, ...]:
-    # What clients need first: while the other is missing, both are made again.
-    front = front_service(job, job.spec) if job.spec is not None else None
-    return (*(() if front is None else (front,)), headless_service(job))
+    return (_exactly(observed.plan_uid, config_map) if observed.plan_uid else config_map, *services)
 
 
 def _exactly(uid: str, item: Object) -> Object:

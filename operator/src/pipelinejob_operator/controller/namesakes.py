@@ -7,6 +7,7 @@ place for the job, and what comes in between is noticed when the job's own is ma
 from pipelinejob.base import names
 from pipelinejob_operator.cluster import Cluster
 from pipelinejob_operator.controller.observe import Observed
+from pipelinejob_operator.objects.manifests import services_of
 from pipelinejob_operator.objects.ownership import Obstacle, obstacle
 
 
@@ -15,10 +16,10 @@ async def furniture_in_the_way(cluster: Cluster, observed: Observed) -> tuple[Ob
     job = observed.job
     if job.has_begun:
         return ()
-    wanted = {
-        "ConfigMap": None if observed.plan_uid else names.plan_name(job.key.name),
-        "Service": None if observed.has_service else names.service_name(job.key.name),
-    }
-    found = [await cluster.look_up(kind, job.key.namespace, name) for kind, name in wanted.items() if name is not None]
+    plans = [] if observed.plan_uid else [names.plan_name(job.key.name)]
+    services = [each["metadata"]["name"] for each in services_of(job)]
+    wanted = [("ConfigMap", name) for name in plans]
+    wanted += [("Service", name) for name in services if name not in observed.services]
+    found = [await cluster.look_up(kind, job.key.namespace, name) for kind, name in wanted]
     obstacles = (obstacle(each, uid=job.uid, name=job.key.name) for each in found if each is not None)
     return tuple(each for each in obstacles if each is not None)

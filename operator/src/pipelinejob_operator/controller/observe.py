@@ -33,7 +33,7 @@ class Observed:
     pods: tuple[StagePod, ...] = ()  # of every attempt
     plan_attempt: int | None = None  # of the config map that stands; None if there is none
     plan_uid: str | None = None  # its uid
-    has_service: bool = False
+    services: frozenset[str] = frozenset()  # by name
     in_the_way: tuple[Obstacle, ...] = ()  # what is another's under names that this job needs
     gone_nodes: frozenset[str] = frozenset()  # nodes of this job's pods that are no more
     silent_nodes: frozenset[str] = frozenset()  # those that are gone, or whose kubelet does not vouch for them now
@@ -84,15 +84,16 @@ def observe(
     job, quota = read_admitted(cluster, job, errors, settings)
     ranks = {stage.pod: Rank(stage.replica, stage.stage) for stage in job.status.stages}
     pods = read.read(job.key, cluster.pods(job.key), ranks)
-    furniture = {item["kind"]: item for item in cluster.furniture(job.key)}
+    furniture = cluster.furniture(job.key)
+    plans = [item["metadata"]["uid"] for item in furniture if item["kind"] == "ConfigMap"]
     nodes = {name: cluster.node(name) for name in _used(pods)}
     return Observed(
         job=job,
         errors=tuple(errors),
         pods=pods,
-        plan_attempt=plan_attempt(furniture.values()),
-        plan_uid=furniture["ConfigMap"]["metadata"]["uid"] if "ConfigMap" in furniture else None,
-        has_service="Service" in furniture,
+        plan_attempt=plan_attempt(furniture),
+        plan_uid=next(iter(plans), None),
+        services=frozenset(item["metadata"]["name"] for item in furniture if item["kind"] == "Service"),
         in_the_way=_in_the_way(cluster, job, {pod.name for pod in pods}),
         gone_nodes=frozenset(name for name, node in nodes.items() if node is None),
         silent_nodes=frozenset(name for name, node in nodes.items() if node is None or not is_node_ready(node)),

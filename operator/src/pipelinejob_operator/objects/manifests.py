@@ -63,6 +63,12 @@ def front_service(job: Job, spec: PipelineJobSpec) -> Object | None:
     }
 
 
+def services_of(job: Job) -> tuple[Object, ...]:
+    """Render all services of a job."""
+    front = front_service(job, job.spec) if job.spec is not None else None
+    return (headless_service(job), *(() if front is None else (front,)))
+
+
 def stage_pod(
     job: Job, spec: PipelineJobSpec, rank: Rank, *, attempt: int, settings: ControllerSettings, node: str | None = None
 ) -> Object:

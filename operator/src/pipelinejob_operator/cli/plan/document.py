@@ -9,7 +9,7 @@ from pipelinejob_operator.cli.manifests import GivenJob
 from pipelinejob_operator.cli.plan.inventory import as_stored
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Rank
-from pipelinejob_operator.objects.manifests import front_service, headless_service, plan_config_map, stage_pod
+from pipelinejob_operator.objects.manifests import plan_config_map, services_of, stage_pod
 from pipelinejob_operator.report.plan_view import PlanView, RankView, memory_parts
 
 
@@ -114,6 +114,4 @@ def objects(job: GivenJob, plan: Plan, settings: ControllerSettings) -> list[Map
         stage_pod(read, job.spec, rank, attempt=1, settings=settings, node=nodes.get((rank.replica, rank.stage)))
         for rank in (Rank(r, s) for r in range(ranks.data) for s in range(ranks.pipeline))
     ]
-    front = front_service(read, job.spec)
-    services = (headless_service(read),) if front is None else (front, headless_service(read))
-    return [plan_config_map(read, plan, attempt=1), *services, *pods]
+    return [plan_config_map(read, plan, attempt=1), *services_of(read), *pods]
