@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import subprocess
 import threading
@@ -88,7 +89,7 @@ class Operator:
         url = f"http://127.0.0.1:{self.gang.ports[pod]}/incarnation"
         try:
             urllib.request.urlopen(urllib.request.Request(url, data=body.encode(), method="POST"), timeout=5).close()
-        except OSError:  # it has ended meanwhile, or was told already
+        except (OSError, http.client.HTTPException):  # it has ended meanwhile, or was told already
             return
 
     def _progress(self, pod: str) -> Progress | None:
@@ -96,5 +97,5 @@ class Operator:
         try:
             with urllib.request.urlopen(url, timeout=3) as answer:
                 return Progress.model_validate(json.loads(answer.read()))
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):  # it may die in the middle of its answer
             return None

@@ -267,6 +267,8 @@ class TrainingLoop:
             rate = self._updates.end(total) if skipped is None else self._updates.skip()
         self._spread_carried(has_new_changes=total.has_new_changes)
         evaluation_loss = self._evaluate() if self._is_evaluation_due(step) else None
+        # The record comes before what a lost rank goes back to: a step that is not done again has been recorded.
+        self._record(step, total, rate, evaluation_loss, skipped)
         if total.num_written == self._gang.size:
             with self._recorder.span(SpanKind.CHECKPOINT):
                 self._publish()
@@ -277,7 +279,7 @@ class TrainingLoop:
         if self._is_border_due(step):
             with self._recorder.span(SpanKind.CHECKPOINT):
                 self._keep_border(step)
-        self._report(step, total, rate, evaluation_loss, skipped)
+        self._measure()
         if total.is_stop_requested and step < self._plan.training.steps:
             self._output.write_timelines()
             raise StoppedError(f"asked to stop; a checkpoint of step {step} was written, and a new run goes on from it")
@@ -396,10 +398,10 @@ class TrainingLoop:
         self._not_finite.saved()
         self._status.add_checkpoint(step=step, seconds=time.perf_counter() - began)
 
-    def _report(
+    def _record(
         self, step: int, total: Totals, rate: float, evaluation_loss: float | None, skipped: Skipped | None
     ) -> None:
-        timeline = self._recorder.finish_step()
+        """Tell of a step; its time is that since the record before it."""
         ended = time.perf_counter()
         step_s, self._step_began = ended - self._step_began, ended
         outcome = StepOutcome(
@@ -413,6 +415,12 @@ class TrainingLoop:
             tokens_per_s=tokens_per_step(self._plan) / step_s,
         )
         self._status.add_step(outcome)
+        self._output.add_step(outcome)
+        self._trackers.add_step(outcome)
+
+    def _measure(self) -> None:
+        """Tell what the step's time, memory and links were used for, saving included."""
+        timeline = self._recorder.finish_step()
         self._status.set_memory(
             peak_bytes=peak_bytes(self._rank.device),
             parameter_bytes=_bytes(self._rank.part.named_parameters().values()),
@@ -422,8 +430,6 @@ class TrainingLoop:
         self._status.set_bytes("recv", self._links.bytes_received)
         if self._rank.tensor_group.is_split:
             self._status.set_bytes("tensor", self._rank.tensor_group.bytes_exchanged)
-        self._output.add_step(outcome)
-        self._trackers.add_step(outcome)
         if timeline is not None:
             self._status.add_timeline(timeline)
             self._output.add_timeline(timeline)
