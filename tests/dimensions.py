@@ -12,7 +12,7 @@ import tempfile
 import time
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,6 +22,8 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import Data, DecoderModel, GptModel, Model, ScheduleSpec, Sharding
 from pipelinejob.spec.optimization import AdamWSettings
+from pipelinejob.spec.workload import HuggingFaceModel
+from pipelinejob_trainer.models.huggingface.folder import with_sizes
 
 STEPS = 20
 SAVED = 10
@@ -58,6 +60,25 @@ EXPERTS = Model(
     )
 )
 _LAYERS = 8
+_SIZES: dict[str, Any] = {
+    "vocab_size": 257,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": _LAYERS - 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+# A tied table of an odd number of tokens; norms of heads; experts; what is gathered between matrices.
+FOLDERS: dict[str, dict[str, Any]] = {
+    "llama": _SIZES | {"tie_word_embeddings": True, "attention_bias": True},
+    "qwen3": _SIZES | {"head_dim": 8},
+    "mixtral": _SIZES | {"num_local_experts": 4},
+    "phi3": _SIZES,
+}
 _TWO_STAGES_A_RANK = {ScheduleName.INTERLEAVED, ScheduleName.ZB_V, ScheduleName.DUALPIPE_V}
 
 
@@ -108,6 +129,22 @@ def summed(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, i
     return -rows.gather(1, targets.flatten()[:, None]).sum(), targets.numel()
 
 
+def folder_of(kind: str, root: Path, **changes: Any) -> Model:
+    """Let transformers write a small random model of a family; it is not written twice."""
+    from transformers import AutoConfig, AutoModelForCausalLM  # slow
+
+    to = root / "-".join((kind, *changes))
+    if not to.exists():
+        torch.manual_seed(1)
+        config = AutoConfig.for_model(kind, **(FOLDERS.get(kind, _SIZES) | changes))
+        made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for each in made.parameters():
+                each.add_(torch.randn_like(each), alpha=0.05)  # so that norms and biases count, too
+        made.save_pretrained(to)
+    return with_sizes(Model(hugging_face=HuggingFaceModel(path=str(to)), num_layers=_LAYERS))
+
+
 class Difference(NamedTuple):
     """The largest of the losses, relative, and of the parameters, absolute."""
 
@@ -147,7 +184,8 @@ def main() -> int:
         ScheduleName.DUALPIPE_V,
     )
     failures = 0
-    for name, model in (("gpt", GPT), ("decoder", DECODER), ("experts", EXPERTS)):
+    built_in = (("gpt", GPT), ("decoder", DECODER), ("experts", EXPERTS))
+    for name, model in (*built_in, *((kind, folder_of(kind, folder)) for kind in FOLDERS)):
         (alone,) = train(job(text, model, ONE), folder=folder / name)
         for shape in shapes:
             fitting = [each for each in schedules if shape.pipeline > 1 or each not in _TWO_STAGES_A_RANK]

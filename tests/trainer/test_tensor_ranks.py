@@ -13,6 +13,7 @@ import torch
 from dimensions import Shape, job
 from gangs import Gang, plan
 from loops import replicated
+from meetings import Unmet
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import ExitCode, Termination
 from pipelinejob.costs.layers import analytic_profile
@@ -98,14 +99,6 @@ def test_what_is_dropped_of_the_stream_is_the_same_on_all_ranks(text: Path, tmp_
     assert len(of_one) > 6
     for name, tensor in of_one.items():
         assert torch.equal(tensor, of_other[name]), name
-
-
-class Unmet(TensorGroup):
-    """A group whose other ranks are not there: what it would exchange is counted, and all have nothing."""
-
-    def _reduce(self, tensor: torch.Tensor, operation: object) -> None:
-        del operation
-        self.bytes_exchanged += 2 * (self.size - 1) * tensor.nbytes // self.size
 
 
 GPT = Model(gpt=GptModel(num_layers=2, hidden_size=96, num_heads=4, feed_forward_size=512, vocabulary_size=1000))

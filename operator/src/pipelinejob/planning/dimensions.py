@@ -66,11 +66,11 @@ def unrunnable(model: Model, training: Training, schedule: ScheduleName, degrees
         )
     if tensor is None or tensor == 1:
         return
-    if model.built_in is None:
+    if model.built_in is None and model.hugging_face is None:
         yield SpecError(
             _FIELD,
-            f"{tensor} can be planned, but the trainer divides built-in models alone (spec.model.gpt,"
-            " spec.model.decoder); split this model into more pipeline stages instead",
+            f"{tensor} can be planned, but the trainer divides built-in models (spec.model.gpt, spec.model.decoder) and"
+            " Hugging Face folders alone; split this model into more pipeline stages instead",
         )
     if training.lora is not None:
         yield SpecError(

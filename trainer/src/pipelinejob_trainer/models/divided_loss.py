@@ -12,6 +12,7 @@ from pipelinejob_trainer.base.targets import IGNORED
 from pipelinejob_trainer.communication.tensor_group import TensorGroup
 from pipelinejob_trainer.models.counted_loss import Given
 from pipelinejob_trainer.models.loss import Loss, OwnLoss, all_count
+from pipelinejob_trainer.models.tensor_parallel import gathered
 
 
 class DividedCrossEntropy:
@@ -44,8 +45,7 @@ class GatheredLoss(OwnLoss):
 
     def __call__(self, output: Any, targets: torch.Tensor) -> Given:
         """Return what the loss gives for whole logits; see `OwnLoss`."""
-        whole: torch.Tensor = _Gathered.apply(output, self._group, self._vocabulary)
-        return self._loss(whole, targets)
+        return self._loss(gathered(output, self._group, self._vocabulary), targets)
 
 
 def divided(loss: Loss, group: TensorGroup, vocabulary: int) -> Loss:
@@ -81,19 +81,3 @@ class _DividedCrossEntropy(torch.autograd.Function):
         of_logits = probabilities.clone()
         of_logits.scatter_add_(1, place[:, None], -is_here.to(of_logits.dtype)[:, None])
         return of_logits.mul_((gradients[0] * counts)[:, None]), None, None, None
-
-
-class _Gathered(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, part: torch.Tensor, group: TensorGroup, extent: int) -> torch.Tensor:
-        ctx.bounds = group.bounds(extent)
-        bounds = [group.bounds(extent, rank) for rank in range(group.size)]
-        widest = max(end - first for first, end in bounds)
-        padded = torch.nn.functional.pad(part, (0, widest - part.shape[-1])).contiguous()
-        found = group.gathered(padded)
-        return torch.cat([found[rank][..., : end - first] for rank, (first, end) in enumerate(bounds)], dim=-1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        first, end = ctx.bounds
-        return gradients[0][..., first:end].contiguous(), None, None

@@ -70,7 +70,8 @@ class Part:
     tensor. `elsewhere` are trained parameters of other ranks' layers, if a user's function made
     them here. `adapters` is what low-rank adapters were given to, if there are any. `remarks` are for
     the user's eyes. `slices` says how tensors are divided over the tensor group, by global name: this rank
-    holds its part of them, and all of the others.
+    holds its part of them, and all of the others. Of so many tokens, `vocabulary`, it gives the logits of
+    its part; None where nothing says how many there are.
     """
 
     chunks: tuple[tuple[LayerEntry, ...], ...]
@@ -80,6 +81,7 @@ class Part:
     adapters: Adapters = field(default_factory=Adapters)
     remarks: tuple[str, ...] = ()
     slices: Mapping[str, Slice] = field(default_factory=dict)
+    vocabulary: int | None = None
     tensor_group: TensorGroup = ALONE
 
     @property
@@ -162,18 +164,18 @@ def build_part(
     stretches: Sequence[tuple[int, int]],
     seed: int,
     lora: Lora | None = None,
-    is_narrow: bool = False,
+    narrow: int | None = None,
     tensor_group: TensorGroup = ALONE,
 ) -> Part:
     """Make the layers of a rank's chunks, each a stretch [first, end) of the global list.
 
     With `lora` they have adapters, and are frozen otherwise. A folder's model may be made narrow: as
-    many layers, of few hidden units. Of tensors that a tensor group divides, this rank's part is
-    kept. Raises UserError when the user's entry point or folder cannot be used, what a target names
-    cannot be adapted, or layers cannot be divided.
+    many layers, of few hidden units, which so many ranks can share. Of tensors that a tensor group
+    divides, this rank's part is kept. Raises UserError when the user's entry point or folder cannot be
+    used, what a target names cannot be adapted, or layers cannot be divided.
     """
     own = frozenset(index for first, end in stretches for index in range(first, end))
-    source = _source(model, data, seed, own, is_narrow=is_narrow)
+    source = _source(model, data, seed, own, narrow=narrow, tensor_group=tensor_group)
     entries = {index: source.entry(index) for first, end in stretches for index in range(first, end)}
     _borrow(entries, source)
     _unite(entries.values())
@@ -181,10 +183,11 @@ def build_part(
     tied = {mine: theirs for entry in entries.values() for mine, theirs in entry.tied.items()}
     fixed = immutable(((index, entry.module) for index, entry in entries.items()), tied)
     here = _by_name(entries.values())
-    slices = divide(model, entries, tensor_group) if tensor_group.is_split else {}
+    slices = divide(model, entries, tensor_group, source.slices) if tensor_group.is_split else {}
     return Part(
         chunks=tuple(tuple(entries[index] for index in range(first, end)) for first, end in stretches),
         slices=slices,
+        vocabulary=source.vocabulary,
         tensor_group=tensor_group,
         shared=_users(source.tied),
         immutable=fixed | {name: why for entry in entries.values() for name, why in entry.immutable.items()},
@@ -207,6 +210,8 @@ class _Source:
     trained: Mapping[str, weakref.ref[torch.Tensor]] = field(default_factory=dict)
     runner: Runner | None = None
     remarks: tuple[str, ...] = ()
+    slices: Mapping[str, Slice] | None = None  # by own global names, of layers that are made divided
+    vocabulary: int | None = None
 
     def entry(self, index: int) -> LayerEntry:
         name, make = self.parts[index]
@@ -222,12 +227,24 @@ class _Source:
         )
 
 
-def _source(model: Model, data: Data, seed: int, own: frozenset[int], *, is_narrow: bool) -> _Source:
+def _source(
+    model: Model, data: Data, seed: int, own: frozenset[int], *, narrow: int | None, tensor_group: TensorGroup
+) -> _Source:
     if model.built_in is not None:
         return _built_in(model.built_in, data.sequence_length, seed)
     if model.hugging_face is not None:
-        cut = huggingface.layers_of(model, own, sequence_length=data.sequence_length, is_narrow=is_narrow)
-        return _Source(parts=cut.parts, tied=cut.tied, seed=seed, runner=cut.runner, remarks=cut.remarks)
+        cut = huggingface.layers_of(
+            model, own, sequence_length=data.sequence_length, narrow=narrow, tensor_group=tensor_group
+        )
+        return _Source(
+            parts=cut.parts,
+            tied=cut.tied,
+            seed=seed,
+            runner=cut.runner,
+            remarks=cut.remarks,
+            slices=cut.slices,
+            vocabulary=cut.vocabulary,
+        )
     assert model.entrypoint is not None, "the spec demands a built-in family, an entrypoint or huggingFace"
     with _seeded(seed, 0):
         layers = entrypoint.load(model.entrypoint, model.arguments, expected=num_layers(model))
@@ -241,22 +258,30 @@ def _built_in(sizes: BuiltIn, sequence_length: int, seed: int) -> _Source:
     def made(index: int) -> Made:
         return Made(module=family.layer(sizes, index, sequence_length), tied=of_layer(index, tied))
 
-    names = sizes.decoder(sequence_length).layer_names
-    return _Source(parts=[(name, partial(made, index)) for index, name in enumerate(names)], tied=tied, seed=seed)
+    decoder = sizes.decoder(sequence_length)
+    parts = [(name, partial(made, index)) for index, name in enumerate(decoder.layer_names)]
+    return _Source(parts=parts, tied=tied, seed=seed, vocabulary=decoder.vocabulary)
 
 
-def divide(model: Model, entries: Mapping[int, LayerEntry], group: TensorGroup) -> dict[str, Slice]:
+def divide(
+    model: Model, entries: Mapping[int, LayerEntry], group: TensorGroup, made: Mapping[str, Slice] | None
+) -> dict[str, Slice]:
     """Keep this rank's part of each parameter that its layers divide; return how, by global name.
 
-    Raises UserError for layers of which nobody knows how.
+    Layers may be `made` divided: how, by their parameters' own names. Raises UserError for layers of
+    which nobody knows how.
     """
+    if made is not None:
+        named = (each for entry in entries.values() for each in entry.places())
+        return {name: made[place.name] for name, place in named if place.name in made}
     sizes = model.built_in
     slices_of = None if sizes is None else family_of(sizes).slices
     if sizes is None or slices_of is None:
         raise UserError(
             "NotDivided",
             f"spec.parallelism.tensor: {group.size} ranks are to share each layer, and how is known of built-in models"
-            " alone (spec.model.gpt, spec.model.decoder); use tensor: 1 and more pipeline stages or replicas",
+            " (spec.model.gpt, spec.model.decoder) and of Hugging Face folders; use tensor: 1 and more pipeline stages"
+            " or replicas",
         )
     found: dict[str, Slice] = {}
     for index, entry in entries.items():

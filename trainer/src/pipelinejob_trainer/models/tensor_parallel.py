@@ -11,7 +11,8 @@ Parameters stay plain ones, of a part's shape, so that a backward pass in halves
 reductions need to know nothing: why not DTensor is in docs/decisions/0012-tensor-parallelism.md.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,14 @@ class Slice:
         """Put a rank's part where it belongs in a whole tensor."""
         view = self._view(whole, group)
         view.copy_(part.view(view.shape))
+
+    def runs(self, group: TensorGroup, shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Return where a rank's part lies in a whole tensor of this shape: first elements, and how many from there."""
+        extent = shape[self.dim] // self.blocks
+        first, end = group.bounds(extent)
+        after = math.prod(shape[self.dim + 1 :])
+        for block in range(math.prod(shape[: self.dim]) * self.blocks):
+            yield (block * extent + first) * after, (end - first) * after
 
     def part_shape(self, group: TensorGroup, shape: Sequence[int] | None = None) -> tuple[int, ...]:
         """Return the shape of a rank's part of a whole tensor of this shape."""
@@ -94,10 +103,29 @@ def looked_up(table: nn.Embedding, tokens: torch.Tensor, group: TensorGroup) -> 
     if not group.is_split:
         result: torch.Tensor = table(tokens)
         return result
-    first, end = group.bounds(table.num_embeddings)
+    return looked_up_by(lambda own: functional.embedding(own, table.weight), tokens, group, table.num_embeddings)
+
+
+def looked_up_by(
+    look_up: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor, group: TensorGroup, extent: int
+) -> torch.Tensor:
+    """Look tokens up by a function of a rank's own rows, numbered from 0; the table has `extent` rows in all."""
+    first, end = group.bounds(extent)
     is_elsewhere = (tokens < first) | (tokens >= end)
-    found = functional.embedding((tokens - first).masked_fill(is_elsewhere, 0), table.weight)
+    found = look_up((tokens - first).masked_fill(is_elsewhere, 0))
     return left(found.masked_fill(is_elsewhere[..., None], 0.0), group)
+
+
+def gathered(part: torch.Tensor, group: TensorGroup, extent: int) -> torch.Tensor:
+    """Return the whole of a last dimension of `extent`, of which each rank has a part; all use it alike."""
+    whole: torch.Tensor = _Gathered.apply(part, group, extent)
+    return whole
+
+
+def own_columns(x: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+    """Return this rank's part of the last dimension of what all ranks have."""
+    part: torch.Tensor = _OwnColumns.apply(x, group)
+    return part
 
 
 @contextmanager
@@ -142,6 +170,38 @@ class _Left(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         del ctx
         return gradients[0], None
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: torch.Tensor, group: TensorGroup, extent: int) -> torch.Tensor:
+        ctx.bounds = group.bounds(extent)
+        return _all_columns(part, group, extent)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        first, end = ctx.bounds
+        return gradients[0][..., first:end].contiguous(), None, None
+
+
+class _OwnColumns(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+        ctx.group, ctx.extent = group, x.shape[-1]
+        first, end = group.bounds(x.shape[-1])
+        return x[..., first:end].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _all_columns(gradients[0], ctx.group, ctx.extent), None
+
+
+def _all_columns(part: torch.Tensor, group: TensorGroup, extent: int) -> torch.Tensor:
+    bounds = [group.bounds(extent, rank) for rank in range(group.size)]
+    widest = max(end - first for first, end in bounds)
+    padded = functional.pad(part, (0, widest - part.shape[-1])).contiguous()
+    found = group.gathered(padded)
+    return torch.cat([found[rank][..., : end - first] for rank, (first, end) in enumerate(bounds)], dim=-1)
 
 
 Slices = Mapping[str, Slice]

@@ -122,9 +122,9 @@ def build_rank(
     replica: int,
     device: torch.device,
     tensor_group: TensorGroup = ALONE,
-    is_narrow: bool = False,
+    narrow: int | None = None,
 ) -> Rank:
-    """Build a rank's layers, or its part of them; of a folder's model narrow ones if asked for.
+    """Build a rank's layers, or its part of them; of a folder's model narrow ones, for so many ranks, if asked for.
 
     Raises UserError for layers that cannot be built, or that would be trained wrongly.
     """
@@ -136,7 +136,7 @@ def build_rank(
         stretches=layout.stretches(index),
         seed=training.seed,
         lora=training.lora,
-        is_narrow=is_narrow,
+        narrow=narrow,
         tensor_group=tensor_group,
     )
     for layer in part.layers:
@@ -169,8 +169,8 @@ def _stages(
     last = layout.schedule.num_stages - 1
     has_last = any(held.stage == last for held in layout.schedule.held_by(index))
     loss = load_loss(plan.training, device) if has_last else token_cross_entropy
-    if tensor_group.is_split and plan.model.built_in is not None:
-        loss = divided(loss, tensor_group, plan.model.built_in.decoder(1).vocabulary)
+    if tensor_group.is_split and part.vocabulary is not None:
+        loss = divided(loss, tensor_group, part.vocabulary)
     return tuple(
         Stage(
             chunk,

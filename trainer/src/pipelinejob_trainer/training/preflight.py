@@ -77,7 +77,7 @@ def check(rank: Rank, membership: Membership) -> str:
             replica=rank.replica,
             device=rank.device,
             tensor_group=rank.tensor_group,
-            is_narrow=True,
+            narrow=rank.tensor_group.size,
         )
         batches = _Noise(small.plan)
         with _without_a_trace(small.part), _stirred(small.part, small.plan):
@@ -179,8 +179,9 @@ def _plain(small: Rank, batches: _Noise) -> Gradients:
     """
     plan = small.plan
     stretches, training = [(0, num_layers(plan.model))], plan.training
+    narrow = small.tensor_group.size
     whole = build_part(
-        plan.model, plan.data, stretches=stretches, seed=training.seed, lora=training.lora, is_narrow=True
+        plan.model, plan.data, stretches=stretches, seed=training.seed, lora=training.lora, narrow=narrow
     )
     whole.settle(small.device)
     of_all = whole.named_parameters()

@@ -86,6 +86,10 @@ class Runner:
         self._shells = [each for each in cut.model.modules() if each not in own and each not in blocks]
         self._device: torch.device | None = None
 
+    def reads_tokens(self) -> bool:
+        """Return whether what runs begins with the tokens; else the model embeds them in vain."""
+        return self._stretch is not None and self._stretch.first == 0
+
     def walk(self, layers: range, received: Passed, through: Through) -> Passed:
         """Run the layers of a chunk; return the last one's output, logits if it is the head.
 

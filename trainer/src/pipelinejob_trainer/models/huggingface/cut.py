@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pipelinejob_trainer.models.huggingface.anatomy import Anatomy, check_answers
+from pipelinejob_trainer.models.huggingface.division import Division
 from pipelinejob_trainer.models.huggingface.find import find_blocks, refused, skeleton
 from pipelinejob_trainer.models.huggingface.names import Names
 from pipelinejob_trainer.models.identity import of_layer, places, ties
@@ -96,8 +97,11 @@ def cut(config: Any, own: Iterable[int], anatomy: Anatomy, *, trust_remote_code:
 
 
 @torch.no_grad()
-def materialise(cut: Cut, index: int) -> nn.Module:
-    """Give a layer's tensors memory, without values; those tied to an earlier layer stay on meta."""
+def materialise(cut: Cut, index: int, division: Division | None = None) -> nn.Module:
+    """Give a layer's tensors memory, without values; those tied to an earlier layer stay on meta.
+
+    Of what a division divides, it is memory for this rank's part.
+    """
     layer = cut.layers[index]
     elsewhere = of_layer(index, cut.tied)
     made: dict[str, nn.Parameter] = {}
@@ -109,7 +113,9 @@ def materialise(cut: Cut, index: int) -> nn.Module:
             place.put(torch.empty_like(tensor, device=CPU))
             continue
         if name not in made:
-            made[name] = nn.Parameter(torch.empty_like(tensor, device=CPU), requires_grad=tensor.requires_grad)
+            shape = tensor.shape if division is None else division.shape_of(cut.names.full(place.name), tensor.shape)
+            empty = torch.empty(shape, dtype=tensor.dtype, device=CPU)
+            made[name] = nn.Parameter(empty, requires_grad=tensor.requires_grad)
         place.put(made[name])
     return layer
 

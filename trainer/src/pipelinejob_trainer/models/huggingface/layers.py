@@ -4,7 +4,7 @@ Nothing here imports transformers before such a model is asked for: it takes sec
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,36 +12,49 @@ import torch
 from torch import nn
 
 from pipelinejob.spec.job import Model, Weights
+from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
 from pipelinejob_trainer.models.huggingface.folder import ModelFolder, open_folder
 from pipelinejob_trainer.models.huggingface.positions import check_length
 from pipelinejob_trainer.models.huggingface.weights import FolderWeights
 from pipelinejob_trainer.models.identity import Made, Place, of_layer, places
+from pipelinejob_trainer.models.tensor_parallel import Slice
 from pipelinejob_trainer.models.walk import Runner
 
 if TYPE_CHECKING:
     from pipelinejob_trainer.models.huggingface.cut import Cut
+    from pipelinejob_trainer.models.huggingface.division import Division
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
     """Each layer's name and factory, which tensors are tied, and what runs a rank's layers together.
 
-    `remarks` are for the user's eyes.
+    `remarks` are for the user's eyes. `slices` says how a tensor group divides tensors, by their own
+    global names, and `vocabulary` of how many tokens the logits are that it divides.
     """
 
     parts: Sequence[tuple[str, Callable[[], Made]]]
     tied: Mapping[str, str]
     runner: Runner
     remarks: tuple[str, ...] = ()
+    slices: Mapping[str, Slice] = field(default_factory=dict)
+    vocabulary: int | None = None
 
 
-def layers_of(model: Model, own: frozenset[int], *, sequence_length: int, is_narrow: bool = False) -> Layers:
-    """Return the layers of a folder's model, of which this rank holds `own`.
+def layers_of(
+    model: Model,
+    own: frozenset[int],
+    *,
+    sequence_length: int,
+    narrow: int | None = None,
+    tensor_group: TensorGroup = ALONE,
+) -> Layers:
+    """Return the layers of a folder's model, of which this rank holds `own`, or its part of them.
 
     A narrow one has as many layers, with few hidden units and random weights, as the check before
-    step 1 has them.
+    step 1 has them; so many ranks can share them.
 
-    Raises UserError where the folder cannot be used, or its model not be cut.
+    Raises UserError where the folder cannot be used, or its model not be cut or not be divided.
     """
     assert model.hugging_face is not None, "asked for such models only"
     folder = open_folder(model)
@@ -49,10 +62,11 @@ def layers_of(model: Model, own: frozenset[int], *, sequence_length: int, is_nar
         folder.config,
         own,
         trust_remote_code=folder.trust_remote_code,
-        folder=folder if model.hugging_face.weights is Weights.LOAD and not is_narrow else None,
+        folder=folder if model.hugging_face.weights is Weights.LOAD and narrow is None else None,
         sequence_length=sequence_length,
-        is_narrow=is_narrow,
+        narrow=narrow,
         remarks=folder.remarks,
+        tensor_group=tensor_group,
     )
 
 
@@ -63,47 +77,67 @@ def layers_of_config(
     trust_remote_code: bool = False,
     folder: ModelFolder | None = None,
     sequence_length: int = 1,
-    is_narrow: bool = False,
+    narrow: int | None = None,
     remarks: tuple[str, ...] = (),
+    tensor_group: TensorGroup = ALONE,
 ) -> Layers:
     """Return the layers of a model of this config, with a folder's weights, or random ones.
 
-    Raises UserError where it cannot be cut, or is not what the folder holds.
+    Raises UserError where it cannot be cut or divided, or is not what the folder holds.
     """
     from pipelinejob_trainer.models.huggingface.build import checked  # noqa: PLC0415  # as above
     from pipelinejob_trainer.models.huggingface.chunk import Runner as OwnForward  # noqa: PLC0415  # as above
     from pipelinejob_trainer.models.huggingface.cut import cut  # noqa: PLC0415  # as above
+    from pipelinejob_trainer.models.huggingface.division import division_of, install  # noqa: PLC0415  # as above
     from pipelinejob_trainer.models.huggingface.shrink import narrowed  # noqa: PLC0415  # as above
 
     found = checked(config, trust_remote_code=trust_remote_code)
-    if is_narrow:
-        config = narrowed(config, found.sizes)
+    if narrow is not None:
+        config = narrowed(config, found.sizes, tensor=narrow)
     make = partial(cut, config, anatomy=found.anatomy, trust_remote_code=trust_remote_code)
     here = make(own)
     length = check_length(here.model, config, sequence_length)
-    weights = FolderWeights(folder, here.model) if folder else None
-    said = (*remarks, found.sentence, length, weights.remark if weights else None)
+    division = division_of(here.model, config, tensor_group) if tensor_group.is_split else None
+    slices = _slices(here, division) if division else {}
+    weights = FolderWeights(folder, here.model, division) if folder else None
+    runner = OwnForward(here, takes_documents=found.keeps_documents_apart)
+    if division:
+        modules = frozenset(module for index in own for module in here.layers[index].modules())
+        install(division, here.model, modules, runner.reads_tokens)
+    said = (*remarks, found.sentence, length, *(each.remark for each in (weights, division) if each))
 
     def made(index: int) -> Made:
         # Another rank's layer is made to take a tied tensor from it, and must leave nothing behind.
-        return _made(here if index in own else make({index}), index, weights)
+        return _made(here if index in own else make({index}), index, weights, division)
 
     return Layers(
         parts=[(here.layer_name(index), partial(made, index)) for index in range(len(here.layers))],
         tied=here.tied,
-        runner=OwnForward(here, takes_documents=found.keeps_documents_apart),
+        runner=runner,
         remarks=tuple(remark for remark in said if remark),
+        slices=slices,
+        vocabulary=division.vocabulary if division else None,
     )
 
 
-def _made(cut: "Cut", index: int, weights: FolderWeights | None) -> Made:
+def _slices(cut: "Cut", division: "Division") -> dict[str, Slice]:
+    """Return how parameters are divided, by their own global names."""
+    names = (place.name for index, layer in enumerate(cut.layers) for place in places(index, layer))
+    return {name: division.slices[full] for name in names if (full := cut.names.full(name)) in division.slices}
+
+
+def _made(cut: "Cut", index: int, weights: FolderWeights | None, division: "Division | None") -> Made:
     from pipelinejob_trainer.models.huggingface.cut import initialise, materialise  # noqa: PLC0415  # as above
 
-    module = materialise(cut, index)
-    if weights is None:
-        initialise(cut, index)
-    else:
+    if weights is not None:
+        module = materialise(cut, index, division)
         weights.fill({cut.names.full(place.name): tensor for place, tensor in _filled(index, module)})
+        return Made(module=module, tied=of_layer(index, cut.tied))
+    module = materialise(cut, index)
+    initialise(cut, index)  # whole, so that all shapes start from the same values
+    for place, tensor in _filled(index, module) if division else ():
+        if not place.is_buffer:
+            tensor.data = division.of(cut.names.full(place.name), tensor.data)
     return Made(module=module, tied=of_layer(index, cut.tied))
 
 

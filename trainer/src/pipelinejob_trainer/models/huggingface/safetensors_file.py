@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.communication.tensor_group import TensorGroup
 from pipelinejob_trainer.models.huggingface.folder import bad, few
+from pipelinejob_trainer.models.tensor_parallel import Slice
 
 _PIECE_BYTES = 2**20
 _LENGTH_BYTES = 8
@@ -40,13 +42,22 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """A tensor in a file: its type as the format calls it, its shape, and the place of its first byte."""
+    """A tensor in a file, or a part of it: its type as the format calls it, shape, and the place of its first byte.
+
+    A part lies in stretches, of which `runs` are the first elements, and how many follow.
+    """
 
     file: Path
     name: str
     kind: str
     shape: tuple[int, ...]
     start: int
+    runs: tuple[tuple[int, int], ...] | None = None
+
+    def part(self, cut: Slice, group: TensorGroup) -> "Stored":
+        """Return a rank's part of a whole tensor, of which nothing else is read."""
+        runs = tuple(cut.runs(group, self.shape))
+        return replace(self, shape=cut.part_shape(group, self.shape), runs=runs)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,12 +93,15 @@ class Stored:
         """Read its values in order, into a tensor or always into the same few megabytes, with each piece's place."""
         count, step = math.prod(self.shape), _PIECE_BYTES // self.dtype.itemsize
         room = torch.empty(min(step, count), dtype=self.dtype) if into is None else into
+        place = 0
         with _opened(self.file) as opened:
-            for first in range(0, count, step):
-                number = min(step, count - first)
-                piece = room[:number] if into is None else room[first : first + number]
-                self._fill(opened.fileno(), piece, self.start + first * self.dtype.itemsize)
-                yield first, piece
+            for begin, length in self.runs or ((0, count),):
+                for first in range(begin, begin + length, step):
+                    number = min(step, begin + length - first)
+                    piece = room[:number] if into is None else room[place : place + number]
+                    self._fill(opened.fileno(), piece, self.start + first * self.dtype.itemsize)
+                    yield place, piece
+                    place += number
 
     def _fill(self, descriptor: int, tensor: torch.Tensor, at: int) -> None:
         left = tensor.view(torch.uint8).numpy().data

@@ -7,7 +7,7 @@ divided before divides after, and sums stay sums. Layers become as few as show e
 import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -26,12 +26,16 @@ _WIDE = 32  # a number from here on is a width, where its name says nothing else
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scale:
-    """What numbers become: `old` blocks `layers`, heads `fewer` times fewer and each `by` times narrower."""
+    """What numbers become: `old` blocks `layers`, heads `fewer` times fewer and each `by` times narrower.
+
+    `tensor` ranks can share every width.
+    """
 
     old: int
     layers: int
     by: int
     fewer: int
+    tensor: int = 1
 
     def heads(self, value: int) -> int:
         return max(1, value // self.fewer)
@@ -42,11 +46,12 @@ class _Scale:
     def width(self, value: int) -> int:
         by = self.by * self.fewer
         exact, rest = divmod(value, by)
-        return max(8, exact) if rest == 0 else max(8, -(-exact // 8) * 8)
+        least = 8 * self.tensor
+        return max(least, exact) if rest == exact % self.tensor == 0 else max(least, -(-exact // least) * least)
 
     def aligned(self, value: int) -> int:
         """Return a width whose rows are multiples of 16 bytes, which products of all experts at once want."""
-        return -(-self.width(value) // 8) * 8
+        return -(-self.width(value) // (8 * self.tensor)) * 8 * self.tensor
 
     def blocks(self, value: int) -> int:
         return self.layers if value == self.old else min(value, self.layers)
@@ -117,9 +122,14 @@ def shrunk(config: Any, *, trust_remote_code: bool = False) -> Iterator[tuple[Si
         yield sizes, _small(config, sizes, layers=layers)
 
 
-def narrowed(config: Any, sizes: Sizes) -> Any:
-    """Return a small version of a config that has all of its layers."""
-    return _small(config, sizes, layers=num_blocks(config))
+def narrowed(config: Any, sizes: Sizes, *, tensor: int = 1) -> Any:
+    """Return a small version of a config that has all of its layers, which so many ranks can share."""
+    heads, keys = (_number(config.get_text_config(), f"num_{each}_heads") for each in ("attention", "key_value"))
+    fewer = [by for by in range(1, heads + 1) if heads % by == 0 and heads // by >= sizes.heads]
+    kept = [heads // by for by in fewer if all(max(1, each // by) % tensor == 0 for each in (heads, keys or heads))]
+    if tensor > 1 and kept:
+        sizes = replace(sizes, heads=min(kept))
+    return _small(config, sizes, layers=num_blocks(config), tensor=tensor)
 
 
 def kinds_of(config: Any, *, trust_remote_code: bool = False) -> list[str]:
@@ -150,11 +160,11 @@ def _few(kinds: Sequence[str]) -> int:
     return min(len(kinds), max(_LEAST_LAYERS, first))
 
 
-def _small(config: Any, sizes: Sizes, *, layers: int) -> Any:
+def _small(config: Any, sizes: Sizes, *, layers: int, tensor: int = 1) -> Any:
     small = copy.deepcopy(config)
     old = num_blocks(config)
     for part in _parts(small):
-        _shrink(part, sizes, old=old, layers=layers)
+        _shrink(part, sizes, old=old, layers=layers, tensor=tensor)
     return small
 
 
@@ -166,13 +176,19 @@ def _parts(config: Any) -> Iterator[Any]:
             yield from _parts(inner)
 
 
-def _shrink(config: Any, sizes: Sizes, *, old: int, layers: int) -> None:
+def _shrink(config: Any, sizes: Sizes, *, old: int, layers: int, tensor: int) -> None:
     """Shrink one config's own numbers in place."""
     of_layers = _taken_off(config)
     hidden = _number(config, "hidden_size")
     old_heads = _number(config, "num_attention_heads") or _number(config, "num_heads")
     width = _number(config, "head_dim") or (hidden // old_heads if old_heads else hidden // _HEADS)
-    scale = _Scale(old=old, layers=layers, by=max(1, width // sizes.head_width), fewer=max(1, old_heads // sizes.heads))
+    scale = _Scale(
+        old=old,
+        layers=layers,
+        by=max(1, width // sizes.head_width),
+        fewer=max(1, old_heads // sizes.heads),
+        tensor=tensor,
+    )
     for key, value in dict(vars(config)).items():
         new = value if key.startswith("_") else _shrunk_value(key, value, scale)
         if new is not value:

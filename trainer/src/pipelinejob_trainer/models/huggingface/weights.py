@@ -19,6 +19,7 @@ from torch import nn
 
 from pipelinejob_trainer.base.user_code import error_text
 from pipelinejob_trainer.models.huggingface.checkpoint_files import CheckpointFiles
+from pipelinejob_trainer.models.huggingface.division import Division
 from pipelinejob_trainer.models.huggingface.folder import CONFIG, ModelFolder, bad, few
 from pipelinejob_trainer.models.huggingface.safetensors_file import Stored
 
@@ -43,8 +44,10 @@ class _Conversion:
 class FolderWeights:
     """The weights of a folder for one model, of which other ranks' layers may be stubs."""
 
-    def __init__(self, folder: ModelFolder, model: nn.Module) -> None:
+    def __init__(self, folder: ModelFolder, model: nn.Module, division: Division | None = None) -> None:
         """Find out what the folder holds for the model, whose values do not matter.
+
+        Of tensors that a division divides, this rank's part is read.
 
         Opens the index, or the one file. Raises UserError if there is nothing to read, or if it is
         another model's.
@@ -57,6 +60,7 @@ class FolderWeights:
         self._unexpected: list[str] = []
         self._sort_out()
         self._ties = _ties(model)
+        self._division = division
         if not self._by_target:
             raise bad(
                 f"{self._files.described} holds no tensor of a {self._kind}, but {few(self._files.names)}; these are "
@@ -155,17 +159,18 @@ class FolderWeights:
         for target in conversion.targets:
             if target in wanted and target not in made:
                 raise bad(self._absent([target]))
-            if target in wanted and made[target].shape != wanted[target].shape:
+            if target in wanted and made[target].shape != self._shapes[target].shape:
                 of = "" if conversion.source_names == [target] else f" (of {few(conversion.source_names)})"
+                found, expected = (tuple(each[target].shape) for each in (made, self._shapes))
                 raise bad(
-                    f"{next(iter(stored.values())).file}: {target}{of} has the shape {tuple(made[target].shape)}, and "
-                    f"{tuple(wanted[target].shape)} by {CONFIG}; one of the two is another model's: download both again"
+                    f"{next(iter(stored.values())).file}: {target}{of} has the shape {found}, and "
+                    f"{expected} by {CONFIG}; one of the two is another model's: download both again"
                 )
 
     def _convert(self, conversion: _Conversion, wanted: Mapping[str, torch.Tensor]) -> None:
         if conversion.converter is None:
             (target,) = conversion.targets
-            self._files.stored(conversion.source_names[0]).read_into(wanted[target])
+            self._part_of(target, self._files.stored(conversion.source_names[0])).read_into(wanted[target])
             return
         if _is_by_expert(conversion):
             (target,) = conversion.targets
@@ -183,7 +188,13 @@ class FolderWeights:
         reads = {name: partial(_as_master, self._files.stored(name)) for name in conversion.source_names}
         for target, tensor in self._made(conversion, reads).items():
             if target in into:
-                into[target].detach().copy_(tensor)
+                into[target].detach().copy_(tensor if self._division is None else self._division.of(target, tensor))
+
+    def _part_of(self, target: str, stored: Stored) -> Stored:
+        """Return where this rank's part of a tensor is."""
+        if self._division is None or target not in self._division.slices:
+            return stored
+        return stored.part(self._division.slices[target], self._division.group)
 
     def _made(self, conversion: _Conversion, reads: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Let transformers convert what `reads` return, by the folder's names."""
@@ -209,7 +220,7 @@ class FolderWeights:
             conversion = self._by_target.get(other)
             if conversion is None or other == name or conversion.converter is not None:
                 continue
-            stored = self._files.stored(conversion.source_names[0])
+            stored = self._part_of(name, self._files.stored(conversion.source_names[0]))
             if stored.shape != tensor.shape or not stored.equals(tensor):
                 raise bad(
                     f"{stored.file}: {stored.name} differs from {name}, to which {CONFIG} ties it "
