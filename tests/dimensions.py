@@ -83,19 +83,21 @@ _TWO_STAGES_A_RANK = {ScheduleName.INTERLEAVED, ScheduleName.ZB_V, ScheduleName.
 
 
 class Shape(NamedTuple):
-    """Degrees, and what replicas shard."""
+    """Degrees, what replicas shard, and whether the ranks of a stage divide the stream's tokens, too."""
 
     pipeline: int
     tensor: int = 1
     data: int = 1
     sharding: Sharding = Sharding.NONE
+    sequence_parallel: bool = False
 
     @property
     def ranks(self) -> int:
         return self.pipeline * self.tensor * self.data
 
     def __str__(self) -> str:
-        return f"{self.pipeline} x {self.tensor} x {self.data} {self.sharding}"
+        tokens = " tokens" if self.sequence_parallel else ""
+        return f"{self.pipeline} x {self.tensor} x {self.data} {self.sharding}{tokens}"
 
 
 ONE = Shape(1)
@@ -119,7 +121,8 @@ def job(
         training={"steps": steps, "preflight": False, "learning_rate": 1e-3, "adam_w": ADAMW},
         checkpoint={"interval_steps": SAVED, "keep": 5},
     )
-    degrees = made.parallelism.model_copy(update={"sharding": shape.sharding})
+    divided = {"sharding": shape.sharding, "sequence_parallel": shape.sequence_parallel}
+    degrees = made.parallelism.model_copy(update=divided)
     return made.model_copy(update={"parallelism": degrees})
 
 
@@ -175,6 +178,7 @@ def main() -> int:
     text.write_bytes(bytes((i * i * 31 + i // 7) % 256 for i in range(20_000)))
     shapes = [Shape(*degrees) for degrees in product((1, 2), repeat=3)]
     shapes += [Shape(*shape[:3], Sharding.OPTIMIZER) for shape in shapes if shape.data > 1] + [Shape(4)]
+    shapes += [Shape(*shape[:4], sequence_parallel=True) for shape in shapes if shape.tensor > 1]
     schedules = (
         ScheduleName.GPIPE,
         ScheduleName.ONE_F_ONE_B,
@@ -188,6 +192,8 @@ def main() -> int:
     for name, model in (*built_in, *((kind, folder_of(kind, folder)) for kind in FOLDERS)):
         (alone,) = train(job(text, model, ONE), folder=folder / name)
         for shape in shapes:
+            if shape.sequence_parallel and model.built_in is None:
+                continue
             fitting = [each for each in schedules if shape.pipeline > 1 or each not in _TWO_STAGES_A_RANK]
             if shape.pipeline == 4:
                 fitting = [each for each in fitting if each is not ScheduleName.GPIPE]

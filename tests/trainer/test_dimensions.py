@@ -26,13 +26,17 @@ from pipelinejob_trainer.runtime.rank import Rank, build_rank
 from pipelinejob_trainer.training.updates import Updates
 
 CPU = torch.device("cpu")
-# One of each kind: a table shared by stages that is divided, halves, heads' norms, experts, two stages a rank, shards.
+# One of each kind: a table shared by stages that is divided, halves, heads' norms, experts, two stages a rank, shards,
+# tokens that are divided.
 CASES = (
     (GPT, Shape(2, 2), ScheduleName.ZB_H1),
     (DECODER, Shape(2, 2), ScheduleName.DUALPIPE_V),
     (EXPERTS, Shape(2, 2), ScheduleName.ZB_V),
     (DECODER, Shape(1, 2, 2, Sharding.OPTIMIZER), ScheduleName.ONE_F_ONE_B),
     (GPT, Shape(2, 1, 2, Sharding.OPTIMIZER), ScheduleName.INTERLEAVED),
+    (GPT, Shape(2, 2, sequence_parallel=True), ScheduleName.ZB_H1),
+    (EXPERTS, Shape(2, 2, sequence_parallel=True), ScheduleName.DUALPIPE_V),
+    (DECODER, Shape(1, 2, 2, Sharding.OPTIMIZER, sequence_parallel=True), ScheduleName.ONE_F_ONE_B),
 )
 
 
@@ -134,6 +138,7 @@ def test_a_run_goes_on_in_another_shape_as_in_its_own(text: Path, folder: Path, 
         ({"schedule": ScheduleName.PIPEDREAM_2BW}, "NotRunnable", "PipeDream-2BW updates within a step"),
         ({"entrypoint": "shared_models:tied"}, "NotRunnable", "built-in models alone"),
         ({"sharding": Sharding.FULL}, "NotRunnable", "full is not there yet"),
+        ({"sequence_parallel": True, "length": 15}, "NotRunnable", "2 ranks cannot share sequences of 15 tokens"),
     ],
     ids=lambda each: next(iter(each)) if isinstance(each, dict) else None,
 )
@@ -141,12 +146,14 @@ def test_what_is_not_right_is_refused_by_name(
     change: dict[str, object], reason: str, words: str, text: Path, tmp_path: Path
 ) -> None:
     wanted = job(text, GPT, Shape(1, 2))
-    degrees = {name: change[name] for name in ("tensor", "sharding") if name in change}
+    degrees = {name: change[name] for name in ("tensor", "sharding", "sequence_parallel") if name in change}
     training = {name: change[name] for name in ("lora", "optimizer") if name in change}
     model = Model(entrypoint=str(change["entrypoint"]), num_layers=8) if "entrypoint" in change else wanted.model
     schedule = {"name": change["schedule"]} if "schedule" in change else {}
+    length = {"sequence_length": change["length"]} if "length" in change else {}
     refused = wanted.model_copy(
         update={
+            "data": wanted.data.model_copy(update=length),
             "model": model,
             "parallelism": wanted.parallelism.model_copy(update=degrees),
             "training": wanted.training.model_copy(update=training),

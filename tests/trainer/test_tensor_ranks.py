@@ -91,9 +91,10 @@ def test_metrics_of_several_ranks_stand_by_family() -> None:
     )
 
 
-def test_what_is_dropped_of_the_stream_is_the_same_on_all_ranks(text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("divides_tokens", [False, True], ids=["alike", "own"])
+def test_what_is_dropped_leaves_all_ranks_with_the_same(divides_tokens: bool, text: Path, tmp_path: Path) -> None:
     sizes = GptModel(num_layers=6, hidden_size=16, num_heads=2, vocabulary_size=257, dropout=0.2)
-    wanted = job(text, Model(gpt=sizes), Shape(1, 2), steps=4)
+    wanted = job(text, Model(gpt=sizes), Shape(1, 2, sequence_parallel=divides_tokens), steps=4)
     (one, of_one), (other, of_other) = run_processes(replicated, wanted, tmp_path, world=2)
     assert one == other
     assert len(of_one) > 6
@@ -137,12 +138,15 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return both[0], both[1]
 
 
-@pytest.mark.parametrize("model", [GPT, DECODER], ids=["gpt", "decoder"])
-@pytest.mark.parametrize("size", [2, 4])
-def test_a_pass_exchanges_what_is_counted(model: Model, size: int) -> None:
-    if model is DECODER and size > 2:
-        pytest.skip("it has two heads of keys")
-    group = Unmet(1, size)
+def is_whole(name: str) -> bool:
+    of_matrices = ("feed_forward_out.bias", "attention_out.bias", "position.weight")
+    return "norm" in name or name.endswith(of_matrices)
+
+
+@pytest.mark.parametrize("divides_tokens", [False, True], ids=["heads", "tokens"])
+@pytest.mark.parametrize(("model", "size"), [(GPT, 2), (GPT, 4), (DECODER, 2)], ids=["gpt-2", "gpt-4", "decoder-2"])
+def test_a_pass_exchanges_what_is_counted(model: Model, size: int, divides_tokens: bool) -> None:
+    group = Unmet(1, size, divides_tokens=divides_tokens)
     stages = of_a_rank(model, group)
     tokens, targets = batch()
     value: Passed = tokens
@@ -158,15 +162,21 @@ def test_a_pass_exchanges_what_is_counted(model: Model, size: int) -> None:
     # A ring: of so many bytes each rank sends all but one part; as many collectives there as back. The loss has three
     # numbers of each token.
     there_and_back = 2 * sum(each.collectives * each.gathered_bytes for each in counted)
-    assert group.bytes_exchanged == (there_and_back + 2 * 3 * n * 4) * (size - 1) // size
+    # Of what all ranks hold whole, each has the gradient of its tokens.
+    whole = [each for stage in stages for name, each in stage.named_parameters() if divides_tokens and is_whole(name)]
+    gradients = sum(2 * (size - 1) * each.nbytes // size for each in whole)
+    assert group.bytes_exchanged == (there_and_back + 2 * 3 * n * 4) * (size - 1) // size + gradients
 
 
+@pytest.mark.parametrize("divides_tokens", [False, True], ids=["heads", "tokens"])
 @pytest.mark.parametrize("model", [GPT, DECODER], ids=["gpt", "decoder"])
-def test_a_rank_holds_what_is_counted(model: Model) -> None:
+def test_a_rank_holds_what_is_counted(model: Model, divides_tokens: bool) -> None:
     training = Training(steps=1)
     schedule = ScheduleSpec(micro_batches=4, micro_batch_size=ROWS)
-    counted = analytic_profile(model, DATA, schedule, training, device=Device.CPU, tensor=2).layers
-    stages = of_a_rank(model, Unmet(0, 2))
+    counted = analytic_profile(
+        model, DATA, schedule, training, device=Device.CPU, tensor=2, is_sequence_parallel=divides_tokens
+    ).layers
+    stages = of_a_rank(model, Unmet(0, 2, divides_tokens=divides_tokens))
     tokens, targets = batch()
     for _ in range(2):  # the first makes gradients
         measured, _ = layer_memory(stages, tokens, targets, is_split=False)

@@ -17,9 +17,10 @@ norms. While a pass lasts, it holds gradients on their way too. tests/trainer/te
 compares all that with the trainer's memory.
 
 Tensor parallelism. Matrices are divided by heads, columns or rows; with it goes sequence
-parallelism (the same paper, section 4.2.2): what lies between matrices is divided by tokens, so
-that all that is kept is divided, and each branch gathers its input and scatters its sum, at the
-cost of one all-reduce there and one on the way back.
+parallelism (the same paper, section 4.2.2): what lies between matrices is divided by tokens, and
+each branch gathers its input and scatters its sum, at the cost of one all-reduce there and one on
+the way back. The paper's keep their part of that input alone and gather it again on the way back;
+here it is kept as it was gathered.
 """
 
 from dataclasses import dataclass
@@ -162,19 +163,19 @@ def _block(block: Block, decoder: Decoder, batch: Batch) -> Count:
 
 
 def _divided(elements: int, whole: int, batch: Batch) -> int:
-    """Return a GPU's of a token's elements, of which some are the stream's."""
-    return -(-whole // batch.stream_parts) + -(-(elements - whole) // batch.tensor)
+    """Return a GPU's of a token's elements, of which some are there on all of them."""
+    return whole + -(-(elements - whole) // batch.tensor)
 
 
 def _taken(matrix: Matrix, batch: Batch) -> int:
     """Return the elements of a token that a GPU multiplies with a matrix."""
-    return matrix.used * -(-matrix.inputs // (batch.tensor if matrix.is_last else batch.stream_parts))
+    return matrix.used * -(-matrix.inputs // (batch.tensor if matrix.is_last else 1))
 
 
 def _given(matrix: Matrix, batch: Batch) -> int:
     """Return the elements of a token that a GPU gets of a matrix."""
     is_streams = matrix.is_last or matrix.is_whole
-    return matrix.used * -(-matrix.outputs // (batch.stream_parts if is_streams else batch.tensor))
+    return matrix.used * -(-matrix.outputs // (1 if is_streams else batch.tensor))
 
 
 def _is_flat(matrix: Matrix) -> bool:
@@ -217,7 +218,7 @@ def _working_bytes(block: Block, decoder: Decoder, batch: Batch, *, kept: int) -
         + max(n * _taken(each, batch) * element + _gradient_bytes(each.inputs * each.outputs, batch) for each in last)
     )
     at_activation = stream_bytes + cast_bytes + 2 * n * max(outputs) * element if cast_bytes else 0
-    left = stream_bytes + n * first[0].inputs * element // batch.stream_parts
+    left = stream_bytes + n * first[0].inputs * element
     at_first = 3 * stream_bytes + n * sum(outputs[:_FUSED]) * element + first_gradient - (kept - left)
     return max(at_last, at_activation, at_first)
 
@@ -249,7 +250,7 @@ def _head(decoder: Decoder, batch: Batch) -> Count:
     n, element, tensor = batch.tokens, batch.element_bytes, batch.tensor
     columns = -(-decoder.vocabulary // tensor)
     table = columns * (decoder.token_width + decoder.has_head_bias)
-    received = n * (decoder.width + (decoder.token_width if decoder.projection else 0)) * element // batch.stream_parts
+    received = n * (decoder.width + (decoder.token_width if decoder.projection else 0)) * element
     logits_bytes, loss_bytes = n * columns * element, n * columns * FP32_BYTES
     stream_bytes = _stream_bytes(decoder, batch)
     return Count(

@@ -10,7 +10,7 @@ from pipelinejob.base.errors import SpecError
 from pipelinejob.models.decoder import Matrix, Role
 from pipelinejob.schedules.families import ASYNCHRONOUS
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.job import Model, Parallelism, Sharding, Training
+from pipelinejob.spec.job import Data, Model, Parallelism, Sharding, Training
 from pipelinejob.spec.optimization import Optimizer
 
 _FIELD = "spec.parallelism.tensor"
@@ -55,17 +55,16 @@ def _dealt_out(matrix: Matrix) -> tuple[int, str]:
     return matrix.inputs if matrix.is_last else matrix.outputs, what or "columns"
 
 
-def unrunnable(model: Model, training: Training, schedule: ScheduleName, degrees: Parallelism) -> Iterator[SpecError]:
+def unrunnable(
+    model: Model, training: Training, schedule: ScheduleName, degrees: Parallelism, data: Data
+) -> Iterator[SpecError]:
     """Return an error for each thing that can be planned with tensor parallelism or sharding, but not be run."""
     yield from _unsharded(training, schedule, degrees.sharding)
     tensor = degrees.tensor
-    if degrees.sequence_parallel:
-        yield SpecError(
-            "spec.parallelism.sequenceParallel",
-            "can be planned, but the trainer holds all tokens on every GPU of a stage; leave it out",
-        )
     if tensor is None or tensor == 1:
         return
+    if degrees.sequence_parallel:
+        yield from _undivided_tokens(model, tensor, data)
     if model.built_in is None and model.hugging_face is None:
         yield SpecError(
             _FIELD,
@@ -87,6 +86,22 @@ def unrunnable(model: Model, training: Training, schedule: ScheduleName, degrees
             "spec.schedule.name",
             f"{schedule} updates within a step, which is not tried with {_FIELD} = {tensor}; use 1, or a synchronous"
             " schedule such as 1F1B",
+        )
+
+
+def _undivided_tokens(model: Model, tensor: int, data: Data) -> Iterator[SpecError]:
+    field = "spec.parallelism.sequenceParallel"
+    if model.built_in is None:
+        yield SpecError(
+            field,
+            "can be planned, but the trainer divides the tokens of built-in models alone (spec.model.gpt,"
+            " spec.model.decoder); leave it out",
+        )
+    if data.sequence_length % tensor:
+        yield SpecError(
+            field,
+            f"{tensor} ranks cannot share sequences of {data.sequence_length} tokens equally; use a multiple of"
+            f" {tensor} for spec.data.sequenceLength, or leave it out",
         )
 
 

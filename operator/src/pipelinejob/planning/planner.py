@@ -176,7 +176,8 @@ def division_of(plan: Plan, profile: Profile) -> Division:
 def refuse_unrunnable(spec: PipelineJobSpec) -> None:
     """Raise SpecError for a spec that can be planned but not yet be run."""
     degrees, name = spec.parallelism, spec.schedule.name
-    for error in (*undividable(spec.model, degrees.tensor), *unrunnable(spec.model, spec.training, name, degrees)):
+    not_yet = unrunnable(spec.model, spec.training, name, degrees, spec.data)
+    for error in (*undividable(spec.model, degrees.tensor), *not_yet):
         raise error
 
 

@@ -180,7 +180,7 @@ class Parallelism(Value):
             ge=1,
             le=64,
             description="GPUs that share each layer inside a stage; if unset, chosen beside `gpus`, 1 without. "
-            "More than 1 can be run of built-in models.",
+            "More than 1 can be run of built-in models and of huggingFace.",
         ),
     ] = OPEN
 
@@ -194,8 +194,8 @@ class Parallelism(Value):
     sequence_parallel: Annotated[
         bool,
         Field(
-            description="The GPUs of a stage divide the tokens, too, between matrices; can be planned, but not be run "
-            "yet."
+            description="The GPUs of a stage divide the tokens, too, between matrices: each keeps, and passes on to "
+            "the next stage, its part of the stream alone. More than 1 `tensor` of built-in models."
         ),
     ] = False
 

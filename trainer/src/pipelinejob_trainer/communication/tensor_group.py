@@ -13,11 +13,13 @@ from pipelinejob_trainer.communication.gang import peer_errors
 class TensorGroup:
     """`size` ranks that hold a part of each layer; this one is number `rank`.
 
+    With `divides_tokens` each has the stream of an equal stretch of each sequence's tokens, too.
     `bytes_exchanged` counts what this rank has sent: of a sum or a gathering of n bytes, by a ring,
     a part (size - 1) / size, twice for a sum.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, *, divides_tokens: bool = False) -> None:
+        self.divides_tokens = divides_tokens and size > 1
         self.rank = rank
         self.size = size
         self.bytes_exchanged = 0
@@ -52,6 +54,14 @@ class TensorGroup:
         with peer_errors():
             distributed.all_gather_into_tensor(found, tensor.flatten(), group=self._met())
         return found.view(self.size, *tensor.shape)
+
+    def scattered(self, tensors: torch.Tensor) -> torch.Tensor:
+        """Return this rank's of the sums over the group of contiguous tensors (size, ...). Raises PeerLostError."""
+        found = tensors.new_empty(tensors[0].numel())
+        self.bytes_exchanged += (self.size - 1) * found.nbytes
+        with peer_errors():
+            distributed.reduce_scatter_tensor(found, tensors.flatten(), group=self._met())
+        return found.view(tensors.shape[1:])
 
     def _reduce(self, tensor: torch.Tensor, operation: distributed.ReduceOp.RedOpType) -> None:
         self.bytes_exchanged += 2 * (self.size - 1) * tensor.nbytes // self.size

@@ -16,7 +16,15 @@ from torch.nn import functional
 from pipelinejob.spec.job import GptModel
 from pipelinejob_trainer.base.user_code import BuiltInLayer
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
-from pipelinejob_trainer.models.tensor_parallel import Slice, Slices, closing, entered, looked_up, own_numbers
+from pipelinejob_trainer.models.tensor_parallel import (
+    Slice,
+    Slices,
+    closing,
+    entered,
+    looked_up,
+    on_stream,
+    own_numbers,
+)
 
 _INITIAL_DEVIATION = 0.02
 
@@ -35,11 +43,11 @@ class Embedding(BuiltInLayer):
             nn.init.normal_(table.weight, std=_INITIAL_DEVIATION)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        embedded: torch.Tensor = self.dropout(
-            looked_up(self.token, tokens, self.tensor_group) + self.position(positions)
-        )
-        return embedded
+        group = self.tensor_group
+        own = group.bounds(tokens.shape[1]) if group.divides_tokens else (0, tokens.shape[1])
+        positions = torch.arange(*own, device=tokens.device)
+        places = functional.embedding(positions, on_stream(self.position.weight, group))
+        return _dropped(self.dropout, looked_up(self.token, tokens, group) + places, group, use=1)
 
 
 class Block(BuiltInLayer):
@@ -52,10 +60,10 @@ class Block(BuiltInLayer):
         hidden = model.hidden_size
         feed_forward = model.feed_forward_size or 4 * hidden
         self.head_size = hidden // model.num_heads
-        self.attention_norm = nn.LayerNorm(hidden)
+        self.attention_norm = StreamNorm(hidden)
         self.qkv = nn.Linear(hidden, 3 * hidden)
         self.attention_out = nn.Linear(hidden, hidden)
-        self.feed_forward_norm = nn.LayerNorm(hidden)
+        self.feed_forward_norm = StreamNorm(hidden)
         self.feed_forward_in = nn.Linear(hidden, feed_forward)
         self.feed_forward_out = nn.Linear(feed_forward, hidden)
         self.dropout = nn.Dropout(model.dropout)
@@ -70,20 +78,30 @@ class Block(BuiltInLayer):
         stream = stream + self._attend(self.attention_norm(stream))
         normed = entered(self.feed_forward_norm(stream), self.tensor_group)
         inner = functional.gelu(self.feed_forward_in(normed))
-        result: torch.Tensor = stream + self.dropout(closing(self.feed_forward_out, inner, self.tensor_group))
-        return result
+        fed = closing(self.feed_forward_out, inner, self.tensor_group)
+        return stream + _dropped(self.dropout, fed, self.tensor_group, use=2)
 
-    def _attend(self, normed_bth: torch.Tensor) -> torch.Tensor:
+    def _attend(self, normed: torch.Tensor) -> torch.Tensor:
         group = self.tensor_group
+        normed_bth = entered(normed, group)
         batch, sequence, _ = normed_bth.shape
-        qkv = self.qkv(entered(normed_bth, group)).view(batch, sequence, 3, -1, self.head_size)
+        qkv = self.qkv(normed_bth).view(batch, sequence, 3, -1, self.head_size)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         dropout = self.dropout.p if self.training else 0.0
         with own_numbers(qkv.device, group) if dropout else nullcontext():
             mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
         heads = mixed.transpose(1, 2).reshape(batch, sequence, -1)
-        result: torch.Tensor = self.dropout(closing(self.attention_out, heads, group))
-        return result
+        return _dropped(self.dropout, closing(self.attention_out, heads, group), group, use=1)
+
+
+class StreamNorm(nn.LayerNorm):
+    """A norm of the stream, of which a rank may have some tokens alone."""
+
+    tensor_group: TensorGroup = ALONE
+
+    def forward(self, stream: torch.Tensor) -> torch.Tensor:
+        weight, bias = (on_stream(each, self.tensor_group) for each in (self.weight, self.bias))
+        return functional.layer_norm(stream, self.normalized_shape, weight, bias, self.eps)
 
 
 class Head(BuiltInLayer):
@@ -93,7 +111,7 @@ class Head(BuiltInLayer):
 
     def __init__(self, model: GptModel) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(model.hidden_size)
+        self.norm = StreamNorm(model.hidden_size)
         self.logits = nn.Linear(model.hidden_size, model.vocabulary_size, bias=False)
         nn.init.normal_(self.logits.weight, std=_INITIAL_DEVIATION)
 
@@ -128,6 +146,14 @@ def slices(model: GptModel, index: int) -> Slices:
         "feed_forward_in.bias": Slice(0),
         "feed_forward_out.weight": Slice(1),
     }
+
+
+def _dropped(dropout: nn.Dropout, stream: torch.Tensor, group: TensorGroup, *, use: int) -> torch.Tensor:
+    """Drop some of the stream; of tokens that a rank has alone by numbers of its own, others for each use."""
+    is_own = group.divides_tokens and dropout.training and dropout.p > 0
+    with own_numbers(stream.device, group, use) if is_own else nullcontext():
+        result: torch.Tensor = dropout(stream)
+    return result
 
 
 def _initialise(linear: nn.Linear, deviation: float) -> None:

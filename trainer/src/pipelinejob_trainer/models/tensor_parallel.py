@@ -1,4 +1,4 @@
-"""Tensor parallelism: several ranks share each layer's matrices, and all hold the whole residual stream.
+"""Tensor parallelism: several ranks share each layer's matrices.
 
 As in Megatron (Shoeybi et al. 2019, arXiv 1909.08053). The first matrices of a branch are divided by
 columns, so that a rank has some heads, or some of the inner width, and all that belongs to them; the
@@ -6,6 +6,12 @@ last by rows, so that what the ranks get adds up. A branch is `entered` before t
 the last: the one adds gradients up over the group, the other outputs. Tables of tokens are divided
 by tokens. What is not divided is equal on all ranks, and so are its gradients, bit for bit, for they
 come of sums that all ranks have alike.
+
+All ranks hold the whole residual stream; or, with sequence parallelism (Korthikanti et al. 2022, arXiv
+2205.05198, section 4.2.2), each that of its tokens: a branch begins by gathering them, and where it
+ends each rank gets its tokens' sums. Gradients go the same ways backwards, so that as many bytes travel.
+Whatever works on the stream's tokens, norms and biases, then has a rank's share of its gradient
+alone, and adds them up.
 
 Parameters stay plain ones, of a part's shape, so that a backward pass in halves, optimisers and
 reductions need to know nothing: why not DTensor is in docs/decisions/0012-tensor-parallelism.md.
@@ -74,18 +80,42 @@ def share(layer: nn.Module, group: TensorGroup) -> None:
 
 
 def entered(x: torch.Tensor, group: TensorGroup) -> torch.Tensor:
-    """Return x for matrices divided by columns; gradients that come back are added up over the group."""
+    """Return the stream, (rows, tokens, width), for matrices divided by columns.
+
+    Gradients that come back are added up over the group.
+    """
+    if not group.is_split:
+        return x
+    result: torch.Tensor = (_Assembled if group.divides_tokens else _Entered).apply(x, group)
+    return result
+
+
+def entered_beside(x: torch.Tensor, group: TensorGroup) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `entered` does, and the same for what all ranks do alike, with equal gradients."""
+    if not group.divides_tokens:
+        return entered(x, group), x
+    inside, beside = _AssembledTwice.apply(x, group)
+    return inside, beside
+
+
+def with_all_gradients(x: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+    """Return what all ranks have alike, of whose gradient each will give a share."""
     if not group.is_split:
         return x
     result: torch.Tensor = _Entered.apply(x, group)
     return result
 
 
+def on_stream(parameter: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+    """Return a parameter for work on the stream, of which a rank may have some tokens alone."""
+    return with_all_gradients(parameter, group) if group.divides_tokens else parameter
+
+
 def left(x: torch.Tensor, group: TensorGroup) -> torch.Tensor:
-    """Return the sum over the group of what its ranks have; x is used up."""
+    """Return the sum over the group of what its ranks have, (rows, tokens, width); x is used up."""
     if not group.is_split:
         return x
-    result: torch.Tensor = _Left.apply(x, group)
+    result: torch.Tensor = (_Scattered if group.divides_tokens else _Left).apply(x, group)
     return result
 
 
@@ -95,7 +125,7 @@ def closing(linear: nn.Linear, x: torch.Tensor, group: TensorGroup) -> torch.Ten
         result: torch.Tensor = linear(x)
         return result
     total = left(functional.linear(x, linear.weight), group)
-    return total if linear.bias is None else total + linear.bias.to(total.dtype)
+    return total if linear.bias is None else total + on_stream(linear.bias, group).to(total.dtype)
 
 
 def looked_up(table: nn.Embedding, tokens: torch.Tensor, group: TensorGroup) -> torch.Tensor:
@@ -129,14 +159,17 @@ def own_columns(x: torch.Tensor, group: TensorGroup) -> torch.Tensor:
 
 
 @contextmanager
-def own_numbers(device: torch.device, group: TensorGroup) -> Iterator[None]:
-    """Draw random numbers of this rank's own inside, for what it has alone; behind it all draw alike again."""
+def own_numbers(device: torch.device, group: TensorGroup, use: int = 0) -> Iterator[None]:
+    """Draw random numbers of this rank's own inside, for what it has alone; behind it all draw alike again.
+
+    Each `use` in a layer has others.
+    """
     if not group.is_split:
         yield
         return
     generator = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
     before = generator.get_state()
-    generator.manual_seed(mix(generator.initial_seed(), group.rank))
+    generator.manual_seed(mix(generator.initial_seed(), use * group.size + group.rank))
     try:
         yield
     finally:
@@ -170,6 +203,53 @@ class _Left(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         del ctx
         return gradients[0], None
+
+
+class _Assembled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+        ctx.group = group
+        return _all_tokens(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _own_sums(gradients[0], ctx.group), None
+
+
+class _AssembledTwice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: TensorGroup) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.group = group
+        whole = _all_tokens(x, group)
+        return whole, whole.view_as(whole)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        of_parts, alike = gradients
+        first, end = ctx.group.bounds(alike.shape[1])
+        return _own_sums(of_parts, ctx.group) + alike[:, first:end], None
+
+
+class _Scattered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+        ctx.group = group
+        return _own_sums(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _all_tokens(gradients[0], ctx.group), None
+
+
+def _all_tokens(x: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+    """Return (rows, tokens, width) of all ranks' equal stretches of tokens."""
+    return group.gathered(x.contiguous()).transpose(0, 1).flatten(1, 2)
+
+
+def _own_sums(x: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+    """Return the sums over the group of (rows, tokens, width), for this rank's stretch of the tokens."""
+    rows, tokens, width = x.shape
+    return group.scattered(x.view(rows, group.size, tokens // group.size, width).transpose(0, 1).contiguous())
 
 
 class _Gathered(torch.autograd.Function):

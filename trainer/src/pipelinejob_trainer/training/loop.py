@@ -60,11 +60,12 @@ class Preparation:
         self.plan = plan
         self.folder = CheckpointFolder(config.checkpoints)
         self.folder.prepare(who=config.process)
-        group = TensorGroup(config.tensor, plan.parallelism.tensor)
+        degrees = plan.parallelism
+        group = TensorGroup(config.tensor, degrees.tensor, divides_tokens=degrees.sequence_parallel)
         device = choose_device(plan, group.rank)
         for error in undividable(plan.model, group.size):
             raise UserError("NotDivided", str(error))
-        for error in unrunnable(plan.model, plan.training, plan.schedule.name, plan.parallelism):
+        for error in unrunnable(plan.model, plan.training, plan.schedule.name, degrees, plan.data):
             raise UserError("NotRunnable", str(error))
         self.rank = build_rank(plan, index=config.stage, replica=config.replica, device=device, tensor_group=group)
         for remark in self.rank.part.remarks if config.stage == group.rank == 0 else ():

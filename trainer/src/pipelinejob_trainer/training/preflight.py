@@ -100,12 +100,15 @@ def check(rank: Rank, membership: Membership) -> str:
 
 def shrunk(plan: Plan) -> Plan:
     """Return a small version of a plan; schedule, layers and stages stay."""
-    data = plan.data
+    data, tensor = plan.data, plan.parallelism.tensor
+    length = min(_SEQUENCE_LENGTH, data.sequence_length)
+    if plan.parallelism.sequence_parallel:  # as a job's, it has equally many tokens for each
+        length = max(tensor, length - length % tensor)
     return plan.model_copy(
         update={
-            "model": plan.model.shrunk(plan.parallelism.tensor),
+            "model": plan.model.shrunk(tensor),
             "parallelism": plan.parallelism.model_copy(update={"sharding": Sharding.NONE}),  # for whole gradients
-            "data": data.model_copy(update={"sequence_length": min(_SEQUENCE_LENGTH, data.sequence_length)}),
+            "data": data.model_copy(update={"sequence_length": length}),
             "schedule": _small_schedule(plan.schedule),
         }
     )

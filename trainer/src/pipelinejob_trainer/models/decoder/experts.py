@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from pipelinejob.spec.job import Experts
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
-from pipelinejob_trainer.models.tensor_parallel import entered, left
+from pipelinejob_trainer.models.tensor_parallel import entered_beside, left, with_all_gradients
 
 
 class MixtureOfExperts(nn.Module):
@@ -34,17 +34,18 @@ class MixtureOfExperts(nn.Module):
         self.down = nn.Parameter(torch.empty(experts.num, hidden, inner))
 
     def forward(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        tokens = normed.flatten(0, -2)
+        group = self.tensor_group
+        inside, beside = entered_beside(normed, group)
+        tokens = beside.flatten(0, -2)
         probabilities = self._probabilities(tokens)
         weights, chosen = probabilities.topk(self.per_token, dim=-1)  # (tokens, per token)
         if self.is_normalized:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         counts = functional.one_hot(chosen, self.num).sum((0, 1))
-        group = self.tensor_group
-        mixed = left(self._mixed(entered(tokens, group), entered(weights, group), chosen, counts), group)
+        mixed = self._mixed(inside.flatten(0, -2), with_all_gradients(weights, group), chosen, counts)
         is_balanced = self.coefficient and self.training
         balance = self.coefficient * imbalance(probabilities, counts) if is_balanced else None
-        return mixed.view(normed.shape), balance
+        return left(mixed.view(inside.shape), group), balance
 
     def _probabilities(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return (tokens, experts), in fp32 always (Fedus et al. 2021, section 2.4)."""

@@ -11,11 +11,13 @@ from torch import nn
 from torch.nn import functional
 
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
-from pipelinejob_trainer.models.tensor_parallel import entered
+from pipelinejob_trainer.models.tensor_parallel import on_stream, with_all_gradients
 
 
 class RMSNorm(nn.RMSNorm):
     """A norm over the last dimension; under autocast the result has its precision, for all that is multiplied with."""
+
+    tensor_group: TensorGroup = ALONE
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         assert self.eps is not None
@@ -28,16 +30,14 @@ class RMSNorm(nn.RMSNorm):
         return normed
 
     def _weight(self) -> torch.Tensor:
-        return self.weight
+        return on_stream(self.weight, self.tensor_group)
 
 
 class HeadNorm(RMSNorm):
     """A norm of each head by itself; each rank of a tensor group adds its heads' part to the weight's gradient."""
 
-    tensor_group: TensorGroup = ALONE
-
     def _weight(self) -> torch.Tensor:
-        return entered(self.weight, self.tensor_group)
+        return with_all_gradients(self.weight, self.tensor_group)
 
 
 class _RMSNorm(torch.autograd.Function):

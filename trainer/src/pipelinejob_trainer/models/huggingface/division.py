@@ -34,6 +34,7 @@ from pipelinejob_trainer.models.tensor_parallel import (
     left,
     looked_up_by,
     own_columns,
+    with_all_gradients,
 )
 
 FIELD = "spec.parallelism.tensor"
@@ -207,7 +208,7 @@ def _of_table(table: Any, group: TensorGroup, is_read: Callable[[], bool]) -> Ca
 
 def _of_experts(forward: Callable[..., Any], group: TensorGroup) -> Callable[..., Any]:
     def mixed(hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        output = forward(entered(hidden, group), chosen, entered(weights, group))
+        output = forward(entered(hidden, group), chosen, with_all_gradients(weights, group))
         return left(output.clone() if output._is_view() else output, group)  # noqa: SLF001 # which must not be a view
 
     return mixed
@@ -219,7 +220,7 @@ def _with_all_gradients(module: nn.Module, group: TensorGroup) -> Callable[..., 
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         own = dict(slots)
-        slots.update({name: entered(each, group) for name, each in own.items() if each is not None})
+        slots.update({name: with_all_gradients(each, group) for name, each in own.items() if each is not None})
         try:
             return inner(*args, **kwargs)
         finally:
