@@ -147,6 +147,12 @@ def tensor_rank(rank: int, plan: Plan, folder: Path) -> tuple[list[float], loop.
     return status.losses, _trained(plan, config(plan, stage=0, replica=0, tensor=rank, folder=folder), status)
 
 
+def ranks_of_plans(rank: int, plans: Sequence[Plan], folder: Path) -> tuple[str, str] | None:
+    """Train as one of the ranks that share all layers, each by a plan of its own; give what it was refused for."""
+    torch.set_num_threads(1)
+    return _train(rank, plans[rank], folder).refused
+
+
 def _membership(plan: Plan, prepared: loop.Preparation) -> Membership:
     layout, degrees, group = prepared.rank.layout, plan.parallelism, prepared.rank.tensor_group
     groups = process_groups(pipeline=degrees.pipeline, data=degrees.data, tensor=degrees.tensor)

@@ -46,6 +46,7 @@ from pipelinejob_trainer.training.adapters import BaseCheck, agreed_base, check_
 from pipelinejob_trainer.training.membership import Membership, choose_device
 from pipelinejob_trainer.training.not_finite import Decision, NotFinitePolicy, described
 from pipelinejob_trainer.training.parameter_check import ParameterCheck
+from pipelinejob_trainer.training.shape_check import check_shapes
 from pipelinejob_trainer.training.totals import Totals
 from pipelinejob_trainer.training.tracking import Trackers
 from pipelinejob_trainer.training.untrained_state import UntrainedState
@@ -120,6 +121,7 @@ class TrainingLoop:
 
     def _join(self, membership: Membership) -> None:
         self._gang = membership.gang
+        check_shapes(self._rank, membership.gang)
         self._order = _agreed_order(self._prepared, membership.gang)
         self._links = membership.link(self._plan.schedule.micro_batch_sizes)
         self._runtime = self._rank.runtime(
