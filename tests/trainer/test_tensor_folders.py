@@ -10,7 +10,7 @@ import torch
 
 from dimensions import FOLDERS, ONE, Shape, difference, folder_of, job
 from loops import Run, train
-from meetings import Unmet
+from meetings import Unmet, gradients_differ
 from pipelinejob.models.counts import Batch, count
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import Data, Model, Precision
@@ -18,7 +18,7 @@ from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.nesting import Passed
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
 from pipelinejob_trainer.models.divided_loss import divided
-from pipelinejob_trainer.models.huggingface import safetensors_file
+from pipelinejob_trainer.models.huggingface import division, safetensors_file
 from pipelinejob_trainer.models.loss import token_cross_entropy
 from pipelinejob_trainer.models.part import Part, build_part
 from pipelinejob_trainer.stage.stage import Stage
@@ -36,6 +36,13 @@ LATENT = {
     "qk_rope_head_dim": 4,
     "v_head_dim": 8,
     "num_key_value_heads": 4,
+}
+MORE: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 8},
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    "olmoe": {"num_experts": 4},
+    "granite": {"embedding_multiplier": 2.0, "logits_scaling": 3.0, "residual_multiplier": 0.5},
+    "cohere": {"logit_scale": 0.25},
 }
 ROWS, LENGTH, LAYERS = 2, 16, 8
 DATA = Data(corpus="python-stdlib", sequence_length=LENGTH)
@@ -86,6 +93,21 @@ def test_parts_make_up_the_whole(kind: str, narrow: int | None, root: Path) -> N
                 seen[name] = each.detach()
     for name, each in whole.items():
         assert torch.equal(seen[name], each), name
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "qwen2_moe", "olmoe", "cohere", "granite"])
+def test_other_families_have_the_gradients_of_the_whole(kind: str, root: Path) -> None:
+    """Scaled tables and logits, a shared expert, norms over all heads, branches side by side."""
+    model = folder_of(kind, root, **MORE.get(kind, {}))
+    error, name = gradients_differ(model, DATA, 2, vocabulary=30)
+    assert error < 1e-4, name
+
+
+def test_a_wrong_division_shows_in_gradients(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(division, "_with_all_gradients", lambda module, _: module.forward)
+    error, name = gradients_differ(folder_of("qwen3", root), DATA, 2, vocabulary=30)
+    assert error > 1e-2
+    assert "_norm" in name
 
 
 def test_a_rank_reads_its_own_bytes_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

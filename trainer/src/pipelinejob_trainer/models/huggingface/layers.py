@@ -135,8 +135,8 @@ def _made(cut: "Cut", index: int, weights: FolderWeights | None, division: "Divi
         return Made(module=module, tied=of_layer(index, cut.tied))
     module = materialise(cut, index)
     initialise(cut, index)  # whole, so that all shapes start from the same values
-    for place, tensor in _filled(index, module) if division else ():
-        if not place.is_buffer:
+    if division is not None:
+        for place, tensor in _filled(index, module):
             tensor.data = division.of(cut.names.full(place.name), tensor.data)
     return Made(module=module, tied=of_layer(index, cut.tied))
 
