@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -74,14 +74,16 @@ def gradients_differ(model: Model, data: Data, size: int, *, vocabulary: int) ->
     groups = [Threaded(rank, table) for rank in range(size)]
     build = _builder(model, data, size)
     whole, parts = build(ALONE), [build(group) for group in groups]
-    tokens, targets = torch.randint(
-        vocabulary, (2, 2, data.sequence_length), generator=torch.Generator().manual_seed(1)
-    )
+    dice = torch.Generator().manual_seed(1)
+    tokens, targets = torch.randint(vocabulary, (2, 2, data.sequence_length), generator=dice)
+    _stir(whole, parts, dice)
     _pass(whole, tokens, targets)
     with ThreadPoolExecutor(size) as pool:
         for done in [pool.submit(_pass, part, tokens, targets) for part in parts]:
             done.result()
     expected = {name: each.grad for name, each in whole.named_parameters().items() if each.grad is not None}
+    if not all(bool(each.isfinite().all()) for each in expected.values()):
+        raise ValueError("its narrow copy's gradients are not finite")
     least = 1e-3 * max(float(each.abs().max()) for each in expected.values())
     worst = (0.0, "")
     for part in parts:
@@ -94,6 +96,16 @@ def gradients_differ(model: Model, data: Data, size: int, *, vocabulary: int) ->
             error = float((each.grad - own).abs().max()) / max(float(expected[name].abs().max()), least)
             worst = max(worst, (error, name))
     return worst
+
+
+@torch.no_grad()
+def _stir(whole: Part, parts: Sequence[Part], dice: torch.Generator) -> None:
+    """Move what may begin as zeros or ones, so that it counts; all ranks alike."""
+    for name, each in whole.named_parameters().items():
+        each.add_(torch.randn(each.shape, generator=dice), alpha=0.05)
+        for part in parts:
+            own = part.slices[name].of(each, part.tensor_group) if name in part.slices else each
+            part.named_parameters()[name].copy_(own)
 
 
 def _builder(model: Model, data: Data, size: int) -> Callable[[TensorGroup], Part]:
