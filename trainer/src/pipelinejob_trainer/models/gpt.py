@@ -46,8 +46,10 @@ class Embedding(BuiltInLayer):
         group = self.tensor_group
         own = group.bounds(tokens.shape[1]) if group.divides_tokens else (0, tokens.shape[1])
         positions = torch.arange(*own, device=tokens.device)
-        places = functional.embedding(positions, on_stream(self.position.weight, group))
-        return _dropped(self.dropout, looked_up(self.token, tokens, group) + places, group, use=1)
+        embedded = looked_up(self.token, tokens, group) + functional.embedding(
+            positions, on_stream(self.position.weight, group)
+        )
+        return _dropped(self.dropout, embedded, group, use=1)
 
 
 class Block(BuiltInLayer):
