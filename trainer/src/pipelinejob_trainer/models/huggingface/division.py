@@ -250,6 +250,8 @@ def _check_ends(
         if not isinstance(named[name], kind) or styles.get(name) not in possible:
             raise _refused(config, group, f"transformers' plan does not say how its {what} is divided by tokens")
     text = config.get_text_config()
+    if getattr(text, "is_heterogeneous", False):
+        raise _refused(config, group, "its blocks have sizes of their own each (per_layer_config)")
     for name in _DROPOUTS:
         if getattr(text, name, 0):
             raise _refused(

@@ -196,6 +196,8 @@ def _refusals(path: Path) -> Iterator[None]:
 def _check_heads(path: Path, config: Any) -> None:
     """Refuse groups of queries that keys cannot be shared by, of which models speak only when they run."""
     text = config.get_text_config()
+    if getattr(text, "is_heterogeneous", False):  # each block has numbers of its own
+        return
     heads, groups = (getattr(text, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
     if isinstance(heads, int) and isinstance(groups, int) and groups > 0 and heads % groups:
         raise bad(

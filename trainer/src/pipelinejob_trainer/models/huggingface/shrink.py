@@ -47,7 +47,8 @@ class _Scale:
         by = self.by * self.fewer
         exact, rest = divmod(value, by)
         least = 8 * self.tensor
-        return max(least, exact) if rest == exact % self.tensor == 0 else max(least, -(-exact // least) * least)
+        is_shareable = self.tensor == 1 or exact % (4 * self.tensor) == 0  # parts' rows are multiples of 16 bytes
+        return max(least, exact) if rest == 0 and is_shareable else max(least, -(-exact // least) * least)
 
     def aligned(self, value: int) -> int:
         """Return a width whose rows are multiples of 16 bytes, which products of all experts at once want."""
@@ -124,12 +125,19 @@ def shrunk(config: Any, *, trust_remote_code: bool = False) -> Iterator[tuple[Si
 
 def narrowed(config: Any, sizes: Sizes, *, tensor: int = 1) -> Any:
     """Return a small version of a config that has all of its layers, which so many ranks can share."""
-    heads, keys = (_number(config.get_text_config(), f"num_{each}_heads") for each in ("attention", "key_value"))
+    if tensor > 1:
+        sizes = _shareable(config.get_text_config(), sizes, tensor)
+    return _small(config, sizes, layers=num_blocks(config), tensor=tensor)
+
+
+def _shareable(text: Any, sizes: Sizes, tensor: int) -> Sizes:
+    """Return sizes with so many heads that ranks can share them, and those of keys and values, if there are any."""
+    if getattr(text, "is_heterogeneous", False):
+        return sizes  # no such model is divided
+    heads, keys = (_number(text, f"num_{each}_heads") for each in ("attention", "key_value"))
     fewer = [by for by in range(1, heads + 1) if heads % by == 0 and heads // by >= sizes.heads]
     kept = [heads // by for by in fewer if all(max(1, each // by) % tensor == 0 for each in (heads, keys or heads))]
-    if tensor > 1 and kept:
-        sizes = replace(sizes, heads=min(kept))
-    return _small(config, sizes, layers=num_blocks(config), tensor=tensor)
+    return replace(sizes, heads=min(kept)) if kept else sizes
 
 
 def kinds_of(config: Any, *, trust_remote_code: bool = False) -> list[str]:
