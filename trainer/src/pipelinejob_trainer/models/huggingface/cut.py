@@ -7,7 +7,7 @@ the blocks are computed on every rank.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from pipelinejob_trainer.models.huggingface.anatomy import Anatomy, check_answer
 from pipelinejob_trainer.models.huggingface.division import Division
 from pipelinejob_trainer.models.huggingface.find import find_blocks, refused, skeleton
 from pipelinejob_trainer.models.huggingface.names import Names
-from pipelinejob_trainer.models.identity import of_layer, places, ties
+from pipelinejob_trainer.models.identity import Place, of_layer, places, ties
 
 CPU = torch.device("cpu")
 
@@ -56,6 +56,7 @@ class Cut:
     anatomy: Anatomy
     tied: Mapping[str, str]
     trust_remote_code: bool
+    first_values: dict[str, torch.Tensor] = field(default_factory=dict)  # of a constructor's, once they are asked for
 
     def layer_name(self, index: int) -> str:
         """Return what a layer is called in profiles and messages."""
@@ -122,9 +123,36 @@ def materialise(cut: Cut, index: int, division: Division | None = None) -> nn.Mo
 
 @torch.no_grad()
 def initialise(cut: Cut, index: int) -> None:
-    """Give a materialised layer the model's own random weights, from torch's present random state."""
+    """Give a materialised layer the model's own random weights, from torch's present random state.
+
+    What a family leaves as its constructor makes it gets that. Raises UserError where that is a matrix: who made it so
+    meant it to be read from a file.
+    """
+    layer = cut.layers[index]
+    own = {place.name: tensor for place in places(index, layer) if (tensor := _to_fill(place)) is not None}
+    for tensor in own.values():
+        tensor.fill_(torch.nan)
     owner = cut.model if index in (0, cut.names.head_index) else owner_of(cut.model, cut.names.blocks)
-    _initialise(cut.layers[index], owner)
+    _initialise(layer, owner)
+    for name, tensor in own.items():
+        if bool(tensor.isnan().any()):
+            tensor.copy_(_first_value(cut, cut.names.full(name)))
+
+
+def _to_fill(place: Place) -> torch.Tensor | None:
+    tensor = None if place.is_buffer else place.tensor
+    return tensor if tensor is not None and not tensor.is_meta and tensor.is_floating_point() else None
+
+
+def _first_value(cut: Cut, name: str) -> torch.Tensor:
+    """Return what the model's constructor makes of a vector or a number."""
+    if not cut.first_values:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)  # on every rank
+            _constructed(cut, cut.first_values)
+    if name not in cut.first_values:
+        raise refused(cut.config, f"nothing gives its parameter {name} a first value, and no weights are to be read")
+    return cut.first_values[name]
 
 
 def _initialise(module: nn.Module, owner: nn.Module) -> None:
@@ -220,14 +248,20 @@ def _computed(cut: Cut, slots: Sequence[tuple[str, nn.Module, str, torch.Tensor]
     return [module._buffers[slot].clone() for _, module, slot, _ in slots]  # type: ignore[union-attr] # noqa: SLF001
 
 
-def _constructed(cut: Cut) -> dict[str, torch.Tensor]:
-    """Return all buffers as a model's constructor makes them; its parameters go as soon as they come."""
+def _constructed(cut: Cut, vectors: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Return all buffers as a model's constructor makes them; its parameters go as soon as they come.
+
+    Those without a second dimension are kept in `vectors`, by their full names.
+    """
     from transformers.initialization import no_init_weights  # noqa: PLC0415  # slow, and for such models alone
 
     register = nn.Module.register_parameter
+    kept: dict[tuple[nn.Module, str], torch.Tensor] = {}
 
     def drop(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is not None:
+            if vectors is not None and parameter.ndim < 2:  # noqa: PLR2004 # no matrix
+                kept[module, name] = parameter.detach()
             parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
         register(module, name, parameter)
 
@@ -237,6 +271,9 @@ def _constructed(cut: Cut) -> dict[str, torch.Tensor]:
             made = skeleton(cut.config, trust_remote_code=cut.trust_remote_code, device="cpu")
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign] # as above
+    if vectors is not None:
+        paths = {module: path for path, module in made.named_modules()}
+        vectors |= {f"{paths[module]}.{name}": each for (module, name), each in kept.items() if module in paths}
     return dict(made.named_buffers(remove_duplicate=False))
 
 
