@@ -54,17 +54,17 @@ def test_rings_leave_the_larger_pod_to_others_when_packed():
     ("name", "job", "seed", "objective", "best"),
     [
         # In other leaves the same step, but for rounding, would leave 18 and 19 there.
-        ("rail-optimised", SIXTEEN_BY_TWO, 60, Objective.PACK, (28.588, (64, 21))),
-        ("rail-optimised", SIXTEEN_BY_TWO, 96, Objective.PACK, (28.588, (64, 21))),
+        ("rail-optimised", SIXTEEN_BY_TWO, 60, Objective.PACK, (28.589, (64, 21))),
+        ("rail-optimised", SIXTEEN_BY_TWO, 96, Objective.PACK, (28.589, (64, 21))),
         # Chain by chain 16.8 ms in this block; 5.282 is the least in any.
         ("NVL72", EIGHT_BY_FOUR, 91, Objective.PACK, (5.282, (69, 13))),
         # The pod that has room for two rings of 16 and no more.
-        ("rail-optimised", TWO_BY_SIXTEEN, 151, Objective.PACK, (65.723, (67, 22))),
-        ("rail-optimised", TWO_BY_SIXTEEN, 151, Objective.CHAIN, (65.723, (67, 22))),
+        ("rail-optimised", TWO_BY_SIXTEEN, 151, Objective.PACK, (65.691, (67, 22))),
+        ("rail-optimised", TWO_BY_SIXTEEN, 151, Objective.CHAIN, (65.691, (67, 22))),
         # One ring in the one leaf that holds it, the other over two leaves.
-        ("uneven leaf-spine", TWO_BY_SIXTEEN, 112, Objective.CHAIN, (140.443, (39, 12))),
-        # Cuts where they are cheap: 61.5 ms with leaves in the order of their rooms.
-        ("uneven leaf-spine", TWELVE_BY_THREE, 104, Objective.CHAIN, (57.996, (35, 9))),
+        ("uneven leaf-spine", TWO_BY_SIXTEEN, 112, Objective.CHAIN, (138.167, (39, 12))),
+        # Cuts where they are cheap: 3.5 ms more with leaves in the order of their rooms.
+        ("uneven leaf-spine", TWELVE_BY_THREE, 104, Objective.CHAIN, (57.360, (35, 9))),
     ],
 )
 def test_replicas_take_no_longer_step_and_no_more_room_than_they_must(name, job, seed, objective, best):
