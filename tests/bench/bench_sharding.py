@@ -25,7 +25,6 @@ from torch.distributed import pipelining
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from gangs import plan
 from harness import TEXT, Player, laid_together, launch, load, parser, take_turns, write
 from pipelinejob.contract.plan import Plan
 from pipelinejob.schedules.names import ScheduleName
@@ -58,6 +57,8 @@ class Options:
 
     @property
     def plan(self) -> Plan:
+        from gangs import plan  # where that lies, harness says
+
         heads = self.hidden // 32
         sizes = DecoderModel(num_layers=6, hidden_size=self.hidden, num_heads=heads, feed_forward_size=3 * self.hidden)
         made = plan(
