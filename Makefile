@@ -98,6 +98,7 @@ bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet ma
 	$(BIN)/python tests/bench/bench_planning.py
 	$(BIN)/python tests/bench/bench_late.py
 	$(BIN)/python tests/bench/bench_memory.py
+	$(BIN)/python tests/bench/bench_sharding.py
 	$(BIN)/python tests/bench/placement/bench_placement.py
 	$(BIN)/python tests/bench/placement/bench_placement_speed.py
 	$(BIN)/python tests/toolchain.py kueue
