@@ -9,9 +9,11 @@ from operatorworld import SETTINGS, World
 from pipelinejob.base.errors import InvalidManifestError
 from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Request
+from pipelinejob_operator.cli.plan.document import document
 from pipelinejob_operator.objects.containers import stuck, trainer_ending
 from pipelinejob_operator.objects.job import Rank, read_job
 from pipelinejob_operator.objects.manifests import front_service, headless_service, stage_pod
+from pipelinejob_operator.report.plan_view import PlanView
 from pipelinejob_operator.validation.validate import defaulted, validate
 
 MODEL = {"huggingFace": {"path": "/models/m"}, "numLayers": 6}
@@ -122,3 +124,64 @@ def test_a_service_that_is_gone_is_made_again_and_the_other_left_alone(lost: str
 
     made = [item["metadata"]["name"] for verb, item in world.cluster.writes[before:] if verb == "apply"]
     assert made == [lost]
+
+
+GPT2 = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "vocab_size": 1000,
+    "n_positions": 512,
+    "n_embd": 64,
+    "n_layer": 4,
+    "n_head": 4,
+}
+
+
+def planned(**spec: Any) -> PlanView:
+    read = validate(serving(**spec))
+    return PlanView(plan=plan_job(Request(namespace="default", name="m", spec=read)).plan)
+
+
+def test_what_is_foretold_of_it_is_what_clients_will_see_and_no_step() -> None:
+    view = planned(model=MODEL | {"config": GPT2}, serving={"cacheTokens": 1024})
+    loads = view.plan.prediction.serving
+    shown = document(view)
+
+    assert [each.requests for each in loads] == [1, 4, 16]
+    assert loads[0].tokens_per_s < loads[1].tokens_per_s < loads[2].tokens_per_s
+    assert loads[0].first_token_s < loads[1].first_token_s < loads[2].first_token_s
+    assert max(loads[0].utilization) < 0.5 < max(loads[2].utilization) <= 1
+    assert set(shown["prediction"]) == {"serving", "source"}
+    assert not {"bubble", "backwardSeconds", "recompute"} & set(shown["stages"][0])
+    assert "128 tokens" not in view.shape_line
+    assert "4 groups of 16 answers" in view.shape_line
+
+
+def test_a_stage_holds_its_weights_and_keys_and_values_of_its_blocks() -> None:
+    small, large = (
+        planned(model=MODEL | {"config": GPT2}, parallelism={"pipeline": 1}, serving={"cacheTokens": tokens})
+        for tokens in (1024, 2048)
+    )
+
+    each_token = 4 * (64 + 64) * 4  # blocks, keys and values, bytes
+    assert small.plan.stages[0].memory_bytes == small.plan.stages[0].parameter_bytes + 1024 * each_token
+    assert large.plan.stages[0].memory_bytes - small.plan.stages[0].memory_bytes == 1024 * each_token
+
+
+def test_of_layers_of_unknown_cost_only_the_utilization_is_told() -> None:
+    shown = document(planned())["prediction"]["serving"]
+
+    assert [each["firstTokenSeconds"] for each in shown] == [None] * 3
+    assert min(shown[2]["utilization"]) > 0.9
+
+
+def test_its_status_has_what_is_foretold_and_no_bubble() -> None:
+    world = World(nodes(1, gpus=3))
+    key = world.submit(defaulted(serving(model=MODEL | {"config": GPT2})))
+    world.train()
+    plan = world.status(key)["plan"]
+
+    assert not {"bubble", "stepSeconds", "tokensPerSecond"} & set(plan)
+    assert [each["requests"] for each in plan["serving"]] == [1, 4, 16]
+    assert "bubble" not in plan["stages"][0]
+    assert float(plan["serving"][2]["firstTokenSeconds"]) > float(plan["serving"][0]["firstTokenSeconds"]) > 0

@@ -52,18 +52,6 @@ def serve_rank(config: Config, plan: Plan, status: StageStatus, is_stopping: Cal
     raise StoppedError("asked to stop")
 
 
-def limits_of(serving: Serving, *, num_stages: int) -> Limits:
-    """Return what may be in work at once: one pass more than there are stages."""
-    return Limits(
-        groups=num_stages + 1 if num_stages > 1 else 1,
-        group_size=serving.group_size,
-        chunk_tokens=serving.chunk_tokens,
-        block=serving.block_tokens,
-        num_blocks=serving.cache_tokens // serving.block_tokens,
-        max_waiting=serving.max_waiting,
-    )
-
-
 def read_keys(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Return the keys that clients may use.
 
@@ -80,7 +68,7 @@ def read_keys(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
 
 def _load(plan: Plan, stage: int, serving: Serving) -> tuple[StageModel, PassCost]:
     (stretch,) = plan.stages[stage].chunks
-    limits = limits_of(serving, num_stages=plan.parallelism.pipeline)
+    limits = Limits.of(serving, num_stages=plan.parallelism.pipeline)
     loaded = load_stage(plan.model, stretch, num_blocks=limits.num_blocks, block=limits.block)
     for remark in loaded.remarks:
         say(remark)
@@ -131,7 +119,7 @@ def _serve_first(
 ) -> None:
     serving = plan.serving
     assert serving is not None, "a job that serves"
-    limits = limits_of(serving, num_stages=plan.parallelism.pipeline)
+    limits = Limits.of(serving, num_stages=plan.parallelism.pipeline)
     folder = text_folder(plan.model)
     trusts = plan.model.hugging_face is not None and plan.model.hugging_face.trust_remote_code
     tokenizer = Tokenizer(folder, trust_remote_code=trusts)

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from pipelinejob.contract.plan import ServedAt
 from pipelinejob.serving.chunks import PassCost
 from pipelinejob.serving.passes import Pass, Sampled
-from pipelinejob.serving.predict import Asked, Served, chunk_cost, predict
+from pipelinejob.serving.predict import chunk_cost, examples
 from pipelinejob.serving.scheduler import Answer, Limits, Progress, Scheduler
 from pipelinejob_trainer.base.errors import PeerLostError
 from pipelinejob_trainer.process.output import say, warn
@@ -21,8 +22,6 @@ from pipelinejob_trainer.serving.meter import Meter, Reading
 from pipelinejob_trainer.serving.sampling import sample
 
 _WAKE_S = 1.0
-_EXAMPLES = (1, 4, 16)  # requests at once, for which is foretold what they will take
-_EXAMPLE_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ class Engine:
         self._is_alone = num_stages == 1
         self._patience_s = patience_s
         self._cost = cost
-        self._predictions: Mapping[int, Served] = {}
+        self._predictions: tuple[ServedAt, ...] = ()
         self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._chain = Chain(num_stages - 1, port=port, events=self._events, silence_s=silence_s)
         self._listeners: dict[int, Listener] = {}
@@ -153,22 +152,19 @@ class Engine:
         """Return what each stage has counted, the first one included."""
         return {0: self.meter.read(), **self._chain.readings}
 
-    def predictions(self) -> Mapping[int, Served]:
-        """Return what was predicted when the chain was formed, by the number of requests at once."""
+    def predictions(self) -> tuple[ServedAt, ...]:
+        """Return what was predicted when the chain was formed, at several loads."""
         return self._predictions
 
     def _predict(self) -> None:
         """Make chunks equal by what stages measured, and foretell what they will give together."""
         costs = (self._cost, *self._chain.costs)
         self._scheduler.cost = chunk_cost(costs)
-        limits = self._scheduler.limits
-        new = min(_EXAMPLE_TOKENS, limits.cache_tokens // 2)
-        for requests in _EXAMPLES:
-            found = predict([Asked(prompt=new, new=new)] * requests, limits, costs)
-            self._predictions = {**self._predictions, requests: found}
+        self._predictions = examples(self._scheduler.limits, costs)
+        for found in self._predictions:
             say(
-                f"predicted for {requests} at once, of {new} tokens in and {new} out: first token after"
-                f" {found.first_token_s:.3g} s, then one every {found.per_token_s * 1000:.3g} ms,"
+                f"predicted for {found.requests} at once, of {found.tokens} tokens in and {found.tokens} out: first"
+                f" token after {found.first_token_s:.3g} s, then one every {found.per_token_s * 1000:.3g} ms,"
                 f" {found.tokens_per_s:.3g} tokens/s in all, stages busy"
                 f" {', '.join(f'{each:.0%}' for each in found.utilization)}"
             )

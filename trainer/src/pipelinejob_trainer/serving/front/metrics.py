@@ -116,8 +116,8 @@ class _OfEngine(Collector):
                 ("tokens_per_second", "tokens a second of so many requests at once, all together."),
             )
         }
-        for requests, found in self._engine.predictions().items():
+        for found in self._engine.predictions():
             predicted = (found.first_token_s, found.per_token_s, found.tokens_per_s)
             for family, number in zip(families.values(), predicted, strict=True):
-                family.add_metric([str(requests)], number)
+                family.add_metric([str(found.requests)], number)
         yield from families.values()
