@@ -1,8 +1,10 @@
 """A job that serves: what its manifest may say, and what it becomes on a cluster."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from jobs import job, nodes
 from operatorworld import SETTINGS, World
@@ -16,6 +18,7 @@ from pipelinejob_operator.objects.manifests import front_service, headless_servi
 from pipelinejob_operator.report.plan_view import PlanView
 from pipelinejob_operator.validation.validate import defaulted, validate
 
+GPT = {"gpt": {"numLayers": 4, "hiddenSize": 64, "numHeads": 4}}
 MODEL = {"huggingFace": {"path": "/models/m"}, "numLayers": 6}
 
 
@@ -38,6 +41,33 @@ def test_a_model_a_number_of_stages_and_the_mode_are_enough() -> None:
     assert type(plan).from_json(plan.to_json()) == plan
 
 
+def test_a_model_of_a_built_in_family_is_served_from_its_checkpoint_with_a_tokenizer_or_bytes() -> None:
+    spec = validate(serving(model=GPT, serving={"fromCheckpoint": True, "tokenizer": "/t"}))
+
+    assert spec.serving is not None
+    assert spec.serving.from_checkpoint
+    assert plan_job(Request(namespace="default", name="m", spec=spec)).plan.prediction.serving
+
+
+def test_a_run_that_trained_is_never_cleared_and_checkpoints_are_for_jobs_that_ask_for_them(
+    call, tmp_path: Path
+) -> None:
+    file, run = tmp_path / "serve.yaml", tmp_path / "run"
+    (run / "checkpoints" / "step-00000004").mkdir(parents=True)
+    file.write_text(yaml.safe_dump(serving(model=GPT, serving={"fromCheckpoint": True})))
+
+    cleared = call("serve", file, "--checkpoints", run, "--output", run)
+    missing = call("serve", file, "--checkpoints", tmp_path / "nowhere")
+    file.write_text(yaml.safe_dump(serving()))
+    unasked = call("serve", file, "--checkpoints", run)
+
+    assert "holds checkpoints of a run; choose another folder" in cleared.err
+    assert (run / "checkpoints" / "step-00000004").is_dir()
+    assert "there is no such folder" in missing.err
+    assert "spec.serving.fromCheckpoint is not set" in unasked.err
+    assert {cleared.code, missing.code, unasked.code} == {2}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -45,7 +75,12 @@ def test_a_model_a_number_of_stages_and_the_mode_are_enough() -> None:
         ({"training": {"steps": 3}}, "spec.training.*is of training alone"),
         ({"schedule": {"name": "1F1B", "microBatches": 4}}, "spec.schedule.*is of training alone"),
         ({"evaluation": {"intervalSteps": 5}}, "spec.evaluation.*is of training alone"),
-        ({"model": {"gpt": {"numLayers": 4, "hiddenSize": 64, "numHeads": 4}}}, "spec.model.*pipelinejob export"),
+        ({"model": GPT}, "spec.model.*set serving.fromCheckpoint"),
+        (
+            {"model": {"entrypoint": "m:f", "numLayers": 3}, "serving": {"fromCheckpoint": True}},
+            "spec.model.*entrypoint",
+        ),
+        ({"serving": {"tokenizer": "/t"}}, "spec.serving.tokenizer.*has its own"),
         ({"parallelism": {"pipeline": 3, "data": 2}}, "spec.parallelism.*create more jobs"),
         ({"scheduling": {"minReplicas": 1}}, "spec.scheduling.minReplicas.*is of training alone"),
         ({"device": "gpu"}, "spec.device.*must be cpu"),

@@ -12,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 
-from pipelinejob_trainer.serving.front.text import Tokenizer, Unfolding
+from pipelinejob_trainer.serving.front.text import FolderTokenizer, Unfolding
 from serving_chains import HANG_S, Served, stages_of, tiny_folder
 from serving_fronts import front, write_tokenizer
 
@@ -287,7 +287,7 @@ def test_metrics_tell_of_tokens_times_batches_and_stages(client: openai.OpenAI, 
 
 
 def test_text_comes_whole_though_its_characters_take_several_tokens(folder: Path) -> None:
-    tokenizer = Tokenizer(folder)
+    tokenizer = FolderTokenizer(folder)
     text = "naïve — 日本語 🙂!"
     unfolding = Unfolding(tokenizer, ())
 
@@ -299,7 +299,7 @@ def test_text_comes_whole_though_its_characters_take_several_tokens(folder: Path
 
 @pytest.mark.parametrize(("stops", "told"), [(["lo, w"], "Hel"), (["xx", "o,"], "Hell"), (["world!"], "Hello, world")])
 def test_a_stop_is_never_told_not_even_its_beginning(folder: Path, stops: list[str], told: str) -> None:
-    tokenizer = Tokenizer(folder)
+    tokenizer = FolderTokenizer(folder)
     unfolding = Unfolding(tokenizer, stops)
     found = ""
     for token in tokenizer.encode("Hello, world"):

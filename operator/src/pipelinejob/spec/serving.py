@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from pipelinejob.base.values import Value
+from pipelinejob.spec.built_in import BUILT_IN
 from pipelinejob.spec.rules import Reason, Rule, ruled, unchanging
 
 
@@ -33,6 +34,21 @@ class Serving(Value):
     model_name: Annotated[
         str | None,
         Field(min_length=1, max_length=253, description="What clients call the model; the job's name if unset."),
+    ] = None
+    from_checkpoint: Annotated[
+        bool,
+        Field(
+            description="true: the weights are those of the newest checkpoint of a job that trained this model, which "
+            "spec.checkpoint names; it is read where it lies. false: those of model.huggingFace."
+        ),
+    ] = False
+    tokenizer: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=4096,
+            description="Folder of the tokenizer, for a model of a built-in family; its tokens are bytes if unset.",
+        ),
     ] = None
     cache_tokens: Annotated[
         int,
@@ -95,10 +111,18 @@ SERVING_RULES = (
         reason=Reason.FORBIDDEN,
     ),
     Rule(
-        rule="self.mode != 'Serve' || has(self.model.huggingFace)",
-        message="only a model of huggingFace can be served; write what was trained as such a folder with "
-        "`pipelinejob export`, and name that",
+        rule="self.mode != 'Serve' || has(self.model.huggingFace) || (has(self.serving) && "
+        f"self.serving.fromCheckpoint && ({' || '.join(f'has(self.model.{name})' for name in BUILT_IN)}))",
+        message="a model of a built-in family is served as it was trained: set serving.fromCheckpoint, and checkpoint "
+        "to where its job saves; layers of an entrypoint cannot be served",
         field=".model",
+    ),
+    Rule(
+        rule="self.mode != 'Serve' || !has(self.serving) || !has(self.serving.tokenizer)"
+        " || !has(self.model.huggingFace)",
+        message="tokenizer is for models of built-in families; a folder's model has its own, leave it out",
+        field=".serving.tokenizer",
+        reason=Reason.FORBIDDEN,
     ),
     Rule(
         rule="self.mode != 'Serve' || (has(self.parallelism.pipeline) && !has(self.parallelism.gpus)"

@@ -40,6 +40,14 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port of the HTTP front, instead of the manifest's.")
     ] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A run's folder, its checkpoints, or one step's, for serving.fromCheckpoint.",
+            file_okay=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder for logs and plan.", show_default="runs/<name>"),
@@ -49,10 +57,11 @@ def serve(
 
     Ctrl-C stops it once the answers in work are there. Keys that clients must send are read from PIPELINEJOB_API_KEYS.
     """
-    job = _only_job(file, model, port)
+    job = _only_job(file, model=model, port=port, checkpoints=checkpoints)
     machine = read_machine()
     machine.check_devices(job.spec)
-    folder = RunFolder(output or Path("runs") / job.name)
+    folder = RunFolder(output or Path("runs") / job.name, _saved_in(checkpoints))
+    _refuse_to_clear(folder)
     folder.create()
     with folder.lock():
         folder.clear()
@@ -64,24 +73,50 @@ class ServeError(PipelineJobError):
     """The command asks for what it cannot have."""
 
 
-def _only_job(file: Path, model: Path | None, port: int | None) -> GivenJob:
+def _saved_in(checkpoints: Path | None) -> Path | None:
+    """Return the folder of checkpoints, of a run's or itself."""
+    if checkpoints is None:
+        return None
+    if not checkpoints.is_dir():
+        raise ServeError(f"--checkpoints {checkpoints}: there is no such folder; name a run's")
+    run = RunFolder(checkpoints.resolve())
+    return run.own_checkpoints if run.own_checkpoints.is_dir() else run.root
+
+
+def _refuse_to_clear(folder: RunFolder) -> None:
+    """Refuse the folder of a run that trained: what it saved would be deleted."""
+    saved = folder.own_checkpoints
+    if saved.is_dir() and any(saved.iterdir()):
+        raise ServeError(f"{folder.root}: holds checkpoints of a run; choose another folder with --output")
+
+
+def _only_job(file: Path, *, model: Path | None, port: int | None, checkpoints: Path | None) -> GivenJob:
     manifests = jobs_among(read_documents(file), file)
     if len(manifests) != 1:
         raise ServeError(f"{file}: holds {len(manifests)} PipelineJobs; `serve` takes one, in a file of its own")
-    job = given_job(with_its_model(_changed(manifests[0], model, port)))
+    job = given_job(with_its_model(_changed(manifests[0], model, port, checkpoints)))
     if job.spec.mode is not Mode.SERVE:
         raise ServeError(f"{file}: spec.mode is {job.spec.mode}; set it to Serve, or use `pipelinejob run`")
     if job.spec.suspend:
         raise ServeError(f"{file}: spec.suspend is true, so nothing would run; set it to false")
+    serving = job.spec.serving
+    if checkpoints is not None and not (serving and serving.from_checkpoint):
+        raise ServeError(
+            f"--checkpoints {checkpoints}: spec.serving.fromCheckpoint is not set; set it, or leave it out"
+        )
     return job
 
 
-def _changed(manifest: Mapping[str, Any], model: Path | None, port: int | None) -> Mapping[str, Any]:
+def _changed(
+    manifest: Mapping[str, Any], model: Path | None, port: int | None, checkpoints: Path | None
+) -> Mapping[str, Any]:
     given_job(manifest)  # so that its own errors are named first
     spec = dict(manifest["spec"])
     if model is not None:
         folder = {**spec["model"].get("huggingFace", {}), "path": str(model.resolve())}
         spec["model"] = {"huggingFace": folder}  # its sizes are read of the folder
+    if checkpoints is not None:
+        spec.pop("checkpoint", None)
     if port is not None:
         spec["serving"] = {**(spec.get("serving") or {}), "port": port}
     return {**manifest, "spec": spec}
@@ -145,9 +180,10 @@ class _Display:
         serving = self._plan.serving
         assert serving is not None, "a job that serves"
         name, url = serving.model_name or self._plan.name, f"http://127.0.0.1:{serving.port}"
-        body = (
-            f'{{"model": "{name}", "temperature": 0, "messages": '
-            '[{"role": "user", "content": "What is the capital of France?"}]}'
-        )
+        is_chat = self._plan.model.hugging_face is not None  # a built-in family's tokens have no template of chats
+        question = '[{"role": "user", "content": "What is the capital of France?"}]'
+        asked = f'"messages": {question}' if is_chat else '"prompt": "def "'
+        path = "chat/completions" if is_chat else "completions"
+        body = f'{{"model": "{name}", "temperature": 0, {asked}}}'
         self.note(f"Serving {name} at {url}/v1; ask it with")
-        self.note(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
+        self.note(f"  curl {url}/v1/{path} -H 'Content-Type: application/json' -d '{body}'")

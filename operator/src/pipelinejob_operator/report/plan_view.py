@@ -257,6 +257,11 @@ def utilization_text(utilization: Sequence[float]) -> str:
     return least if least == most else f"{least} to {most}"
 
 
+def rate_text(per_second: float) -> str:
+    """Write tokens a second with three digits, or whole."""
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"  # noqa: PLR2004  # three digits either way
+
+
 def crossings_text(crossings: dict[str, int]) -> str:
     """Write how many boundaries cross which level; those that none crosses go without saying."""
     return ", ".join(f"{count} cross a {level}" for level, count in crossings.items() if count)

@@ -4,14 +4,17 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import uvicorn
 
 from pipelinejob.contract.plan import Plan
+from pipelinejob.contract.trained import Trained
 from pipelinejob.serving.chunks import PassCost
 from pipelinejob.serving.scheduler import Limits, Scheduler
-from pipelinejob.spec.job import Serving
-from pipelinejob_trainer.base.errors import StoppedError, UserError
+from pipelinejob.spec.job import Model, Serving
+from pipelinejob_trainer.base.errors import PeerLostError, StoppedError, UserError
+from pipelinejob_trainer.export.source import open_checkpoint
 from pipelinejob_trainer.process.config import Config
 from pipelinejob_trainer.process.output import say
 from pipelinejob_trainer.process.stage_status import StageStatus
@@ -20,10 +23,11 @@ from pipelinejob_trainer.serving.engine import Engine
 from pipelinejob_trainer.serving.front.answering import Answering
 from pipelinejob_trainer.serving.front.app import Front
 from pipelinejob_trainer.serving.front.metrics import Metrics
-from pipelinejob_trainer.serving.front.text import Tokenizer
-from pipelinejob_trainer.serving.later_stage import LaterStage
+from pipelinejob_trainer.serving.front.text import Bytes, FolderTokenizer, Tokenizer
+from pipelinejob_trainer.serving.later_stage import LaterStage, asked_step, tell_gone
 from pipelinejob_trainer.serving.meter import Meter
-from pipelinejob_trainer.serving.stage_model import StageModel, load_stage, text_folder
+from pipelinejob_trainer.serving.stage_model import StageModel, load_stage, trusts_code
+from pipelinejob_trainer.serving.trained_weights import TrainedWeights, of_step
 
 ENV_KEYS = "PIPELINEJOB_API_KEYS"  # one or several, parted by commas or line ends; none: no key is asked for
 _LOOK_S = 0.2
@@ -37,7 +41,9 @@ def serve_rank(config: Config, plan: Plan, status: StageStatus, is_stopping: Cal
     """
     serving = plan.serving
     assert serving is not None, "a job that serves"
-    stage, cost = _load(plan, config.stage, serving)
+    trained = _trained(config, plan, serving, is_stopping) if serving.from_checkpoint else None
+    weights = f"step {trained.step}" if trained else ""
+    stage, cost = _load(plan, config.stage, serving, trained)
     if config.stage:
         later = LaterStage(
             stage=config.stage,
@@ -45,10 +51,11 @@ def serve_rank(config: Config, plan: Plan, status: StageStatus, is_stopping: Cal
             compute=stage.forward,
             meter=Meter(),
             cost=cost,
+            weights=weights,
         )
         _serve_later(later, status, is_stopping)
     else:
-        _serve_first(config, plan, stage, cost=cost, status=status, is_stopping=is_stopping)
+        _serve_first(config, plan, stage, cost=cost, weights=weights, status=status, is_stopping=is_stopping)
     raise StoppedError("asked to stop")
 
 
@@ -66,10 +73,24 @@ def read_keys(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
     return keys
 
 
-def _load(plan: Plan, stage: int, serving: Serving) -> tuple[StageModel, PassCost]:
+def _trained(config: Config, plan: Plan, serving: Serving, is_stopping: Callable[[], bool]) -> TrainedWeights:
+    """Return the newest checkpoint's weights; a later stage takes the step that the first one has."""
+    if config.stage == 0:
+        checkpoint = open_checkpoint(config.checkpoints)
+    else:
+        step = asked_step(config.rendezvous, is_stopping)
+        found = of_step(config.checkpoints, step)
+        if found is None:
+            tell_gone(config.rendezvous, step)
+            raise PeerLostError(f"the checkpoint of step {step} is gone; the first stage takes the newest")
+        checkpoint = found
+    return TrainedWeights(Trained.of(plan), checkpoint, positions=serving.cache_tokens)
+
+
+def _load(plan: Plan, stage: int, serving: Serving, trained: TrainedWeights | None) -> tuple[StageModel, PassCost]:
     (stretch,) = plan.stages[stage].chunks
     limits = Limits.of(serving, num_stages=plan.parallelism.pipeline)
-    loaded = load_stage(plan.model, stretch, num_blocks=limits.num_blocks, block=limits.block)
+    loaded = load_stage(plan.model, stretch, num_blocks=limits.num_blocks, block=limits.block, trained=trained)
     for remark in loaded.remarks:
         say(remark)
     say(f"stage {stage} has layers {stretch[0]} to {stretch[1] - 1}")
@@ -114,17 +135,18 @@ def _serve_first(
     stage: StageModel,
     *,
     cost: PassCost,
+    weights: str,
     status: StageStatus,
     is_stopping: Callable[[], bool],
 ) -> None:
     serving = plan.serving
     assert serving is not None, "a job that serves"
     limits = Limits.of(serving, num_stages=plan.parallelism.pipeline)
-    folder = text_folder(plan.model)
-    trusts = plan.model.hugging_face is not None and plan.model.hugging_face.trust_remote_code
-    tokenizer = Tokenizer(folder, trust_remote_code=trusts)
+    tokenizer = _tokenizer(plan.model, serving)
     port = config.rendezvous.port
-    engine = Engine(Scheduler(limits), stage.forward, num_stages=plan.parallelism.pipeline, port=port, cost=cost)
+    engine = Engine(
+        Scheduler(limits), stage.forward, num_stages=plan.parallelism.pipeline, port=port, cost=cost, weights=weights
+    )
     answering = Answering(
         engine,
         tokenizer,
@@ -136,6 +158,14 @@ def _serve_first(
     )
     with _listening(serving.port) as listener:
         _run_front(Front(answering, keys=read_keys()), engine, listener, status, is_stopping)
+
+
+def _tokenizer(model: Model, serving: Serving) -> Tokenizer:
+    if model.hugging_face is not None:
+        return FolderTokenizer(Path(model.hugging_face.path), trust_remote_code=trusts_code(model))
+    if serving.tokenizer is not None:
+        return FolderTokenizer(Path(serving.tokenizer), field="spec.serving.tokenizer")
+    return Bytes()
 
 
 def _listening(port: int) -> socket.socket:

@@ -16,7 +16,7 @@ from pipelinejob.serving.predict import chunk_cost, examples
 from pipelinejob.serving.scheduler import Answer, Limits, Progress, Scheduler
 from pipelinejob_trainer.base.errors import PeerLostError
 from pipelinejob_trainer.process.output import say, warn
-from pipelinejob_trainer.serving.chain import Chain, Joined, Left, Returned
+from pipelinejob_trainer.serving.chain import Chain, Gone, Joined, Left, Returned
 from pipelinejob_trainer.serving.later_stage import SILENCE_S, Compute
 from pipelinejob_trainer.serving.meter import Meter, Reading
 from pipelinejob_trainer.serving.sampling import sample
@@ -64,7 +64,7 @@ class Engine:
     """Serves with this process's layers as the first stage, in a thread of its own.
 
     `patience_s` is how long answers wait for a chain that is broken before they fail; `silence_s`
-    after what silence a stage is lost.
+    after what silence a stage is lost. `weights` says which the stages must have.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Engine:
         cost: PassCost,
         patience_s: float = 300.0,
         silence_s: float = SILENCE_S,
+        weights: str = "",
     ) -> None:
         self._scheduler = scheduler
         self._compute = compute
@@ -85,7 +86,7 @@ class Engine:
         self._cost = cost
         self._predictions: tuple[ServedAt, ...] = ()
         self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self._chain = Chain(num_stages - 1, port=port, events=self._events, silence_s=silence_s)
+        self._chain = Chain(num_stages - 1, port=port, events=self._events, silence_s=silence_s, weights=weights)
         self._listeners: dict[int, Listener] = {}
         self._broken_since: float | None = time.monotonic()
         self._can_send = True  # False: nothing could go out since the last event
@@ -206,6 +207,8 @@ class Engine:
             case Returned():
                 if self._chain.is_current(event):
                     self._hand_out(event.outcome.number, event.outcome.sampled)
+            case Gone():
+                raise PeerLostError(f"the weights of {event.weights} are not there any more; the newest are taken")
             case None:
                 pass
 

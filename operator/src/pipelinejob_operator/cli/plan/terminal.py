@@ -13,7 +13,7 @@ from pipelinejob.siting.alternatives import About, Alternative
 from pipelinejob_operator.cli.console import chart_width, console_for_people, is_unbounded
 from pipelinejob_operator.cli.gantt import gantt_lines
 from pipelinejob_operator.report.numbers import gib, seconds
-from pipelinejob_operator.report.plan_view import PlanView, price_text, utilization_text
+from pipelinejob_operator.report.plan_view import PlanView, price_text, rate_text, utilization_text
 from pipelinejob_operator.report.run_view import layers
 
 _MOST_NODES = 4  # named in a cell
@@ -56,7 +56,7 @@ def print_plan(view: PlanView, *, costs: Profile | None = None) -> None:
 def _loads_table(view: PlanView) -> Table:
     table = _table(right=("requests at once", "first token", "a token", "tokens/s", "stages busy"))
     for each in view.plan.prediction.serving:
-        times = [seconds(each.first_token_s), seconds(each.per_token_s), f"{each.tokens_per_s:.3g}"]
+        times = [seconds(each.first_token_s), seconds(each.per_token_s), rate_text(each.tokens_per_s)]
         table.add_row(
             str(each.requests), *(times if view.is_absolute else ["–"] * 3), utilization_text(each.utilization)
         )
@@ -67,8 +67,8 @@ def _stage_table(view: PlanView, console: Console) -> Table:
     is_narrow = console.width < _WIDE
     between = ", " if is_unbounded(console) else "\n"
     parameters = () if is_narrow else ("parameters",)
-    rest = ("a chunk", "memory") if view.serves else ("forward", "backward", "bubble", "memory")
-    table = _table("stage", "layers", right=(*parameters, *rest))
+    shown: tuple[str, ...] = ("a chunk", "memory") if view.serves else ("forward", "backward", "bubble", "memory")
+    table = _table("stage", "layers", right=(*parameters, *shown))
     if view.placement:
         table.add_column("node", overflow="fold")
     for stage in view.plan.stages:

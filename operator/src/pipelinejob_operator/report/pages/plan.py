@@ -12,7 +12,7 @@ from pipelinejob_operator.report.numbers import seconds
 from pipelinejob_operator.report.pages.page import Chart, chart, render
 from pipelinejob_operator.report.pictures.fabric import crossings_by_class, fabric_picture
 from pipelinejob_operator.report.pictures.gantt import Panel, gantt
-from pipelinejob_operator.report.plan_view import PlanView, cache_bytes, memory_parts, utilization_text
+from pipelinejob_operator.report.plan_view import PlanView, cache_bytes, memory_parts, rate_text, utilization_text
 
 _MOST_MICRO_BATCHES = 4096  # of all stages together; a longer step cannot be drawn so that it is seen
 _TITLES = {
@@ -46,6 +46,7 @@ def plan_page(views: Sequence[tuple[PlanView, Profile]]) -> str:
         plans=[_drawn(view, costs) for view, costs in views],
         memory_parts=memory_parts,
         cache_bytes=cache_bytes,
+        rate_text=rate_text,
         utilization_text=utilization_text,
     )
 
