@@ -11,7 +11,9 @@ from operatorworld import SETTINGS, World
 from pipelinejob.base.errors import InvalidManifestError
 from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Request
+from pipelinejob.spec.serving import Batch, Mode
 from pipelinejob_operator.cli.plan.document import document
+from pipelinejob_operator.cli.serve import _Changes, _only_job
 from pipelinejob_operator.objects.containers import stuck, trainer_ending
 from pipelinejob_operator.objects.job import Rank, read_job
 from pipelinejob_operator.objects.manifests import front_service, headless_service, stage_pod
@@ -106,7 +108,7 @@ def test_training_needs_what_serving_may_not_have(missing: str) -> None:
 
 
 def test_serving_is_refused_where_a_job_trains() -> None:
-    with pytest.raises(InvalidManifestError, match=r"spec.serving.*goes with mode Serve only"):
+    with pytest.raises(InvalidManifestError, match=r"spec.serving.*goes with modes Serve and Batch only"):
         validate(job(serving={"port": 80}))
 
 
@@ -220,3 +222,70 @@ def test_its_status_has_what_is_foretold_and_no_bubble() -> None:
     assert [each["requests"] for each in plan["serving"]] == [1, 4, 16]
     assert "bubble" not in plan["stages"][0]
     assert float(plan["serving"][2]["firstTokenSeconds"]) > float(plan["serving"][0]["firstTokenSeconds"]) > 0
+
+
+BATCH = {"mode": "Batch", "serving": {"batch": {"input": "/in.jsonl", "output": "/out.jsonl"}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"mode": "Batch"}, "spec.serving.batch.*the files of requests and of answers"),
+        ({"mode": "Batch", "serving": {"port": 1}}, "spec.serving.batch.*the files of requests and of answers"),
+        ({"serving": BATCH["serving"]}, "spec.serving.batch.*goes with mode Batch only"),
+        (BATCH | {"training": {"steps": 3}}, "spec.training.*is of training alone"),
+        (BATCH | {"serving": {"batch": {"input": "/in.jsonl"}}}, "spec.serving.batch.output"),
+    ],
+)
+def test_a_batch_needs_its_files_and_nothing_of_training(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidManifestError, match=says):
+        validate(serving(**changes))
+
+
+def test_a_batch_ends_well_when_its_first_stage_does_and_the_others_go() -> None:
+    world = World(nodes(1, gpus=3))
+    key = world.submit(defaulted(serving(**BATCH)))
+    world.train()
+    pods = {each["metadata"]["name"]: each for each in world.cluster.all_pods()}
+    assert {name for kind, _, name in world.cluster.objects if kind == "Service"} == {"m"}
+    assert {each["spec"]["restartPolicy"] for each in pods.values()} == {"OnFailure"}
+
+    killed = {"terminated": {"exitCode": 137, "reason": "Error"}}
+    again = [{"name": "trainer", "restartCount": 1, "ready": True, "state": {"running": {}}, "lastState": killed}]
+    for name in ("m-r0-s0", "m-r0-s2"):
+        world.cluster.set_pod(pods[name], phase="Running", ready=True, containerStatuses=again)
+    world.settle()
+    assert (world.status(key)["state"], world.status(key).get("restarts", 0)) == ("Training", 0)
+
+    world.cluster.set_pod(pods["m-r0-s0"], phase="Succeeded", code=0)
+    world.settle()
+    world.cluster.finish_deletions()
+    world.settle()
+
+    assert world.status(key)["state"] == "Succeeded"
+    assert "lastCheckpointStep" not in world.status(key)
+    assert [each["metadata"]["name"] for each in world.cluster.all_pods()] == ["m-r0-s0"]
+
+
+@pytest.mark.parametrize(("code", "is_over"), [(137, False), (75, False), (64, True), (0, True)])
+def test_of_a_batch_a_stages_good_end_and_a_users_error_stay(code: int, is_over: bool) -> None:
+    made = pod() | {"status": {"phase": "Running", "containerStatuses": [{"name": "trainer", "restartCount": 1}]}}
+    made["spec"]["restartPolicy"] = "OnFailure"
+    made["status"]["containerStatuses"][0]["state"] = {"terminated": {"exitCode": code, "reason": "Error"}}
+
+    assert (trainer_ending(made) is not None) is is_over
+
+
+def test_prompts_on_the_command_line_make_a_batch_of_a_job_that_serves(call, tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump(serving()))
+
+    alone = call("serve", file, "--prompts", file)
+
+    assert alone.code == 2
+    assert "--prompts and --answers: one alone says nothing" in alone.err
+    changes = _Changes(model=None, port=None, checkpoints=None, batch=(tmp_path / "in", tmp_path / "out"))
+    job = _only_job(file, changes)
+    assert job.spec.mode is Mode.BATCH
+    assert job.spec.serving is not None
+    assert job.spec.serving.batch == Batch(input=str(tmp_path / "in"), output=str(tmp_path / "out"))

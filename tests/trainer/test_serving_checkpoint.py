@@ -1,6 +1,7 @@
 """What a job trained is served from its checkpoint, cut otherwise than saved: answers are the unsplit model's."""
 
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,21 @@ def test_a_trained_model_answers_as_the_unsplit_one(model: Model, stages: int, t
         for prompt, answer in told.items():
             assert answer.done.wait(HANG_S)
             assert text.decode(answer.tokens) == unsplit(part, prompt, 20), prompt
+
+
+@pytest.mark.parametrize("borders", [(0, 1, 5), (0, 4, 5), (0, 1, 4, 5)], ids=str)
+def test_embedding_and_head_may_stand_alone(borders: tuple[int, ...], tmp_path: Path) -> None:
+    part = moved(whole(trained(GPT)))
+    saved(tmp_path, part, 2)
+    weights = TrainedWeights(served(trained(GPT)), open_checkpoint(tmp_path), positions=64)
+    computes = [
+        load_stage(GPT, stretch, num_blocks=64, block=BLOCK, trained=weights).forward for stretch in pairwise(borders)
+    ]
+
+    with serving(computes) as chain:
+        answer = chain.submit(Bytes().encode("def "), 20)
+        assert answer.done.wait(HANG_S)
+        assert Bytes().decode(answer.tokens) == unsplit(part, "def ", 20)
 
 
 def test_a_folders_model_that_was_trained_answers_with_what_it_learnt(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def with_plan(
             "nodes": _nodes(stages),
             "crossings": plan.placement.crossings,
             "placement": summarize_placement(plan),
-            "steps": plan.training.steps,
+            "steps": _steps(plan),
         }
     )
 
@@ -120,8 +120,18 @@ def with_pods_made(status: PipelineJobStatus, plan: Plan, pods: Mapping[Rank, st
         for rank, pod in sorted(pods.items())
     )
     return without_nodes(
-        status.model_copy(update={"plan": summarize(plan), "stages": stages, "steps": plan.training.steps})
+        status.model_copy(
+            update={
+                "plan": summarize(plan),
+                "stages": stages,
+                "steps": plan.training.steps if plan.serving is None else None,
+            }
+        )
     )
+
+
+def _steps(plan: Plan) -> int | None:
+    return plan.training.steps if plan.serving is None else None
 
 
 def without_nodes(

@@ -1,5 +1,7 @@
 """A rank of a job that serves: its stage of the chain, and on the first one the HTTP front."""
 
+import asyncio
+import contextlib
 import os
 import socket
 import threading
@@ -18,6 +20,7 @@ from pipelinejob_trainer.export.source import open_checkpoint
 from pipelinejob_trainer.process.config import Config
 from pipelinejob_trainer.process.output import say
 from pipelinejob_trainer.process.stage_status import StageStatus
+from pipelinejob_trainer.serving.batch import Batch
 from pipelinejob_trainer.serving.calibration import measured_cost
 from pipelinejob_trainer.serving.engine import Engine
 from pipelinejob_trainer.serving.front.answering import Answering
@@ -35,12 +38,17 @@ _DRAIN_S = 20  # for answers in work, once it is asked to stop
 
 
 def serve_rank(config: Config, plan: Plan, status: StageStatus, is_stopping: Callable[[], bool]) -> None:
-    """Serve until asked to stop, which raises StoppedError.
+    """Serve until all requests of a batch are answered, or until asked to stop, which raises StoppedError.
 
-    Raises UserError for a model that cannot be served, or a port that is taken.
+    Raises UserError for a model that cannot be served, a port that is taken, or a batch's files.
     """
     serving = plan.serving
     assert serving is not None, "a job that serves"
+    batch = None
+    if serving.batch is not None and config.stage == 0:
+        batch = Batch(Path(serving.batch.input), Path(serving.batch.output))
+        if not batch.num_left:
+            return
     trained = _trained(config, plan, serving, is_stopping) if serving.from_checkpoint else None
     weights = f"step {trained.step}" if trained else ""
     stage, cost = _load(plan, config.stage, serving, trained)
@@ -55,7 +63,12 @@ def serve_rank(config: Config, plan: Plan, status: StageStatus, is_stopping: Cal
         )
         _serve_later(later, status, is_stopping)
     else:
-        _serve_first(config, plan, stage, cost=cost, weights=weights, status=status, is_stopping=is_stopping)
+        engine, answering = _answering(config, plan, stage, cost=cost, weights=weights)
+        if batch is not None:
+            _run_batch(batch, answering, engine, status, is_stopping)
+            return
+        with _listening(serving.port) as listener:
+            _run_front(Front(answering, keys=read_keys()), engine, listener, status, is_stopping)
     raise StoppedError("asked to stop")
 
 
@@ -129,24 +142,15 @@ def _serve_later(later: LaterStage, status: StageStatus, is_stopping: Callable[[
         raise failed[0]
 
 
-def _serve_first(
-    config: Config,
-    plan: Plan,
-    stage: StageModel,
-    *,
-    cost: PassCost,
-    weights: str,
-    status: StageStatus,
-    is_stopping: Callable[[], bool],
-) -> None:
-    serving = plan.serving
+def _answering(
+    config: Config, plan: Plan, stage: StageModel, *, cost: PassCost, weights: str
+) -> tuple[Engine, Answering]:
+    serving, num_stages = plan.serving, plan.parallelism.pipeline
     assert serving is not None, "a job that serves"
-    limits = Limits.of(serving, num_stages=plan.parallelism.pipeline)
+    limits = Limits.of(serving, num_stages=num_stages)
     tokenizer = _tokenizer(plan.model, serving)
     port = config.rendezvous.port
-    engine = Engine(
-        Scheduler(limits), stage.forward, num_stages=plan.parallelism.pipeline, port=port, cost=cost, weights=weights
-    )
+    engine = Engine(Scheduler(limits), stage.forward, num_stages=num_stages, port=port, cost=cost, weights=weights)
     answering = Answering(
         engine,
         tokenizer,
@@ -154,10 +158,9 @@ def _serve_first(
         Metrics(engine),
         model=serving.model_name or plan.name,
         positions=stage.positions,
-        timeout_s=float(serving.timeout_seconds),
+        timeout_s=None if serving.batch else float(serving.timeout_seconds),
     )
-    with _listening(serving.port) as listener:
-        _run_front(Front(answering, keys=read_keys()), engine, listener, status, is_stopping)
+    return engine, answering
 
 
 def _tokenizer(model: Model, serving: Serving) -> Tokenizer:
@@ -205,3 +208,33 @@ def _run_front(
     engine.close()
     if engine.error is not None:
         raise engine.error
+
+
+def _run_batch(
+    batch: Batch, answering: Answering, engine: Engine, status: StageStatus, is_stopping: Callable[[], bool]
+) -> None:
+    """Answer a batch in a thread of its own; raise what ends it."""
+    limits = engine.limits
+    loop = asyncio.new_event_loop()
+    work = loop.create_task(batch.answer(answering, at_once=limits.groups * limits.group_size))
+
+    def run() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            loop.run_until_complete(work)
+
+    thread = threading.Thread(target=run, name="batch", daemon=True)
+    engine.start()
+    thread.start()
+    while thread.is_alive() and engine.error is None and not is_stopping():
+        status.begin_serving(is_ready=engine.is_ready)
+        thread.join(_LOOK_S)
+    if thread.is_alive():
+        loop.call_soon_threadsafe(work.cancel)
+        thread.join()
+    engine.close()
+    loop.close()
+    if engine.error is not None:
+        raise engine.error
+    if work.cancelled():
+        raise StoppedError("asked to stop; what has no answer yet is answered when it begins again")
+    work.result()
