@@ -49,7 +49,7 @@ def front(
             engine,
             FolderTokenizer(folder),
             engine.limits,
-            Metrics(engine),
+            Metrics(engine, namespace="default", job="tiny"),
             model="tiny",
             positions=128,
             timeout_s=HANG_S,

@@ -17,6 +17,7 @@ from serving_chains import HANG_S, Served, stages_of, tiny_folder
 from serving_fronts import front, write_tokenizer
 
 KEY = "a-key"
+OWN = 'namespace="default",pipelinejob="tiny"'
 TEXT = "Hello, world"
 
 
@@ -280,10 +281,10 @@ def test_metrics_tell_of_tokens_times_batches_and_stages(client: openai.OpenAI, 
     connection.close()
 
     for name in ("generated_tokens_total", "time_to_first_token_seconds_count", "time_per_token_seconds_count"):
-        (value,) = [line.split()[1] for line in text.splitlines() if line.startswith(f"pipelinejob_serving_{name} ")]
+        (value,) = [line.split()[1] for line in text.splitlines() if line.startswith(f"pipelinejob_serving_{name}{{")]
         assert float(value) >= 4
     for stage in ("0", "1"):
-        assert f'pipelinejob_serving_stage_busy_seconds_total{{stage="{stage}"}}' in text
+        assert f'pipelinejob_serving_stage_busy_seconds_total{{{OWN},stage="{stage}"}}' in text
 
 
 def test_text_comes_whole_though_its_characters_take_several_tokens(folder: Path) -> None:

@@ -64,6 +64,7 @@ def serve_rank(config: Config, plan: Plan, status: StageStatus, is_stopping: Cal
         _serve_later(later, status, is_stopping)
     else:
         engine, answering = _answering(config, plan, stage, cost=cost, weights=weights)
+        status.add_metrics(answering.metrics.text)
         if batch is not None:
             _run_batch(batch, answering, engine, status, is_stopping)
             return
@@ -155,7 +156,7 @@ def _answering(
         engine,
         tokenizer,
         limits,
-        Metrics(engine),
+        Metrics(engine, namespace=plan.namespace, job=plan.name),
         model=serving.model_name or plan.name,
         positions=stage.positions,
         timeout_s=None if serving.batch else float(serving.timeout_seconds),

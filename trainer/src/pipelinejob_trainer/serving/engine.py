@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from pipelinejob.contract.plan import ServedAt
 from pipelinejob.serving.chunks import PassCost
@@ -32,6 +33,10 @@ class Failed:
     reason: str
 
 
+def _nobody_listens(_: float) -> None:
+    pass
+
+
 Listener = Callable[[Progress | Failed], None]
 
 
@@ -46,6 +51,14 @@ class _Cancelled:
     number: int
 
 
+class Idle(StrEnum):
+    """Why the first stage has nothing to compute."""
+
+    NO_REQUESTS = "no requests"
+    MISSING_STAGES = "missing stages"
+    TOKENS = "tokens on their way"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What is in work now."""
@@ -55,6 +68,7 @@ class Load:
     flying: int
     blocks_owned: int
     blocks: int
+    group_size: int
     chains: int
     is_whole: bool
     missing: tuple[int, ...]
@@ -93,6 +107,9 @@ class Engine:
         self._closing = threading.Event()
         self._error: BaseException | None = None
         self.meter = Meter()
+        self.idle_s = dict.fromkeys(Idle, 0.0)
+        self.on_begun: Callable[[float], None] = _nobody_listens  # with the seconds that an answer waited for its turn
+        self._submitted_s: dict[int, float] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -144,6 +161,7 @@ class Engine:
             flying=scheduler.num_flying,
             blocks_owned=scheduler.blocks.num_owned,
             blocks=scheduler.blocks.count,
+            group_size=scheduler.limits.group_size,
             chains=self._chain.number,
             is_whole=self.is_ready,
             missing=self._chain.missing,
@@ -186,21 +204,34 @@ class Engine:
         """Handle what has happened; wait for something if nothing can go out."""
         is_idle = not self._chain.is_whole or not (self._can_send or self._events.qsize())
         try:
-            event = self._events.get(timeout=_WAKE_S) if is_idle else self._events.get_nowait()
+            event = self._waited() if is_idle else self._events.get_nowait()
             while True:
                 self._handle(event)
                 event = self._events.get_nowait()
         except queue.Empty:
             return
 
+    def _waited(self) -> object:
+        """Wait for an event, and note for what. Raises queue.Empty."""
+        cause = Idle.MISSING_STAGES
+        if self._chain.is_whole:
+            cause = Idle.TOKENS if self._scheduler.num_flying else Idle.NO_REQUESTS
+        begun = time.monotonic()
+        try:
+            return self._events.get(timeout=_WAKE_S)
+        finally:
+            self.idle_s[cause] += time.monotonic() - begun
+
     def _handle(self, event: object) -> None:
         self._can_send = True
         match event:
             case _Submitted():
                 self._listeners[event.answer.number] = event.listener
+                self._submitted_s[event.answer.number] = time.monotonic()
                 self._scheduler.submit(event.answer)
             case _Cancelled():
                 self._listeners.pop(event.number, None)
+                self._submitted_s.pop(event.number, None)
                 self._scheduler.cancel(event.number)
             case Joined() | Left():
                 self._handle_change(event)
@@ -239,6 +270,10 @@ class Engine:
         if given is None:
             self._can_send = False
             return
+        for row in given.rows:
+            submitted_s = self._submitted_s.pop(row.sequence, None)
+            if submitted_s is not None:
+                self.on_begun(time.monotonic() - submitted_s)
         self._play(given)
 
     def _play(self, given: Pass) -> None:
@@ -269,6 +304,7 @@ class Engine:
             self._fail_all(f"stages {names} have not come back for {self._patience_s:g} s")
 
     def _fail_all(self, reason: str) -> None:
+        self._submitted_s.clear()
         for number, listener in list(self._listeners.items()):
             del self._listeners[number]
             self._scheduler.cancel(number)
