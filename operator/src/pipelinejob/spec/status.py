@@ -87,19 +87,13 @@ class PlannedStage(Value):
 
 
 class ServedSummary(Value):
-    """What a job that serves is predicted to give so many requests at once. Predictions, all of them."""
+    """What a job that serves is predicted to give. Seconds and rates are not known for layers of unknown cost."""
 
     requests: Annotated[Count, Field(description="Requests at once.")]
     tokens: Annotated[Count, Field(description="Tokens of each prompt, and of each answer.")]
-    first_token_seconds: Annotated[
-        Short | None, Field(description="Mean seconds to the first token; not for layers of unknown cost.")
-    ] = None
-    per_token_seconds: Annotated[
-        Short | None, Field(description="Mean seconds from a token to the next; not for layers of unknown cost.")
-    ] = None
-    tokens_per_second: Annotated[
-        Short | None, Field(description="Tokens a second of all requests; not for layers of unknown cost.")
-    ] = None
+    first_token_seconds: Annotated[Short | None, Field(description="Mean seconds to the first token.")] = None
+    per_token_seconds: Annotated[Short | None, Field(description="Mean seconds from a token to the next.")] = None
+    tokens_per_second: Annotated[Short | None, Field(description="Tokens a second of all requests.")] = None
     utilization: Annotated[Short, Field(description="Share of the time that stages compute, their mean.")]
 
 
@@ -117,9 +111,7 @@ class PlanSummary(Value):
     step_seconds: Annotated[
         Short | None, Field(description="Predicted seconds of one step; not for layers of unknown cost.")
     ] = None
-    bubble: Annotated[
-        Short | None, Field(description="Predicted bubble, the mean over stages, in percent; not where it serves.")
-    ] = None
+    bubble: Annotated[Short | None, Field(description="Predicted bubble of training, the mean over stages.")] = None
     tokens_per_second: Annotated[
         Short | None, Field(description="Predicted tokens a second of the whole job; not for layers of unknown cost.")
     ] = None

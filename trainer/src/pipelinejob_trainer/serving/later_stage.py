@@ -126,6 +126,7 @@ def asked_step(front: Address, is_stopping: Callable[[], bool]) -> int:
     """
     while not is_stopping():
         with contextlib.suppress(PeerLostError, KeyError, ValueError), _dialled((front.host, front.port)) as connection:
+            connection.settimeout(SILENCE_S)
             send(connection, Frame(Kind.HELLO, {"asks": "weights"}))
             return int(receive(connection).header["weights"].removeprefix("step "))
         time.sleep(_DIAL_AGAIN_S)
