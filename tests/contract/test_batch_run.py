@@ -19,7 +19,7 @@ from saved_models import moved, saved, whole
 
 pytestmark = pytest.mark.xdist_group("processor-heavy")
 GPT = {"gpt": {"numLayers": 2, "hiddenSize": 16, "numHeads": 2}}
-LENGTH, NEW, REQUESTS = 64, 30, 400
+LENGTH, NEW, REQUESTS = 64, 30, 200
 
 
 @pytest.fixture
