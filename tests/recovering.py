@@ -10,7 +10,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
 
-from gangs import Gang, plan
+from gangs import TOKEN, Gang, plan
 from pipelinejob.base import names
 from pipelinejob.contract.incarnation import Incarnation, Member
 from pipelinejob.contract.plan import Plan
@@ -87,8 +87,10 @@ class Operator:
 
     def _post(self, pod: str, body: str) -> None:
         url = f"http://127.0.0.1:{self.gang.ports[pod]}/incarnation"
+        request = urllib.request.Request(url, data=body.encode(), method="POST")
+        request.add_header("Authorization", f"Bearer {TOKEN}")
         try:
-            urllib.request.urlopen(urllib.request.Request(url, data=body.encode(), method="POST"), timeout=5).close()
+            urllib.request.urlopen(request, timeout=5).close()
         except (OSError, http.client.HTTPException):  # it has ended meanwhile, or was told already
             return
 

@@ -225,9 +225,7 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
     broken = find_breakage(
         seen.ranks,
         seen.pods,
-        # A kubelet that restarts is silent for moments. Only together with a failed stage does silence mean loss; if
-        # the node stays silent, the cluster evicts its pods, and that is seen.
-        observed.silent_nodes if _has_failed(current) else observed.gone_nodes,
+        _lost_nodes(observed),
         pod_names={Rank(stage.replica, stage.stage): stage.pod for stage in turn.status.stages},
         now=turn.now,
         root_cause_wait_s=settings.root_cause_wait_s,
@@ -243,6 +241,7 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
         return transitions.start(turn, "a stage lost its peer; waiting to see which one ended first")
     replaced = replacing.replace_lost(turn, broken.cause, observed, seen, spec)
     if isinstance(replaced, Turn):
+        replaced = leave_out(replaced, refused_nodes(current.values()), settings)
         return replace(replaced, look_again_s=replacing.LOOK_S)
     cause = broken.cause
     if replaced:
@@ -282,8 +281,18 @@ def _fail_or_restart(
     return transitions.restart(turn, cause, is_counted=is_counted, backoff_s=backoff_s, policy=policy)
 
 
-def _has_failed(current: Mapping[Rank, StagePod]) -> bool:
-    return any(pod.outcome is Outcome.FAILED for pod in current.values())
+def _lost_nodes(observed: Observed) -> frozenset[str]:
+    """Name the nodes whose stages are lost.
+
+    A kubelet that restarts is silent for moments. Only together with a failed stage does silence mean loss, and not
+    where a stage answers; if the node stays silent, the cluster evicts its pods, and that is seen.
+    """
+    if not any(pod.outcome is Outcome.FAILED for pod in observed.current.values()):
+        return observed.gone_nodes
+    answering = {
+        pod.node for each in observed.accounts if (pod := observed.current.get(Rank(each.replica, each.stage)))
+    }
+    return observed.gone_nodes | (observed.silent_nodes - answering)
 
 
 def _watch(  # noqa: PLR0911 # a list of what may be the matter

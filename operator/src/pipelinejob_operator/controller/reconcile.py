@@ -47,6 +47,7 @@ from pipelinejob_operator.controller.observe import (
     read_admitted,
 )
 from pipelinejob_operator.controller.planning import Planner
+from pipelinejob_operator.controller.relocating import find_places
 from pipelinejob_operator.controller.shaping import Shaper
 from pipelinejob_operator.controller.status_writing import StatusWriter
 from pipelinejob_operator.controller.transitions import Turn
@@ -226,7 +227,8 @@ class Controller:
         spec = observed.job.spec
         if is_running and spec is not None and spec.recovery.in_place:
             answers = await ask_progress(self._cluster, observed.current, only_ready=False)
-            return replace(observed, accounts=answers, progress=answers if is_progress_due else ())
+            seen = replace(observed, accounts=answers, progress=answers if is_progress_due else ())
+            return replace(seen, places=lambda lost: find_places(lost, seen, self._room, self._admitted, now))
         if is_running and is_progress_due:
             answers = await ask_progress(self._cluster, observed.current)
             return replace(observed, progress=answers)

@@ -41,6 +41,7 @@ from pipelinejob_operator.local.runfolder import RunFolder
 from pipelinejob_operator.local.spares import Spares
 from pipelinejob_operator.local.stage_process import StageProcess
 from pipelinejob_operator.objects.pod_template import merge
+from pipelinejob_operator.objects.tokens import authorization
 
 _GPU = "nvidia.com/gpu"
 _PROGRESS_TIMEOUT_S = 1.0
@@ -193,7 +194,8 @@ class LocalCluster:
         url = self._url(pod, names.PORT_METRICS, "/incarnation")
         if url is not None and self._session is not None:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with self._session.post(url, data=incarnation.model_dump_json(by_alias=True)) as response:
+                body = incarnation.model_dump_json(by_alias=True)
+                async with self._session.post(url, data=body, headers=authorization(pod)) as response:
                     await response.read()
 
     # What is written
