@@ -1,10 +1,12 @@
 """Recovery in place: whom the operator replaces, whom it tells what, and when the whole gang restarts instead."""
 
+from dataclasses import replace
+
 import pytest
 
 from fakecluster import pinned_node
 from jobs import job, nodes
-from operatorworld import Mortal, World
+from operatorworld import SETTINGS, Mortal, World
 from pipelinejob.base.errors import InvalidManifestError
 from pipelinejob.contract.incarnation import Lost
 from pipelinejob.contract.progress import Phase, Progress
@@ -186,7 +188,7 @@ def test_a_stage_that_fails_at_the_same_step_again_is_not_retried_in_place_for_e
 
 
 def test_the_budget_counts_replacements_within_its_time(world):
-    key = submitted(world, recovery={"inPlace": True, "maxReplacements": 1, "perSeconds": 600})
+    key = submitted(world, recovery={"inPlace": True, "maxReplacements": 1, "replacementWindowSeconds": 600})
     for pause_s in (601, 1, 1):
         fail(world, 1, 137)
         for stage in (0, 2):
@@ -234,6 +236,16 @@ def test_a_job_whose_gang_restarts_as_a_whole_has_no_tokens(world):
     world.submit(job(**(IN_PLACE | {"recovery": {}})))
     world.train()
     assert [authorization(pod) for pod in world.cluster.all_pods()] == [{}, {}, {}]
+
+
+@pytest.mark.parametrize(("kept_here", "says_so"), [(False, True), (True, False)])
+def test_who_asks_for_spares_where_none_are_kept_is_told(kept_here, says_so):
+    world = World(nodes(4, gpus=8), settings=replace(SETTINGS, keeps_spares=kept_here))
+    submitted(world, recovery={"inPlace": True, "spares": 2})
+    told = [event for event in world.cluster.events if event.reason == "NoSpares"]
+    assert [(each.type, "spares: 2 is kept by `pipelinejob run` alone" in each.message) for each in told] == (
+        [("Warning", True)] if says_so else []
+    )
 
 
 # Another node
@@ -368,7 +380,11 @@ def test_an_operator_that_dies_at_any_write_ends_with_the_same_gang(verb, deadly
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
-    [({"device": "gpu"}, "works over gloo only"), ({"scheduling": {"binding": "Late"}}, "use binding: Early")],
+    [
+        ({"device": "gpu"}, "works over gloo only"),
+        ({"scheduling": {"binding": "Late"}}, "use binding: Early"),
+        ({"recovery": {"spares": 1}}, "needs recovery.inPlace: true"),
+    ],
 )
 def test_what_recovery_in_place_cannot_do_is_refused(changes, sentence):
     with pytest.raises(InvalidManifestError, match=sentence):

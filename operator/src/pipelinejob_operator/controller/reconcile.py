@@ -28,7 +28,7 @@ from pipelinejob_operator.cluster import (
     Object,
     UnavailableError,
 )
-from pipelinejob_operator.controller import late, provisioning, resizing, transitions
+from pipelinejob_operator.controller import late, provisioning, replacing, resizing, transitions
 from pipelinejob_operator.controller.admission import follow_placed, follow_refused, follow_waits, without_plan
 from pipelinejob_operator.controller.admission_loop import AdmissionLoop, LoopMetrics
 from pipelinejob_operator.controller.admitting import ask_admission, learn_from, not_let_in
@@ -320,6 +320,7 @@ class Controller:
             try:
                 placed = follow_placed(asking, self._planner.draft(job, self.admissions.ground()).plan, verdict)
                 turn = await self._planned_for(placed, verdict.placement)
+                turn = turn if job.spec is None else replacing.tell_of_spares(turn, job.spec, self._settings)
             except SpecError as error:
                 turn = without_plan(asking, error)
         if replace(job, status=turn.status).is_placed:

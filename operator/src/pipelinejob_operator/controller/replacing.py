@@ -8,17 +8,18 @@ and a rank that hears of a newer number takes part in no older.
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 from pipelinejob.contract.incarnation import Incarnation, Member
 from pipelinejob.contract.progress import ExitCode, Progress
 from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob.spec.status import ConditionType, LostRank, PipelineJobStatus, RecoveryStatus, StageStatus, State
 from pipelinejob_operator.admission.substitute import Place
+from pipelinejob_operator.controller.budget import within
 from pipelinejob_operator.controller.failures import Cause, Verdict, describe, judge
 from pipelinejob_operator.controller.observe import Observed
 from pipelinejob_operator.controller.transitions import Turn
 from pipelinejob_operator.objects.conditions import Fact
+from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Rank, format_time, parse_time
 from pipelinejob_operator.objects.pods import Outcome, StagePod
 
@@ -44,6 +45,18 @@ def recovery_of(status: PipelineJobStatus) -> RecoveryStatus:
 def is_on(spec: PipelineJobSpec) -> bool:
     """Tell whether lost stages are replaced in place."""
     return spec.recovery.in_place
+
+
+def tell_of_spares(turn: Turn, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
+    """Say of a job that asks for warm spares that none are kept here."""
+    count = spec.recovery.spares
+    if not (is_on(spec) and count) or settings.keeps_spares:
+        return turn
+    message = (
+        f"spec.recovery.spares: {count} is kept by `pipelinejob run` alone: on a cluster a replacement starts cold, "
+        "and the others wait for that; leave it 0"
+    )
+    return turn.told("NoSpares", message, warning=True)
 
 
 def expected(ranks: Sequence[Rank], current: Mapping[Rank, StagePod], status: PipelineJobStatus) -> Expected:
@@ -108,7 +121,10 @@ def replace_lost(turn: Turn, cause: Cause, observed: Observed, seen: Expected, s
             "replacing": (*kept, *entries),
             "since": recovery.since or now,
             "replacements": recovery.replacements + len(lost),
-            "recent": (*_recent(recovery, spec, turn.now), *(now for _ in lost)),
+            "replacement_times": (
+                *within(recovery.replacement_times, spec.recovery.replacement_window_seconds, turn.now),
+                *(now for _ in lost),
+            ),
             "last_failure": recovery.last_failure if cause.is_disruption else failure,
         }
     )
@@ -169,7 +185,7 @@ def _why_not(
     recovery, limit = recovery_of(turn.status), spec.recovery
     pods = seen.pods.values()
     codes = {pod.ending.exit_code for pod in pods if pod.outcome is Outcome.FAILED and pod.ending}
-    num_replaced = len(_recent(recovery, spec, turn.now)) + len(lost)
+    times = within(recovery.replacement_times, limit.replacement_window_seconds, turn.now)
     reasons = {
         "its failure is final": judge(cause, spec.failure_policy, restarts=0) is Verdict.FAIL,
         "its replacement is late": cause.reason == NOT_REPLACED,
@@ -180,9 +196,8 @@ def _why_not(
         "it failed at this step before, so another try in place would end the same": (
             not cause.is_disruption and recovery.last_failure == failure
         ),
-        f"{limit.max_replacements} stages were replaced within {limit.per_seconds} s already": (
-            num_replaced > limit.max_replacements
-        ),
+        f"no replacement is left of spec.recovery.maxReplacements: {limit.max_replacements} within"
+        f" {limit.replacement_window_seconds} s": len(times) + len(lost) > limit.max_replacements,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
@@ -201,11 +216,6 @@ def _replacing(status: PipelineJobStatus) -> dict[Rank, LostRank]:
 
 def _is_old(pod: StagePod, lost: LostRank | None) -> bool:
     return lost is not None and pod.reference.uid == lost.uid
-
-
-def _recent(recovery: RecoveryStatus, spec: PipelineJobSpec, now: datetime) -> tuple[str, ...]:
-    window_s = spec.recovery.per_seconds
-    return tuple(each for each in recovery.recent if (now - parse_time(each)).total_seconds() < window_s)
 
 
 def _step(observed: Observed, status: PipelineJobStatus) -> int:
