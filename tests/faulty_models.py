@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -322,3 +323,17 @@ def frozen_at_the_end() -> list[nn.Module]:
     for layer in layers[2:]:
         layer.requires_grad_(False)
     return layers
+
+
+def hanging() -> list[nn.Module]:
+    """Layer 2 never comes back from its 20th pass."""
+    passes = 0
+
+    def never_comes_back(x: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        while passes >= 20:
+            time.sleep(1)
+        return x
+
+    return around(Does(never_comes_back))

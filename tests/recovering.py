@@ -10,6 +10,9 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from gangs import TOKEN, Gang, plan
 from pipelinejob.base import names
 from pipelinejob.contract.incarnation import Incarnation, Member
@@ -101,3 +104,17 @@ class Operator:
                 return Progress.model_validate(json.loads(answer.read()))
         except (OSError, ValueError, http.client.HTTPException):  # it may die in the middle of its answer
             return None
+
+
+def assert_same_end(gang: Gang, other: Gang, *, steps: int) -> None:
+    """See that two runs had the same losses, and end with the same weights and optimiser, bit for bit."""
+    assert gang.losses() == other.losses()
+    assert len(gang.losses()) == steps
+    mine, others = state(gang, steps), state(other, steps)
+    assert mine.keys() == others.keys()
+    assert all(torch.equal(mine[name], others[name]) for name in mine)
+
+
+def state(gang: Gang, steps: int) -> dict[str, torch.Tensor]:
+    shards = sorted((gang.checkpoints / f"step-{steps:08d}").glob("*.safetensors"))
+    return {name: tensor for shard in shards for name, tensor in load_file(shard).items()}

@@ -28,6 +28,7 @@ from pipelinejob_trainer.process.config import (
     read_trained,
     silence_profiler,
 )
+from pipelinejob_trainer.process.hang import HangWatch
 from pipelinejob_trainer.process.http_server import Ear, serve
 from pipelinejob_trainer.process.late_rank import await_rank
 from pipelinejob_trainer.process.signals import StopRequest
@@ -83,6 +84,7 @@ def _spare(options: argparse.Namespace) -> NoReturn:
 def _train(config: Config, plan: Plan, status: StageStatus, process_exit: ProcessExit) -> None:
     stop_request = StopRequest(grace_s=config.grace_s, on_overdue=lambda: _end_unsaved(config, status, process_exit))
     stop_request.listen()
+    HangWatch(status.unhealthy_reason, status.describe_wait).start()
     if plan.recovery is not None:
         _train_with_recovery(config, plan, status, stop_request)
         return

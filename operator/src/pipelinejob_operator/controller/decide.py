@@ -41,6 +41,7 @@ from pipelinejob_operator.controller.giving_back import (
     unbinding_nodes,
     why_unbound,
 )
+from pipelinejob_operator.controller.hanging import find_hang
 from pipelinejob_operator.controller.looking_again import (
     SOON_S,
     backing_off_s,
@@ -234,6 +235,9 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
         late = replacing.overdue(turn, spec)
         silent = late or replacing.find_silent(observed, seen.pods, turn.status)
         broken = None if silent is None else Broken(cause=silent)
+    if broken is None and replacing.recovery_of(turn.status).since is None:
+        hang = find_hang(observed.accounts or observed.progress, seen.pods, attempt=turn.status.attempt)
+        broken = None if hang is None else Broken(cause=hang)
     if broken is None:
         return _watch(turn, observed, spec, done, settings)
     if broken.cause is None:
