@@ -163,6 +163,28 @@ def test_a_users_error_ends_the_job_and_who_waited_in_vain_restarts_the_gang(wor
         assert world.status(key)["recovery"]["incarnation"] == 0
 
 
+@pytest.mark.parametrize("is_gone_first", [True, False])
+def test_a_drain_stops_all_after_a_checkpoint_and_counts_against_no_limit(world, is_gone_first):
+    key = submitted(world)
+    drained = world.cluster.pod("gpt-r0-s1")
+    world.cluster.remove(drained)
+    world.settle()
+    if is_gone_first:
+        world.cluster.finish_deletions()
+        world.settle()
+    for stage in (0, 1, 2):
+        pod = world.cluster.pod(f"gpt-r0-s{stage}")
+        if not (stage == 1 and is_gone_first):
+            world.cluster.set_pod(pod, phase="Failed", code=143)
+        world.cluster.answers.pop(f"gpt-r0-s{stage}", None)
+    world.settle()
+    world.cluster.pass_time(10)
+    world.settle()
+
+    status = world.status(key)
+    assert (status["attempt"], status["restarts"], status["disruptions"]) == (2, 0, 1)
+
+
 def test_a_replacement_that_does_not_come_in_time_restarts_the_whole_gang(world):
     key = submitted(world)
     fail(world, 1, 137)

@@ -249,7 +249,8 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
         return replace(replaced, look_again_s=replacing.LOOK_S)
     cause = broken.cause
     if replaced:
-        cause = replace(cause, message=f"{cause.message or cause.reason} (the whole gang restarts: {replaced})")
+        message = f"{cause.message or cause.reason} (the whole gang restarts: {replaced})"
+        cause = replace(cause, message=message, is_disruption=cause.is_disruption or replacing.was_stopped(seen))
     return _fail_or_restart(turn, cause, spec, settings, refused=refused_nodes(current.values()))
 
 

@@ -6,7 +6,7 @@ and a rank that hears of a newer number takes part in no older.
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelinejob.contract.incarnation import Incarnation, Member
@@ -76,6 +76,11 @@ def missing_ranks(pods: Sequence[StagePod], status: PipelineJobStatus) -> tuple[
     """Return the ranks whose pod is gone and is to be made anew."""
     present = {pod.rank for pod in pods}
     return tuple(rank for rank in sorted(_replacing(status)) if rank not in present)
+
+
+def was_stopped(seen: Expected) -> bool:
+    """Tell whether all that ended were told to, so that none has failed; the pod that was told first may be gone."""
+    return {pod.ending and pod.ending.exit_code for pod in _failed(seen)} == {ExitCode.STOPPED}
 
 
 def find_silent(observed: Observed, current: Mapping[Rank, StagePod], status: PipelineJobStatus) -> Cause | None:
@@ -183,14 +188,13 @@ def _why_not(
     failure: str,
 ) -> str:
     recovery, limit = recovery_of(turn.status), spec.recovery
-    pods = seen.pods.values()
-    codes = {pod.ending.exit_code for pod in pods if pod.outcome is Outcome.FAILED and pod.ending}
+    codes = {pod.ending.exit_code for pod in _failed(seen) if pod.ending}
     times = within(recovery.replacement_times, limit.replacement_window_seconds, turn.now)
     reasons = {
         "its failure is final": judge(cause, spec.failure_policy, restarts=0) is Verdict.FAIL,
         "its replacement is late": cause.reason == NOT_REPLACED,
         "the gang had not met yet": not recovery.incarnation,
-        "a stage has completed already": any(pod.outcome is Outcome.SUCCEEDED for pod in pods),
+        "a stage has completed already": any(pod.outcome is Outcome.SUCCEEDED for pod in seen.pods.values()),
         "its peers stop as well": bool(codes & _ALL_STOP),
         "no stage is left that could go on": len(lost) >= len(observed.job.ranks),
         "it failed at this step before, so another try in place would end the same": (
@@ -200,6 +204,10 @@ def _why_not(
         f" {limit.replacement_window_seconds} s": len(times) + len(lost) > limit.max_replacements,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _failed(seen: Expected) -> Iterator[StagePod]:
+    return (pod for pod in seen.pods.values() if pod.outcome is Outcome.FAILED)
 
 
 def _lost(cause: Cause, seen: Expected) -> dict[Rank, str]:
