@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -337,3 +338,19 @@ def hanging() -> list[nn.Module]:
         return x
 
     return around(Does(never_comes_back))
+
+
+def hanging_once() -> list[nn.Module]:
+    """Layer 2 does not come back from its 40th pass, unless the file that the environment calls HUNG says it has."""
+    passes, hung = 0, Path(os.environ["HUNG"])
+
+    def comes_back_once_it_hung(x: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        if passes == 40 and not hung.exists():
+            hung.touch()
+            while True:
+                time.sleep(1)
+        return x
+
+    return around(Does(comes_back_once_it_hung))

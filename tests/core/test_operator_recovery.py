@@ -347,6 +347,21 @@ def test_where_no_other_node_has_room_the_gang_restarts_and_says_so():
     assert "no node has room for gpt-r0-s1 now" in told[0]
 
 
+def test_two_that_lose_their_nodes_one_after_the_other_do_not_get_the_room_of_one():
+    world, key = spread(5)
+    for stage in (1, 2):
+        lose_node(world, where(world)[f"s{stage}"], is_gone=True)
+        world.cluster.answers.pop(f"gpt-r0-s{stage}")
+        world.settle()  # the first is not bound yet
+    world.cluster.bind()
+    world.cluster.start()
+    all_wait(world, heard=1)
+    world.settle()
+
+    assert len({*where(world).values()}) == 3
+    assert (world.status(key)["attempt"], world.status(key)["recovery"]["incarnation"]) == (1, 2)
+
+
 def test_a_node_that_refuses_the_replacement_is_left_out():
     world, key = spread(4)
     fail(world, 1, 137)

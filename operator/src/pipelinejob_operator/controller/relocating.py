@@ -36,7 +36,12 @@ def find_places(
     except SpecError:  # of a profile that is gone since
         return {}
     free = room.free_without(job.uid, (node["metadata"]["name"] for node in nodes))
-    stay = [pod.raw for rank, pod in sorted(observed.current.items()) if rank not in lost]
+    # By where they are to stand: another that was lost before may not be bound yet.
+    stay = [
+        _at(each.node or "", admitted.of_rank(job, rank).pod)
+        for each in job.status.stages
+        if (rank := Rank(each.replica, each.stage)) not in lost
+    ]
     found: dict[Rank, Place] = {}
     for rank in lost:
         others = room.neighbours(_all_but(job.uid, job.status.attempt, rank))
@@ -45,8 +50,12 @@ def find_places(
         place = nearest(names, topology, list(_near(rank, observed, spec)), spec.topology.pipeline)
         if place is not None:
             found[rank] = place
-            stay.append({**pod, "spec": {**pod["spec"], "nodeName": place.node}})
+            stay.append(_at(place.node, pod))
     return found
+
+
+def _at(node: str, pod: Object) -> Object:
+    return {**pod, "spec": {**pod["spec"], "nodeName": node}}
 
 
 def _all_but(uid: str, attempt: int, rank: Rank) -> Callable[[Object], bool]:
