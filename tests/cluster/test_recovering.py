@@ -13,7 +13,7 @@ import pytest
 from answering_stages import Stages
 from apiserver import ApiServer
 from fakenodes import HOLD, add_nodes, node
-from operatorprocess import OperatorProcess, condition, is_placed, job, pods
+from operatorprocess import OperatorProcess, is_placed, job, pods
 from processes import Process, wait_until
 
 pytestmark = pytest.mark.xdist_group("life")  # one operator at a time
@@ -81,9 +81,6 @@ class Gang:
     def status(self) -> dict[str, Any]:
         return self.server.get("pipelinejob", "-n", self.namespace, "gpt")["status"]
 
-    def said(self) -> str:
-        return condition(self.server, self.namespace, "gpt", "Ready")["message"]
-
     def events(self, reason: str) -> list[str]:
         items = self.server.get("events", "-n", self.namespace)["items"]
         return [each["message"] for each in items if each["reason"] == reason]
@@ -100,10 +97,14 @@ class Gang:
     def fail(self, stage: int, code: int, *, step: int | None = None, **status: Any) -> None:
         """Let a stage's process end; the others notice, and wait."""
         self.step = self.step + 1 if step is None else step
+        for other in self.stages:
+            if other.number != stage:
+                other.train(step=self.step)
+        reason = {"exitCode": code, "reason": "Error", "startedAt": THEN, "finishedAt": THEN}
+        # First: a stage that others have lost is replaced at once, whatever its kubelet still has to say.
+        self.write(stage, "Failed", {"terminated": reason}, **status)
         self.stages[stage].die()
         self.others_wait(stage)
-        reason = {"exitCode": code, "reason": "Error", "startedAt": THEN, "finishedAt": THEN}
-        self.write(stage, "Failed", {"terminated": reason}, **status)
 
     def others_wait(self, stage: int) -> None:
         for other in self.stages:
@@ -161,7 +162,8 @@ def test_a_killed_an_evicted_and_a_homeless_stage_are_replaced_alone_by_operator
     before, there = gang.uids(), gang.node_of(1)
     gang.fail(1, 137)
     gang.replaced(1, before[1])
-    assert "only gpt-r0-s1 is replaced, and the others wait with what they hold in memory" in gang.said()
+    wait_until(lambda: gang.events("Replacing"), "it says so")
+    assert gang.events("Replacing") == ["Only gpt-r0-s1 is replaced; 2 stages keep their processes"]
     gang.come_up(1)
     gang.meet(2)
     assert changed(before, gang.uids()) == {1}
@@ -180,9 +182,9 @@ def test_a_killed_an_evicted_and_a_homeless_stage_are_replaced_alone_by_operator
     assert changed(before, gang.uids()) == {0}
 
     before, lost = gang.uids(), gang.node_of(2)
+    gang.server.kubectl("delete", "node", lost)
     gang.stages[2].die()
     gang.others_wait(2)
-    gang.server.kubectl("delete", "node", lost)
     gang.replaced(2, before[2])
     assert {gang.node_of(2)} == set(gang.nodes) - {lost, gang.node_of(0), gang.node_of(1)}
     gang.come_up(2)

@@ -92,7 +92,7 @@ def test_a_stage_that_hangs_is_named_and_replaced_alone_and_all_go_on(start, tmp
     assert "Only tiny-r0-s1 is replaced; 1 stage keeps its process" in run.said
     assert "no progress for 10 s after step" in run.said
     assert "Restarting" not in run.said
-    log = next((run.output / "logs").glob("*r0-s1*")).read_text()
+    log = next((run.output / "logs").glob("*r0-s1*.log")).read_text()
     assert "this process waits for nobody" in log
     assert "in comes_back_once_it_hung" in log
     assert run.steps() <= STEPS + 1

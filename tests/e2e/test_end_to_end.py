@@ -142,7 +142,7 @@ def test_the_example_trains_to_its_end_though_a_stage_is_killed(
 def test_a_killed_stage_alone_is_replaced_and_the_others_containers_never_restart(
     cluster: nodes.Cluster, team: str
 ) -> None:
-    manifest = example(name="recovering", steps=40, interval=1000)
+    manifest = example(name="recovering", steps=20, interval=1000)
     manifest["spec"]["recovery"] = {"inPlace": True}
     apply_job(cluster, manifest)
     wait_for(cluster, "recovering", lambda status: status.get("step", 0) >= 3, "some steps")
@@ -159,7 +159,7 @@ def test_a_killed_stage_alone_is_replaced_and_the_others_containers_never_restar
         pod: uid for pod, (uid, *_) in after.items()
     }
     status = job(cluster, "recovering")["status"]
-    assert (status["step"], status["attempt"], status["restarts"], status["recovery"]["replacements"]) == (40, 1, 0, 1)
+    assert (status["step"], status["attempt"], status["restarts"], status["recovery"]["replacements"]) == (20, 1, 0, 1)
     # There is no checkpoint before the last step: only memory can have carried the steps.
     logs = cluster.server.kubectl("logs", "-n", NAMESPACE, "recovering-r0-s3")
     assert "rank 1 takes over the copy that rank" in logs, logs
