@@ -9,7 +9,7 @@ operator works the API server with its etcd, and this program, which creates, wa
     gpt3      examples/gpt3-3d.yaml: 512 pods of 8 GPUs, all there are
     burst     jobs of two stages created at once, more than there is room for
     rest      after `burst`, and nothing happens; then with a quarter of the jobs training and asked for their progress
-    limit     a bare client that writes what the operator writes in `burst`, as fast as the API server takes it
+    limit     a bare client that writes what the operator wrote in `burst` and `large`, as fast as it can
     kueue     Kueue's manager, admitting as many jobs
     more      one more job, in a cluster of a hundredth, a tenth, and all of the line's jobs, most of which wait
     head      running jobs of the whole line go, one after another, and the first that waits follows
@@ -91,6 +91,7 @@ class Bench:
             await self._crowd()
         if "limit" in self.scenarios:
             await self._take("limit", bare.limit(self.num_jobs))
+            await self._take("large, limit", bare.large_limit(self.num_ranks))
             self._compare()
         if "kueue" in self.scenarios:
             await self._take("kueue", quota_peer.admit(self.num_jobs))
@@ -141,6 +142,9 @@ class Bench:
         if burst := self.found.get("burst"):
             burst["share_of_limit"] = burst["jobs_per_s"] / self.found["limit"]["jobs_per_s"]
             self._show("burst")
+        if large := self.found.get("large"):
+            large["share_of_limit"] = self.found["large, limit"]["took_s"] / large["let_go_s"]
+            self._show("large")
 
     def _grow(self) -> None:
         """Lay the price of one more job in the largest cluster beside that in the smallest."""

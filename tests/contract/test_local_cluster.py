@@ -16,7 +16,7 @@ from pipelinejob.base import names
 from pipelinejob.contract.progress import Phase
 from pipelinejob_operator.cluster import ClusterError, ConflictError, InvalidError, Key, Object, Reference
 from pipelinejob_operator.local.cluster import LocalCluster
-from pipelinejob_operator.local.machine import Machine, read_machine
+from pipelinejob_operator.local.node.machine import Machine, read_machine
 from pipelinejob_operator.local.runfolder import RunFolder
 from processes import HANG_S
 
@@ -254,7 +254,7 @@ def test_stages_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     stage = f"import os, signal; open({str(pid_file)!r}, 'w').write(f'{{os.getpid()}} '); signal.pause()"
     parent_code = f"""
 import asyncio, pathlib, sys
-from pipelinejob_operator.local.stage_process import StageProcess
+from pipelinejob_operator.local.node.stage_process import StageProcess
 async def main():
     log = pathlib.Path({str(tmp_path / "log")!r})
     process = await StageProcess.start([sys.executable, "-c", {stage!r}], environment={{}}, log=log)

@@ -19,7 +19,7 @@ from pipelinejob.spec.job import (
     Training,
 )
 from pipelinejob_operator.local import tools
-from pipelinejob_operator.local.machine import Machine, read_machine
+from pipelinejob_operator.local.node.machine import Machine, read_machine
 from pipelinejob_operator.local.runfolder import RunFolder
 from pipelinejob_operator.local.tools import ToolError, counted_profile, sample
 

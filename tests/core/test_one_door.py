@@ -23,7 +23,7 @@ from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob_operator.cli.decided import decided
 from pipelinejob_operator.cli.exits import Exit
 from pipelinejob_operator.cli.manifests import given_job
-from pipelinejob_operator.local.machine import Machine
+from pipelinejob_operator.local.node.machine import Machine
 
 ZONE, PRODUCT = "topology.kubernetes.io/zone", "nvidia.com/gpu.product"
 PRODUCTS = ("NVIDIA-H100-80GB-HBM3", "NVIDIA-A100-SXM4-80GB", "Tesla-T4")

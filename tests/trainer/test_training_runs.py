@@ -13,7 +13,7 @@ from masks import Masked, masked
 from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import Data, Model, ScheduleName, ScheduleSpec
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.training import loop
+from pipelinejob_trainer.training.preparation import Preparation
 from threadgangs import train, train_plainly
 
 Named = dict[str, nn.Parameter]
@@ -117,7 +117,7 @@ def test_a_run_ends_with_the_weights_of_a_plain_loop(
     mask = masked if is_masked else (lambda targets: targets)
     losses, weights = train_plainly(wanted, optimizers, mask=mask)
 
-    def change(prepared: loop.Preparation) -> None:
+    def change(prepared: Preparation) -> None:
         if is_masked and prepared.batches is not None:
             prepared.batches = Masked(batches=prepared.batches)  # type: ignore[assignment]
 
@@ -144,7 +144,7 @@ def test_a_batch_that_counts_nothing_is_skipped_and_said(
         mask=masked,
     )
 
-    def change(prepared: loop.Preparation) -> None:
+    def change(prepared: Preparation) -> None:
         if prepared.batches is not None:
             prepared.batches = Masked(batches=prepared.batches, counts_nothing=frozenset({3}))  # type: ignore[assignment]
 

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from board import JOBS
+from large import large_job
 from recording import Recording, RecordingProxy, writer
 from usage import using
 from world import PATIENCE_S, ROOM, STAGES, World, each, operator, small_job, world
@@ -33,6 +34,21 @@ async def limit(num_jobs: int) -> dict[str, float]:
         "pods_per_s": STAGES * num_running / server.wall_s, "server_s": server.processor_s, "bench_s": bench_s,
         "writes_a_placed_job": 1 + len(running.writes), "writes_a_waiting_job": 1 + len(waiting.writes),
     }  # fmt: skip
+
+
+async def large_limit(num_ranks: int) -> dict[str, float]:
+    """Write one job of that many ranks, with all its pods and statuses."""
+    async with world() as here:
+        (recording,) = await record(here, large_job(num_ranks))
+    async with world(is_watched=False) as here, writer(here.server) as bare:
+        with using(*here.server_pids) as server:
+            await bare.repeat(recording, "again", at_once=_AT_ONCE)
+    return {
+        "ranks": num_ranks,
+        "took_s": server.wall_s,
+        "server_s": server.processor_s,
+        "writes": 1 + len(recording.writes),
+    }
 
 
 async def record(here: World, *jobs: dict[str, Any]) -> list[Recording]:

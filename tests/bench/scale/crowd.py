@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from contextlib import suppress
 
@@ -10,6 +11,7 @@ from training import train, trainers
 from world import PATIENCE_S, ROOM, STAGES, Operator, World, small_job
 
 _REST_S = 30.0
+_REQUESTS_AT_REST = 2.0  # a second: the Lease, and watches that begin anew
 _SETTLING_S = 10.0
 _SHARE_TRAINING = 0.25  # of the jobs that were let go
 _REQUESTS = "rest_client_requests_total"
@@ -41,11 +43,23 @@ async def burst(here: World, running: Operator, num_jobs: int) -> dict[str, floa
 
 
 async def rest(running: Operator) -> dict[str, float]:
-    """Change nothing, and see what the operator takes."""
-    await asyncio.sleep(_SETTLING_S)
+    """Change nothing, wait until all is written that came before, and see what the operator takes."""
+    settling_s = await _settle(running)
     with running.measured() as measured:
         await asyncio.sleep(_REST_S)
-    return await measured.figures()
+    return {"settling_s": settling_s, **await measured.figures()}
+
+
+async def _settle(running: Operator) -> float:
+    """Wait until the operator sends next to no requests; return how long that took."""
+    begun, sent = time.monotonic(), -math.inf
+    while time.monotonic() - begun < PATIENCE_S:
+        now = await running.metric(_REQUESTS)
+        if now - sent <= _SETTLING_S * _REQUESTS_AT_REST:
+            break
+        sent = now
+        await asyncio.sleep(_SETTLING_S)
+    return time.monotonic() - begun
 
 
 async def rest_training(here: World, running: Operator) -> dict[str, float]:

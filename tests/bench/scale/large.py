@@ -19,9 +19,13 @@ _GPT3 = Path(__file__).parents[3] / "examples" / "gpt3-3d.yaml"
 
 async def large(here: World, running: Operator, num_ranks: int) -> dict[str, float]:
     """Return how long a job of that many ranks takes from its creation until all its pods are let go."""
-    replicas = max(1, num_ranks // _STAGES)
-    parallelism = {"pipeline": _STAGES, "data": replicas}
-    return await _let_go(here, running, job(NAMESPACE, _NAME, stages=_STAGES, parallelism=parallelism))
+    return await _let_go(here, running, large_job(num_ranks))
+
+
+def large_job(num_ranks: int) -> dict[str, Any]:
+    """Make a job of that many ranks."""
+    parallelism = {"pipeline": _STAGES, "data": max(1, num_ranks // _STAGES)}
+    return job(NAMESPACE, _NAME, stages=_STAGES, parallelism=parallelism)
 
 
 async def gpt3(here: World, running: Operator) -> dict[str, float]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from yarl import URL
 from apiserver import ApiServer
 from board import JOBS
 from faultproxy import FaultProxy
+from world import each
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HEADERS = ("Authorization", "Content-Type")
@@ -98,25 +100,30 @@ class Writer:
     def __init__(self, server: ApiServer, session: aiohttp.ClientSession) -> None:
         self._url, self._session = server.url, session
 
-    async def repeat(self, recording: Recording, name: str, *, node: str = "") -> None:
-        """Write what was recorded, for a new job of that name; with a node, it is placed there."""
+    async def repeat(self, recording: Recording, name: str, *, node: str = "", at_once: int = 1) -> None:
+        """Write what was recorded, for a new job of that name; with a node, it is placed there.
+
+        Of neighbouring writes of one kind, creations of pods for instance, `at_once` are under way together.
+        """
         old = recording.job["metadata"]
         body = {key: recording.job[key] for key in ("apiVersion", "kind", "spec")}
         made = await self._send("POST", JOBS, orjson.dumps({**body, "metadata": {"name": name}}), "application/json")
-        instead = {old["name"]: name, old["uid"]: made["metadata"]["uid"]}
-        instead |= dict.fromkeys(recording.nodes, node) if node else {}
-        versions = {old["resourceVersion"]: made["metadata"]["resourceVersion"]}
-        for write in recording.writes:
-            answer = await self._send(
-                write.method,
-                _replaced(write.path.encode(), instead).decode(),
-                _replaced(write.body, instead | _quoted(versions)),
-                write.content_type,
-            )
-            recorded, written = write.answer["metadata"], answer["metadata"]
-            instead[recorded["uid"]] = written["uid"]
-            if "resourceVersion" in written:  # a dry run gives none
-                versions[recorded["resourceVersion"]] = written["resourceVersion"]
+        always = {old["name"]: name, old["uid"]: made["metadata"]["uid"]}
+        always |= dict.fromkeys(recording.nodes, node) if node else {}
+        known = {old["uid"]: made["metadata"]}  # what became of an object, by its recorded uid
+        recorded = {old["uid"]: old}  # the same as it was recorded last
+
+        async def again(write: Write) -> None:
+            theirs = write.answer["metadata"]
+            uid = theirs["uid"]
+            instead = always if uid not in known else always | _renewed(recorded[uid], known[uid])
+            path = _replaced(write.path.encode(), instead).decode()
+            answer = await self._send(write.method, path, _replaced(write.body, instead), write.content_type)
+            if "resourceVersion" in answer["metadata"]:  # a dry run gives none
+                known[uid], recorded[uid] = answer["metadata"], theirs
+
+        for _, alike in groupby(recording.writes, key=lambda write: (write.method, write.answer["kind"])):
+            await each(alike, again, at_once=at_once)
 
     async def _send(self, method: str, path: str, body: bytes, content_type: str) -> dict[str, Any]:
         url = URL(f"{self._url}{path}", encoded=True)
@@ -136,9 +143,10 @@ async def writer(server: ApiServer) -> AsyncIterator[Writer]:
         yield Writer(server, session)
 
 
-def _quoted(versions: Mapping[str, str]) -> dict[str, str]:
-    """Have a version replaced only where it is one: it is a number, and may stand in other things."""
-    return {f'"resourceVersion":"{old}"': f'"resourceVersion":"{new}"' for old, new in versions.items()}
+def _renewed(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    """Return what stands for an object's uid, and for its version where it is one: a number may stand elsewhere too."""
+    version = f'"resourceVersion":"{new["resourceVersion"]}"'
+    return {old["uid"]: new["uid"], f'"resourceVersion":"{old["resourceVersion"]}"': version}
 
 
 def _replaced(text: bytes, instead: Mapping[str, str]) -> bytes:

@@ -92,8 +92,9 @@ def _train(config: Config, plan: Plan, status: StageStatus, process_exit: Proces
 
     from pipelinejob_trainer.training import loop  # noqa: PLC0415  # torch, see above
     from pipelinejob_trainer.training.membership import join, leave, watch_over  # noqa: PLC0415  # as above
+    from pipelinejob_trainer.training.preparation import Preparation  # noqa: PLC0415  # as above
 
-    prepared = loop.Preparation(config, plan)
+    prepared = Preparation(config, plan)
     membership = join(config, prepared.rank)
     liveness = watch_over(membership, on_lost=lambda rank: _end_without_peer(rank, plan, status, process_exit))
     stop_request.start_honouring()
@@ -133,10 +134,10 @@ def _train_with_recovery(config: Config, plan: Plan, status: StageStatus, stop_r
     ear = Ear(hear=lambda body: status.hear_incarnation(station.hear(body)), token=config.token)
     serve(status, config.metrics_port, ear=ear)
 
-    from pipelinejob_trainer.training import loop  # noqa: PLC0415  # torch, see above
+    from pipelinejob_trainer.training.preparation import Preparation  # noqa: PLC0415  # torch, see above
     from pipelinejob_trainer.training.recovering import Recovering  # noqa: PLC0415  # as above
 
-    Recovering(config, plan, station, status, stop_request).run(loop.Preparation(config, plan))
+    Recovering(config, plan, station, status, stop_request).run(Preparation(config, plan))
     station.close()
 
 

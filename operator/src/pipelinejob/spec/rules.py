@@ -91,7 +91,8 @@ def changing_only_while_suspended(field: str) -> Rule:
 
 def same(field: str) -> str:
     """Return the CEL that says whether `field` is as it was."""
-    return f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
+    both = f"has(oldSelf.{field}) && self.{field} == oldSelf.{field}"
+    return f"(has(self.{field}) ? {both} : !has(oldSelf.{field}))"
 
 
 # A running job takes another number of replicas (`kubectl scale`) where that changes none of its numbers: the sequences

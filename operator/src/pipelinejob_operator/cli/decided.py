@@ -12,7 +12,7 @@ from pipelinejob.siting.request import Planned, Request
 from pipelinejob.spec.chosen import Chosen
 from pipelinejob.spec.job import Device
 from pipelinejob_operator.cli.manifests import GivenJob, given_job
-from pipelinejob_operator.local.machine import Machine
+from pipelinejob_operator.local.node.machine import Machine
 
 
 def decided(job: GivenJob, machine: Machine) -> tuple[GivenJob, Chosen | None]:

@@ -26,7 +26,7 @@ from pipelinejob_operator.cli.manifests import GivenJob, given_job, jobs_among, 
 from pipelinejob_operator.cli.model_folder import with_its_model
 from pipelinejob_operator.cli.output import to_yaml
 from pipelinejob_operator.cli.text_files import check_writable
-from pipelinejob_operator.local.machine import read_machine
+from pipelinejob_operator.local.node.machine import read_machine
 from pipelinejob_operator.local.runfolder import RunFolder
 from pipelinejob_operator.local.tools import measured_profile
 from pipelinejob_operator.objects.costs import costs_config_map

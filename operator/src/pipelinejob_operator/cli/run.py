@@ -29,7 +29,7 @@ from pipelinejob_operator.cli.together import refuse
 from pipelinejob_operator.local import interruption
 from pipelinejob_operator.local.beginning import Beginning, Way, begin
 from pipelinejob_operator.local.display import Display, display_for, print_summary
-from pipelinejob_operator.local.machine import Machine, read_machine
+from pipelinejob_operator.local.node.machine import Machine, read_machine
 from pipelinejob_operator.local.results import write_results
 from pipelinejob_operator.local.run import Ending, LocalRun
 from pipelinejob_operator.local.runfolder import RunFolder

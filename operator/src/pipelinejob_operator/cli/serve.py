@@ -21,7 +21,7 @@ from pipelinejob_operator.cli.manifests import FileArgument, GivenJob, given_job
 from pipelinejob_operator.cli.model_folder import with_its_model
 from pipelinejob_operator.cli.output import to_yaml
 from pipelinejob_operator.cluster import Event
-from pipelinejob_operator.local.machine import Machine, read_machine
+from pipelinejob_operator.local.node.machine import Machine, read_machine
 from pipelinejob_operator.local.run import Ending, LocalRun
 from pipelinejob_operator.local.runfolder import RunFolder
 from pipelinejob_operator.local.tools import counted_profile

@@ -28,6 +28,7 @@ from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.admission.verdict import Placed, Refused, Verdict, Waits
 from pipelinejob_operator.cluster import Key
 from pipelinejob_operator.controller.admission import is_told
+from pipelinejob_operator.controller.beside_loop import beside_the_loop
 from pipelinejob_operator.controller.planning import Ground, Planner
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, parse_time
@@ -171,7 +172,7 @@ class AdmissionLoop:
             return f"{first.key}, which {order.why_ahead(first, job)}, waits for room itself"
         free = self._room.free_without(job.uid, (node["metadata"]["name"] for node in self._room.nodes))
         try:
-            await asyncio.to_thread(chooser.choose, job, free)
+            await beside_the_loop(chooser.choose, job, free)
         except NoPlacementError as error:
             return str(error)
         return None
@@ -301,7 +302,7 @@ class AdmissionLoop:
         if not self._planner.is_priced(job, self.ground()):
             if not await self._fits(job, ahead):
                 return deciding.explain(self._asking(job, ahead))
-            await asyncio.to_thread(self._planner.price, job, self.ground())
+            await beside_the_loop(self._planner.price, job, self.ground())
         placed = await self._choose(job, ahead, draft)
         return placed or deciding.explain(self._asking(job, ahead))
 
@@ -309,7 +310,7 @@ class AdmissionLoop:
         asking = self._asking(job, ahead)
         if len(job.ranks) < _LARGE:
             return deciding.fits(asking, free=asking.free)
-        return await asyncio.to_thread(deciding.fits, asking, free=dict(asking.free))
+        return await beside_the_loop(deciding.fits, asking, free=dict(asking.free))
 
     async def _choose(self, job: Job, ahead: Ahead, draft: Draft) -> Placed | None:
         """Choose nodes and promise them; between the last look at what is free and the promise, nobody has a turn."""
@@ -319,7 +320,7 @@ class AdmissionLoop:
         if len(job.ranks) < _LARGE:
             placement = find(free=asking.free)
         else:
-            placement = await asyncio.to_thread(find, free=dict(asking.free))
+            placement = await beside_the_loop(find, free=dict(asking.free))
         if placement is None or not self._room.is_waiting(job.uid):
             return None
         claims = claims_of(job, placement, self._admitted)
@@ -338,7 +339,7 @@ class AdmissionLoop:
     async def _draft(self, job: Job) -> Draft:
         ground = self.ground()
         if not self._planner.prepare_at_once(job, ground):
-            await asyncio.to_thread(self._planner.prepare, job, ground)
+            await beside_the_loop(self._planner.prepare, job, ground)
         return self._planner.draft(job, ground)
 
     def _look(self) -> Chooser:

@@ -32,6 +32,7 @@ from pipelinejob_operator.controller import late, provisioning, replacing, resiz
 from pipelinejob_operator.controller.admission import follow_placed, follow_refused, follow_waits, without_plan
 from pipelinejob_operator.controller.admission_loop import AdmissionLoop, LoopMetrics
 from pipelinejob_operator.controller.admitting import ask_admission, learn_from, not_let_in
+from pipelinejob_operator.controller.beside_loop import beside_the_loop
 from pipelinejob_operator.controller.costs import Costs, ProfileSource
 from pipelinejob_operator.controller.decide import Decision, complete, decide, refused
 from pipelinejob_operator.controller.giving_back import since_release_s
@@ -245,7 +246,7 @@ class Controller:
         if len(gang) < _LARGE:
             found = misfits(gang, nodes, free, others)
         else:
-            found = await asyncio.to_thread(misfits, gang, nodes, free, others)
+            found = await beside_the_loop(misfits, gang, nodes, free, others)
         if found:
             self._alike.forget(job.key.namespace)
             learn_from(self._admitted, job, observed.current)
@@ -309,7 +310,7 @@ class Controller:
         """Have the job's plan at hand; what was planned for none of its shape is planned beside the event loop."""
         ground = self.admissions.ground()
         if not self._planner.prepare_at_once(job, ground):
-            await asyncio.to_thread(self._planner.prepare, job, ground)
+            await beside_the_loop(self._planner.prepare, job, ground)
 
     async def _take(self, asking: Turn, verdict: Placed, observed: Observed) -> float | None:
         """Take the place that was promised, if all names that the job needs are free and there is a plan for it."""
@@ -336,7 +337,7 @@ class Controller:
     async def _bind_late(self, turn: Turn, observed: Observed) -> Turn:
         if observed.in_the_way:
             return transitions.step_aside(turn, turn.status.state or State.PENDING, observed.in_the_way)
-        return await asyncio.to_thread(late.admit, turn, observed, self._draft)
+        return await beside_the_loop(late.admit, turn, observed, self._draft)
 
     async def _planned_for(self, turn: Turn, placement: Placement) -> Turn:
         """Plan again for the place that the job got: with its devices, and its links."""
@@ -344,7 +345,7 @@ class Controller:
         if len(placement.assignments) < _LARGE:  # it was drafted, so that this takes moments
             self._planner.prepare(job, ground, placement)
         else:
-            await asyncio.to_thread(self._planner.prepare, job, ground, placement)
+            await beside_the_loop(self._planner.prepare, job, ground, placement)
         return turn.having(**summaries(self._planner.plan(job, ground), placement))
 
     async def _carry_out(self, observed: Observed, decision: Decision) -> None:

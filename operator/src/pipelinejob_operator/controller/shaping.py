@@ -1,6 +1,5 @@
 """Degrees, schedule and micro-batches of jobs that leave them open, or that are to have another number of replicas."""
 
-import asyncio
 from dataclasses import replace
 
 from pipelinejob.base.errors import NoPlacementError, SpecError
@@ -8,6 +7,7 @@ from pipelinejob.spec.chosen import Chosen, resolved
 from pipelinejob_operator.admission.queueing import NO_ROOM
 from pipelinejob_operator.controller import resizing
 from pipelinejob_operator.controller.admission_loop import AdmissionLoop
+from pipelinejob_operator.controller.beside_loop import beside_the_loop
 from pipelinejob_operator.controller.measurements import without_nodes
 from pipelinejob_operator.controller.planning import Planner
 from pipelinejob_operator.controller.transitions import Turn
@@ -63,7 +63,7 @@ class Shaper:
         return resizing.hold(turn, *refusal)
 
     async def _plan(self, shape: Job) -> Chosen:
-        return await asyncio.to_thread(self._planner.choose, shape, self._admissions.ground())
+        return await beside_the_loop(self._planner.choose, shape, self._admissions.ground())
 
     async def _why_no_room(self, job: Job, shape: Job, chosen: Chosen, *, grows: bool) -> str | None:
         assert shape.spec is not None, "only readable jobs are planned"

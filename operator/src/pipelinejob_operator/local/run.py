@@ -16,7 +16,7 @@ from pipelinejob_operator.controller.reconcile import Controller, ControllerSett
 from pipelinejob_operator.local import interruption
 from pipelinejob_operator.local.cluster import LocalCluster
 from pipelinejob_operator.local.display import Display
-from pipelinejob_operator.local.machine import Machine
+from pipelinejob_operator.local.node.machine import Machine
 from pipelinejob_operator.local.runfolder import RunFolder
 from pipelinejob_operator.report.run_view import Pace, view
 

@@ -17,9 +17,9 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob.costs.layers import Profile, analytic_profile
 from pipelinejob.planning.playing import schedule_of
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob_operator.local.machine import Machine
+from pipelinejob_operator.local.node.machine import Machine
+from pipelinejob_operator.local.node.stage_process import launched
 from pipelinejob_operator.local.runfolder import RunFolder
-from pipelinejob_operator.local.stage_process import launched
 
 # Of processor time for each thread: on a busy machine a tool takes longer, which says nothing of its work.
 _PROFILE_LIMIT_S = 180

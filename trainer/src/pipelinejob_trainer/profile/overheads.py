@@ -42,8 +42,9 @@ from pipelinejob_trainer.process.config import Address, Config
 from pipelinejob_trainer.process.signals import StopRequest
 from pipelinejob_trainer.process.stage_status import StageStatus
 from pipelinejob_trainer.runtime.reduction import sums_over_groups
-from pipelinejob_trainer.training.loop import Preparation, TrainingLoop
+from pipelinejob_trainer.training.loop import TrainingLoop
 from pipelinejob_trainer.training.membership import Membership
+from pipelinejob_trainer.training.preparation import Preparation
 
 _RANKS = 2
 _MICRO_BATCHES = 8

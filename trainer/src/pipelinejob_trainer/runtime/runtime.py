@@ -146,7 +146,7 @@ class Runtime:
 
     def _result(self) -> StepResult:
         losses = self._running.losses if self._counts_loss else []
-        counts = [chunk.take_counts() for chunk in self._chunks if chunk.is_last]
+        counts = [chunk.counts.take() for chunk in self._chunks if chunk.is_last]
         if not self._counts_loss:
             counts = []
         zero = torch.zeros((), dtype=torch.float64, device=self._chunks[0].device)

@@ -5,74 +5,43 @@ batch, so that after a step, summed over replicas, they are those of the mean lo
 of which those that do not count add nothing (`loss.py`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NoReturn, cast
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge, increment_version
+from torch.autograd.graph import get_gradient_edge, increment_version
 
 from pipelinejob.spec.job import Precision
 from pipelinejob_trainer.base.errors import ChangedInPlaceError, LayerError, UserError
 from pipelinejob_trainer.base.nesting import Gradients, Parcel, Passed, Structure, flatten, parcel, paths
-from pipelinejob_trainer.base.user_code import backward_raised, checked_output, forward_raised, named
+from pipelinejob_trainer.base.user_code import named
 from pipelinejob_trainer.data.micro_batch import Inputs
-from pipelinejob_trainer.models.auxiliary_loss import gathering, with_terms
-from pipelinejob_trainer.models.counted_loss import loss_of
-from pipelinejob_trainer.models.first_layer import takes_positions
-from pipelinejob_trainer.models.loss import Loss, OwnLoss, token_cross_entropy
+from pipelinejob_trainer.models.loss import Loss, token_cross_entropy
 from pipelinejob_trainer.models.master_weights import to_training
-from pipelinejob_trainer.models.part import LayerEntry, walk_of
+from pipelinejob_trainer.models.part import LayerEntry
 from pipelinejob_trainer.stage.autograd_engine import accumulate
-from pipelinejob_trainer.stage.autograd_functions import RunsAgain, is_against_hooks, not_in_halves
+from pipelinejob_trainer.stage.autograd_functions import RunsAgain
 from pipelinejob_trainer.stage.border import (
     Entering,
     as_in_training,
     changeable,
     copied,
-    entrances_at,
-    is_no_gradient,
     no_gradient,
     require_gradients,
 )
-from pipelinejob_trainer.stage.failing_layer import failing_layer
-from pipelinejob_trainer.stage.layer_state import LayerState, PassState, preserving_layer_state
-from pipelinejob_trainer.stage.randomness import reseeder
+from pipelinejob_trainer.stage.layer_state import LayerState, preserving_layer_state
+from pipelinejob_trainer.stage.layers_run import LayersRun
+from pipelinejob_trainer.stage.output_gradients import LossGradients, OutputGradients
+from pipelinejob_trainer.stage.passing import Pass, as_it_is, begin, without_gradients
 from pipelinejob_trainer.stage.saved_tensors import SavedTensors
 from pipelinejob_trainer.stage.split_backward import SplitBackward
-
-Call = Callable[..., Any]  # a layer, or what runs it in its stead
+from pipelinejob_trainer.stage.target_counts import TargetCounts
 
 _OF_A_LEAF = "leaf Variable that requires grad is being used in an in-place operation"  # in autograd's
 _PASSES_WITHOUT_CHANGE = 8  # after which layers are taken not to change in place what they are given, until they do
-
-
-@dataclass(slots=True)
-class _Pass:
-    """One micro-batch in flight: its inputs, and once layers were recorded, its graph.
-
-    `roots` are the places in the graph of the outputs that get a gradient; the outputs themselves
-    are freed once they are sent. `wanted` are the received tensors that get one. `found` is the
-    layers' state at their first run, where they are run again.
-    """
-
-    received: Passed
-    targets: torch.Tensor | None
-    loss_weight: float
-    seed: int | None
-    positions: torch.Tensor | None = None
-    is_alone: bool = False  # whether its loss is the mean over what counts in it
-    counted: torch.Tensor | int | None = None  # on the last stage, once the loss is there
-    found: PassState | None = None
-    is_recorded: bool = False
-    wanted: tuple[torch.Tensor, ...] = ()
-    roots: tuple[GradientEdge | None, ...] = ()
-    entrances: tuple[GradientEdge, ...] = ()  # where the first half of a split backward pass goes back to
-    saved: SavedTensors | None = None
-    split: SplitBackward | None = None
 
 
 class Stage:
@@ -114,14 +83,12 @@ class Stage:
         self.first_layer = layers[0].index
         self._entries = tuple(layers)
         self.layers = tuple((layer.index, layer.module) for layer in layers)
-        self._walk = walk_of(layers)
         self._precision = precision
         self._is_split = is_split
-        self._loss = loss
-        self._judged = layers[-1].index if is_last and isinstance(loss, OwnLoss) else None  # the two may agree on more
-        self._positioned = self.first_layer if is_first and takes_positions(layers[0].module) else None
         self._is_asynchronous = is_asynchronous
-        self._reseed = reseeder(device)
+        self._layers = LayersRun(
+            layers, loss if is_last else None, is_first=is_first, is_split=is_split, precision=precision, device=device
+        )
         self._state = LayerState([self.module])
         self._runs_again = RunsAgain()
         self._may_change = True  # whether layers may change in place what they are given
@@ -131,14 +98,10 @@ class Stage:
         keeps_anything = recompute or any(True for _ in self.module.buffers())
         self._is_never_leaf = keeps_anything or precision is Precision.BF16
         self._needs_gradients: bool | None = None  # whether layers derive within their forward pass, once it is known
-        self._had_gradient: set[int] = set()  # which tensors of the output have had a gradient
         self._is_wanted: dict[Structure, tuple[bool, ...]] = {}  # what needs a gradient of an output without a graph
-        self._in_flight: dict[int, _Pass] = {}
-        self._loss_weights: dict[float, torch.Tensor] = {}
-        self._counted: list[torch.Tensor] = []
-        self._num_counted = 0
-        self._num_targets = 0
-        self._autocast = self._make_autocast()
+        self._in_flight: dict[int, Pass] = {}
+        self._gradients = LossGradients(device) if is_last else OutputGradients()
+        self.counts = TargetCounts(device)
 
     @property
     def last_layer(self) -> str:
@@ -173,21 +136,12 @@ class Stage:
         `loss_weight`. `seed` sets the random state (None: torch's own). Raises UserError when a
         layer returns what no border can carry.
         """
-        passing = _pass(received, targets, loss_weight, seed)
+        passing = begin(received, targets, loss_weight, seed)
         passing.is_alone = self._is_asynchronous
         self._in_flight[micro_batch] = passing
         output = self._run_without_graph(passing) if self.recomputes else self._run_with_graph(passing)
-        self._count(passing)
+        self.counts.add(passing)
         return output
-
-    def take_counts(self) -> tuple[torch.Tensor, int]:
-        """Return how much counted since the last call, float64 on the device, and of how many targets."""
-        counted = torch.tensor(float(self._num_counted), dtype=torch.float64, device=self.device)
-        if self._counted:
-            counted += torch.stack(self._counted).double().sum()
-        num_targets = self._num_targets
-        self._counted, self._num_counted, self._num_targets = [], 0, 0
-        return counted, num_targets
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -213,10 +167,10 @@ class Stage:
         self, received: Passed | Inputs, targets: torch.Tensor | None = None, *, loss_weight: float = 1.0
     ) -> Passed:
         """Run a micro-batch through the layers and keep nothing; see `evaluating`."""
-        passing = _pass(received, targets, loss_weight, None)
-        output = self._output(passing, _as_it_is(passing.received))
-        self._count(passing)
-        return output if isinstance(output, torch.Tensor) else _parcel(output)
+        passing = begin(received, targets, loss_weight, None)
+        output = self._output(passing, as_it_is(passing.received))
+        self.counts.add(passing)
+        return output if isinstance(output, torch.Tensor) else without_gradients(output)
 
     def prepare_backward(self, micro_batch: int) -> None:
         """Do the part of a full backward pass that needs no gradient: run the layers again."""
@@ -230,12 +184,12 @@ class Stage:
         """
         passing = self._in_flight.pop(micro_batch)
         self._record(passing)
-        roots, gradients = self._starting_gradients(passing, gradient)
+        roots, gradients = self._gradients.starting(passing, gradient)
         if roots:
             try:
                 accumulate(roots, gradients)
             except BaseException as error:  # noqa: BLE001 # a user's code may raise anything
-                self._backward_raised(error, passing, gradients)
+                self._layers.backward_raised(error, passing, gradients)
         return self._input_gradient(passing, [leaf.grad for leaf in passing.wanted])
 
     def prepare_backward_input(self, micro_batch: int) -> None:
@@ -259,7 +213,7 @@ class Stage:
         passing = self._in_flight[micro_batch]
         if passing.split is None:
             self.prepare_backward_input(micro_batch)
-        roots, gradients = self._starting_gradients(passing, gradient)
+        roots, gradients = self._gradients.starting(passing, gradient)
         passing.roots = ()
         if passing.split is None or not roots:
             passing.split = None
@@ -267,7 +221,7 @@ class Stage:
         try:
             found = passing.split.input_half(roots, gradients)
         except BaseException as error:  # noqa: BLE001 # as above
-            self._backward_raised(error, passing, gradients)
+            self._layers.backward_raised(error, passing, gradients)
         return self._input_gradient(passing, found[: len(passing.wanted)])
 
     def backward_weight(self, micro_batch: int) -> None:
@@ -278,40 +232,14 @@ class Stage:
         try:
             passing.split.weight_half()
         except BaseException as error:  # noqa: BLE001 # as above
-            self._backward_raised(error, passing, ())
+            self._layers.backward_raised(error, passing, ())
 
-    def _record(self, passing: _Pass) -> None:
+    def _record(self, passing: Pass) -> None:
         """Run the layers with a graph, if that is still to be done."""
         if not passing.is_recorded:
             self._run_with_graph(passing)
 
-    def _starting_gradients(
-        self, passing: _Pass, given: Gradients | None
-    ) -> tuple[Sequence[GradientEdge], Sequence[torch.Tensor]]:
-        """Return where the backward pass starts, and with which gradients.
-
-        On the last stage it is the loss, with its weight.
-        """
-        if self.is_last:
-            return cast(Sequence[GradientEdge], passing.roots), (self._weight(passing.loss_weight),)
-        assert given is not None, "only the last stage is given no gradient"
-        if isinstance(given, torch.Tensor):
-            (root,) = passing.roots
-            return ((root,), (given,)) if root is not None and self._has_gradient(0, given) else ((), ())
-        pairs = [
-            (root, each)
-            for place, (root, each) in enumerate(zip(passing.roots, given, strict=True))
-            if root is not None and self._has_gradient(place, each)
-        ]
-        return [root for root, _ in pairs], [each for _, each in pairs]
-
-    def _weight(self, loss_weight: float) -> torch.Tensor:
-        weight = self._loss_weights.get(loss_weight)
-        if weight is None:
-            weight = self._loss_weights[loss_weight] = torch.tensor(loss_weight, device=self.device)
-        return weight
-
-    def _run_without_graph(self, passing: _Pass) -> Passed:
+    def _run_without_graph(self, passing: Pass) -> Passed:
         """Run the layers without a graph, and keep what running them again needs."""
         passing.found = self._state.copied()
         if self._needs_gradients is None:
@@ -325,14 +253,14 @@ class Stage:
             self._is_wanted[structure] = self._needing_gradients(passing)
         return parcel(structure, leaves, self._is_wanted[structure])
 
-    def _needing_gradients(self, passing: _Pass) -> tuple[bool, ...]:
+    def _needing_gradients(self, passing: Pass) -> tuple[bool, ...]:
         """Return which tensors of the output need a gradient, from a run that leaves no trace."""
         with preserving_layer_state([self.module]), torch.enable_grad():
             output = self._output(replace(passing), as_in_training(passing.received))
         return tuple(leaf.requires_grad for leaf in flatten(output)[1])
 
     @torch.no_grad()
-    def _fails_without_gradients(self, passing: _Pass) -> bool:
+    def _fails_without_gradients(self, passing: Pass) -> bool:
         """Return whether the layers fail without gradients; their state is restored."""
         with preserving_layer_state([self.module]):
             try:
@@ -341,7 +269,7 @@ class Stage:
                 return True
         return False
 
-    def _run_with_graph(self, passing: _Pass) -> Passed:
+    def _run_with_graph(self, passing: Pass) -> Passed:
         """Run the layers with a graph; return their output."""
         if not self.is_first:
             passing.wanted = require_gradients(passing.received)
@@ -357,7 +285,7 @@ class Stage:
         passing.roots = (get_gradient_edge(output) if output.requires_grad else None,)
         return output.detach() * passing.loss_weight if self.is_last else output.detach()
 
-    def _leaving(self, passing: _Pass, output: Any) -> Parcel:
+    def _leaving(self, passing: Pass, output: Any) -> Parcel:
         """Return a nesting without its graph. Raises LayerError if it needs another gradient than before."""
         structure, leaves = flatten(output)
         is_wanted = [leaf.requires_grad for leaf in leaves]
@@ -376,7 +304,7 @@ class Stage:
         )
         return parcel(structure, leaves, announced)
 
-    def _run_changeable(self, passing: _Pass) -> Any:
+    def _run_changeable(self, passing: Pass) -> Any:
         """Run layers that may change in place what was received, leaves of the graph."""
         received = passing.received
         if isinstance(received, Parcel):
@@ -390,7 +318,7 @@ class Stage:
         self._may_change = self._passes_without_change < _PASSES_WITHOUT_CHANGE or self._is_never_leaf
         return output
 
-    def _run_on_nesting(self, passing: _Pass, received: Parcel) -> Any:
+    def _run_on_nesting(self, passing: Pass, received: Parcel) -> Any:
         entering = Entering(received)
         output = self._run_on(passing, entering.value)
         try:
@@ -399,7 +327,7 @@ class Stage:
             raise LayerError("ChangedInPlace", f"forward pass: layers from {self.first_layer} on: {error}") from error
         return output
 
-    def _run_as_they_are(self, passing: _Pass) -> Any:
+    def _run_as_they_are(self, passing: Pass) -> Any:
         """Run layers that have changed nothing in place so far, with one node less in the graph."""
         try:
             return self._run_on(passing, passing.received)
@@ -408,90 +336,25 @@ class Stage:
                 raise
         return self._run_changeable(passing)  # it was refused, so nothing is changed yet
 
-    def _run_on(self, passing: _Pass, entering: Any) -> Any:
+    def _run_on(self, passing: Pass, entering: Any) -> Any:
         """Run the layers, on the state of their first run if there is one.
 
         Hold saved tensors for two halves.
         """
         found, passing.found = passing.found, None
         if found is None and passing.saved is None:
-            return self._through_layers(passing, entering)
+            return self._layers.run(passing, entering)
         with (
             nullcontext() if passing.saved is None else passing.saved.keeping(),
             nullcontext() if found is None else self._state.on(found),
         ):
-            return self._through_layers(passing, entering)
+            return self._layers.run(passing, entering)
 
-    def _output(self, passing: _Pass, entering: Any) -> Any:
-        output = self._through_layers(passing, entering)
+    def _output(self, passing: Pass, entering: Any) -> Any:
+        output = self._layers.run(passing, entering)
         return output * passing.loss_weight if self.is_last else output
 
-    def _through_layers(self, passing: _Pass, entering: Any) -> Any:
-        """Return the last layer's output, or on the last stage the loss, not weighted."""
-
-        def through(index: int, layer: nn.Module, given: Any, call: Call | None = None) -> Any:
-            if self._is_split and not passing.entrances:  # on the first stage, at the first layer's output
-                given, passing.entrances = entrances_at(given)
-            return self._through_layer(index, layer, given, passing, call)
-
-        with self._autocast():
-            if not self.is_last:
-                return self._walk(entering, through)
-            with gathering() as terms:
-                output = self._walk(entering, through)
-            return self._loss_of(passing, output, terms)
-
-    def _loss_of(self, passing: _Pass, output: Any, terms: Sequence[torch.Tensor] = ()) -> torch.Tensor:
-        assert passing.targets is not None, "the last stage computes the loss"
-        if passing.seed is not None and self._loss is not token_cross_entropy:
-            self._reseed(passing.seed, self.layers[-1][0] + 1)  # as a layer after the last
-        given = self._loss(output, passing.targets)
-        loss = loss_of(given, passing.targets, is_alone=passing.is_alone)
-        passing.counted = loss.counted
-        return with_terms(loss, terms, passing.targets.numel()) if terms else loss.value
-
-    def _count(self, passing: _Pass) -> None:
-        if passing.counted is None or passing.targets is None:
-            return
-        self._num_targets += passing.targets.numel()
-        if isinstance(passing.counted, int):
-            self._num_counted += passing.counted
-        else:
-            self._counted.append(passing.counted)
-
-    def _through_layer(self, index: int, layer: nn.Module, given: Any, passing: _Pass, call: Call | None = None) -> Any:
-        if passing.seed is not None:
-            self._reseed(passing.seed, index)
-        run = call or layer
-        try:
-            output = run(given, positions=_copy(passing.positions)) if index == self._positioned else run(given)
-        except BaseException as error:  # as above
-            if self._is_split and is_against_hooks(error):
-                raise not_in_halves(index, layer) from error
-            forward_raised(error, index, layer, given)
-        if isinstance(output, torch.Tensor) or index == self._judged:
-            return output
-        return checked_output(index, layer, output)
-
-    def _backward_raised(self, error: BaseException, passing: _Pass, gradients: Sequence[torch.Tensor]) -> NoReturn:
-        """Raise LayerError; name the layer whose backward pass raised, if it can be found."""
-
-        def find() -> int | None:
-            loss = None if passing.targets is None else partial(self._loss_of, passing)
-            run = partial(self._through_layer, passing=passing)
-            arriving = () if self.is_last else gradients  # there it is the loss's
-            with self._autocast():
-                return failing_layer(self.layers, run, _as_it_is(passing.received), arriving, loss)
-
-        backward_raised(error, self.layers, find, loss=getattr(self._loss, "name", None))
-
-    def _make_autocast(self) -> Callable[[], AbstractContextManager[object]]:
-        if self._precision is Precision.FP32:
-            return nullcontext
-        # A copy made where no gradient is wanted has none, and would be found by the pass that wants one.
-        return lambda: torch.autocast(self.device.type, torch.bfloat16, cache_enabled=torch.is_grad_enabled())
-
-    def _input_gradient(self, passing: _Pass, found: Sequence[torch.Tensor | None]) -> Gradients | None:
+    def _input_gradient(self, passing: Pass, found: Sequence[torch.Tensor | None]) -> Gradients | None:
         """Return the gradient of what was received; `found` are those of its tensors that get one."""
         if self.is_first:
             return None
@@ -501,35 +364,6 @@ class Stage:
         return tuple(
             no_gradient(leaf) if each is None else each for leaf, each in zip(passing.wanted, found, strict=True)
         )
-
-    def _has_gradient(self, place: int, gradient: torch.Tensor) -> bool:
-        """Return whether a tensor of the output has a gradient; checked only until there was one."""
-        if place in self._had_gradient:
-            return True
-        if is_no_gradient(gradient):
-            return False
-        self._had_gradient.add(place)
-        return True
-
-
-def _pass(received: Passed | Inputs, targets: torch.Tensor | None, loss_weight: float, seed: int | None) -> _Pass:
-    if isinstance(received, Inputs):
-        return _Pass(received.tokens, targets, loss_weight, seed, received.positions)
-    return _Pass(received, targets, loss_weight, seed)
-
-
-def _copy(positions: torch.Tensor | None) -> torch.Tensor | None:
-    return None if positions is None else positions.clone()  # the layer's to change, and it may be run again
-
-
-def _as_it_is(received: Passed) -> Any:
-    return received.nested(received.leaves) if isinstance(received, Parcel) else received
-
-
-def _parcel(output: Any) -> Parcel:
-    """Return a nesting as the next stage gets it where nothing has a gradient."""
-    structure, leaves = flatten(output)
-    return parcel(structure, leaves, [False] * len(leaves))
 
 
 def _modules(layers: Sequence[LayerEntry]) -> nn.Module:

@@ -1,80 +1,43 @@
 """Training, from a plan to the last step: build, meet the gang, resume, step, evaluate, save."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from pipelinejob.base.timeline import SpanKind
-from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import Skipped
-from pipelinejob.planning.dimensions import undividable, unrunnable
 from pipelinejob.schedules.causes import WaitCause
-from pipelinejob.spec.workload import Packing, packing_of
-from pipelinejob_trainer.base.errors import LayerError, StoppedError, UserError
+from pipelinejob_trainer.base.errors import StoppedError, UserError
 from pipelinejob_trainer.checkpoint import snapshot
-from pipelinejob_trainer.checkpoint.background import BackgroundSave
 from pipelinejob_trainer.checkpoint.checkpoints import Checkpoints, Resumed
-from pipelinejob_trainer.checkpoint.folder import CheckpointFolder, PartOf
+from pipelinejob_trainer.checkpoint.folder import PartOf
 from pipelinejob_trainer.communication.gang import Gang
-from pipelinejob_trainer.communication.tensor_group import TensorGroup
-from pipelinejob_trainer.data.dataset import Dataset, open_dataset, open_evaluation
 from pipelinejob_trainer.data.micro_batch import IGNORED
 from pipelinejob_trainer.data.position import (
     Order,
-    TextIdentity,
     TextPosition,
     agreed_text,
     samples_before,
 )
-from pipelinejob_trainer.models.first_layer import takes_positions
-from pipelinejob_trainer.models.huggingface.folder import with_sizes
-from pipelinejob_trainer.optimizers.groups import check_groups
-from pipelinejob_trainer.process.config import Config
-from pipelinejob_trainer.process.output import Output, say, warn
+from pipelinejob_trainer.process.output import say, warn
 from pipelinejob_trainer.process.signals import StopRequest
 from pipelinejob_trainer.process.stage_status import StageStatus, StepOutcome, samples_per_step, tokens_per_step
 from pipelinejob_trainer.recovery.history import Border
 from pipelinejob_trainer.recovery.keeping import Keeping
 from pipelinejob_trainer.runtime.device_memory import peak_bytes
-from pipelinejob_trainer.runtime.rank import Rank, build_rank
 from pipelinejob_trainer.runtime.recorder import Recorder
 from pipelinejob_trainer.runtime.runtime import StepResult
-from pipelinejob_trainer.training import preflight, totals
-from pipelinejob_trainer.training.adapters import BaseCheck, agreed_base, check_targets
-from pipelinejob_trainer.training.membership import Membership, choose_device
+from pipelinejob_trainer.training import totals
+from pipelinejob_trainer.training.adapters import BaseCheck, agreed_base
+from pipelinejob_trainer.training.membership import Membership
 from pipelinejob_trainer.training.not_finite import Decision, NotFinitePolicy, described
 from pipelinejob_trainer.training.parameter_check import ParameterCheck
+from pipelinejob_trainer.training.preparation import Preparation, check, preflighted, telling_errors
+from pipelinejob_trainer.training.saving import Saving
 from pipelinejob_trainer.training.totals import Totals
-from pipelinejob_trainer.training.tracking import Trackers
 from pipelinejob_trainer.training.untrained_state import UntrainedState
 from pipelinejob_trainer.training.updates import Updates
-
-
-class Preparation:
-    """What a rank builds before it meets the others; a user's errors show here."""
-
-    def __init__(self, config: Config, plan: Plan) -> None:
-        self.config = config
-        self.plan = plan
-        self.folder = CheckpointFolder(config.checkpoints)
-        self.folder.prepare(who=config.process)
-        group = TensorGroup(config.tensor, plan.parallelism.tensor)
-        device = choose_device(plan, group.rank)
-        for error in undividable(plan.model, group.size):
-            raise UserError("NotDivided", str(error))
-        for error in unrunnable(plan.model, plan.training, plan.schedule.name, plan.parallelism):
-            raise UserError("NotRunnable", str(error))
-        self.rank = build_rank(plan, index=config.stage, replica=config.replica, device=device, tensor_group=group)
-        for remark in self.rank.part.remarks if config.stage == group.rank == 0 else ():
-            say(remark)
-        self.output = Output(config, is_spokesman=self.rank.is_spokesman, num_steps=plan.training.steps)
-        self.trackers = Trackers(plan.training.tracking, config, is_spokesman=self.rank.is_spokesman)
-        self.batches = _open_data(plan) if self.rank.needs_text else None
-        _refuse_unseen_positions(plan, self.rank)
-        self.evaluation_batches = _open_evaluation(plan, self.batches)
-        self.text, self.evaluation_text = map(_identity, (self.batches, self.evaluation_batches))
 
 
 class TrainingLoop:
@@ -103,7 +66,6 @@ class TrainingLoop:
         self._evaluation_batches = prepared.evaluation_batches
         self._samples = 0
         self._last_loss = 0.0
-        self._unpublished: BackgroundSave | None = None
         self._updates = Updates(prepared.rank, membership.sum_over)
         self._not_finite = NotFinitePolicy(plan.training)
         self._recorder = Recorder(
@@ -136,13 +98,14 @@ class TrainingLoop:
             warn=warn,
             base=agreed_base(self._rank, membership.gang),
         )
+        # What an earlier incarnation had begun to save is of a run that is fenced off now.
+        self._saving = Saving(self._checkpoints, self._status, self._not_finite)
 
     def rejoin(self, membership: Membership) -> None:
         """Forget the step that was interrupted, and go on in another incarnation of the gang; `run` comes next."""
         self._rank = self._rank.with_new_stages()
         self._updates.optimizer.zero_gradients()
         self._recorder.restart()
-        self._unpublished = None  # of a run that is fenced off now
         self._untrained.join(membership.sum_over)
         self._join(membership)
 
@@ -180,7 +143,7 @@ class TrainingLoop:
 
     def _roll_back(self, step: int, total: Totals) -> int:
         """Go back to the newest checkpoint, and on with the text after this step's; return its step."""
-        self._publish()
+        self._saving.publish()
         resumed = self._checkpoints.resume(*self._restorable())
         what = described(step, total)
         if resumed is None:
@@ -271,11 +234,11 @@ class TrainingLoop:
         self._record(step, total, rate, evaluation_loss, skipped)
         if total.num_written == self._gang.size:
             with self._recorder.span(SpanKind.CHECKPOINT):
-                self._publish()
+                self._saving.publish()
         if self._is_checkpoint_due(step) or total.is_stop_requested:
             is_last = step == self._plan.training.steps or total.is_stop_requested
             with self._recorder.span(SpanKind.CHECKPOINT):
-                self._save(step, self._last_loss, waits=is_last or not self._plan.checkpoint.asynchronous)
+                self._save(step, waits=is_last or not self._plan.checkpoint.asynchronous)
         if self._is_border_due(step):
             with self._recorder.span(SpanKind.CHECKPOINT):
                 self._keep_border(step)
@@ -323,7 +286,7 @@ class TrainingLoop:
                 self._updates.squared_norm(),
                 is_stop_requested=self._stop_request.is_set(),
                 num_changes=num_changes,
-                has_written=self._unpublished is not None and self._unpublished.is_written(),
+                has_written=self._saving.has_written,
             )
         with self._recorder.span(SpanKind.IDLE, cause=WaitCause.BARRIER):
             return totals.over_all(self._gang, mine)
@@ -363,40 +326,18 @@ class TrainingLoop:
         state = snapshot.take(self._rank.part, self._updates.optimizer, step=step, extra_buffers=unkept)
         self._keeping.keep(step=step, loss=self._last_loss, samples=self._samples, tensors=state.tensors)
 
-    def _save(self, step: int, loss: float, *, waits: bool) -> None:
-        """Save the state, or begin to, beside training; what was begun before is published first."""
-        self._publish()
-        self._status.begin_checkpoint()
-        began = time.perf_counter()
+    def _save(self, step: int, *, waits: bool) -> None:
         rank = self._rank
         state = snapshot.take(
             rank.part,
             self._updates.optimizer,
             step=step,
-            loss=loss,
+            loss=self._last_loss,
             extra_buffers=self._untrained.extra_buffers(),
             is_mine=rank.owns,
             stretches=self._updates.stretches,
         )
-        place = TextPosition(samples=self._samples, order=self._order)
-        if not waits:
-            self._unpublished = BackgroundSave(self._checkpoints, state, place)
-            return
-        self._checkpoints.save(state, place)
-        self._saved(step, began)
-
-    def _publish(self) -> None:
-        """Publish the checkpoint that was written beside training, if there is one; every rank calls it."""
-        if self._unpublished is None:
-            return
-        began, save = time.perf_counter(), self._unpublished
-        save.publish()
-        self._unpublished = None
-        self._saved(save.step, began)
-
-    def _saved(self, step: int, began: float) -> None:
-        self._not_finite.saved()
-        self._status.add_checkpoint(step=step, seconds=time.perf_counter() - began)
+        self._saving.save(state, TextPosition(samples=self._samples, order=self._order), waits=waits)
 
     def _record(
         self, step: int, total: Totals, rate: float, evaluation_loss: float | None, skipped: Skipped | None
@@ -447,62 +388,9 @@ def run(prepared: Preparation, membership: Membership, status: StageStatus, stop
         TrainingLoop(prepared, membership, status, stop_request).run()
 
 
-def check(prepared: Preparation, membership: Membership) -> None:
-    """Check what only all ranks together can tell. Raises UserError."""
-    check_targets(prepared.rank, membership.gang)
-    check_groups(prepared.plan.training.groups, prepared.rank.part.named_parameters(), membership.gang)
-    _refuse_untrainable(prepared.rank, membership.gang)
-
-
-@contextmanager
-def telling_errors(prepared: Preparation) -> Iterator[None]:
-    """Turn a device's errors into the user's, who can mend them; close the trackers at the end."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "OutOfMemory",
-            f"stage {prepared.config.stage} ran out of GPU memory: {str(error).splitlines()[0]}; use more stages, a"
-            " smaller spec.schedule.microBatchSize, spec.schedule.recompute, or a schedule that holds less",
-        ) from error
-    except torch.AcceleratorError as error:
-        if "device-side assert" not in str(error):
-            raise
-        raise UserError(
-            "DeviceAssert",
-            f"stage {prepared.config.stage}: a kernel was given what it refuses, mostly an index beyond a table:"
-            f" {str(error).splitlines()[0]}; to see the layer, use device: cpu, or set CUDA_LAUNCH_BLOCKING=1",
-        ) from error
-    finally:
-        prepared.trackers.close()
-
-
-def preflighted(rank: Rank, membership: Membership) -> str:
-    """Check gradients of a shrunk model on the gang; return what is to be said of it."""
-    try:
-        return preflight.check(rank, membership)
-    except LayerError as error:
-        error.within("preflight")
-        raise
-
-
 def _say_anew(names: Sequence[str]) -> None:
     if names:
         say(f"{len(names)} parameters were not trained so far, and their optimiser state begins anew: {names[0]} ...")
-
-
-def _refuse_untrainable(rank: Rank, gang: Gang) -> None:
-    """Refuse a model without trainable parameters; a single stage may have none."""
-    parameters = rank.part.named_parameters().values()
-    counts = [sum(each.requires_grad for each in parameters), len(parameters)]
-    trainable, total = gang.sum(torch.tensor(counts, dtype=torch.float64))
-    if trainable == 0:
-        why = f"all {total:.0f} have requires_grad false" if total else "there are none"
-        raise UserError(
-            "NothingToTrain",
-            f"spec.model: no parameter of any stage can be trained: {why}; give at least one layer a parameter that"
-            " requires its gradient and that no group of spec.training.groups freezes",
-        )
 
 
 def _check_reached(step: int, total: Totals) -> None:
@@ -513,39 +401,6 @@ def _check_reached(step: int, total: Totals) -> None:
             "step 1: the gradient norm over all stages is 0: the loss depends on no parameter that can be trained; look"
             " for a layer that returns what has no gradient (detach, torch.no_grad, integers) or multiplies with 0",
         )
-
-
-def _refuse_unseen_positions(plan: Plan, rank: Rank) -> None:
-    """Refuse several documents in a sequence where nothing tells the model so."""
-    if plan.data.tokens is None or packing_of(plan.model, plan.data) is not Packing.DOCUMENTS:
-        return
-    if any(layer.index == 0 and not takes_positions(layer.module) for layer in rank.part.layers):
-        raise UserError(
-            "PositionsNotTaken",
-            "spec.data.packing: Documents keeps the documents of a sequence apart by their positions, but the first"
-            " layer's forward has no parameter `positions`; give it one and use it, or use Concatenate or Padded",
-        )
-
-
-def _open_data(plan: Plan) -> Dataset:
-    return open_dataset(
-        plan.data,
-        schedule=plan.schedule,
-        replicas=plan.parallelism.data,
-        seed=plan.training.seed,
-        model=with_sizes(plan.model),  # its vocabulary bounds the tokens
-        evaluation=plan.evaluation,
-    )
-
-
-def _open_evaluation(plan: Plan, batches: Dataset | None) -> Dataset | None:
-    if plan.evaluation is None or batches is None:
-        return None
-    return open_evaluation(plan.data, plan.evaluation, training=batches)
-
-
-def _identity(batches: Dataset | None) -> TextIdentity | None:
-    return None if batches is None else batches.samples.identity()
 
 
 def _agreed_order(prepared: Preparation, gang: Gang) -> Order:

@@ -25,8 +25,9 @@ from pipelinejob_trainer.recovery.keeping import Keeping
 from pipelinejob_trainer.recovery.ring import Edge, Ring, neighbours
 from pipelinejob_trainer.recovery.station import Station
 from pipelinejob_trainer.recovery.wake import end_all_waits
-from pipelinejob_trainer.training import loop
+from pipelinejob_trainer.training.loop import TrainingLoop
 from pipelinejob_trainer.training.membership import Membership, form
+from pipelinejob_trainer.training.preparation import Preparation, check, preflighted, telling_errors
 
 _FIRST_MEETING_S = 900.0  # a pod of the gang may have to pull its image first
 _JOINING_S = 30.0  # for all members of an incarnation, which were all there when it was given its number
@@ -81,16 +82,16 @@ class Recovering:
         self._status = status
         self._stop_request = stop_request
         self._keeping = Keeping(interval_steps=plan.recovery.interval_steps)
-        self._loop: loop.TrainingLoop | None = None
+        self._loop: TrainingLoop | None = None
         self._is_done = False
 
-    def run(self, prepared: loop.Preparation) -> None:
+    def run(self, prepared: Preparation) -> None:
         """Train until the last step, through as many incarnations as it takes.
 
         Raises what `loop.run` does; PeerLostError when no replacement comes.
         """
         number, loss, within_s = 0, Loss(self._plan, self._status), _FIRST_MEETING_S
-        with loop.telling_errors(prepared), ExitStack() as watching:
+        with telling_errors(prepared), ExitStack() as watching:
             while not self._is_done:
                 self._status.await_incarnation(loss.lost, within_s=within_s + _MARGIN_S)
                 incarnation = self._station.await_newer(number, within_s=within_s)
@@ -99,7 +100,7 @@ class Recovering:
                 loss = Loss(self._plan, self._status)
                 self._take_part(prepared, incarnation, loss, watching)
 
-    def _take_part(self, prepared: loop.Preparation, incarnation: Incarnation, loss: Loss, watching: ExitStack) -> None:
+    def _take_part(self, prepared: Preparation, incarnation: Incarnation, loss: Loss, watching: ExitStack) -> None:
         """Train in one incarnation, until its end or a loss; what `watching` holds goes on after a loss."""
         began, ring = time.monotonic(), None
         with ExitStack() as stack:
@@ -146,7 +147,7 @@ class Recovering:
             raise
         return [Edge(rank=after, connection=there), Edge(rank=before, connection=here)]
 
-    def _meet(self, prepared: loop.Preparation, incarnation: Incarnation, loss: Loss, stack: ExitStack) -> Membership:
+    def _meet(self, prepared: Preparation, incarnation: Incarnation, loss: Loss, stack: ExitStack) -> Membership:
         """Form the groups, and the connections for copies, for this incarnation only."""
         prepare_environment(self._config.rendezvous)
         self._copy(incarnation, loss, stack)
@@ -199,12 +200,12 @@ class Recovering:
         stack.callback(Keeper(here, kept, self._keeping.history).close)
         self._keeping.join(sender)
 
-    def _train(self, prepared: loop.Preparation, membership: Membership) -> None:
-        loop.check(prepared, membership)
+    def _train(self, prepared: Preparation, membership: Membership) -> None:
+        check(prepared, membership)
         if self._loop is None:
             if prepared.plan.training.preflight and self._status.incarnation == 1:
-                say(loop.preflighted(prepared.rank, membership))
-            self._loop = loop.TrainingLoop(prepared, membership, self._status, self._stop_request, self._keeping)
+                say(preflighted(prepared.rank, membership))
+            self._loop = TrainingLoop(prepared, membership, self._status, self._stop_request, self._keeping)
         else:
             self._loop.rejoin(membership)
         self._stop_request.start_honouring()

@@ -12,7 +12,7 @@ from pipelinejob.scheduler.comparison import Outcome, outcome
 from pipelinejob.schedules import torch_csv
 from pipelinejob.schedules.actions import Schedule
 from pipelinejob.schedules.families import described
-from pipelinejob.schedules.family import Updates
+from pipelinejob.schedules.family import Family, Updates
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.text import parse, render
 from pipelinejob.schedules.validate import validate
@@ -101,24 +101,13 @@ def show(
         comm=comm,
         slowdown=slowdown,
     )
-    if output is not ShowFormat.CHART:
-        refuse(
-            given=width,
-            option=f"--width {width}",
-            why=f"is of the chart, and -o {output} prints none; give one of them",
-        )
-    if output in {ShowFormat.TEXT, ShowFormat.CSV} and svg is None and html is None:
-        why = f"changes when things are done, which -o {output} does not say; leave one of them out"
-        refuse(given=slowdown != "1", option=f"--slowdown {slowdown}", why=why)
-        refuse(given=no_overlap, option="--no-overlap", why=why)
+    is_drawn = svg is not None or html is not None
+    _refuse_without_effect(output, width=width, slowdown=slowdown, no_overlap=no_overlap, is_drawn=is_drawn)
     check_writable(svg, "--svg")
     check_writable(html, "--html")
     found = schedule_name(name)
     known = described(found)
-    if vertical_sync and known.updates is not Updates.EACH_MICRO_BATCH:
-        raise AskedError(f"--vertical-sync: {found} keeps no older weights to agree on; it goes with PipeDream")
-    if update_interval is not None and not known.is_asynchronous:
-        raise AskedError(f"--update-interval {update_interval}: {found} updates once a step; leave it out")
+    _refuse_updates(known, found, vertical_sync=vertical_sync, update_interval=update_interval)
     if found is ScheduleName.CUSTOM or file is not None:
         refuse(
             given=chunks,
@@ -146,6 +135,30 @@ def show(
     if html is not None:
         write_text(html, "--html", schedule_page(view))
     _write(view, output, width)
+
+
+def _refuse_without_effect(
+    output: ShowFormat, *, width: int | None, slowdown: str, no_overlap: bool, is_drawn: bool
+) -> None:
+    """Refuse options that this output says nothing of."""
+    if output is not ShowFormat.CHART:
+        refuse(
+            given=width,
+            option=f"--width {width}",
+            why=f"is of the chart, and -o {output} prints none; give one of them",
+        )
+    if output in {ShowFormat.TEXT, ShowFormat.CSV} and not is_drawn:
+        why = f"changes when things are done, which -o {output} does not say; leave one of them out"
+        refuse(given=slowdown != "1", option=f"--slowdown {slowdown}", why=why)
+        refuse(given=no_overlap, option="--no-overlap", why=why)
+
+
+def _refuse_updates(known: Family, name: ScheduleName, *, vertical_sync: bool, update_interval: int | None) -> None:
+    """Refuse what is asked of updates within a step where the schedule has none. Raises AskedError."""
+    if vertical_sync and known.updates is not Updates.EACH_MICRO_BATCH:
+        raise AskedError(f"--vertical-sync: {name} keeps no older weights to agree on; it goes with PipeDream")
+    if update_interval is not None and not known.is_asynchronous:
+        raise AskedError(f"--update-interval {update_interval}: {name} updates once a step; leave it out")
 
 
 def _written(

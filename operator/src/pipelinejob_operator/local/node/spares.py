@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipelinejob_operator.local.stage_process import StageProcess
+from pipelinejob_operator.local.node.stage_process import StageProcess
 
 _COMMAND = (sys.executable, "-m", "pipelinejob_trainer", "spare")
 

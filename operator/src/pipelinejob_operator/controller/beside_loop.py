@@ -1,0 +1,26 @@
+"""Planning and placing beside the event loop, in at most two threads.
+
+Threads that compute share one interpreter with the loop: it waits for its turn behind each of them, so that four large
+plans at once kept it waiting for up to 0.27 s, two do not (`tests/bench/bench_planning.py`). Of many jobs that are
+planned at once, the others wait here for a thread, and hold nobody up.
+"""
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+_THREADS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="planning")
+
+
+async def beside_the_loop(
+    compute: Callable[_Arguments, _Result], *arguments: _Arguments.args, **named: _Arguments.kwargs
+) -> _Result:
+    """Return what a pure computation gives; the event loop goes on meanwhile. Raises what it raises."""
+    call = partial(contextvars.copy_context().run, compute, *arguments, **named)
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, call)

@@ -1,0 +1,1 @@
+"""This machine as a node: what a kubelet does, for processes."""

@@ -1,0 +1,109 @@
+"""The layers of a stage run one after the other on a micro-batch, each under its own random state and name."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from pipelinejob.spec.job import Precision
+from pipelinejob_trainer.base.user_code import backward_raised, checked_output, forward_raised
+from pipelinejob_trainer.models.auxiliary_loss import gathering, with_terms
+from pipelinejob_trainer.models.counted_loss import loss_of
+from pipelinejob_trainer.models.first_layer import takes_positions
+from pipelinejob_trainer.models.loss import Loss, OwnLoss, token_cross_entropy
+from pipelinejob_trainer.models.part import LayerEntry, walk_of
+from pipelinejob_trainer.stage.autograd_functions import is_against_hooks, not_in_halves
+from pipelinejob_trainer.stage.border import entrances_at
+from pipelinejob_trainer.stage.failing_layer import failing_layer
+from pipelinejob_trainer.stage.passing import Pass, as_it_is, copy_of
+from pipelinejob_trainer.stage.randomness import reseeder
+
+Call = Callable[..., Any]  # a layer, or what runs it in its stead
+
+
+class LayersRun:
+    """Runs them; what they raise is said to be theirs.
+
+    `loss` is the last stage's, None on any other.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerEntry],
+        loss: Loss | None,
+        *,
+        is_first: bool,
+        is_split: bool,
+        precision: Precision,
+        device: torch.device,
+    ) -> None:
+        first, last = layers[0], layers[-1]
+        self._layers = tuple((layer.index, layer.module) for layer in layers)
+        self._walk = walk_of(layers)
+        self._loss = loss
+        self._is_split = is_split
+        self._judged = last.index if isinstance(loss, OwnLoss) else None  # loss and last layer may agree on more
+        self._positioned = first.index if is_first and takes_positions(first.module) else None
+        self._reseed = reseeder(device)
+        self._autocast = _autocast(precision, device)
+
+    def run(self, passing: Pass, entering: Any) -> Any:
+        """Return the last layer's output, or on the last stage the loss, not weighted."""
+
+        def through(index: int, layer: nn.Module, given: Any, call: Call | None = None) -> Any:
+            if self._is_split and not passing.entrances:  # on the first stage, at the first layer's output
+                given, passing.entrances = entrances_at(given)
+            return self._through_layer(index, layer, given, passing, call)
+
+        with self._autocast():
+            if self._loss is None:
+                return self._walk(entering, through)
+            with gathering() as terms:
+                output = self._walk(entering, through)
+            return self._loss_of(passing, output, terms)
+
+    def _through_layer(self, index: int, layer: nn.Module, given: Any, passing: Pass, call: Call | None = None) -> Any:
+        if passing.seed is not None:
+            self._reseed(passing.seed, index)
+        run = call or layer
+        try:
+            output = run(given, positions=copy_of(passing.positions)) if index == self._positioned else run(given)
+        except BaseException as error:  # a user's code may raise anything
+            if self._is_split and is_against_hooks(error):
+                raise not_in_halves(index, layer) from error
+            forward_raised(error, index, layer, given)
+        if isinstance(output, torch.Tensor) or index == self._judged:
+            return output
+        return checked_output(index, layer, output)
+
+    def _loss_of(self, passing: Pass, output: Any, terms: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+        assert self._loss is not None, "the last stage has a loss"
+        assert passing.targets is not None, "the last stage has targets"
+        if passing.seed is not None and self._loss is not token_cross_entropy:
+            self._reseed(passing.seed, self._layers[-1][0] + 1)  # as a layer after the last
+        given = self._loss(output, passing.targets)
+        loss = loss_of(given, passing.targets, is_alone=passing.is_alone)
+        passing.counted = loss.counted
+        return with_terms(loss, terms, passing.targets.numel()) if terms else loss.value
+
+    def backward_raised(self, error: BaseException, passing: Pass, gradients: Sequence[torch.Tensor]) -> NoReturn:
+        """Raise LayerError; name the layer whose backward pass raised, if it can be found."""
+
+        def find() -> int | None:
+            loss = None if passing.targets is None else partial(self._loss_of, passing)
+            run = partial(self._through_layer, passing=passing)
+            arriving = () if self._loss is not None else gradients  # there it is the loss's
+            with self._autocast():
+                return failing_layer(self._layers, run, as_it_is(passing.received), arriving, loss)
+
+        backward_raised(error, self._layers, find, loss=getattr(self._loss, "name", None))
+
+
+def _autocast(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    if precision is Precision.FP32:
+        return nullcontext
+    # A copy made where no gradient is wanted has none, and would be found by the pass that wants one.
+    return lambda: torch.autocast(device.type, torch.bfloat16, cache_enabled=torch.is_grad_enabled())

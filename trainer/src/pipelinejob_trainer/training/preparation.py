@@ -1,0 +1,137 @@
+"""What a rank does before its first step: build, and check what only all ranks together can tell."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pipelinejob.contract.plan import Plan
+from pipelinejob.planning.dimensions import undividable, unrunnable
+from pipelinejob.spec.workload import Packing, packing_of
+from pipelinejob_trainer.base.errors import LayerError, UserError
+from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
+from pipelinejob_trainer.communication.gang import Gang
+from pipelinejob_trainer.communication.tensor_group import TensorGroup
+from pipelinejob_trainer.data.dataset import Dataset, open_dataset, open_evaluation
+from pipelinejob_trainer.data.position import TextIdentity
+from pipelinejob_trainer.models.first_layer import takes_positions
+from pipelinejob_trainer.models.huggingface.folder import with_sizes
+from pipelinejob_trainer.optimizers.groups import check_groups
+from pipelinejob_trainer.process.config import Config
+from pipelinejob_trainer.process.output import Output, say
+from pipelinejob_trainer.runtime.rank import Rank, build_rank
+from pipelinejob_trainer.training import preflight
+from pipelinejob_trainer.training.adapters import check_targets
+from pipelinejob_trainer.training.membership import Membership, choose_device
+from pipelinejob_trainer.training.tracking import Trackers
+
+
+class Preparation:
+    """What a rank builds before it meets the others; a user's errors show here."""
+
+    def __init__(self, config: Config, plan: Plan) -> None:
+        self.config = config
+        self.plan = plan
+        self.folder = CheckpointFolder(config.checkpoints)
+        self.folder.prepare(who=config.process)
+        group = TensorGroup(config.tensor, plan.parallelism.tensor)
+        device = choose_device(plan, group.rank)
+        for error in undividable(plan.model, group.size):
+            raise UserError("NotDivided", str(error))
+        for error in unrunnable(plan.model, plan.training, plan.schedule.name, plan.parallelism):
+            raise UserError("NotRunnable", str(error))
+        self.rank = build_rank(plan, index=config.stage, replica=config.replica, device=device, tensor_group=group)
+        for remark in self.rank.part.remarks if config.stage == group.rank == 0 else ():
+            say(remark)
+        self.output = Output(config, is_spokesman=self.rank.is_spokesman, num_steps=plan.training.steps)
+        self.trackers = Trackers(plan.training.tracking, config, is_spokesman=self.rank.is_spokesman)
+        self.batches = _open_data(plan) if self.rank.needs_text else None
+        _refuse_unseen_positions(plan, self.rank)
+        self.evaluation_batches = _open_evaluation(plan, self.batches)
+        self.text, self.evaluation_text = map(_identity, (self.batches, self.evaluation_batches))
+
+
+def check(prepared: Preparation, membership: Membership) -> None:
+    """Check what only all ranks together can tell. Raises UserError."""
+    check_targets(prepared.rank, membership.gang)
+    check_groups(prepared.plan.training.groups, prepared.rank.part.named_parameters(), membership.gang)
+    _refuse_untrainable(prepared.rank, membership.gang)
+
+
+@contextmanager
+def telling_errors(prepared: Preparation) -> Iterator[None]:
+    """Turn a device's errors into the user's, who can mend them; close the trackers at the end."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "OutOfMemory",
+            f"stage {prepared.config.stage} ran out of GPU memory: {str(error).splitlines()[0]}; use more stages, a"
+            " smaller spec.schedule.microBatchSize, spec.schedule.recompute, or a schedule that holds less",
+        ) from error
+    except torch.AcceleratorError as error:
+        if "device-side assert" not in str(error):
+            raise
+        raise UserError(
+            "DeviceAssert",
+            f"stage {prepared.config.stage}: a kernel was given what it refuses, mostly an index beyond a table:"
+            f" {str(error).splitlines()[0]}; to see the layer, use device: cpu, or set CUDA_LAUNCH_BLOCKING=1",
+        ) from error
+    finally:
+        prepared.trackers.close()
+
+
+def preflighted(rank: Rank, membership: Membership) -> str:
+    """Check gradients of a shrunk model on the gang; return what is to be said of it."""
+    try:
+        return preflight.check(rank, membership)
+    except LayerError as error:
+        error.within("preflight")
+        raise
+
+
+def _refuse_untrainable(rank: Rank, gang: Gang) -> None:
+    """Refuse a model without trainable parameters; a single stage may have none."""
+    parameters = rank.part.named_parameters().values()
+    counts = [sum(each.requires_grad for each in parameters), len(parameters)]
+    trainable, total = gang.sum(torch.tensor(counts, dtype=torch.float64))
+    if trainable == 0:
+        why = f"all {total:.0f} have requires_grad false" if total else "there are none"
+        raise UserError(
+            "NothingToTrain",
+            f"spec.model: no parameter of any stage can be trained: {why}; give at least one layer a parameter that"
+            " requires its gradient and that no group of spec.training.groups freezes",
+        )
+
+
+def _refuse_unseen_positions(plan: Plan, rank: Rank) -> None:
+    """Refuse several documents in a sequence where nothing tells the model so."""
+    if plan.data.tokens is None or packing_of(plan.model, plan.data) is not Packing.DOCUMENTS:
+        return
+    if any(layer.index == 0 and not takes_positions(layer.module) for layer in rank.part.layers):
+        raise UserError(
+            "PositionsNotTaken",
+            "spec.data.packing: Documents keeps the documents of a sequence apart by their positions, but the first"
+            " layer's forward has no parameter `positions`; give it one and use it, or use Concatenate or Padded",
+        )
+
+
+def _open_data(plan: Plan) -> Dataset:
+    return open_dataset(
+        plan.data,
+        schedule=plan.schedule,
+        replicas=plan.parallelism.data,
+        seed=plan.training.seed,
+        model=with_sizes(plan.model),  # its vocabulary bounds the tokens
+        evaluation=plan.evaluation,
+    )
+
+
+def _open_evaluation(plan: Plan, batches: Dataset | None) -> Dataset | None:
+    if plan.evaluation is None or batches is None:
+        return None
+    return open_evaluation(plan.data, plan.evaluation, training=batches)
+
+
+def _identity(batches: Dataset | None) -> TextIdentity | None:
+    return None if batches is None else batches.samples.identity()
