@@ -58,6 +58,20 @@ def test_the_stage_that_the_others_wait_for_is_named_and_the_gang_restarts(waits
     assert (world.status(key)["attempt"], world.status(key)["restarts"]) == (2, 1)
 
 
+def test_nothing_follows_before_each_stage_has_written_its_stacks():
+    world, key = training()
+    for stage, whom in enumerate((1, None, 1)):
+        says(world, stage, waits_for=whom, seconds=299, stuck=None if stage == 1 else STUCK)
+    world.cluster.pass_time(60)
+    world.settle()
+    assert world.status(key)["attempt"] == 1
+
+    says(world, 1)
+    world.cluster.pass_time(60)
+    world.settle()
+    assert world.status(key)["attempt"] == 2
+
+
 def test_a_stage_that_waits_long_in_a_gang_that_goes_on_is_left_alone():
     world, key = training()
     for stage in range(3):

@@ -40,8 +40,9 @@ def test_a_stage_that_hangs_waits_for_nobody_the_other_for_it_and_both_write_the
 
 def test_stacks_are_written_once_for_each_time_that_nothing_goes_on(tmp_path: Path) -> None:
     said: list[str | None] = []
+    told: list[str | None] = []
     with (tmp_path / "log").open("w+") as log:
-        watch = HangWatch(lambda: said[-1], lambda: "waits for nobody", log=log)
+        watch = HangWatch(lambda: said[-1], lambda: "waits for nobody", tell=lambda: told.append(said[-1]), log=log)
         for reason in (None, "no progress for 9 s", "no progress for 9 s", None, "no progress for 9 s"):
             said.append(reason)
             watch.look()
@@ -50,6 +51,7 @@ def test_stacks_are_written_once_for_each_time_that_nothing_goes_on(tmp_path: Pa
 
     assert written.count("no progress for 9 s; this process waits for nobody") == 2
     assert written.count("most recent call first") >= 2
+    assert len(told) == 2
 
 
 def test_a_wait_within_a_wait_is_the_one_that_counts_and_the_outer_comes_back() -> None:

@@ -84,7 +84,7 @@ def _spare(options: argparse.Namespace) -> NoReturn:
 def _train(config: Config, plan: Plan, status: StageStatus, process_exit: ProcessExit) -> None:
     stop_request = StopRequest(grace_s=config.grace_s, on_overdue=lambda: _end_unsaved(config, status, process_exit))
     stop_request.listen()
-    HangWatch(status.unhealthy_reason, status.describe_wait).start()
+    HangWatch(status.unhealthy_reason, status.describe_wait, tell=status.add_stacks).start()
     if plan.recovery is not None:
         _train_with_recovery(config, plan, status, stop_request)
         return

@@ -62,7 +62,7 @@ class Progress(Value):
     control_port: int | None = None  # where the other ranks reach it, if recovery in place is on
     lost: tuple[Lost, ...] = ()  # while it waits: the ranks that it lost
     waits: Waits | None = None  # at the moment of the answer; None: it works
-    stuck: str | None = None  # what is the matter, where nothing has gone on here for too long
+    stuck: str | None = None  # what is the matter, where nothing goes on and the stacks are in the log
     recoveries: int = 0  # how often this process went on in place
 
 

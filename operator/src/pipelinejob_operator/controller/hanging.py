@@ -9,14 +9,14 @@ from pipelinejob_operator.objects.pods import StagePod
 
 
 def find_hang(reports: Iterable[Progress], pods: Mapping[Rank, StagePod], *, attempt: int) -> Cause | None:
-    """Return the cause of a hang, which a stage says there is; None if all go on.
+    """Return the cause of a hang, which every stage that answers says there is; None if one of them does not.
 
     To blame is a stage that does not answer, else one that waits for nobody while others wait; of several, the one that
     most of them name. Where all wait for one another it is the last that began to.
     """
     answers = {Rank(each.replica, each.stage): each for each in reports if each.attempt == attempt}
     stuck = [(rank, each.stuck) for rank, each in sorted(answers.items()) if each.stuck]
-    if not stuck or any(rank not in pods for rank in answers):
+    if not stuck or len(stuck) < len(answers) or any(rank not in pods for rank in answers):
         return None
     named = [_whom(each) for each in answers.values()]
     working = [rank for rank, each in sorted(answers.items()) if each.waits is None]

@@ -12,10 +12,21 @@ _LOOK_S = 1.0
 class HangWatch:
     """Looks every second whether there is something to say; use `start`, and `look` in tests."""
 
-    def __init__(self, reason: Callable[[], str | None], whom: Callable[[], str], *, log: TextIO | None = None) -> None:
-        """`reason` says what is the matter, None if nothing is; `whom` for whom this process waits."""
+    def __init__(
+        self,
+        reason: Callable[[], str | None],
+        whom: Callable[[], str],
+        *,
+        tell: Callable[[], None] = lambda: None,
+        log: TextIO | None = None,
+    ) -> None:
+        """`reason` says what is the matter, None if nothing is; `whom` for whom this process waits.
+
+        `tell` is called once the stacks are written: who hears of a hang may end this process at once.
+        """
         self._reason = reason
         self._whom = whom
+        self._tell = tell
         self._log = log
         self._was_told = False
 
@@ -32,6 +43,7 @@ class HangWatch:
             log.flush()
             faulthandler.dump_traceback(file=log, all_threads=True)
             log.flush()
+            self._tell()
         self._was_told = reason is not None
 
     def _run(self) -> None:

@@ -52,6 +52,7 @@ class StageStatus:
         self._bytes = {"send": 0, "recv": 0, "tensor": 0}
         self._longest_step_s = 0.0
         self._deadline: float | None = None
+        self._has_stacks = False  # in its log, since it last went on
         self._hang_timeout_s = plan.hang_timeout_seconds
         self._num_stages, self._num_tensor = plan.parallelism.pipeline, plan.parallelism.tensor
         self._patience_s = 0.0
@@ -193,13 +194,18 @@ class StageStatus:
         return self.numbers.render()
 
     def progress(self) -> bytes:
-        now = self._progress.model_copy(update={"waits": self._waits(), "stuck": self.unhealthy_reason()})
+        stuck = self.unhealthy_reason() if self._has_stacks else None
+        now = self._progress.model_copy(update={"waits": self._waits(), "stuck": stuck})
         return now.model_dump_json(by_alias=True, exclude_none=True).encode()
 
     def unhealthy_reason(self) -> str | None:
         if self._deadline is None or time.monotonic() < self._deadline:
             return None
         return f"no progress for {self._patience_s:.0f} s after step {self.step}"
+
+    def add_stacks(self) -> None:
+        """Note that this process's stacks are in its log: from now on it says that it is stuck."""
+        self._has_stacks = True
 
     def describe_wait(self) -> str:
         """Say for whom this rank waits, as the end of a sentence."""
@@ -228,6 +234,7 @@ class StageStatus:
 
     def _expect_within(self, seconds: float) -> None:
         self._patience_s = seconds
+        self._has_stacks = False
         self._deadline = time.monotonic() + seconds
         self._beat()
 
