@@ -135,13 +135,13 @@ def replace_lost(turn: Turn, cause: Cause, observed: Observed, seen: Expected, s
     )
     pods = ", ".join(_name(rank, turn.status) for rank in lost)
     num_kept = len(observed.job.ranks) - len(lost)
-    kept = "1 stage keeps its process" if num_kept == 1 else f"{num_kept} stages keep their processes"
+    others = "1 stage keeps its process" if num_kept == 1 else f"{num_kept} stages keep their processes"
     message = f"{describe(cause)}; only {pods} is replaced{moves}, and the others wait with what they hold in memory"
     turn = turn.having(recovery=recovery, stages=_counted(turn.status, places))
     turn = turn.finding(State.STARTING, {ConditionType.READY: Fact(False, "Replacing", message)})
     return turn.told("StageFailed", describe(cause), warning=True).told(
         "Replacing",
-        f"Only {pods} is replaced{moves}; {kept}",
+        f"Only {pods} is replaced{moves}; {others}",
     )
 
 
