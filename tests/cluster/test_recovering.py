@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from answering_stages import Stages
+from answering_stages import Stage, Stages
 from apiserver import ApiServer
 from fakenodes import HOLD, add_nodes, node
 from operatorprocess import OperatorProcess, is_placed, job, pods
@@ -97,21 +97,24 @@ class Gang:
     def fail(self, stage: int, code: int, *, step: int | None = None, **status: Any) -> None:
         """Let a stage's process end; the others notice, and wait."""
         self.step = self.step + 1 if step is None else step
-        for other in self.stages:
-            if other.number != stage:
-                other.train(step=self.step)
+        others = self.others(stage)
+        for other, _ in others:
+            other.train(step=self.step)
         reason = {"exitCode": code, "reason": "Error", "startedAt": THEN, "finishedAt": THEN}
         # First: a stage that others have lost is replaced at once, whatever its kubelet still has to say.
         self.write(stage, "Failed", {"terminated": reason}, **status)
-        self.stages[stage].die()
-        self.others_wait(stage)
+        self.lose(stage, others)
 
-    def others_wait(self, stage: int) -> None:
-        for other in self.stages:
-            if other.number != stage:
-                pod = self.pod(other.number)
-                assert pod is not None
-                other.wait(pod, step=self.step, lost=(stage,))
+    def lose(self, stage: int, others: list[tuple[Stage, dict[str, Any]]]) -> None:
+        """Let a stage answer no more, and the others wait for another in its place."""
+        self.stages[stage].die()
+        for other, pod in others:
+            other.wait(pod, step=self.step, lost=(stage,))
+
+    def others(self, stage: int) -> list[tuple[Stage, dict[str, Any]]]:
+        """Return the other stages with their pods."""
+        found = [(other, self.pod(other.number)) for other in self.stages if other.number != stage]
+        return [(other, pod) for other, pod in found if pod is not None]
 
     def replaced(self, stage: int, old: str) -> str:
         """Wait for a stage's next pod to be bound; give its uid."""
@@ -182,9 +185,9 @@ def test_a_killed_an_evicted_and_a_homeless_stage_are_replaced_alone_by_operator
     assert changed(before, gang.uids()) == {0}
 
     before, lost = gang.uids(), gang.node_of(2)
+    others = gang.others(2)
     gang.server.kubectl("delete", "node", lost)
-    gang.stages[2].die()
-    gang.others_wait(2)
+    gang.lose(2, others)
     gang.replaced(2, before[2])
     assert {gang.node_of(2)} == set(gang.nodes) - {lost, gang.node_of(0), gang.node_of(1)}
     gang.come_up(2)
