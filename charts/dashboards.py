@@ -1,6 +1,6 @@
 """The Grafana dashboards, as code; `make generate` writes them to the chart's files/dashboards.
 
-Every panel has a unit and a sentence; every number's metric is declared in the trainer's metrics.py, or the operator's
+Every panel has a unit and a sentence; every number's metric is declared in the trainer's metrics.py (of serving, front/metrics.py), or the operator's
 opmetrics.py and jobmetrics.py. Tests parse each expression, ask a real Prometheus for it, and draw what comes with Grafana's own panels.
 """
 
@@ -14,6 +14,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 import job_board
 import operator_board
+import serving_board
 
 OF_INTERVALS = ("auto", "auto_count", "auto_min")
 FOLDER = Path(__file__).parent / "pipelinejob-operator" / "files" / "dashboards"
@@ -21,7 +22,11 @@ FOLDER = Path(__file__).parent / "pipelinejob-operator" / "files" / "dashboards"
 
 def rendered() -> dict[str, str]:
     """Return each dashboard's file name and JSON."""
-    boards = {"pipelinejob.json": job_board.board(), "operator.json": operator_board.board()}
+    boards = {
+        "pipelinejob.json": job_board.board(),
+        "serving.json": serving_board.board(),
+        "operator.json": operator_board.board(),
+    }
     return {name: json.dumps(_plain(board), sort_keys=True, indent=1) + "\n" for name, board in boards.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dashboards import rendered
@@ -32,3 +32,8 @@ def filled_in(expression: str, *, namespace: str = ".*", job: str = ".*", interv
     return (
         expression.replace("$__rate_interval", interval).replace("$namespace", namespace).replace("$pipelinejob", job)
     )
+
+
+def of_training(found: Iterable[Any]) -> list[Any]:
+    """Return those, by names of boards or of panels first in each, that a job which trains fills with lines."""
+    return [each for each in found if not (each if isinstance(each, str) else each[0]).startswith("serving.json")]

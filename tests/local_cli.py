@@ -13,21 +13,22 @@ from typing import Any
 import yaml
 
 from local_pods import alive
+from pipelinejob.base import names
 from processes import HANG_S
 
 FAKE = Path(__file__).with_name("fake_trainer.py")
 
 
 class Run:
-    """One `pipelinejob run`."""
+    """One `pipelinejob run`, or another command that runs a job."""
 
-    def __init__(self, file: Path, output: Path, *options: str, **environment: str) -> None:
+    def __init__(self, file: Path, output: Path, *options: str, command: str = "run", **environment: str) -> None:
         self.output = output
         self.log = output.with_name(output.name + ".log")
         with self.log.open("wb") as log:
-            command = [sys.executable, "-c", "from pipelinejob_operator.cli import main; main()", "run", str(file)]
+            called = [sys.executable, "-c", "from pipelinejob_operator.cli import main; main()", command, str(file)]
             self.process = subprocess.Popen(
-                [*command, "--output", str(output), *options],
+                [*called, "--output", str(output), *options],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "COLUMNS": "120", **environment},
@@ -63,9 +64,25 @@ class Run:
         """Find the processes that this run started."""
         return children(self.process.pid)
 
+    def stages(self) -> dict[str, int]:
+        """Return the process of each stage."""
+        found = {}
+        for pid in self.pids():
+            try:
+                variables = dict(each.partition("=")[::2] for each in _environment(pid))
+            except OSError:  # it has just ended
+                continue
+            if names.ENV_STAGE in variables:
+                found[variables[names.ENV_STAGE]] = pid
+        return found
+
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def _environment(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
 
 
 def children(parent: int) -> list[int]:

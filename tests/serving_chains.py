@@ -100,13 +100,13 @@ class Told:
 class Served:
     """An engine, and the threads of its later stages, which can be ended and begun again."""
 
-    def __init__(self, engine: Engine, computes: Sequence[Any]) -> None:
+    def __init__(self, engine: Engine, computes: Sequence[Any], *, begins: bool = True) -> None:
         self.engine = engine
         self._computes = computes
         self._stops: dict[int, tuple[threading.Event, threading.Thread]] = {}
         self._number = 0
         self.answering: Any = None
-        for stage in range(1, len(computes)):
+        for stage in range(1, len(computes)) if begins else ():
             self.begin(stage)
 
     def begin(self, stage: int, compute: Any = None) -> None:
@@ -150,13 +150,15 @@ class Served:
 
 
 @contextmanager
-def serving(computes: Sequence[Any], **limits: int) -> Iterator[Served]:
+def serving(computes: Sequence[Any], *, weights: str = "", begins: bool = True, **limits: int) -> Iterator[Served]:
     """Serve with these stages."""
     given = {"groups": len(computes) + 1, "group_size": 4, "chunk_tokens": 5, "block": BLOCK, "num_blocks": 64}
     scheduler = Scheduler(Limits(**given | {"max_waiting": 1000} | limits))
-    engine = Engine(scheduler, computes[0], num_stages=len(computes), port=0, cost=COST, silence_s=HANG_S)
+    engine = Engine(
+        scheduler, computes[0], num_stages=len(computes), port=0, cost=COST, silence_s=HANG_S, weights=weights
+    )
     engine.start()
-    served = Served(engine, computes)
+    served = Served(engine, computes, begins=begins)
     try:
         yield served
     finally:

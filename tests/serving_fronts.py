@@ -13,7 +13,7 @@ import uvicorn
 from pipelinejob_trainer.serving.front.answering import Answering
 from pipelinejob_trainer.serving.front.app import Front
 from pipelinejob_trainer.serving.front.metrics import Metrics
-from pipelinejob_trainer.serving.front.text import Tokenizer
+from pipelinejob_trainer.serving.front.text import FolderTokenizer
 from serving_chains import HANG_S, Served, serving
 
 TEMPLATE = (
@@ -47,9 +47,9 @@ def front(
         engine = served.engine
         answering = Answering(
             engine,
-            Tokenizer(folder),
+            FolderTokenizer(folder),
             engine.limits,
-            Metrics(engine),
+            Metrics(engine, namespace="default", job="tiny"),
             model="tiny",
             positions=128,
             timeout_s=HANG_S,

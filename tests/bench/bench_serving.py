@@ -82,7 +82,9 @@ async def ask(client: httpx.AsyncClient, model: str, word: str) -> tuple[float, 
 
 def predicted(metrics: str, name: str, number: int) -> float:
     """Read what the service predicts of this."""
-    found = re.search(rf'^pipelinejob_serving_predicted_{name}{{requests="{number}"}} (\S+)$', metrics, re.MULTILINE)
+    found = re.search(
+        rf'^pipelinejob_serving_predicted_{name}{{[^}}]*requests="{number}"}} (\S+)$', metrics, re.MULTILINE
+    )
     assert found is not None, f"{name} of {number} requests is not in /metrics"
     return round(float(found[1]), 3)
 

@@ -31,7 +31,7 @@ def of_jobs():
         pytest.param(name, target, id=f"{name}, {target['legendFormat']}")
         for name, panel in dashboards.panels()
         for target in panel["targets"]
-        if name.startswith("pipelinejob.json")
+        if name.startswith(("pipelinejob.json", "serving.json"))
     ]
 
 
@@ -48,6 +48,7 @@ def declared_metrics() -> set[str]:
     """Every metric that either program declares; the operator's of jobs stand apart."""
     files = (
         ROOT / "trainer/src/pipelinejob_trainer/process/metrics.py",
+        ROOT / "trainer/src/pipelinejob_trainer/serving/front/metrics.py",
         ROOT / "operator/src/pipelinejob_operator/process/opmetrics.py",
         ROOT / "operator/src/pipelinejob_operator/process/jobmetrics.py",
     )

@@ -30,23 +30,6 @@ def start(tmp_path: Path) -> Iterator:
         run.end()
 
 
-def stages(run: Run) -> dict[str, int]:
-    """Return the process of each stage."""
-    found = {}
-    for pid in run.pids():
-        try:
-            variables = dict(each.partition("=")[::2] for each in _environment(pid))
-        except OSError:  # it has just ended
-            continue
-        if names.ENV_STAGE in variables:
-            found[variables[names.ENV_STAGE]] = pid
-    return found
-
-
-def _environment(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
-
-
 def losses(run: Run) -> dict[int, float]:
     records = map(json.loads, (run.output / names.STEPS_FILE).read_text().splitlines())
     return {record["step"]: record["loss"] for record in records}
@@ -58,7 +41,7 @@ def test_a_killed_and_a_stopped_stage_are_replaced_alone_and_the_losses_are_the_
 
     run = start("disturbed", recovery={"inPlace": True, "spares": 1})
     run.until(lambda: run.steps() >= 10)
-    before = stages(run)
+    before = run.stages()
     os.kill(before["0"], signal.SIGKILL)
     run.until(lambda: "as incarnation 2" in run.said)
     reached = run.steps()

@@ -356,3 +356,45 @@ def test_manifests_in_json_are_a_list_that_kubectl_takes(call, manifest) -> None
 
     assert (listed["apiVersion"], listed["kind"]) == ("v1", "List")
     assert listed["items"] == list(yaml.safe_load_all(call("plan", manifest(), "--manifests").out))
+
+
+def test_of_a_job_that_serves_answers_are_foretold_and_no_step(call, tmp_path: Path) -> None:
+    file, page = tmp_path / "serve.yaml", tmp_path / "plan.html"
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": 1000,
+        "n_positions": 512,
+        "n_embd": 64,
+        "n_layer": 4,
+        "n_head": 4,
+    }
+    spec = {
+        "mode": "Serve",
+        "model": {"huggingFace": {"path": "/models/m"}, "numLayers": 6, "config": config},
+        "parallelism": {"pipeline": 3},
+        "device": "cpu",
+    }
+    made = {
+        "apiVersion": "pipelinejob.io/v1alpha1",
+        "kind": "PipelineJob",
+        "metadata": {"name": "m"},
+        "spec": spec,
+    }
+    file.write_text(yaml.safe_dump(made))
+
+    told = call("plan", file, "--html", page)
+    drawn = call("plan", file, "--gantt")
+    spec["model"].pop("config")
+    file.write_text(yaml.safe_dump(made))
+    unknown = call("plan", file)
+
+    assert told.code == 0
+    for text in (told.out, page.read_text()):
+        assert "first token" in text
+        assert "keys and values" in text
+        assert "bubble" not in text
+    assert drawn.code == 2
+    assert "--gantt: draws a step of training, and default/m serves" in drawn.err
+    assert "stages busy" in unknown.out
+    assert " ms " not in unknown.out

@@ -339,7 +339,7 @@ def test_every_alert_names_a_runbook_that_a_browser_finds():
 def test_dashboards_are_found_by_the_grafana_sidecar():
     maps = [item for item in render({"grafana.dashboards.folder": "Training"}) if item["kind"] == "ConfigMap"]
 
-    assert {name for item in maps for name in item["data"]} == {"pipelinejob.json", "operator.json"}
+    assert {name for item in maps for name in item["data"]} == {"pipelinejob.json", "serving.json", "operator.json"}
     for item in maps:
         assert item["metadata"]["labels"]["grafana_dashboard"] == "1"
         assert item["metadata"]["annotations"]["grafana_folder"] == "Training"

@@ -187,7 +187,7 @@ def test_a_job_that_fits_nowhere_says_so_and_prometheus_sees_why(
     assert "64 cpu" in placed["message"]
 
 
-@pytest.mark.parametrize(("panel", "expression"), dashboards.panel_queries())
+@pytest.mark.parametrize(("panel", "expression"), dashboards.of_training(dashboards.panel_queries()))
 def test_a_panel_shows_what_was_measured(prometheus: str, panel: str, expression: str) -> None:
     asked = dashboards.filled_in(expression, namespace=NAMESPACE, job="stdlib-gpt", interval="20s")
     now = time.time()
@@ -197,7 +197,7 @@ def test_a_panel_shows_what_was_measured(prometheus: str, panel: str, expression
     assert answer["data"]["result"], f"{panel}: no data for {asked}"
 
 
-@pytest.mark.parametrize("name", dashboards.boards())
+@pytest.mark.parametrize("name", dashboards.of_training(dashboards.boards()))
 def test_grafanas_types_know_every_field_of_a_dashboard(name: str) -> None:
     board = dashboards.boards()[name]
 
@@ -205,7 +205,7 @@ def test_grafanas_types_know_every_field_of_a_dashboard(name: str) -> None:
     assert "style" in grafana.type_errors({**board, "style": "dark"})[0]
 
 
-@pytest.mark.parametrize("name", dashboards.boards())
+@pytest.mark.parametrize("name", dashboards.of_training(dashboards.boards()))
 @pytest.mark.usefixtures("too_large")
 def test_grafanas_panels_draw_two_jobs_beside_each_other(cluster: nodes.Cluster, prometheus: str, name: str) -> None:
     wait_for(cluster, "beside", lambda status: status["state"] == "Succeeded", "the end")

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipelinejob.serving.chunks import PassCost
+from pipelinejob.serving.chunks import PassCost, explained
 from pipelinejob.serving.passes import Row, Sampling
 from pipelinejob.serving.scheduler import Limits
 from pipelinejob_trainer.base.errors import PeerLostError, UserError
-from pipelinejob_trainer.serving.calibration import measured_cost, solved
+from pipelinejob_trainer.serving.calibration import measured_cost
 from pipelinejob_trainer.serving.chain import Chain
 from pipelinejob_trainer.serving.check import check_decoding
 from pipelinejob_trainer.serving.sampling import sample
@@ -243,7 +243,7 @@ def test_who_is_no_stage_is_sent_away() -> None:
 def test_costs_are_solved_from_four_passes() -> None:
     cost = PassCost(fixed_s=0.5, row_s=0.02, token_s=0.03, attention_s=0.0004)
 
-    found = solved(
+    found = explained(
         cost.seconds(rows=1, past=0, new=1),
         cost.seconds(rows=8, past=0, new=1),
         cost.seconds(rows=1, past=0, new=64),

@@ -12,11 +12,12 @@ from typing import Any
 import openai
 import pytest
 
-from pipelinejob_trainer.serving.front.text import Tokenizer, Unfolding
+from pipelinejob_trainer.serving.front.text import FolderTokenizer, Unfolding
 from serving_chains import HANG_S, Served, stages_of, tiny_folder
 from serving_fronts import front, write_tokenizer
 
 KEY = "a-key"
+OWN = 'namespace="default",pipelinejob="tiny"'
 TEXT = "Hello, world"
 
 
@@ -280,14 +281,14 @@ def test_metrics_tell_of_tokens_times_batches_and_stages(client: openai.OpenAI, 
     connection.close()
 
     for name in ("generated_tokens_total", "time_to_first_token_seconds_count", "time_per_token_seconds_count"):
-        (value,) = [line.split()[1] for line in text.splitlines() if line.startswith(f"pipelinejob_serving_{name} ")]
+        (value,) = [line.split()[1] for line in text.splitlines() if line.startswith(f"pipelinejob_serving_{name}{{")]
         assert float(value) >= 4
     for stage in ("0", "1"):
-        assert f'pipelinejob_serving_stage_busy_seconds_total{{stage="{stage}"}}' in text
+        assert f'pipelinejob_serving_stage_busy_seconds_total{{{OWN},stage="{stage}"}}' in text
 
 
 def test_text_comes_whole_though_its_characters_take_several_tokens(folder: Path) -> None:
-    tokenizer = Tokenizer(folder)
+    tokenizer = FolderTokenizer(folder)
     text = "naïve — 日本語 🙂!"
     unfolding = Unfolding(tokenizer, ())
 
@@ -299,7 +300,7 @@ def test_text_comes_whole_though_its_characters_take_several_tokens(folder: Path
 
 @pytest.mark.parametrize(("stops", "told"), [(["lo, w"], "Hel"), (["xx", "o,"], "Hell"), (["world!"], "Hello, world")])
 def test_a_stop_is_never_told_not_even_its_beginning(folder: Path, stops: list[str], told: str) -> None:
-    tokenizer = Tokenizer(folder)
+    tokenizer = FolderTokenizer(folder)
     unfolding = Unfolding(tokenizer, stops)
     found = ""
     for token in tokenizer.encode("Hello, world"):

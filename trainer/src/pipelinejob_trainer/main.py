@@ -68,7 +68,8 @@ def _run(_: argparse.Namespace) -> NoReturn:
         (_train if plan.serving is None else _serve)(config, plan, status, process_exit)
     except BaseException as error:  # noqa: BLE001  # as above
         process_exit.end_with_error(error, step=status.step)
-    process_exit.end(ExitCode.OK, "Completed", f"all {plan.training.steps} steps are done", step=status.step)
+    what = f"all {plan.training.steps} steps are done" if plan.serving is None else "all requests are answered"
+    process_exit.end(ExitCode.OK, "Completed", what, step=status.step)
 
 
 def _spare(options: argparse.Namespace) -> NoReturn:

@@ -67,8 +67,30 @@ class StagePlan(Value):
         return sum(end - first for first, end in self.chunks)
 
 
+class Served(Value):
+    """What was, or will be, of a number of requests.
+
+    Means over requests; `utilization` is each stage's busy time over all.
+    """
+
+    first_token_s: float
+    per_token_s: float
+    tokens_per_s: float
+    utilization: tuple[float, ...]
+
+
+class ServedAt(Served):
+    """The same of so many requests at once, each with so many tokens in its prompt, and as many in its answer."""
+
+    requests: int
+    tokens: int
+
+
 class Prediction(Value):
-    """What is expected of the whole job. Predictions, all of them."""
+    """What is expected of the whole job. Predictions, all of them.
+
+    Of a job that serves, `serving` is; the rest is of the step that planning shares its layers by.
+    """
 
     step_s: float
     tokens_per_s: float
@@ -76,6 +98,7 @@ class Prediction(Value):
     closest_step_s: float | None = None  # the same if all that talk were on the closest links; if links are known
     concurrency: int | None = None  # ranks that truly compute at once, where fewer than all can
     source: CostSource
+    serving: tuple[ServedAt, ...] = ()  # at several loads, the smallest first
 
     @property
     def is_absolute(self) -> bool:

@@ -20,6 +20,7 @@ from pipelinejob.fabric.network import Network
 from pipelinejob.planning.choice import Choice, choose
 from pipelinejob.planning.dimensions import shards, undividable, unrunnable
 from pipelinejob.planning.playing import packed, schedule_of
+from pipelinejob.planning.serving import foretold, held_bytes
 from pipelinejob.planning.step_prediction import StepPrediction, predict_step, simulated
 from pipelinejob.spec.job import Optimizer, PipelineJobSpec
 
@@ -84,6 +85,11 @@ def assembled(
         if closest is None
         else predict_step(replace(division, links=closest), choice.schedule_for, choice.length, replicas=replicas)
     )
+    stages = _stages(spec, choice, promised, devices)
+    prediction = _prediction(spec, profile, promised, near)
+    if spec.serving is not None:
+        prediction = prediction.model_copy(update={"serving": foretold(spec, stages, profile)})
+        stages = tuple(each.model_copy(update={"memory_bytes": held_bytes(spec, each)}) for each in stages)
     plan = Plan(
         namespace=namespace,
         name=name,
@@ -99,9 +105,9 @@ def assembled(
         hang_timeout_seconds=spec.failure_policy.hang_timeout_seconds,
         device=spec.device,
         cuts=division.cuts,
-        stages=_stages(spec, choice, promised, devices),
+        stages=stages,
         schedule_actions=None if choice.listed is None else packed(choice.listed),
-        prediction=_prediction(spec, profile, promised, near),
+        prediction=prediction,
         placement=placement,
         links=division.links.planned() if division.links else (),
     )

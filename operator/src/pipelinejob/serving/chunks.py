@@ -22,6 +22,20 @@ class PassCost(Value):
         return self.fixed_s + rows * (self.row_s + self.token_s * new + self.attention_s * attended)
 
 
+def explained(one: float, many: float, first: float, second: float, *, rows: int, chunk: int) -> PassCost:
+    """Return the cost that explains the seconds of four passes: a token, one of many rows, a first chunk and a second.
+
+    No term is below 0.
+    """
+    attention_s = max(0.0, (second - first) / (2 * chunk**2))
+    each_s = max(0.0, (many - one) / (rows - 1))
+    token_s = max(0.0, (first - one - attention_s * (chunk**2 - 1)) / (chunk - 1))
+    row_s = max(0.0, each_s - token_s - attention_s)
+    return PassCost(
+        fixed_s=max(0.0, one - row_s - token_s - attention_s), row_s=row_s, token_s=token_s, attention_s=attention_s
+    )
+
+
 def chunk_length(cost: PassCost | None, *, past: int, left: int, most: int) -> int:
     """Return how many of `left` tokens the next chunk takes, after `past` ones.
 

@@ -3,13 +3,18 @@
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from statistics import mean
 
-from pipelinejob.base.values import Value
+from pipelinejob.contract.plan import Served, ServedAt
 from pipelinejob.serving.chunks import PassCost
 from pipelinejob.serving.passes import Pass, Sampled, Sampling
 from pipelinejob.serving.scheduler import Answer, Limits, Scheduler
+
+LOADS = (1, 4, 16)  # requests at once, for which is foretold what they will take
+_TOKENS, _FEWEST = 64, 4
+_MOST_HOPS = 2048  # of tokens over stages: to play more of them would hold planning up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,15 +26,6 @@ class Asked:
     new: int
 
 
-class Served(Value):
-    """What was, or will be, of a number of requests. Means over requests; `utilization` is busy over all, by stage."""
-
-    first_token_s: float
-    per_token_s: float
-    tokens_per_s: float
-    utilization: tuple[float, ...]
-
-
 def chunk_cost(stages: Iterable[PassCost]) -> PassCost:
     """Return what a pass costs in all stages together, by which chunks are made equal."""
     stages = tuple(stages)
@@ -39,6 +35,26 @@ def chunk_cost(stages: Iterable[PassCost]) -> PassCost:
         token_s=sum(each.token_s for each in stages),
         attention_s=sum(each.attention_s for each in stages),
     )
+
+
+def examples(limits: Limits, stages: Sequence[PassCost], *, link_s: float = 0.0) -> tuple[ServedAt, ...]:
+    """Return what a chain of stages will give at some loads, of 64 tokens in and out.
+
+    Of fewer where the cache holds less, or the chain is long.
+    """
+    return _examples(limits, tuple(stages), link_s)
+
+
+@lru_cache(maxsize=64)  # a job is planned again and again while it waits
+def _examples(limits: Limits, stages: tuple[PassCost, ...], link_s: float) -> tuple[ServedAt, ...]:
+    tokens = max(_FEWEST, min(_TOKENS, _MOST_HOPS // len(stages)))
+    tokens = max(1, min(tokens, limits.cache_tokens // 2))
+
+    def at(requests: int) -> ServedAt:
+        found = predict([Asked(prompt=tokens, new=tokens)] * requests, limits, stages, link_s=link_s)
+        return ServedAt(**dict(found), requests=requests, tokens=tokens)
+
+    return tuple(map(at, LOADS))
 
 
 def predict(asked: Sequence[Asked], limits: Limits, stages: Sequence[PassCost], *, link_s: float = 0.0) -> Served:

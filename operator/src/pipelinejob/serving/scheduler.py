@@ -14,6 +14,7 @@ from pipelinejob.serving.blocks import Blocks
 from pipelinejob.serving.chunks import PassCost, chunk_length
 from pipelinejob.serving.line import Line
 from pipelinejob.serving.passes import Pass, Row, Sampled, Sampling
+from pipelinejob.spec.serving import Serving
 
 
 class Limits(Value):
@@ -25,6 +26,18 @@ class Limits(Value):
     block: int
     num_blocks: int
     max_waiting: int
+
+    @classmethod
+    def of(cls, serving: Serving, *, num_stages: int) -> "Limits":
+        """Return what a job may have in work at once: one pass more than there are stages."""
+        return cls(
+            groups=num_stages + 1 if num_stages > 1 else 1,
+            group_size=serving.group_size,
+            chunk_tokens=serving.chunk_tokens,
+            block=serving.block_tokens,
+            num_blocks=serving.cache_tokens // serving.block_tokens,
+            max_waiting=serving.max_waiting,
+        )
 
     @property
     def cache_tokens(self) -> int:

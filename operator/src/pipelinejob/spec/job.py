@@ -314,7 +314,11 @@ class PipelineJobSpec(Value):
         Model, Field(description="The model: a built-in family by its sizes, your own layers, or a Hugging Face model.")
     ]
     mode: Annotated[
-        Mode, Field(description="Train: the model is trained. Serve: it answers requests over HTTP, until deleted.")
+        Mode,
+        Field(
+            description="Train: the model is trained. Serve: it answers requests over HTTP, until deleted. Batch: it "
+            "answers those of a file, and ends."
+        ),
     ] = Mode.TRAIN
     data: Annotated[Data, Field(description="What is trained on; compulsory with mode Train.")] = OPEN
     parallelism: Annotated[Parallelism, Field(description="How many ways the work is split.")]
@@ -339,7 +343,7 @@ class PipelineJobSpec(Value):
     training: Annotated[
         Training, Field(description="What is trained, how far, and how; compulsory with mode Train.")
     ] = OPEN
-    serving: Annotated[Serving | None, Field(description="How the model is served, with mode Serve.")] = None
+    serving: Annotated[Serving | None, Field(description="How the model is served, with modes Serve and Batch.")] = None
     evaluation: Annotated[
         Evaluation | None, Field(description="When and on what the model is evaluated; never if unset.")
     ] = None

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from pipelinejob.base.values import Value
+from pipelinejob.spec.built_in import BUILT_IN
 from pipelinejob.spec.rules import Reason, Rule, ruled, unchanging
 
 
@@ -17,10 +18,32 @@ class Mode(StrEnum):
 
     TRAIN = "Train"
     SERVE = "Serve"
+    BATCH = "Batch"
+
+
+class Batch(Value):
+    """Where the requests of mode Batch are, and where their answers go: files as the first stage sees them."""
+
+    input: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=4096,
+            description="File of requests, one in a line as OpenAI's batches have them: custom_id, url, body.",
+        ),
+    ]
+    output: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=4096,
+            description="File that their answers are appended to; what is answered there is not asked again.",
+        ),
+    ]
 
 
 class Serving(Value):
-    """How a model is served: over HTTP in OpenAI's form, by the first stage."""
+    """How a model is served: over HTTP in OpenAI's form, by the first stage; or to a file's requests."""
 
     model_config = ruled(
         Rule(
@@ -34,6 +57,24 @@ class Serving(Value):
     model_name: Annotated[
         str | None,
         Field(min_length=1, max_length=253, description="What clients call the model; the job's name if unset."),
+    ] = None
+    batch: Annotated[
+        Batch | None, Field(description="Files of requests and answers; compulsory with mode Batch, and of it alone.")
+    ] = None
+    from_checkpoint: Annotated[
+        bool,
+        Field(
+            description="true: the weights are those of the newest checkpoint of a job that trained this model, which "
+            "spec.checkpoint names; it is read where it lies. false: those of model.huggingFace."
+        ),
+    ] = False
+    tokenizer: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=4096,
+            description="Folder of the tokenizer, for a model of a built-in family; its tokens are bytes if unset.",
+        ),
     ] = None
     cache_tokens: Annotated[
         int,
@@ -73,7 +114,7 @@ _TRAINS_ONLY = ("data", "schedule", "training")
 SERVING_RULES = (
     *(
         Rule(
-            rule=f"self.mode == 'Serve' || has(self.{name})",
+            rule=f"self.mode != 'Train' || has(self.{name})",
             message=f"{name} is missing, which mode Train needs; give it",
             field=f".{name}",
             reason=Reason.REQUIRED,
@@ -82,49 +123,69 @@ SERVING_RULES = (
     ),
     *(
         Rule(
-            rule=f"self.mode != 'Serve' || !has(self.{name})",
-            message=f"{name} is of training alone, and mode is Serve; leave it out",
+            rule=f"self.mode == 'Train' || !has(self.{name})",
+            message=f"{name} is of training alone, and the mode is not Train; leave it out",
             field=f".{name}",
             reason=Reason.FORBIDDEN,
         )
         for name in (*_TRAINS_ONLY, "evaluation")
     ),
     Rule(
-        rule="self.mode == 'Serve' || !has(self.serving)",
-        message="serving goes with mode Serve only; set mode, or leave it out",
+        rule="self.mode != 'Train' || !has(self.serving)",
+        message="serving goes with modes Serve and Batch only; set mode, or leave it out",
         field=".serving",
         reason=Reason.FORBIDDEN,
     ),
     Rule(
-        rule="self.mode != 'Serve' || has(self.model.huggingFace)",
-        message="only a model of huggingFace can be served; write what was trained as such a folder with "
-        "`pipelinejob export`, and name that",
+        rule="self.mode == 'Train' || has(self.model.huggingFace) || (has(self.serving) && "
+        f"self.serving.fromCheckpoint && ({' || '.join(f'has(self.model.{name})' for name in BUILT_IN)}))",
+        message="a model of a built-in family is served as it was trained: set serving.fromCheckpoint, and checkpoint "
+        "to where its job saves; layers of an entrypoint cannot be served",
         field=".model",
     ),
     Rule(
-        rule="self.mode != 'Serve' || (has(self.parallelism.pipeline) && !has(self.parallelism.gpus)"
+        rule="self.mode == 'Train' || !has(self.serving) || !has(self.serving.tokenizer)"
+        " || !has(self.model.huggingFace)",
+        message="tokenizer is for models of built-in families; a folder's model has its own, leave it out",
+        field=".serving.tokenizer",
+        reason=Reason.FORBIDDEN,
+    ),
+    Rule(
+        rule="self.mode == 'Train' || (has(self.parallelism.pipeline) && !has(self.parallelism.gpus)"
         " && (!has(self.parallelism.data) || self.parallelism.data == 1)"
         " && (!has(self.parallelism.tensor) || self.parallelism.tensor == 1))",
-        message="with mode Serve, parallelism is pipeline alone, the number of stages; for more replicas, create more "
-        "jobs behind one Service",
+        message="with mode Serve or Batch, parallelism is pipeline alone, the number of stages; for more replicas, "
+        "create more jobs",
         field=".parallelism",
     ),
     Rule(
-        rule="self.mode != 'Serve' || self.device == 'cpu'",
-        message="with mode Serve, device must be cpu: serving on GPUs has not been tried yet",
+        rule="self.mode == 'Train' || self.device == 'cpu'",
+        message="with mode Serve or Batch, device must be cpu: serving on GPUs has not been tried yet",
         field=".device",
     ),
     Rule(
-        rule="self.mode != 'Serve' || !has(self.scheduling.minReplicas)",
-        message="minReplicas is of training alone, and mode is Serve; leave it out",
+        rule="self.mode == 'Train' || !has(self.scheduling.minReplicas)",
+        message="minReplicas is of training alone, and the mode is not Train; leave it out",
         field=".scheduling.minReplicas",
         reason=Reason.FORBIDDEN,
     ),
     Rule(
-        rule="self.mode != 'Serve' || !self.recovery.inPlace",
-        message="recovery.inPlace is of training alone, and mode is Serve, where a lost stage alone is replaced "
-        "anyway; leave it out",
+        rule="self.mode == 'Train' || !self.recovery.inPlace",
+        message="recovery.inPlace is of training alone; where a job serves, a lost stage alone is replaced anyway; "
+        "leave it out",
         field=".recovery.inPlace",
+        reason=Reason.FORBIDDEN,
+    ),
+    Rule(
+        rule="self.mode != 'Batch' || (has(self.serving) && has(self.serving.batch))",
+        message="mode Batch needs serving.batch: the files of requests and of answers",
+        field=".serving.batch",
+        reason=Reason.REQUIRED,
+    ),
+    Rule(
+        rule="self.mode == 'Batch' || !has(self.serving) || !has(self.serving.batch)",
+        message="batch goes with mode Batch only; set mode, or leave it out",
+        field=".serving.batch",
         reason=Reason.FORBIDDEN,
     ),
     unchanging("mode", why="checkpoints and requests are of one kind of job"),
@@ -155,7 +216,7 @@ def with_neutral_training(spec: Any) -> Any:
 
     The planner then shares layers by what a chunk of a prompt costs.
     """
-    if not isinstance(spec, Mapping) or spec.get("mode") != Mode.SERVE:
+    if not isinstance(spec, Mapping) or spec.get("mode") not in {Mode.SERVE, Mode.BATCH}:
         return spec
     serving = spec.get("serving") or {}
     chunk = serving.get("chunkTokens", 256) if isinstance(serving, Mapping) else serving.chunk_tokens

@@ -86,6 +86,17 @@ class PlannedStage(Value):
     bubble: Annotated[Short | None, Field(description="Predicted share of time that it waits.")] = None
 
 
+class ServedSummary(Value):
+    """What a job that serves is predicted to give. Seconds and rates are not known for layers of unknown cost."""
+
+    requests: Annotated[Count, Field(description="Requests at once.")]
+    tokens: Annotated[Count, Field(description="Tokens of each prompt, and of each answer.")]
+    first_token_seconds: Annotated[Short | None, Field(description="Mean seconds to the first token.")] = None
+    per_token_seconds: Annotated[Short | None, Field(description="Mean seconds from a token to the next.")] = None
+    tokens_per_second: Annotated[Short | None, Field(description="Tokens a second of all requests.")] = None
+    utilization: Annotated[Short, Field(description="Share of the time that stages compute, their mean.")]
+
+
 class PlanSummary(Value):
     """The plan in short; all of it is in the config map `<job>-plan`."""
 
@@ -100,7 +111,7 @@ class PlanSummary(Value):
     step_seconds: Annotated[
         Short | None, Field(description="Predicted seconds of one step; not for layers of unknown cost.")
     ] = None
-    bubble: Annotated[Short, Field(description="Predicted bubble, the mean over stages, in percent.")]
+    bubble: Annotated[Short | None, Field(description="Predicted bubble of training, the mean over stages.")] = None
     tokens_per_second: Annotated[
         Short | None, Field(description="Predicted tokens a second of the whole job; not for layers of unknown cost.")
     ] = None
@@ -111,6 +122,14 @@ class PlanSummary(Value):
             "nothing is known of the layers but their number, so only ratios are predicted."
         ),
     ]
+    serving: Annotated[
+        tuple[ServedSummary, ...],
+        Field(
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+            description="Where it serves: what it will give at several loads, the smallest first.",
+        ),
+    ] = ()
 
 
 class PlacementSummary(Value):

@@ -101,8 +101,8 @@ def _only_job(documents: Sequence[Manifest], file: Path, steps: int | None) -> G
     manifest = with_its_model(manifests[0])
     job = given_job(manifest if steps is None else _with_steps(manifest, steps))
     refuse_unrunnable(job.spec)
-    if job.spec.mode is Mode.SERVE:
-        raise UsageError(f"{file}: spec.mode is Serve; use `pipelinejob serve`")
+    if job.spec.mode is not Mode.TRAIN:
+        raise UsageError(f"{file}: spec.mode is {job.spec.mode}; use `pipelinejob serve`")
     if job.spec.suspend:
         raise UsageError(f"{file}: spec.suspend is true, so nothing would run; set it to false")
     return job

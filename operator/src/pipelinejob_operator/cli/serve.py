@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -40,19 +41,43 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port of the HTTP front, instead of the manifest's.")
     ] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A run's folder, its checkpoints, or one step's, for serving.fromCheckpoint.",
+            file_okay=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Answer the requests of a file, one in a line, and end; with --answers.",
+            dir_okay=False,
+        ),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The file that --prompts' answers are appended to.", dir_okay=False),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder for logs and plan.", show_default="runs/<name>"),
     ] = None,
 ) -> None:
-    """Answer requests with the manifest's model on this machine, over HTTP as OpenAI does.
+    """Answer requests with the manifest's model on this machine, over HTTP as OpenAI does, or those of a file.
 
     Ctrl-C stops it once the answers in work are there. Keys that clients must send are read from PIPELINEJOB_API_KEYS.
     """
-    job = _only_job(file, model, port)
+    if (prompts is None) != (answers is None):
+        raise ServeError("--prompts and --answers: one alone says nothing; give both, or neither")
+    batch = None if prompts is None or answers is None else (prompts, answers)
+    job = _only_job(file, _Changes(model=model, port=port, checkpoints=checkpoints, batch=batch))
     machine = read_machine()
     machine.check_devices(job.spec)
-    folder = RunFolder(output or Path("runs") / job.name)
+    folder = RunFolder(output or Path("runs") / job.name, _saved_in(checkpoints))
+    _refuse_to_clear(folder)
     folder.create()
     with folder.lock():
         folder.clear()
@@ -64,26 +89,63 @@ class ServeError(PipelineJobError):
     """The command asks for what it cannot have."""
 
 
-def _only_job(file: Path, model: Path | None, port: int | None) -> GivenJob:
+def _saved_in(checkpoints: Path | None) -> Path | None:
+    """Return the folder of checkpoints, of a run's or itself."""
+    if checkpoints is None:
+        return None
+    if not checkpoints.is_dir():
+        raise ServeError(f"--checkpoints {checkpoints}: there is no such folder; name a run's")
+    run = RunFolder(checkpoints.resolve())
+    return run.own_checkpoints if run.own_checkpoints.is_dir() else run.root
+
+
+def _refuse_to_clear(folder: RunFolder) -> None:
+    """Refuse the folder of a run that trained: what it saved would be deleted."""
+    saved = folder.own_checkpoints
+    if saved.is_dir() and any(saved.iterdir()):
+        raise ServeError(f"{folder.root}: holds checkpoints of a run; choose another folder with --output")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Changes:
+    """What the command line says instead of the manifest."""
+
+    model: Path | None
+    port: int | None
+    checkpoints: Path | None
+    batch: tuple[Path, Path] | None
+
+
+def _only_job(file: Path, changes: _Changes) -> GivenJob:
     manifests = jobs_among(read_documents(file), file)
     if len(manifests) != 1:
         raise ServeError(f"{file}: holds {len(manifests)} PipelineJobs; `serve` takes one, in a file of its own")
-    job = given_job(with_its_model(_changed(manifests[0], model, port)))
-    if job.spec.mode is not Mode.SERVE:
-        raise ServeError(f"{file}: spec.mode is {job.spec.mode}; set it to Serve, or use `pipelinejob run`")
+    job = given_job(with_its_model(_changed(manifests[0], changes)))
+    if job.spec.mode is Mode.TRAIN:
+        raise ServeError(f"{file}: spec.mode is {job.spec.mode}; set it to Serve or Batch, or use `pipelinejob run`")
     if job.spec.suspend:
         raise ServeError(f"{file}: spec.suspend is true, so nothing would run; set it to false")
+    serving = job.spec.serving
+    if changes.checkpoints is not None and not (serving and serving.from_checkpoint):
+        raise ServeError(
+            f"--checkpoints {changes.checkpoints}: spec.serving.fromCheckpoint is not set; set it, or leave it out"
+        )
     return job
 
 
-def _changed(manifest: Mapping[str, Any], model: Path | None, port: int | None) -> Mapping[str, Any]:
+def _changed(manifest: Mapping[str, Any], changes: _Changes) -> Mapping[str, Any]:
     given_job(manifest)  # so that its own errors are named first
     spec = dict(manifest["spec"])
-    if model is not None:
-        folder = {**spec["model"].get("huggingFace", {}), "path": str(model.resolve())}
+    if changes.model is not None:
+        folder = {**spec["model"].get("huggingFace", {}), "path": str(changes.model.resolve())}
         spec["model"] = {"huggingFace": folder}  # its sizes are read of the folder
-    if port is not None:
-        spec["serving"] = {**(spec.get("serving") or {}), "port": port}
+    if changes.checkpoints is not None:
+        spec.pop("checkpoint", None)
+    if changes.port is not None:
+        spec["serving"] = {**(spec.get("serving") or {}), "port": changes.port}
+    if changes.batch is not None and spec.get("mode") in {Mode.SERVE, Mode.BATCH}:
+        files = dict(zip(("input", "output"), (str(each.resolve()) for each in changes.batch), strict=True))
+        spec |= {"mode": Mode.BATCH.value, "serving": {**(spec.get("serving") or {}), "batch": files}}
     return {**manifest, "spec": spec}
 
 
@@ -103,6 +165,9 @@ def _end(ending: Ending, folder: RunFolder, console: Console) -> Exit:
     if ending.status.state is State.WAITING:
         console.print(f"Does not fit: {_said(ending, 'Placed')}", style="red", markup=False, soft_wrap=True)
         return Exit.DOES_NOT_FIT
+    if ending.status.state is State.SUCCEEDED:
+        console.print("All requests are answered", markup=False)
+        return Exit.OK
     console.print(f"Stopped; {folder.relative()}/logs/ says what the stages said", markup=False)
     return Exit.OK if ending.was_interrupted else Exit.JOB_FAILED
 
@@ -144,10 +209,14 @@ class _Display:
     def _say_how_to_ask(self) -> None:
         serving = self._plan.serving
         assert serving is not None, "a job that serves"
+        if serving.batch is not None:
+            self.note(f"Answering {serving.batch.input} into {serving.batch.output}")
+            return
         name, url = serving.model_name or self._plan.name, f"http://127.0.0.1:{serving.port}"
-        body = (
-            f'{{"model": "{name}", "temperature": 0, "messages": '
-            '[{"role": "user", "content": "What is the capital of France?"}]}'
-        )
+        is_chat = self._plan.model.hugging_face is not None  # a built-in family's tokens have no template of chats
+        question = '[{"role": "user", "content": "What is the capital of France?"}]'
+        asked = f'"messages": {question}' if is_chat else '"prompt": "def "'
+        path = "chat/completions" if is_chat else "completions"
+        body = f'{{"model": "{name}", "temperature": 0, {asked}}}'
         self.note(f"Serving {name} at {url}/v1; ask it with")
-        self.note(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
+        self.note(f"  curl {url}/v1/{path} -H 'Content-Type: application/json' -d '{body}'")

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from pipelinejob.contract.incarnation import Incarnation
 from pipelinejob.contract.plan import Plan
-from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob.spec.job import Mode, PipelineJobSpec
 from pipelinejob.spec.status import ConditionType, PipelineJobStatus, State
 from pipelinejob_operator.cluster import (
     Change,
@@ -220,7 +220,8 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
     current = observed.current
     done = _done_ranks(turn.status, current)
     turn = turn.having(**_reported(with_pods(turn.status, current)))
-    if len(done) == len(observed.job.ranks):
+    # Of a batch the first stage knows when it is done; the others would wait for more.
+    if len(done) == len(observed.job.ranks) or (spec.mode is Mode.BATCH and Rank(0, 0) in done):
         return transitions.succeed(turn)
     seen = replacing.expected([rank for rank in observed.job.ranks if rank not in done], current, turn.status)
     broken = find_breakage(

@@ -5,13 +5,14 @@ from datetime import datetime
 from typing import Any
 
 from pipelinejob.base import names
-from pipelinejob.contract.plan import Assignment, Placement, Plan
+from pipelinejob.contract.plan import Assignment, Placement, Plan, ServedAt
 from pipelinejob.contract.progress import ExitCode, Progress
 from pipelinejob.spec.status import (
     PipelineJobStatus,
     PlacementSummary,
     PlannedStage,
     PlanSummary,
+    ServedSummary,
     StageStatus,
     decimal,
     percent,
@@ -27,20 +28,33 @@ _AFTER_A_CHECKPOINT = frozenset({ExitCode.OK, ExitCode.STOPPED})
 def summarize(plan: Plan) -> PlanSummary:
     """Write the plan in short."""
     prediction = plan.prediction
+    trains, is_absolute = plan.serving is None, prediction.is_absolute
     return PlanSummary(
         stages=tuple(
             PlannedStage(
                 stage=stage.stage,
                 layers=", ".join(f"{first}-{end - 1}" for first, end in stage.chunks),
                 memory_bytes=stage.memory_bytes if prediction.is_absolute else None,
-                bubble=percent(stage.bubble_ratio),
+                bubble=percent(stage.bubble_ratio) if trains else None,
             )
             for stage in plan.stages
         ),
-        step_seconds=decimal(prediction.step_s) if prediction.is_absolute else None,
-        bubble=percent(prediction.bubble_ratio),
-        tokens_per_second=decimal(prediction.tokens_per_s) if prediction.is_absolute else None,
+        step_seconds=decimal(prediction.step_s) if is_absolute and trains else None,
+        bubble=percent(prediction.bubble_ratio) if trains else None,
+        tokens_per_second=decimal(prediction.tokens_per_s) if is_absolute and trains else None,
         source=prediction.source,
+        serving=tuple(_served(each, is_absolute=is_absolute) for each in prediction.serving),
+    )
+
+
+def _served(found: ServedAt, *, is_absolute: bool) -> ServedSummary:
+    return ServedSummary(
+        requests=found.requests,
+        tokens=found.tokens,
+        first_token_seconds=decimal(found.first_token_s) if is_absolute else None,
+        per_token_seconds=decimal(found.per_token_s) if is_absolute else None,
+        tokens_per_second=decimal(found.tokens_per_s) if is_absolute else None,
+        utilization=percent(sum(found.utilization) / len(found.utilization)),
     )
 
 
@@ -51,6 +65,8 @@ def summarize_placement(plan: Plan) -> PlacementSummary:
     crossed = ", ".join(f"{level} {count}" for level, count in placement.crossings.items() if count)
 
     def share(seconds: float | None) -> str | None:
+        if plan.serving is not None:  # makes no steps
+            return None
         return None if seconds is None or not prediction.is_absolute else percent(seconds / prediction.step_s)
 
     return PlacementSummary(
@@ -92,7 +108,7 @@ def with_plan(
             "nodes": _nodes(stages),
             "crossings": plan.placement.crossings,
             "placement": summarize_placement(plan),
-            "steps": plan.training.steps,
+            "steps": _steps(plan),
         }
     )
 
@@ -104,8 +120,18 @@ def with_pods_made(status: PipelineJobStatus, plan: Plan, pods: Mapping[Rank, st
         for rank, pod in sorted(pods.items())
     )
     return without_nodes(
-        status.model_copy(update={"plan": summarize(plan), "stages": stages, "steps": plan.training.steps})
+        status.model_copy(
+            update={
+                "plan": summarize(plan),
+                "stages": stages,
+                "steps": plan.training.steps if plan.serving is None else None,
+            }
+        )
     )
+
+
+def _steps(plan: Plan) -> int | None:
+    return plan.training.steps if plan.serving is None else None
 
 
 def without_nodes(

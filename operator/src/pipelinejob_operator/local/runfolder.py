@@ -28,9 +28,10 @@ class RunFolderError(PipelineJobError):
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """All files of one run, below `root`."""
+    """All files of one run, below `root`, but for checkpoints that are another run's."""
 
     root: Path
+    others_checkpoints: Path | None = None
 
     @property
     def manifest(self) -> Path:
@@ -75,6 +76,11 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """The checkpoints."""
+        return self.others_checkpoints or self.own_checkpoints
+
+    @property
+    def own_checkpoints(self) -> Path:
+        """Those that this run writes."""
         return self.root / "checkpoints"
 
     @property
@@ -128,7 +134,7 @@ class RunFolder:
         """
         for file in (self.job, self.plan, self.costs, self.summary, self.report, self.trace, self.steps, self.manifest):
             file.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.logs, self.timelines):
+        for folder in (self.own_checkpoints, self.logs, self.timelines):
             shutil.rmtree(folder, ignore_errors=True)
 
     def has_results(self) -> bool:

@@ -42,6 +42,8 @@ _NEVER_STARTED = frozenset({"StartError", "ContainerCannotRun"})
 _BLAMES_COMMAND = re.compile(r'exec: "')
 _PLAIN = frozenset({"Completed", "Error"})  # of a process: says no more than its exit code
 _MAX_MESSAGE = 1000
+# By the policies that let a stage that serves begin again in its place: its ends that would come again, or are good.
+_ENDINGS_THAT_STAY = {"Always": {ExitCode.USER_ERROR}, "OnFailure": {ExitCode.USER_ERROR, ExitCode.OK}}
 
 
 class Trouble(NamedTuple):
@@ -81,8 +83,9 @@ def trainer_ending(pod: Object) -> Ending | None:
     if own is None or lost_container(pod) is not None:
         return None
     ended = _terminated(own)
-    if _begins_again(pod):
-        is_final = ended is not None and int(ended["exitCode"]) == ExitCode.USER_ERROR
+    policy = _restart_policy(pod)
+    if policy in _ENDINGS_THAT_STAY:
+        is_final = ended is not None and int(ended["exitCode"]) in _ENDINGS_THAT_STAY[policy]
         return _ending(ended) if ended is not None and is_final else None
     if ended is not None:
         return _ending(ended)
@@ -91,9 +94,8 @@ def trainer_ending(pod: Object) -> Ending | None:
     return None
 
 
-def _begins_again(pod: Object) -> bool:
-    """Tell whether the kubelet starts the trainer again in its place, as manifests ask for stages that serve."""
-    return bool((pod.get("spec") or {}).get("restartPolicy") == "Always")
+def _restart_policy(pod: Object) -> str:
+    return str((pod.get("spec") or {}).get("restartPolicy"))
 
 
 def lost_container(pod: Object) -> Trouble | None:
@@ -143,7 +145,11 @@ def stuck(pod: Object) -> Trouble | None:
     """Say why the trainer can't start, or what it waits for can't: nobody but a person changes that."""
     for container in _in_the_way(pod):
         waits = _waiting(container)
-        if waits is not None and waits.reason in STUCK_REASONS and not (waits.reason in _PAUSES and _begins_again(pod)):
+        if (
+            waits is not None
+            and waits.reason in STUCK_REASONS
+            and not (waits.reason in _PAUSES and _restart_policy(pod) in _ENDINGS_THAT_STAY)
+        ):
             return Trouble(_SAME.get(waits.reason, waits.reason), _named(container, waits.message))
     return None
 

@@ -28,6 +28,9 @@ def plan_config_map(job: Job, plan: Plan, *, attempt: int) -> Object:
     }
 
 
+_RESTART_POLICIES = {Mode.TRAIN: "Never", Mode.SERVE: "Always", Mode.BATCH: "OnFailure"}
+
+
 def headless_service(job: Job) -> Object:
     """Render the service that gives stages their DNS names, ready or not: they need each other to become so."""
     return {
@@ -48,7 +51,7 @@ def headless_service(job: Job) -> Object:
 
 def front_service(job: Job, spec: PipelineJobSpec) -> Object | None:
     """Render the service for clients of a job that serves: the first stage, while all stages are there."""
-    if spec.serving is None:
+    if spec.mode is not Mode.SERVE or spec.serving is None:
         return None
     return {
         "apiVersion": "v1",
@@ -79,7 +82,7 @@ def stage_pod(
     pod_spec["tolerations"] = _tolerations(pod_spec.get("tolerations", []), settings)
     pod_spec |= {
         # A gang that trains restarts together, under a new attempt; a stage that serves joins the others again.
-        "restartPolicy": "Always" if spec.mode is Mode.SERVE else "Never",
+        "restartPolicy": _RESTART_POLICIES[spec.mode],
         "hostname": names.pod_name(job.key.name, replica=rank.replica, stage=rank.stage),
         "subdomain": names.service_name(job.key.name),
     }
@@ -227,7 +230,7 @@ def _trainer_defaults(spec: PipelineJobSpec, settings: ControllerSettings) -> di
 
 
 def _front_port(spec: PipelineJobSpec) -> list[dict[str, Any]]:
-    if spec.serving is None:
+    if spec.mode is not Mode.SERVE or spec.serving is None:
         return []
     return [{"name": names.PORT_FRONT_NAME, "containerPort": spec.serving.port, "protocol": "TCP"}]
 

@@ -1,12 +1,15 @@
 """What terminal, JSON and page show of a plan: one value, so that their numbers agree. Pure."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from pipelinejob.contract.plan import CostSource, Placement, Plan, StagePlan
 from pipelinejob.search.reasons import Rejected
+from pipelinejob.serving.scheduler import Limits
 from pipelinejob.siting.alternatives import Alternative
+from pipelinejob.spec.job import Serving
 from pipelinejob_operator.report.fabric_view import FabricView
 from pipelinejob_operator.report.numbers import gib, seconds
 
@@ -33,6 +36,11 @@ class MemoryParts:
     def total(self) -> int:
         """The sum of all parts."""
         return self.parameters + self.gradients + self.optimizer + self.activations
+
+
+def cache_bytes(stage: StagePlan) -> int:
+    """Return what keys and values take of the memory of a stage that serves."""
+    return max(stage.memory_bytes - stage.parameter_bytes, 0)
 
 
 def memory_parts(stage: StagePlan) -> MemoryParts:
@@ -79,6 +87,11 @@ class PlanView:
         if self.shortfall is not None:
             return False
         return True if self.plan.placement is not None else None
+
+    @property
+    def serves(self) -> bool:
+        """Whether the model answers requests, and no step is made."""
+        return self.plan.serving is not None
 
     @property
     def is_absolute(self) -> bool:
@@ -132,11 +145,15 @@ class PlanView:
         return self._share(self.plan.least_penalty_s)
 
     def _share(self, penalty_s: float | None) -> float | None:
+        if self.serves:  # makes no steps
+            return None
         return None if penalty_s is None or not self.is_absolute else penalty_s / self.plan.prediction.step_s
 
     @property
     def shape_line(self) -> str:
         """How the work is divided."""
+        if self.plan.serving is not None:
+            return _serving_shape(self.plan.serving, self.plan.parallelism.pipeline)
         parallelism, schedule = self.plan.parallelism, self.plan.schedule
         replicas = f" x {parallelism.data} replicas" if parallelism.data > 1 else ""
         tensor = f" x {parallelism.tensor} GPUs a stage" if parallelism.tensor > 1 else ""
@@ -160,6 +177,12 @@ class PlanView:
     def prediction_line(self) -> str:
         """What is predicted, and from which costs."""
         prediction = self.plan.prediction
+        if self.serves:
+            (tokens,) = {each.tokens for each in prediction.serving}
+            return (
+                f"predicted, for prompts of {tokens} tokens and answers of {tokens}, each stage alone on its processor"
+                f" (from {SOURCES[prediction.source]}):"
+            )
         times = f"{seconds(prediction.step_s)} a step, {prediction.tokens_per_s:,.0f} tokens/s, "
         return (
             f"predicted: {times if self.is_absolute else ''}bubble {prediction.bubble_ratio:.1%} "
@@ -172,6 +195,11 @@ class PlanView:
         if not self.is_absolute:
             return None
         stage = max(self.plan.stages, key=lambda stage: stage.memory_bytes)
+        if self.serves:
+            return (
+                f"memory: at most {gib(stage.memory_bytes)}, on stage {stage.stage}:"
+                f" parameters {gib(stage.parameter_bytes)}, keys and values {gib(cache_bytes(stage))}"
+            )
         parts = memory_parts(stage)
         known = self.memory_of_device(stage.stage)
         limit = f" of {gib(known)}" if known else ""
@@ -213,6 +241,25 @@ class PlanView:
         return "room left for stages like these: " + ", ".join(
             f"{count} in one {level}" for level, count in left.items()
         )
+
+
+def _serving_shape(serving: Serving, stages: int) -> str:
+    groups = Limits.of(serving, num_stages=stages).groups
+    return (
+        f"{stages} stages, {groups} groups of {serving.group_size} answers at most, prompts in chunks of"
+        f" {serving.chunk_tokens} tokens"
+    )
+
+
+def utilization_text(utilization: Sequence[float]) -> str:
+    """Write how busy stages are: `85%`, or the least and the most of them, `71% to 96%`."""
+    least, most = (f"{each:.0%}" for each in (min(utilization), max(utilization)))
+    return least if least == most else f"{least} to {most}"
+
+
+def rate_text(per_second: float) -> str:
+    """Write tokens a second with three digits, or whole."""
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"  # noqa: PLR2004  # three digits either way
 
 
 def crossings_text(crossings: dict[str, int]) -> str:

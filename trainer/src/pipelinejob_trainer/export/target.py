@@ -27,14 +27,11 @@ class Target:
     base_path: str | None = None  # of a model that adapters stand beside
     seen: set[str] = field(default_factory=set)
 
-    def stored(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return a layer's tensors as the family's own files hold them, by their names there.
+    def named(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return a layer's tensors as the model's modules hold them, by their names there.
 
-        transformers' reverse conversions take what it has fused apart again. Raises UserError where
-        the model has no such tensor.
+        Raises UserError where the model has no such tensor.
         """
-        from transformers.core_model_loading import revert_weight_conversion  # noqa: PLC0415  # slow, for exports alone
-
         named = {self.full(name): self._turned(name, each) for name, each in tensors.items()}
         for name, tensor in named.items():
             wanted = self._shapes.get(name)
@@ -46,6 +43,17 @@ class Target:
                     " another model; name the plan or manifest that it was trained by",
                 )
         self.seen.update(named)
+        return named
+
+    def stored(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return a layer's tensors as the family's own files hold them, by their names there.
+
+        transformers' reverse conversions take what it has fused apart again. Raises UserError where
+        the model has no such tensor.
+        """
+        from transformers.core_model_loading import revert_weight_conversion  # noqa: PLC0415  # slow, for exports alone
+
+        named = self.named(tensors)
         result: dict[str, torch.Tensor] = revert_weight_conversion(self.model, named)
         return {name: each.contiguous() for name, each in result.items()}
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipelinejob.base.timeline import COMPUTE, WAITING, SpanKind, StageTimeline
@@ -56,6 +56,7 @@ class StageStatus:
         self._hang_timeout_s = plan.hang_timeout_seconds
         self._num_stages, self._num_tensor = plan.parallelism.pipeline, plan.parallelism.tensor
         self._patience_s = 0.0
+        self._further: tuple[Callable[[], bytes], ...] = ()
         self._beat()
 
     @property
@@ -85,6 +86,10 @@ class StageStatus:
             self._update(phase=phase)
         self._deadline = None
         self._beat()
+
+    def add_metrics(self, render: Callable[[], bytes]) -> None:
+        """Show further metrics, in Prometheus' text form, beside the stage's own."""
+        self._further = (*self._further, render)
 
     def add_step(self, outcome: StepOutcome) -> None:
         """Note that a step has ended."""
@@ -191,7 +196,7 @@ class StageStatus:
     # What the server shows.
 
     def metrics(self) -> bytes:
-        return self.numbers.render()
+        return self.numbers.render() + b"".join(render() for render in self._further)
 
     def progress(self) -> bytes:
         stuck = self.unhealthy_reason() if self._has_stacks else None

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from pipelinejob.serving.chunks import PassCost
+from pipelinejob.serving.chunks import PassCost, explained
 from pipelinejob.serving.passes import Row
 from pipelinejob.serving.scheduler import Limits
 from pipelinejob_trainer.serving.later_stage import Compute
@@ -28,21 +28,7 @@ def measured_cost(compute: Compute, limits: Limits, *, width: int | None, longes
     many = _seconds(compute, limits, width, rows=rows, past=0, new=1)
     first = _seconds(compute, limits, width, rows=1, past=0, new=chunk)
     second = _seconds(compute, limits, width, rows=1, past=chunk, new=chunk)
-    return solved(one, many, first, second, rows=rows, chunk=chunk)
-
-
-def solved(one: float, many: float, first: float, second: float, *, rows: int, chunk: int) -> PassCost:
-    """Return the cost that explains four passes: a token, one of many rows, a first chunk and a second.
-
-    No term is below 0.
-    """
-    attention_s = max(0.0, (second - first) / (2 * chunk**2))
-    each_s = max(0.0, (many - one) / (rows - 1))
-    token_s = max(0.0, (first - one - attention_s * (chunk**2 - 1)) / (chunk - 1))
-    row_s = max(0.0, each_s - token_s - attention_s)
-    return PassCost(
-        fixed_s=max(0.0, one - row_s - token_s - attention_s), row_s=row_s, token_s=token_s, attention_s=attention_s
-    )
+    return explained(one, many, first, second, rows=rows, chunk=chunk)
 
 
 def _seconds(compute: Compute, limits: Limits, width: int | None, *, rows: int, past: int, new: int) -> float:

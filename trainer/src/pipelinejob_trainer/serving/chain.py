@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -39,6 +40,13 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
+class Gone:
+    """A stage cannot read the weights that the first one has, for they are not there any more."""
+
+    weights: str
+
+
+@dataclass(frozen=True, slots=True)
 class Returned:
     """A pass has come to its end."""
 
@@ -46,7 +54,7 @@ class Returned:
     outcome: Outcome
 
 
-Event = Joined | Left | Returned
+Event = Joined | Left | Returned | Gone
 
 
 class Chain:
@@ -56,11 +64,18 @@ class Chain:
     """
 
     def __init__(
-        self, num_later: int, *, port: int, events: "queue.SimpleQueue[object]", silence_s: float = SILENCE_S
+        self,
+        num_later: int,
+        *,
+        port: int,
+        events: "queue.SimpleQueue[object]",
+        silence_s: float = SILENCE_S,
+        weights: str = "",
     ) -> None:
         self._num_later = num_later
         self._events = events
         self._silence_s = silence_s
+        self._weights = weights
         self._members: dict[int, Joined] = {}
         self._readings: dict[int, Reading] = {}
         self._first: socket.socket | None = None
@@ -180,9 +195,12 @@ class Chain:
         """Turn what a stage says into events."""
         try:
             hello = receive(connection).header
+            if "asks" in hello or hello.get("weights", "") != self._weights:
+                self._tell_weights(connection, hello)
+                return
             stage, port = int(hello["stage"]), int(hello["port"])
             cost = PassCost.model_validate(hello["cost"])
-        except (PeerLostError, KeyError, TypeError, ValueError):
+        except (PeerLostError, AttributeError, KeyError, TypeError, ValueError):
             connection.close()
             return
         if not 1 <= stage <= self._num_later:
@@ -201,6 +219,14 @@ class Chain:
             silent = isinstance(error.__cause__, TimeoutError)
             reason = f"it said nothing for {self._silence_s:g} s" if silent else str(error)
             self._events.put(Left(stage, connection, reason))
+
+    def _tell_weights(self, connection: socket.socket, hello: Mapping[str, Any]) -> None:
+        """Say which weights are served, to one who asks, or has others."""
+        if hello.get("gone") == self._weights:
+            self._events.put(Gone(self._weights))
+        with contextlib.suppress(PeerLostError):
+            send(connection, Frame(Kind.HELLO, {"weights": self._weights}))
+        connection.close()
 
 
 def _check_moves(reading: Reading) -> None:

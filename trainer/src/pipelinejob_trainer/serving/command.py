@@ -1,29 +1,36 @@
 """A rank of a job that serves: its stage of the chain, and on the first one the HTTP front."""
 
+import asyncio
+import contextlib
 import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import uvicorn
 
 from pipelinejob.contract.plan import Plan
+from pipelinejob.contract.trained import Trained
 from pipelinejob.serving.chunks import PassCost
 from pipelinejob.serving.scheduler import Limits, Scheduler
-from pipelinejob.spec.job import Serving
-from pipelinejob_trainer.base.errors import StoppedError, UserError
+from pipelinejob.spec.job import Model, Serving
+from pipelinejob_trainer.base.errors import PeerLostError, StoppedError, UserError
+from pipelinejob_trainer.export.source import open_checkpoint
 from pipelinejob_trainer.process.config import Config
 from pipelinejob_trainer.process.output import say
 from pipelinejob_trainer.process.stage_status import StageStatus
+from pipelinejob_trainer.serving.batch import Batch
 from pipelinejob_trainer.serving.calibration import measured_cost
 from pipelinejob_trainer.serving.engine import Engine
 from pipelinejob_trainer.serving.front.answering import Answering
 from pipelinejob_trainer.serving.front.app import Front
 from pipelinejob_trainer.serving.front.metrics import Metrics
-from pipelinejob_trainer.serving.front.text import Tokenizer
-from pipelinejob_trainer.serving.later_stage import LaterStage
+from pipelinejob_trainer.serving.front.text import Bytes, FolderTokenizer, Tokenizer
+from pipelinejob_trainer.serving.later_stage import LaterStage, asked_step, tell_gone
 from pipelinejob_trainer.serving.meter import Meter
-from pipelinejob_trainer.serving.stage_model import StageModel, load_stage, text_folder
+from pipelinejob_trainer.serving.stage_model import StageModel, load_stage, trusts_code
+from pipelinejob_trainer.serving.trained_weights import TrainedWeights, of_step
 
 ENV_KEYS = "PIPELINEJOB_API_KEYS"  # one or several, parted by commas or line ends; none: no key is asked for
 _LOOK_S = 0.2
@@ -31,13 +38,20 @@ _DRAIN_S = 20  # for answers in work, once it is asked to stop
 
 
 def serve_rank(config: Config, plan: Plan, status: StageStatus, is_stopping: Callable[[], bool]) -> None:
-    """Serve until asked to stop, which raises StoppedError.
+    """Serve until all requests of a batch are answered, or until asked to stop, which raises StoppedError.
 
-    Raises UserError for a model that cannot be served, or a port that is taken.
+    Raises UserError for a model that cannot be served, a port that is taken, or a batch's files.
     """
     serving = plan.serving
     assert serving is not None, "a job that serves"
-    stage, cost = _load(plan, config.stage, serving)
+    batch = None
+    if serving.batch is not None and config.stage == 0:
+        batch = Batch(Path(serving.batch.input), Path(serving.batch.output))
+        if not batch.num_left:
+            return
+    trained = _trained(config, plan, serving, is_stopping) if serving.from_checkpoint else None
+    weights = f"step {trained.step}" if trained else ""
+    stage, cost = _load(plan, config.stage, serving, trained)
     if config.stage:
         later = LaterStage(
             stage=config.stage,
@@ -45,23 +59,18 @@ def serve_rank(config: Config, plan: Plan, status: StageStatus, is_stopping: Cal
             compute=stage.forward,
             meter=Meter(),
             cost=cost,
+            weights=weights,
         )
         _serve_later(later, status, is_stopping)
     else:
-        _serve_first(config, plan, stage, cost=cost, status=status, is_stopping=is_stopping)
+        engine, answering = _answering(config, plan, stage, cost=cost, weights=weights)
+        status.add_metrics(answering.metrics.text)
+        if batch is not None:
+            _run_batch(batch, answering, engine, status, is_stopping)
+            return
+        with _listening(serving.port) as listener:
+            _run_front(Front(answering, keys=read_keys()), engine, listener, status, is_stopping)
     raise StoppedError("asked to stop")
-
-
-def limits_of(serving: Serving, *, num_stages: int) -> Limits:
-    """Return what may be in work at once: one pass more than there are stages."""
-    return Limits(
-        groups=num_stages + 1 if num_stages > 1 else 1,
-        group_size=serving.group_size,
-        chunk_tokens=serving.chunk_tokens,
-        block=serving.block_tokens,
-        num_blocks=serving.cache_tokens // serving.block_tokens,
-        max_waiting=serving.max_waiting,
-    )
 
 
 def read_keys(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -78,10 +87,24 @@ def read_keys(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
     return keys
 
 
-def _load(plan: Plan, stage: int, serving: Serving) -> tuple[StageModel, PassCost]:
+def _trained(config: Config, plan: Plan, serving: Serving, is_stopping: Callable[[], bool]) -> TrainedWeights:
+    """Return the newest checkpoint's weights; a later stage takes the step that the first one has."""
+    if config.stage == 0:
+        checkpoint = open_checkpoint(config.checkpoints)
+    else:
+        step = asked_step(config.rendezvous, is_stopping)
+        found = of_step(config.checkpoints, step)
+        if found is None:
+            tell_gone(config.rendezvous, step)
+            raise PeerLostError(f"the checkpoint of step {step} is gone; the first stage takes the newest")
+        checkpoint = found
+    return TrainedWeights(Trained.of(plan), checkpoint, positions=serving.cache_tokens)
+
+
+def _load(plan: Plan, stage: int, serving: Serving, trained: TrainedWeights | None) -> tuple[StageModel, PassCost]:
     (stretch,) = plan.stages[stage].chunks
-    limits = limits_of(serving, num_stages=plan.parallelism.pipeline)
-    loaded = load_stage(plan.model, stretch, num_blocks=limits.num_blocks, block=limits.block)
+    limits = Limits.of(serving, num_stages=plan.parallelism.pipeline)
+    loaded = load_stage(plan.model, stretch, num_blocks=limits.num_blocks, block=limits.block, trained=trained)
     for remark in loaded.remarks:
         say(remark)
     say(f"stage {stage} has layers {stretch[0]} to {stretch[1] - 1}")
@@ -120,34 +143,33 @@ def _serve_later(later: LaterStage, status: StageStatus, is_stopping: Callable[[
         raise failed[0]
 
 
-def _serve_first(
-    config: Config,
-    plan: Plan,
-    stage: StageModel,
-    *,
-    cost: PassCost,
-    status: StageStatus,
-    is_stopping: Callable[[], bool],
-) -> None:
-    serving = plan.serving
+def _answering(
+    config: Config, plan: Plan, stage: StageModel, *, cost: PassCost, weights: str
+) -> tuple[Engine, Answering]:
+    serving, num_stages = plan.serving, plan.parallelism.pipeline
     assert serving is not None, "a job that serves"
-    limits = limits_of(serving, num_stages=plan.parallelism.pipeline)
-    folder = text_folder(plan.model)
-    trusts = plan.model.hugging_face is not None and plan.model.hugging_face.trust_remote_code
-    tokenizer = Tokenizer(folder, trust_remote_code=trusts)
+    limits = Limits.of(serving, num_stages=num_stages)
+    tokenizer = _tokenizer(plan.model, serving)
     port = config.rendezvous.port
-    engine = Engine(Scheduler(limits), stage.forward, num_stages=plan.parallelism.pipeline, port=port, cost=cost)
+    engine = Engine(Scheduler(limits), stage.forward, num_stages=num_stages, port=port, cost=cost, weights=weights)
     answering = Answering(
         engine,
         tokenizer,
         limits,
-        Metrics(engine),
+        Metrics(engine, namespace=plan.namespace, job=plan.name),
         model=serving.model_name or plan.name,
         positions=stage.positions,
-        timeout_s=float(serving.timeout_seconds),
+        timeout_s=None if serving.batch else float(serving.timeout_seconds),
     )
-    with _listening(serving.port) as listener:
-        _run_front(Front(answering, keys=read_keys()), engine, listener, status, is_stopping)
+    return engine, answering
+
+
+def _tokenizer(model: Model, serving: Serving) -> Tokenizer:
+    if model.hugging_face is not None:
+        return FolderTokenizer(Path(model.hugging_face.path), trust_remote_code=trusts_code(model))
+    if serving.tokenizer is not None:
+        return FolderTokenizer(Path(serving.tokenizer), field="spec.serving.tokenizer")
+    return Bytes()
 
 
 def _listening(port: int) -> socket.socket:
@@ -187,3 +209,33 @@ def _run_front(
     engine.close()
     if engine.error is not None:
         raise engine.error
+
+
+def _run_batch(
+    batch: Batch, answering: Answering, engine: Engine, status: StageStatus, is_stopping: Callable[[], bool]
+) -> None:
+    """Answer a batch in a thread of its own; raise what ends it."""
+    limits = engine.limits
+    loop = asyncio.new_event_loop()
+    work = loop.create_task(batch.answer(answering, at_once=limits.groups * limits.group_size))
+
+    def run() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            loop.run_until_complete(work)
+
+    thread = threading.Thread(target=run, name="batch", daemon=True)
+    engine.start()
+    thread.start()
+    while thread.is_alive() and engine.error is None and not is_stopping():
+        status.begin_serving(is_ready=engine.is_ready)
+        thread.join(_LOOK_S)
+    if thread.is_alive():
+        loop.call_soon_threadsafe(work.cancel)
+        thread.join()
+    engine.close()
+    loop.close()
+    if engine.error is not None:
+        raise engine.error
+    if work.cancelled():
+        raise StoppedError("asked to stop; what has no answer yet is answered when it begins again")
+    work.result()

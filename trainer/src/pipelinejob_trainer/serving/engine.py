@@ -8,21 +8,21 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
+from pipelinejob.contract.plan import ServedAt
 from pipelinejob.serving.chunks import PassCost
 from pipelinejob.serving.passes import Pass, Sampled
-from pipelinejob.serving.predict import Asked, Served, chunk_cost, predict
+from pipelinejob.serving.predict import chunk_cost, examples
 from pipelinejob.serving.scheduler import Answer, Limits, Progress, Scheduler
 from pipelinejob_trainer.base.errors import PeerLostError
 from pipelinejob_trainer.process.output import say, warn
-from pipelinejob_trainer.serving.chain import Chain, Joined, Left, Returned
+from pipelinejob_trainer.serving.chain import Chain, Gone, Joined, Left, Returned
 from pipelinejob_trainer.serving.later_stage import SILENCE_S, Compute
 from pipelinejob_trainer.serving.meter import Meter, Reading
 from pipelinejob_trainer.serving.sampling import sample
 
 _WAKE_S = 1.0
-_EXAMPLES = (1, 4, 16)  # requests at once, for which is foretold what they will take
-_EXAMPLE_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,10 @@ class Failed:
 
     sequence: int
     reason: str
+
+
+def _nobody_listens(_: float) -> None:
+    pass
 
 
 Listener = Callable[[Progress | Failed], None]
@@ -47,6 +51,14 @@ class _Cancelled:
     number: int
 
 
+class Idle(StrEnum):
+    """Why the first stage has nothing to compute."""
+
+    NO_REQUESTS = "no requests"
+    MISSING_STAGES = "missing stages"
+    TOKENS = "tokens on their way"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What is in work now."""
@@ -56,6 +68,7 @@ class Load:
     flying: int
     blocks_owned: int
     blocks: int
+    group_size: int
     chains: int
     is_whole: bool
     missing: tuple[int, ...]
@@ -65,7 +78,7 @@ class Engine:
     """Serves with this process's layers as the first stage, in a thread of its own.
 
     `patience_s` is how long answers wait for a chain that is broken before they fail; `silence_s`
-    after what silence a stage is lost.
+    after what silence a stage is lost. `weights` says which the stages must have.
     """
 
     def __init__(
@@ -78,21 +91,25 @@ class Engine:
         cost: PassCost,
         patience_s: float = 300.0,
         silence_s: float = SILENCE_S,
+        weights: str = "",
     ) -> None:
         self._scheduler = scheduler
         self._compute = compute
         self._is_alone = num_stages == 1
         self._patience_s = patience_s
         self._cost = cost
-        self._predictions: Mapping[int, Served] = {}
+        self._predictions: tuple[ServedAt, ...] = ()
         self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self._chain = Chain(num_stages - 1, port=port, events=self._events, silence_s=silence_s)
+        self._chain = Chain(num_stages - 1, port=port, events=self._events, silence_s=silence_s, weights=weights)
         self._listeners: dict[int, Listener] = {}
         self._broken_since: float | None = time.monotonic()
         self._can_send = True  # False: nothing could go out since the last event
         self._closing = threading.Event()
         self._error: BaseException | None = None
         self.meter = Meter()
+        self.idle_s = dict.fromkeys(Idle, 0.0)
+        self.on_begun: Callable[[float], None] = _nobody_listens  # with the seconds that an answer waited for its turn
+        self._submitted_s: dict[int, float] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -144,6 +161,7 @@ class Engine:
             flying=scheduler.num_flying,
             blocks_owned=scheduler.blocks.num_owned,
             blocks=scheduler.blocks.count,
+            group_size=scheduler.limits.group_size,
             chains=self._chain.number,
             is_whole=self.is_ready,
             missing=self._chain.missing,
@@ -153,22 +171,19 @@ class Engine:
         """Return what each stage has counted, the first one included."""
         return {0: self.meter.read(), **self._chain.readings}
 
-    def predictions(self) -> Mapping[int, Served]:
-        """Return what was predicted when the chain was formed, by the number of requests at once."""
+    def predictions(self) -> tuple[ServedAt, ...]:
+        """Return what was predicted when the chain was formed, at several loads."""
         return self._predictions
 
     def _predict(self) -> None:
         """Make chunks equal by what stages measured, and foretell what they will give together."""
         costs = (self._cost, *self._chain.costs)
         self._scheduler.cost = chunk_cost(costs)
-        limits = self._scheduler.limits
-        new = min(_EXAMPLE_TOKENS, limits.cache_tokens // 2)
-        for requests in _EXAMPLES:
-            found = predict([Asked(prompt=new, new=new)] * requests, limits, costs)
-            self._predictions = {**self._predictions, requests: found}
+        self._predictions = examples(self._scheduler.limits, costs)
+        for found in self._predictions:
             say(
-                f"predicted for {requests} at once, of {new} tokens in and {new} out: first token after"
-                f" {found.first_token_s:.3g} s, then one every {found.per_token_s * 1000:.3g} ms,"
+                f"predicted for {found.requests} at once, of {found.tokens} tokens in and {found.tokens} out: first"
+                f" token after {found.first_token_s:.3g} s, then one every {found.per_token_s * 1000:.3g} ms,"
                 f" {found.tokens_per_s:.3g} tokens/s in all, stages busy"
                 f" {', '.join(f'{each:.0%}' for each in found.utilization)}"
             )
@@ -189,27 +204,42 @@ class Engine:
         """Handle what has happened; wait for something if nothing can go out."""
         is_idle = not self._chain.is_whole or not (self._can_send or self._events.qsize())
         try:
-            event = self._events.get(timeout=_WAKE_S) if is_idle else self._events.get_nowait()
+            event = self._waited() if is_idle else self._events.get_nowait()
             while True:
                 self._handle(event)
                 event = self._events.get_nowait()
         except queue.Empty:
             return
 
+    def _waited(self) -> object:
+        """Wait for an event, and note for what. Raises queue.Empty."""
+        cause = Idle.MISSING_STAGES
+        if self._chain.is_whole:
+            cause = Idle.TOKENS if self._scheduler.num_flying else Idle.NO_REQUESTS
+        begun = time.monotonic()
+        try:
+            return self._events.get(timeout=_WAKE_S)
+        finally:
+            self.idle_s[cause] += time.monotonic() - begun
+
     def _handle(self, event: object) -> None:
         self._can_send = True
         match event:
             case _Submitted():
                 self._listeners[event.answer.number] = event.listener
+                self._submitted_s[event.answer.number] = time.monotonic()
                 self._scheduler.submit(event.answer)
             case _Cancelled():
                 self._listeners.pop(event.number, None)
+                self._submitted_s.pop(event.number, None)
                 self._scheduler.cancel(event.number)
             case Joined() | Left():
                 self._handle_change(event)
             case Returned():
                 if self._chain.is_current(event):
                     self._hand_out(event.outcome.number, event.outcome.sampled)
+            case Gone():
+                raise PeerLostError(f"the weights of {event.weights} are not there any more; the newest are taken")
             case None:
                 pass
 
@@ -240,6 +270,10 @@ class Engine:
         if given is None:
             self._can_send = False
             return
+        for row in given.rows:
+            submitted_s = self._submitted_s.pop(row.sequence, None)
+            if submitted_s is not None:
+                self.on_begun(time.monotonic() - submitted_s)
         self._play(given)
 
     def _play(self, given: Pass) -> None:
@@ -270,6 +304,7 @@ class Engine:
             self._fail_all(f"stages {names} have not come back for {self._patience_s:g} s")
 
     def _fail_all(self, reason: str) -> None:
+        self._submitted_s.clear()
         for number, listener in list(self._listeners.items()):
             del self._listeners[number]
             self._scheduler.cancel(number)

@@ -11,16 +11,17 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 
+from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.serving.chunks import PassCost
 from pipelinejob.serving.passes import Outcome, Row
-from pipelinejob_trainer.base.errors import PeerLostError
+from pipelinejob_trainer.base.errors import PeerLostError, StoppedError
 from pipelinejob_trainer.process.config import Address
 from pipelinejob_trainer.process.output import warn
 from pipelinejob_trainer.serving.meter import Meter
@@ -34,6 +35,10 @@ _GONE_MS = 10_000
 _FORM_S = 30.0  # for neighbours to find each other, once all are there
 
 
+class OtherWeightsError(PipelineJobError):
+    """The first stage has weights of another step; they must be read anew."""
+
+
 class Compute(Protocol):
     """What a stage does with a pass."""
 
@@ -43,16 +48,20 @@ class Compute(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaterStage:
-    """A stage's place, and what it computes with."""
+    """A stage's place, and what it computes with; `weights` says which, where there are several."""
 
     stage: int
     front: Address
     compute: Compute
     meter: Meter
     cost: PassCost
+    weights: str = ""
 
     def serve(self, stop: threading.Event) -> None:
-        """Serve in chain after chain, until `stop`."""
+        """Serve in chain after chain, until `stop`.
+
+        Raises OtherWeightsError where the first stage has others by now.
+        """
         with socket.create_server(("", 0)) as listener:
             said = ""
             while not stop.is_set():
@@ -79,13 +88,22 @@ class LaterStage:
             self._work(before, following, control)
 
     def _hello(self, listener: socket.socket) -> dict[str, object]:
-        return {"stage": self.stage, "port": listener.getsockname()[1], "cost": self.cost.dump()}
+        return {
+            "stage": self.stage,
+            "port": listener.getsockname()[1],
+            "cost": self.cost.dump(),
+            "weights": self.weights,
+        }
 
     def _told(self, control: "_Control", stop: threading.Event) -> Any:
         """Wait until the first stage says that all are there."""
         while not stop.is_set():
             frame = control.receive_within(1.0)
             if frame is not None:
+                if "weights" in frame.header:
+                    raise OtherWeightsError(
+                        f"this stage has weights of {self.weights}, the first one of {frame.header['weights']}"
+                    )
                 return frame.header
         raise PeerLostError("asked to stop")
 
@@ -99,6 +117,26 @@ class LaterStage:
                 control.send(Frame(Kind.OUTCOME, Outcome(number=given.number, sampled=sampled)))
             else:
                 send(following, Frame(Kind.PASS, given, output))
+
+
+def asked_step(front: Address, is_stopping: Callable[[], bool]) -> int:
+    """Ask the first stage which step's weights it has; wait until it knows.
+
+    Raises StoppedError if this stage is asked to stop meanwhile.
+    """
+    while not is_stopping():
+        with contextlib.suppress(PeerLostError, KeyError, ValueError), _dialled((front.host, front.port)) as connection:
+            connection.settimeout(SILENCE_S)
+            send(connection, Frame(Kind.HELLO, {"asks": "weights"}))
+            return int(receive(connection).header["weights"].removeprefix("step "))
+        time.sleep(_DIAL_AGAIN_S)
+    raise StoppedError("asked to stop")
+
+
+def tell_gone(front: Address, step: int) -> None:
+    """Tell the first stage that a step's weights are not there any more."""
+    with contextlib.suppress(PeerLostError), _dialled((front.host, front.port)) as connection:
+        send(connection, Frame(Kind.HELLO, {"asks": "weights", "gone": f"step {step}"}))
 
 
 class _Control:

@@ -6,6 +6,7 @@ nothing needs gradients, so that the stage's embedding, blocks and head run in o
 """
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
@@ -53,6 +54,9 @@ class OwnForward:
                 block.forward = self._leave
         if first == 1:
             self._replace_input()
+        if first < end == cut.names.head_index and end > 1:  # no block follows in which to leave
+            last = cut.blocks[-1]
+            last.forward = partial(self._leave_after, last.forward)
         cut.model.eval()
 
     @property
@@ -112,6 +116,10 @@ class OwnForward:
 
     def _leave(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise _Left(args[0] if args else kwargs["hidden_states"])
+
+    def _leave_after(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> NoReturn:
+        output = forward(*args, **kwargs)
+        raise _Left(output[0] if isinstance(output, tuple) else output)
 
     def _replace_input(self) -> None:
         """Let the first block of a stage that begins with it take what was received."""

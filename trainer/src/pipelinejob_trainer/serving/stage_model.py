@@ -1,18 +1,20 @@
 """One stage of a model that is served: its own weights alone, and its part of the cache."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from pipelinejob.spec.job import Data, Model
 from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.models.huggingface.build import build
 from pipelinejob_trainer.models.huggingface.chunk import Runner
+from pipelinejob_trainer.models.huggingface.cut import Cut
 from pipelinejob_trainer.models.huggingface.folder import open_folder
 from pipelinejob_trainer.models.part import build_part
 from pipelinejob_trainer.serving.cache import Pool
-from pipelinejob_trainer.serving.check import check_decoding
+from pipelinejob_trainer.serving.check import Servable, check_decoding
 from pipelinejob_trainer.serving.own_forward import OwnForward
+from pipelinejob_trainer.serving.trained_weights import TrainedWeights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,16 +30,23 @@ class StageModel:
     remarks: tuple[str, ...]
 
 
-def load_stage(model: Model, stretch: tuple[int, int], *, num_blocks: int, block: int) -> StageModel:
-    """Make layers [first, end) of a Hugging Face model, with the folder's values.
+def load_stage(
+    model: Model, stretch: tuple[int, int], *, num_blocks: int, block: int, trained: TrainedWeights | None = None
+) -> StageModel:
+    """Make layers [first, end) of a model, with the values of its folder, or of what was trained.
 
     Raises UserError for a model that cannot be served, or not be read.
     """
+    pool = Pool(num_blocks=num_blocks, block=block)
+    return _of_checkpoint(model, stretch, pool, trained) if trained else _of_folder(model, stretch, pool)
+
+
+def _of_folder(model: Model, stretch: tuple[int, int], pool: Pool) -> StageModel:
     if model.hugging_face is None:
         raise UserError(
             "NotServable",
-            "spec.model: only a model of spec.model.huggingFace can be served; write what was trained as such a folder"
-            " with `pipelinejob export`, and name that",
+            "spec.model: only a model of spec.model.huggingFace has weights of its own; for one that was trained, set"
+            " spec.serving.fromCheckpoint",
         )
     folder = open_folder(model)
     servable = check_decoding(folder.config, trust_remote_code=folder.trust_remote_code)
@@ -45,21 +54,31 @@ def load_stage(model: Model, stretch: tuple[int, int], *, num_blocks: int, block
     part.settle(torch.device("cpu"))
     runner = part.chunks[0][0].runner
     assert isinstance(runner, Runner), "a Hugging Face model's"
-    pool = Pool(num_blocks=num_blocks, block=block)
-    first, end = stretch
-    positions = getattr(folder.config.get_text_config(), "max_position_embeddings", None)
+    return _stage(runner.cut, stretch, pool, servable, part.remarks)
+
+
+def _of_checkpoint(model: Model, stretch: tuple[int, int], pool: Pool, trained: TrainedWeights) -> StageModel:
+    trusts, config = trusts_code(model), trained.config
+    servable = check_decoding(config, trust_remote_code=trusts)
+    cut = build(config, *stretch, trust_remote_code=trusts)
+    trained.fill(cut, *stretch)
+    return _stage(cut, stretch, pool, servable, (f"weights of step {trained.step}",))
+
+
+def _stage(cut: Cut, stretch: tuple[int, int], pool: Pool, servable: Servable, remarks: tuple[str, ...]) -> StageModel:
+    text = cut.config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
     return StageModel(
-        forward=OwnForward(runner.cut, first, end, pool, mixes_lengths=servable.mixes_lengths),
-        width=folder.config.get_text_config().hidden_size,
+        forward=OwnForward(cut, *stretch, pool, mixes_lengths=servable.mixes_lengths),
+        width=text.hidden_size,
         positions=positions if isinstance(positions, int) else None,
-        remarks=(*part.remarks, servable.sentence),
+        remarks=(*remarks, servable.sentence),
     )
 
 
-def text_folder(model: Model) -> Path:
-    """Return the folder whose tokenizer reads and writes the model's text."""
-    assert model.hugging_face is not None, "asked for such models only"
-    return Path(model.hugging_face.path)
+def trusts_code(model: Model) -> bool:
+    """Return whether code of the model's folder may be run."""
+    return model.hugging_face is not None and model.hugging_face.trust_remote_code
 
 
 _NO_DATA = Data.model_construct(sequence_length=1)

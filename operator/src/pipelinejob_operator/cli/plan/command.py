@@ -80,6 +80,12 @@ def plan(
     if write_sizes:
         fill(file, "--write")
     every = plans(file, asked)
+    for shown in every:
+        refuse(
+            given=gantt and shown.view.serves,
+            option="--gantt",
+            why=f"draws a step of training, and {shown.view.name} serves; leave it out",
+        )
     if manifests:
         _write_objects([each for shown in every for each in _objects(shown, settings)], output)
     for shown in every:

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelinejob.contract.plan import Plan
+from pipelinejob.contract.plan import Plan, ServedAt, StagePlan
 from pipelinejob.siting.alternatives import Alternative
 from pipelinejob_operator.cli.manifests import GivenJob
 from pipelinejob_operator.cli.plan.inventory import as_stored
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Rank
 from pipelinejob_operator.objects.manifests import plan_config_map, services_of, stage_pod
-from pipelinejob_operator.report.plan_view import PlanView, RankView, memory_parts
+from pipelinejob_operator.report.plan_view import PlanView, RankView, cache_bytes, memory_parts
 
 
 def document(view: PlanView) -> dict[str, Any]:
@@ -40,6 +40,10 @@ def document(view: PlanView) -> dict[str, Any]:
 
 def _prediction(view: PlanView) -> dict[str, Any]:
     prediction, is_absolute = view.plan.prediction, view.is_absolute
+    if view.serves:
+        return {"serving": [_at_load(each, is_absolute=is_absolute) for each in prediction.serving]} | {
+            "source": prediction.source.value
+        }
     return {
         "stepSeconds": prediction.step_s if is_absolute else None,
         "tokensPerSecond": prediction.tokens_per_s if is_absolute else None,
@@ -48,9 +52,24 @@ def _prediction(view: PlanView) -> dict[str, Any]:
     }
 
 
+def _at_load(each: ServedAt, *, is_absolute: bool) -> dict[str, Any]:
+    return {
+        "requests": each.requests,
+        "tokens": each.tokens,
+        "firstTokenSeconds": each.first_token_s if is_absolute else None,
+        "perTokenSeconds": each.per_token_s if is_absolute else None,
+        "tokensPerSecond": each.tokens_per_s if is_absolute else None,
+        "utilization": list(each.utilization),
+    }
+
+
 def _rank(view: PlanView, rank: RankView) -> dict[str, Any]:
     stage, is_absolute = view.plan.stages[rank.index], view.is_absolute
-    parts = memory_parts(stage)
+    of_training = {
+        "backwardSeconds": stage.backward_s if is_absolute else None,
+        "bubble": stage.bubble_ratio,
+        "recompute": stage.recompute,
+    }
     return {
         "index": rank.index,
         "replica": rank.replica,
@@ -59,20 +78,23 @@ def _rank(view: PlanView, rank: RankView) -> dict[str, Any]:
         "layers": [list(chunk) for chunk in stage.chunks],
         "parameters": stage.parameter_bytes // 4 if is_absolute else None,
         "forwardSeconds": stage.forward_s if is_absolute else None,
-        "backwardSeconds": stage.backward_s if is_absolute else None,
-        "bubble": stage.bubble_ratio,
         "memoryBytes": stage.memory_bytes if is_absolute else None,
-        "memory": {
-            "parametersBytes": parts.parameters,
-            "gradientsBytes": parts.gradients,
-            "optimizerBytes": parts.optimizer,
-            "activationsBytes": parts.activations,
-        }
-        if is_absolute
-        else None,
+        "memory": _memory(view, stage) if is_absolute else None,
         "device": stage.device,
         "deviceMemoryBytes": view.memory_of_device(rank.index),
-        "recompute": stage.recompute,
+        **({} if view.serves else of_training),
+    }
+
+
+def _memory(view: PlanView, stage: StagePlan) -> dict[str, int]:
+    if view.serves:
+        return {"parametersBytes": stage.parameter_bytes, "cacheBytes": cache_bytes(stage)}
+    parts = memory_parts(stage)
+    return {
+        "parametersBytes": parts.parameters,
+        "gradientsBytes": parts.gradients,
+        "optimizerBytes": parts.optimizer,
+        "activationsBytes": parts.activations,
     }
 
 

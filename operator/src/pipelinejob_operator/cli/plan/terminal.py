@@ -13,7 +13,7 @@ from pipelinejob.siting.alternatives import About, Alternative
 from pipelinejob_operator.cli.console import chart_width, console_for_people, is_unbounded
 from pipelinejob_operator.cli.gantt import gantt_lines
 from pipelinejob_operator.report.numbers import gib, seconds
-from pipelinejob_operator.report.plan_view import PlanView, price_text
+from pipelinejob_operator.report.plan_view import PlanView, price_text, rate_text, utilization_text
 from pipelinejob_operator.report.run_view import layers
 
 _MOST_NODES = 4  # named in a cell
@@ -31,6 +31,8 @@ def print_plan(view: PlanView, *, costs: Profile | None = None) -> None:
     console = console_for_people()
     console.print(Text.assemble((view.name, "bold"), f"  {view.shape_line}"), soft_wrap=True)
     console.print(Text(view.prediction_line), soft_wrap=True)
+    if view.serves:
+        console.print(_loads_table(view))
     if view.where:
         console.print(Text(f"on: {view.where}"), soft_wrap=True)
     if view.tree:
@@ -44,17 +46,29 @@ def print_plan(view: PlanView, *, costs: Profile | None = None) -> None:
         if line:
             console.print(Text(line), soft_wrap=True)
     for about in About:
-        _print_alternatives(console, about, [each for each in view.alternatives if each.about is about])
+        found = [each for each in view.alternatives if each.about is about]
+        _print_alternatives(console, about, found, serves=view.serves)
     _print_rejected(console, view)
     if costs:
         _print_gantt(console, view, costs)
+
+
+def _loads_table(view: PlanView) -> Table:
+    table = _table(right=("requests at once", "first token", "a token", "tokens/s", "stages busy"))
+    for each in view.plan.prediction.serving:
+        times = [seconds(each.first_token_s), seconds(each.per_token_s), rate_text(each.tokens_per_s)]
+        table.add_row(
+            str(each.requests), *(times if view.is_absolute else ["–"] * 3), utilization_text(each.utilization)
+        )
+    return table
 
 
 def _stage_table(view: PlanView, console: Console) -> Table:
     is_narrow = console.width < _WIDE
     between = ", " if is_unbounded(console) else "\n"
     parameters = () if is_narrow else ("parameters",)
-    table = _table("stage", "layers", right=(*parameters, "forward", "backward", "bubble", "memory"))
+    shown: tuple[str, ...] = ("a chunk", "memory") if view.serves else ("forward", "backward", "bubble", "memory")
+    table = _table("stage", "layers", right=(*parameters, *shown))
     if view.placement:
         table.add_column("node", overflow="fold")
     for stage in view.plan.stages:
@@ -66,12 +80,12 @@ def _stage_table(view: PlanView, console: Console) -> Table:
 
 def _stage_cells(view: PlanView, stage: StagePlan) -> list[str]:
     is_absolute = view.is_absolute
+    of_training = (seconds(stage.backward_s if is_absolute else None), f"{stage.bubble_ratio:.1%}")
     return [
         layers(stage.chunks),
         f"{stage.parameter_bytes // 4:,}" if is_absolute else "–",
         seconds(stage.forward_s if is_absolute else None),
-        seconds(stage.backward_s if is_absolute else None),
-        f"{stage.bubble_ratio:.1%}",
+        *(() if view.serves else of_training),
         gib(stage.memory_bytes) if is_absolute else "–",
     ]
 
@@ -82,24 +96,26 @@ def _nodes(places: tuple[tuple[str, int], ...]) -> list[str]:
     return [*shown, *([f"and {further} more nodes"] if further else [])]
 
 
-def _print_alternatives(console: Console, about: About, found: list[Alternative]) -> None:
+def _print_alternatives(console: Console, about: About, found: list[Alternative], *, serves: bool) -> None:
     if not found:
         return
-    console.print(Text(_HEADINGS[about], style="dim"), soft_wrap=True)
+    heading = _HEADINGS[about].partition(",")[0] if serves else _HEADINGS[about]
+    console.print(Text(heading, style="dim"), soft_wrap=True)
     is_narrow = console.width < _WIDE
-    table = _table("what", right=("step", "price", *(() if is_narrow else ("bubble", "memory"))))
+    of_steps = () if serves else ("step", "price", *(() if is_narrow else ("bubble", "memory")))
+    table = _table("what", right=of_steps)
     table.add_column("crossings")
     table.add_column("room left")
     for each in found:
-        further = (
+        figures = (
+            seconds(each.step_s),
+            price_text(each.price),
             "–" if each.bubble_ratio is None else f"{each.bubble_ratio:.1%}",
             "–" if each.memory_bytes is None else gib(each.memory_bytes),
         )
         table.add_row(
             each.what,
-            seconds(each.step_s),
-            price_text(each.price),
-            *(() if is_narrow else further),
+            *figures[: len(of_steps)],
             _counts(each.crossings),
             _counts(each.room_left),
         )

@@ -176,7 +176,8 @@ class Kubelet:
 
     def _begins_again(self, rank: LocalPod, code: int) -> bool:
         """Tell whether a process begins again in its pod, as a kubelet has it; not for what would end the same."""
-        is_wanted = rank.pod["spec"].get("restartPolicy") == "Always" and code != ExitCode.USER_ERROR
+        policy = rank.pod["spec"].get("restartPolicy")
+        is_wanted = (policy == "Always" or (policy == "OnFailure" and code != 0)) and code != ExitCode.USER_ERROR
         return is_wanted and not rank.pod["metadata"].get("deletionTimestamp") and not self._is_ending
 
     async def _begun_again(self, rank: LocalPod, code: int) -> bool:

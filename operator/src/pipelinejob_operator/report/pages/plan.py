@@ -12,7 +12,7 @@ from pipelinejob_operator.report.numbers import seconds
 from pipelinejob_operator.report.pages.page import Chart, chart, render
 from pipelinejob_operator.report.pictures.fabric import crossings_by_class, fabric_picture
 from pipelinejob_operator.report.pictures.gantt import Panel, gantt
-from pipelinejob_operator.report.plan_view import PlanView, memory_parts
+from pipelinejob_operator.report.plan_view import PlanView, cache_bytes, memory_parts, rate_text, utilization_text
 
 _MOST_MICRO_BATCHES = 4096  # of all stages together; a longer step cannot be drawn so that it is seen
 _TITLES = {
@@ -41,7 +41,14 @@ class _Drawn:
 
 def plan_page(views: Sequence[tuple[PlanView, Profile]]) -> str:
     """Write the page of one or several plans, each with the costs that it was planned with."""
-    return render("plan.html", plans=[_drawn(view, costs) for view, costs in views], memory_parts=memory_parts)
+    return render(
+        "plan.html",
+        plans=[_drawn(view, costs) for view, costs in views],
+        memory_parts=memory_parts,
+        cache_bytes=cache_bytes,
+        rate_text=rate_text,
+        utilization_text=utilization_text,
+    )
 
 
 def _drawn(view: PlanView, costs: Profile) -> _Drawn:
@@ -55,6 +62,8 @@ def _drawn(view: PlanView, costs: Profile) -> _Drawn:
 
 def _timeline(view: PlanView, costs: Profile) -> Chart | None:
     plan = view.plan
+    if view.serves:  # makes no steps
+        return None
     if plan.schedule.micro_batches * len(plan.stages) > _MOST_MICRO_BATCHES:
         return None
     schedule = schedule_of(plan)

@@ -60,7 +60,8 @@ class _Choice:
 class Answering:
     """Answers with one model.
 
-    `positions` is how long a text may be by the model; None: nothing says.
+    `positions` is how long a text may be by the model; None: nothing says. `timeout_s` None: a request
+    may take as long as it takes.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Answering:
         *,
         model: str,
         positions: int | None,
-        timeout_s: float,
+        timeout_s: float | None,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
@@ -218,8 +219,8 @@ class Answering:
 class _within:  # noqa: N801 # reads as a verb where it is used
     """A time limit whose end is told as an ApiError."""
 
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
+    def __init__(self, limit_s: float | None) -> None:
+        self._limit_s = limit_s or 0.0
         self._timeout = asyncio.timeout(limit_s)
 
     async def __aenter__(self) -> None:

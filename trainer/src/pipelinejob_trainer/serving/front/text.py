@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.serving.front.errors import ApiError, wrong
@@ -11,13 +11,57 @@ from pipelinejob_trainer.serving.front.errors import ApiError, wrong
 _BROKEN = "\ufffd"  # what stands for bytes that are no text yet
 
 
-class Tokenizer:
-    """The tokenizer of a model's folder.
+class Tokenizer(Protocol):
+    """What a model's tokens mean; `ends` are those that end a text."""
+
+    ends: frozenset[int]
+
+    @property
+    def size(self) -> int:
+        """Count the tokens."""
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return a text's tokens, with those that the model expects around it."""
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], given: Mapping[str, Any]
+    ) -> tuple[int, ...]:
+        """Return the tokens of a chat, up to where the assistant begins. Raises ApiError."""
+
+    def decode(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
+        """Return tokens' text."""
+
+
+class Bytes:
+    """Text whose tokens are its bytes in UTF-8; what is none becomes U+FFFD."""
+
+    ends: frozenset[int] = frozenset()
+    size = 256
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(text.encode())
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], given: Mapping[str, Any]
+    ) -> tuple[int, ...]:
+        del messages, tools, given
+        raise _no_template()
+
+    def decode(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
+        del skip_special  # no byte is special
+        nothing = b"\xff"  # no byte of UTF-8
+        return b"".join(bytes((each,)) if each < self.size else nothing for each in tokens).decode(errors="replace")
+
+
+class FolderTokenizer:
+    """The tokenizer of a folder, which `field` of the manifest names.
 
     Raises UserError where the folder has none.
     """
 
-    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, field: str = "spec.model.huggingFace.path", trust_remote_code: bool = False
+    ) -> None:
         from transformers import AutoTokenizer  # noqa: PLC0415  # slow
 
         try:
@@ -27,7 +71,7 @@ class Tokenizer:
         except (OSError, ValueError, ImportError, TypeError) as error:
             raise UserError(
                 "NoTokenizer",
-                f"spec.model.huggingFace.path: {folder} has no tokenizer that can be read, so that no text can be"
+                f"{field}: {folder} has no tokenizer that can be read, so that no text can be"
                 f" answered: {' '.join(str(error).split())[:200]}; save the model's tokenizer there (save_pretrained)",
             ) from error
         self.ends = frozenset(_ends(folder, self._tokenizer))
@@ -46,9 +90,7 @@ class Tokenizer:
     ) -> tuple[int, ...]:
         """Return the tokens of a chat, up to where the assistant begins. Raises ApiError."""
         if not self._tokenizer.chat_template:
-            raise ApiError(
-                400, "the model's tokenizer has no chat template; use /v1/completions", code="no_chat_template"
-            )
+            raise _no_template()
         try:
             text = self._tokenizer.apply_chat_template(
                 list(messages), tools=list(tools) or None, add_generation_prompt=True, tokenize=False, **given
@@ -61,6 +103,10 @@ class Tokenizer:
         """Return tokens' text."""
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special)
         return text
+
+
+def _no_template() -> ApiError:
+    return ApiError(400, "the model's tokenizer has no chat template; use /v1/completions", code="no_chat_template")
 
 
 def _ends(folder: Path, tokenizer: Any) -> set[int]:

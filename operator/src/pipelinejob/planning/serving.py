@@ -1,0 +1,82 @@
+"""What a job that serves will give, and hold, before anything ran: its passes counted, and played by its scheduler."""
+
+from collections.abc import Sequence
+
+from pipelinejob.contract.plan import CostSource, ServedAt, StagePlan
+from pipelinejob.costs.layers import Profile, analytic_profile
+from pipelinejob.models.counts import FP32_BYTES
+from pipelinejob.models.decoder import Branch, Role
+from pipelinejob.serving.chunks import PassCost, explained
+from pipelinejob.serving.predict import examples
+from pipelinejob.serving.scheduler import Limits
+from pipelinejob.spec.job import PipelineJobSpec
+
+
+def foretold(spec: PipelineJobSpec, stages: Sequence[StagePlan], profile: Profile) -> tuple[ServedAt, ...]:
+    """Return what the stages of a job that serves will give at some loads.
+
+    Of layers that count as equal only the utilization means anything.
+    """
+    assert spec.serving is not None, "a job that serves"
+    limits = Limits.of(spec.serving, num_stages=len(stages))
+    if profile.source is CostSource.EQUAL:
+        costs = tuple(PassCost(fixed_s=each.forward_s, token_s=0.0) for each in stages)
+        return examples(limits, costs)
+    return examples(limits, _counted(spec, stages, limits), link_s=profile.link_s)
+
+
+def held_bytes(spec: PipelineJobSpec, stage: StagePlan) -> int:
+    """Return what a stage that serves holds: its parameters, and keys and values of `cacheTokens` tokens.
+
+    Of layers of which only the number is known it is the parameters as planned.
+    """
+    assert spec.serving is not None, "a job that serves"
+    decoder = spec.model.layer_sizes(spec.data.sequence_length)
+    if decoder is None:
+        return stage.parameter_bytes
+    held = {index for first, end in stage.chunks for index in range(first, end)}
+    blocks = [block for index, block in enumerate(decoder.blocks, start=1) if index in held]
+    width = sum(_cached_width(branch) for block in blocks for branch in block)
+    return stage.parameter_bytes + spec.serving.cache_tokens * width * FP32_BYTES
+
+
+def _cached_width(branch: Branch) -> int:
+    """Count the elements of keys and values that a token leaves in the cache."""
+    by_role = sum(each.outputs for each in branch.matrices if each.role in {Role.KEY, Role.VALUE})
+    return by_role or branch.score_width
+
+
+def _counted(spec: PipelineJobSpec, stages: Sequence[StagePlan], limits: Limits) -> tuple[PassCost, ...]:
+    """Return each stage's cost, of the four passes that it measures before it serves, here counted.
+
+    As fast as its chunk is planned to be, on its device and by its profile.
+    """
+    chunk, rows = max(2, limits.chunk_tokens), max(2, limits.group_size)
+    one, many = _seconds(spec, rows=1, new=1), _seconds(spec, rows=rows, new=1)
+    first, both = _seconds(spec, rows=1, new=chunk), _seconds(spec, rows=1, new=2 * chunk)
+    planned = _seconds(spec, rows=1, new=limits.chunk_tokens)
+
+    def cost(stage: StagePlan) -> PassCost:
+        held = [index for begin, end in stage.chunks for index in range(begin, end)]
+        pace = stage.forward_s / sum(planned[index] for index in held)
+        head = len(one) - 1  # computes a chunk's last token alone
+
+        def took(seconds: Sequence[float]) -> float:
+            return pace * sum(one[index] if index == head else seconds[index] for index in held)
+
+        of_many = took(many) + (pace * (many[head] - one[head]) if head in held else 0.0)
+        return explained(took(one), of_many, took(first), took(both) - took(first), rows=rows, chunk=chunk)
+
+    return tuple(map(cost, stages))
+
+
+def _seconds(spec: PipelineJobSpec, *, rows: int, new: int) -> tuple[float, ...]:
+    """Return the forward seconds of each layer, for so many rows of so many tokens."""
+    counted = analytic_profile(
+        spec.model,
+        spec.data.model_copy(update={"sequence_length": new}),
+        spec.schedule.model_copy(update={"micro_batch_size": rows}),
+        spec.training,
+        device=spec.device,
+    )
+    return tuple(each.forward_s for each in counted.layers)
