@@ -343,6 +343,7 @@ FIELDS = [
         "spec.failurePolicy.rules[0]", "give one of the two"),
     Bad("more restarts than a window counts", {"spec.failurePolicy": {"maxRestarts": 65, "restartWindowSeconds": 3600}},
         "spec.failurePolicy.maxRestarts", "65 restarts are more than the 64"),
+    Bad("spares for nobody's place", {"spec.recovery": {"spares": 1}}, "spec.recovery.spares", "needs recovery.inPlace"),
     Bad("fewest replicas of a number that is not shared", {"spec.scheduling": {"minReplicas": 1}},
         "spec.scheduling.minReplicas", "schedule.globalBatchSize"),
     Bad("misspelled section", {"spec.trainning": {}}, "spec.trainning", "no such field; did you mean 'training'?"),

@@ -165,7 +165,7 @@ class FakeCluster:
         self._may("delete", reference)
         item = self.objects.get((reference.kind, reference.namespace, reference.name))
         if item is not None and reference.uid == item["metadata"]["uid"]:
-            self.remove(item)
+            self.remove(item, at_once=reference.grace_s == 0)
         self._done("delete", reference)
 
     async def write_status(self, job, status):
@@ -201,9 +201,9 @@ class FakeCluster:
         metadata = job["metadata"] | {"generation": job["metadata"]["generation"] + 1}
         self._put(job | {"metadata": metadata, "spec": job["spec"] | spec})
 
-    def remove(self, item):
+    def remove(self, item, *, at_once=False):
         """Begin a deletion: a running pod gets its grace, anything else is gone, and what it owned with it."""
-        if item["kind"] == "Pod" and item.get("status", {}).get("phase") == "Running":
+        if item["kind"] == "Pod" and item.get("status", {}).get("phase") == "Running" and not at_once:
             self._put(item | {"metadata": item["metadata"] | {"deletionTimestamp": self._time()}})
             return
         self.objects.pop(self._id(item), None)

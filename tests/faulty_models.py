@@ -2,7 +2,9 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -322,3 +324,33 @@ def frozen_at_the_end() -> list[nn.Module]:
     for layer in layers[2:]:
         layer.requires_grad_(False)
     return layers
+
+
+def hanging() -> list[nn.Module]:
+    """Layer 2 never comes back from its 20th pass."""
+    passes = 0
+
+    def never_comes_back(x: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        while passes >= 20:
+            time.sleep(1)
+        return x
+
+    return around(Does(never_comes_back))
+
+
+def hanging_once() -> list[nn.Module]:
+    """Layer 2 does not come back from its 40th pass, unless the file that the environment calls HUNG says it has."""
+    passes, hung = 0, Path(os.environ["HUNG"])
+
+    def comes_back_once_it_hung(x: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        if passes == 40 and not hung.exists():
+            hung.touch()
+            while True:
+                time.sleep(1)
+        return x
+
+    return around(Does(comes_back_once_it_hung))

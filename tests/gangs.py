@@ -32,6 +32,7 @@ from pipelinejob.spec.job import (
 )
 from processes import HANG_S, free_ports, wait_until
 
+TOKEN = "of-nobody-else"
 TINY = Model(gpt=GptModel(num_layers=2, hidden_size=16, num_heads=2))
 
 
@@ -138,6 +139,7 @@ class Gang:
             names.ENV_OUTPUT: self.folder,
             names.ENV_TERMINATION_LOG: self.folder / f"{pod}.termination",
             names.ENV_GRACE_S: 30,
+            names.ENV_TOKEN: TOKEN,
             "OMP_NUM_THREADS": 1,
             **self.environment,
         }

@@ -10,7 +10,10 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
 
-from gangs import Gang, plan
+import torch
+from safetensors.torch import load_file
+
+from gangs import TOKEN, Gang, plan
 from pipelinejob.base import names
 from pipelinejob.contract.incarnation import Incarnation, Member
 from pipelinejob.contract.plan import Plan
@@ -87,8 +90,10 @@ class Operator:
 
     def _post(self, pod: str, body: str) -> None:
         url = f"http://127.0.0.1:{self.gang.ports[pod]}/incarnation"
+        request = urllib.request.Request(url, data=body.encode(), method="POST")
+        request.add_header("Authorization", f"Bearer {TOKEN}")
         try:
-            urllib.request.urlopen(urllib.request.Request(url, data=body.encode(), method="POST"), timeout=5).close()
+            urllib.request.urlopen(request, timeout=5).close()
         except (OSError, http.client.HTTPException):  # it has ended meanwhile, or was told already
             return
 
@@ -99,3 +104,17 @@ class Operator:
                 return Progress.model_validate(json.loads(answer.read()))
         except (OSError, ValueError, http.client.HTTPException):  # it may die in the middle of its answer
             return None
+
+
+def assert_same_end(gang: Gang, other: Gang, *, steps: int) -> None:
+    """See that two runs had the same losses, and end with the same weights and optimiser, bit for bit."""
+    assert gang.losses() == other.losses()
+    assert len(gang.losses()) == steps
+    mine, others = state(gang, steps), state(other, steps)
+    assert mine.keys() == others.keys()
+    assert all(torch.equal(mine[name], others[name]) for name in mine)
+
+
+def state(gang: Gang, steps: int) -> dict[str, torch.Tensor]:
+    shards = sorted((gang.checkpoints / f"step-{steps:08d}").glob("*.safetensors"))
+    return {name: tensor for shard in shards for name, tensor in load_file(shard).items()}

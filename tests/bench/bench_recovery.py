@@ -1,7 +1,9 @@
-"""What a lost stage costs: `pipelinejob run` with a stage killed or stopped, against a restart of the whole gang.
+"""What a lost stage costs, and what it costs to be ready for that: `pipelinejob run` on this machine, run after run.
 
-Lost time is counted from the signal to the end of the first step that had not been done before, less that step itself.
-`python tests/bench/bench_recovery.py [FOLDER]` prints a row for each case, all on this machine, one after the other.
+A stage is killed or stopped, against a restart of the whole gang. Lost time is counted from the signal to the end of
+the first step that had not been done before, less that step itself. Then nothing fails: runs with protection, each
+between two without, by their median step. `python tests/bench/bench_recovery.py [FOLDER]` prints a row for each case;
+`--protection` the second table alone.
 """
 
 import json
@@ -23,6 +25,7 @@ from pipelinejob.base import names
 
 STAGES, STEPS, FAILS_AT, INTERVAL = 3, 260, 150, 100
 LIMIT_S = 600.0
+PROTECTED, ROUNDS = (1, 10), 3  # steps between two copies; protected runs for each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,22 +58,47 @@ def manifest(case: Case) -> dict[str, object]:
     return {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "bench"}, "spec": spec}
 
 
-def measure(case: Case, folder: Path) -> dict[str, float | int]:
+def start(manifest: dict[str, object], folder: Path) -> "subprocess.Popen[str]":
     folder.mkdir(parents=True)
-    (folder / "job.yaml").write_text(yaml.safe_dump(manifest(case)))
-    command = [
-        sys.executable,
-        "-m",
-        "pipelinejob",
-        "run",
-        "job.yaml",
-        "--no-profile",
-        "--output",
-        "run",
-        "--prompt",
-        "",
-    ]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+    (folder / "job.yaml").write_text(yaml.safe_dump(manifest))
+    command = [sys.executable, "-m", "pipelinejob", "run", "job.yaml", "--no-profile", "--output", "run"]
+    return subprocess.Popen(
+        [*command, "--prompt", ""], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def protected_step_s(recovery: dict[str, object] | None, folder: Path) -> float:
+    """Return the median time of a step of a run in which nothing fails, seconds."""
+    case = Case(name="", signal=signal.SIGKILL, recovery=recovery)
+    with start(manifest(case), folder) as run:
+        said, _ = run.communicate(timeout=LIMIT_S)
+    assert run.returncode == 0, said
+    times = [moment for _, moment in records(folder / "run" / names.STEPS_FILE)]
+    return statistics.median(b - a for a, b in pairwise(times[50:]))
+
+
+def measure_protection(folder: Path) -> None:
+    print("| protection | a step, median of runs | without, beside them | costs |")
+    print("|---|---|---|---|")
+    for interval in PROTECTED:
+        recovery = {"inPlace": True, "intervalSteps": interval}
+        off = [protected_step_s(None, folder / f"off-{interval}-0")]
+        on: list[float] = []
+        for number in range(1, ROUNDS + 1):
+            on.append(protected_step_s(recovery, folder / f"on-{interval}-{number}"))
+            off.append(protected_step_s(None, folder / f"off-{interval}-{number}"))
+        # Each protected run against the two beside it: what else the machine does changes slowly.
+        ratios = [mine / statistics.mean(off[number : number + 2]) for number, mine in enumerate(on)]
+        cost = statistics.median(ratios) - 1
+        print(
+            f"| a copy every {interval} steps | {1000 * statistics.median(on):.1f} ms |"
+            f" {1000 * statistics.median(off):.1f} ms | {100 * cost:.0f} % |",
+            flush=True,
+        )
+
+
+def measure(case: Case, folder: Path) -> dict[str, float | int]:
+    with start(manifest(case), folder) as run:
         decided: list[float] = []
         reader = threading.Thread(target=read, args=(run, decided))
         reader.start()
@@ -119,7 +147,15 @@ def process_of(output: Path, *, stage: int) -> int:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp())
+    arguments = [each for each in sys.argv[1:] if each != "--protection"]
+    folder = Path(arguments[0]) if arguments else Path(tempfile.mkdtemp())
+    if "--protection" not in sys.argv:
+        measure_losses(folder)
+        print()
+    measure_protection(folder / "protection")
+
+
+def measure_losses(folder: Path) -> None:
     print("| what happens | noticed after | lost time | steps repeated | a step |")
     print("|---|---|---|---|---|")
     for number, case in enumerate(CASES):

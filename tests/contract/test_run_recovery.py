@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,15 +13,16 @@ from pipelinejob.base import names
 
 pytestmark = pytest.mark.xdist_group("processor-heavy")
 STEPS = 120
+TESTS = str(Path(__file__).parents[1])
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator:
     runs: list[Run] = []
 
-    def begin(name: str, **spec: object) -> Run:
+    def begin(name: str, *, environment: Mapping[str, str] | None = None, **spec: object) -> Run:
         manifest = tiny_manifest(tmp_path / f"{name}.yaml", fake=False, training={"steps": STEPS}, **spec)
-        runs.append(Run(manifest, tmp_path / name, "--no-profile", "--prompt", ""))
+        runs.append(Run(manifest, tmp_path / name, "--no-profile", "--prompt", "", **(environment or {})))
         return runs[-1]
 
     yield begin
@@ -55,3 +56,26 @@ def test_a_killed_and_a_stopped_stage_are_replaced_alone_and_the_losses_are_the_
     assert run.said.count("Only tiny-r0-s") == 2
     status = json.loads((run.output / "summary.json").read_text())
     assert (status["state"], status["restarts"]) == ("Succeeded", 0)
+
+
+def test_a_stage_that_hangs_is_named_and_replaced_alone_and_all_go_on(start, tmp_path: Path) -> None:
+    run = start(
+        "hanging",
+        model={"entrypoint": "faulty_models:hanging_once", "numLayers": 4},
+        parallelism={"pipeline": 2},
+        recovery={"inPlace": True},
+        failurePolicy={"hangTimeoutSeconds": 10},
+        environment={
+            "PYTHONPATH": os.pathsep.join((TESTS, os.environ.get("PYTHONPATH", ""))),
+            "HUNG": f"{tmp_path}/hung",
+        },
+    )
+
+    assert run.wait() == 0, run.said
+    assert "Only tiny-r0-s1 is replaced; 1 stage keeps its process" in run.said
+    assert "no progress for 10 s after step" in run.said
+    assert "Restarting" not in run.said
+    log = next((run.output / "logs").glob("*r0-s1*.log")).read_text()
+    assert "this process waits for nobody" in log
+    assert "in comes_back_once_it_hung" in log
+    assert run.steps() <= STEPS + 1

@@ -139,6 +139,33 @@ def test_the_example_trains_to_its_end_though_a_stage_is_killed(
     assert any("killed" in text.lower() or "137" in text for text in reasons), reasons
 
 
+def test_a_killed_stage_alone_is_replaced_and_the_others_containers_never_restart(
+    cluster: nodes.Cluster, team: str
+) -> None:
+    manifest = example(name="recovering", steps=20, interval=1000)
+    manifest["spec"]["recovery"] = {"inPlace": True}
+    apply_job(cluster, manifest)
+    wait_for(cluster, "recovering", lambda status: status.get("step", 0) >= 3, "some steps")
+    before = containers(cluster, "recovering")
+
+    kill(cluster, "recovering-r0-s1")
+    wait_for(cluster, "recovering", lambda status: status["recovery"]["incarnation"] == 2, "the gang meets again")
+    after = containers(cluster, "recovering")
+    wait_for(cluster, "recovering", lambda status: status["state"] == "Succeeded", "the end")
+
+    assert {pod for pod in before if before[pod] != after[pod]} == {"recovering-r0-s1"}
+    assert {count for *_, count in after.values()} == {0}
+    assert {pod: uid for pod, (uid, *_) in containers(cluster, "recovering").items()} == {
+        pod: uid for pod, (uid, *_) in after.items()
+    }
+    status = job(cluster, "recovering")["status"]
+    assert (status["step"], status["attempt"], status["restarts"], status["recovery"]["replacements"]) == (20, 1, 0, 1)
+    # There is no checkpoint before the last step: only memory can have carried the steps.
+    logs = cluster.server.kubectl("logs", "-n", NAMESPACE, "recovering-r0-s3")
+    assert "rank 1 takes over the copy that rank" in logs, logs
+    assert "from memory" in logs, logs
+
+
 def test_prometheus_saw_operator_and_every_stage(cluster: nodes.Cluster, prometheus: str) -> None:
     assert (
         query(prometheus, 'count(count by (stage) (max_over_time(pipelinejob_step{pipelinejob="stdlib-gpt"}[30m])))')
@@ -410,6 +437,16 @@ def devices_held(there: dict[str, Pod]) -> tuple[int, ...]:
 
 def is_arriving(pods: list[Pod]) -> bool:
     return any(held(pod, DEVICE) and pod["status"]["phase"] == "Pending" for pod in pods)
+
+
+def containers(cluster: nodes.Cluster, name: str) -> dict[str, tuple[str, str, int]]:
+    """Return of each pod its uid, its trainer's container, and how often that was started again."""
+    return {
+        pod["metadata"]["name"]: (pod["metadata"]["uid"], each.get("containerID", ""), each["restartCount"])
+        for pod in pods(cluster, name)
+        for each in pod["status"]["containerStatuses"]
+        if each["name"] == "trainer"
+    }
 
 
 def apply_job(cluster: nodes.Cluster, manifest: dict[str, Any]) -> None:

@@ -189,6 +189,21 @@ def test_a_call_of_an_older_incarnation_is_heard_by_nobody(station: Callable[...
         ranks[1].take_call(first, 0, "ring", within_s=0.1)
 
 
+def test_a_call_of_who_was_not_told_of_the_meeting_is_no_members(station: Callable[..., Station]) -> None:
+    ranks = [station(0), station(1)]
+    told = meeting(1, ranks).model_copy(update={"key": "of-the-members"})
+    ranks[1].hear(told.model_dump_json().encode())
+
+    with ranks[0].call(meeting(1, ranks), 1, "ring", within_s=HANG_S):
+        with pytest.raises(PeerLostError, match="did not call"):
+            ranks[1].take_call(told, 0, "ring", within_s=0.2)
+        with (
+            ranks[0].call(told, 1, "ring", within_s=HANG_S) as there,
+            ranks[1].take_call(told, 0, "ring", within_s=HANG_S) as here,
+        ):
+            assert here.getpeername() == there.getsockname()
+
+
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [(b"{}", "no incarnation"), (meeting(1, []).model_dump_json().encode(), "heard of incarnation 1")],

@@ -4,15 +4,13 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from gangs import Gang
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import ExitCode
 from pipelinejob.spec.job import GptModel, Model, ScheduleName, ScheduleSpec
 from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
-from recovering import Operator, recovering_plan
+from recovering import Operator, assert_same_end, recovering_plan
 
 STEPS = 60
 # Dropout in every layer: random state that a rank that goes back must find again. Batch norms keep buffers.
@@ -59,19 +57,6 @@ def disturb(gang: Gang, operator: Operator, failures: Sequence[tuple[str, signal
         gang.signal(pod, how)
 
 
-def assert_same_end(gang: Gang, other: Gang) -> None:
-    assert gang.losses() == other.losses()
-    assert len(gang.losses()) == STEPS
-    mine, others = state(gang), state(other)
-    assert mine.keys() == others.keys()
-    assert all(torch.equal(mine[name], others[name]) for name in mine)
-
-
-def state(gang: Gang) -> dict[str, torch.Tensor]:
-    shards = sorted((gang.checkpoints / f"step-{STEPS:08d}").glob("*.safetensors"))
-    return {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
-
-
 @pytest.mark.parametrize(
     ("plan", "failures"),
     [
@@ -106,7 +91,7 @@ def test_whoever_fails_the_end_is_the_undisturbed_runs_and_no_other_process_rest
     disturb(gang, operator, failures)
     gang.finish()
 
-    assert_same_end(gang, undisturbed)
+    assert_same_end(gang, undisturbed, steps=STEPS)
     assert operator.replaced == [pod for pod, _ in failures]
     repeated = len(gang.steps()) - STEPS
     assert repeated <= len(failures)  # at most one step's work is lost each time
@@ -136,7 +121,7 @@ def test_stage_and_buddy_lost_at_once_go_back_to_the_checkpoint_and_a_stopped_on
     stale.send_signal(signal.SIGCONT)
     gang.finish()
 
-    assert_same_end(gang, undisturbed)
+    assert_same_end(gang, undisturbed, steps=STEPS)
     assert "not every rank's state is left in memory at one step" in gang.logs()
     assert "resumed from the checkpoint of step 10" in gang.logs()
     assert sorted(operator.replaced) == ["job-r0-s1", "job-r0-s2"]

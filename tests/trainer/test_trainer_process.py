@@ -1,5 +1,6 @@
 """The parts of a stage's process: environment, last words, liveness, health, profile."""
 
+import http.client
 import os
 import subprocess
 import sys
@@ -19,11 +20,11 @@ from pipelinejob_trainer.base.errors import PeerLostError, StoppedError, UserErr
 from pipelinejob_trainer.communication.liveness import Liveness, neighbours
 from pipelinejob_trainer.process import stage_status, termination
 from pipelinejob_trainer.process.config import read_config, read_plan
-from pipelinejob_trainer.process.http_server import serve
+from pipelinejob_trainer.process.http_server import Ear, serve
 from pipelinejob_trainer.process.stage_status import StageStatus
 from pipelinejob_trainer.process.termination import ProcessExit
 from pipelinejob_trainer.profile.profile import measure
-from processes import free_ports, wait_until
+from processes import HANG_S, free_ports, wait_until
 
 ENVIRONMENT = {
     names.ENV_PLAN: "/plan.json",
@@ -207,6 +208,30 @@ def test_a_taken_metrics_port_is_the_users_to_mend() -> None:
     with pytest.raises(UserError, match="metrics port"):
         serve(status, server.server_address[1])
 
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({}, 403),
+        ({"Authorization": "Bearer someone-elses"}, 403),
+        ({"Authorization": "the-operators"}, 403),
+        ({"Authorization": "Bearer the-operators"}, 200),
+    ],
+)
+def test_only_who_knows_the_pods_token_may_tell_a_stage_who_meets(headers: dict[str, str], code: int) -> None:
+    heard: list[bytes] = []
+    status = StageStatus(plan(4), stage=0, replica=0, attempt=1)
+    server = serve(status, 0, ear=Ear(hear=heard.append, token="the-operators"))
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=HANG_S)
+
+    connection.request("POST", "/incarnation", body=b"{}", headers=headers)
+
+    assert connection.getresponse().status == code
+    assert heard == ([b"{}"] if code == 200 else [])
+    connection.close()
     server.shutdown()
     server.server_close()
 

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
+from pipelinejob.base import names
 from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import ExitCode
@@ -27,7 +28,8 @@ from pipelinejob_trainer.process.config import (
     read_trained,
     silence_profiler,
 )
-from pipelinejob_trainer.process.http_server import serve
+from pipelinejob_trainer.process.hang import HangWatch
+from pipelinejob_trainer.process.http_server import Ear, serve
 from pipelinejob_trainer.process.late_rank import await_rank
 from pipelinejob_trainer.process.signals import StopRequest
 from pipelinejob_trainer.process.spare import await_place
@@ -83,6 +85,7 @@ def _spare(options: argparse.Namespace) -> NoReturn:
 def _train(config: Config, plan: Plan, status: StageStatus, process_exit: ProcessExit) -> None:
     stop_request = StopRequest(grace_s=config.grace_s, on_overdue=lambda: _end_unsaved(config, status, process_exit))
     stop_request.listen()
+    HangWatch(status.unhealthy_reason, status.describe_wait, tell=status.add_stacks).start()
     if plan.recovery is not None:
         _train_with_recovery(config, plan, status, stop_request)
         return
@@ -119,11 +122,18 @@ def _serve(config: Config, plan: Plan, status: StageStatus, process_exit: Proces
 
 
 def _train_with_recovery(config: Config, plan: Plan, status: StageStatus, stop_request: StopRequest) -> None:
+    if config.token is None:
+        raise UserError(
+            "NoToken",
+            f"{names.ENV_TOKEN} is not set, by which the operator is known; set it to any secret, and let the operator "
+            "and the trainer be of the same version",
+        )
     rank = config.replica * plan.parallelism.pipeline + config.stage
     station = Station(job=f"{config.namespace}/{config.job}", attempt=config.attempt, rank=rank)
     status.listen(station.port)
     # At once, so that the operator, which asks again soon, does not take this rank for one that still waits.
-    serve(status, config.metrics_port, hear=lambda body: status.hear_incarnation(station.hear(body)))
+    ear = Ear(hear=lambda body: status.hear_incarnation(station.hear(body)), token=config.token)
+    serve(status, config.metrics_port, ear=ear)
 
     from pipelinejob_trainer.training.preparation import Preparation  # noqa: PLC0415  # torch, see above
     from pipelinejob_trainer.training.recovering import Recovering  # noqa: PLC0415  # as above

@@ -53,6 +53,7 @@ ENV_ATTEMPT = "PIPELINEJOB_ATTEMPT"  # fences rendezvous and checkpoints
 ENV_RENDEZVOUS = "PIPELINEJOB_RENDEZVOUS"  # host:port of replica 0, stage 0
 ENV_RANK = "PIPELINEJOB_RANK"  # a folder where the two annotations appear, in place of stage, replica and rendezvous
 ENV_METRICS_PORT = "PIPELINEJOB_METRICS_PORT"
+ENV_TOKEN = "PIPELINEJOB_TOKEN"  # noqa: S105  # the variable; by what it holds a stage knows its operator
 ENV_CHECKPOINTS = "PIPELINEJOB_CHECKPOINTS"  # folder, shared by all stages
 ENV_OUTPUT = "PIPELINEJOB_OUTPUT"  # folder for steps.jsonl and timelines/; unset: none are written
 ENV_TERMINATION_LOG = "PIPELINEJOB_TERMINATION_LOG"  # file for the Termination, /dev/termination-log in a pod

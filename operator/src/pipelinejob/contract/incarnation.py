@@ -21,6 +21,7 @@ class Incarnation(Value):
     number: int  # 1 is the first of an attempt's
     attempt: int
     members: tuple[Member, ...]
+    key: str = ""  # known to its members only, who show it when they call one another
 
 
 class Lost(Value):

@@ -154,6 +154,7 @@ class Plan(Value):
     serving: Serving | None = None  # where the model is served: then data, schedule and training are planning's alone
     checkpoint: Checkpoint
     recovery: Recovery | None = None  # None: a lost stage ends the attempt
+    hang_timeout_seconds: int | None = None  # of the failure policy; None: by how long steps take
     device: Device
     cuts: tuple[LayerRange, ...]
     stages: tuple[StagePlan, ...]

@@ -29,6 +29,14 @@ class Skipped(StrEnum):
     NOT_FINITE = "NotFinite"  # its loss or a gradient was infinite or no number
 
 
+class Waits(Value):
+    """For whom a rank waits; for all of a group where no stage is named."""
+
+    replica: int | None = None
+    stage: int | None = None
+    seconds: float
+
+
 class Progress(Value):
     """One stage's own account, since its process started. Ratios are of the last steps (a window of 20)."""
 
@@ -53,6 +61,8 @@ class Progress(Value):
     awaits_incarnation: bool = False  # whether it has all it needs to meet the others, and waits to be told of them
     control_port: int | None = None  # where the other ranks reach it, if recovery in place is on
     lost: tuple[Lost, ...] = ()  # while it waits: the ranks that it lost
+    waits: Waits | None = None  # at the moment of the answer; None: it works
+    stuck: str | None = None  # what is the matter, where nothing goes on and the stacks are in the log
     recoveries: int = 0  # how often this process went on in place
 
 

@@ -102,6 +102,7 @@ def assembled(
         serving=spec.serving,
         checkpoint=spec.checkpoint,
         recovery=spec.recovery if spec.recovery.in_place else None,
+        hang_timeout_seconds=spec.failure_policy.hang_timeout_seconds,
         device=spec.device,
         cuts=division.cuts,
         stages=stages,

@@ -108,6 +108,16 @@ class FailurePolicy(Value):
             "is being pulled.",
         ),
     ] = None
+    hang_timeout_seconds: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=604_800,
+            description="Seconds after a step in which no other ends; then the gang hangs: each stage writes its "
+            "stacks to its log, and the one that the others wait for has failed, without an exit code. Unset: 20 times "
+            "the longest step so far, and 300 at least. An evaluation or a checkpoint may take 1800 in any case.",
+        ),
+    ] = None
     rules: Annotated[
         tuple[FailureRule, ...],
         Field(

@@ -47,11 +47,16 @@ class Recovery(Value):
         Field(
             ge=1,
             le=1000,
-            description="Replacements within `perSeconds`; one more, and the whole gang restarts.",
+            description="Replacements within `replacementWindowSeconds`; one more, and the whole gang restarts.",
         ),
     ] = 10
-    per_seconds: Annotated[
-        int, Field(ge=1, le=31_536_000, description="The time in which `maxReplacements` are counted.")
+    replacement_window_seconds: Annotated[
+        int,
+        Field(
+            ge=60,
+            le=31_536_000,
+            description="Count only replacements of the last so many seconds against `maxReplacements`.",
+        ),
     ] = 3600
     spares: Annotated[
         int,
@@ -59,12 +64,18 @@ class Recovery(Value):
             ge=0,
             le=64,
             description="Processes that `pipelinejob run` keeps warm to take a lost stage's place. A cluster keeps "
-            "none yet: leave it 0 there.",
+            "none, and says so in the event `NoSpares`.",
         ),
     ] = 0
 
 
 RECOVERY_RULES = (
+    Rule(
+        rule="self.recovery.inPlace || self.recovery.spares == 0",
+        message="recovery.spares take a lost stage's place, which needs recovery.inPlace: true; set it, or leave spares"
+        " out",
+        field=".recovery.spares",
+    ),
     Rule(
         rule="!self.recovery.inPlace || self.device == 'cpu'",
         message="recovery.inPlace works over gloo only: use device: cpu, or leave it out and the gang restarts",

@@ -228,12 +228,12 @@ class RecoveryStatus(Value):
         ),
     ] = ()
     since: Annotated[Time | None, Field(description="Since when the others wait for them.")] = None
-    recent: Annotated[
+    replacement_times: Annotated[
         tuple[Time, ...],
         Field(
             max_length=1000,
             json_schema_extra={"x-kubernetes-list-type": "atomic"},
-            description="When stages were replaced of late; `spec.recovery` says how many may be in which time.",
+            description="When those were that count now, beside `spec.recovery.replacementWindowSeconds`.",
         ),
     ] = ()
     last_failure: Annotated[

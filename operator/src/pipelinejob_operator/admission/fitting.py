@@ -6,7 +6,7 @@ from fractions import Fraction
 from pipelinejob.base import names
 from pipelinejob.base.quantities import Resources
 from pipelinejob.placement.shortfall import amounts
-from pipelinejob_operator.admission.eligibility import may_stand_on
+from pipelinejob_operator.admission.eligibility import may_stand_on, unusable
 from pipelinejob_operator.admission.neighbours import Neighbours, barred
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import Rank
@@ -39,6 +39,30 @@ def misfits(
         elif node is not None:
             _take(left[name], requests)
     return said
+
+
+def takers(
+    pod: Object,
+    nodes: Sequence[Object],
+    free: Mapping[str, Resources],
+    others: Iterable[Object],
+    neighbours: Neighbours,
+) -> list[str]:
+    """Name the nodes that would take one pod of a gang now, beside the `others` of it that stay where they are.
+
+    `free` is what is left for the gang; a node that it does not name takes none.
+    """
+    left = {name: dict(resources) for name, resources in free.items()}
+    for each in others:
+        if (where := each["spec"].get("nodeName")) in left:
+            _take(left[where], pod_requests(each))
+    kept_away, requests = barred(pod, nodes, neighbours), pod_requests(pod)
+
+    def takes(node: Object, name: str) -> bool:
+        is_open = name in left and name not in kept_away and unusable(node) is None and may_stand_on(pod, node)
+        return is_open and _lacking(requests, left[name]) is None
+
+    return [name for node in nodes if takes(node, name := node["metadata"]["name"])]
 
 
 def _kept_away(pods: Iterable[Object], nodes: Sequence[Object], neighbours: Neighbours) -> dict[str, frozenset[str]]:

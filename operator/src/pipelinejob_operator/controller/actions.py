@@ -21,6 +21,7 @@ from pipelinejob_operator.objects.manifests import let_go, plan_config_map, serv
 from pipelinejob_operator.objects.pod_template import merge
 from pipelinejob_operator.objects.pods import StagePod
 from pipelinejob_operator.objects.provisioning import consumption
+from pipelinejob_operator.objects.tokens import with_token
 
 _PODS_A_PASS = 256
 
@@ -47,8 +48,10 @@ def follow(turn: Turn, observed: Observed, settings: ControllerSettings, *, plan
         return Actions()
     ended = tuple(pod.reference for pod in observed.pods if outlived_s(pod, turn.now, settings) == 0)
     if replacing.recovery_of(job.status).replacing:
+        # One that is asked to leave gets its grace, unless nobody is left there to let it go.
         lost = replacing.old_pods(observed.pods, job.status)
-        at_once = tuple(replace(pod.reference, grace_s=0) for pod in lost if not pod.is_terminating)
+        held = [pod for pod in lost if not pod.is_terminating or pod.node in observed.silent_nodes]
+        at_once = tuple(replace(pod.reference, grace_s=0) for pod in held)
         return Actions(delete=at_once, apply=_replacements(job, spec, observed, settings))
     return replace(_of_gang(job, spec, observed, settings, planner=planner, now=turn.now), delete=ended)
 
@@ -128,7 +131,8 @@ def _missing(job: Job, spec: PipelineJobSpec, observed: Observed, settings: Cont
         stage_pod(job, spec, rank, attempt=job.status.attempt, settings=settings)
         for rank in islice((rank for rank in job.ranks if rank not in present), _PODS_A_PASS)
     )
-    return tuple(merge(dict(pod), consumes) if consumes["metadata"]["annotations"] else pod for pod in pods)
+    told = (with_token(pod) if spec.recovery.in_place else pod for pod in pods)
+    return tuple(merge(dict(pod), consumes) if consumes["metadata"]["annotations"] else pod for pod in told)
 
 
 def _replacements(
@@ -137,7 +141,7 @@ def _replacements(
     """Make lost ranks' pods anew, under the same names, free to go where they were."""
     nodes = {Rank(stage.replica, stage.stage): stage.node for stage in job.status.stages}
     return tuple(
-        stage_pod(job, spec, rank, attempt=job.status.attempt, settings=settings, node=nodes[rank])
+        with_token(stage_pod(job, spec, rank, attempt=job.status.attempt, settings=settings, node=nodes[rank]))
         for rank in replacing.missing_ranks(observed.pods, job.status)
     )
 

@@ -41,6 +41,7 @@ from pipelinejob_operator.controller.giving_back import (
     unbinding_nodes,
     why_unbound,
 )
+from pipelinejob_operator.controller.hanging import find_hang
 from pipelinejob_operator.controller.looking_again import (
     SOON_S,
     backing_off_s,
@@ -226,9 +227,7 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
     broken = find_breakage(
         seen.ranks,
         seen.pods,
-        # A kubelet that restarts is silent for moments. Only together with a failed stage does silence mean loss; if
-        # the node stays silent, the cluster evicts its pods, and that is seen.
-        observed.silent_nodes if _has_failed(current) else observed.gone_nodes,
+        _lost_nodes(observed),
         pod_names={Rank(stage.replica, stage.stage): stage.pod for stage in turn.status.stages},
         now=turn.now,
         root_cause_wait_s=settings.root_cause_wait_s,
@@ -237,6 +236,9 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
         late = replacing.overdue(turn, spec)
         silent = late or replacing.find_silent(observed, seen.pods, turn.status)
         broken = None if silent is None else Broken(cause=silent)
+    if broken is None and replacing.recovery_of(turn.status).since is None:
+        hang = find_hang(observed.accounts or observed.progress, seen.pods, attempt=turn.status.attempt)
+        broken = None if hang is None else Broken(cause=hang)
     if broken is None:
         return _watch(turn, observed, spec, done, settings)
     if broken.cause is None:
@@ -244,10 +246,12 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
         return transitions.start(turn, "a stage lost its peer; waiting to see which one ended first")
     replaced = replacing.replace_lost(turn, broken.cause, observed, seen, spec)
     if isinstance(replaced, Turn):
+        replaced = leave_out(replaced, refused_nodes(current.values()), settings)
         return replace(replaced, look_again_s=replacing.LOOK_S)
     cause = broken.cause
     if replaced:
-        cause = replace(cause, message=f"{cause.message or cause.reason} (the whole gang restarts: {replaced})")
+        message = f"{cause.message or cause.reason} (the whole gang restarts: {replaced})"
+        cause = replace(cause, message=message, is_disruption=cause.is_disruption or replacing.was_stopped(seen))
     return _fail_or_restart(turn, cause, spec, settings, refused=refused_nodes(current.values()))
 
 
@@ -283,8 +287,18 @@ def _fail_or_restart(
     return transitions.restart(turn, cause, is_counted=is_counted, backoff_s=backoff_s, policy=policy)
 
 
-def _has_failed(current: Mapping[Rank, StagePod]) -> bool:
-    return any(pod.outcome is Outcome.FAILED for pod in current.values())
+def _lost_nodes(observed: Observed) -> frozenset[str]:
+    """Name the nodes whose stages are lost.
+
+    A kubelet that restarts is silent for moments. Only together with a failed stage does silence mean loss, and not
+    where a stage answers; if the node stays silent, the cluster evicts its pods, and that is seen.
+    """
+    if not any(pod.outcome is Outcome.FAILED for pod in observed.current.values()):
+        return observed.gone_nodes
+    answering = {
+        pod.node for each in observed.accounts if (pod := observed.current.get(Rank(each.replica, each.stage)))
+    }
+    return observed.gone_nodes | (observed.silent_nodes - answering)
 
 
 def _watch(  # noqa: PLR0911 # a list of what may be the matter

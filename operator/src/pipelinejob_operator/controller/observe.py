@@ -1,7 +1,7 @@
 """What one pass sees: the job, its pods and the nodes at one moment, read once, parsed, and not looked at again."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +12,7 @@ from pipelinejob.contract.progress import Progress
 from pipelinejob_operator.admission.eligibility import is_node_ready
 from pipelinejob_operator.admission.priority import Priorities
 from pipelinejob_operator.admission.quota import Quota, quota_of
+from pipelinejob_operator.admission.substitute import Place
 from pipelinejob_operator.cluster import Autoscaler, Cluster, Event, Object
 from pipelinejob_operator.controller.memo import StagePods
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
@@ -22,6 +23,10 @@ from pipelinejob_operator.objects.unnumbered import pod_names
 
 MAX_QUESTIONS_AT_ONCE = 16
 _MAX_HEARD = 8  # pods of a gang: what keeps it from being up is told by a few
+
+
+def _nowhere(_: Sequence[Rank]) -> dict[Rank, Place]:
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,7 @@ class Observed:
     autoscaler: Autoscaler | None = None  # None: the operator is not to ask for nodes
     quota: Quota | None = None  # None: the job names no queue of Kueue's
     stray_workload: Object | None = None  # of a job that names none any more
+    places: Callable[[Sequence[Rank]], Mapping[Rank, Place]] = _nowhere  # for the next pods of lost ranks
     misfits: tuple[str, ...] = ()  # of a gang that is not let go yet: which pods, as admitted, do not fit their nodes
 
     @property

@@ -28,7 +28,7 @@ from pipelinejob_operator.cluster import (
     Object,
     UnavailableError,
 )
-from pipelinejob_operator.controller import late, provisioning, resizing, transitions
+from pipelinejob_operator.controller import late, provisioning, replacing, resizing, transitions
 from pipelinejob_operator.controller.admission import follow_placed, follow_refused, follow_waits, without_plan
 from pipelinejob_operator.controller.admission_loop import AdmissionLoop, LoopMetrics
 from pipelinejob_operator.controller.admitting import ask_admission, learn_from, not_let_in
@@ -48,6 +48,7 @@ from pipelinejob_operator.controller.observe import (
     read_admitted,
 )
 from pipelinejob_operator.controller.planning import Planner
+from pipelinejob_operator.controller.relocating import find_places
 from pipelinejob_operator.controller.shaping import Shaper
 from pipelinejob_operator.controller.status_writing import StatusWriter
 from pipelinejob_operator.controller.transitions import Turn
@@ -227,7 +228,8 @@ class Controller:
         spec = observed.job.spec
         if is_running and spec is not None and spec.recovery.in_place:
             answers = await ask_progress(self._cluster, observed.current, only_ready=False)
-            return replace(observed, accounts=answers, progress=answers if is_progress_due else ())
+            seen = replace(observed, accounts=answers, progress=answers if is_progress_due else ())
+            return replace(seen, places=lambda lost: find_places(lost, seen, self._room, self._admitted, now))
         if is_running and is_progress_due:
             answers = await ask_progress(self._cluster, observed.current)
             return replace(observed, progress=answers)
@@ -319,6 +321,7 @@ class Controller:
             try:
                 placed = follow_placed(asking, self._planner.draft(job, self.admissions.ground()).plan, verdict)
                 turn = await self._planned_for(placed, verdict.placement)
+                turn = turn if job.spec is None else replacing.tell_of_spares(turn, job.spec, self._settings)
             except SpecError as error:
                 turn = without_plan(asking, error)
         if replace(job, status=turn.status).is_placed:

@@ -5,18 +5,21 @@ in the status before anybody is told of it, and no number is told twice: a pass 
 and a rank that hears of a newer number takes part in no older.
 """
 
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 from pipelinejob.contract.incarnation import Incarnation, Member
 from pipelinejob.contract.progress import ExitCode, Progress
 from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob.spec.status import ConditionType, LostRank, PipelineJobStatus, RecoveryStatus, StageStatus, State
+from pipelinejob_operator.admission.substitute import Place
+from pipelinejob_operator.controller.budget import within
 from pipelinejob_operator.controller.failures import Cause, Verdict, describe, judge
 from pipelinejob_operator.controller.observe import Observed
 from pipelinejob_operator.controller.transitions import Turn
 from pipelinejob_operator.objects.conditions import Fact
+from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Rank, format_time, parse_time
 from pipelinejob_operator.objects.pods import Outcome, StagePod
 
@@ -44,6 +47,18 @@ def is_on(spec: PipelineJobSpec) -> bool:
     return spec.recovery.in_place
 
 
+def tell_of_spares(turn: Turn, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
+    """Say of a job that asks for warm spares that none are kept here."""
+    count = spec.recovery.spares
+    if not (is_on(spec) and count) or settings.keeps_spares:
+        return turn
+    message = (
+        f"spec.recovery.spares: {count} is kept by `pipelinejob run` alone: on a cluster a replacement starts cold, "
+        "and the others wait for that; leave it 0"
+    )
+    return turn.told("NoSpares", message, warning=True)
+
+
 def expected(ranks: Sequence[Rank], current: Mapping[Rank, StagePod], status: PipelineJobStatus) -> Expected:
     """Leave out pods that are being replaced, and ranks whose next pod is not there yet."""
     replacing = _replacing(status)
@@ -63,10 +78,23 @@ def missing_ranks(pods: Sequence[StagePod], status: PipelineJobStatus) -> tuple[
     return tuple(rank for rank in sorted(_replacing(status)) if rank not in present)
 
 
+def was_stopped(seen: Expected) -> bool:
+    """Tell whether all that ended were told to, so that none has failed; the pod that was told first may be gone."""
+    return {pod.ending and pod.ending.exit_code for pod in _failed(seen)} == {ExitCode.STOPPED}
+
+
 def find_silent(observed: Observed, current: Mapping[Rank, StagePod], status: PipelineJobStatus) -> Cause | None:
-    """Look for a rank that others have lost and that does not answer, though its pod seems to run."""
+    """Look for a rank that others have lost and that does not answer, though its pod seems to run.
+
+    A replacement that does not answer either, on a node that has fallen silent, is lost with that node.
+    """
     answers = {Rank(each.replica, each.stage): each for each in observed.accounts}
     told = {Rank(lost.replica, lost.stage): lost.why for each in observed.accounts for lost in each.lost}
+    for rank in sorted(_replacing(status)):
+        pod = current.get(rank)
+        if pod is not None and rank not in answers and _node_of(rank, status) in observed.silent_nodes:
+            message = f"its node {_node_of(rank, status)} is gone or not ready"
+            return Cause(rank=rank, pod=pod.name, reason="NodeLost", message=message, is_disruption=True)
     for rank, why in sorted(told.items()):
         pod = current.get(rank)
         if pod is None or rank in answers or rank in _replacing(status) or pod.outcome is not None:
@@ -85,6 +113,11 @@ def replace_lost(turn: Turn, cause: Cause, observed: Observed, seen: Expected, s
     why_not = _why_not(turn, cause, observed, seen, spec, lost=lost, failure=failure)
     if why_not:
         return why_not
+    places = observed.places([*lost])
+    if len(places) < len(lost):
+        homeless = ", ".join(_name(rank, turn.status) for rank in lost if rank not in places)
+        return f"no node has room for {homeless} now"
+    moves = _moves(places, turn.status)
     now = format_time(turn.now)
     entries = (LostRank(replica=rank.replica, stage=rank.stage, uid=uid) for rank, uid in lost.items())
     kept = tuple(each for each in recovery.replacing if Rank(each.replica, each.stage) not in lost)
@@ -93,16 +126,22 @@ def replace_lost(turn: Turn, cause: Cause, observed: Observed, seen: Expected, s
             "replacing": (*kept, *entries),
             "since": recovery.since or now,
             "replacements": recovery.replacements + len(lost),
-            "recent": (*_recent(recovery, spec, turn.now), *(now for _ in lost)),
+            "replacement_times": (
+                *within(recovery.replacement_times, spec.recovery.replacement_window_seconds, turn.now),
+                *(now for _ in lost),
+            ),
             "last_failure": recovery.last_failure if cause.is_disruption else failure,
         }
     )
     pods = ", ".join(_name(rank, turn.status) for rank in lost)
-    message = f"{describe(cause)}; only {pods} is replaced, and the others wait with what they hold in memory"
-    turn = turn.having(recovery=recovery, stages=_counted(turn.status, lost))
+    num_kept = len(observed.job.ranks) - len(lost)
+    others = "1 stage keeps its process" if num_kept == 1 else f"{num_kept} stages keep their processes"
+    message = f"{describe(cause)}; only {pods} is replaced{moves}, and the others wait with what they hold in memory"
+    turn = turn.having(recovery=recovery, stages=_counted(turn.status, places))
     turn = turn.finding(State.STARTING, {ConditionType.READY: Fact(False, "Replacing", message)})
     return turn.told("StageFailed", describe(cause), warning=True).told(
-        "Replacing", f"Only {pods} is replaced; {len(observed.job.ranks) - len(lost)} stages keep their processes"
+        "Replacing",
+        f"Only {pods} is replaced{moves}; {others}",
     )
 
 
@@ -119,6 +158,7 @@ def meet(turn: Turn, observed: Observed) -> Turn:
         number=number,
         attempt=turn.status.attempt,
         members=tuple(_member(rank, observed.current[rank], accounts[rank]) for rank in observed.job.ranks),
+        key=secrets.token_urlsafe(24),
     )
     if recovery.since is not None:
         waited_s = (turn.now - parse_time(recovery.since)).total_seconds()
@@ -150,26 +190,26 @@ def _why_not(
     failure: str,
 ) -> str:
     recovery, limit = recovery_of(turn.status), spec.recovery
-    pods = seen.pods.values()
-    codes = {pod.ending.exit_code for pod in pods if pod.outcome is Outcome.FAILED and pod.ending}
-    lost_nodes = observed.gone_nodes | observed.silent_nodes
-    num_replaced = len(_recent(recovery, spec, turn.now)) + len(lost)
+    codes = {pod.ending.exit_code for pod in _failed(seen) if pod.ending}
+    times = within(recovery.replacement_times, limit.replacement_window_seconds, turn.now)
     reasons = {
         "its failure is final": judge(cause, spec.failure_policy, restarts=0) is Verdict.FAIL,
         "its replacement is late": cause.reason == NOT_REPLACED,
         "the gang had not met yet": not recovery.incarnation,
-        "a stage has completed already": any(pod.outcome is Outcome.SUCCEEDED for pod in pods),
+        "a stage has completed already": any(pod.outcome is Outcome.SUCCEEDED for pod in seen.pods.values()),
         "its peers stop as well": bool(codes & _ALL_STOP),
-        "its node is lost": any(pod.node in lost_nodes for pod in pods if pod.rank in lost),
         "no stage is left that could go on": len(lost) >= len(observed.job.ranks),
         "it failed at this step before, so another try in place would end the same": (
             not cause.is_disruption and recovery.last_failure == failure
         ),
-        f"{limit.max_replacements} stages were replaced within {limit.per_seconds} s already": (
-            num_replaced > limit.max_replacements
-        ),
+        f"no replacement is left of spec.recovery.maxReplacements: {limit.max_replacements} within"
+        f" {limit.replacement_window_seconds} s": len(times) + len(lost) > limit.max_replacements,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _failed(seen: Expected) -> Iterator[StagePod]:
+    return (pod for pod in seen.pods.values() if pod.outcome is Outcome.FAILED)
 
 
 def _lost(cause: Cause, seen: Expected) -> dict[Rank, str]:
@@ -188,22 +228,34 @@ def _is_old(pod: StagePod, lost: LostRank | None) -> bool:
     return lost is not None and pod.reference.uid == lost.uid
 
 
-def _recent(recovery: RecoveryStatus, spec: PipelineJobSpec, now: datetime) -> tuple[str, ...]:
-    window_s = spec.recovery.per_seconds
-    return tuple(each for each in recovery.recent if (now - parse_time(each)).total_seconds() < window_s)
-
-
 def _step(observed: Observed, status: PipelineJobStatus) -> int:
     return max((each.step for each in observed.accounts), default=status.step or 0)
 
 
-def _counted(status: PipelineJobStatus, lost: Mapping[Rank, str]) -> tuple[StageStatus, ...]:
-    return tuple(
-        each.model_copy(update={"restarts": each.restarts + 1, "ready": False})
-        if Rank(each.replica, each.stage) in lost
-        else each
-        for each in status.stages
-    )
+def _counted(status: PipelineJobStatus, places: Mapping[Rank, Place]) -> tuple[StageStatus, ...]:
+    """Count a restart of each of these ranks, and write where it goes."""
+
+    def changed(each: StageStatus, place: Place | None) -> StageStatus:
+        if place is None:
+            return each
+        path = each.path if each.node == place.node else "/".join(place.path[:-1])
+        update = {"restarts": each.restarts + 1, "ready": False, "node": place.node, "path": path}
+        return each.model_copy(update=update)
+
+    return tuple(changed(each, places.get(Rank(each.replica, each.stage))) for each in status.stages)
+
+
+def _moves(places: Mapping[Rank, Place], status: PipelineJobStatus) -> str:
+    moved = [
+        f"{place.node} instead of {before}"
+        for rank, place in sorted(places.items())
+        if place.node != (before := _node_of(rank, status))
+    ]
+    return f" (on {', '.join(moved)})" if moved else ""
+
+
+def _node_of(rank: Rank, status: PipelineJobStatus) -> str | None:
+    return next((each.node for each in status.stages if (each.replica, each.stage) == rank), None)
 
 
 def _name(rank: Rank, status: PipelineJobStatus) -> str:

@@ -16,10 +16,11 @@ from pipelinejob.spec.failure_policy import FailurePolicy
 from pipelinejob.spec.status import ConditionType, PipelineJobStatus, State
 from pipelinejob_operator.admission.queueing import BLOCKS_NOBODY, PREEMPTED
 from pipelinejob_operator.cluster import Event
+from pipelinejob_operator.controller.budget import within
 from pipelinejob_operator.controller.failures import Cause, describe
 from pipelinejob_operator.controller.measurements import progress_share, without_nodes
 from pipelinejob_operator.objects.conditions import Fact, with_facts
-from pipelinejob_operator.objects.job import Job, condition, format_time, parse_time
+from pipelinejob_operator.objects.job import Job, condition, format_time
 from pipelinejob_operator.objects.ownership import NAMES_TAKEN, Obstacle
 from pipelinejob_operator.objects.ownership import describe as describe_obstacles
 
@@ -238,12 +239,7 @@ def restarts_that_count(turn: Turn, policy: FailurePolicy) -> int:
     """Count the restarts that count against the limit now: all, or those within the policy's window."""
     if policy.restart_window_seconds is None:
         return turn.status.restarts
-    return len(_within(turn, policy.restart_window_seconds))
-
-
-def _within(turn: Turn, window_s: int) -> tuple[str, ...]:
-    since = turn.now - timedelta(seconds=window_s)
-    return tuple(each for each in turn.status.restart_times or () if parse_time(each) > since)
+    return len(within(turn.status.restart_times or (), policy.restart_window_seconds, turn.now))
 
 
 def restart(turn: Turn, cause: Cause, *, is_counted: bool, backoff_s: float, policy: FailurePolicy) -> Turn:
@@ -252,12 +248,15 @@ def restart(turn: Turn, cause: Cause, *, is_counted: bool, backoff_s: float, pol
     sentence, window_s = describe(cause), policy.restart_window_seconds
     counted = "which counts against no limit"
     if is_counted:
-        within = f" within {window_s} s" if window_s else ""
+        window = f" within {window_s} s" if window_s else ""
         number = restarts_that_count(turn, policy) + 1
-        counted = f"restart {number} of at most {policy.max_restarts}{within}"
+        counted = f"restart {number} of at most {policy.max_restarts}{window}"
     elif cause.is_disruption:
         counted = "a disruption, which counts against no limit"
-    times = (*_within(turn, window_s), *([format_time(turn.now)] if is_counted else [])) if window_s else None
+    times = None
+    if window_s:
+        earlier = within(turn.status.restart_times or (), window_s, turn.now)
+        times = (*earlier, *([format_time(turn.now)] if is_counted else []))
     turn = turn.told("StageFailed", sentence, warning=True)
     turn = give_up(
         turn,

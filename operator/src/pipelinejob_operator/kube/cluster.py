@@ -40,6 +40,7 @@ from pipelinejob_operator.kube.recorder import EventMetrics, Recorder
 from pipelinejob_operator.kube.watched import Watch, Watched
 from pipelinejob_operator.kube.writes import MANAGER, Writes
 from pipelinejob_operator.objects.provisioning import KIND as PROVISIONING_KIND
+from pipelinejob_operator.objects.tokens import authorization
 from pipelinejob_operator.objects.workload import KIND as WORKLOAD
 
 _PROGRESS_TIMEOUT_S = 2.0
@@ -249,7 +250,10 @@ class KubeCluster:
             return
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
             async with self._session.post(
-                url, data=body, timeout=aiohttp.ClientTimeout(total=_PROGRESS_TIMEOUT_S)
+                url,
+                data=body,
+                headers=authorization(pod),
+                timeout=aiohttp.ClientTimeout(total=_PROGRESS_TIMEOUT_S),
             ) as response:
                 await response.read()
 

@@ -34,6 +34,7 @@ from pipelinejob_operator.local.node.kubelet import Kubelet, LocalPod, condition
 from pipelinejob_operator.local.node.machine import Machine
 from pipelinejob_operator.local.runfolder import RunFolder
 from pipelinejob_operator.objects.pod_template import merge
+from pipelinejob_operator.objects.tokens import authorization
 
 
 class LocalCluster:
@@ -163,7 +164,8 @@ class LocalCluster:
 
     async def tell(self, pod: Object, incarnation: Incarnation) -> None:
         """Tell the pod's process who meets next; one that does not take it will say that it still waits."""
-        await self._kubelet.post(pod, names.PORT_METRICS, "/incarnation", incarnation.model_dump_json(by_alias=True))
+        body = incarnation.model_dump_json(by_alias=True)
+        await self._kubelet.post(pod, names.PORT_METRICS, "/incarnation", body, headers=authorization(pod))
 
     # What is written
 

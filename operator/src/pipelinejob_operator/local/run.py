@@ -27,6 +27,7 @@ _SETTINGS = ControllerSettings(
     root_cause_wait_s=2.0,
     restart_backoff_s=1.0,
     max_restart_backoff_s=30.0,
+    keeps_spares=True,
 )
 _LOOK_EVERY_S = 0.5
 _RETRY_S = 1.0

@@ -19,6 +19,7 @@ from torch import distributed
 from pipelinejob.costs.memory import AHEAD_BYTES, AHEAD_MESSAGES
 from pipelinejob_trainer.base.errors import PeerLostError
 from pipelinejob_trainer.base.nesting import Gradients, Passed
+from pipelinejob_trainer.base.waiting import awaiting
 from pipelinejob_trainer.communication.agreement import Agreed, Shapes, headers, read_headers, spec_of, unlike
 from pipelinejob_trainer.communication.messages import Message, header_tag
 from pipelinejob_trainer.communication.packing import TensorSpec
@@ -156,7 +157,8 @@ class DistributedOutbox:
 
     def _wait(self, work: distributed.Work) -> None:
         try:
-            work.wait()
+            with awaiting(self._channel.peer):
+                work.wait()
         except RuntimeError as error:
             _lost(self._channel.peer, error)
 
@@ -186,7 +188,8 @@ class DistributedInbox:
         self._posted[position] = None
         self._bytes_ahead -= tensor.nbytes
         try:
-            work.wait()
+            with awaiting(self._channel.peer):
+                work.wait()
         except RuntimeError as error:
             _lost(self._channel.peer, error)
         self.bytes_total += tensor.nbytes
@@ -228,7 +231,8 @@ class DistributedInbox:
 
         def receive(header: torch.Tensor) -> None:
             try:
-                channel.world.recv([header], channel.peer, header_tag(message.border)).wait()
+                with awaiting(channel.peer):
+                    channel.world.recv([header], channel.peer, header_tag(message.border)).wait()
             except RuntimeError as error:
                 _lost(channel.peer, error)
 

@@ -49,6 +49,7 @@ class Config:
     output: Path | None
     termination_log: Path | None
     grace_s: float
+    token: str | None = None  # of who may tell this process who meets
 
     @property
     def pod(self) -> str:
@@ -81,6 +82,7 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         output=_path(variables, names.ENV_OUTPUT),
         termination_log=read_termination_log(variables),
         grace_s=read_grace_s(variables),
+        token=variables.get(names.ENV_TOKEN) or None,
     )
 
 

@@ -1,8 +1,10 @@
 """The stage's HTTP server: /metrics, /healthz, /readyz and /progress on one port."""
 
+import hmac
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
 
@@ -30,16 +32,27 @@ class StatusSource(Protocol):
         """Return whether the stage is training."""
 
 
-def serve(source: StatusSource, port: int, *, hear: Callable[[bytes], None] | None = None) -> ThreadingHTTPServer:
-    """Serve in a thread, on all interfaces.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ear:
+    """What takes what is posted to /incarnation, and the token by which those are known who may post."""
 
-    `hear` takes what is posted to /incarnation, and raises ValueError for what it does not take. Raises UserError when
-    the port is taken.
+    hear: Callable[[bytes], None]  # raises ValueError for what it does not take
+    token: str
+
+    def knows(self, authorization: str | None) -> bool:
+        """Tell whether a request's Authorization is of one who may post."""
+        return hmac.compare_digest((authorization or "").encode(), f"Bearer {self.token}".encode())
+
+
+def serve(source: StatusSource, port: int, *, ear: Ear | None = None) -> ThreadingHTTPServer:
+    """Serve in a thread, on all interfaces; without an `ear` nothing can be posted.
+
+    Raises UserError when the port is taken.
     """
 
     class Handler(_Handler):
         shown = source
-        hears = hear and staticmethod(hear)
+        listens = ear
 
     try:
         server = _Server(("0.0.0.0", port), Handler)  # noqa: S104  # kubelet and Prometheus come from outside
@@ -61,7 +74,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     shown: StatusSource
-    hears: Callable[[bytes], None] | None = None
+    listens: Ear | None = None
     timeout = 10  # of a client that stops talking
 
     def do_GET(self) -> None:  # the standard library's name
@@ -69,11 +82,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:  # likewise
         size = int(self.headers.get("Content-Length") or 0)
-        if self.path != "/incarnation" or self.hears is None or size > _MAX_POSTED_BYTES:
+        if self.path != "/incarnation" or self.listens is None or size > _MAX_POSTED_BYTES:
             self._send(404, _TEXT, b"post an incarnation to /incarnation, where recovery in place is on\n")
             return
+        body = self.rfile.read(size)  # before any answer: a client that still writes would not read it
+        if not self.listens.knows(self.headers.get("Authorization")):
+            self._send(403, _TEXT, b"only the operator tells who meets; it knows this pod's token\n")
+            return
         try:
-            self.hears(self.rfile.read(size))
+            self.listens.hear(body)
         except ValueError as error:
             self._send(409, _TEXT, f"{error}\n".encode())
             return

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pipelinejob.base.timeline import COMPUTE, WAITING, SpanKind, StageTimeline
 from pipelinejob.contract.incarnation import Lost
 from pipelinejob.contract.plan import Plan
-from pipelinejob.contract.progress import Phase, Progress, Skipped
+from pipelinejob.contract.progress import Phase, Progress, Skipped, Waits
+from pipelinejob_trainer.base.waiting import waits_for
 from pipelinejob_trainer.process.metrics import Metrics
 
 _WINDOW_STEPS = 20
@@ -51,6 +52,9 @@ class StageStatus:
         self._bytes = {"send": 0, "recv": 0, "tensor": 0}
         self._longest_step_s = 0.0
         self._deadline: float | None = None
+        self._has_stacks = False  # in its log, since it last went on
+        self._hang_timeout_s = plan.hang_timeout_seconds
+        self._num_stages, self._num_tensor = plan.parallelism.pipeline, plan.parallelism.tensor
         self._patience_s = 0.0
         self._further: tuple[Callable[[], bytes], ...] = ()
         self._beat()
@@ -195,12 +199,33 @@ class StageStatus:
         return self.numbers.render() + b"".join(render() for render in self._further)
 
     def progress(self) -> bytes:
-        return self._progress.model_dump_json(by_alias=True, exclude_none=True).encode()
+        stuck = self.unhealthy_reason() if self._has_stacks else None
+        now = self._progress.model_copy(update={"waits": self._waits(), "stuck": stuck})
+        return now.model_dump_json(by_alias=True, exclude_none=True).encode()
 
     def unhealthy_reason(self) -> str | None:
         if self._deadline is None or time.monotonic() < self._deadline:
             return None
         return f"no progress for {self._patience_s:.0f} s after step {self.step}"
+
+    def add_stacks(self) -> None:
+        """Note that this process's stacks are in its log: from now on it says that it is stuck."""
+        self._has_stacks = True
+
+    def describe_wait(self) -> str:
+        """Say for whom this rank waits, as the end of a sentence."""
+        waits = self._waits()
+        if waits is None:
+            return "waits for nobody"
+        whom = "others" if waits.stage is None else f"stage {waits.stage} of replica {waits.replica}"
+        return f"has waited for {whom} for {waits.seconds:.0f} s"
+
+    def _waits(self) -> Waits | None:
+        waiting = waits_for()
+        if waiting is None or waiting.peer is None:
+            return None if waiting is None else Waits(seconds=waiting.seconds)
+        replica, stage = divmod(waiting.peer // self._num_tensor, self._num_stages)
+        return Waits(replica=replica, stage=stage, seconds=waiting.seconds)
 
     def is_ready(self) -> bool:
         return self._progress.phase is not Phase.STARTING
@@ -210,10 +235,11 @@ class StageStatus:
         self._progress = self._progress.model_copy(update=changes)
 
     def _expect_step(self) -> None:
-        self._expect_within(max(_STUCK_S, _STUCK_STEPS * self._longest_step_s))
+        self._expect_within(self._hang_timeout_s or max(_STUCK_S, _STUCK_STEPS * self._longest_step_s))
 
     def _expect_within(self, seconds: float) -> None:
         self._patience_s = seconds
+        self._has_stacks = False
         self._deadline = time.monotonic() + seconds
         self._beat()
 

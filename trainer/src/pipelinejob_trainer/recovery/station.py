@@ -31,6 +31,7 @@ class Call:
     incarnation: int
     rank: int
     purpose: str
+    key: str  # of the incarnation, which only its members were told
 
 
 class Station:
@@ -42,7 +43,7 @@ class Station:
         self._attempt = attempt
         self._changed = threading.Condition()
         self._heard: Incarnation | None = None
-        self._calls: dict[tuple[int, str, int], socket.socket] = {}
+        self._calls: dict[tuple[int, str, int, str], socket.socket] = {}
         self._listener = socket.create_server(("", 0), backlog=256)
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, name="station", daemon=True).start()
@@ -64,8 +65,8 @@ class Station:
                     f" {self._attempt} and has heard of incarnation {newest}"
                 )
             self._heard = incarnation
-            for number, purpose, rank in [key for key in self._calls if key[0] < incarnation.number]:
-                _close(self._calls.pop((number, purpose, rank)))
+            for old in [each for each in self._calls if each[0] < incarnation.number]:
+                _close(self._calls.pop(old))
             self._changed.notify_all()
         return incarnation.number
 
@@ -87,7 +88,12 @@ class Station:
         """
         host, port = _address(incarnation.members[rank])
         hello = Call(
-            job=self._job, attempt=self._attempt, incarnation=incarnation.number, rank=self.rank, purpose=purpose
+            job=self._job,
+            attempt=self._attempt,
+            incarnation=incarnation.number,
+            rank=self.rank,
+            purpose=purpose,
+            key=incarnation.key,
         )
         try:
             connection = socket.create_connection((host, port), timeout=within_s)
@@ -110,13 +116,13 @@ class Station:
 
         Raises PeerLostError if it does not come, or once `is_over`.
         """
-        key, deadline = (incarnation.number, purpose, rank), time.monotonic() + within_s
+        wanted, deadline = (incarnation.number, purpose, rank, incarnation.key), time.monotonic() + within_s
         with self._changed:
-            while key not in self._calls:
+            while wanted not in self._calls:
                 if is_over() or time.monotonic() > deadline:
                     raise PeerLostError(f"rank {rank} did not call within {within_s:g} s")
                 self._changed.wait(0.1)
-            return self._calls.pop(key)
+            return self._calls.pop(wanted)
 
     def close(self) -> None:
         """Listen no more."""
@@ -148,7 +154,7 @@ class Station:
             if (call.job, call.attempt) != (self._job, self._attempt) or call.incarnation < newest:
                 _close(connection)
                 return
-            self._calls[call.incarnation, call.purpose, call.rank] = connection
+            self._calls[call.incarnation, call.purpose, call.rank, call.key] = connection
             self._changed.notify_all()
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,12 +126,12 @@ class Kubelet:
         except (aiohttp.ClientError, TimeoutError):  # not up yet, or gone
             return None
 
-    async def post(self, pod: Object, port: int, path: str, body: str) -> None:
+    async def post(self, pod: Object, port: int, path: str, body: str, *, headers: Mapping[str, str]) -> None:
         """Tell the pod's process something; whether it took it shows in its progress."""
         url = self._url(pod, port, path)
         if url is not None and self._session is not None:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with self._session.post(url, data=body) as response:
+                async with self._session.post(url, data=body, headers=headers) as response:
                     await response.read()
 
     async def _process_of(self, pod: Object, surroundings: Surroundings) -> StageProcess:
