@@ -110,6 +110,7 @@ def job(
     stages = shape.pipeline * (2 if schedule in _TWO_STAGES_A_RANK else 1)
     layers = [_LAYERS // stages] * stages
     chunks = {"virtual_stages": 2} if schedule is ScheduleName.INTERLEAVED else {}
+    needs_check = model.hugging_face is not None and shape.tensor > 1  # as a manifest must say
     made = plan(
         *layers,
         ranks=shape.pipeline,
@@ -118,7 +119,7 @@ def job(
         model=model,
         data=Data(paths=(str(text),), sequence_length=16),
         schedule=ScheduleSpec(name=schedule, micro_batches=SEQUENCES // 2 // shape.data, micro_batch_size=2, **chunks),
-        training={"steps": steps, "preflight": False, "learning_rate": 1e-3, "adam_w": ADAMW},
+        training={"steps": steps, "preflight": needs_check, "learning_rate": 1e-3, "adam_w": ADAMW},
         checkpoint={"interval_steps": SAVED, "keep": 5},
     )
     divided = {"sharding": shape.sharding, "sequence_parallel": shape.sequence_parallel}

@@ -12,8 +12,10 @@ from dimensions import ONE, Shape, difference, folder_of, job
 from loops import Run, train
 from meetings import Unmet, gradients_differ
 from pipelinejob.models.counts import Batch, count
+from pipelinejob.planning.dimensions import unrunnable
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.job import Data, Model, Precision
+from pipelinejob.spec.job import Data, Model, Parallelism, Precision, Training
+from pipelinejob.spec.workload import HuggingFaceModel
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.nesting import Passed
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
@@ -62,16 +64,21 @@ def runs(root: Path) -> dict[str, tuple[Run, Run]]:
     models = [folder_of(kind, root) for kind in KINDS]
     alone = train(*(job(root / "text", model, ONE) for model in models), folder=root / "alone")
     shared = [job(root / "text", model, Shape(2, 2), ScheduleName.ZB_H1) for model in models]
-    checked = [
-        each.model_copy(update={"training": each.training.model_copy(update={"preflight": True})}) for each in shared
-    ]
-    return dict(zip(KINDS, zip(train(*checked, folder=root / "together"), alone, strict=True), strict=True))
+    return dict(zip(KINDS, zip(train(*shared, folder=root / "together"), alone, strict=True), strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks_train_what_a_single_process_does(kind: str, runs: dict[str, tuple[Run, Run]]) -> None:
     found = difference(*runs[kind])
     assert found.is_small, found
+
+
+@pytest.mark.parametrize(("tensor", "preflight", "refused"), [(2, False, True), (2, True, False), (1, False, False)])
+def test_a_family_s_own_plan_is_not_followed_unchecked(tensor: int, preflight: bool, refused: bool) -> None:
+    model = Model(hugging_face=HuggingFaceModel(path="/models/llama"), num_layers=LAYERS)
+    training, degrees = Training(steps=1, preflight=preflight), Parallelism(pipeline=2, tensor=tensor)
+    errors = list(unrunnable(model, training, ScheduleName.ONE_F_ONE_B, degrees, DATA))
+    assert [error.path for error in errors] == ["spec.training.preflight"] * refused
 
 
 def part_of(model: Model, group: TensorGroup = ALONE, *, narrow: int | None = None) -> Part:

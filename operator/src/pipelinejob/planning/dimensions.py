@@ -71,6 +71,12 @@ def unrunnable(
             f"{tensor} can be planned, but the trainer divides built-in models (spec.model.gpt, spec.model.decoder) and"
             " Hugging Face folders alone; split this model into more pipeline stages instead",
         )
+    if model.hugging_face is not None and not training.preflight:
+        yield SpecError(
+            "spec.training.preflight",
+            f"with {_FIELD} = {tensor}, a Hugging Face model is divided by its family's own plan, and a few families'"
+            " plans forget parameters, which only the preflight finds; leave it on, or use tensor: 1",
+        )
     if training.lora is not None:
         yield SpecError(
             "spec.training.lora", f"adapters are not divided over {_FIELD} = {tensor}; use 1, or no adapters"
