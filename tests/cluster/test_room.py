@@ -13,8 +13,8 @@ import aiohttp
 from apiserver import ApiServer
 from fakenodes import add_nodes, node
 from operatorprocess import job
-from pipelinejob_operator.admission.admitted import AdmittedPods
 from pipelinejob_operator.admission.capacity import free_room
+from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.controller.reconcile import ControllerSettings
 from pipelinejob_operator.kube.api import Api, load_configuration

@@ -5,7 +5,7 @@ import pytest
 from jobs import job, node
 from operatorworld import World
 from pipelinejob.base import names
-from pipelinejob_operator.admission.alike import KEEP_S
+from pipelinejob_operator.admission.pods.alike import KEEP_S
 from pipelinejob_operator.cluster import ForbiddenError
 
 

@@ -8,7 +8,7 @@ import pytest
 from jobs import job, node, nodes
 from operatorworld import World
 from pipelinejob.base import names
-from pipelinejob_operator.admission.alike import KEEP_S
+from pipelinejob_operator.admission.pods.alike import KEEP_S
 from pipelinejob_operator.cluster import ForbiddenError, UnavailableError
 
 TOLERATION = {"key": "sandbox", "operator": "Equal", "value": "kata", "effect": "NoSchedule"}

@@ -8,7 +8,7 @@ import pytest
 from jobs import job, nodes
 from operatorworld import Mortal, World
 from pipelinejob_operator.cluster import InvalidError, Reference
-from pipelinejob_operator.controller.observe import read_admitted
+from pipelinejob_operator.controller.observing.observe import read_admitted
 from pipelinejob_operator.objects.job import read_job
 
 NOW = {"lastTransitionTime": "2026-01-01T00:00:00Z"}

@@ -6,9 +6,9 @@ from jobs import node
 from pipelinejob.fabric.topology import NodeInfo, Topology
 from pipelinejob.spec.topology import TopologyScope
 from pipelinejob_operator.admission.capacity import free_room
-from pipelinejob_operator.admission.fitting import takers
-from pipelinejob_operator.admission.neighbours import NOBODY
-from pipelinejob_operator.admission.substitute import nearest
+from pipelinejob_operator.admission.pods.fitting import takers
+from pipelinejob_operator.admission.pods.neighbours import NOBODY
+from pipelinejob_operator.admission.pods.substitute import nearest
 
 # Two leaves of three nodes: a0, a1, a2 and b0, b1, b2.
 NAMES = [f"{leaf}{number}" for leaf in "ab" for number in range(3)]

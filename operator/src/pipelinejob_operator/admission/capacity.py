@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pipelinejob.base import names
 from pipelinejob.base.quantities import Resources, add, resources, subtract
 from pipelinejob.contract.plan import Placement
-from pipelinejob_operator.admission.admitted import AdmittedPods
+from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import Job, Rank
 from pipelinejob_operator.objects.manifests import kind_of_stage

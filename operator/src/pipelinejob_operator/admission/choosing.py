@@ -16,13 +16,13 @@ from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import Prices
 from pipelinejob.placement.repair import repair
 from pipelinejob.spec.objective import Objective
-from pipelinejob_operator.admission.admitted import AdmittedPods
 from pipelinejob_operator.admission.capacity import Claim, Free, allocatable, belongs_to_node, is_stage
-from pipelinejob_operator.admission.eligibility import unusable
-from pipelinejob_operator.admission.gang import Gang
-from pipelinejob_operator.admission.neighbours import NOBODY, Neighbours
+from pipelinejob_operator.admission.pods.admitted import AdmittedPods
+from pipelinejob_operator.admission.pods.eligibility import unusable
+from pipelinejob_operator.admission.pods.gang import Gang
+from pipelinejob_operator.admission.pods.neighbours import NOBODY, Neighbours
+from pipelinejob_operator.admission.pods.ways import Way, ways
 from pipelinejob_operator.admission.refusals import why_left_out
-from pipelinejob_operator.admission.ways import Way, ways
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import Job, Rank
 from pipelinejob_operator.objects.requests import is_one_a_node

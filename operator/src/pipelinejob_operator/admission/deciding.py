@@ -8,13 +8,12 @@ from pipelinejob.base.errors import NoPlacementError
 from pipelinejob.contract.plan import Placement
 from pipelinejob.placement.fastest_devices import Rate
 from pipelinejob.placement.prices import Prices
-from pipelinejob_operator.admission.asking import ask
 from pipelinejob_operator.admission.backfill import Ahead, name_some, reserve
 from pipelinejob_operator.admission.capacity import Free
 from pipelinejob_operator.admission.choosing import Beside, Chooser
-from pipelinejob_operator.admission.preempting import victims
-from pipelinejob_operator.admission.priority import NO_PRIORITY_CLASS
-from pipelinejob_operator.admission.queueing import (
+from pipelinejob_operator.admission.line.asking import ask
+from pipelinejob_operator.admission.line.priority import NO_PRIORITY_CLASS
+from pipelinejob_operator.admission.line.queueing import (
     NEVER_FITS,
     NO_ROOM,
     NO_VOLUME,
@@ -22,8 +21,9 @@ from pipelinejob_operator.admission.queueing import (
     PREEMPTED,
     PREEMPTING,
 )
+from pipelinejob_operator.admission.line.verdict import Waits
+from pipelinejob_operator.admission.preempting import victims
 from pipelinejob_operator.admission.room import Room
-from pipelinejob_operator.admission.verdict import Waits
 from pipelinejob_operator.cluster import Event
 from pipelinejob_operator.objects.job import Job
 

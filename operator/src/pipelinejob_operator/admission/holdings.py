@@ -6,8 +6,8 @@ from datetime import datetime
 from itertools import chain
 
 from pipelinejob_operator.admission.capacity import Claim, Promise, belongs_to_node, claim, identity
-from pipelinejob_operator.admission.neighbours import Neighbours, apart_terms
 from pipelinejob_operator.admission.nodes import Nodes
+from pipelinejob_operator.admission.pods.neighbours import Neighbours, apart_terms
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import Rank, parse_time
 

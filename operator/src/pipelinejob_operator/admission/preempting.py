@@ -7,10 +7,10 @@ unless the job fits once they are gone.
 from collections.abc import Sequence
 from itertools import groupby
 
-from pipelinejob_operator.admission.asking import may_ask
 from pipelinejob_operator.admission.capacity import Claim
 from pipelinejob_operator.admission.choosing import Chooser
 from pipelinejob_operator.admission.fewest import fewest
+from pipelinejob_operator.admission.line.asking import may_ask
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.objects.job import Job
 

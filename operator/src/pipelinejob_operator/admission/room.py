@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 
 from pipelinejob.base import names
 from pipelinejob.fabric.topology import Profiles
-from pipelinejob_operator.admission.admitted import AdmittedPods
-from pipelinejob_operator.admission.asking import asked_to_leave
 from pipelinejob_operator.admission.capacity import (
     Claim,
     Free,
@@ -23,10 +21,12 @@ from pipelinejob_operator.admission.capacity import (
     promise_of,
 )
 from pipelinejob_operator.admission.holdings import Holdings
-from pipelinejob_operator.admission.neighbours import Neighbours
+from pipelinejob_operator.admission.line.asking import asked_to_leave
+from pipelinejob_operator.admission.line.priority import Priorities
+from pipelinejob_operator.admission.line.queueing import Order, is_in_line, is_waiting
 from pipelinejob_operator.admission.nodes import Nodes
-from pipelinejob_operator.admission.priority import Priorities
-from pipelinejob_operator.admission.queueing import Order, is_in_line, is_waiting
+from pipelinejob_operator.admission.pods.admitted import AdmittedPods
+from pipelinejob_operator.admission.pods.neighbours import Neighbours
 from pipelinejob_operator.cluster import Cluster, Journal, Key, Named, Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank

@@ -10,11 +10,11 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob.spec.status import State
 from pipelinejob_operator.cluster import Change, Object, Reference
-from pipelinejob_operator.controller import replacing
-from pipelinejob_operator.controller.late import missing_pods, numbers_to_tell
-from pipelinejob_operator.controller.measurements import placement_of
-from pipelinejob_operator.controller.observe import Observed
-from pipelinejob_operator.controller.transitions import Turn
+from pipelinejob_operator.controller.observing.observe import Observed
+from pipelinejob_operator.controller.turns import replacing
+from pipelinejob_operator.controller.turns.late import missing_pods, numbers_to_tell
+from pipelinejob_operator.controller.turns.measurements import placement_of
+from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, parse_time
 from pipelinejob_operator.objects.manifests import let_go, plan_config_map, services_of, stage_pod

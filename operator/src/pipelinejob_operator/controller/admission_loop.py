@@ -18,18 +18,18 @@ import structlog
 from pipelinejob.base.errors import NoPlacementError, SpecError
 from pipelinejob.siting.site import Draft
 from pipelinejob_operator.admission import deciding
-from pipelinejob_operator.admission.admitted import AdmittedPods
 from pipelinejob_operator.admission.backfill import Ahead
 from pipelinejob_operator.admission.capacity import claims_of, has_room
 from pipelinejob_operator.admission.choosing import Chooser
 from pipelinejob_operator.admission.deciding import Asking, Memory
-from pipelinejob_operator.admission.queueing import BLOCKS_NOBODY, NO_PLAN, is_in_line
+from pipelinejob_operator.admission.line.queueing import BLOCKS_NOBODY, NO_PLAN, is_in_line
+from pipelinejob_operator.admission.line.verdict import Placed, Refused, Verdict, Waits
+from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.admission.room import Room
-from pipelinejob_operator.admission.verdict import Placed, Refused, Verdict, Waits
 from pipelinejob_operator.cluster import Key
-from pipelinejob_operator.controller.admission import is_told
 from pipelinejob_operator.controller.beside_loop import beside_the_loop
 from pipelinejob_operator.controller.planning import Ground, Planner
+from pipelinejob_operator.controller.turns.admission import is_told
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, parse_time
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from pipelinejob_operator.admission.admitted import AdmittedPod, AdmittedPods, NodeSelector
-from pipelinejob_operator.admission.alike import AlikePods
-from pipelinejob_operator.admission.queueing import NOT_ADMITTED
+from pipelinejob_operator.admission.line.queueing import NOT_ADMITTED
+from pipelinejob_operator.admission.pods.admitted import AdmittedPod, AdmittedPods, NodeSelector
+from pipelinejob_operator.admission.pods.alike import AlikePods
 from pipelinejob_operator.cluster import Cluster, ForbiddenError, InvalidError, Object, UnavailableError
-from pipelinejob_operator.controller import transitions
-from pipelinejob_operator.controller.quota import REFUSED
-from pipelinejob_operator.controller.transitions import Turn
+from pipelinejob_operator.controller.turns import transitions
+from pipelinejob_operator.controller.turns.quota import REFUSED
+from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, format_time
 from pipelinejob_operator.objects.manifests import kind_of_stage

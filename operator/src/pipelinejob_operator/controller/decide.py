@@ -21,27 +21,7 @@ from pipelinejob_operator.cluster import (
     Object,
     Reference,
 )
-from pipelinejob_operator.controller import late, provisioning, quota, replacing, transitions
 from pipelinejob_operator.controller.actions import follow
-from pipelinejob_operator.controller.failures import (
-    Broken,
-    Cause,
-    Verdict,
-    describe,
-    find_breakage,
-    judge,
-    refused_nodes,
-)
-from pipelinejob_operator.controller.giving_back import (
-    describe_misfits,
-    leave_out,
-    say_left_out,
-    since_release_s,
-    take_back,
-    unbinding_nodes,
-    why_unbound,
-)
-from pipelinejob_operator.controller.hanging import find_hang
 from pipelinejob_operator.controller.looking_again import (
     SOON_S,
     backing_off_s,
@@ -50,17 +30,37 @@ from pipelinejob_operator.controller.looking_again import (
     seconds_to_deadline,
     seconds_to_next_question,
 )
-from pipelinejob_operator.controller.measurements import with_last_words, with_pods, with_progress
-from pipelinejob_operator.controller.observe import Observed
-from pipelinejob_operator.controller.starting import (
+from pipelinejob_operator.controller.observing.observe import Observed
+from pipelinejob_operator.controller.turns import late, provisioning, quota, replacing, transitions
+from pipelinejob_operator.controller.turns.failures import (
+    Broken,
+    Cause,
+    Verdict,
+    describe,
+    find_breakage,
+    judge,
+    refused_nodes,
+)
+from pipelinejob_operator.controller.turns.giving_back import (
+    describe_misfits,
+    leave_out,
+    say_left_out,
+    since_release_s,
+    take_back,
+    unbinding_nodes,
+    why_unbound,
+)
+from pipelinejob_operator.controller.turns.hanging import find_hang
+from pipelinejob_operator.controller.turns.measurements import with_last_words, with_pods, with_progress
+from pipelinejob_operator.controller.turns.starting import (
     describe_hindrance,
     find_hindrance,
     is_worth_telling,
     overdue_cause,
     refusing_node,
 )
-from pipelinejob_operator.controller.stragglers import find_straggler, straggling, unchanged
-from pipelinejob_operator.controller.transitions import Turn
+from pipelinejob_operator.controller.turns.stragglers import find_straggler, straggling, unchanged
+from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.conditions import Fact
 from pipelinejob_operator.objects.containers import Ending
 from pipelinejob_operator.objects.controller_settings import ControllerSettings

@@ -25,11 +25,11 @@ from pipelinejob.siting.request import DoesNotFit, Request
 from pipelinejob.siting.site import Draft, Site
 from pipelinejob.spec.chosen import Chosen
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob_operator.admission.admitted import AdmittedPods, placing
 from pipelinejob_operator.admission.choosing import Chooser, node_infos
+from pipelinejob_operator.admission.pods.admitted import AdmittedPods, placing
 from pipelinejob_operator.cluster import Key, Object
 from pipelinejob_operator.controller.costs import Costs
-from pipelinejob_operator.controller.measurements import placement_of
+from pipelinejob_operator.controller.turns.measurements import placement_of
 from pipelinejob_operator.objects.job import Job
 from pipelinejob_operator.objects.manifests import kind_of_stage
 from pipelinejob_operator.objects.plan_text import plan_text

@@ -11,13 +11,13 @@ from pipelinejob.contract.plan import Placement, Plan
 from pipelinejob.fabric.hardware import Hardware
 from pipelinejob.siting.site import Draft
 from pipelinejob.spec.status import State
-from pipelinejob_operator.admission.admitted import AdmittedPods
-from pipelinejob_operator.admission.alike import AlikePods
 from pipelinejob_operator.admission.capacity import identity
-from pipelinejob_operator.admission.fitting import misfits
-from pipelinejob_operator.admission.queueing import NO_PLAN
+from pipelinejob_operator.admission.line.queueing import NO_PLAN
+from pipelinejob_operator.admission.line.verdict import Placed, Refused, Waits
+from pipelinejob_operator.admission.pods.admitted import AdmittedPods
+from pipelinejob_operator.admission.pods.alike import AlikePods
+from pipelinejob_operator.admission.pods.fitting import misfits
 from pipelinejob_operator.admission.room import Room
-from pipelinejob_operator.admission.verdict import Placed, Refused, Waits
 from pipelinejob_operator.cluster import (
     Cluster,
     Event,
@@ -28,18 +28,14 @@ from pipelinejob_operator.cluster import (
     Object,
     UnavailableError,
 )
-from pipelinejob_operator.controller import late, provisioning, replacing, resizing, transitions
-from pipelinejob_operator.controller.admission import follow_placed, follow_refused, follow_waits, without_plan
 from pipelinejob_operator.controller.admission_loop import AdmissionLoop, LoopMetrics
 from pipelinejob_operator.controller.admitting import ask_admission, learn_from, not_let_in
 from pipelinejob_operator.controller.beside_loop import beside_the_loop
 from pipelinejob_operator.controller.costs import Costs, ProfileSource
 from pipelinejob_operator.controller.decide import Decision, complete, decide, refused
-from pipelinejob_operator.controller.giving_back import since_release_s
-from pipelinejob_operator.controller.measurements import is_due, summaries
-from pipelinejob_operator.controller.memo import Lately, PerGeneration, PerVersion, StagePods
-from pipelinejob_operator.controller.namesakes import furniture_in_the_way
-from pipelinejob_operator.controller.observe import (
+from pipelinejob_operator.controller.observing.memo import Lately, PerGeneration, PerVersion, StagePods
+from pipelinejob_operator.controller.observing.namesakes import furniture_in_the_way
+from pipelinejob_operator.controller.observing.observe import (
     Observed,
     ask_events,
     ask_progress,
@@ -51,7 +47,11 @@ from pipelinejob_operator.controller.planning import Planner
 from pipelinejob_operator.controller.relocating import find_places
 from pipelinejob_operator.controller.shaping import Shaper
 from pipelinejob_operator.controller.status_writing import StatusWriter
-from pipelinejob_operator.controller.transitions import Turn
+from pipelinejob_operator.controller.turns import late, provisioning, replacing, resizing, transitions
+from pipelinejob_operator.controller.turns.admission import follow_placed, follow_refused, follow_waits, without_plan
+from pipelinejob_operator.controller.turns.giving_back import since_release_s
+from pipelinejob_operator.controller.turns.measurements import is_due, summaries
+from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, read_job
 from pipelinejob_operator.validation.stored import StoredErrors

@@ -6,15 +6,15 @@ from datetime import datetime
 from pipelinejob.base.errors import SpecError
 from pipelinejob.fabric.topology import NodeInfo, Topology
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob_operator.admission.admitted import AdmittedPods
 from pipelinejob_operator.admission.capacity import identity
-from pipelinejob_operator.admission.fitting import takers
+from pipelinejob_operator.admission.pods.admitted import AdmittedPods
+from pipelinejob_operator.admission.pods.fitting import takers
+from pipelinejob_operator.admission.pods.substitute import Place, nearest
 from pipelinejob_operator.admission.refusals import why_left_out
 from pipelinejob_operator.admission.room import Room
-from pipelinejob_operator.admission.substitute import Place, nearest
 from pipelinejob_operator.cluster import Object
-from pipelinejob_operator.controller.failures import refused_nodes
-from pipelinejob_operator.controller.observe import Observed
+from pipelinejob_operator.controller.observing.observe import Observed
+from pipelinejob_operator.controller.turns.failures import refused_nodes
 from pipelinejob_operator.objects.job import Rank
 
 

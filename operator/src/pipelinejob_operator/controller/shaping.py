@@ -4,13 +4,13 @@ from dataclasses import replace
 
 from pipelinejob.base.errors import NoPlacementError, SpecError
 from pipelinejob.spec.chosen import Chosen, resolved
-from pipelinejob_operator.admission.queueing import NO_ROOM
-from pipelinejob_operator.controller import resizing
+from pipelinejob_operator.admission.line.queueing import NO_ROOM
 from pipelinejob_operator.controller.admission_loop import AdmissionLoop
 from pipelinejob_operator.controller.beside_loop import beside_the_loop
-from pipelinejob_operator.controller.measurements import without_nodes
 from pipelinejob_operator.controller.planning import Planner
-from pipelinejob_operator.controller.transitions import Turn
+from pipelinejob_operator.controller.turns import resizing
+from pipelinejob_operator.controller.turns.measurements import without_nodes
+from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.job import Job, read_job
 
 

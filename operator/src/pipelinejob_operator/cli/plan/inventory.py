@@ -16,9 +16,9 @@ from pipelinejob.placement.capacity import Demand
 from pipelinejob.siting.site import Site
 from pipelinejob.spec.job import Device, PipelineJobSpec
 from pipelinejob.spec.topology_profile import TopologyProfileSpec
-from pipelinejob_operator.admission.admitted import AdmittedPods
 from pipelinejob_operator.admission.capacity import Promise, free_room, promise_of, standing_room
 from pipelinejob_operator.admission.choosing import Chooser, node_infos
+from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.cli.data_files import read_fabric, read_objects, read_topology_profiles
 from pipelinejob_operator.cli.manifests import GivenJob
 from pipelinejob_operator.cluster import ClusterError, Key, Object

@@ -3,11 +3,11 @@
 from pipelinejob.base.errors import SpecError
 from pipelinejob.contract.plan import Placement, Plan
 from pipelinejob.spec.status import ConditionStatus, ConditionType
-from pipelinejob_operator.admission.queueing import NO_PLAN
-from pipelinejob_operator.admission.verdict import Placed, Refused, Waits
-from pipelinejob_operator.controller import transitions
-from pipelinejob_operator.controller.measurements import with_plan
-from pipelinejob_operator.controller.transitions import Turn
+from pipelinejob_operator.admission.line.queueing import NO_PLAN
+from pipelinejob_operator.admission.line.verdict import Placed, Refused, Waits
+from pipelinejob_operator.controller.turns import transitions
+from pipelinejob_operator.controller.turns.measurements import with_plan
+from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.job import Job, condition
 
 

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 from pipelinejob.fabric.topology import NodeInfo
 from pipelinejob.placement.capacity import Capacity, Demand, kinds_of
-from pipelinejob_operator.admission.neighbours import NOBODY, Neighbours, domain, gathering_terms
-from pipelinejob_operator.admission.spreading import limits
+from pipelinejob_operator.admission.pods.neighbours import NOBODY, Neighbours, domain, gathering_terms
+from pipelinejob_operator.admission.pods.spreading import limits
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.requests import is_one_a_node
 

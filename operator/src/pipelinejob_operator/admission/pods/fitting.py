@@ -6,8 +6,8 @@ from fractions import Fraction
 from pipelinejob.base import names
 from pipelinejob.base.quantities import Resources
 from pipelinejob.placement.shortfall import amounts
-from pipelinejob_operator.admission.eligibility import may_stand_on, unusable
-from pipelinejob_operator.admission.neighbours import Neighbours, barred
+from pipelinejob_operator.admission.pods.eligibility import may_stand_on, unusable
+from pipelinejob_operator.admission.pods.neighbours import Neighbours, barred
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import Rank
 from pipelinejob_operator.objects.requests import is_one_a_node, pod_requests

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelinejob_operator.admission.neighbours import Neighbours, Term, apart_terms, domain, means
+from pipelinejob_operator.admission.pods.neighbours import Neighbours, Term, apart_terms, domain, means
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.selectors import selects
 

@@ -9,12 +9,12 @@ from functools import cached_property
 from pipelinejob.base import names
 from pipelinejob.base.errors import SpecError
 from pipelinejob.contract.progress import Progress
-from pipelinejob_operator.admission.eligibility import is_node_ready
-from pipelinejob_operator.admission.priority import Priorities
-from pipelinejob_operator.admission.quota import Quota, quota_of
-from pipelinejob_operator.admission.substitute import Place
+from pipelinejob_operator.admission.line.priority import Priorities
+from pipelinejob_operator.admission.line.quota import Quota, quota_of
+from pipelinejob_operator.admission.pods.eligibility import is_node_ready
+from pipelinejob_operator.admission.pods.substitute import Place
 from pipelinejob_operator.cluster import Autoscaler, Cluster, Event, Object
-from pipelinejob_operator.controller.memo import StagePods
+from pipelinejob_operator.controller.observing.memo import StagePods
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
 from pipelinejob_operator.objects.ownership import Obstacle, obstacle

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from pipelinejob.base import names
-from pipelinejob_operator.admission.admitted import AdmittedPod, AdmittedPods, decisive
+from pipelinejob_operator.admission.pods.admitted import AdmittedPod, AdmittedPods, decisive
 from pipelinejob_operator.cluster import Key, Object
 from pipelinejob_operator.objects.job import Job
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from pipelinejob.spec.scheduling import Provisioning
 from pipelinejob.spec.status import ConditionType, State
-from pipelinejob_operator.admission.queueing import NEVER_FITS, NO_ROOM
+from pipelinejob_operator.admission.line.queueing import NEVER_FITS, NO_ROOM
 from pipelinejob_operator.cluster import Object, Reference
-from pipelinejob_operator.controller import transitions
-from pipelinejob_operator.controller.observe import Observed
-from pipelinejob_operator.controller.transitions import Turn
+from pipelinejob_operator.controller.observing.observe import Observed
+from pipelinejob_operator.controller.turns import transitions
+from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import condition, parse_time
 from pipelinejob_operator.objects.provisioning import MAX_POD_SETS, asks_alike, pod_templates, request, request_name

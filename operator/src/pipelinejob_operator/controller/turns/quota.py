@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 
 from pipelinejob.spec.status import ConditionType, State
-from pipelinejob_operator.admission.quota import QUOTA_TAKEN_BACK, Quota, finished, handed_over, readiness
+from pipelinejob_operator.admission.line.quota import QUOTA_TAKEN_BACK, Quota, finished, handed_over, readiness
 from pipelinejob_operator.cluster import Change, Object, Reference
-from pipelinejob_operator.controller import transitions
-from pipelinejob_operator.controller.measurements import with_last_words
-from pipelinejob_operator.controller.observe import Observed
-from pipelinejob_operator.controller.transitions import Turn
+from pipelinejob_operator.controller.observing.observe import Observed
+from pipelinejob_operator.controller.turns import transitions
+from pipelinejob_operator.controller.turns.measurements import with_last_words
+from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.job import condition
 from pipelinejob_operator.objects.workload import holds
 

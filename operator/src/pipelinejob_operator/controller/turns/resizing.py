@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from pipelinejob.spec.chosen import Chosen
 from pipelinejob.spec.status import ConditionStatus, ConditionType, State
-from pipelinejob_operator.controller.transitions import AS_WANTED, Turn, give_up
+from pipelinejob_operator.controller.turns.transitions import AS_WANTED, Turn, give_up
 from pipelinejob_operator.objects.conditions import Fact
 from pipelinejob_operator.objects.job import Job, condition
 

@@ -7,10 +7,10 @@ from typing import Self
 
 from pipelinejob.base.quantities import Resources
 from pipelinejob.placement.capacity import Demand
-from pipelinejob_operator.admission.admitted import AdmittedPod, AdmittedPods, placing
-from pipelinejob_operator.admission.eligibility import may_stand_on
-from pipelinejob_operator.admission.neighbours import Neighbours, apart_terms, barred, together_terms
-from pipelinejob_operator.admission.spreading import spreads
+from pipelinejob_operator.admission.pods.admitted import AdmittedPod, AdmittedPods, placing
+from pipelinejob_operator.admission.pods.eligibility import may_stand_on
+from pipelinejob_operator.admission.pods.neighbours import Neighbours, apart_terms, barred, together_terms
+from pipelinejob_operator.admission.pods.spreading import spreads
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import Job, Rank
 from pipelinejob_operator.objects.manifests import kind_of_stage

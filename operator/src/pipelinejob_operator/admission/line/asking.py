@@ -6,8 +6,8 @@ So nothing is lost if the operator dies in between, and an asker that goes away 
 from collections.abc import Iterable, Mapping
 
 from pipelinejob.spec.status import AskedJob
-from pipelinejob_operator.admission.priority import Priorities
-from pipelinejob_operator.admission.queueing import is_in_line
+from pipelinejob_operator.admission.line.priority import Priorities
+from pipelinejob_operator.admission.line.queueing import is_in_line
 from pipelinejob_operator.objects.job import Job
 
 

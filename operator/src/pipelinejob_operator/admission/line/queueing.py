@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from pipelinejob.spec.status import ConditionStatus, ConditionType
-from pipelinejob_operator.admission.priority import NO_PRIORITY_CLASS, Priorities
-from pipelinejob_operator.admission.quota import WAITS_FOR_KUEUE
+from pipelinejob_operator.admission.line.priority import NO_PRIORITY_CLASS, Priorities
+from pipelinejob_operator.admission.line.quota import WAITS_FOR_KUEUE
 from pipelinejob_operator.objects.job import Job, condition
 
 NO_ROOM = "NoRoom"

@@ -6,8 +6,8 @@ from datetime import datetime
 
 from pipelinejob.spec.status import PipelineJobStatus, State
 from pipelinejob_operator.admission.refusals import standing_refusals, with_refusals
-from pipelinejob_operator.controller import transitions
-from pipelinejob_operator.controller.transitions import Turn
+from pipelinejob_operator.controller.turns import transitions
+from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Rank, parse_time
 from pipelinejob_operator.objects.pods import StagePod

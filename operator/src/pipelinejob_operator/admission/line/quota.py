@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelinejob.base import names
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob_operator.admission.priority import NO_PRIORITY_CLASS, Priorities
+from pipelinejob_operator.admission.line.priority import NO_PRIORITY_CLASS, Priorities
 from pipelinejob_operator.cluster import Kueue, Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, format_time

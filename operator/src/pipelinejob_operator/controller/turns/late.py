@@ -12,15 +12,21 @@ from pipelinejob.fabric.topology import NodeInfo
 from pipelinejob.placement.numbering import BoundPod, number
 from pipelinejob.siting.site import Draft
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob_operator.admission.queueing import NO_ROOM
+from pipelinejob_operator.admission.line.queueing import NO_ROOM
 from pipelinejob_operator.admission.refusals import why_left_out
 from pipelinejob_operator.cluster import Change, Object
-from pipelinejob_operator.controller import transitions
-from pipelinejob_operator.controller.failures import refused_nodes
-from pipelinejob_operator.controller.giving_back import leave_out, say_left_out, since_release_s, take_back, why_unbound
-from pipelinejob_operator.controller.measurements import with_plan, with_pods_made
-from pipelinejob_operator.controller.observe import Observed
-from pipelinejob_operator.controller.transitions import Turn
+from pipelinejob_operator.controller.observing.observe import Observed
+from pipelinejob_operator.controller.turns import transitions
+from pipelinejob_operator.controller.turns.failures import refused_nodes
+from pipelinejob_operator.controller.turns.giving_back import (
+    leave_out,
+    say_left_out,
+    since_release_s,
+    take_back,
+    why_unbound,
+)
+from pipelinejob_operator.controller.turns.measurements import with_plan, with_pods_made
+from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
 from pipelinejob_operator.objects.manifests import rendezvous

@@ -10,10 +10,10 @@ from datetime import datetime, timedelta
 
 from pipelinejob.spec.failure_policy import FailurePolicy
 from pipelinejob_operator.cluster import Event
-from pipelinejob_operator.controller.failures import Cause
-from pipelinejob_operator.controller.giving_back import since_release_s
-from pipelinejob_operator.controller.observe import Observed
-from pipelinejob_operator.controller.transitions import Turn
+from pipelinejob_operator.controller.observing.observe import Observed
+from pipelinejob_operator.controller.turns.failures import Cause
+from pipelinejob_operator.controller.turns.giving_back import since_release_s
+from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects import containers
 from pipelinejob_operator.objects.containers import Trouble
 from pipelinejob_operator.objects.controller_settings import ControllerSettings

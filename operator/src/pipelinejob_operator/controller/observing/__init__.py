@@ -1,0 +1,1 @@
+"""What one pass sees, and what is remembered of earlier ones."""

@@ -1,0 +1,1 @@
+"""The turns that a job's life takes, each decided purely from what was seen."""
