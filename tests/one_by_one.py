@@ -20,7 +20,7 @@ from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.validate import validate
 from pipelinejob.search.best import search
 from pipelinejob.search.found import Found
-from pipelinejob.spec import crd
+from pipelinejob.spec.crds import crd
 from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob_operator.cli import main
 from pipelinejob_operator.validation.validate import validate as judge

@@ -28,7 +28,7 @@ from badinput import (
     with_value,
 )
 from pipelinejob.base.errors import InvalidManifestError
-from pipelinejob.spec.crd import root_schema
+from pipelinejob.spec.crds.crd import root_schema
 from pipelinejob_operator.validation.celrules import ABSENT
 from pipelinejob_operator.validation.manifest_files import load_manifests
 from pipelinejob_operator.validation.validate import _errors, defaulted, validate

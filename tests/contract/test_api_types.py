@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from badinput import fields, values, with_value
 from pipelinejob.base import names
 from pipelinejob.base.errors import InvalidManifestError
-from pipelinejob.spec import crd
+from pipelinejob.spec.crds import crd
 from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob.spec.status import PipelineJobStatus, decimal, percent
 from pipelinejob_operator.validation.crdfile import contents

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelinejob_operator.cli.gantt import gantt_lines
-from pipelinejob_operator.cli.text_files import check_writable
+from pipelinejob_operator.cli.given.text_files import check_writable
+from pipelinejob_operator.cli.shown.gantt import gantt_lines
 from run_samples import predicted
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "stdlib-gpt.yaml"

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from pipelinejob.base.errors import SpecError
-from pipelinejob_operator.cli.decided import decided
-from pipelinejob_operator.cli.manifests import jobs_in, read_documents
+from pipelinejob_operator.cli.given.decided import decided
+from pipelinejob_operator.cli.given.manifests import jobs_in, read_documents
 from pipelinejob_operator.local.node.machine import Machine
 
 MACHINE = Machine(hostname="here", cores=4, memory_bytes=2**34)

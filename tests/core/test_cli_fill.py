@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelinejob_operator.cli.model_folder import ModelFolderError, with_its_model
+from pipelinejob_operator.cli.given.model_folder import ModelFolderError, with_its_model
 
 SMOLLM = {
     "architectures": ["LlamaForCausalLM"],

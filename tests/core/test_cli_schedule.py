@@ -19,7 +19,7 @@ from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.text import parse, render
 from pipelinejob.simulation.simulate import simulate
 from pipelinejob_operator.cli import main
-from pipelinejob_operator.cli.gantt import row_lines
+from pipelinejob_operator.cli.shown.gantt import row_lines
 from pipelinejob_operator.report.numbers import plain
 from pipelinejob_operator.report.schedule_view import rows_of
 

@@ -37,7 +37,8 @@ def test_help_and_version_import_no_heavy_library_and_no_room_of_the_operator(ar
 
     assert not modules & {*HEAVY, "cel", "cel.cel", "jsonschema"}
     assert {name for name in modules if name.startswith("pipelinejob_operator.")} <= {
-        f"pipelinejob_operator.cli{module}" for module in ("", ".main", ".exits", ".lazy", ".version", ".output")
+        f"pipelinejob_operator.cli{module}"
+        for module in ("", ".main", ".exits", ".lazy", ".version", ".shown", ".shown.output")
     }
 
 

@@ -20,9 +20,9 @@ from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Planned, Request
 from pipelinejob.siting.site import Site
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob_operator.cli.decided import decided
 from pipelinejob_operator.cli.exits import Exit
-from pipelinejob_operator.cli.manifests import given_job
+from pipelinejob_operator.cli.given.decided import decided
+from pipelinejob_operator.cli.given.manifests import given_job
 from pipelinejob_operator.local.node.machine import Machine
 
 ZONE, PRODUCT = "topology.kubernetes.io/zone", "nvidia.com/gpu.product"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipelinejob.spec.decoder_config import decoder_model_of
+from pipelinejob.spec.families.decoder_config import decoder_model_of
 from pipelinejob.spec.job import Data, DecoderModel, Model
 from pipelinejob_trainer.models.decoder.names import theirs_of_ours
 from pipelinejob_trainer.models.part import Part, build_part

@@ -15,7 +15,7 @@ from pipelinejob.costs.memory import StageBytes, ahead_bytes, peak_bytes, stage_
 from pipelinejob.schedules.actions import Route, Schedule
 from pipelinejob.schedules.costs import Costs, Link
 from pipelinejob.schedules.memory import live_versions
-from pipelinejob.spec.schedule import ScheduleSpec
+from pipelinejob.spec.schedules.schedule import ScheduleSpec
 
 Cuts = tuple[LayerRange, ...]  # of each stage of a route
 

@@ -17,7 +17,7 @@ from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.text import parse, render
 from pipelinejob.schedules.validate import validate
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob.spec.schedule import ScheduleSpec
+from pipelinejob.spec.schedules.schedule import ScheduleSpec
 
 ACTIONS = "spec.schedule.actions"
 

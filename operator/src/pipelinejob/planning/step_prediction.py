@@ -10,7 +10,7 @@ from pipelinejob.schedules.actions import ActionKind, Schedule
 from pipelinejob.schedules.costs import Link
 from pipelinejob.simulation.result import Simulation
 from pipelinejob.simulation.simulate import simulate
-from pipelinejob.spec.schedule import ScheduleSpec
+from pipelinejob.spec.schedules.schedule import ScheduleSpec
 
 _REPEATS_FROM = 256  # micro-batches
 

@@ -12,7 +12,7 @@ from pipelinejob.base.errors import SpecError
 from pipelinejob.search.found import READABLE, Candidate, schedule_title
 from pipelinejob.search.reasons import Rejected, seconds_text
 from pipelinejob.search.space import Layout
-from pipelinejob.spec.schedule import ScheduleSpec
+from pipelinejob.spec.schedules.schedule import ScheduleSpec
 
 ACTIONS = 160  # that are planned and simulated in the time in which one forward, and what comes of it, is ordered
 _MOST = 4

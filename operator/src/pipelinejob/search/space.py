@@ -20,7 +20,7 @@ from pipelinejob.schedules.family import Family
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.chosen import Chosen
 from pipelinejob.spec.job import MAX_RANKS, Device, PipelineJobSpec, Precision
-from pipelinejob.spec.schedule_rules import MAX_WRITTEN
+from pipelinejob.spec.schedules.rules import MAX_WRITTEN
 
 MIXED = -1  # a seat that any group's devices may take, and so counts as the slowest of them
 _MAX_COUNT = 65536  # micro-batches, and sequences in one: the bounds of the fields

@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 
 from pipelinejob.base.values import OPEN, Value
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.built_in import LAYERS, LAYERS_KNOWN, GptModel
-from pipelinejob.spec.decoder import DecoderModel, Experts, RopeScaling, RopeScalingKind
 from pipelinejob.spec.failure_policy import FailurePolicy, FailureRule, RestartAction
+from pipelinejob.spec.families.built_in import LAYERS, LAYERS_KNOWN, GptModel
+from pipelinejob.spec.families.decoder import DecoderModel, Experts, RopeScaling, RopeScalingKind
 from pipelinejob.spec.lora import Lora
 from pipelinejob.spec.objective import Objective
 from pipelinejob.spec.optimization import Optimizer
@@ -30,8 +30,8 @@ from pipelinejob.spec.rules import (
     rules_extra,
     unchanging,
 )
-from pipelinejob.spec.schedule import ScheduleSpec
-from pipelinejob.spec.schedule_rules import SCHEDULE_RULES
+from pipelinejob.spec.schedules.rules import SCHEDULE_RULES
+from pipelinejob.spec.schedules.schedule import ScheduleSpec
 from pipelinejob.spec.scheduling import BINDING_RULE, LATE_RULE, MIN_REPLICAS_RULES, Binding, Scheduling
 from pipelinejob.spec.serving import SERVING_RULES, Mode, Serving, while_training, with_neutral_training
 from pipelinejob.spec.topology import Topology, TopologyScope

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from pipelinejob.base.values import Value
-from pipelinejob.spec.built_in import BUILT_IN
+from pipelinejob.spec.families.built_in import BUILT_IN
 from pipelinejob.spec.rules import Reason, Rule, ruled, unchanging
 
 

@@ -10,9 +10,9 @@ from pydantic import Field
 from pipelinejob.base.values import Value
 from pipelinejob.models.decoder import Decoder
 from pipelinejob.models.huggingface import decoder_of_config
-from pipelinejob.spec.built_in import BUILT_IN, GptModel
-from pipelinejob.spec.decoder import DecoderModel
-from pipelinejob.spec.family import BYTE_VALUES, BuiltIn
+from pipelinejob.spec.families.built_in import BUILT_IN, GptModel
+from pipelinejob.spec.families.decoder import DecoderModel
+from pipelinejob.spec.families.family import BYTE_VALUES, BuiltIn
 from pipelinejob.spec.rules import IS_ENTRYPOINT, Reason, Rule, ruled, rules_extra
 
 _FAMILIES = " or ".join(BUILT_IN)

@@ -8,7 +8,7 @@ import typer
 from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.contract.progress import ExitCode
 from pipelinejob_operator.cli.exits import Exit
-from pipelinejob_operator.cli.together import refuse
+from pipelinejob_operator.cli.given.together import refuse
 from pipelinejob_operator.cli.trainer import run_trainer
 
 app = typer.Typer(

@@ -15,8 +15,8 @@ from pipelinejob.base import names
 from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.trained import Trained
-from pipelinejob_operator.cli.manifests import given_job, jobs_among, read_documents
-from pipelinejob_operator.cli.model_folder import with_its_model
+from pipelinejob_operator.cli.given.manifests import given_job, jobs_among, read_documents
+from pipelinejob_operator.cli.given.model_folder import with_its_model
 from pipelinejob_operator.local.runfolder import RunFolder
 
 _LEVELS = 3  # a run's folder above one of its checkpoints

@@ -21,11 +21,11 @@ from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Request
 from pipelinejob.spec.chosen import Chosen, resolved
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob_operator.cli.console import console_for_people
-from pipelinejob_operator.cli.manifests import GivenJob, given_job, jobs_among, read_documents
-from pipelinejob_operator.cli.model_folder import with_its_model
-from pipelinejob_operator.cli.output import to_yaml
-from pipelinejob_operator.cli.text_files import check_writable
+from pipelinejob_operator.cli.given.manifests import GivenJob, given_job, jobs_among, read_documents
+from pipelinejob_operator.cli.given.model_folder import with_its_model
+from pipelinejob_operator.cli.given.text_files import check_writable
+from pipelinejob_operator.cli.shown.console import console_for_people
+from pipelinejob_operator.cli.shown.output import to_yaml
 from pipelinejob_operator.local.node.machine import read_machine
 from pipelinejob_operator.local.runfolder import RunFolder
 from pipelinejob_operator.local.tools import measured_profile

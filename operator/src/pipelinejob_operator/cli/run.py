@@ -18,14 +18,14 @@ from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Request
 from pipelinejob.spec.job import Mode
 from pipelinejob.spec.status import PipelineJobStatus, State
-from pipelinejob_operator.cli.console import console_for_people
-from pipelinejob_operator.cli.costs import ProfileOption, costs_of
-from pipelinejob_operator.cli.decided import decided
 from pipelinejob_operator.cli.exits import Exit
-from pipelinejob_operator.cli.manifests import FileArgument, GivenJob, given_job, jobs_among, read_documents
-from pipelinejob_operator.cli.model_folder import with_its_model
-from pipelinejob_operator.cli.output import to_yaml
-from pipelinejob_operator.cli.together import refuse
+from pipelinejob_operator.cli.given.costs import ProfileOption, costs_of
+from pipelinejob_operator.cli.given.decided import decided
+from pipelinejob_operator.cli.given.manifests import FileArgument, GivenJob, given_job, jobs_among, read_documents
+from pipelinejob_operator.cli.given.model_folder import with_its_model
+from pipelinejob_operator.cli.given.together import refuse
+from pipelinejob_operator.cli.shown.console import console_for_people
+from pipelinejob_operator.cli.shown.output import to_yaml
 from pipelinejob_operator.local import interruption
 from pipelinejob_operator.local.beginning import Beginning, Way, begin
 from pipelinejob_operator.local.display import Display, display_for, print_summary

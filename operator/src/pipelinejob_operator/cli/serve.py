@@ -16,11 +16,11 @@ from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Request
 from pipelinejob.spec.job import Mode
 from pipelinejob.spec.status import State
-from pipelinejob_operator.cli.console import console_for_people
 from pipelinejob_operator.cli.exits import Exit
-from pipelinejob_operator.cli.manifests import FileArgument, GivenJob, given_job, jobs_among, read_documents
-from pipelinejob_operator.cli.model_folder import with_its_model
-from pipelinejob_operator.cli.output import to_yaml
+from pipelinejob_operator.cli.given.manifests import FileArgument, GivenJob, given_job, jobs_among, read_documents
+from pipelinejob_operator.cli.given.model_folder import with_its_model
+from pipelinejob_operator.cli.shown.console import console_for_people
+from pipelinejob_operator.cli.shown.output import to_yaml
 from pipelinejob_operator.cluster import Event
 from pipelinejob_operator.local.node.machine import Machine, read_machine
 from pipelinejob_operator.local.run import Ending, LocalRun

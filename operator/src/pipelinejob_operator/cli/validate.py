@@ -10,9 +10,9 @@ import typer
 from pipelinejob.base import names
 from pipelinejob.base.errors import InvalidManifestError, SpecError
 from pipelinejob_operator.cli.exits import Exit
-from pipelinejob_operator.cli.filling import fill as fill_in
-from pipelinejob_operator.cli.manifests import STDIN, given_job, jobs_among, read_documents
-from pipelinejob_operator.cli.output import Format, FormatOption, write
+from pipelinejob_operator.cli.given.filling import fill as fill_in
+from pipelinejob_operator.cli.given.manifests import STDIN, given_job, jobs_among, read_documents
+from pipelinejob_operator.cli.shown.output import Format, FormatOption, write
 from pipelinejob_operator.validation.manifest_files import Manifest
 from pipelinejob_operator.validation.topology_profiles import validate_profile
 

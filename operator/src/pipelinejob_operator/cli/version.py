@@ -5,7 +5,7 @@ from importlib.metadata import version as installed_version
 import typer
 
 from pipelinejob.base import names
-from pipelinejob_operator.cli.output import Format, FormatOption, write
+from pipelinejob_operator.cli.shown.output import Format, FormatOption, write
 
 
 def version(output: FormatOption = Format.TABLE) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from pipelinejob.base import names
-from pipelinejob.spec import crd, topology_crd
+from pipelinejob.spec.crds import crd, topology_crd
 
 HEADER = "# Generated from operator/src/pipelinejob/spec/{job,workload,status}.py by `make generate`; do not edit.\n"
 PROFILE_HEADER = "# Generated from operator/src/pipelinejob/spec/topology_profile.py by `make generate`; do not edit.\n"

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from pipelinejob.base import names
-from pipelinejob.spec import topology_crd
+from pipelinejob.spec.crds import topology_crd
 from pipelinejob.spec.topology_profile import TopologyProfileSpec
 from pipelinejob_operator.validation.celrules import ABSENT
 from pipelinejob_operator.validation.openapi import read_as_server

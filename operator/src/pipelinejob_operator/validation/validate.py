@@ -12,7 +12,7 @@ from pipelinejob.base import names
 from pipelinejob.base.errors import InvalidManifestError, SpecError
 from pipelinejob.fabric.topology import NO_PROFILES, Profiles
 from pipelinejob.planning.check import check
-from pipelinejob.spec import crd
+from pipelinejob.spec.crds import crd
 from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob_operator.validation.celrules import ABSENT, rule_errors
 from pipelinejob_operator.validation.manifest_files import Manifest, load_manifests

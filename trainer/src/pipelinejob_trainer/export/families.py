@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelinejob.contract.trained import Trained
-from pipelinejob.spec.decoder import DecoderModel
-from pipelinejob.spec.decoder_config import decoder_model_of
+from pipelinejob.spec.families.decoder import DecoderModel
+from pipelinejob.spec.families.decoder_config import decoder_model_of
 from pipelinejob.spec.job import GptModel
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.export.target import Target

@@ -1,6 +1,6 @@
 """The built-in model families: how their layers are made.
 
-The sizes of each are a type of the core (`pipelinejob.spec.built_in`), which counts its layers and
+The sizes of each are a type of the core (`pipelinejob.spec.families.built_in`), which counts its layers and
 names them.
 """
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from pipelinejob.spec.built_in import BUILT_IN
-from pipelinejob.spec.family import BuiltIn
+from pipelinejob.spec.families.built_in import BUILT_IN
+from pipelinejob.spec.families.family import BuiltIn
 from pipelinejob_trainer.models import gpt
 from pipelinejob_trainer.models.decoder import layers as decoder
 from pipelinejob_trainer.models.tensor_parallel import Slices

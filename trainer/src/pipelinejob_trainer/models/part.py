@@ -20,7 +20,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from pipelinejob.spec.family import BuiltIn
+from pipelinejob.spec.families.family import BuiltIn
 from pipelinejob.spec.job import Data, Lora, Model
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.seeds import mix

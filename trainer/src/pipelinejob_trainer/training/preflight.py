@@ -22,7 +22,7 @@ import torch
 from pipelinejob.contract.plan import Plan
 from pipelinejob.schedules.actions import GIVES_GRADIENT, ActionKind
 from pipelinejob.spec.job import Precision, Sharding
-from pipelinejob.spec.schedule import ScheduleSpec
+from pipelinejob.spec.schedules.schedule import ScheduleSpec
 from pipelinejob.spec.workload import Packing, packing_of
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.seeds import mix

@@ -11,10 +11,10 @@ from pipelinejob.siting.configurations import num_gpus, over_gpus, why_no_others
 from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Request
 from pipelinejob.spec.job import Device, PipelineJobSpec
-from pipelinejob_operator.cli.costs import costs_of
-from pipelinejob_operator.cli.data_files import read_hardware
-from pipelinejob_operator.cli.manifests import GivenJob, jobs_in, read_documents
-from pipelinejob_operator.cli.model_config import ConfigTraining, is_config, job_of_config
+from pipelinejob_operator.cli.given.costs import costs_of
+from pipelinejob_operator.cli.given.data_files import read_hardware
+from pipelinejob_operator.cli.given.manifests import GivenJob, jobs_in, read_documents
+from pipelinejob_operator.cli.given.model_config import ConfigTraining, is_config, job_of_config
 from pipelinejob_operator.cli.plan.inventory import NodesForJob, Places, read_inventory
 from pipelinejob_operator.cli.plan.view import Shown, shown
 from pipelinejob_operator.objects.controller_settings import ControllerSettings

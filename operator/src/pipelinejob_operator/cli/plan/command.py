@@ -7,19 +7,19 @@ from typing import Any
 
 import typer
 
-from pipelinejob_operator.cli.costs import ProfileOption
 from pipelinejob_operator.cli.exits import Exit, complain
-from pipelinejob_operator.cli.filling import fill
-from pipelinejob_operator.cli.model_config import ConfigTraining
-from pipelinejob_operator.cli.output import Format, FormatOption, to_yaml, write
+from pipelinejob_operator.cli.given.costs import ProfileOption
+from pipelinejob_operator.cli.given.filling import fill
+from pipelinejob_operator.cli.given.model_config import ConfigTraining
+from pipelinejob_operator.cli.given.text_files import check_writable, write_text
+from pipelinejob_operator.cli.given.together import refuse
 from pipelinejob_operator.cli.plan import options
 from pipelinejob_operator.cli.plan.asked import Asked, plans
 from pipelinejob_operator.cli.plan.document import document, objects
 from pipelinejob_operator.cli.plan.inventory import Places
 from pipelinejob_operator.cli.plan.terminal import print_plan
 from pipelinejob_operator.cli.plan.view import Shown
-from pipelinejob_operator.cli.text_files import check_writable, write_text
-from pipelinejob_operator.cli.together import refuse
+from pipelinejob_operator.cli.shown.output import Format, FormatOption, to_yaml, write
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.report.pages.plan import plan_page
 

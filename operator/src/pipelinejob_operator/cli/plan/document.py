@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelinejob.contract.plan import Plan, ServedAt, StagePlan
 from pipelinejob.siting.alternatives import Alternative
-from pipelinejob_operator.cli.manifests import GivenJob
+from pipelinejob_operator.cli.given.manifests import GivenJob
 from pipelinejob_operator.cli.plan.inventory import as_stored
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Rank

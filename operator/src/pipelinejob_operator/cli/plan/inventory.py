@@ -19,8 +19,8 @@ from pipelinejob.spec.topology_profile import TopologyProfileSpec
 from pipelinejob_operator.admission.capacity import Promise, free_room, promise_of, standing_room
 from pipelinejob_operator.admission.choosing import Chooser, node_infos
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods
-from pipelinejob_operator.cli.data_files import read_fabric, read_objects, read_topology_profiles
-from pipelinejob_operator.cli.manifests import GivenJob
+from pipelinejob_operator.cli.given.data_files import read_fabric, read_objects, read_topology_profiles
+from pipelinejob_operator.cli.given.manifests import GivenJob
 from pipelinejob_operator.cluster import ClusterError, Key, Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, read_job

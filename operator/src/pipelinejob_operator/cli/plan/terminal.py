@@ -10,8 +10,8 @@ from pipelinejob.costs.layers import Profile
 from pipelinejob.planning.planner import predicted_timeline
 from pipelinejob.planning.playing import schedule_of
 from pipelinejob.siting.alternatives import About, Alternative
-from pipelinejob_operator.cli.console import chart_width, console_for_people, is_unbounded
-from pipelinejob_operator.cli.gantt import gantt_lines
+from pipelinejob_operator.cli.shown.console import chart_width, console_for_people, is_unbounded
+from pipelinejob_operator.cli.shown.gantt import gantt_lines
 from pipelinejob_operator.report.numbers import gib, seconds
 from pipelinejob_operator.report.plan_view import PlanView, price_text, rate_text, utilization_text
 from pipelinejob_operator.report.run_view import layers

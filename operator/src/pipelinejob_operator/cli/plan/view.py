@@ -10,7 +10,7 @@ from pipelinejob.search.found import Found
 from pipelinejob.siting.request import DoesNotFit, Planned
 from pipelinejob.spec.chosen import resolved
 from pipelinejob.spec.job import Device, PipelineJobSpec
-from pipelinejob_operator.cli.manifests import GivenJob
+from pipelinejob_operator.cli.given.manifests import GivenJob
 from pipelinejob_operator.cli.plan.inventory import NodesForJob
 from pipelinejob_operator.report.numbers import seconds
 from pipelinejob_operator.report.plan_view import PlanView

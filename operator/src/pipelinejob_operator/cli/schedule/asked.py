@@ -14,7 +14,7 @@ from pipelinejob.schedules.costs import CostModel, Link, shares
 from pipelinejob.schedules.families import FAMILIES
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
-from pipelinejob.spec.schedule_rules import MAX_WRITTEN
+from pipelinejob.spec.schedules.rules import MAX_WRITTEN
 
 _MAX_RANKS = 1024
 

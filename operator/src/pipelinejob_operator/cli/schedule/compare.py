@@ -13,8 +13,8 @@ from pipelinejob.scheduler.comparison import COMPARABLE, Outcome
 from pipelinejob.scheduler.comparison import compare as compared
 from pipelinejob.schedules.families import FAMILIES, family
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob_operator.cli.console import console_for_people
-from pipelinejob_operator.cli.output import Format, FormatOption, write
+from pipelinejob_operator.cli.given.text_files import check_writable, write_text
+from pipelinejob_operator.cli.given.together import refuse
 from pipelinejob_operator.cli.schedule.asked import (
     AskedError,
     BlockingOption,
@@ -33,8 +33,8 @@ from pipelinejob_operator.cli.schedule.asked import (
     setting,
 )
 from pipelinejob_operator.cli.schedule.figures import figures
-from pipelinejob_operator.cli.text_files import check_writable, write_text
-from pipelinejob_operator.cli.together import refuse
+from pipelinejob_operator.cli.shown.console import console_for_people
+from pipelinejob_operator.cli.shown.output import Format, FormatOption, write
 from pipelinejob_operator.report.numbers import percent, plain
 from pipelinejob_operator.report.pages.schedule import comparison_page
 from pipelinejob_operator.report.schedule_view import ScheduleView

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from pipelinejob.schedules.families import FAMILIES
 from pipelinejob.schedules.family import Family
-from pipelinejob_operator.cli.console import console_for_people, is_unbounded
-from pipelinejob_operator.cli.output import Format, FormatOption, write
+from pipelinejob_operator.cli.shown.console import console_for_people, is_unbounded
+from pipelinejob_operator.cli.shown.output import Format, FormatOption, write
 
 
 def list_schedules(output: FormatOption = Format.TABLE) -> None:

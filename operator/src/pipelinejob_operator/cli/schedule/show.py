@@ -17,9 +17,8 @@ from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.text import parse, render
 from pipelinejob.schedules.validate import validate
 from pipelinejob.simulation.simulate import simulate
-from pipelinejob_operator.cli.console import chart_width, console_for_people
-from pipelinejob_operator.cli.gantt import legend_line, readable_width, row_lines
-from pipelinejob_operator.cli.output import Format, write
+from pipelinejob_operator.cli.given.text_files import check_writable, read_text, write_text
+from pipelinejob_operator.cli.given.together import refuse
 from pipelinejob_operator.cli.schedule.asked import (
     AskedError,
     BlockingOption,
@@ -37,8 +36,9 @@ from pipelinejob_operator.cli.schedule.asked import (
     setting,
 )
 from pipelinejob_operator.cli.schedule.figures import figures
-from pipelinejob_operator.cli.text_files import check_writable, read_text, write_text
-from pipelinejob_operator.cli.together import refuse
+from pipelinejob_operator.cli.shown.console import chart_width, console_for_people
+from pipelinejob_operator.cli.shown.gantt import legend_line, readable_width, row_lines
+from pipelinejob_operator.cli.shown.output import Format, write
 from pipelinejob_operator.report.marks import shades_of
 from pipelinejob_operator.report.numbers import percent, plain
 from pipelinejob_operator.report.pages.schedule import schedule_page

@@ -3,7 +3,7 @@
 They are those of `state_dict()` of llama, mistral, qwen2, qwen3, mixtral and qwen3_moe in
 transformers 5, which has all experts of a block in one tensor. Every tensor is one of ours, of the
 same shape, so a stage can read and write its own, one by one. Which configs the decoder can be:
-`pipelinejob.spec.decoder_config`.
+`pipelinejob.spec.families.decoder_config`.
 """
 
 from collections.abc import Mapping

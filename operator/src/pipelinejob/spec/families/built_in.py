@@ -12,8 +12,8 @@ from pydantic import Field
 
 from pipelinejob.models.branches import biased_block
 from pipelinejob.models.decoder import Decoder
-from pipelinejob.spec.decoder import DecoderModel
-from pipelinejob.spec.family import BYTE_VALUES, BuiltIn
+from pipelinejob.spec.families.decoder import DecoderModel
+from pipelinejob.spec.families.family import BYTE_VALUES, BuiltIn
 from pipelinejob.spec.rules import Rule, ruled
 
 

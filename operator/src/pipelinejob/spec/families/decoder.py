@@ -9,7 +9,7 @@ from pydantic import Field
 from pipelinejob.base.values import Value
 from pipelinejob.models.branches import attention, experts, feed_forward
 from pipelinejob.models.decoder import Decoder
-from pipelinejob.spec.family import BYTE_VALUES, BuiltIn
+from pipelinejob.spec.families.family import BYTE_VALUES, BuiltIn
 from pipelinejob.spec.rules import Rule, ruled
 
 GROUPED_MULTIPLE = 8  # products of all experts at once need rows of whole 16 bytes: 8 elements of bf16

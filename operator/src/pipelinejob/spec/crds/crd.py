@@ -1,7 +1,7 @@
 """The CustomResourceDefinition of PipelineJob, generated from the types of its spec and status."""
 
 from pipelinejob.base import names
-from pipelinejob.spec.crd_schema import AGE, Column, Schema, definition, root, structural_schema
+from pipelinejob.spec.crds.crd_schema import AGE, Column, Schema, definition, root, structural_schema
 from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob.spec.rules import Reason, Rule
 from pipelinejob.spec.status import PipelineJobStatus

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.costs.layers import Profile
-from pipelinejob_operator.cli.manifests import GivenJob
+from pipelinejob_operator.cli.given.manifests import GivenJob
 from pipelinejob_operator.objects.costs import costs_in
 
 ProfileOption = Annotated[

@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 from pipelinejob.base.values import OPEN, Value
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.rules import Reason, Rule, ruled
-from pipelinejob.spec.schedule_facts import (
+from pipelinejob.spec.schedules.facts import (
     ASYNCHRONOUS,
     CAPPED,
     CHOOSES_CHUNKS,

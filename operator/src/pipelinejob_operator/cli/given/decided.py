@@ -11,7 +11,7 @@ from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Planned, Request
 from pipelinejob.spec.chosen import Chosen
 from pipelinejob.spec.job import Device
-from pipelinejob_operator.cli.manifests import GivenJob, given_job
+from pipelinejob_operator.cli.given.manifests import GivenJob, given_job
 from pipelinejob_operator.local.node.machine import Machine
 
 

@@ -1,7 +1,7 @@
 """The CustomResourceDefinition of TopologyProfile, generated from the types of `topology_profile.py`."""
 
 from pipelinejob.base import names
-from pipelinejob.spec.crd_schema import AGE, Column, Schema, definition, root, structural_schema
+from pipelinejob.spec.crds.crd_schema import AGE, Column, Schema, definition, root, structural_schema
 from pipelinejob.spec.rules import Rule
 from pipelinejob.spec.topology_profile import TopologyProfileSpec
 

@@ -1,9 +1,9 @@
 """What `spec.schedule` and the rest of a spec must satisfy together."""
 
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.built_in import BUILT_IN, LAYERS, LAYERS_KNOWN
+from pipelinejob.spec.families.built_in import BUILT_IN, LAYERS, LAYERS_KNOWN
 from pipelinejob.spec.rules import Reason, Rule
-from pipelinejob.spec.schedule_facts import (
+from pipelinejob.spec.schedules.facts import (
     ASYNCHRONOUS,
     BOTH_WAYS,
     CHUNKS,

@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 
 from pipelinejob.base.errors import SpecError
 from pipelinejob.models.config_fields import Fields
-from pipelinejob.spec.decoder import GROUPED_MULTIPLE, DecoderModel
+from pipelinejob.spec.families.decoder import GROUPED_MULTIPLE, DecoderModel
 
 _Sizes = dict[str, Any]
 

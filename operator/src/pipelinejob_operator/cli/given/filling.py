@@ -19,9 +19,9 @@ import yaml
 
 from pipelinejob.base import names
 from pipelinejob.base.errors import InvalidManifestError
-from pipelinejob_operator.cli.manifests import STDIN
-from pipelinejob_operator.cli.model_folder import Said, described, filled, path_in, said_of
-from pipelinejob_operator.cli.text_files import FileError
+from pipelinejob_operator.cli.given.manifests import STDIN
+from pipelinejob_operator.cli.given.model_folder import Said, described, filled, path_in, said_of
+from pipelinejob_operator.cli.given.text_files import FileError
 from pipelinejob_operator.validation.manifest_files import load_manifests
 
 _STEP = 2  # columns from a key to those below it

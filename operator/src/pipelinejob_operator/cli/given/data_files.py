@@ -12,7 +12,7 @@ from pipelinejob.fabric import hardware
 from pipelinejob.fabric import synthetic as fabric
 from pipelinejob.fabric.hardware import Hardware
 from pipelinejob.fabric.synthetic import Fabric
-from pipelinejob_operator.cli.text_files import FileError, read_text
+from pipelinejob_operator.cli.given.text_files import FileError, read_text
 from pipelinejob_operator.validation.manifest_files import load_manifests
 from pipelinejob_operator.validation.topology_profiles import NamedProfile, validate_profile
 

@@ -9,7 +9,7 @@ from typing import Any
 from pipelinejob.base import names
 from pipelinejob.base.errors import PipelineJobError, SpecError
 from pipelinejob.spec.job import Model
-from pipelinejob_operator.cli.manifests import GivenJob, given_job
+from pipelinejob_operator.cli.given.manifests import GivenJob, given_job
 
 _BATCH_OF_A_GPU = 1  # sequences in a step, for each GPU, where nothing is said
 _LONGEST_DEFAULT = 4096  # tokens; models that could take many more are seldom trained on them

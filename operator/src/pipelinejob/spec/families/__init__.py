@@ -1,0 +1,1 @@
+"""The built-in model families: their sizes, and all that follows from them."""

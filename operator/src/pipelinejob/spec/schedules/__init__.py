@@ -1,0 +1,1 @@
+"""What is written of a schedule: its type, the facts of schedules, and the rules that follow."""
