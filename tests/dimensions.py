@@ -23,7 +23,7 @@ from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import Data, DecoderModel, GptModel, Model, ScheduleSpec, Sharding
 from pipelinejob.spec.optimization import AdamWSettings
 from pipelinejob.spec.workload import HuggingFaceModel
-from pipelinejob_trainer.models.huggingface.folder import with_sizes
+from pipelinejob_trainer.models.huggingface.files.folder import with_sizes
 
 STEPS = 20
 SAVED = 10

@@ -15,7 +15,7 @@ from pipelinejob_operator.cluster import (
     Named,
     NameTakenError,
 )
-from pipelinejob_operator.objects.pod_template import merge
+from pipelinejob_operator.objects.making.pod_template import merge
 
 
 class FakeCluster:

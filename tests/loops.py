@@ -19,7 +19,7 @@ from pipelinejob_trainer.checkpoint.pieces import Contents
 from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.communication.process_groups import connect, process_groups
 from pipelinejob_trainer.data.dataset import open_dataset
-from pipelinejob_trainer.models import entrypoint
+from pipelinejob_trainer.models.own import entrypoint
 from pipelinejob_trainer.optimizers.rates import clip_factor, learning_rate
 from pipelinejob_trainer.process.config import Address, Config
 from pipelinejob_trainer.process.signals import StopRequest

@@ -12,8 +12,8 @@ from torch import distributed
 
 from pipelinejob.spec.job import Data, Model
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
-from pipelinejob_trainer.models.divided_loss import divided
-from pipelinejob_trainer.models.loss import token_cross_entropy
+from pipelinejob_trainer.models.losses.divided_loss import divided
+from pipelinejob_trainer.models.losses.loss import token_cross_entropy
 from pipelinejob_trainer.models.part import Part, build_part, num_layers, walk_of
 from processes import HANG_S
 

@@ -8,7 +8,7 @@ from collections import Counter
 from fakecluster import phase, pinned_node
 from pipelinejob.base import names
 from pipelinejob_operator.cluster import Key
-from pipelinejob_operator.objects.pod_template import merge
+from pipelinejob_operator.objects.making.pod_template import merge
 
 
 class Lawful:

@@ -30,9 +30,9 @@ from pipelinejob_trainer.communication.process_groups import connect, process_gr
 from pipelinejob_trainer.data.dataset import Dataset
 from pipelinejob_trainer.data.text import training_text
 from pipelinejob_trainer.data.windows import ByteWindows
-from pipelinejob_trainer.models.auxiliary_loss import gathering
 from pipelinejob_trainer.models.first_layer import extra_inputs
 from pipelinejob_trainer.models.identity import layer_of
+from pipelinejob_trainer.models.losses.auxiliary_loss import gathering
 from pipelinejob_trainer.models.part import Part as ModelPart
 from pipelinejob_trainer.models.part import build_part, num_layers
 from pipelinejob_trainer.runtime.asynchronous import Update

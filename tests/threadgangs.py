@@ -12,7 +12,7 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import StepRecord
 from pipelinejob_trainer.base.seeds import mix
 from pipelinejob_trainer.data.dataset import open_dataset
-from pipelinejob_trainer.models import entrypoint
+from pipelinejob_trainer.models.own import entrypoint
 from pipelinejob_trainer.optimizers.rates import clip_factor, learning_rate
 from pipelinejob_trainer.process.signals import StopRequest
 from pipelinejob_trainer.process.stage_status import StageStatus

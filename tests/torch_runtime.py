@@ -15,7 +15,7 @@ from torch import distributed, nn
 from pipelinejob.schedules.actions import ActionKind, Schedule
 from pipelinejob.spec.job import Precision
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.models.loss import cross_entropy
+from pipelinejob_trainer.models.losses.loss import cross_entropy
 from pipelinejob_trainer.models.part import LayerEntry
 from pipelinejob_trainer.runtime.feed import Batches
 from pipelinejob_trainer.runtime.runtime import StepResult

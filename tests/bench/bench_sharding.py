@@ -32,7 +32,7 @@ from pipelinejob.spec.job import Data, DecoderModel, Model, ScheduleSpec, Shardi
 from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.communication.process_groups import connect, process_groups
 from pipelinejob_trainer.data.dataset import open_dataset
-from pipelinejob_trainer.models.loss import cross_entropy
+from pipelinejob_trainer.models.losses.loss import cross_entropy
 from pipelinejob_trainer.models.part import build_part
 from pipelinejob_trainer.runtime.rank import build_rank
 from pipelinejob_trainer.runtime.recorder import Recorder

@@ -22,7 +22,7 @@ from harness import Player
 from pipelinejob.schedules import torch_csv
 from pipelinejob.schedules.actions import Schedule, folded, looped
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob_trainer.models.loss import cross_entropy
+from pipelinejob_trainer.models.losses.loss import cross_entropy
 from pipelinejob_trainer.models.part import build_part
 from pipelines import CPU, Job
 

@@ -58,8 +58,8 @@ FIELD = """    tall: Annotated[TallModel | None, Field(description="Tall.")] = N
 def source(tmp_path_factory: pytest.TempPathFactory):
     source = copied(tmp_path_factory.mktemp("copy"))
     spec: Path = source / "pipelinejob" / "spec"
-    insert(spec / "built_in.py", SIZES, before="BUILT_IN: Mapping")
-    insert(spec / "built_in.py", '"tall": TallModel, ', before='"gpt": GptModel, ')
+    insert(spec / "families" / "built_in.py", SIZES, before="BUILT_IN: Mapping")
+    insert(spec / "families" / "built_in.py", '"tall": TallModel, ', before='"gpt": GptModel, ')
     insert(spec / "workload.py", "TallModel, ", before="GptModel\n")
     insert(spec / "workload.py", FIELD, before="    gpt: Annotated[GptModel | None")
     models: Path = source / "pipelinejob_trainer" / "models"

@@ -10,7 +10,7 @@ from pipelinejob_operator.kube import kueue
 from pipelinejob_operator.kube.api import NotFoundError
 from pipelinejob_operator.kube.informer import Timings
 from pipelinejob_operator.kube.kueue import KueueCache
-from pipelinejob_operator.objects.workload import workload_name
+from pipelinejob_operator.objects.peers.workload import workload_name
 
 KEY, UID = Key("default", "gpt"), "uid-1"
 

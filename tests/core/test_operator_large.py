@@ -10,7 +10,7 @@ from pipelinejob.base.errors import SpecError
 from pipelinejob.contract.plan import Assignment, LinkPlan, Placement, Plan
 from pipelinejob.spec.status import PipelineJobStatus, PlannedStage, PlanSummary, StageStatus
 from pipelinejob_operator.cluster import Key, TooLargeError
-from pipelinejob_operator.objects.plan_text import MAX_BYTES, plan_text
+from pipelinejob_operator.objects.making.plan_text import MAX_BYTES, plan_text
 from pipelinejob_operator.objects.status_size import MAX_SENTENCES_BYTES, MAX_STATUS_BYTES, bounded, size
 
 RANKS = 2048

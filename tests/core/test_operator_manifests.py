@@ -12,8 +12,8 @@ from jobs import job
 from operatorworld import SETTINGS
 from pipelinejob.base import names
 from pipelinejob_operator.objects.job import Rank, read_job
-from pipelinejob_operator.objects.manifests import headless_service, let_go, stage_pod
-from pipelinejob_operator.objects.pod_template import merge
+from pipelinejob_operator.objects.making.manifests import headless_service, let_go, stage_pod
+from pipelinejob_operator.objects.making.pod_template import merge
 
 GOLDEN = Path(__file__).parent / "golden"
 

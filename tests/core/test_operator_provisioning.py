@@ -6,7 +6,7 @@ from jobs import job, node
 from operatorworld import World
 from pipelinejob.base.errors import InvalidManifestError
 from pipelinejob_operator.cluster import InvalidError
-from pipelinejob_operator.objects.provisioning import request_name
+from pipelinejob_operator.objects.peers.provisioning import request_name
 from pipelinejob_operator.validation.validate import validate
 
 CONSUMES = "autoscaling.x-k8s.io/consume-provisioning-request"

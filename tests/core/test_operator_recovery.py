@@ -10,7 +10,7 @@ from operatorworld import SETTINGS, Mortal, World
 from pipelinejob.base.errors import InvalidManifestError
 from pipelinejob.contract.incarnation import Lost
 from pipelinejob.contract.progress import Phase, Progress
-from pipelinejob_operator.objects.tokens import authorization
+from pipelinejob_operator.objects.making.tokens import authorization
 from pipelinejob_operator.validation.validate import validate
 
 IN_PLACE = {"device": "cpu", "parallelism": {"pipeline": 3}, "recovery": {"inPlace": True, "waitSeconds": 120}}

@@ -7,7 +7,7 @@ import pytest
 from jobs import node
 from pipelinejob.base.quantities import quantity
 from pipelinejob_operator.admission.capacity import free_room
-from pipelinejob_operator.objects.pod_template import merge
+from pipelinejob_operator.objects.making.pod_template import merge
 from pipelinejob_operator.objects.requests import pod_requests
 
 

@@ -16,7 +16,7 @@ from pipelinejob_operator.cli.plan.document import document
 from pipelinejob_operator.cli.serve import _Changes, _only_job
 from pipelinejob_operator.objects.containers import stuck, trainer_ending
 from pipelinejob_operator.objects.job import Rank, read_job
-from pipelinejob_operator.objects.manifests import front_service, headless_service, stage_pod
+from pipelinejob_operator.objects.making.manifests import front_service, headless_service, stage_pod
 from pipelinejob_operator.report.plan_view import PlanView
 from pipelinejob_operator.validation.validate import defaulted, validate
 

@@ -23,7 +23,7 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob.costs.layers import analytic_profile
 from pipelinejob.fabric.hardware import default
 from pipelinejob.spec.job import Data, Device, GptModel, Model, Precision, ScheduleSpec
-from pipelinejob_trainer.models.loss import cross_entropy
+from pipelinejob_trainer.models.losses.loss import cross_entropy
 from pipelinejob_trainer.runtime.rank import build_rank
 
 HAS_GPU = torch.cuda.is_available()

@@ -14,7 +14,7 @@ from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.text import parse
 from pipelinejob.spec.job import GptModel, Model
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.models.loss import cross_entropy
+from pipelinejob_trainer.models.losses.loss import cross_entropy
 from pipelinejob_trainer.models.part import Part, build_part, num_layers
 from pipelinejob_trainer.runtime.weight_versions import Versions
 from pipelinejob_trainer.stage.randomness import reseeder, seed_of_pass

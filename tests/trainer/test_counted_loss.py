@@ -12,9 +12,9 @@ from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import DecoderModel, Experts, Model
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.data.micro_batch import IGNORED
-from pipelinejob_trainer.models.auxiliary_loss import gathering
-from pipelinejob_trainer.models.counted_loss import CountedLoss, loss_of
-from pipelinejob_trainer.models.loss import cross_entropy, token_cross_entropy
+from pipelinejob_trainer.models.losses.auxiliary_loss import gathering
+from pipelinejob_trainer.models.losses.counted_loss import CountedLoss, loss_of
+from pipelinejob_trainer.models.losses.loss import cross_entropy, token_cross_entropy
 from pipelinejob_trainer.models.part import Part, build_part, num_layers
 from pipelines import Job, Outcome, Threads, keep_gradients, merged
 

@@ -11,7 +11,7 @@ import torch
 from pipelinejob.spec.job import Model
 from pipelinejob.spec.workload import HuggingFaceModel
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.models.huggingface.folder import open_folder, with_sizes
+from pipelinejob_trainer.models.huggingface.files.folder import open_folder, with_sizes
 from pipelinejob_trainer.models.huggingface.positions import check_length
 
 LLAMA: dict[str, Any] = {

@@ -16,8 +16,8 @@ from torch import nn
 from pipelinejob.spec.job import Model
 from pipelinejob.spec.workload import HuggingFaceModel
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.models.huggingface.folder import open_folder
-from pipelinejob_trainer.models.huggingface.weights import FolderWeights
+from pipelinejob_trainer.models.huggingface.files.folder import open_folder
+from pipelinejob_trainer.models.huggingface.files.weights import FolderWeights
 
 BLOCKS = 2
 LLAMA: dict[str, Any] = {

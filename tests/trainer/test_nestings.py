@@ -30,7 +30,7 @@ from pipelinejob_trainer.communication.agreement import ParcelSpec
 from pipelinejob_trainer.communication.links import Links
 from pipelinejob_trainer.communication.packing import Layout, TensorSpec
 from pipelinejob_trainer.data.micro_batch import MicroBatch
-from pipelinejob_trainer.models.loss import cross_entropy
+from pipelinejob_trainer.models.losses.loss import cross_entropy
 from pipelines import (
     Job,
     evaluate_threads,

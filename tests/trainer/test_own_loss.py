@@ -13,7 +13,7 @@ from pipelinejob_trainer.base.errors import LayerError, UserError
 from pipelinejob_trainer.base.seeds import mix
 from pipelinejob_trainer.communication.links import Links
 from pipelinejob_trainer.data.dataset import open_dataset
-from pipelinejob_trainer.models.loss import load_loss
+from pipelinejob_trainer.models.losses.loss import load_loss
 from pipelinejob_trainer.runtime.rank import Rank, build_rank
 from pipelinejob_trainer.runtime.recorder import Recorder
 from pipelinejob_trainer.runtime.runtime import Runtime

@@ -19,9 +19,10 @@ from pipelinejob.spec.workload import HuggingFaceModel
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.nesting import Passed
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
-from pipelinejob_trainer.models.divided_loss import divided
-from pipelinejob_trainer.models.huggingface import division, safetensors_file
-from pipelinejob_trainer.models.loss import token_cross_entropy
+from pipelinejob_trainer.models.huggingface import division
+from pipelinejob_trainer.models.huggingface.files import safetensors_file
+from pipelinejob_trainer.models.losses.divided_loss import divided
+from pipelinejob_trainer.models.losses.loss import token_cross_entropy
 from pipelinejob_trainer.models.part import Part, build_part
 from pipelinejob_trainer.stage.stage import Stage
 

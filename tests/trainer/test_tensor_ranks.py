@@ -21,8 +21,8 @@ from pipelinejob.models.counts import Batch, count
 from pipelinejob.spec.job import Data, DecoderModel, Device, GptModel, Model, Precision, ScheduleSpec, Training
 from pipelinejob_trainer.base.nesting import Passed
 from pipelinejob_trainer.communication.tensor_group import TensorGroup
-from pipelinejob_trainer.models.divided_loss import divided
-from pipelinejob_trainer.models.loss import token_cross_entropy
+from pipelinejob_trainer.models.losses.divided_loss import divided
+from pipelinejob_trainer.models.losses.loss import token_cross_entropy
 from pipelinejob_trainer.models.part import build_part, num_layers
 from pipelinejob_trainer.process.tensor_ranks import Ended, cause, merged
 from pipelinejob_trainer.profile.memory import layer_memory

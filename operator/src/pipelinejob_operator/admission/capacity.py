@@ -12,7 +12,7 @@ from pipelinejob.contract.plan import Placement
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import Job, Rank
-from pipelinejob_operator.objects.manifests import kind_of_stage
+from pipelinejob_operator.objects.making.manifests import kind_of_stage
 from pipelinejob_operator.objects.requests import is_one_a_node, pod_requests
 
 Free = Mapping[str, Resources]  # by the names of nodes

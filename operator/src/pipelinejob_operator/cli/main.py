@@ -21,7 +21,7 @@ _COMMANDS = (
     LazyCommand(
         "serve",
         "pipelinejob_operator.cli.serve:serve",
-        summary="Answer requests with the manifest's model on this machine, over HTTP as OpenAI does.",
+        summary="Answer requests with the manifest's model on this machine, over HTTP as OpenAI does, or those of a file.",
     ),
     LazyCommand(
         "plan",

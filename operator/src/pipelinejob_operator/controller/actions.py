@@ -17,11 +17,11 @@ from pipelinejob_operator.controller.turns.measurements import placement_of
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, parse_time
-from pipelinejob_operator.objects.manifests import let_go, plan_config_map, services_of, stage_pod
-from pipelinejob_operator.objects.pod_template import merge
+from pipelinejob_operator.objects.making.manifests import let_go, plan_config_map, services_of, stage_pod
+from pipelinejob_operator.objects.making.pod_template import merge
+from pipelinejob_operator.objects.making.tokens import with_token
+from pipelinejob_operator.objects.peers.provisioning import consumption
 from pipelinejob_operator.objects.pods import StagePod
-from pipelinejob_operator.objects.provisioning import consumption
-from pipelinejob_operator.objects.tokens import with_token
 
 _PODS_A_PASS = 256
 

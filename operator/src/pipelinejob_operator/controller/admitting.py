@@ -13,7 +13,7 @@ from pipelinejob_operator.controller.turns.quota import REFUSED
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, format_time
-from pipelinejob_operator.objects.manifests import kind_of_stage
+from pipelinejob_operator.objects.making.manifests import kind_of_stage
 from pipelinejob_operator.objects.pods import StagePod
 
 

@@ -31,8 +31,8 @@ from pipelinejob_operator.cluster import Key, Object
 from pipelinejob_operator.controller.costs import Costs
 from pipelinejob_operator.controller.turns.measurements import placement_of
 from pipelinejob_operator.objects.job import Job
-from pipelinejob_operator.objects.manifests import kind_of_stage
-from pipelinejob_operator.objects.plan_text import plan_text
+from pipelinejob_operator.objects.making.manifests import kind_of_stage
+from pipelinejob_operator.objects.making.plan_text import plan_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,9 +39,9 @@ from pipelinejob_operator.kube.provisioning import ProvisioningCache, on_request
 from pipelinejob_operator.kube.recorder import EventMetrics, Recorder
 from pipelinejob_operator.kube.watched import Watch, Watched
 from pipelinejob_operator.kube.writes import MANAGER, Writes
-from pipelinejob_operator.objects.provisioning import KIND as PROVISIONING_KIND
-from pipelinejob_operator.objects.tokens import authorization
-from pipelinejob_operator.objects.workload import KIND as WORKLOAD
+from pipelinejob_operator.objects.making.tokens import authorization
+from pipelinejob_operator.objects.peers.provisioning import KIND as PROVISIONING_KIND
+from pipelinejob_operator.objects.peers.workload import KIND as WORKLOAD
 
 _PROGRESS_TIMEOUT_S = 2.0
 

@@ -12,7 +12,7 @@ from pipelinejob_operator.kube import projection
 from pipelinejob_operator.kube.api import Api, NotFoundError
 from pipelinejob_operator.kube.informer import Backoff, Change, Informer, Timings, without_managed_fields
 from pipelinejob_operator.kube.watched import Watch, Watched
-from pipelinejob_operator.objects.workload import KIND, workload_name
+from pipelinejob_operator.objects.peers.workload import KIND, workload_name
 
 _log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from pipelinejob_operator.cluster import Autoscaler, Key, Object
 from pipelinejob_operator.kube.informer import Change
 from pipelinejob_operator.kube.watched import Watched
 from pipelinejob_operator.objects.ownership import controller, is_owned
-from pipelinejob_operator.objects.provisioning import KIND, TEMPLATE_KIND, request_name
+from pipelinejob_operator.objects.peers.provisioning import KIND, TEMPLATE_KIND, request_name
 
 FOLDERS = {
     KIND: ("/apis/autoscaling.x-k8s.io/v1", "provisioningrequests"),

@@ -33,8 +33,8 @@ from pipelinejob_operator.local.node.folders import PodFolders
 from pipelinejob_operator.local.node.kubelet import Kubelet, LocalPod, conditions, now
 from pipelinejob_operator.local.node.machine import Machine
 from pipelinejob_operator.local.runfolder import RunFolder
-from pipelinejob_operator.objects.pod_template import merge
-from pipelinejob_operator.objects.tokens import authorization
+from pipelinejob_operator.objects.making.pod_template import merge
+from pipelinejob_operator.objects.making.tokens import authorization
 
 
 class LocalCluster:

@@ -184,7 +184,7 @@ def _same(model: DecoderModel) -> dict[str, Any]:
 def _hugging_face(trained: Trained) -> Target:
     from pipelinejob_trainer.models.huggingface.build import checked  # noqa: PLC0415  # transformers, seconds to import
     from pipelinejob_trainer.models.huggingface.cut import cut  # noqa: PLC0415  # as above
-    from pipelinejob_trainer.models.huggingface.folder import open_folder  # noqa: PLC0415  # as above
+    from pipelinejob_trainer.models.huggingface.files.folder import open_folder  # noqa: PLC0415  # as above
 
     folder = open_folder(trained.model)
     trusts = folder.trust_remote_code

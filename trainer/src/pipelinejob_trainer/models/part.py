@@ -26,12 +26,12 @@ from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.seeds import mix
 from pipelinejob_trainer.base.user_code import preparing
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
-from pipelinejob_trainer.models import entrypoint
 from pipelinejob_trainer.models.families import family_of
 from pipelinejob_trainer.models.huggingface import layers as huggingface
 from pipelinejob_trainer.models.identity import Made, Place, fill, immutable, layer_of, new_buffer, of_layer, places
 from pipelinejob_trainer.models.lora import Adapters, adapt, digest_of, hold_short
 from pipelinejob_trainer.models.master_weights import to_masters, to_training
+from pipelinejob_trainer.models.own import entrypoint
 from pipelinejob_trainer.models.tensor_parallel import Slice, share
 from pipelinejob_trainer.models.walk import Runner, Walk, one_after_another
 

@@ -12,7 +12,7 @@ import torch
 from torch import _foreach_mul_, _foreach_norm  # see adamw.py
 
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.models.refusals import SPARSE
+from pipelinejob_trainer.models.own.refusals import SPARSE
 from pipelinejob_trainer.optimizers.rule import Batch, Rule
 
 # Updated at once: on a GPU few kernels are to be started; on a CPU there is one a parameter anyhow.

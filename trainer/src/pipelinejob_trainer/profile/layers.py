@@ -20,9 +20,9 @@ from pipelinejob.costs.layers import LayerCost
 from pipelinejob.spec.job import Precision
 from pipelinejob_trainer.base.nesting import Passed
 from pipelinejob_trainer.data.micro_batch import Inputs
-from pipelinejob_trainer.models.loss import Loss, load_loss, token_cross_entropy
+from pipelinejob_trainer.models.losses.loss import Loss, load_loss, token_cross_entropy
+from pipelinejob_trainer.models.own.refusals import check_layer
 from pipelinejob_trainer.models.part import LayerEntry, build_part, num_layers
-from pipelinejob_trainer.models.refusals import check_layer
 from pipelinejob_trainer.optimizers.choice import hidden_matrices, make_optimizer
 from pipelinejob_trainer.optimizers.groups import freeze
 from pipelinejob_trainer.profile.memory import LayerMemory, Received, layer_memory, own_copy, starting_gradient

@@ -10,10 +10,10 @@ from pipelinejob.spec.job import Precision, Sharding
 from pipelinejob_trainer.communication.links import Links
 from pipelinejob_trainer.communication.process_groups import rank_of
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
-from pipelinejob_trainer.models.divided_loss import divided
-from pipelinejob_trainer.models.loss import load_loss, token_cross_entropy
+from pipelinejob_trainer.models.losses.divided_loss import divided
+from pipelinejob_trainer.models.losses.loss import load_loss, token_cross_entropy
+from pipelinejob_trainer.models.own.refusals import check_layer
 from pipelinejob_trainer.models.part import Part, build_part
-from pipelinejob_trainer.models.refusals import check_layer
 from pipelinejob_trainer.optimizers.groups import freeze
 from pipelinejob_trainer.runtime.feed import Batches
 from pipelinejob_trainer.runtime.layout import Layout, layout_of

@@ -22,7 +22,7 @@ from pipelinejob_trainer.base.errors import PeerLostError, UserError
 from pipelinejob_trainer.base.waiting import awaiting
 from pipelinejob_trainer.communication.process_groups import new_group, rank_of
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
-from pipelinejob_trainer.models.refusals import SPARSE
+from pipelinejob_trainer.models.own.refusals import SPARSE
 
 _BUCKET_BYTES = 64 << 20  # gradients are copied into a bucket before they travel; so much is held twice at a time
 

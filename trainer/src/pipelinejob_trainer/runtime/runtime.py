@@ -32,7 +32,7 @@ class StepResult:
 
     `loss_sum` is this rank's part of the global batch's loss, of which `counted` of `num_targets`
     count. Summed over all ranks, and multiplied by targets / counted, it is the mean loss in nats per
-    token (`models.counted_loss`). All are zero on ranks without a last stage; tensors stay on the device.
+    token (`models.losses.counted_loss`). All are zero on ranks without a last stage; tensors stay on the device.
     """
 
     loss_sum: torch.Tensor

@@ -9,7 +9,7 @@ from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.models.huggingface.build import build
 from pipelinejob_trainer.models.huggingface.chunk import Runner
 from pipelinejob_trainer.models.huggingface.cut import Cut
-from pipelinejob_trainer.models.huggingface.folder import open_folder
+from pipelinejob_trainer.models.huggingface.files.folder import open_folder
 from pipelinejob_trainer.models.part import build_part
 from pipelinejob_trainer.serving.cache import Pool
 from pipelinejob_trainer.serving.check import Servable, check_decoding

@@ -10,10 +10,10 @@ from torch import nn
 
 from pipelinejob.spec.job import Precision
 from pipelinejob_trainer.base.user_code import backward_raised, checked_output, forward_raised
-from pipelinejob_trainer.models.auxiliary_loss import gathering, with_terms
-from pipelinejob_trainer.models.counted_loss import loss_of
 from pipelinejob_trainer.models.first_layer import takes_positions
-from pipelinejob_trainer.models.loss import Loss, OwnLoss, token_cross_entropy
+from pipelinejob_trainer.models.losses.auxiliary_loss import gathering, with_terms
+from pipelinejob_trainer.models.losses.counted_loss import loss_of
+from pipelinejob_trainer.models.losses.loss import Loss, OwnLoss, token_cross_entropy
 from pipelinejob_trainer.models.part import LayerEntry, walk_of
 from pipelinejob_trainer.stage.autograd_functions import is_against_hooks, not_in_halves
 from pipelinejob_trainer.stage.border import entrances_at

@@ -19,7 +19,7 @@ from pipelinejob_trainer.base.errors import ChangedInPlaceError, LayerError, Use
 from pipelinejob_trainer.base.nesting import Gradients, Parcel, Passed, Structure, flatten, parcel, paths
 from pipelinejob_trainer.base.user_code import named
 from pipelinejob_trainer.data.micro_batch import Inputs
-from pipelinejob_trainer.models.loss import Loss, token_cross_entropy
+from pipelinejob_trainer.models.losses.loss import Loss, token_cross_entropy
 from pipelinejob_trainer.models.master_weights import to_training
 from pipelinejob_trainer.models.part import LayerEntry
 from pipelinejob_trainer.stage.autograd_engine import accumulate

@@ -29,11 +29,11 @@ from pipelinejob_trainer.base.seeds import mix
 from pipelinejob_trainer.base.user_code import through_layer
 from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.data.micro_batch import MicroBatch
-from pipelinejob_trainer.models.auxiliary_loss import gathering, with_terms
-from pipelinejob_trainer.models.counted_loss import loss_of
 from pipelinejob_trainer.models.first_layer import extra_inputs
 from pipelinejob_trainer.models.lora import stirred
-from pipelinejob_trainer.models.loss import Loss, load_loss, token_cross_entropy
+from pipelinejob_trainer.models.losses.auxiliary_loss import gathering, with_terms
+from pipelinejob_trainer.models.losses.counted_loss import loss_of
+from pipelinejob_trainer.models.losses.loss import Loss, load_loss, token_cross_entropy
 from pipelinejob_trainer.models.part import Part, build_part, num_layers
 from pipelinejob_trainer.optimizers.groups import freeze
 from pipelinejob_trainer.runtime.rank import Rank, build_rank

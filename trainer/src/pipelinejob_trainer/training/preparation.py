@@ -15,7 +15,7 @@ from pipelinejob_trainer.communication.tensor_group import TensorGroup
 from pipelinejob_trainer.data.dataset import Dataset, open_dataset, open_evaluation
 from pipelinejob_trainer.data.position import TextIdentity
 from pipelinejob_trainer.models.first_layer import takes_positions
-from pipelinejob_trainer.models.huggingface.folder import with_sizes
+from pipelinejob_trainer.models.huggingface.files.folder import with_sizes
 from pipelinejob_trainer.optimizers.groups import check_groups
 from pipelinejob_trainer.process.config import Config
 from pipelinejob_trainer.process.output import Output, say

@@ -15,7 +15,7 @@ from pipelinejob_operator.admission.line.priority import NO_PRIORITY_CLASS, Prio
 from pipelinejob_operator.cluster import Kueue, Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, format_time
-from pipelinejob_operator.objects.workload import (
+from pipelinejob_operator.objects.peers.workload import (
     MAX_POD_SETS,
     PRIORITY_CLASS_LABEL,
     PodSet,

@@ -12,7 +12,7 @@ from pipelinejob.base import names
 from pipelinejob_operator.cluster import Key, Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
-from pipelinejob_operator.objects.manifests import kind_of_stage, stage_pod
+from pipelinejob_operator.objects.making.manifests import kind_of_stage, stage_pod
 from pipelinejob_operator.objects.requests import pod_requests
 
 NodeSelector = Mapping[str, Any]

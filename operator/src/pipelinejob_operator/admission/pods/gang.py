@@ -13,7 +13,7 @@ from pipelinejob_operator.admission.pods.neighbours import Neighbours, apart_ter
 from pipelinejob_operator.admission.pods.spreading import spreads
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import Job, Rank
-from pipelinejob_operator.objects.manifests import kind_of_stage
+from pipelinejob_operator.objects.making.manifests import kind_of_stage
 from pipelinejob_operator.objects.requests import pod_requests
 from pipelinejob_operator.objects.selectors import selects_node
 

@@ -9,7 +9,7 @@ from pipelinejob_operator.cli.given.manifests import GivenJob
 from pipelinejob_operator.cli.plan.inventory import as_stored
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Rank
-from pipelinejob_operator.objects.manifests import plan_config_map, services_of, stage_pod
+from pipelinejob_operator.objects.making.manifests import plan_config_map, services_of, stage_pod
 from pipelinejob_operator.report.plan_view import PlanView, RankView, cache_bytes, memory_parts
 
 

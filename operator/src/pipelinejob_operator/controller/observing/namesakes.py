@@ -7,7 +7,7 @@ place for the job, and what comes in between is noticed when the job's own is ma
 from pipelinejob.base import names
 from pipelinejob_operator.cluster import Cluster
 from pipelinejob_operator.controller.observing.observe import Observed
-from pipelinejob_operator.objects.manifests import services_of
+from pipelinejob_operator.objects.making.manifests import services_of
 from pipelinejob_operator.objects.ownership import Obstacle, obstacle
 
 

@@ -17,9 +17,9 @@ from pipelinejob_operator.cluster import Autoscaler, Cluster, Event, Object
 from pipelinejob_operator.controller.observing.memo import StagePods
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
+from pipelinejob_operator.objects.making.unnumbered import pod_names
 from pipelinejob_operator.objects.ownership import Obstacle, obstacle
 from pipelinejob_operator.objects.pods import StagePod
-from pipelinejob_operator.objects.unnumbered import pod_names
 
 MAX_QUESTIONS_AT_ONCE = 16
 _MAX_HEARD = 8  # pods of a gang: what keeps it from being up is told by a few

@@ -29,8 +29,8 @@ from pipelinejob_operator.controller.turns.measurements import with_plan, with_p
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
-from pipelinejob_operator.objects.manifests import rendezvous
-from pipelinejob_operator.objects.unnumbered import is_numbered, numbering, pod_names, shape, unnumbered_pod
+from pipelinejob_operator.objects.making.manifests import rendezvous
+from pipelinejob_operator.objects.making.unnumbered import is_numbered, numbering, pod_names, shape, unnumbered_pod
 
 
 def watch_binding(turn: Turn, observed: Observed, settings: ControllerSettings) -> Turn:

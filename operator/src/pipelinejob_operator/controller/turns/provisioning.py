@@ -17,9 +17,15 @@ from pipelinejob_operator.controller.turns import transitions
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import condition, parse_time
-from pipelinejob_operator.objects.provisioning import MAX_POD_SETS, asks_alike, pod_templates, request, request_name
-from pipelinejob_operator.objects.workload import PodSet, holds, pod_sets
-from pipelinejob_operator.objects.workload import condition as answer_of
+from pipelinejob_operator.objects.peers.provisioning import (
+    MAX_POD_SETS,
+    asks_alike,
+    pod_templates,
+    request,
+    request_name,
+)
+from pipelinejob_operator.objects.peers.workload import PodSet, holds, pod_sets
+from pipelinejob_operator.objects.peers.workload import condition as answer_of
 
 REFUSED = "ProvisioningRefused"
 _NEEDS_NODES = frozenset({NO_ROOM, NEVER_FITS, REFUSED})

@@ -10,7 +10,7 @@ from pipelinejob_operator.controller.turns import transitions
 from pipelinejob_operator.controller.turns.measurements import with_last_words
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.job import condition
-from pipelinejob_operator.objects.workload import holds
+from pipelinejob_operator.objects.peers.workload import holds
 
 REFUSED = "Refused"  # by admission: Kueue's webhook, or a policy
 

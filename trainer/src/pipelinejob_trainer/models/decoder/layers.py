@@ -26,10 +26,10 @@ from torch.nn import functional
 from pipelinejob.spec.job import DecoderModel
 from pipelinejob_trainer.base.user_code import BuiltInLayer
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
-from pipelinejob_trainer.models.auxiliary_loss import add_to_loss
 from pipelinejob_trainer.models.decoder.experts import MixtureOfExperts
 from pipelinejob_trainer.models.decoder.norm import HeadNorm, RMSNorm
 from pipelinejob_trainer.models.decoder.rotary import Waves, attention_mask, rotate, turns
+from pipelinejob_trainer.models.losses.auxiliary_loss import add_to_loss
 from pipelinejob_trainer.models.tensor_parallel import Slice, Slices, closing, entered, looked_up
 
 _INITIAL_DEVIATION = 0.02

@@ -20,7 +20,6 @@ from torch.nn import functional
 from pipelinejob_trainer.base.errors import LayerError, UserError
 from pipelinejob_trainer.base.nesting import flatten, unflatten
 from pipelinejob_trainer.base.user_code import error_text
-from pipelinejob_trainer.models.auxiliary_loss import gathering
 from pipelinejob_trainer.models.huggingface.anatomy import Anatomy, anatomy_of
 from pipelinejob_trainer.models.huggingface.balance import FLAG, balance_of
 from pipelinejob_trainer.models.huggingface.chunk import Runner
@@ -28,6 +27,7 @@ from pipelinejob_trainer.models.huggingface.cut import cut, materialise
 from pipelinejob_trainer.models.huggingface.find import num_blocks, refuse_encoder_decoder, refused, skeleton
 from pipelinejob_trainer.models.huggingface.shrink import VOCABULARY, Sizes, kinds_of, shrunk
 from pipelinejob_trainer.models.identity import places
+from pipelinejob_trainer.models.losses.auxiliary_loss import gathering
 
 _ROWS = 2
 _DOCUMENTS = (5, 7)  # lengths of the documents in a row, where it has several

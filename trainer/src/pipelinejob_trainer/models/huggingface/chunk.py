@@ -23,9 +23,9 @@ from torch import nn
 
 from pipelinejob_trainer.base.errors import LayerError, UserError
 from pipelinejob_trainer.base.user_code import forward_raised
-from pipelinejob_trainer.models.auxiliary_loss import add_to_loss
 from pipelinejob_trainer.models.huggingface.balance import FLAG, Routed, balance_of, let_routers_tell, told_by_routers
 from pipelinejob_trainer.models.huggingface.cut import Cut, owner_of
+from pipelinejob_trainer.models.losses.auxiliary_loss import add_to_loss
 from pipelinejob_trainer.models.walk import Through
 
 # The hidden state, with positions where they are not plain, and what routers did where that adds to the loss.

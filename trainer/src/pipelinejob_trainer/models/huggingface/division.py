@@ -25,7 +25,7 @@ from torch import nn
 
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.communication.tensor_group import TensorGroup
-from pipelinejob_trainer.models.huggingface.folder import few
+from pipelinejob_trainer.models.huggingface.files.folder import few
 from pipelinejob_trainer.models.tensor_parallel import (
     Slice,
     closing,

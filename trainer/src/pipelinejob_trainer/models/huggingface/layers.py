@@ -13,9 +13,9 @@ from torch import nn
 
 from pipelinejob.spec.job import Model, Weights
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
-from pipelinejob_trainer.models.huggingface.folder import ModelFolder, open_folder
+from pipelinejob_trainer.models.huggingface.files.folder import ModelFolder, open_folder
+from pipelinejob_trainer.models.huggingface.files.weights import FolderWeights
 from pipelinejob_trainer.models.huggingface.positions import check_length
-from pipelinejob_trainer.models.huggingface.weights import FolderWeights
 from pipelinejob_trainer.models.identity import Made, Place, of_layer, places
 from pipelinejob_trainer.models.tensor_parallel import Slice
 from pipelinejob_trainer.models.walk import Runner

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.models.huggingface.folder import CONFIG
+from pipelinejob_trainer.models.huggingface.files.folder import CONFIG
 
 _IS_OF_POSITIONS = re.compile(r"pos|wpe", re.IGNORECASE)
 

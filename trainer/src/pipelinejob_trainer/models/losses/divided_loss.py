@@ -10,8 +10,8 @@ import torch
 
 from pipelinejob_trainer.base.targets import IGNORED
 from pipelinejob_trainer.communication.tensor_group import TensorGroup
-from pipelinejob_trainer.models.counted_loss import Given
-from pipelinejob_trainer.models.loss import Loss, OwnLoss, all_count
+from pipelinejob_trainer.models.losses.counted_loss import Given
+from pipelinejob_trainer.models.losses.loss import Loss, OwnLoss, all_count
 from pipelinejob_trainer.models.tensor_parallel import gathered
 
 

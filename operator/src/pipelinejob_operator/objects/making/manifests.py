@@ -9,8 +9,8 @@ from pipelinejob.spec.job import Device, Mode, PipelineJobSpec
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
-from pipelinejob_operator.objects.plan_text import plan_text
-from pipelinejob_operator.objects.pod_template import merge
+from pipelinejob_operator.objects.making.plan_text import plan_text
+from pipelinejob_operator.objects.making.pod_template import merge
 
 USER_ID = 65532  # "nonroot" of distroless images; any number but 0 would do
 TERMINATION_LOG = "/dev/termination-log"

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from pipelinejob_trainer.models.huggingface.folder import adapter_alone, bad, command, few, from_gguf
-from pipelinejob_trainer.models.huggingface.safetensors_file import Stored, tensors_of
+from pipelinejob_trainer.models.huggingface.files.folder import adapter_alone, bad, command, few, from_gguf
+from pipelinejob_trainer.models.huggingface.files.safetensors_file import Stored, tensors_of
 
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

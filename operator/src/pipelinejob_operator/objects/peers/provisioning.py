@@ -12,8 +12,8 @@ from pipelinejob.base import names
 from pipelinejob.spec.scheduling import Provisioning
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import Job
-from pipelinejob_operator.objects.manifests import owner_reference
-from pipelinejob_operator.objects.workload import PodSet, holds
+from pipelinejob_operator.objects.making.manifests import owner_reference
+from pipelinejob_operator.objects.peers.workload import PodSet, holds
 
 KIND = "ProvisioningRequest"
 API_VERSION = "autoscaling.x-k8s.io/v1"

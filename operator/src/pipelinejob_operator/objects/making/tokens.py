@@ -8,7 +8,7 @@ import secrets
 
 from pipelinejob.base import names
 from pipelinejob_operator.cluster import Object
-from pipelinejob_operator.objects.pod_template import merge
+from pipelinejob_operator.objects.making.pod_template import merge
 
 
 def with_token(pod: Object) -> dict[str, object]:

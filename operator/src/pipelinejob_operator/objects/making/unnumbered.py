@@ -12,8 +12,8 @@ from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
-from pipelinejob_operator.objects.manifests import kept_off, stage_pod, stage_template
-from pipelinejob_operator.objects.pod_template import merge
+from pipelinejob_operator.objects.making.manifests import kept_off, stage_pod, stage_template
+from pipelinejob_operator.objects.making.pod_template import merge
 
 _VOLUME = "rank"
 # What it cannot know yet.

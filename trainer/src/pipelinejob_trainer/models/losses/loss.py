@@ -18,8 +18,8 @@ from pipelinejob_trainer.base.errors import LayerError, UserError
 from pipelinejob_trainer.base.nesting import NestingError, flatten
 from pipelinejob_trainer.base.targets import IGNORED
 from pipelinejob_trainer.base.user_code import loss_raised
-from pipelinejob_trainer.models.counted_loss import Given, loss_of
-from pipelinejob_trainer.models.entrypoint import find
+from pipelinejob_trainer.models.losses.counted_loss import Given, loss_of
+from pipelinejob_trainer.models.own.entrypoint import find
 
 Loss = Callable[[Any, torch.Tensor], Given]
 

@@ -19,7 +19,7 @@ import torch
 
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.communication.tensor_group import TensorGroup
-from pipelinejob_trainer.models.huggingface.folder import bad, few
+from pipelinejob_trainer.models.huggingface.files.folder import bad, few
 from pipelinejob_trainer.models.tensor_parallel import Slice
 
 _PIECE_BYTES = 2**20

@@ -14,8 +14,8 @@ from pipelinejob.spec.job import PipelineJobSpec, StageTemplate
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
-from pipelinejob_operator.objects.manifests import owner_reference, stage_pod, stage_template
-from pipelinejob_operator.objects.pod_template import merge
+from pipelinejob_operator.objects.making.manifests import owner_reference, stage_pod, stage_template
+from pipelinejob_operator.objects.making.pod_template import merge
 
 KIND = "Workload"
 PRIORITY_CLASS_LABEL = "kueue.x-k8s.io/priority-class"

@@ -19,9 +19,9 @@ from torch import nn
 
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.user_code import error_text, is_theirs, own_frames
-from pipelinejob_trainer.models.functions import TensorsBefore, made_anew
-from pipelinejob_trainer.models.hidden import check_hidden
 from pipelinejob_trainer.models.identity import Made, immutable, of_layer, ties, trained
+from pipelinejob_trainer.models.own.functions import TensorsBefore, made_anew
+from pipelinejob_trainer.models.own.hidden import check_hidden
 
 _FIELD = "spec.model.entrypoint"
 

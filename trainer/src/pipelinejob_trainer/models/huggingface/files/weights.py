@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from pipelinejob_trainer.base.user_code import error_text
-from pipelinejob_trainer.models.huggingface.checkpoint_files import CheckpointFiles
 from pipelinejob_trainer.models.huggingface.division import Division
-from pipelinejob_trainer.models.huggingface.folder import CONFIG, ModelFolder, bad, few
-from pipelinejob_trainer.models.huggingface.safetensors_file import Stored
+from pipelinejob_trainer.models.huggingface.files.checkpoint_files import CheckpointFiles
+from pipelinejob_trainer.models.huggingface.files.folder import CONFIG, ModelFolder, bad, few
+from pipelinejob_trainer.models.huggingface.files.safetensors_file import Stored
 
 
 @dataclass(slots=True, kw_only=True)

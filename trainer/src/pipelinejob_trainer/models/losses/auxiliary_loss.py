@@ -17,7 +17,7 @@ from contextvars import ContextVar
 
 import torch
 
-from pipelinejob_trainer.models.counted_loss import CountedLoss
+from pipelinejob_trainer.models.losses.counted_loss import CountedLoss
 
 _terms: ContextVar[list[torch.Tensor] | None] = ContextVar("terms_of_loss", default=None)
 

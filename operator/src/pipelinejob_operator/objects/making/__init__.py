@@ -1,0 +1,1 @@
+"""The objects that are made for a job: its config map, service and pods."""

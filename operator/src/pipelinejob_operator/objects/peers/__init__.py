@@ -1,0 +1,1 @@
+"""Objects by which others are asked: Kueue for quota, an autoscaler for nodes."""
