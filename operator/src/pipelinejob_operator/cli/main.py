@@ -21,7 +21,9 @@ _COMMANDS = (
     LazyCommand(
         "serve",
         "pipelinejob_operator.cli.serve:serve",
-        summary="Answer requests with the manifest's model on this machine, over HTTP as OpenAI does, or those of a file.",
+        summary=(
+            "Answer requests with the manifest's model on this machine, over HTTP as OpenAI does, or those of a file."
+        ),
     ),
     LazyCommand(
         "plan",
