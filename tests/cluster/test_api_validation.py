@@ -118,8 +118,8 @@ def test_kubectl_get_shows_how_a_job_does(client, api_server):
     client.send("DELETE", f"{JOBS}/shown")
     assert narrow[0].split() == ["NAME", "STATE", "STAGES", "STEP", "PROGRESS", "LOSS", "BUBBLE", "RESTARTS", "AGE"]
     assert narrow[1].split()[:-1] == ["shown", "Training", "4/4", "120", "40%", "2.431", "27.3%", "1"]
-    assert wide[0].split()[-5:] == ["SCHEDULE", "NODES", "CROSSINGS", "PENALTY", "TOKENS/S"]
-    assert re.search(r"1F1B\s+4: a, b, c, d\s+leaf 1, node 3\s+1\.2%\s+18250$", wide[1])
+    assert wide[0].split()[-7:] == ["SCHEDULE", "NODES", "CROSSINGS", "PENALTY", "TOKENS/S", "TTFT", "TPOT"]
+    assert re.search(r"1F1B\s+4: a, b, c, d\s+leaf 1, node 3\s+1\.2%\s+18250\s*$", wide[1])
 
 
 @settings(

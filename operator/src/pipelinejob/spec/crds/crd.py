@@ -48,6 +48,7 @@ COLUMNS = (
     Column("Nodes", ".status.nodes", "string", 1, "The nodes in use."),
     Column("Crossings", ".status.placement.crossed", "string", 1, "Neighbouring stages parted at each level."),
     Column("Penalty", ".status.placement.penalty", "string", 1, "Predicted share of a step that the crossings cost."),
+    Column("Tokens/s", ".status.tokensPerSecond", "string", 1, "Measured tokens a second."),
     Column(
         "TTFT",
         ".status.plan.serving[2].firstTokenSeconds",
@@ -62,7 +63,6 @@ COLUMNS = (
         1,
         "Predicted seconds from a token to the next, 16 requests at once, of a job that serves.",
     ),
-    Column("Tokens/s", ".status.tokensPerSecond", "string", 1, "Measured tokens a second."),
 )
 
 
