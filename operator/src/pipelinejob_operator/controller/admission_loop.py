@@ -172,7 +172,7 @@ class AdmissionLoop:
             return f"{first.key}, which {order.why_ahead(first, job)}, waits for room itself"
         free = self._room.free_without(job.uid, (node["metadata"]["name"] for node in self._room.nodes))
         try:
-            await beside_the_loop(chooser.choose, job, free)
+            await asyncio.to_thread(chooser.choose, job, free)
         except NoPlacementError as error:
             return str(error)
         return None
@@ -310,7 +310,7 @@ class AdmissionLoop:
         asking = self._asking(job, ahead)
         if len(job.ranks) < _LARGE:
             return deciding.fits(asking, free=asking.free)
-        return await beside_the_loop(deciding.fits, asking, free=dict(asking.free))
+        return await asyncio.to_thread(deciding.fits, asking, free=dict(asking.free))
 
     async def _choose(self, job: Job, ahead: Ahead, draft: Draft) -> Placed | None:
         """Choose nodes and promise them; between the last look at what is free and the promise, nobody has a turn."""
@@ -320,7 +320,7 @@ class AdmissionLoop:
         if len(job.ranks) < _LARGE:
             placement = find(free=asking.free)
         else:
-            placement = await beside_the_loop(find, free=dict(asking.free))
+            placement = await asyncio.to_thread(find, free=dict(asking.free))
         if placement is None or not self._room.is_waiting(job.uid):
             return None
         claims = claims_of(job, placement, self._admitted)

@@ -1,8 +1,8 @@
-"""Planning and placing beside the event loop, in at most two threads.
+"""Planning beside the event loop, in at most two threads.
 
-Threads that compute share one interpreter with the loop: it waits for its turn behind each of them, so that four large
-plans at once kept it waiting for up to 0.27 s, two do not (`tests/bench/bench_planning.py`). Of many jobs that are
-planned at once, the others wait here for a thread, and hold nobody up.
+Threads that compute share one interpreter with the loop, which waits for its turn behind each of them
+(`tests/bench/bench_planning.py` has what four large plans at once cost it). Of more jobs that are planned at once, the
+others wait here. Placing, which takes less and which others wait for, does not.
 """
 
 import asyncio

@@ -246,7 +246,7 @@ class Controller:
         if len(gang) < _LARGE:
             found = misfits(gang, nodes, free, others)
         else:
-            found = await beside_the_loop(misfits, gang, nodes, free, others)
+            found = await asyncio.to_thread(misfits, gang, nodes, free, others)
         if found:
             self._alike.forget(job.key.namespace)
             learn_from(self._admitted, job, observed.current)

@@ -124,7 +124,7 @@ def with_pods_made(status: PipelineJobStatus, plan: Plan, pods: Mapping[Rank, st
             update={
                 "plan": summarize(plan),
                 "stages": stages,
-                "steps": plan.training.steps if plan.serving is None else None,
+                "steps": _steps(plan),
             }
         )
     )
