@@ -178,7 +178,9 @@ def main() -> int:
     text = folder / "text"
     text.write_bytes(bytes((i * i * 31 + i // 7) % 256 for i in range(20_000)))
     shapes = [Shape(*degrees) for degrees in product((1, 2), repeat=3)]
-    shapes += [Shape(*shape[:3], Sharding.OPTIMIZER) for shape in shapes if shape.data > 1] + [Shape(4)]
+    sharded = [shape for shape in shapes if shape.data > 1]
+    shapes += [Shape(*shape[:3], each) for each in (Sharding.OPTIMIZER, Sharding.FULL) for shape in sharded]
+    shapes += [Shape(4)]
     shapes += [Shape(*shape[:4], sequence_parallel=True) for shape in shapes if shape.tensor > 1]
     schedules = (
         ScheduleName.GPIPE,
