@@ -249,7 +249,7 @@ RULES = [
     Bad("a partition that no route of auto has", {"spec.schedule.name": "auto", "spec.partition.layers": [2, 2, 2, 2, 2]}, "spec.partition.layers",
         "5 entries are no multiple of 4 stages"),
     Bad("parameters of own layers that replicas share", own_model() | {"spec.parallelism": _SHARED}, "spec.parallelism.sharding", "use optimizer, or a built-in or Hugging Face model"),
-    Bad("parameters beside adapters that replicas share", {"spec.parallelism": _SHARED, "spec.training.lora": {"rank": 2}}, "spec.parallelism.sharding", "of adapters the model that they stand beside is not"),
+    Bad("parameters beside adapters that replicas share", {"spec.parallelism": _SHARED, "spec.training.lora": {"targets": ["all"]}}, "spec.parallelism.sharding", "of adapters the model that they stand beside is not"),
     Bad("parameters that two ranks of a pipeline need at different times", {"spec.schedule.name": "DualPipe", "spec.parallelism": _SHARED}, "spec.parallelism.sharding", "DualPipe updates within a step, or holds each stage on two ranks"),
     Bad("both ends of three stages", {"spec.schedule.name": "DualPipe", "spec.parallelism.pipeline": 3}, "spec.parallelism.pipeline",
         "DualPipe runs from both ends and needs an even number of stages, not 3"),
