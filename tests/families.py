@@ -122,7 +122,7 @@ def _divided(family: str, tensor: int) -> tuple[str, str, bool]:
     from transformers import CONFIG_MAPPING
     from transformers.utils import logging
 
-    from meetings import gradients_differ
+    from support.training.meetings import gradients_differ
     from pipelinejob.spec.job import Data, Model
     from pipelinejob.spec.workload import HuggingFaceModel, Weights
     from pipelinejob_trainer.models.huggingface.find import num_blocks
