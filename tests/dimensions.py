@@ -1,6 +1,7 @@
 """Three dimensions against one: jobs of pipeline x tensor x data ranks, and how close they come to a single process.
 
     PYTHONPATH=operator/src:trainer/src:tests python tests/dimensions.py     # all shapes and schedules, minutes
+    PYTHONPATH=operator/src:trainer/src:tests python tests/dimensions.py full # shapes that shard so
 
 What is compared are the losses of all steps, and all parameters after the last.
 """
@@ -16,14 +17,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gangs import plan
-from loops import Run, train
 from pipelinejob.contract.plan import Plan
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import Data, DecoderModel, GptModel, Model, ScheduleSpec, Sharding
 from pipelinejob.spec.optimization import AdamWSettings
 from pipelinejob.spec.workload import HuggingFaceModel
 from pipelinejob_trainer.models.huggingface.files.folder import with_sizes
+from support.training.gangs import plan
+from support.training.loops import Run, train
 
 STEPS = 20
 SAVED = 10
@@ -182,6 +183,7 @@ def main() -> int:
     shapes += [Shape(*shape[:3], each) for each in (Sharding.OPTIMIZER, Sharding.FULL) for shape in sharded]
     shapes += [Shape(4)]
     shapes += [Shape(*shape[:4], sequence_parallel=True) for shape in shapes if shape.tensor > 1]
+    shapes = [shape for shape in shapes if shape.sharding in (sys.argv[1:] or list(Sharding))]
     schedules = (
         ScheduleName.GPIPE,
         ScheduleName.ONE_F_ONE_B,
