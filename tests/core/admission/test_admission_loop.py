@@ -99,6 +99,19 @@ async def test_one_that_did_not_ask_yet_keeps_its_room_and_is_passed_over_first(
     assert [world.state(key) for key in (large, younger)] == ["Starting", "Waiting"]
 
 
+async def test_an_operator_that_starts_passes_over_a_new_job_before_those_that_know_why_they_wait(monkeypatch):
+    monkeypatch.setattr(admission_loop, "_URGENT", 2)
+    world = Awake(nodes(2))
+    keys = world.submit(*(f"j{index}" for index in range(6)))
+    await world.work(*keys)
+    (new,) = world.submit("new")
+    world.start()
+
+    await world.controller.admissions.cycle()
+
+    assert [key.name for key in world.woken] == ["j1", "j2", "new"]
+
+
 async def test_what_came_free_goes_to_the_head_in_the_next_cycle():
     world = Awake(nodes(2))
     first, second, third = world.submit("first", "second", "third")

@@ -43,7 +43,7 @@ _TOLD_PER_S, _TOLD_AT_ONCE = 25.0, 50.0  # sentences of waiting jobs, for they a
 _AUDIT_S = 60.0  # after which the line is worked through whether or not anything is known to have changed
 _PATIENCE_S = 0.5  # between two lots of them
 _TOLD_ANEW = 20  # jobs of a long line whose sentence is written anew in a cycle, though nothing is left for them
-_URGENT = 32  # jobs at the head of the line that are asked first for what they need
+_URGENT = 32  # jobs at the head of the line, and as many new ones, that are asked first for what they need
 
 
 class LoopMetrics(Protocol):
@@ -102,6 +102,7 @@ class AdmissionLoop:
         self._told_until = 0
         self._memory = Memory()
         self._asks = 0
+        self._num_new_hurried = 0  # in this cycle
         self._worked_at: object = None  # the room and the questions that the line was last worked through for
         self._is_due = asyncio.Event()
         self._working = asyncio.Lock()
@@ -216,7 +217,7 @@ class AdmissionLoop:
 
     async def _work_through(self) -> None:
         ahead, breath = Ahead(), time.monotonic()
-        self._memory.too_little = set()
+        self._memory.too_little, self._num_new_hurried = set(), 0
         told_anew = self._next_to_be_told_anew()
         line = self._room.line
         for number, uid in enumerate(line):
@@ -255,8 +256,10 @@ class AdmissionLoop:
         return range(start, start + _TOLD_ANEW)
 
     def _hurry(self, number: int, job: Job) -> None:
-        """Have the first in line say what they need before anybody else does."""
-        if self._wake and number < _URGENT and is_in_line(job):
+        """Have the first in line, and who was never told anything, say what they need before anybody else does."""
+        is_due = number < _URGENT or (job.status.state is None and self._num_new_hurried < _URGENT)
+        if self._wake and is_due and is_in_line(job):
+            self._num_new_hurried += number >= _URGENT
             self._wake(job.key)
 
     def _stands_far_back(self, asked: _Asked, ahead: Ahead) -> bool:
