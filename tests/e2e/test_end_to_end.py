@@ -26,7 +26,8 @@ import yaml
 import nodes
 from support.api_server.podhistory import Pod, PodHistory, held, last_words
 from support.local.processes import free_ports, wait_until
-from support.real_nodes import dashboards_as_code as dashboards, grafana_drawing as grafana
+from support.real_nodes import dashboards_as_code as dashboards
+from support.real_nodes import grafana_drawing as grafana
 from support.real_nodes.helm import helm
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1800)]

@@ -27,9 +27,9 @@ from pipelinejob_operator.cluster import (
     TooLargeError,
     UnavailableError,
 )
-from pipelinejob_operator.kube import projection
 from pipelinejob_operator.kube.api import Api, GoneError, NotFoundError
-from pipelinejob_operator.kube.sharing import Shared
+from pipelinejob_operator.kube.caching import projection
+from pipelinejob_operator.kube.caching.sharing import Shared
 from pipelinejob_operator.process import garbage
 from pipelinejob_operator.process.jobmetrics import JobsText
 from pipelinejob_operator.process.leader import Elector, ForeignLeaseError, NotLeaderError

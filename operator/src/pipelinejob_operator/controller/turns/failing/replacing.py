@@ -15,8 +15,8 @@ from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob.spec.status import ConditionType, LostRank, PipelineJobStatus, RecoveryStatus, StageStatus, State
 from pipelinejob_operator.admission.pods.substitute import Place
 from pipelinejob_operator.controller.observing.observe import Observed
-from pipelinejob_operator.controller.turns.budget import within
-from pipelinejob_operator.controller.turns.failures import Cause, Verdict, describe, judge
+from pipelinejob_operator.controller.turns.failing.budget import within
+from pipelinejob_operator.controller.turns.failing.failures import Cause, Verdict, describe, judge
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.conditions import Fact
 from pipelinejob_operator.objects.controller_settings import ControllerSettings

@@ -1,0 +1,1 @@
+"""How a job comes to its nodes: by admission, by another scheduler, by new nodes, within quota."""
