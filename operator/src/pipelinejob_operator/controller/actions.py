@@ -131,7 +131,7 @@ def _missing(job: Job, spec: PipelineJobSpec, observed: Observed, settings: Cont
         stage_pod(job, spec, rank, attempt=job.status.attempt, settings=settings)
         for rank in islice((rank for rank in job.ranks if rank not in present), _PODS_A_PASS)
     )
-    told = (with_token(pod) if spec.recovery.in_place else pod for pod in pods)
+    told = (with_token(pod, observed.secret) if spec.recovery.in_place else pod for pod in pods)
     return tuple(merge(dict(pod), consumes) if consumes["metadata"]["annotations"] else pod for pod in told)
 
 
@@ -144,7 +144,7 @@ def _replacements(
         stage_pod(job, spec, rank, attempt=job.status.attempt, settings=settings, node=nodes[rank])
         for rank in replacing.missing_ranks(observed.pods, job.status)
     )
-    return tuple(with_token(pod) for pod in pods)
+    return tuple(with_token(pod, observed.secret) for pod in pods)
 
 
 def _gated(job: Job, observed: Observed) -> tuple[Change, ...]:
