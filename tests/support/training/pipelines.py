@@ -31,7 +31,7 @@ from pipelinejob_trainer.data.text import training_text
 from pipelinejob_trainer.data.windows import ByteWindows
 from pipelinejob_trainer.models.first_layer import extra_inputs
 from pipelinejob_trainer.models.identity import layer_of
-from pipelinejob_trainer.models.losses.auxiliary_loss import gathering
+from pipelinejob_trainer.models.losses.auxiliary_loss import Gathering
 from pipelinejob_trainer.models.part import Part as ModelPart
 from pipelinejob_trainer.models.part import build_part, num_layers
 from pipelinejob_trainer.runtime.asynchronous import Update
@@ -226,7 +226,7 @@ def unsplit_loss(job: Job, part: ModelPart, step: int, sample: int) -> torch.Ten
     stream = tokens.clone()  # a layer's to change; targets lie beside
     weight = job.rows[k] / (job.replicas * sum(job.rows))
     autocast = torch.autocast("cpu", torch.bfloat16) if job.precision is Precision.BF16 else nullcontext()
-    with autocast, gathering() as terms:
+    with autocast, Gathering() as terms:
         for layer in part.layers:
             RESEED(seed_of_pass(job.seed, step, sample), layer.index)
             stream = layer.module(stream, **extra_inputs(layer.index, layer.module, positions))

@@ -9,7 +9,7 @@ import pytest
 from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import Model
 from pipelinejob_trainer.base.errors import PeerLostError
-from pipelinejob_trainer.base.waiting import awaiting, waits_for
+from pipelinejob_trainer.base.waiting import Awaiting, waits_for
 from pipelinejob_trainer.process.hang import HangWatch
 from support.training.gangs import Gang, plan
 
@@ -56,12 +56,12 @@ def test_stacks_are_written_once_for_each_time_that_nothing_goes_on(tmp_path: Pa
 
 def test_a_wait_within_a_wait_is_the_one_that_counts_and_the_outer_comes_back() -> None:
     assert waits_for() is None
-    with awaiting(None), awaiting(3):
+    with Awaiting(None), Awaiting(3):
         inner = waits_for()
     assert inner is not None
     assert inner.peer == 3
-    with awaiting(1):
-        with contextlib.suppress(PeerLostError), awaiting(2):
+    with Awaiting(1):
+        with contextlib.suppress(PeerLostError), Awaiting(2):
             raise PeerLostError("rank 2 went away")
         outer = waits_for()
     assert outer is not None

@@ -11,7 +11,7 @@ from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import DecoderModel, Experts, Model
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.data.micro_batch import IGNORED
-from pipelinejob_trainer.models.losses.auxiliary_loss import gathering
+from pipelinejob_trainer.models.losses.auxiliary_loss import Gathering
 from pipelinejob_trainer.models.losses.counted_loss import CountedLoss, loss_of
 from pipelinejob_trainer.models.losses.loss import cross_entropy, token_cross_entropy
 from pipelinejob_trainer.models.part import Part, build_part, num_layers
@@ -180,7 +180,7 @@ def passes(job: Job, part: Part) -> list[tuple[torch.Tensor, torch.Tensor, torch
     for replica in range(job.replicas):
         for k in range(job.micro_batches):
             stream, targets, _ = batches.batch(1, replica, k)
-            with gathering() as terms:
+            with Gathering() as terms:
                 for layer in part.layers:
                     stream = layer.module(stream)
             found.append((stream.flatten(0, 1), targets.flatten(), sum(terms, start=torch.zeros(()))))

@@ -42,7 +42,7 @@ class Untold:
         now = time.monotonic()
         self._tokens = min(_AT_ONCE, self._tokens + (now - self._filled) * _PER_S)
         self._filled = now
-        for uid in tuple(self._in_turn()) if self._uids else ():
+        for uid in sorted(self._uids, key=self._turn):
             if self._tokens < 1:
                 return
             del self._uids[uid]
@@ -51,8 +51,9 @@ class Untold:
                 self._tokens -= 1
                 yield job.key
 
-    def _in_turn(self) -> Iterator[str]:
-        line = [job for job in self._room.waiting if job.uid in self._uids]
-        in_line = {job.uid for job in line}
-        yield from (uid for uid in self._uids if uid not in in_line)
-        yield from (job.uid for job in sorted(line, key=lambda job: job.status.state is not None))
+    def _turn(self, uid: str) -> tuple[bool, bool, object]:
+        """What sorts those who are to be told: who stands in no line, who was never told anything, the head."""
+        place, job = self._room.place(uid), self._room.job(uid)
+        if place is None or job is None:
+            return (False, False, ())
+        return (True, job.status.state is not None, place)

@@ -29,7 +29,7 @@ BLOCKS_NOBODY = WAITS_FOR_KUEUE | {
     "NamesTaken",
 }
 
-Precedence = tuple[int, str, str, str]  # what jobs are sorted by: priority, age, name
+Rank = tuple[int, str, str, str]  # what jobs are sorted by: the negative priority, since when, namespace, name
 
 
 def is_waiting(job: Job) -> bool:
@@ -53,7 +53,7 @@ class Order:
 
     priorities: Priorities
 
-    def rank(self, job: Job) -> Precedence:
+    def rank(self, job: Job) -> Rank:
         """Return what jobs are sorted by: the first in line has the least."""
         return (-self.priorities.of(job).value, job.status.resumed_time or job.created, job.key.namespace, job.key.name)
 

@@ -3,15 +3,15 @@
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
-from pipelinejob_operator.admission.line.queueing import Precedence
+from pipelinejob_operator.admission.line.queueing import Rank
 
 
 class Line:
     """Jobs by uid, first first; one that comes or goes costs no sorting of the others."""
 
     def __init__(self) -> None:
-        self._sorted: list[tuple[Precedence, str]] = []
-        self._ranks: dict[str, Precedence] = {}
+        self._sorted: list[tuple[Rank, str]] = []
+        self._ranks: dict[str, Rank] = {}
 
     def __len__(self) -> int:
         """How many stand in line."""
@@ -26,11 +26,11 @@ class Line:
         """All in line, as they stand now."""
         return [uid for _, uid in self._sorted]
 
-    def rank(self, uid: str) -> Precedence | None:
+    def rank(self, uid: str) -> Rank | None:
         """Where a job stands; None if it does not."""
         return self._ranks.get(uid)
 
-    def enter(self, uid: str, rank: Precedence) -> None:
+    def enter(self, uid: str, rank: Rank) -> None:
         """Put a job that does not stand in line where its rank is."""
         insort(self._sorted, (rank, uid))
         self._ranks[uid] = rank
