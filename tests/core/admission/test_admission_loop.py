@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from pipelinejob_operator.cluster import ConflictError, Key, UnavailableError
-from pipelinejob_operator.controller import untold
+from pipelinejob_operator.controller.admission import untold
 from pipelinejob_operator.controller.reconcile import Controller, ControllerSettings
 from support.clusters.fakecluster import FakeCluster, Lagging
 from support.manifests.jobs import job, node, nodes, priority_class

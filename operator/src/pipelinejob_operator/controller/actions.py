@@ -13,8 +13,8 @@ from pipelinejob_operator.cluster import Change, Object, Reference
 from pipelinejob_operator.controller.observing.observe import Observed
 from pipelinejob_operator.controller.turns.failing import replacing
 from pipelinejob_operator.controller.turns.measurements import placement_of
-from pipelinejob_operator.controller.turns.room.late import missing_pods, numbers_to_tell
 from pipelinejob_operator.controller.turns.transitions import Turn
+from pipelinejob_operator.controller.turns.waiting.late import missing_pods, numbers_to_tell
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, parse_time
 from pipelinejob_operator.objects.making.manifests import let_go, plan_config_map, services_of, stage_pod

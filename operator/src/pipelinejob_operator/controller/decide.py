@@ -60,9 +60,9 @@ from pipelinejob_operator.controller.turns.failing.starting import (
     refusing_node,
 )
 from pipelinejob_operator.controller.turns.measurements import with_last_words, with_pods, with_progress
-from pipelinejob_operator.controller.turns.room import late, provisioning, quota
 from pipelinejob_operator.controller.turns.stragglers import find_straggler, straggling, unchanged
 from pipelinejob_operator.controller.turns.transitions import Turn
+from pipelinejob_operator.controller.turns.waiting import late, provisioning, quota
 from pipelinejob_operator.objects.conditions import Fact
 from pipelinejob_operator.objects.containers import Ending
 from pipelinejob_operator.objects.controller_settings import ControllerSettings

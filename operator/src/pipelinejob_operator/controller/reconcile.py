@@ -18,8 +18,8 @@ from pipelinejob_operator.admission.pods.alike import AlikePods
 from pipelinejob_operator.admission.pods.fitting import misfits
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.cluster import Cluster, Event, ForbiddenError, Key, UnavailableError
-from pipelinejob_operator.controller.admission_loop import AdmissionLoop, LoopMetrics
-from pipelinejob_operator.controller.admitting import ask_admission, learn_from, not_let_in
+from pipelinejob_operator.controller.admission.admission_loop import AdmissionLoop, LoopMetrics
+from pipelinejob_operator.controller.admission.admitting import ask_admission, learn_from, not_let_in
 from pipelinejob_operator.controller.applying import Applier
 from pipelinejob_operator.controller.beside_loop import beside_the_loop
 from pipelinejob_operator.controller.costs import Costs, ProfileSource
@@ -42,14 +42,14 @@ from pipelinejob_operator.controller.turns import resizing, transitions
 from pipelinejob_operator.controller.turns.failing import replacing
 from pipelinejob_operator.controller.turns.failing.giving_back import since_release_s
 from pipelinejob_operator.controller.turns.measurements import is_due, summaries
-from pipelinejob_operator.controller.turns.room import late, provisioning
-from pipelinejob_operator.controller.turns.room.admission import (
+from pipelinejob_operator.controller.turns.transitions import Turn
+from pipelinejob_operator.controller.turns.waiting import late, provisioning
+from pipelinejob_operator.controller.turns.waiting.admission import (
     follow_placed,
     follow_refused,
     follow_waits,
     without_plan,
 )
-from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, read_job
 from pipelinejob_operator.validation.stored import StoredErrors

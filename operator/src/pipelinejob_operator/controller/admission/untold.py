@@ -7,7 +7,7 @@ from typing import Final
 from pipelinejob_operator.admission.line.verdict import Verdict, Waits
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.cluster import Key
-from pipelinejob_operator.controller.turns.room.admission import is_told
+from pipelinejob_operator.controller.turns.waiting.admission import is_told
 
 _PER_S: Final = 25.0
 _AT_ONCE: Final = 50.0

@@ -27,10 +27,10 @@ from pipelinejob_operator.admission.line.verdict import Placed, Refused, Verdict
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.cluster import Key
+from pipelinejob_operator.controller.admission.untold import Untold
+from pipelinejob_operator.controller.admission.views import Views
 from pipelinejob_operator.controller.beside_loop import beside_the_loop
 from pipelinejob_operator.controller.planning import Ground, Planner
-from pipelinejob_operator.controller.untold import Untold
-from pipelinejob_operator.controller.views import Views
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, parse_time
 
