@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pipelinejob.base import names
 from pipelinejob.spec.chosen import resolved
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob.spec.scheduling import Binding
+from pipelinejob.spec.running.scheduling import Binding
 from pipelinejob.spec.status import Condition, ConditionStatus, ConditionType, PipelineJobStatus
 from pipelinejob_operator.cluster import Key, Object
 

@@ -17,7 +17,7 @@ import structlog
 from pipelinejob.base import names
 from pipelinejob_operator.cluster import Key
 from pipelinejob_operator.kube.api import Credentials
-from pipelinejob_operator.kube.informer import Backoff
+from pipelinejob_operator.kube.caching.informer import Backoff
 
 _log = structlog.get_logger(__name__)
 
