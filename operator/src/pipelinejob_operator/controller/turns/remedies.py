@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob.spec.recovery import Stragglers
+from pipelinejob.spec.running.recovery import Stragglers
 from pipelinejob.spec.status import ConditionStatus, ConditionType, LostRank, PipelineJobStatus, State, decimal
 from pipelinejob_operator.admission.refusals import with_refusals
 from pipelinejob_operator.controller.observing.divided import Divided
 from pipelinejob_operator.controller.observing.observe import Observed
-from pipelinejob_operator.controller.turns import replacing
-from pipelinejob_operator.controller.turns.budget import within
-from pipelinejob_operator.controller.turns.giving_back import since_release_s
+from pipelinejob_operator.controller.turns.failing import replacing
+from pipelinejob_operator.controller.turns.failing.budget import within
+from pipelinejob_operator.controller.turns.failing.giving_back import since_release_s
 from pipelinejob_operator.controller.turns.stragglers import Slow, Slowness, is_known
 from pipelinejob_operator.controller.turns.transitions import Turn, give_up
 from pipelinejob_operator.objects.conditions import Fact

@@ -9,8 +9,8 @@ from pipelinejob_operator.admission.pods.admitted import AdmittedPod, AdmittedPo
 from pipelinejob_operator.admission.pods.alike import AlikePods
 from pipelinejob_operator.cluster import Cluster, ForbiddenError, InvalidError, Object, UnavailableError
 from pipelinejob_operator.controller.turns import transitions
-from pipelinejob_operator.controller.turns.quota import REFUSED
 from pipelinejob_operator.controller.turns.transitions import Turn
+from pipelinejob_operator.controller.turns.waiting.quota import REFUSED
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, format_time
 from pipelinejob_operator.objects.making.manifests import kind_of_stage

@@ -17,7 +17,7 @@ import structlog
 
 from pipelinejob_operator.cluster import ClusterError, ForbiddenError, Object, UnavailableError
 from pipelinejob_operator.kube.api import GoneError, NotFoundError
-from pipelinejob_operator.kube.sharing import Shared
+from pipelinejob_operator.kube.caching.sharing import Shared
 
 _log = structlog.get_logger(__name__)
 

@@ -5,9 +5,9 @@ from typing import Annotated
 from pydantic import Field
 
 from pipelinejob.base.values import Value
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
+from pipelinejob.spec.network.topology_profile import MissingLabels
 from pipelinejob.spec.rules import Rule, ruled, rules_extra
-from pipelinejob.spec.topology_profile import MissingLabels
 
 _NODE = "['node', 'kubernetes.io/hostname']"  # a level below all others, which need not be listed
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from pipelinejob.base import names
 from pipelinejob_operator.cluster import Autoscaler, Key, Object
-from pipelinejob_operator.kube.informer import Change
-from pipelinejob_operator.kube.watched import Watched
+from pipelinejob_operator.kube.caching.informer import Change
+from pipelinejob_operator.kube.caching.watched import Watched
 from pipelinejob_operator.objects.ownership import controller, is_owned
 from pipelinejob_operator.objects.peers.provisioning import KIND, TEMPLATE_KIND, request_name
 

@@ -8,10 +8,10 @@ import structlog
 
 from pipelinejob.base import names
 from pipelinejob_operator.cluster import ClusterError, Key, Kueue, Object
-from pipelinejob_operator.kube import projection
 from pipelinejob_operator.kube.api import Api, NotFoundError
-from pipelinejob_operator.kube.informer import Backoff, Change, Informer, Timings, without_managed_fields
-from pipelinejob_operator.kube.watched import Watch, Watched
+from pipelinejob_operator.kube.caching import projection
+from pipelinejob_operator.kube.caching.informer import Backoff, Change, Informer, Timings, without_managed_fields
+from pipelinejob_operator.kube.caching.watched import Watch, Watched
 from pipelinejob_operator.objects.peers.workload import KIND, workload_name
 
 _log = structlog.get_logger(__name__)

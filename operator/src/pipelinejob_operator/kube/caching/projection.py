@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelinejob.base import names
 from pipelinejob_operator.cluster import Key, Object
-from pipelinejob_operator.kube.informer import without_managed_fields
+from pipelinejob_operator.kube.caching.informer import without_managed_fields
 
 _FINISHED = frozenset({"Succeeded", "Failed"})
 _CONTAINER_FIELDS = ("name", "resources", "restartPolicy")

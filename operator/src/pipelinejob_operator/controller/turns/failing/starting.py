@@ -8,11 +8,11 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pipelinejob.spec.failure_policy import FailurePolicy
+from pipelinejob.spec.running.failure_policy import FailurePolicy
 from pipelinejob_operator.cluster import Event
 from pipelinejob_operator.controller.observing.observe import Observed
-from pipelinejob_operator.controller.turns.failures import Cause
-from pipelinejob_operator.controller.turns.giving_back import since_release_s
+from pipelinejob_operator.controller.turns.failing.failures import Cause
+from pipelinejob_operator.controller.turns.failing.giving_back import since_release_s
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects import containers
 from pipelinejob_operator.objects.containers import Trouble

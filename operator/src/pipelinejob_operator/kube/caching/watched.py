@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.kube.api import Api
-from pipelinejob_operator.kube.informer import Change, Informer, Timings
+from pipelinejob_operator.kube.caching.informer import Change, Informer, Timings
 
 EVERYWHERE = ""
 

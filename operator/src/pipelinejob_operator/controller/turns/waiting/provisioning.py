@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from pipelinejob.spec.scheduling import Provisioning
+from pipelinejob.spec.running.scheduling import Provisioning
 from pipelinejob.spec.status import ConditionType, State
 from pipelinejob_operator.admission.line.queueing import NEVER_FITS, NO_ROOM
 from pipelinejob_operator.cluster import Object, Reference

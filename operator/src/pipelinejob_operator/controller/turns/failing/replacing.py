@@ -5,7 +5,6 @@ in the status before anybody is told of it, and no number is told twice: a pass 
 and a rank that hears of a newer number takes part in no older.
 """
 
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,12 +22,13 @@ from pipelinejob.spec.status import (
 )
 from pipelinejob_operator.admission.pods.substitute import Place
 from pipelinejob_operator.controller.observing.observe import Observed
-from pipelinejob_operator.controller.turns.budget import within
-from pipelinejob_operator.controller.turns.failures import Cause, Verdict, describe, judge
+from pipelinejob_operator.controller.turns.failing.budget import within
+from pipelinejob_operator.controller.turns.failing.failures import Cause, Verdict, describe, judge
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.conditions import Fact
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Rank, format_time, parse_time
+from pipelinejob_operator.objects.making.tokens import derived
 from pipelinejob_operator.objects.pods import Outcome, StagePod
 
 _ALL_STOP = frozenset({ExitCode.PEER_LOST, ExitCode.STOPPED})  # of a stage whose peers stop as well
@@ -174,7 +174,7 @@ def meet(turn: Turn, observed: Observed) -> Turn:
         number=number,
         attempt=turn.status.attempt,
         members=tuple(_member(rank, observed.current[rank], accounts[rank]) for rank in observed.job.ranks),
-        key=secrets.token_urlsafe(24),
+        key=derived(observed.secret, "meeting"),
     )
     waited_s = None
     if recovery.since is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from pipelinejob.contract.progress import Progress
-from pipelinejob_operator.controller.turns.failures import Cause
+from pipelinejob_operator.controller.turns.failing.failures import Cause
 from pipelinejob_operator.objects.job import Rank
 from pipelinejob_operator.objects.pods import StagePod
 

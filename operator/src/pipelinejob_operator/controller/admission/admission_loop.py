@@ -27,9 +27,10 @@ from pipelinejob_operator.admission.line.verdict import Placed, Refused, Verdict
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.cluster import Key
+from pipelinejob_operator.controller.admission.untold import Untold
+from pipelinejob_operator.controller.admission.views import Views
 from pipelinejob_operator.controller.beside_loop import beside_the_loop
 from pipelinejob_operator.controller.planning import Ground, Planner
-from pipelinejob_operator.controller.turns.admission import is_told
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, parse_time
 
@@ -39,11 +40,10 @@ _LARGE = 64  # ranks: from here on, choosing nodes for a gang holds up others fo
 _BREATH_S = 0.02  # of deciding, after which the event loop has its turn
 _LEAST_PAUSE_S = 0.02  # between two cycles
 _SHARE = 0.3  # of the time that cycles may take, while one follows another
-_TOLD_PER_S, _TOLD_AT_ONCE = 25.0, 50.0  # sentences of waiting jobs, for they are many and change often
 _AUDIT_S = 60.0  # after which the line is worked through whether or not anything is known to have changed
-_PATIENCE_S = 0.5  # between two lots of them
+_PATIENCE_S = 0.5  # between two lots of jobs that are told why they wait
 _TOLD_ANEW = 20  # jobs of a long line whose sentence is written anew in a cycle, though nothing is left for them
-_URGENT = 32  # jobs at the head of the line that are asked first for what they need
+_URGENT = 32  # jobs at the head of the line, and as many new ones, that are asked first for what they need
 
 
 class LoopMetrics(Protocol):
@@ -90,22 +90,18 @@ class AdmissionLoop:
         self._planner = planner
         self._admitted = admitted
         self._settings = settings
-        self._clock = clock
         self._wake = wake
         self._metrics = metrics
         self._asked: dict[str, _Asked] = {}
-        self._untold: dict[str, None] = {}  # jobs whose status does not say yet why they wait
-        self._chooser: tuple[object, Chooser] | None = None
-        self._ground: tuple[object, Ground] | None = None
-        self._looked_at: object = None
-        self._usable_at: object = None  # the nodes, and the rules of pods, that are looked at
+        self._untold = Untold(room)
+        self._views = Views(room, admitted=admitted, clock=clock)
         self._told_until = 0
         self._memory = Memory()
         self._asks = 0
+        self._num_new_hurried = 0  # in this cycle
         self._worked_at: object = None  # the room and the questions that the line was last worked through for
         self._is_due = asyncio.Event()
         self._working = asyncio.Lock()
-        self._tokens, self._filled = _TOLD_AT_ONCE, time.monotonic()
 
     # ---- for passes over jobs
 
@@ -137,7 +133,7 @@ class AdmissionLoop:
         if known is None or self._may_be_written(known):
             return
         del self._asked[uid]
-        self._untold.pop(uid, None)
+        self._untold.discard(uid)
         if isinstance(known.verdict, Placed):
             self._room.take_back(uid)
             self._asks += 1
@@ -153,12 +149,7 @@ class AdmissionLoop:
 
     def ground(self) -> Ground:
         """What the cluster consists of now, whatever runs on it."""
-        self._room.refresh()
-        now = (self._room.node_version, self._room.empty_version)
-        if self._ground is None or self._ground[0] != now:
-            room = self._room
-            self._ground = (now, Ground(nodes=room.nodes, room=dict(room.empty), profiles=room.profiles))
-        return self._ground[1]
+        return self._views.ground()
 
     async def why_no_room(self, job: Job, *, grows: bool) -> str | None:
         """Say what keeps a job that holds nodes from other degrees, beside all others; None if nothing does.
@@ -216,7 +207,7 @@ class AdmissionLoop:
 
     async def _work_through(self) -> None:
         ahead, breath = Ahead(), time.monotonic()
-        self._memory.too_little = set()
+        self._memory.too_little, self._num_new_hurried = set(), 0
         told_anew = self._next_to_be_told_anew()
         line = self._room.line
         for number, uid in enumerate(line):
@@ -246,7 +237,7 @@ class AdmissionLoop:
             return
         ahead.keep_for(job, self._room, chooser)
         if asked is not None and not ahead.is_reckoned and not chooser.goes_by_rules(job):
-            asked.usable, asked.usable_at = chooser.usable(job, self._room.empty), self._usable_at
+            asked.usable, asked.usable_at = chooser.usable(job, self._room.empty), self._views.usable_at
 
     def _next_to_be_told_anew(self) -> range:
         """Where in the line jobs are looked at though nothing is left for them: a few each time, by turns."""
@@ -255,13 +246,15 @@ class AdmissionLoop:
         return range(start, start + _TOLD_ANEW)
 
     def _hurry(self, number: int, job: Job) -> None:
-        """Have the first in line say what they need before anybody else does."""
-        if self._wake and number < _URGENT and is_in_line(job):
+        """Have the first in line, and who was never told anything, say what they need before anybody else does."""
+        is_due = number < _URGENT or (job.status.state is None and self._num_new_hurried < _URGENT)
+        if self._wake and is_due and is_in_line(job):
+            self._num_new_hurried += number >= _URGENT
             self._wake(job.key)
 
     def _stands_far_back(self, asked: _Asked, ahead: Ahead) -> bool:
         """Whether it is known that nothing is left for a job that waits: most of a long line stands so."""
-        if asked.usable is None or asked.usable_at != self._usable_at or not isinstance(asked.verdict, Waits):
+        if asked.usable is None or asked.usable_at != self._views.usable_at or not isinstance(asked.verdict, Waits):
             return False
         return ahead.takes_all_of(asked.usable)
 
@@ -289,9 +282,9 @@ class AdmissionLoop:
         if self._metrics:
             self._metrics.attempted(_result(verdict))
         if isinstance(verdict, Waits):
-            self._untold[job.uid] = None
+            self._untold.add(job.uid)
         else:
-            self._untold.pop(job.uid, None)
+            self._untold.discard(job.uid)
             self._call(job.key)
 
     async def _try(self, job: Job, ahead: Ahead) -> Verdict:
@@ -343,22 +336,9 @@ class AdmissionLoop:
         return self._planner.draft(job, ground)
 
     def _look(self) -> Chooser:
-        """A chooser for the nodes as they are."""
-        room = self._room
-        nodes = room.node_version
-        if self._chooser is None or self._chooser[0] != nodes:
-            self._chooser = (nodes, Chooser(room.nodes, self._admitted, room.profiles))
-            self._looked_at = None
-        chooser = self._chooser[1]
-        now = (room.pod_version, self._clock().timestamp() // 1)
-        if self._looked_at != now:
-            chooser.look(room.neighbours(), self._clock())
-            self._looked_at = now
-        empty = (nodes, room.empty_version, room.shy_version)
-        if self._usable_at != empty:
-            chooser.forget_usable()
-            self._usable_at = empty
-        self._memory.at(room)
+        """A chooser for the nodes as they are; what was reckoned for others than these is forgotten."""
+        chooser = self._views.chooser()
+        self._memory.at(self._room)
         return chooser
 
     # ---- who is told what
@@ -373,29 +353,16 @@ class AdmissionLoop:
                 self.forget(uid)
 
     def _tell(self) -> None:
-        """Wake those whose status says something else than what is so: those that say nothing yet, then the head."""
+        """Wake those whose status says something else than what is so."""
         if self._wake is None:
             self._untold.clear()
             return
-        now = time.monotonic()
-        self._tokens = min(_TOLD_AT_ONCE, self._tokens + (now - self._filled) * _TOLD_PER_S)
-        self._filled = now
-        for uid in sorted(self._untold, key=self._turn):
-            if self._tokens < 1:
-                return
-            del self._untold[uid]
-            asked, job = self._asked.get(uid), self._room.job(uid)
-            verdict = asked.verdict if asked is not None else None
-            if job is not None and isinstance(verdict, Waits) and not is_told(job, verdict):
-                self._tokens -= 1
-                self._wake(job.key)
+        for key in self._untold.take(self._verdict_on):
+            self._wake(key)
 
-    def _turn(self, uid: str) -> tuple[bool, bool, object]:
-        """What sorts those who are to be told: who stands in no line, who was never told anything, the head."""
-        place, job = self._room.place(uid), self._room.job(uid)
-        if place is None or job is None:
-            return (False, False, ())
-        return (True, job.status.state is not None, place)
+    def _verdict_on(self, uid: str) -> Verdict | None:
+        asked = self._asked.get(uid)
+        return asked.verdict if asked is not None else None
 
     def _call(self, key: Key) -> None:
         if self._wake:

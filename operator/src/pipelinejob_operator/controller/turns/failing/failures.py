@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 
 from pipelinejob.contract.progress import ExitCode
-from pipelinejob.spec.failure_policy import FailurePolicy, FailureRule, RestartAction
+from pipelinejob.spec.running.failure_policy import FailurePolicy, FailureRule, RestartAction
 from pipelinejob_operator.objects.containers import Ending, Trouble
 from pipelinejob_operator.objects.job import Rank
 from pipelinejob_operator.objects.pods import Outcome, StagePod

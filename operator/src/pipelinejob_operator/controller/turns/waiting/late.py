@@ -17,8 +17,8 @@ from pipelinejob_operator.admission.refusals import why_left_out
 from pipelinejob_operator.cluster import Change, Object
 from pipelinejob_operator.controller.observing.observe import Observed
 from pipelinejob_operator.controller.turns import transitions
-from pipelinejob_operator.controller.turns.failures import refused_nodes
-from pipelinejob_operator.controller.turns.giving_back import (
+from pipelinejob_operator.controller.turns.failing.failures import refused_nodes
+from pipelinejob_operator.controller.turns.failing.giving_back import (
     leave_out,
     say_left_out,
     since_release_s,
