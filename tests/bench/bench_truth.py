@@ -110,7 +110,7 @@ def _any_real_job(draw: random.Random) -> PipelineJobSpec:
         dropout=draw.choice((0.0, 0.0, 0.1)),
     )
     schedule = drawn_schedule(draw, REAL_RANKS, most_rounds=6)
-    return _job(
+    return job_of(
         Model(gpt=gpt),
         ranks=REAL_RANKS,
         schedule=schedule,
@@ -132,7 +132,7 @@ def virtual_job(seed: int, ranks: int) -> PipelineJobSpec:
     }
     # The embedding, which takes no time, is a layer of the first stage.
     first, *others = drawn_cut(draw, count, stages)
-    return _job(
+    return job_of(
         Model(
             entrypoint="pipelinejob_trainer.models.virtual:layers",
             num_layers=count + 1,
@@ -148,7 +148,7 @@ def virtual_job(seed: int, ranks: int) -> PipelineJobSpec:
 
 def few_layers(*, is_split: bool) -> PipelineJobSpec:
     """Return a job of a few equal layers that wait, whose profile tells what such layers take beside."""
-    return _job(
+    return job_of(
         Model(
             entrypoint="pipelinejob_trainer.models.virtual:layers",
             num_layers=FEW + 1,
@@ -164,7 +164,7 @@ def few_layers(*, is_split: bool) -> PipelineJobSpec:
     )
 
 
-def _job(
+def job_of(
     model: Model, *, ranks: int, schedule: ScheduleSpec, cut: tuple[int, ...], sequence_length: int, steps: int
 ) -> PipelineJobSpec:
     return PipelineJobSpec(
@@ -250,7 +250,8 @@ class Worker:
 
     @contextmanager
     def _on_own_core(self) -> Iterator[None]:
-        os.sched_setaffinity(0, {self._cores[self.rank % len(self._cores)]})
+        if self._ranks <= len(self._cores):  # more share all of them, as a plan expects
+            os.sched_setaffinity(0, {self._cores[self.rank]})
         yield
         os.sched_setaffinity(0, self._cores)
 
@@ -342,8 +343,8 @@ class Row:
         return [stage.memory_bytes / peak - 1 for stage, peak in zip(self.plan.stages, self.peaks, strict=False)]
 
     def __str__(self) -> str:
-        plan, schedule, gpt = self.plan, self.plan.schedule, self.plan.model.gpt
-        sizes = f"h {gpt.hidden_size}, v {gpt.vocabulary_size}, s {plan.data.sequence_length}" if gpt else ""
+        plan, schedule = self.plan, self.plan.schedule
+        sizes = f"{_described(plan.model)}, s {plan.data.sequence_length}"
         layers = "-".join(str(end - first) for first, end in plan.cuts)
         memory = ", ".join(
             f"{stage.memory_bytes / 2**20:.1f}/{peak / 2**20:.1f}"
@@ -366,6 +367,12 @@ class Row:
             "predicted_bytes": [stage.memory_bytes for stage in self.plan.stages],
             "measured_bytes": self.peaks,
         }
+
+
+def _described(model: Model) -> str:
+    if model.gpt is not None:
+        return f"h {model.gpt.hidden_size}, v {model.gpt.vocabulary_size}"
+    return "waits" if model.hugging_face is None else Path(model.hugging_face.path).name.partition("-")[2]
 
 
 def rows_of(jobs: Sequence[PipelineJobSpec], *, is_real: bool) -> Iterator[Row]:

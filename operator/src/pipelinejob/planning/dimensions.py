@@ -12,6 +12,7 @@ from pipelinejob.schedules.families import ASYNCHRONOUS
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import Data, Model, Parallelism, Sharding, Training
 from pipelinejob.spec.optimization import Optimizer
+from pipelinejob.spec.training import Compile
 
 _FIELD = "spec.parallelism.tensor"
 _ELEMENTWISE = frozenset({Optimizer.ADAMW, Optimizer.SGD})
@@ -76,6 +77,12 @@ def unrunnable(
             "spec.training.preflight",
             f"with {_FIELD} = {tensor}, a Hugging Face model is divided by its family's own plan, and a few families'"
             " plans forget parameters, which only the preflight finds; leave it on, or use tensor: 1",
+        )
+    if training.compile is not Compile.OFF:
+        yield SpecError(
+            "spec.training.compile",
+            f"{training.compile} compiles whole layers, and those of {_FIELD} = {tensor} ranks exchange parts in their"
+            " midst; use Off, or tensor: 1",
         )
     if training.lora is not None:
         yield SpecError(

@@ -52,6 +52,7 @@ from pipelinejob_operator.controller.turns.giving_back import (
 )
 from pipelinejob_operator.controller.turns.hanging import find_hang
 from pipelinejob_operator.controller.turns.measurements import with_last_words, with_pods, with_progress
+from pipelinejob_operator.controller.turns.not_finite import tell_not_finite
 from pipelinejob_operator.controller.turns.starting import (
     describe_hindrance,
     find_hindrance,
@@ -324,7 +325,7 @@ def _watch(  # noqa: PLR0911 # a list of what may be the matter
     measured = with_progress(turn.status, observed.progress, now=turn.now)
     last = condition(turn.status, ConditionType.DEGRADED)
     pace = unchanged(last) if measured == turn.status else straggling(last, find_straggler(measured))
-    turn = turn.having(**_reported(measured))
+    turn = tell_not_finite(turn.having(**_reported(measured)), turn.status)
     if replacing.is_on(spec) and not done:
         turn = replacing.meet(turn, observed)
         if recovers or turn.meets is not None:
@@ -360,7 +361,7 @@ def _done_ranks(status: PipelineJobStatus, current: dict[Rank, StagePod]) -> fro
 
 def _reported(status: PipelineJobStatus) -> dict[str, object]:
     fields = ("stages", "stages_ready", "step", "progress", "loss", "tokens_per_second", "bubble")
-    more = ("last_checkpoint_step", "progress_time")
+    more = ("last_checkpoint_step", "progress_time", "skipped_steps", "roll_backs")
     return {name: getattr(status, name) for name in (*fields, *more)}
 
 

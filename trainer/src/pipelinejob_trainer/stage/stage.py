@@ -74,6 +74,7 @@ class Stage:
         is_split: bool = False,
         loss: Loss = token_cross_entropy,
         is_asynchronous: bool = False,
+        compiles: bool = False,
     ) -> None:
         self.module = _modules(layers).to(device)
         self.is_first = is_first
@@ -87,7 +88,13 @@ class Stage:
         self._is_split = is_split
         self._is_asynchronous = is_asynchronous
         self._layers = LayersRun(
-            layers, loss if is_last else None, is_first=is_first, is_split=is_split, precision=precision, device=device
+            layers,
+            loss if is_last else None,
+            is_first=is_first,
+            is_split=is_split,
+            precision=precision,
+            compiles=compiles,
+            device=device,
         )
         self._state = LayerState([self.module])
         self._runs_again = RunsAgain()

@@ -33,7 +33,7 @@ from pipelinejob_trainer.training.adapters import BaseCheck, agreed_base
 from pipelinejob_trainer.training.membership import Membership
 from pipelinejob_trainer.training.not_finite import Decision, NotFinitePolicy, described
 from pipelinejob_trainer.training.parameter_check import ParameterCheck
-from pipelinejob_trainer.training.preparation import Preparation, check, preflighted, telling_errors
+from pipelinejob_trainer.training.preparation import Preparation, check, preflighted, say_compiled, telling_errors
 from pipelinejob_trainer.training.saving import Saving
 from pipelinejob_trainer.training.shape_check import check_shapes
 from pipelinejob_trainer.training.totals import Totals
@@ -387,6 +387,7 @@ def run(prepared: Preparation, membership: Membership, status: StageStatus, stop
         check(prepared, membership)
         if prepared.plan.training.preflight:
             say(preflighted(prepared.rank, membership))
+        say_compiled(prepared, membership)
         TrainingLoop(prepared, membership, status, stop_request).run()
 
 
