@@ -17,7 +17,7 @@ from pipelinejob.costs.layers import Profile
 from pipelinejob.costs.links import Links
 from pipelinejob.costs.stages import Cuts, Division
 from pipelinejob.planning.chunks import partition_chunks
-from pipelinejob.planning.dimensions import shards
+from pipelinejob.planning.dimensions import shards, weight_shards
 from pipelinejob.planning.partition import PATH, does_not_fit, partition
 from pipelinejob.planning.plain_cuts import given_cuts, simple_cuts
 from pipelinejob.planning.playing import check_caps, few, setting_of, written_schedule
@@ -279,6 +279,7 @@ class _Chooser:
             schedule=self._spec.schedule,
             tied_bytes=self._spec.model.tied_bytes // self._spec.parallelism.tensor,
             shards=shards(self._spec.parallelism, len(routes)),
+            weight_shards=weight_shards(self._spec.parallelism, len(routes)),
             links=self._links,
         )
 
@@ -315,6 +316,7 @@ class _Chooser:
                 [
                     layer.state_bytes
                     - (layer.moment_bytes - layer.moment_bytes / shards(self._spec.parallelism))
+                    - (layer.parameter_bytes - layer.parameter_bytes / weight_shards(self._spec.parallelism))
                     + further * layer.parameter_bytes
                     + held * layer.activation_bytes
                     for layer in layers

@@ -18,7 +18,7 @@ from pipelinejob.fabric import hardware as hardware_data
 from pipelinejob.fabric.hardware import DeviceKind, Hardware
 from pipelinejob.fabric.network import Network
 from pipelinejob.planning.choice import Choice
-from pipelinejob.planning.dimensions import shards, undividable, unrunnable
+from pipelinejob.planning.dimensions import shards, undividable, unrunnable, weight_shards
 from pipelinejob.planning.playing import packed, schedule_of
 from pipelinejob.planning.recomputing import choose
 from pipelinejob.planning.serving import foretold, held_bytes
@@ -178,6 +178,7 @@ def division_of(plan: Plan, profile: Profile) -> Division:
         schedule=plan.schedule,
         tied_bytes=plan.model.tied_bytes // plan.parallelism.tensor,
         shards=shards(plan.parallelism, len(schedule_of(plan).routes)),
+        weight_shards=weight_shards(plan.parallelism),
         links=Links.of_plan(plan.links),
     )
 
@@ -272,6 +273,7 @@ def _stages(
             optimizer_s=division.optimizer_s(rank),
             output_bytes=division.sent_bytes(rank),
             parameter_bytes=division.parameter_bytes(rank) + division.frozen_bytes(rank),
+            weight_bytes=_unusual(division.weight_bytes(rank), division.parameter_bytes(rank)),
             gradient_bytes=division.parameter_bytes(rank) if division.frozen_bytes(rank) else None,
             optimizer_bytes=_unusual(division.moment_bytes(rank), 2 * division.parameter_bytes(rank)),
             memory_bytes=memory_bytes[rank],

@@ -266,7 +266,8 @@ class _Stretch:
         memory = self._memory(is_split=is_split)
         updates: list[list[float]] = [[] for _ in self._entries]
         rounds = self._play(neighbours, updates, is_split=is_split)
-        halves = rounds if is_split else self._play(neighbours, updates, is_split=True)
+        is_whole = self._plan.training.compile is Compile.LAYERS  # compiled layers have no halves
+        halves = rounds if is_split or is_whole else self._play(neighbours, updates, is_split=True)
         whole_empty, split_empty = (_empty_passes(self._watch, is_split=each) for each in (False, True))
         m = self._plan.schedule.micro_batches
         return [
@@ -344,6 +345,9 @@ class _Stretch:
 
         What is kept between halves is that of a split pass, for any schedule.
         """
+        if self._plan.training.compile is Compile.LAYERS:
+            whole, self.output = self._held(is_split=False)
+            return whole
         split, self.output = self._held(is_split=True)
         if is_split:
             return split

@@ -1,8 +1,7 @@
 """Layers compiled by `torch.compile`, each by itself: `spec.training.compile: Layers`.
 
-A compiled layer is one function forward and one backward. So all of its gradients come with that of
-its input: in schedules whose backward passes come in halves they come in the first half, as those
-of a user's own Function do (`split_backward`), and the second half has nothing left to do.
+A compiled layer is one function forward and one backward. Schedules whose backward passes come in
+halves are refused.
 
 Random numbers are torch's own, in the order of the layer's code: a layer that is run again draws
 the same ones, though its second run is compiled by itself, as it has gradients and the first had not.
@@ -25,7 +24,6 @@ _VARIANTS = 64  # of one layer's code: with gradients and without, training or n
 def prepare(device: torch.device) -> None:
     """Set the compiler up; it is there, or UserError says what is missing."""
     from torch._dynamo import config as tracing  # noqa: PLC0415 # seconds, for those that compile
-    from torch._functorch import config as gradients  # noqa: PLC0415 # as above
     from torch._inductor import config as code  # noqa: PLC0415 # as above
 
     if device.type == "cpu":
@@ -38,7 +36,6 @@ def prepare(device: torch.device) -> None:
             )
     code.fallback_random = True
     code.compile_threads = 1  # a rank has its share of the processors, and starts no processes
-    gradients.donated_buffer = False  # a first half keeps the graph
     tracing.recompile_limit = max(tracing.recompile_limit, _VARIANTS)
     tracing.accumulated_recompile_limit = max(tracing.accumulated_recompile_limit, 4 * _VARIANTS)
 

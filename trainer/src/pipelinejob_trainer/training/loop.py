@@ -172,14 +172,18 @@ class TrainingLoop:
         return (
             snapshot.wanted(part),
             snapshot.may_hold(part, self._updates.optimizer),
-            snapshot.parts(part, stretches=self._updates.stretches),
+            snapshot.parts(part, sharded=self._updates.sharded),
         )
 
     def _begin(self, resumed: Resumed | None) -> int:
         """Take over a checkpoint's state, if there is one; return the step after which it was taken."""
         step = resumed.step if resumed else 0
         if resumed:
-            _say_anew(snapshot.restore(self._rank.part, self._updates.optimizer, resumed.tensors))
+            _say_anew(
+                snapshot.restore(
+                    self._rank.part, self._updates.optimizer, resumed.tensors, sharded=self._updates.sharded
+                )
+            )
             self._last_loss = resumed.loss or 0.0
         self._untrained.begin()
         self._parameter_check.begin()
@@ -337,7 +341,7 @@ class TrainingLoop:
             loss=self._last_loss,
             extra_buffers=self._untrained.extra_buffers(),
             is_mine=rank.owns,
-            stretches=self._updates.stretches,
+            sharded=self._updates.sharded,
         )
         self._saving.save(state, TextPosition(samples=self._samples, order=self._order), waits=waits)
 
@@ -366,7 +370,7 @@ class TrainingLoop:
         timeline = self._recorder.finish_step()
         self._status.set_memory(
             peak_bytes=peak_bytes(self._rank.device),
-            parameter_bytes=_bytes(self._rank.part.named_parameters().values()),
+            parameter_bytes=_bytes({**self._rank.part.named_parameters(), **self._updates.sharded.parameters}.values()),
             optimizer_bytes=self._updates.optimizer.state_bytes,
         )
         self._status.set_bytes("send", self._links.bytes_sent)

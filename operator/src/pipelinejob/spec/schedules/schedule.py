@@ -304,5 +304,7 @@ class ScheduleSpec(Value):
 
     def recomputing(self, layers: tuple[int, ...]) -> "ScheduleSpec":
         """Return the same schedule with so many first layers of each stage computed again."""
-        own: dict[str, object] = {"recompute": None, "recompute_layers": layers} if any(layers) else {"recompute": False}
+        own: dict[str, object] = (
+            {"recompute": None, "recompute_layers": layers} if any(layers) else {"recompute": False}
+        )
         return self.model_copy(update={"recompute_stages": None, "recompute_layers": None, **own})

@@ -1,6 +1,6 @@
 """Measures the price of generality: a model of transformers, cut generically, beside the built-in decoder.
 
-    python tests/bench/trainer/bench_generality.py [--rounds 9] [--output bench-generality.json]
+    python tests/bench/models/bench_generality.py [--rounds 9] [--output bench-generality.json]
 
 The same weights of a small Llama, once as `model.huggingFace`, once as `model.decoder`, each whole in one stage of one
 thread, fp32, the trainer's own passes; both take turns within each round. The figure is the median over rounds of
@@ -16,6 +16,8 @@ from statistics import median
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "trainer"))
 
 from harness import load, parser, write
 from pipelinejob.spec.families.decoder_config import decoder_model_of

@@ -1,6 +1,6 @@
 """Measures what a stage of a 7B model holds while it reads its weights, beside its own share of them.
 
-    python tests/bench/trainer/bench_loading.py [--blocks 4] [--stage 4] [--folder DIR] [--output bench-loading.json]
+    python tests/bench/models/bench_loading.py [--blocks 4] [--stage 4] [--folder DIR] [--output bench-loading.json]
 
 Blocks of Llama-2-7B's sizes, embedding and head beside them, random, in bf16, are written into a folder in pieces, as
 a download has them; a process of its own makes a stage of so many of the blocks, as a rank does, and reads them. What

@@ -1,6 +1,6 @@
 """Measures how many tokens a second `pipelinejob data prepare` makes, with one process and with two.
 
-    python tests/bench/trainer/bench_prepare.py [--megabytes 24] [--rounds 2] [--output bench-prepare.json]
+    python tests/bench/models/bench_prepare.py [--megabytes 24] [--rounds 2] [--output bench-prepare.json]
 
 Python's own documentation, again and again, as jsonl files of one column, and a byte-pair tokenizer of 8,000 tokens
 that was trained on it; the two numbers of processes take turns. From a run's seconds those are taken off that a run on
@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "trainer"))
 
 from harness import load, parser, write
 from support.training.preparing import texts, tokenizer_folder
