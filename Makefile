@@ -89,8 +89,10 @@ bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet ma
 	$(BIN)/python tests/bench/trainer/bench_recompute.py
 	$(BIN)/python tests/bench/trainer/bench_actions.py
 	$(BIN)/python tests/bench/trainer/bench_decoder.py
+	$(BIN)/python tests/bench/models/bench_generality.py
 	$(BIN)/python tests/bench/trainer/bench_uneven.py
 	$(BIN)/python tests/bench/trainer/bench_truth.py
+	$(BIN)/python tests/bench/trainer/bench_truth_families.py
 	$(BIN)/python tests/bench/trainer/bench_worth.py
 	$(BIN)/python tests/bench/trainer/bench_overhead.py
 	$(BIN)/python tests/bench/core/bench_start.py
@@ -98,6 +100,8 @@ bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet ma
 	$(BIN)/python tests/bench/cluster/bench_planning.py
 	$(BIN)/python tests/bench/cluster/bench_late.py
 	$(BIN)/python tests/bench/cluster/bench_memory.py
+	$(BIN)/python tests/bench/models/bench_loading.py
+	$(BIN)/python tests/bench/models/bench_prepare.py
 	$(BIN)/python tests/bench/trainer/bench_sharding.py
 	$(BIN)/python tests/bench/placement/bench_placement.py
 	$(BIN)/python tests/bench/placement/bench_placement_speed.py

@@ -27,7 +27,8 @@ OUT_OF_ORDER = {"strided", "expanded", "recurrent", "batch-norm", "doubled"}
 class Leg:
     """One run: from where the one before it stopped, or from the start, to the end of step `until`.
 
-    `cuts` are the numbers of layers of the stages of a route; `recompute` the ranks that recompute.
+    `cuts` are the numbers of layers of the stages of a route; `recompute` the ranks that recompute, or `again` how many
+    first layers each of them does.
     """
 
     until: int
@@ -39,6 +40,7 @@ class Leg:
     micro_batch_size: int = 2
     is_last_smaller: bool = False
     recompute: tuple[int, ...] = ()
+    again: tuple[int, ...] | None = None
 
     @property
     def built(self) -> Schedule:
@@ -115,6 +117,7 @@ def _schedule(leg: Leg) -> ScheduleSpec:
         micro_batches=leg.micro_batches,
         micro_batch_size=leg.micro_batch_size,
         batch_size=sequences - 1 if leg.is_last_smaller else None,
-        recompute=bool(leg.recompute),
+        recompute=bool(leg.recompute) if leg.again is None else None,
         recompute_stages=leg.recompute or None,
+        recompute_layers=leg.again,
     )

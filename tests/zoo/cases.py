@@ -87,7 +87,7 @@ def _leg(draw: st.DrawFn, num_layers: int, is_asynchronous: bool, *, until: int)
         micro_batches=micro_batches,
         micro_batch_size=size,
         is_last_smaller=size > 1 and not is_asynchronous and draw(st.booleans()),
-        recompute=draw(_recomputing(ranks)),
+        **draw(_recomputing(ranks)),
     )
 
 
@@ -102,7 +102,7 @@ def _same_updates(draw: st.DrawFn, before: Leg, num_layers: int, *, until: int) 
         ranks=ranks,
         cuts=draw(_cuts(num_layers, ranks)),
         replicas=draw(st.sampled_from([1, 1, 2])),
-        recompute=draw(_recomputing(ranks)),
+        **draw(_recomputing(ranks)),
     )
 
 
@@ -111,8 +111,14 @@ def _cuts(num_layers: int, num_stages: int) -> st.SearchStrategy[tuple[int, ...]
     return ends.map(lambda chosen: tuple(end - first for first, end in pairwise((0, *sorted(chosen), num_layers))))
 
 
-def _recomputing(ranks: int) -> st.SearchStrategy[tuple[int, ...]]:
-    return st.just(()) | st.sets(st.integers(0, ranks - 1)).map(lambda chosen: tuple(sorted(chosen)))
+def _recomputing(ranks: int) -> st.SearchStrategy[dict[str, tuple[int, ...] | None]]:
+    whole = st.sets(st.integers(0, ranks - 1)).map(lambda chosen: tuple(sorted(chosen)))
+    again = st.lists(st.integers(0, 3), min_size=ranks, max_size=ranks).map(tuple)
+    return (
+        st.just({"recompute": (), "again": None})
+        | whole.map(lambda chosen: {"recompute": chosen, "again": None})
+        | again.map(lambda layers: {"recompute": (), "again": layers})
+    )
 
 
 def _seats(names: Sequence[ScheduleName], num_layers: int, micro_batches: int) -> list[tuple[ScheduleName, int]]:

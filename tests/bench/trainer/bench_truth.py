@@ -124,7 +124,8 @@ class Worker:
 
     @contextmanager
     def _on_own_core(self) -> Iterator[None]:
-        os.sched_setaffinity(0, {self._cores[self.rank % len(self._cores)]})
+        if self._ranks <= len(self._cores):  # more share all of them, as a plan expects
+            os.sched_setaffinity(0, {self._cores[self.rank]})
         yield
         os.sched_setaffinity(0, self._cores)
 
@@ -216,8 +217,8 @@ class Row:
         return [stage.memory_bytes / peak - 1 for stage, peak in zip(self.plan.stages, self.peaks, strict=False)]
 
     def __str__(self) -> str:
-        plan, schedule, gpt = self.plan, self.plan.schedule, self.plan.model.gpt
-        sizes = f"h {gpt.hidden_size}, v {gpt.vocabulary_size}, s {plan.data.sequence_length}" if gpt else ""
+        plan, schedule = self.plan, self.plan.schedule
+        sizes = f"{_described(plan.model)}, s {plan.data.sequence_length}"
         layers = "-".join(str(end - first) for first, end in plan.cuts)
         memory = ", ".join(
             f"{stage.memory_bytes / 2**20:.1f}/{peak / 2**20:.1f}"
@@ -240,6 +241,12 @@ class Row:
             "predicted_bytes": [stage.memory_bytes for stage in self.plan.stages],
             "measured_bytes": self.peaks,
         }
+
+
+def _described(model: Model) -> str:
+    if model.gpt is not None:
+        return f"h {model.gpt.hidden_size}, v {model.gpt.vocabulary_size}"
+    return "waits" if model.hugging_face is None else Path(model.hugging_face.path).name.partition("-")[2]
 
 
 def rows_of(jobs: Sequence[PipelineJobSpec], *, is_real: bool) -> Iterator[Row]:

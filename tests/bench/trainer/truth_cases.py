@@ -67,7 +67,7 @@ def _any_real_job(draw: random.Random) -> PipelineJobSpec:
         dropout=draw.choice((0.0, 0.0, 0.1)),
     )
     schedule = drawn_schedule(draw, REAL_RANKS, most_rounds=6)
-    return _job(
+    return job_of(
         Model(gpt=gpt),
         ranks=REAL_RANKS,
         schedule=schedule,
@@ -89,7 +89,7 @@ def virtual_job(seed: int, ranks: int) -> PipelineJobSpec:
     }
     # The embedding, which takes no time, is a layer of the first stage.
     first, *others = drawn_cut(draw, count, stages)
-    return _job(
+    return job_of(
         Model(
             entrypoint="pipelinejob_trainer.models.virtual:layers",
             num_layers=count + 1,
@@ -105,7 +105,7 @@ def virtual_job(seed: int, ranks: int) -> PipelineJobSpec:
 
 def few_layers(*, is_split: bool) -> PipelineJobSpec:
     """Return a job of a few equal layers that wait, whose profile tells what such layers take beside."""
-    return _job(
+    return job_of(
         Model(
             entrypoint="pipelinejob_trainer.models.virtual:layers",
             num_layers=FEW + 1,
@@ -121,7 +121,7 @@ def few_layers(*, is_split: bool) -> PipelineJobSpec:
     )
 
 
-def _job(
+def job_of(
     model: Model, *, ranks: int, schedule: ScheduleSpec, cut: tuple[int, ...], sequence_length: int, steps: int
 ) -> PipelineJobSpec:
     return PipelineJobSpec(

@@ -120,6 +120,31 @@ def test_a_stage_that_straggles_twice_in_a_row_degrades_the_job_until_it_is_well
     assert world.told().count("StageStraggles") == 1
 
 
+def test_steps_that_were_skipped_or_undone_are_told_as_they_come(world):
+    key = world.submit(job(training={"steps": 100, "onNotFinite": "Skip"}))
+    world.train()
+
+    def count(**counts):
+        world.cluster.pass_time(10)
+        stages = range(len(world.status(key)["stages"]))
+        world.cluster.answers = {f"gpt-r0-s{stage}": report(stage=stage, **counts) for stage in stages}
+        world.settle()
+
+    count(step=3)
+    count(step=5, skipped_steps=3, not_finite_steps=2)
+    count(step=5, skipped_steps=3, not_finite_steps=2)
+    count(step=6, skipped_steps=4, not_finite_steps=3, roll_backs=1)
+
+    assert world.told().count("StepsSkipped") == 2
+    assert world.told().count("RolledBack") == 1
+    assert (world.status(key)["skippedSteps"], world.status(key)["rollBacks"]) == (3, 1)
+    events = {event.reason: event for event in world.cluster.events}
+    assert events["StepsSkipped"].type == "Warning"
+    assert (
+        "1 step, whose loss or gradients were infinite or no numbers, changed nothing" in events["StepsSkipped"].message
+    )
+
+
 def test_a_stage_that_was_planned_to_do_more_is_no_straggler():
     world = World(nodes(3))
     key = world.submit(job(parallelism={"pipeline": 3}, partition={"layers": [1, 6, 1]}))

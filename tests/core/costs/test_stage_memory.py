@@ -10,11 +10,11 @@ def layer(**bytes_):
     return LayerCost(name="x", forward_s=1, backward_input_s=1, backward_weight_s=1, **fields)
 
 
-def peak(actions, *layers, is_split=False, received=0, **others):
-    stage = stage_bytes(layers, received=received, is_split=is_split)
+def peak(actions, *layers, is_split=False, received=0, recomputed=0, **others):
+    stage = stage_bytes(layers, received=received, is_split=is_split, recomputed=recomputed)
     parameters = sum(each.parameter_bytes for each in layers)
-    options = {"num_versions": 1, "recomputes": False, "is_asynchronous": False, **others}
-    return peak_bytes([(action, 0) for action in actions], [stage], parameter_bytes=parameters, **options)
+    options = {"num_versions": 1, "is_asynchronous": False, **others}
+    return peak_bytes([(action, 0) for action in actions], {0: stage}, parameter_bytes=parameters, **options)
 
 
 def test_gradients_are_there_from_the_first_backward_pass_on():
@@ -51,7 +51,15 @@ def test_the_second_half_makes_gradients_before_it_lets_go():
 def test_a_stage_that_computes_again_keeps_what_it_received():
     one = layer(activation_bytes=50, working_bytes=7)
 
-    assert peak([F(0), F(1), B(0), B(1)], one, received=4, recomputes=True) == 2 * 4 + 50 + 7
+    assert peak([F(0), F(1), B(0), B(1)], one, received=4, recomputed=1) == 2 * 4 + 50 + 7
+
+
+def test_a_stage_that_computes_its_first_layer_again_keeps_what_it_received_and_the_rest():
+    first, last = layer(activation_bytes=50, working_bytes=7), layer(activation_bytes=20, working_bytes=7)
+
+    # two micro-batches of 4 received and 20 kept; the first layer's 50 while the backward pass of one of them lasts
+    assert peak([F(0), F(1), B(0), B(1)], first, last, received=4, recomputed=1) == 2 * 24 + 50 + 7
+    assert peak([F(0), F(1), B(0), B(1)], first, last) == 2 * 70 + 7
 
 
 def test_small_messages_are_all_received_ahead_and_large_ones_by_threes():

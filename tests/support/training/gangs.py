@@ -19,6 +19,7 @@ from pipelinejob.contract.plan import CostSource, Plan, Prediction, StagePlan
 from pipelinejob.contract.progress import Progress, StepRecord, Termination
 from pipelinejob.planning.playing import setting_of
 from pipelinejob.scheduler.catalogue import build
+from pipelinejob.schedules.recomputation import spread
 from pipelinejob.spec.job import (
     Checkpoint,
     Data,
@@ -69,14 +70,14 @@ def plan(
         device=Device.CPU,
         cuts=cuts,
         stages=tuple(
-            _stage(rank, tuple(dict.fromkeys(cuts[each.stage] for each in held(rank))), recompute=spec.recomputes(rank))
+            _stage(rank, tuple(dict.fromkeys(cuts[each.stage] for each in held(rank))), spec)
             for rank in range(num_ranks)
         ),
         prediction=Prediction(step_s=0.1, tokens_per_s=100.0, bubble_ratio=0.25, source=CostSource.ANALYTIC),
     )
 
 
-def _stage(stage: int, chunks: tuple[tuple[int, int], ...], *, recompute: bool) -> StagePlan:
+def _stage(stage: int, chunks: tuple[tuple[int, int], ...], spec: ScheduleSpec) -> StagePlan:
     return StagePlan(
         stage=stage,
         chunks=chunks,
@@ -87,7 +88,8 @@ def _stage(stage: int, chunks: tuple[tuple[int, int], ...], *, recompute: bool) 
         parameter_bytes=4096,
         memory_bytes=2**20,
         bubble_ratio=0.25,
-        recompute=recompute,
+        recompute=spec.recomputes(stage),
+        recompute_layers=spread(chunks, spec.recomputed_layers(stage)),
     )
 
 

@@ -38,8 +38,8 @@ from pipelinejob_trainer.runtime.asynchronous import Update
 from pipelinejob_trainer.runtime.recorder import Recorder
 from pipelinejob_trainer.runtime.reduction import Reducer, Share, SumOver, buckets, share_of, sums_over_groups
 from pipelinejob_trainer.runtime.runtime import Runtime
+from pipelinejob_trainer.stage.chunk import Chunk, make_chunk
 from pipelinejob_trainer.stage.randomness import reseeder, seed_of_pass
-from pipelinejob_trainer.stage.stage import Stage
 from support.local.processes import HANG_S
 from support.training import inprocess
 from support.training.queue_link import QueueLink
@@ -68,12 +68,13 @@ class Job:
     cuts: tuple[tuple[int, int], ...] | None = None
     sequence_length: int = 16
     precision: Precision = Precision.FP32
-    recompute: bool = False
+    recompute: int = False  # True: all, a number: so many first layers of each chunk
     update_interval: int | None = None
     vertical_sync: bool = False
     seed: int = 7
     steps: int = 2
     lora: Lora | None = None
+    compiles: bool = False
 
     @property
     def data(self) -> Data:
@@ -129,7 +130,7 @@ class Rank:
     """A rank, put together."""
 
     part: ModelPart
-    chunks: tuple[Stage, ...]
+    chunks: tuple[Chunk, ...]
     recorder: Recorder
     runtime: Runtime
 
@@ -144,14 +145,15 @@ def make_rank(
     stretches = [cut[each.stage] for each in held]
     part = build_part(job.model, job.data, stretches=stretches, seed=job.seed, lora=job.lora)
     chunks = tuple(
-        Stage(
+        make_chunk(
             layers,
             is_first=each.stage == 0,
             is_last=each.stage == schedule.num_stages - 1,
             precision=job.precision,
             device=CPU,
-            recompute=job.recompute,
+            recomputed=len(layers) if job.recompute is True else min(job.recompute, len(layers)),
             is_split=schedule.is_split,
+            compiles=job.compiles,
         )
         for each, layers in zip(held, part.chunks, strict=True)
     )

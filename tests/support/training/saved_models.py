@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from pipelinejob.contract.trained import Trained
 from pipelinejob_trainer.checkpoint import snapshot
@@ -44,3 +48,25 @@ def saved(root: Path, part: Part, *cuts: int, step: int = 4) -> CheckpointFolder
     manifest = Manifest(step=step, attempt=1, run="ab", shards=tuple(digests), base=part.base_digest())
     folder.publish(gathered, manifest, digests)
     return folder
+
+
+def in_pieces(to: Path, kind: str, sizes: Mapping[str, Any]) -> None:
+    """Write a model's random weights as a download has them, a block at a time, so that nobody holds it whole."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.core_model_loading import revert_weight_conversion
+
+    config = AutoConfig.for_model(kind, **sizes)
+    config.save_pretrained(to)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    files: dict[str, str] = {}
+    shapes = {name: each.shape for name, each in model.state_dict().items()}
+    for block in range(-1, config.num_hidden_layers):
+        part = ".layers." if block < 0 else f".layers.{block}."
+        own = [name for name in shapes if (part in name) == (block >= 0)]
+        values = {name: torch.randn(shapes[name], dtype=torch.bfloat16) for name in own}
+        tensors = {name: each.contiguous() for name, each in revert_weight_conversion(model, values).items()}
+        name = f"model-{block + 2:05}-of-{config.num_hidden_layers + 1:05}.safetensors"
+        save_file(tensors, to / name)
+        files |= dict.fromkeys(tensors, name)
+    (to / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))

@@ -45,7 +45,7 @@ def llama(folder: Path) -> Model:
     )
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [False, 1, True], ids=["none", "selective", "full"])
 @pytest.mark.parametrize(
     ("schedule", "stages", "chunks"),
     [
@@ -55,7 +55,7 @@ def llama(folder: Path) -> Model:
     ],
 )
 def test_a_pipeline_has_the_losses_and_gradients_of_one_process(
-    text: Path, folder: Path, *, schedule: ScheduleName, stages: int, chunks: int | None, recompute: bool
+    text: Path, folder: Path, *, schedule: ScheduleName, stages: int, chunks: int | None, recompute: int
 ) -> None:
     job = Job(
         text=text,
@@ -139,10 +139,10 @@ def test_a_pipeline_trains_the_model_that_transformers_itself_makes(
 
 
 @pytest.mark.parametrize("kind", [Job, Packed])
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [False, 1, True], ids=["none", "selective", "full"])
 @pytest.mark.parametrize(("schedule", "stages"), [(ScheduleName.ONE_F_ONE_B, 3), (ScheduleName.ZB_H1, 2)])
 def test_experts_are_balanced_as_in_one_process(
-    text: Path, kind: type[Job], schedule: ScheduleName, stages: int, *, recompute: bool
+    text: Path, kind: type[Job], schedule: ScheduleName, stages: int, *, recompute: int
 ) -> None:
     config = MixtralConfig(
         vocab_size=256,

@@ -23,7 +23,7 @@ HABITS = [
     *(("shared-embedding", name, name, "head") for name in BETWEEN),
     *(("shared-embedding", "half", "half", name) for name in LAST),
 ]
-HALVES = Leg(until=2, schedule=ScheduleName.ZB_H1, ranks=2, cuts=(2, 2), replicas=1, micro_batches=4, recompute=(0,))
+HALVES = Leg(until=2, schedule=ScheduleName.ZB_H1, ranks=2, cuts=(2, 2), replicas=1, micro_batches=4, again=(2, 1))
 BOTH_WAYS = Leg(until=3, schedule=ScheduleName.CHIMERA, ranks=2, cuts=(1, 3), replicas=2, micro_batches=2)
 PIPEDREAM = Leg(until=2, schedule=ScheduleName.PIPEDREAM, ranks=2, cuts=(2, 2), replicas=1, micro_batches=3)
 

@@ -75,8 +75,9 @@ def test_fewer_micro_batches_than_ranks_do_too(text: Path, name: ScheduleName, m
 
 
 @pytest.mark.parametrize("name", SYNCHRONOUS)
-def test_recomputation_does_too(text: Path, name: ScheduleName) -> None:
-    assert_equal(job(text, schedule=name, recompute=True))
+@pytest.mark.parametrize("recompute", [1, True], ids=["selective", "full"])
+def test_recomputation_does_too(text: Path, name: ScheduleName, recompute: int) -> None:
+    assert_equal(job(text, schedule=name, recompute=recompute))
 
 
 @pytest.mark.parametrize("name", SYNCHRONOUS)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Literal
 
 from pipelinejob.base.values import Value
+from pipelinejob.schedules.recomputation import Recomputing, how_much
 from pipelinejob.spec.job import (
     Checkpoint,
     Data,
@@ -53,7 +54,8 @@ class StagePlan(Value):
     optimizer_bytes: int | None = None  # the optimiser's state; None: two moments of each
     memory_bytes: int  # predicted peak: parameters, gradients, optimiser state, activations in flight
     bubble_ratio: float  # predicted, timeline.bubble_ratio
-    recompute: bool = False
+    recompute: bool = False  # whether anything is computed again
+    recompute_layers: tuple[int, ...] | None = None  # how many first layers of each of its chunks; None: all, if any
     device: str | None = None  # the device kind (hardware.py) that the prediction is for, where one is known
     speed: float = 1.0  # of the device, relative to that of the costs
 
@@ -61,6 +63,28 @@ class StagePlan(Value):
     def backward_s(self) -> float:
         """Return the seconds of a full backward pass."""
         return self.backward_input_s + self.backward_weight_s
+
+    def recomputed(self, chunk: LayerRange) -> int:
+        """Return how many first layers of one of its chunks are computed again."""
+        if not self.recompute:
+            return 0
+        return chunk[1] - chunk[0] if self.recompute_layers is None else self.recompute_layers[self.chunks.index(chunk)]
+
+    @property
+    def num_recomputed(self) -> int:
+        """Count the layers that are computed again."""
+        return sum(map(self.recomputed, self.chunks))
+
+    @property
+    def recomputing(self) -> Recomputing:
+        """How much is computed again."""
+        return how_much(self.num_recomputed, self.num_layers)
+
+    @property
+    def recompute_text(self) -> str:
+        """What is computed again, for people: `none`, `selective, 3 of 8 layers`, `full`."""
+        of_all = f", {self.num_recomputed} of {self.num_layers} layers"
+        return f"{self.recomputing}{of_all * (self.recomputing is Recomputing.SELECTIVE)}"
 
     @property
     def num_layers(self) -> int:

@@ -20,6 +20,7 @@ from pipelinejob.models.decoder import Decoder
 from pipelinejob.schedules.families import described
 from pipelinejob.spec.job import Data, Device, Lora, Model, Optimizer, Precision, ScheduleSpec, Training
 from pipelinejob.spec.optimization import MuonSettings
+from pipelinejob.spec.training import Compile
 
 
 class LayerCost(Value):
@@ -98,6 +99,7 @@ class Profile(Value):
     stage_speeds: tuple[float, ...] | None = None  # relative to the device of the costs; unset: all alike
     optimizer: Optimizer = Optimizer.ADAMW  # that updates and state are of
     table_moments: int = 2  # `Training.table_moments`
+    is_compiled: bool = False  # whether the layers that were measured were compiled
     device: str | None = None  # the device kind (hardware.py) that the seconds are of, where one is known
     device_memory_bytes: int | None = None  # of each stage; the partition keeps within it
     stage_memory_bytes: tuple[int, ...] | None = None  # of each stage, where they differ; counts before the one above
@@ -174,9 +176,10 @@ def analytic_profile(
         link_bytes_per_s=link.bytes_per_s,
         tensor=tensor,
     )
+    layers = _layers(decoder, batch, pace, _State.of(training), training.lora)
     return Profile(
         source=CostSource.ANALYTIC,
-        layers=_layers(decoder, batch, pace, _State.of(training), training.lora),
+        layers=tuple(map(_at_once, layers)) if training.compile is Compile.LAYERS else layers,
         optimizer=training.optimizer,
         table_moments=training.table_moments,
         link_s=network.latency_s,
@@ -195,6 +198,11 @@ def _layers(decoder: Decoder, batch: Batch, pace: "_Pace", state: "_State", lora
         costs[id(each)].model_copy(update={"name": name})
         for name, each in zip(decoder.layer_names, counted, strict=True)
     )
+
+
+def _at_once(layer: LayerCost) -> LayerCost:
+    """Return the costs of a compiled layer, whose first half of a backward pass is all of it."""
+    return layer.model_copy(update={"backward_input_s": layer.backward_s, "backward_weight_s": 0.0, "between_bytes": 0})
 
 
 def _equal_layer(name: str) -> LayerCost:

@@ -4,7 +4,7 @@ As the trainer has it: parameters and the optimiser's state always; copies in bf
 of the step; gradients from its first weight gradient to the step's update, which makes no large temporaries.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -27,7 +27,8 @@ def ahead_bytes(message_bytes: int, num_messages: int) -> int:
 class StageBytes:
     """What one stage takes: its gradients, and for one micro-batch what is kept and what a pass takes while it lasts.
 
-    `received` is what a stage that recomputes keeps after a forward pass, `casts` are copies of parameters in bf16.
+    `casts` are copies of parameters in bf16. Of what is `kept` for a backward pass, `again` is of layers that are
+    computed again, as `again_casts` are of their copies: after a forward pass what the stage `received` stands for it.
     """
 
     gradients: int
@@ -36,10 +37,13 @@ class StageBytes:
     kept: int
     between: int
     working: int
+    is_again: bool = False
+    again: int = 0
+    again_casts: int = 0
 
 
-def stage_bytes(layers: Sequence[LayerCost], *, received: int, is_split: bool) -> StageBytes:
-    """Add up the layers of a stage.
+def stage_bytes(layers: Sequence[LayerCost], *, received: int, is_split: bool, recomputed: int = 0) -> StageBytes:
+    """Add up the layers of a stage, the first `recomputed` of which are computed again.
 
     A pass works on one layer after the other. When a whole backward pass comes back to one, what the layers behind it
     kept is gone. The first half of a split one lets go of nothing before its end, and gathers gradients on its way.
@@ -60,6 +64,9 @@ def stage_bytes(layers: Sequence[LayerCost], *, received: int, is_split: bool) -
         kept=sum(layer.activation_bytes for layer in layers),
         between=sum(map(_between, layers)),
         working=working,
+        is_again=recomputed > 0,
+        again=sum(layer.activation_bytes for layer in layers[:recomputed]),
+        again_casts=sum(layer.cast_bytes for layer in layers[:recomputed]),
     )
 
 
@@ -69,13 +76,12 @@ def _between(layer: LayerCost) -> int:
 
 def peak_bytes(
     actions: Iterable[tuple[Action, int]],
-    stages: Sequence[StageBytes],
+    stages: Mapping[int, StageBytes],
     *,
     parameter_bytes: int,
     weight_bytes: int | None = None,
     optimizer_bytes: int | None = None,
     num_versions: int,
-    recomputes: bool,
     is_asynchronous: bool,
 ) -> int:
     """Return the most that is held while a rank's actions, each with its stage, are played.
@@ -92,9 +98,9 @@ def peak_bytes(
     held = peak = 0
     for action, stage in actions:
         size = stages[stage]
+        again = size.again + (size.again_casts if is_asynchronous else 0)
         kept = size.kept + (size.casts if is_asynchronous else 0)
-        before = size.received if recomputes else kept
-        again = kept if recomputes else 0
+        before = kept - again + (size.received if size.is_again else 0)
         if stage not in have_casts and not is_asynchronous:
             have_casts.add(stage)
             state += size.casts
@@ -110,7 +116,7 @@ def peak_bytes(
             gradients = min(gradients + size.gradients, parameter_bytes)
         # A whole backward pass lets go of layer after layer while their gradients come, a second half at its end.
         peak = max(peak, (gradients if action.kind is ActionKind.WEIGHT else earlier) + held + during)
-        held += _change(action, size, before=before, again=again)
+        held += _change(action, size, before=before)
         peak = max(peak, gradients + held)
     return state + peak
 
@@ -118,13 +124,13 @@ def peak_bytes(
 _GIVES_WEIGHT_GRADIENTS = frozenset({ActionKind.BACKWARD, ActionKind.WEIGHT})
 
 
-def _change(action: Action, size: StageBytes, *, before: int, again: int) -> int:
+def _change(action: Action, size: StageBytes, *, before: int) -> int:
     """Return by how much a backward action changes what is held."""
     match action.kind:
         case ActionKind.INPUT:
-            return size.between + (size.received if again else 0) - before
+            return size.between + (size.received if size.is_again else 0) - before
         case ActionKind.WEIGHT:
-            return -size.between - (size.received if again else 0)
+            return -size.between - (size.received if size.is_again else 0)
         case ActionKind.BACKWARD:
             return -before
         case _:

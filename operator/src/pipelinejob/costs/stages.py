@@ -19,6 +19,7 @@ from pipelinejob.schedules.costs import Costs, Link
 from pipelinejob.schedules.families import family
 from pipelinejob.schedules.memory import live_versions
 from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.schedules.recomputation import spread
 from pipelinejob.spec.schedules.schedule import ScheduleSpec
 
 Cuts = tuple[LayerRange, ...]  # of each stage of a route
@@ -111,8 +112,9 @@ class Division:
         return layer.parameter_bytes - (self._tied_trained if is_end and self.is_tied_apart else 0)
 
     def _rerun_s(self, stage: int) -> float:
-        """Return the seconds in which a stage runs its layers again, for which it needs no gradient."""
-        return self._forward_s(stage) if self._recomputing[stage] else 0.0
+        """Return the seconds in which a stage runs layers again, for which it needs no gradient."""
+        again = max(self.recomputed(route[stage], stage) for route in self.routes)
+        return self._through(stage, [(layer, layer.forward_s) for layer in self.layers(stage)[:again]])
 
     def _weight_s(self, stage: int) -> float:
         layers = self.layers(stage)
@@ -158,6 +160,28 @@ class Division:
         """Return the ranges of layers that a rank holds, in the order of `Schedule.held_by`, each once."""
         stages = (stage for route in self.routes for stage, on in enumerate(route) if on == rank)
         return tuple(dict.fromkeys(self.cuts[stage] for stage in stages))
+
+    def recomputed(self, rank: int, stage: int) -> int:
+        """Return how many first layers of a stage are computed again on a rank that holds it."""
+        if not self.schedule.recompute and self.schedule.recompute_layers is None:
+            return 0
+        return self._recomputed[rank, self.cuts[stage]]
+
+    @cached_property
+    def _recomputed(self) -> dict[tuple[int, LayerRange], int]:
+        held: dict[int, dict[LayerRange, None]] = {}
+        for route in self.routes:
+            for rank, cut in zip(route, self.cuts, strict=True):
+                held.setdefault(rank, {})[cut] = None
+        found: dict[tuple[int, LayerRange], int] = {}
+        for rank, cuts in held.items():
+            again = spread(tuple(cuts), self.schedule.recomputed_layers(rank))
+            found |= {(rank, cut): layers for cut, layers in zip(cuts, again, strict=True)}
+        return found
+
+    def recomputed_by(self, rank: int) -> tuple[int, ...]:
+        """Return how many first layers of each range that a rank holds are computed again."""
+        return spread(self.held(rank), self.schedule.recomputed_layers(rank))
 
     def held_layers(self, rank: int) -> tuple[LayerCost, ...]:
         """Return the layers that a rank holds."""
@@ -246,7 +270,7 @@ class Division:
 
         Each row of `edges` is a partition: 0, the first layer of each further stage, the number of layers.
         """
-        each = np.diff(self._summed_s[edges]) + np.diff(self._again_s[edges]) * self._recomputing
+        each = np.diff(self._summed_s[edges]) + np.diff(self._again_s[edges]) * self._again_shares
         busiest: npt.NDArray[np.float64] = (each @ self._work.T).max(axis=1)
         return busiest
 
@@ -259,9 +283,11 @@ class Division:
         return np.array([0.0, *accumulate(layer.forward_s for layer in self.profile.layers)])
 
     @cached_property
-    def _recomputing(self) -> npt.NDArray[np.bool_]:
+    def _again_shares(self) -> npt.NDArray[np.float64]:
+        """Give, by stage, the share of its forward pass that is played again."""
         stages = range(len(self.cuts))
-        return np.array([any(self.schedule.recomputes(route[stage]) for route in self.routes) for stage in stages])
+        forward_s = [sum(layer.forward_s for layer in self.layers(stage)) for stage in stages]
+        return np.array([self._rerun_s(stage) / forward_s[stage] if forward_s[stage] else 0.0 for stage in stages])
 
     @cached_property
     def _work(self) -> npt.NDArray[np.float64]:
@@ -277,8 +303,10 @@ class Division:
         stages = [stage for stage, on in enumerate(self.routes[0]) if on == rank]
         kept = sum(self.kept_bytes[stage] for stage in stages)
         left = limit - self.state_bytes(rank)
-        if self.schedule.recomputes(rank):  # one is there whole while its backward pass runs
-            left, kept = left - kept, sum(self.input_bytes(stage) for stage in stages)
+        for stage in stages:  # of what is computed again, one is there whole while its backward pass runs
+            again = sum(layer.activation_bytes for layer in self.layers(stage)[: self.recomputed(rank, stage)])
+            left -= again
+            kept += self.input_bytes(stage) * bool(self.recomputed(rank, stage)) - again
         return max(left / kept, 0.0) if kept else float("inf")
 
     def memory_bytes(self, schedule: Schedule, rank: int) -> int:
@@ -286,33 +314,29 @@ class Division:
         actions, wiring = schedule.ranks[rank], schedule.wiring
         works = wiring.work_of[wiring.offsets[rank] : wiring.offsets[rank + 1]]
         stage_of = [work.stage for work in wiring.works]
+        each = ((action, stage_of[work]) for action, work in zip(actions, works, strict=True))
+        passes = [(action, stage) for action, stage in each if stage >= 0]  # all but updates
+        sizes = {stage: self._stage_bytes(rank, stage, is_split=schedule.is_split) for stage in {s for _, s in passes}}
         return (
             self._ahead_bytes(rank)
             + self.frozen_bytes(rank)
             + peak_bytes(
-                zip(actions, (stage_of[work] for work in works), strict=True),
-                self._split_bytes if schedule.is_split else self._whole_bytes,
+                passes,
+                sizes,
                 parameter_bytes=self.parameter_bytes(rank),
                 weight_bytes=self.weight_bytes(rank) + self.gathered_bytes(rank),
                 optimizer_bytes=self.moment_bytes(rank),
                 num_versions=live_versions(actions),
-                recomputes=self.schedule.recomputes(rank),
                 is_asynchronous=schedule.is_asynchronous,
             )
         )
 
-    @cached_property
-    def _whole_bytes(self) -> tuple[StageBytes, ...]:
-        return self._stage_bytes(is_split=False)
-
-    @cached_property
-    def _split_bytes(self) -> tuple[StageBytes, ...]:
-        return self._stage_bytes(is_split=True)
-
-    def _stage_bytes(self, *, is_split: bool) -> tuple[StageBytes, ...]:
-        return tuple(
-            stage_bytes(self.layers(stage), received=self.input_bytes(stage), is_split=is_split)
-            for stage in range(len(self.cuts))
+    def _stage_bytes(self, rank: int, stage: int, *, is_split: bool) -> StageBytes:
+        return stage_bytes(
+            self.layers(stage),
+            received=self.input_bytes(stage),
+            is_split=is_split,
+            recomputed=self.recomputed(rank, stage),
         )
 
     def _ahead_bytes(self, rank: int) -> int:

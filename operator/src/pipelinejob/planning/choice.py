@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache, partial
-from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from pipelinejob.costs.stages import Cuts, Division
 from pipelinejob.planning.chunks import partition_chunks
 from pipelinejob.planning.dimensions import shards, weight_shards
 from pipelinejob.planning.partition import PATH, does_not_fit, partition
+from pipelinejob.planning.plain_cuts import given_cuts, simple_cuts
 from pipelinejob.planning.playing import check_caps, few, setting_of, written_schedule
 from pipelinejob.planning.step_prediction import Length, length_of, predict_step, whole
 from pipelinejob.planning.ties import quickest
@@ -43,13 +43,15 @@ _ALIKE = 1 + 1e-9
 class Choice:
     """A partition and a schedule. `schedule_for` returns the schedule of a number of micro-batches.
 
-    `listed` is the schedule where it does not follow from its name and sizes, and has to be written down.
+    `listed` is the schedule where it does not follow from its name and sizes, and has to be written down. It is
+    `pressed` where the partition gives way to memory.
     """
 
     division: Division
     schedule_for: Callable[[int], Schedule]
     length: Length
     listed: Schedule | None = None
+    pressed: bool = False
 
     @cached_property
     def memory_bytes(self) -> tuple[int, ...]:
@@ -72,6 +74,14 @@ class Choice:
         return self.length.values(lambda count: (simulate(self.schedule_for(count), self.division.costs).makespan_s,))[
             0
         ]
+
+    def rank_bytes(self, rank: int) -> float:
+        """Predict the peak memory of one rank, in bytes."""
+        return self.length.values(lambda count: (self.division.memory_bytes(self.schedule_for(count), rank),))[0]
+
+    def recomputing(self, layers: tuple[int, ...]) -> "Choice":
+        """Return the same with so many first layers of each rank computed again."""
+        return replace(self, division=replace(self.division, schedule=self.division.schedule.recomputing(layers)))
 
     def over(self, cuts: Cuts) -> "Choice":
         """Return the same schedule over another partition."""
@@ -114,7 +124,7 @@ def choose(
     for _ in range(attempts or (_ATTEMPTS if effort else FEW_ATTEMPTS)):
         choice = _Chooser(spec, profile, budget, links=links, effort=effort).choose()
         if limits is None or spec.partition.layers is not None or choice.fits(limits):
-            return choice
+            return replace(choice, pressed=True) if budget else choice
         budget = _first_budget(choice, limits) if budget is None else budget.after(choice, limits)
     raise TooLargeError(PATH, does_not_fit(spec.parallelism.pipeline, limits or ()))
 
@@ -276,7 +286,7 @@ class _Chooser:
     def _cuts(self, routes: tuple[Route, ...]) -> Cuts:
         layers = self._profile.layers
         if self._spec.partition.layers is not None:
-            return _given_cuts(self._spec.partition.layers, routes[0], num_layers=len(layers))
+            return given_cuts(self._spec.partition.layers, routes[0], num_layers=len(layers))
         seconds = [layer.compute_s for layer in layers]
         memory, limits = self._memory()
         if len(routes) == 1 and len(routes[0]) == self._num_ranks:
@@ -296,12 +306,11 @@ class _Chooser:
         budget = self._budget
         if budget is None:
             return None, None
-        spec, layers = self._spec.schedule, self._profile.layers
+        layers = self._profile.layers
         memory = []
         for rank in range(self._num_ranks):
-            held = (
-                1.0 if spec.recomputes(rank) else budget.in_flight[rank]
-            )  # the rest of what recomputation holds is small
+            again = self._share_again(rank)  # of which one micro-batch is held; what was received beside it is small
+            held = again + (1 - again) * budget.in_flight[rank]
             further = budget.versions[rank] - 1
             memory.append(
                 [
@@ -316,25 +325,36 @@ class _Chooser:
         return memory, list(budget.limits)
 
     def _speed(self, rank: int) -> float:
-        """Return a rank's speed relative to the profile; one that recomputes runs each forward pass twice."""
+        """Return a rank's speed relative to the profile; one that recomputes runs forward passes twice."""
         speed = self._profile.stage_speeds[rank] if self._profile.stage_speeds else 1.0
-        if not self._spec.schedule.recomputes(rank):
+        again = self._share_again(rank)
+        if not again:
             return speed
         once = sum(layer.compute_s for layer in self._profile.layers)
-        return speed * once / (once + sum(layer.forward_s for layer in self._profile.layers))
+        return speed * once / (once + again * sum(layer.forward_s for layer in self._profile.layers))
+
+    def _share_again(self, rank: int) -> float:
+        """Return the share of a rank's layers that it computes again, if it holds as many as the others."""
+        number = self._spec.schedule.recomputed_layers(rank)
+        return 1.0 if number is None else min(1.0, number * self._num_ranks / len(self._profile.layers))
 
     def _bettered(self, choice: Choice) -> Choice:
         """Shorten the step by another partition with the same busiest rank, or by a simpler one."""
         if self._effort == 0 or self._spec.partition.layers is not None or self._profile.concurrency is not None:
             return choice  # on shared processors it is the sum of all work that counts
         limits = self._profile.memory_limits(self._num_ranks)
-        partitions = dict.fromkeys((choice.division.cuts, *_simple_cuts(choice.division)))
+        partitions = dict.fromkeys((choice.division.cuts, *simple_cuts(choice.division)))
         starts = [choice, *(choice.over(cuts) for cuts in partitions if cuts != choice.division.cuts)]
-        best = next((each for each in sorted(starts, key=lambda each: each.makespan_s) if each.fits(limits)), None)
+        ranked = sorted(starts, key=lambda each: each.makespan_s)
+        best = next((each for each in ranked if each.fits(limits)), None)
         if best is None:
             return choice
         ordered = best.over(self._ordered(best))
-        return ordered if ordered.fits(limits) and ordered.makespan_s < best.makespan_s else best
+        if ordered.makespan_s < best.makespan_s:
+            if ordered.fits(limits):
+                return replace(ordered, pressed=best is not ranked[0])
+            return replace(best, pressed=True)
+        return best if best is ranked[0] else replace(best, pressed=True)
 
     def _ordered(self, choice: Choice) -> Cuts:
         """Return the partition with the shortest step among those with the same busiest rank, over a few rounds."""
@@ -362,32 +382,3 @@ def _by_sizes(name: ScheduleName, setting: Setting) -> Schedule:
 def _prohibitive(num_stages: int) -> Costs:
     seconds = (1e9,) * num_stages
     return Costs(forward_s=seconds, input_s=seconds, weight_s=seconds)
-
-
-def _simple_cuts(division: Division) -> tuple[Cuts, Cuts]:
-    """Return two simple partitions: that with the least busy busiest stage, and that into equal numbers of layers.
-
-    Where a rank holds several stages, its busiest one may count as much as their sum; a short step may count its
-    beginning and its end for more than its pace.
-    """
-    seconds = [layer.compute_s for layer in division.profile.layers]
-    num_stages, num_layers = len(division.cuts), len(seconds)
-    even = [num_layers * stage // num_stages for stage in range(num_stages + 1)]
-    return partition(seconds, num_stages), tuple(pairwise(even))
-
-
-def _given_cuts(counts: Sequence[int], route: Route, *, num_layers: int) -> Cuts:
-    path, num_ranks = "spec.partition.layers", len(set(route))
-    if len(counts) != len(route):
-        each = f", each with {len(route) // num_ranks} stretches of layers" if len(route) > num_ranks else ""
-        raise SpecError(
-            path,
-            f"has {len(counts)} entries but the schedule has {num_ranks} stages{each}; give {len(route)}, or leave"
-            " partition out to have it chosen",
-        )
-    if sum(counts) != num_layers:
-        raise SpecError(
-            path,
-            f"the stages hold {sum(counts)} layers together but the model has {num_layers}; make the sum {num_layers}",
-        )
-    return tuple(pairwise(accumulate(counts, initial=0)))

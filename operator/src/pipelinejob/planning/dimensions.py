@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 from pipelinejob.base.errors import SpecError
 from pipelinejob.models.decoder import Matrix, Role
-from pipelinejob.schedules.families import ASYNCHRONOUS, BOTH_WAYS
+from pipelinejob.schedules.families import ASYNCHRONOUS, BOTH_WAYS, described
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import Data, Model, Parallelism, Sharding, Training
 from pipelinejob.spec.optimization import Optimizer
+from pipelinejob.spec.training import Compile
 
 _FIELD = "spec.parallelism.tensor"
 SHARDING = "spec.parallelism.sharding"
@@ -60,6 +61,7 @@ def unrunnable(
     model: Model, training: Training, schedule: ScheduleName, degrees: Parallelism, data: Data
 ) -> Iterator[SpecError]:
     """Return an error for each thing that can be planned with tensor parallelism or sharding, but not be run."""
+    yield from _uncompiled(training, schedule)
     yield from _unsharded(training, schedule, degrees.sharding)
     if degrees.sharding is Sharding.FULL:
         yield from _not_gathered(model, training, schedule)
@@ -79,6 +81,12 @@ def unrunnable(
             "spec.training.preflight",
             f"with {_FIELD} = {tensor}, a Hugging Face model is divided by its family's own plan, and a few families'"
             " plans forget parameters, which only the preflight finds; leave it on, or use tensor: 1",
+        )
+    if training.compile is not Compile.OFF:
+        yield SpecError(
+            "spec.training.compile",
+            f"{training.compile} compiles whole layers, and those of {_FIELD} = {tensor} ranks exchange parts in their"
+            " midst; use Off, or tensor: 1",
         )
     if training.lora is not None:
         yield SpecError(
@@ -114,6 +122,19 @@ def _undivided_tokens(model: Model, tensor: int, data: Data) -> Iterator[SpecErr
         )
 
 
+def _uncompiled(training: Training, schedule: ScheduleName) -> Iterator[SpecError]:
+    if training.compile is Compile.LAYERS and described(schedule).is_split:
+        yield SpecError("spec.training.compile", in_halves(schedule))
+
+
+def in_halves(schedule: str) -> str:
+    """Say why layers are not compiled under a schedule."""
+    return (
+        f"{schedule} has backward passes in halves, and a compiled layer has one function for both; use 1F1B or"
+        " Interleaved1F1B, or Off"
+    )
+
+
 def _unsharded(training: Training, schedule: ScheduleName, sharding: Sharding) -> Iterator[SpecError]:
     if sharding is Sharding.NONE:
         return
@@ -141,6 +162,12 @@ def _not_gathered(model: Model, training: Training, schedule: ScheduleName) -> I
         yield SpecError(
             SHARDING,
             "full shards what is trained, and of adapters the model that they stand beside is not; use optimizer",
+        )
+    if training.compile is not Compile.OFF:
+        yield SpecError(
+            "spec.training.compile",
+            f"{training.compile} makes one function of a layer, which keeps parameters that sharding: full lets go of;"
+            " use Off, or sharding: optimizer",
         )
     if schedule in BOTH_WAYS:
         yield SpecError(SHARDING, _held_twice(schedule))

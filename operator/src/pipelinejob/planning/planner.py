@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from pipelinejob.base.errors import SpecError
 from pipelinejob.base.timeline import Timeline
-from pipelinejob.contract.plan import Placement, Plan, Prediction, StagePlan
+from pipelinejob.contract.plan import CostSource, Placement, Plan, Prediction, StagePlan
 from pipelinejob.costs import links as all_links
 from pipelinejob.costs.layers import Profile, analytic_profile, layer_names
 from pipelinejob.costs.links import Links
@@ -17,12 +17,14 @@ from pipelinejob.costs.stages import Division
 from pipelinejob.fabric import hardware as hardware_data
 from pipelinejob.fabric.hardware import DeviceKind, Hardware
 from pipelinejob.fabric.network import Network
-from pipelinejob.planning.choice import Choice, choose
+from pipelinejob.planning.choice import Choice
 from pipelinejob.planning.dimensions import shards, undividable, unrunnable, weight_shards
 from pipelinejob.planning.playing import packed, schedule_of
+from pipelinejob.planning.recomputing import choose
 from pipelinejob.planning.serving import foretold, held_bytes
 from pipelinejob.planning.step_prediction import StepPrediction, predict_step, simulated
 from pipelinejob.spec.job import Optimizer, PipelineJobSpec
+from pipelinejob.spec.training import Compile
 
 MAX_PLAN_BYTES = 2**20 - 2**14  # of the 1 MiB of a config map, less its metadata
 _ASSIGNMENT_BYTES = 256  # what a rank's place will take
@@ -98,7 +100,7 @@ def assembled(
         model=spec.model,
         data=spec.data,
         parallelism=spec.parallelism,
-        schedule=spec.schedule.model_copy(update={"actions": None}),  # they stand in schedule_actions
+        schedule=division.schedule.model_copy(update={"actions": None}),  # they stand in schedule_actions
         training=spec.training,
         evaluation=spec.evaluation,
         serving=spec.serving,
@@ -239,12 +241,23 @@ def check_covers(profile: Profile, spec: PipelineJobSpec) -> None:
     )
     if wanted != has:
         raise SpecError("spec.training.optimizer", f"is {wanted}, but the profile measured {has}; profile again")
+    is_compiled = spec.training.compile is Compile.LAYERS
+    if profile.source is CostSource.PROFILED and profile.is_compiled != is_compiled:
+        which = "compiled" if profile.is_compiled else "plain"
+        problem = f"is {spec.training.compile}, but the profile measured {which} layers; profile again"
+        raise SpecError("spec.training.compile", problem)
     num_stages = spec.parallelism.pipeline
     if profile.stage_speeds is not None and len(profile.stage_speeds) != num_stages:
         raise SpecError(
             "spec.parallelism.pipeline",
             f"{num_stages} stages but the profile gives the speeds of {len(profile.stage_speeds)}; profile again",
         )
+
+
+def _unless_all(division: Division, rank: int) -> tuple[int, ...] | None:
+    """Return how many first layers of each of a rank's chunks are computed again; None for all, or none."""
+    again = division.recomputed_by(rank)
+    return None if not any(again) or sum(again) == len(division.held_layers(rank)) else again
 
 
 def _unusual(num_bytes: int, usual: int) -> int | None:
@@ -276,7 +289,8 @@ def _stages(
             optimizer_bytes=_unusual(division.moment_bytes(rank), 2 * division.parameter_bytes(rank)),
             memory_bytes=memory_bytes[rank],
             bubble_ratio=promised.bubble_ratios[rank],
-            recompute=spec.schedule.recomputes(rank),
+            recompute=division.schedule.recomputes(rank),
+            recompute_layers=_unless_all(division, rank),
             device=devices[rank].name if devices else division.profile.device,
             speed=division.speed(rank),
         )

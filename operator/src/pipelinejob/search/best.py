@@ -218,7 +218,7 @@ class _Search:
 
     def _push_some(self, option: Option) -> None:
         """Look at the same with recomputation where it is needed, if that is to be chosen."""
-        if option.recompute is Recompute.NONE and self._spec.schedule.recompute is None and self._spec.is_open:
+        if option.recompute is Recompute.NONE and self._spec.schedule.leaves_recomputing_open:
             self._push(replace(option, recompute=Recompute.SOME))
 
     def _push(self, option: Option) -> None:

@@ -85,8 +85,7 @@ def title(chosen: Chosen) -> str:
     replicas = f" x {chosen.data} replicas" if chosen.data > 1 else ""
     tensor = f" x {chosen.tensor} GPUs" if chosen.tensor > 1 else ""
     schedule = "" if chosen.pipeline == 1 else f", {schedule_title(chosen)}"
-    some = f" on stages {ranges_text(chosen.recompute_stages)}" if chosen.recompute_stages else ""
-    recompute = f", recomputing{some}" if chosen.recompute else ""
+    recompute = f", recomputing{_some(chosen)}" if chosen.recompute else ""
     batch = f"{chosen.micro_batches} micro-batch{'es' * (chosen.micro_batches != 1)} of {chosen.micro_batch_size}"
     return f"{stages}{replicas}{tensor}{schedule}, {batch}{recompute}"
 
@@ -111,3 +110,9 @@ def rank(candidate: Candidate) -> tuple[float, int, int, int]:
 def _rounded(seconds: float) -> float:
     """Round away what rounding alone made."""
     return float(f"{seconds:.9g}")
+
+
+def _some(chosen: Chosen) -> str:
+    if chosen.recompute_layers is not None:
+        return f" {', '.join(map(str, chosen.recompute_layers))} layers of the stages"
+    return f" on stages {ranges_text(chosen.recompute_stages)}" if chosen.recompute_stages else ""

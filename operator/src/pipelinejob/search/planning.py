@@ -2,8 +2,9 @@
 
 from pipelinejob.costs.layers import Profile
 from pipelinejob.costs.links import Links
-from pipelinejob.planning.choice import EFFORT, FEW_ATTEMPTS, Choice, choose
+from pipelinejob.planning.choice import EFFORT, FEW_ATTEMPTS, Choice
 from pipelinejob.planning.playing import check_peaks, setting_of
+from pipelinejob.planning.recomputing import choose
 from pipelinejob.planning.step_prediction import predict_step
 from pipelinejob.schedules.memory import peak_activations
 from pipelinejob.schedules.names import ScheduleName
@@ -50,7 +51,7 @@ class Planning:
         chosen, profile = leader.chosen.model_copy(update=changed), self._costs.profile(layout)
         spec = resolved(self._spec, chosen)
         choice = choose(spec, profile, links=leader.links, attempts=FEW_ATTEMPTS)  # each takes long
-        return self._made(layout, profile, leader.links, (chosen, choice))
+        return self._made(layout, profile, leader.links, (_as_made(chosen, choice), choice))
 
     def _made(self, layout: Layout, profile: Profile, links: Links, made: tuple[Chosen, Choice]) -> Candidate:
         chosen, choice = made
@@ -84,17 +85,19 @@ class Planning:
             check_peaks(chosen.schedule, peaks, caps)
 
     def _chosen(self, option: Option, profile: Profile, links: Links, effort: int) -> tuple[Chosen, Choice]:
+        given = self._spec.schedule
         if option.recompute is not Recompute.SOME:
-            given = self._spec.schedule.recompute_stages if option.recompute is Recompute.GIVEN else None
-            chosen = option.chosen(given)
+            is_given = option.recompute is Recompute.GIVEN
+            chosen = option.chosen(given.recompute_stages, given.recompute_layers) if is_given else option.chosen()
             return chosen, choose(resolved(self._spec, chosen), profile, links=links, effort=effort)
-        limits = profile.memory_limits(option.layout.pipeline) or ()
-        free = profile.model_copy(update={"device_memory_bytes": None, "stage_memory_bytes": None})
-        stages: tuple[int, ...] = ()
-        while True:
-            chosen = option.chosen(stages)
-            choice = choose(resolved(self._spec, chosen), free, links=links, effort=effort)
-            over = {rank for rank, limit in enumerate(limits) if choice.memory_bytes[rank] > limit} - set(stages)
-            if not over:
-                return chosen, choose(resolved(self._spec, chosen), profile, links=links, effort=effort)
-            stages = tuple(sorted({*stages, *over}))
+        left_open = resolved(self._spec, option.chosen(layers=()))
+        choice = choose(left_open, profile, links=links, effort=effort)
+        return _as_made(option.chosen(layers=()), choice), choice
+
+
+def _as_made(chosen: Chosen, choice: Choice) -> Chosen:
+    """Write what came to be computed again into what was chosen, where it was left open."""
+    if chosen.recompute_layers is None:
+        return chosen
+    layers = choice.division.schedule.recompute_layers
+    return chosen.model_copy(update={"recompute": layers is not None, "recompute_layers": layers})

@@ -29,11 +29,11 @@ _MAX_ORDERED_GROUPS = 3  # of more kinds of device, no order along the chain is 
 
 
 class Recompute(StrEnum):
-    """Which stages recompute their activations."""
+    """What stages compute again."""
 
     NONE = "none"
-    SOME = "some"  # those whose activations would not fit otherwise
-    GIVEN = "given"  # those that the manifest names
+    SOME = "some"  # as many of each stage's first layers as its memory demands
+    GIVEN = "given"  # what the manifest says of each
     ALL = "all"
 
 
@@ -73,8 +73,8 @@ class Option:
     virtual_stages: int | None
     recompute: Recompute
 
-    def chosen(self, recompute_stages: tuple[int, ...] | None = None) -> Chosen:
-        """Return the fields of the spec that this option stands for."""
+    def chosen(self, stages: tuple[int, ...] | None = None, layers: tuple[int, ...] | None = None) -> Chosen:
+        """Return the fields of the spec that this option stands for; recomputing on `stages`, or so many `layers`."""
         layout = self.layout
         is_ragged = layout.sequences != layout.micro_batches * layout.micro_batch_size
         return Chosen(
@@ -86,8 +86,9 @@ class Option:
             micro_batches=layout.micro_batches,
             micro_batch_size=layout.micro_batch_size,
             batch_size=layout.sequences if is_ragged else None,
-            recompute=self.recompute is Recompute.ALL or bool(recompute_stages),
-            recompute_stages=recompute_stages or None,
+            recompute=self.recompute is Recompute.ALL or bool(stages) or bool(layers),
+            recompute_stages=stages or None,
+            recompute_layers=layers,
         )
 
 
@@ -301,9 +302,9 @@ class Space:
     def recomputes(self) -> tuple[Recompute, ...]:
         """Return which stages may recompute, the least first."""
         schedule = self.spec.schedule
-        if schedule.recompute is None and self.spec.is_open:
+        if schedule.leaves_recomputing_open and self.spec.is_open:
             return (Recompute.NONE, Recompute.ALL)
-        if schedule.recompute_stages is not None:
+        if schedule.recompute_stages is not None or schedule.recompute_layers is not None:
             return (Recompute.GIVEN,)
         return (Recompute.ALL,) if schedule.recompute else (Recompute.NONE,)
 

@@ -26,6 +26,7 @@ _FIELDS = {
     "batch_size": "spec.schedule.batchSize",
     "recompute": "spec.schedule.recompute",
     "recompute_stages": "spec.schedule.recomputeStages",
+    "recompute_layers": "spec.schedule.recomputeLayers",
 }
 
 
@@ -120,6 +121,8 @@ def named(candidate: Candidate) -> str:
 def fields_of(chosen: Chosen) -> dict[str, object]:
     """Return what would stand in the manifest, by path."""
     values = chosen.model_dump(mode="json")
+    if chosen.recompute_layers is not None:  # which says all of it
+        values["recompute"] = None
     return {path: values[key] for key, path in _FIELDS.items() if values[key] is not None}
 
 

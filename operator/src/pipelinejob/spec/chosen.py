@@ -34,6 +34,14 @@ class Chosen(Value):
             json_schema_extra={"x-kubernetes-list-type": "atomic"},
         ),
     ] = None
+    recompute_layers: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=65536)], ...] | None,
+        Field(
+            max_length=1024,
+            description="How many of each stage's first layers are computed again, where not all of them are.",
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        ),
+    ] = None
 
     @property
     def num_gpus(self) -> int:
@@ -45,18 +53,19 @@ def resolved(spec: PipelineJobSpec, chosen: Chosen) -> PipelineJobSpec:
     """Return the spec with everything chosen in its place; it is open no more."""
     degrees = {"gpus": None, "pipeline": chosen.pipeline, "data": chosen.data, "tensor": chosen.tensor}
     parallelism = spec.parallelism.model_copy(update=degrees)
-    schedule = ScheduleSpec.model_validate(
-        {
-            **spec.schedule.model_dump(),
-            "name": chosen.schedule,
-            "virtual_stages": chosen.virtual_stages,
-            "micro_batches": chosen.micro_batches,
-            "micro_batch_size": chosen.micro_batch_size,
-            "batch_size": chosen.batch_size,
-            "global_batch_size": None,
-            "memory_cap": spec.schedule.memory_cap if chosen.schedule is spec.schedule.name else None,
-            "recompute": chosen.recompute,
-            "recompute_stages": chosen.recompute_stages,
-        }
-    )
+    fields = {
+        **spec.schedule.model_dump(),
+        "name": chosen.schedule,
+        "virtual_stages": chosen.virtual_stages,
+        "micro_batches": chosen.micro_batches,
+        "micro_batch_size": chosen.micro_batch_size,
+        "batch_size": chosen.batch_size,
+        "global_batch_size": None,
+        "memory_cap": spec.schedule.memory_cap if chosen.schedule is spec.schedule.name else None,
+        "recompute": chosen.recompute,
+        "recompute_stages": chosen.recompute_stages,
+    }
+    if chosen.recompute_layers is not None:  # it is chosen anew for the devices that the stages come to stand on
+        del fields["recompute"]
+    schedule = ScheduleSpec.model_validate(fields)
     return spec.model_copy(update={"parallelism": parallelism, "schedule": schedule})

@@ -84,6 +84,10 @@ class PlannedStage(Value):
         Field(description="Predicted peak memory of its device, in bytes; not for layers of unknown cost."),
     ] = None
     bubble: Annotated[Short | None, Field(description="Predicted share of time that it waits.")] = None
+    recompute: Annotated[
+        Short | None,
+        Field(description="What it computes again: `selective, 3 of 8 layers` (the first), or `full`; unset: none."),
+    ] = None
 
 
 class ServedSummary(Value):
@@ -397,6 +401,14 @@ class PipelineJobStatus(Value):
     tokens_per_second: Annotated[Short | None, Field(description="Measured tokens a second of the whole job.")] = None
     last_checkpoint_step: Annotated[
         Count | None, Field(description="Step of the newest verified checkpoint; a restart goes on from there.")
+    ] = None
+    skipped_steps: Annotated[
+        Count | None,
+        Field(description="Steps of the present attempt that were skipped as not finite; unset: none was seen."),
+    ] = None
+    roll_backs: Annotated[
+        Count | None,
+        Field(description="Returns to a checkpoint of the present attempt, after steps that were not finite."),
     ] = None
     nodes: Annotated[Short | None, Field(description="The nodes in use, in short: `4: node-a, node-b, ...`.")] = None
     crossings: Annotated[

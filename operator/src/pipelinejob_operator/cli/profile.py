@@ -123,6 +123,7 @@ def _closed(spec: PipelineJobSpec) -> PipelineJobSpec:
             micro_batches=schedule.micro_batches or _MICRO_BATCHES,
             micro_batch_size=schedule.micro_batch_size or 1,
             recompute=bool(schedule.recompute),
+            recompute_layers=() if schedule.leaves_recomputing_open else None,
         ),
     )
 

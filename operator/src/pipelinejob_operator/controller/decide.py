@@ -60,6 +60,7 @@ from pipelinejob_operator.controller.turns.failing.starting import (
     refusing_node,
 )
 from pipelinejob_operator.controller.turns.measurements import with_last_words, with_pods, with_progress
+from pipelinejob_operator.controller.turns.not_finite import tell_not_finite
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.controller.turns.waiting import late, provisioning, quota
 from pipelinejob_operator.objects.conditions import Fact
@@ -326,7 +327,7 @@ def _watch(  # noqa: PLR0911 # a list of what may be the matter
         return transitions.stick(turn, hindrance.reason, words[0].upper() + words[1:])
     measured = with_progress(turn.status, observed.progress, now=turn.now)
     slow, pace = stragglers.look(observed.progress, before=turn.status, measured=measured)
-    turn = turn.having(**_reported(measured))
+    turn = tell_not_finite(turn.having(**_reported(measured)), turn.status)
     if replacing.is_on(spec) and not done:
         turn = replacing.meet(turn, observed)
         if recovers or turn.meets is not None:
@@ -366,7 +367,7 @@ def _done_ranks(status: PipelineJobStatus, current: dict[Rank, StagePod]) -> fro
 
 def _reported(status: PipelineJobStatus) -> dict[str, object]:
     fields = ("stages", "stages_ready", "step", "progress", "loss", "tokens_per_second", "bubble")
-    more = ("last_checkpoint_step", "progress_time")
+    more = ("last_checkpoint_step", "progress_time", "skipped_steps", "roll_backs")
     return {name: getattr(status, name) for name in (*fields, *more)}
 
 

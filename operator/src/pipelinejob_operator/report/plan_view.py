@@ -103,6 +103,11 @@ class PlanView:
         return self.plan.serving is not None
 
     @property
+    def recomputes(self) -> bool:
+        """Whether any stage computes activations again."""
+        return not self.serves and any(stage.recompute for stage in self.plan.stages)
+
+    @property
     def is_absolute(self) -> bool:
         """Whether the costs are in seconds and bytes, rather than only in proportion."""
         return self.plan.prediction.is_absolute

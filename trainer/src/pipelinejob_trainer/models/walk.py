@@ -22,6 +22,9 @@ class Runner(Protocol):
     def walk(self, layers: range, received: Any, through: Through) -> Any:
         """Return the output of the last of these layers."""
 
+    def compile(self, index: int) -> None:
+        """Compile a layer, where it is one that is run by itself."""
+
 
 Walk = Callable[[Any, Through], Any]
 

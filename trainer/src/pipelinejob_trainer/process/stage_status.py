@@ -107,6 +107,7 @@ class StageStatus:
         self._update(
             step=outcome.step,
             skipped_steps=self._progress.skipped_steps + (outcome.skipped is not None),
+            not_finite_steps=self._progress.not_finite_steps + (outcome.skipped is Skipped.NOT_FINITE),
             loss=outcome.loss,
             gradient_norm=outcome.gradient_norm,
             tokens_per_s=outcome.tokens_per_s,

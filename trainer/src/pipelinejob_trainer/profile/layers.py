@@ -18,6 +18,7 @@ from torch import nn
 from pipelinejob.contract.plan import Plan
 from pipelinejob.costs.layers import LayerCost
 from pipelinejob.spec.job import Precision
+from pipelinejob.spec.training import Compile
 from pipelinejob_trainer.base.nesting import Passed
 from pipelinejob_trainer.data.micro_batch import Inputs
 from pipelinejob_trainer.models.losses.loss import Loss, load_loss, token_cross_entropy
@@ -28,6 +29,7 @@ from pipelinejob_trainer.optimizers.groups import freeze
 from pipelinejob_trainer.profile.memory import LayerMemory, Received, layer_memory, own_copy, starting_gradient
 from pipelinejob_trainer.profile.stopwatch import Stopwatch
 from pipelinejob_trainer.runtime.rank import holds_frozen_short
+from pipelinejob_trainer.stage.compiling import prepare
 from pipelinejob_trainer.stage.stage import Stage
 
 _MICRO_BATCHES = 4
@@ -166,6 +168,7 @@ class _Chain:
         total: int,
         precision: Precision = Precision.FP32,
         loss: Loss = token_cross_entropy,
+        compiles: bool = False,
     ) -> None:
         self._timed = watch.timed
         self._whole, self._split = (
@@ -178,6 +181,7 @@ class _Chain:
                     device=watch.device,
                     is_split=is_split,
                     loss=loss,
+                    compiles=compiles,
                 )
                 for entry in entries
             )
@@ -236,6 +240,8 @@ class _Stretch:
         for layer in part.layers:
             check_layer(layer.index, layer.module, is_split=False)
         part.settle(watch.device)
+        if plan.training.compile is Compile.LAYERS:
+            prepare(watch.device)
         freeze(part.named_parameters(), plan.training.groups)
         if holds_frozen_short(plan):
             part.hold_frozen_short()
@@ -247,6 +253,7 @@ class _Stretch:
             total=self._total,
             precision=plan.training.precision,
             loss=load_loss(plan.training, watch.device),
+            compiles=plan.training.compile is Compile.LAYERS,
         )
         hidden = hidden_matrices(part, self._total)
         self._optimizers = [
@@ -255,11 +262,12 @@ class _Stretch:
         self.output: Received = received  # of the last layer, once measured
 
     def measure(self, *, is_split: bool, neighbours: Neighbours) -> list[LayerCost]:
-        """Return the layers' costs."""
+        """Return the layers' costs; compiled ones are compiled while their memory is measured, before any is timed."""
         memory = self._memory(is_split=is_split)
         updates: list[list[float]] = [[] for _ in self._entries]
         rounds = self._play(neighbours, updates, is_split=is_split)
-        halves = rounds if is_split else self._play(neighbours, updates, is_split=True)
+        is_whole = self._plan.training.compile is Compile.LAYERS  # compiled layers have no halves
+        halves = rounds if is_split or is_whole else self._play(neighbours, updates, is_split=True)
         whole_empty, split_empty = (_empty_passes(self._watch, is_split=each) for each in (False, True))
         m = self._plan.schedule.micro_batches
         return [
@@ -337,6 +345,9 @@ class _Stretch:
 
         What is kept between halves is that of a split pass, for any schedule.
         """
+        if self._plan.training.compile is Compile.LAYERS:
+            whole, self.output = self._held(is_split=False)
+            return whole
         split, self.output = self._held(is_split=True)
         if is_split:
             return split

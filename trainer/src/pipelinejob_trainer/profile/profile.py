@@ -14,6 +14,7 @@ from statistics import median
 from pipelinejob.contract.plan import CostSource, Plan
 from pipelinejob.costs.layers import LayerCost, Profile
 from pipelinejob.planning.playing import schedule_of
+from pipelinejob.spec.training import Compile
 from pipelinejob_trainer.data.dataset import Dataset, open_dataset
 from pipelinejob_trainer.profile.layers import Text, empty_action_s, layer_costs
 from pipelinejob_trainer.profile.lockstep import Alone, Lockstep, joined
@@ -73,6 +74,7 @@ def measure(plan: Plan, lockstep: Lockstep | None = None) -> Profile | None:
         process_bytes=process_bytes,
         optimizer=plan.training.optimizer,
         table_moments=plan.training.table_moments,
+        is_compiled=plan.training.compile is Compile.LAYERS,
     )
 
 

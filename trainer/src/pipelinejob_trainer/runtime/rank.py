@@ -6,7 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipelinejob.contract.plan import Plan
+from pipelinejob.planning.dimensions import in_halves
 from pipelinejob.spec.job import Precision, Sharding
+from pipelinejob.spec.training import Compile
+from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.communication.links import Links
 from pipelinejob_trainer.communication.process_groups import rank_of
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
@@ -23,7 +26,8 @@ from pipelinejob_trainer.runtime.recorder import Recorder
 from pipelinejob_trainer.runtime.reduction import Bucket, Reducer, SumOver, SumsOverGroups, buckets
 from pipelinejob_trainer.runtime.runtime import Runtime
 from pipelinejob_trainer.runtime.sharding import ShardedReducer, Shards
-from pipelinejob_trainer.stage.stage import Stage
+from pipelinejob_trainer.stage.chunk import Chunk, make_chunk
+from pipelinejob_trainer.stage.compiling import prepare
 from pipelinejob_trainer.stage.weights import Weights
 
 
@@ -41,7 +45,7 @@ class Rank:
     index: int
     replica: int
     part: Part
-    stages: tuple[Stage, ...]
+    stages: tuple[Chunk, ...]
     device: torch.device
     tensor_group: TensorGroup = ALONE
     buckets: tuple[Bucket, ...] = ()
@@ -152,6 +156,10 @@ def build_rank(
     for layer in part.layers:
         check_layer(layer.index, layer.module, is_split=layout.schedule.is_split)
     part.settle(device)
+    if training.compile is Compile.LAYERS:
+        if layout.schedule.is_split:
+            raise UserError("NotCompiled", f"spec.training.compile: {in_halves(plan.schedule.name)}")
+        prepare(device)
     freeze(part.named_parameters(), plan.training.groups)
     if holds_frozen_short(plan):
         part.hold_frozen_short()
@@ -201,23 +209,24 @@ def _stages(
     device: torch.device,
     tensor_group: TensorGroup,
     weights: Weights | None,
-) -> tuple[Stage, ...]:
+) -> tuple[Chunk, ...]:
     last = layout.schedule.num_stages - 1
     has_last = any(held.stage == last for held in layout.schedule.held_by(index))
     loss = load_loss(plan.training, device) if has_last else token_cross_entropy
     if tensor_group.is_split and part.vocabulary is not None:
         loss = divided(loss, tensor_group, part.vocabulary)
     return tuple(
-        Stage(
+        make_chunk(
             chunk,
             is_first=held.stage == 0,
             is_last=held.stage == last,
             precision=plan.training.precision,
             device=device,
-            recompute=plan.stages[index].recompute,
+            recomputed=plan.stages[index].recomputed(plan.cuts[held.stage]),
             is_split=layout.schedule.is_split,
             loss=loss,
             is_asynchronous=layout.schedule.is_asynchronous,
+            compiles=plan.training.compile is Compile.LAYERS,
             weights=weights,
         )
         for held, chunk in zip(layout.schedule.held_by(index), part.chunks, strict=True)

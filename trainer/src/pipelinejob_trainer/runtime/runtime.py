@@ -22,8 +22,8 @@ from pipelinejob_trainer.runtime.reduction import Reducer
 from pipelinejob_trainer.runtime.sharding import ShardedReducer
 from pipelinejob_trainer.runtime.tasks import EvaluationTasks, Role, RunningStep, TrainingTasks, loss_weights
 from pipelinejob_trainer.runtime.weight_versions import Versions
+from pipelinejob_trainer.stage.chunk import Chunk
 from pipelinejob_trainer.stage.randomness import preserving_random_state
-from pipelinejob_trainer.stage.stage import Stage
 from pipelinejob_trainer.stage.weights import Weights
 
 
@@ -49,7 +49,7 @@ class Runtime:
         *,
         schedule: Schedule,
         rank: int,
-        chunks: Sequence[Stage],
+        chunks: Sequence[Chunk],
         links: Links,
         recorder: Recorder,
         batches: Batches | None,
@@ -188,7 +188,7 @@ class Runtime:
         )
 
 
-def _versions(chunks: Sequence[Stage]) -> Versions:
+def _versions(chunks: Sequence[Chunk]) -> Versions:
     return Versions(dict.fromkeys(each for chunk in chunks for _, each in chunk.named_parameters()))
 
 

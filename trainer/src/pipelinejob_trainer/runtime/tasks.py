@@ -16,8 +16,8 @@ from pipelinejob_trainer.runtime.program import Operation, Switch
 from pipelinejob_trainer.runtime.recorder import State
 from pipelinejob_trainer.runtime.reduction import Bucket, Reducer, bucket_starts
 from pipelinejob_trainer.runtime.sharding import ShardedReducer
+from pipelinejob_trainer.stage.chunk import Chunk
 from pipelinejob_trainer.stage.randomness import seed_of_pass
-from pipelinejob_trainer.stage.stage import Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Role:
 
     schedule: Schedule
     rank: int
-    chunks: Mapping[Held, Stage]
+    chunks: Mapping[Held, Chunk]
     weights: Sequence[LossWeights]
     first_sample: int
 
@@ -51,7 +51,7 @@ class Role:
     def actions(self) -> tuple[Action, ...]:
         return self.schedule.ranks[self.rank]
 
-    def stage_of(self, action: Action) -> Stage:
+    def stage_of(self, action: Action) -> Chunk:
         return self.chunks[self.held(action)]
 
     def held(self, action: Action) -> Held:

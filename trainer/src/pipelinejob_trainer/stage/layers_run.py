@@ -19,6 +19,7 @@ from pipelinejob_trainer.models.losses.loss import Loss, OwnLoss, token_cross_en
 from pipelinejob_trainer.models.part import LayerEntry, walk_of
 from pipelinejob_trainer.stage.autograd_functions import is_against_hooks, not_in_halves
 from pipelinejob_trainer.stage.border import entrances_at
+from pipelinejob_trainer.stage.compiling import compiled, not_compiled
 from pipelinejob_trainer.stage.failing_layer import failing_layer
 from pipelinejob_trainer.stage.passing import Pass, as_it_is, copy_of
 from pipelinejob_trainer.stage.randomness import reseeder
@@ -42,6 +43,7 @@ class LayersRun:
         is_first: bool,
         is_split: bool,
         precision: Precision,
+        compiles: bool = False,
         device: torch.device,
         weights: Weights | None = None,
     ) -> None:
@@ -54,6 +56,8 @@ class LayersRun:
         self._positioned = first.index if is_first and takes_positions(first.module) else None
         self._reseed = reseeder(device)
         self._autocast = _autocast(precision, device)
+        self._compiles = compiles
+        self._compiled = compiled(layers) if compiles else {}
         self._weights = weights
         indices = [layer.index for layer in layers]
         # A folder's model embeds something in front of a stretch of blocks, and of its head, whatever these work on.
@@ -91,10 +95,12 @@ class LayersRun:
     def _through_layer(self, index: int, layer: nn.Module, given: Any, passing: Pass, call: Call | None = None) -> Any:
         if passing.seed is not None:
             self._reseed(passing.seed, index)
-        run = call or layer
+        run = call or self._compiled.get(index, layer)
         try:
             output = run(given, positions=copy_of(passing.positions)) if index == self._positioned else run(given)
         except BaseException as error:  # a user's code may raise anything
+            if self._compiles and (refusal := not_compiled(index, layer, error)) is not None:
+                raise refusal from error
             if self._is_split and is_against_hooks(error):
                 raise not_in_halves(index, layer) from error
             forward_raised(error, index, layer, given)

@@ -76,6 +76,7 @@ class Stage:
         is_split: bool = False,
         loss: Loss = token_cross_entropy,
         is_asynchronous: bool = False,
+        compiles: bool = False,
         weights: Weights | None = None,
     ) -> None:
         self.module = _modules(layers).to(device)
@@ -95,6 +96,7 @@ class Stage:
             is_first=is_first,
             is_split=is_split,
             precision=precision,
+            compiles=compiles,
             device=device,
             weights=weights,
         )

@@ -29,7 +29,14 @@ from pipelinejob_trainer.training.checks.shape_check import check_shapes
 from pipelinejob_trainer.training.checks.untrained_state import UntrainedState
 from pipelinejob_trainer.training.membership import Membership
 from pipelinejob_trainer.training.not_finite import Decision, NotFinitePolicy, described
-from pipelinejob_trainer.training.preparation import Preparation, agreed_order, check, preflighted, telling_errors
+from pipelinejob_trainer.training.preparation import (
+    Preparation,
+    agreed_order,
+    check,
+    preflighted,
+    say_compiled,
+    telling_errors,
+)
 from pipelinejob_trainer.training.saving import Saving
 from pipelinejob_trainer.training.stopping import Stopping
 from pipelinejob_trainer.training.totals import Totals
@@ -390,6 +397,7 @@ def run(prepared: Preparation, membership: Membership, status: StageStatus, stop
         check(prepared, membership)
         if prepared.plan.training.preflight:
             say(preflighted(prepared.rank, membership))
+        say_compiled(prepared, membership)
         TrainingLoop(prepared, membership, status, stop_request).run()
 
 

@@ -24,6 +24,7 @@ from pipelinejob_trainer.training.checks import preflight
 from pipelinejob_trainer.training.checks.adapters import check_targets
 from pipelinejob_trainer.training.membership import Membership, choose_device
 from pipelinejob_trainer.training.tracking import Trackers
+from pipelinejob_trainer.training.warm_up import compile_layers
 
 
 class Preparation:
@@ -101,6 +102,13 @@ def preflighted(rank: Rank, membership: Membership) -> str:
     except LayerError as error:
         error.within("preflight")
         raise
+
+
+def say_compiled(prepared: Preparation, membership: Membership) -> None:
+    """Compile layers on the gang where the job asks for it, and say how long that took."""
+    said = compile_layers(prepared.rank, membership, prepared.batches)
+    if said is not None:
+        say(said)
 
 
 def _refuse_untrainable(rank: Rank, gang: Gang) -> None:

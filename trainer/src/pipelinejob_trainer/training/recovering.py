@@ -28,7 +28,7 @@ from pipelinejob_trainer.recovery.station import Station
 from pipelinejob_trainer.recovery.wake import end_all_waits
 from pipelinejob_trainer.training.loop import TrainingLoop
 from pipelinejob_trainer.training.membership import Membership, form
-from pipelinejob_trainer.training.preparation import Preparation, check, preflighted, telling_errors
+from pipelinejob_trainer.training.preparation import Preparation, check, preflighted, say_compiled, telling_errors
 
 _FIRST_MEETING_S = 900.0  # a pod of the gang may have to pull its image first
 _JOINING_S = 30.0  # for all members of an incarnation, which were all there when it was given its number
@@ -227,6 +227,8 @@ class Recovering:
         if self._loop is None:
             if prepared.plan.training.preflight and self._status.incarnation == 1:
                 say(preflighted(prepared.rank, membership))
+            if self._status.incarnation == 1:
+                say_compiled(prepared, membership)
             self._loop = TrainingLoop(prepared, membership, self._status, self._stop_request, self._keeping)
         else:
             self._loop.rejoin(membership)

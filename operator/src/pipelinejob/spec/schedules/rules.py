@@ -45,10 +45,11 @@ SCHEDULE_RULES = (
     ),
     Rule(
         rule=f"!({_PIPELINE_OPEN}) || (self.schedule.name != '{ScheduleName.CUSTOM}' && !has(self.partition.layers)"
-        " && !has(self.schedule.recomputeStages) && size(self.stageTemplates) == 0"
+        " && !has(self.schedule.recomputeStages) && !has(self.schedule.recomputeLayers)"
+        " && size(self.stageTemplates) == 0"
         " && (!has(self.schedule.memoryCap) || size(self.schedule.memoryCap) == 1))",
         message="pipeline is compulsory beside what speaks of single stages: custom, partition.layers, "
-        "recomputeStages, stageTemplates, a memoryCap for each; set it, or leave them out",
+        "recomputeStages, recomputeLayers, stageTemplates, a memoryCap for each; set it, or leave them out",
         field=".parallelism.pipeline",
         reason=Reason.REQUIRED,
     ),
@@ -117,6 +118,14 @@ SCHEDULE_RULES = (
         says="a stage is named that does not exist; the stages are 0 to %d",
         values=("self.parallelism.pipeline - 1",),
         field=".schedule.recomputeStages",
+    ),
+    Rule(
+        rule=f"{_PIPELINE_OPEN} || !has(self.schedule.recomputeLayers)"
+        " || size(self.schedule.recomputeLayers) == self.parallelism.pipeline",
+        message="schedule.recomputeLayers must have one number for each of the parallelism.pipeline stages",
+        says="%d numbers for %d stages; give one for each, or leave it out to have it chosen",
+        values=("size(self.schedule.recomputeLayers)", "self.parallelism.pipeline"),
+        field=".schedule.recomputeLayers",
     ),
     Rule(
         rule=f"{_PIPELINE_OPEN} || !has(self.schedule.microBatches)"

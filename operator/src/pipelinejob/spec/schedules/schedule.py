@@ -141,6 +141,13 @@ class ScheduleSpec(Value):
             message="recomputeStages narrows recompute, which is not set; set it to true, or leave this out",
             field=".recomputeStages",
         ),
+        Rule(
+            rule="!has(self.recomputeLayers) || (!has(self.recompute) && !has(self.recomputeStages))",
+            message="recomputeLayers says for each stage what recompute and recomputeStages say for whole stages; "
+            "keep one of them",
+            field=".recomputeLayers",
+            reason=Reason.FORBIDDEN,
+        ),
     )
 
     name: Annotated[
@@ -227,8 +234,9 @@ class ScheduleSpec(Value):
     recompute: Annotated[
         bool,
         Field(
-            description="Keep only what a stage receives, and compute the rest again while its gradient is awaited; if "
-            "unset, false, or as is best where degrees or micro-batches are chosen."
+            description="true: keep only what a stage receives, and compute the rest again while its gradient is "
+            "awaited. false: keep all. If unset, as many of each stage's first layers are computed again as its "
+            "device's memory demands, or as is best where degrees or micro-batches are chosen."
         ),
     ] = OPEN
     recompute_stages: Annotated[
@@ -238,6 +246,16 @@ class ScheduleSpec(Value):
             max_length=1024,
             description="The stages that recompute; all if unset.",
             json_schema_extra={"x-kubernetes-list-type": "set"},
+        ),
+    ] = None
+    recompute_layers: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=65536)], ...] | None,
+        Field(
+            min_length=1,
+            max_length=1024,
+            description="In place of recompute, one number a stage: how many of its first layers are computed again; "
+            "0 for none. More than it has are all.",
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
         ),
     ] = None
 
@@ -268,6 +286,25 @@ class ScheduleSpec(Value):
         full = self.micro_batches - 1
         return (self.micro_batch_size,) * full + (self.sequences - full * self.micro_batch_size,)
 
+    @property
+    def leaves_recomputing_open(self) -> bool:
+        """Whether what is computed again is to be chosen."""
+        return self.recompute is None and self.recompute_layers is None
+
+    def recomputed_layers(self, stage: int) -> int | None:
+        """Return how many of a stage's first layers are computed again; None: all of them."""
+        if self.recompute_layers is not None:
+            return self.recompute_layers[stage]
+        is_whole = bool(self.recompute) and (self.recompute_stages is None or stage in self.recompute_stages)
+        return None if is_whole else 0
+
     def recomputes(self, stage: int) -> bool:
-        """Return whether a stage computes its activations again."""
-        return bool(self.recompute) and (self.recompute_stages is None or stage in self.recompute_stages)
+        """Return whether a stage computes anything again."""
+        return self.recomputed_layers(stage) != 0
+
+    def recomputing(self, layers: tuple[int, ...]) -> "ScheduleSpec":
+        """Return the same schedule with so many first layers of each stage computed again."""
+        own: dict[str, object] = (
+            {"recompute": None, "recompute_layers": layers} if any(layers) else {"recompute": False}
+        )
+        return self.model_copy(update={"recompute_stages": None, "recompute_layers": None, **own})

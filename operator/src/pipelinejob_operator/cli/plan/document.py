@@ -68,7 +68,8 @@ def _rank(view: PlanView, rank: RankView) -> dict[str, Any]:
     of_training = {
         "backwardSeconds": stage.backward_s if is_absolute else None,
         "bubble": stage.bubble_ratio,
-        "recompute": stage.recompute,
+        "recompute": stage.recomputing.value,
+        "recomputedLayers": stage.num_recomputed,
     }
     return {
         "index": rank.index,

@@ -69,12 +69,15 @@ def _stage_table(view: PlanView, console: Console) -> Table:
     parameters = () if is_narrow else ("parameters",)
     shown: tuple[str, ...] = ("a chunk", "memory") if view.serves else ("forward", "backward", "bubble", "memory")
     table = _table("stage", "layers", right=(*parameters, *shown))
+    if view.recomputes:
+        table.add_column("recomputed")
     if view.placement:
         table.add_column("node", overflow="fold")
     for stage in view.plan.stages:
         shape, number, *rest = _stage_cells(view, stage)
+        again = [stage.recompute_text] if view.recomputes else []
         nodes = [between.join(_nodes(view.places_of(stage.stage)))] if view.placement else []
-        table.add_row(str(stage.stage), shape, *([] if is_narrow else [number]), *rest, *nodes)
+        table.add_row(str(stage.stage), shape, *([] if is_narrow else [number]), *rest, *again, *nodes)
     return table
 
 

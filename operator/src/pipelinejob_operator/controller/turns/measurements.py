@@ -36,6 +36,7 @@ def summarize(plan: Plan) -> PlanSummary:
                 layers=", ".join(f"{first}-{end - 1}" for first, end in stage.chunks),
                 memory_bytes=stage.memory_bytes if prediction.is_absolute else None,
                 bubble=percent(stage.bubble_ratio) if trains else None,
+                recompute=stage.recompute_text if trains and stage.recompute else None,
             )
             for stage in plan.stages
         ),
@@ -281,6 +282,8 @@ def _totals(status: PipelineJobStatus, reports: tuple[Progress, ...]) -> dict[st
         "tokens_per_second": decimal(rates[0]) if rates else status.tokens_per_second,
         "bubble": percent(sum(bubbles) / len(bubbles)) if bubbles else status.bubble,
         "last_checkpoint_step": min(saved) if saved else status.last_checkpoint_step,
+        "skipped_steps": max(report.not_finite_steps for report in reports) or status.skipped_steps,
+        "roll_backs": max(report.roll_backs for report in reports) or status.roll_backs,
     }
 
 

@@ -219,6 +219,8 @@ def give_up(  # all of it is said of one attempt
         replace(turn, status=status)
         .having(
             attempt=status.attempt + 1,
+            skipped_steps=None,
+            roll_backs=None,
             released_time=None,
             not_before=until,
             recovery=status.recovery and status.recovery.of_next_attempt(),

@@ -77,7 +77,9 @@ class Runner:
         if self._balance:
             let_routers_tell(owner_of(cut.model, cut.names.blocks))
         self._accepts = set(inspect.signature(cut.model.forward).parameters)
+        self._forwards: dict[int, Callable[..., Any]] = {}  # the blocks' own
         for index, block in enumerate(cut.blocks, start=1):
+            self._forwards[index] = block.forward
             block.forward = partial(self._called, index, block, block.forward)
         cut.layers[0].forward = self._embedded
         cut.layers[-1].forward = self._alone_at_the_end
@@ -85,6 +87,22 @@ class Runner:
         blocks = set(cut.blocks.modules())
         self._shells = [each for each in cut.model.modules() if each not in own and each not in blocks]
         self._device: torch.device | None = None
+
+    def compile(self, index: int) -> None:
+        """Compile a block's own forward; embedding and head stay as they are, in the model's forward around them.
+
+        Raises UserError where routers are listened to, which a compiled block does not tell.
+        """
+        if index not in self._forwards:
+            return
+        if self._balance is not None:
+            raise UserError(
+                "NotCompiled",
+                f"spec.training.compile: Layers does not go with output_router_logits: true of a"
+                f" {self.cut.config.model_type}, whose routers are listened to while a block runs; set compile to Off",
+            )
+        block = self.cut.blocks[index - 1]
+        block.forward = partial(self._called, index, block, torch.compile(self._forwards[index], dynamic=False))
 
     def reads_tokens(self) -> bool:
         """Return whether what runs begins with the tokens; else the model embeds them in vain."""
