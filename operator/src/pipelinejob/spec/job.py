@@ -22,6 +22,7 @@ from pipelinejob.spec.objective import Objective
 from pipelinejob.spec.optimization import Optimizer
 from pipelinejob.spec.recovery import RECOVERY_RULES, Recovery
 from pipelinejob.spec.rules import (
+    IS_ROLLED,
     RESIZING_RULE,
     Reason,
     Rule,
@@ -170,8 +171,8 @@ class Parallelism(Value):
         Field(
             ge=1,
             le=1024,
-            description="Number of replicas of the pipeline, each with its own data; if unset, chosen beside `gpus`, "
-            "1 without.",
+            description="Number of replicas of the pipeline, each with its own data, or, with mode Serve, its own "
+            "requests; if unset, chosen beside `gpus`, 1 without.",
         ),
     ] = OPEN
     tensor: Annotated[
@@ -288,7 +289,7 @@ class PipelineJobSpec(Value):
         BINDING_RULE,
         *while_training(MIN_REPLICAS_RULES),
         *while_training(RECOVERY_RULES),
-        unchanging("model", why="the checkpoints hold this one"),
+        unchanging("model", why="the checkpoints hold this one", unless=IS_ROLLED),
         *while_training(DATA_RULES),
         *while_training(WORKLOAD_RULES),
         *SERVING_RULES,
@@ -371,7 +372,7 @@ class PipelineJobSpec(Value):
         PodTemplate | None,
         Field(
             description="Pod template for every stage; the operator completes its container `trainer`. "
-            "A change counts from the next restart."
+            "A change counts from the next restart; with mode Serve at once, chain by chain."
         ),
     ] = None
     stage_templates: Annotated[

@@ -39,6 +39,7 @@ from pipelinejob_operator.kube.provisioning import ProvisioningCache, on_request
 from pipelinejob_operator.kube.recorder import EventMetrics, Recorder
 from pipelinejob_operator.kube.watched import Watch, Watched
 from pipelinejob_operator.kube.writes import MANAGER, Writes
+from pipelinejob_operator.objects.making.chains import BUDGET
 from pipelinejob_operator.objects.making.tokens import authorization
 from pipelinejob_operator.objects.peers.provisioning import KIND as PROVISIONING_KIND
 from pipelinejob_operator.objects.peers.workload import KIND as WORKLOAD
@@ -52,6 +53,7 @@ _FOLDERS: Final = {
     "Node": ("/api/v1", "nodes"),
     "PriorityClass": ("/apis/scheduling.k8s.io/v1", "priorityclasses"),
     "ConfigMap": ("/api/v1", "configmaps"),
+    BUDGET: ("/apis/policy/v1", "poddisruptionbudgets"),
     "PersistentVolumeClaim": ("/api/v1", "persistentvolumeclaims"),
     "PersistentVolume": ("/api/v1", "persistentvolumes"),
     names.KIND: (_JOBS, names.PLURAL),
@@ -101,6 +103,7 @@ class KubeCluster:
         self._recorder = Recorder(api, instance=instance, metrics=event_metrics)
         self._writes = Writes(api, path=self._path, check_fence=hooks.check_fence, take_up=self._take_up)
         self._pods_of: dict[str, set[Name]] = {}
+        self._chains_of: dict[str, set[Name]] = {}
         self._jobs = self._watched(names.KIND, self._on_job, projection.job)
         self._pods = self._watched("Pod", self._on_pod, projection.pod)
         self._nodes = self._watched("Node", self._on_node, projection.node, is_cluster_scoped=True)
@@ -111,7 +114,7 @@ class KubeCluster:
         )
         self._furniture = {
             kind: self._watched(kind, self._on_furniture, projection.furniture, label=names.LABEL_JOB)
-            for kind in ("ConfigMap", "Service")
+            for kind in ("ConfigMap", "Service", BUDGET)
         }
         self._journals: list[ChangedNames] = []
         self._bound = BoundJobs()
@@ -172,21 +175,33 @@ class KubeCluster:
         """Return all PipelineJobs."""
         return self._jobs.objects()
 
+    def chains(self, key: Key) -> Sequence[Object]:
+        """Return the PipelineJobs controlled by this job's uid."""
+        return self._owned(key, self._chains_of, self._jobs)
+
     def pods(self, key: Key) -> Sequence[Object]:
         """Return the pods controlled by this job's uid."""
+        return self._owned(key, self._pods_of, self._pods)
+
+    def _owned(self, key: Key, index: Mapping[str, set[Name]], cache: Watched) -> Sequence[Object]:
         job = self.job(key)
-        found = sorted(self._pods_of.get(job["metadata"]["uid"], ())) if job else ()
-        return tuple(pod for name in found if (pod := self._pods.get(*name)) is not None)
+        found = sorted(index.get(job["metadata"]["uid"], ())) if job else ()
+        return tuple(item for name in found if (item := cache.get(*name)) is not None)
 
     def pod_by_name(self, namespace: str, name: str) -> Object | None:
         """Return the pod of this name, whoever owns it."""
         return self._pods.get(namespace, name)
 
     def furniture(self, key: Key) -> Sequence[Object]:
-        """Return the job's config map and service, without what they hold."""
-        job = self.job(key)
-        wanted = {"ConfigMap": names.plan_name(key.name), "Service": names.service_name(key.name)}
-        found = (self._furniture[kind].get(key.namespace, name) for kind, name in wanted.items())
+        """Return the job's config map, services and budget, without most of what they hold."""
+        job, front = self.job(key), names.front_name(key.name)
+        wanted = (
+            ("ConfigMap", names.plan_name(key.name)),
+            ("Service", names.service_name(key.name)),
+            ("Service", front),
+            (BUDGET, front),
+        )
+        found = (self._furniture[kind].get(key.namespace, name) for kind, name in wanted)
         owner = (key, job["metadata"]["uid"]) if job else None
         return tuple(item for item in found if item is not None and projection.owner(item) == owner)
 
@@ -324,7 +339,12 @@ class KubeCluster:
         self._recorder.record(job, event)
 
     def _take_up(self, kind: str, answer: dict[str, Any]) -> None:
-        others = {"Pod": self._pods, WORKLOAD: self._kueue, **dict.fromkeys(PROVISIONING, self._provisioning)}
+        others = {
+            "Pod": self._pods,
+            names.KIND: self._jobs,
+            WORKLOAD: self._kueue,
+            **dict.fromkeys(PROVISIONING, self._provisioning),
+        }
         cache = others.get(kind) or self._furniture.get(kind)
         if cache and answer.get("metadata", {}).get("uid"):
             cache.offer({"kind": kind, **answer})
@@ -342,6 +362,14 @@ class KubeCluster:
         item = change.new or change.old
         if item:
             self._hooks.enqueue(_key(item))
+        for each, index in ((change.old, set.discard), (change.new, set.add)):
+            owned = projection.owner(each) if each else None
+            if each and owned:
+                service, uid = owned
+                index(self._chains_of.setdefault(uid, set()), Name(*_key(each)))
+                if not self._chains_of[uid]:
+                    del self._chains_of[uid]
+                self._hooks.enqueue(service)
         for name in projection.asked(item) if item else ():
             self._hooks.enqueue(Key(*name.split("/")))
         self._note(names.KIND, change)
