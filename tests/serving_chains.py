@@ -106,6 +106,7 @@ class Served:
         self._stops: dict[int, tuple[threading.Event, threading.Thread]] = {}
         self._number = 0
         self.answering: Any = None
+        self.front: Any = None
         for stage in range(1, len(computes)) if begins else ():
             self.begin(stage)
 
