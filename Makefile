@@ -65,10 +65,10 @@ e2e: .venv/.ready-dev ## Tests on real nodes: kubelets, containers, helm, Promet
 	$(BIN)/python tests/toolchain.py nodes
 	$(BIN)/python tests/toolchain.py kueue
 	$(BIN)/python tests/images.py
-	$(BIN)/python -Im pytest -m "nodes or kueue" tests/e2e tests/cluster/test_kueue.py
+	$(BIN)/python -Im pytest -m "nodes or kueue" tests/e2e tests/cluster/admission/test_kueue.py
 
 zoo: .venv/.ready-dev ## 2,000 models of people's habits against plain torch (docs/reliability.md)
-	$(BIN)/python -Im pytest tests/trainer/test_zoo.py --hypothesis-profile=zoo -n 2 -q
+	$(BIN)/python -Im pytest tests/trainer/models/test_zoo.py --hypothesis-profile=zoo -n 2 -q
 
 families: .venv/.ready-dev ## Every causal language model of transformers that can be built small: whole against cut (docs/models.md)
 	$(BIN)/python tests/families.py
@@ -82,28 +82,28 @@ composed: .venv/.ready-dev ## 200 clusters with obstacles of all kinds, against 
 
 bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet machine: an hour or so)
 	$(BIN)/python tests/toolchain.py apiserver
-	$(BIN)/python tests/bench/bench_schedules.py
-	$(BIN)/python tests/bench/bench_schedules.py --ranks 8 --rounds 3 --output bench-schedules-8.json
-	$(BIN)/python tests/bench/bench_auto.py
-	$(BIN)/python tests/bench/bench_search.py
-	$(BIN)/python tests/bench/bench_recompute.py
-	$(BIN)/python tests/bench/bench_actions.py
-	$(BIN)/python tests/bench/bench_decoder.py
-	$(BIN)/python tests/bench/bench_uneven.py
-	$(BIN)/python tests/bench/bench_truth.py
-	$(BIN)/python tests/bench/bench_worth.py
-	$(BIN)/python tests/bench/bench_overhead.py
-	$(BIN)/python tests/bench/bench_start.py
-	$(BIN)/python tests/bench/bench_admission.py
-	$(BIN)/python tests/bench/bench_planning.py
-	$(BIN)/python tests/bench/bench_late.py
-	$(BIN)/python tests/bench/bench_memory.py
-	$(BIN)/python tests/bench/bench_sharding.py
+	$(BIN)/python tests/bench/trainer/bench_schedules.py
+	$(BIN)/python tests/bench/trainer/bench_schedules.py --ranks 8 --rounds 3 --output bench-schedules-8.json
+	$(BIN)/python tests/bench/core/bench_auto.py
+	$(BIN)/python tests/bench/core/bench_search.py
+	$(BIN)/python tests/bench/trainer/bench_recompute.py
+	$(BIN)/python tests/bench/trainer/bench_actions.py
+	$(BIN)/python tests/bench/trainer/bench_decoder.py
+	$(BIN)/python tests/bench/trainer/bench_uneven.py
+	$(BIN)/python tests/bench/trainer/bench_truth.py
+	$(BIN)/python tests/bench/trainer/bench_worth.py
+	$(BIN)/python tests/bench/trainer/bench_overhead.py
+	$(BIN)/python tests/bench/core/bench_start.py
+	$(BIN)/python tests/bench/cluster/bench_admission.py
+	$(BIN)/python tests/bench/cluster/bench_planning.py
+	$(BIN)/python tests/bench/cluster/bench_late.py
+	$(BIN)/python tests/bench/cluster/bench_memory.py
+	$(BIN)/python tests/bench/trainer/bench_sharding.py
 	$(BIN)/python tests/bench/placement/bench_placement.py
 	$(BIN)/python tests/bench/placement/bench_placement_speed.py
 	$(BIN)/python tests/toolchain.py kueue
 	$(BIN)/python tests/bench/placement/bench_kueue.py
-	$(BIN)/python tests/bench/bench_scale.py
+	$(BIN)/python tests/bench/scale/bench_scale.py
 
 clean: ## Remove what was built here (caches outside the folder stay)
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

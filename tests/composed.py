@@ -24,12 +24,24 @@ from pathlib import Path
 from typing import Any
 
 import toolchain
-from apiserver import ApiServer
-from composedcases import JOB, OBSTACLES, RIVAL, Built, Case, build, case, job, rival, volume, way_out
-from operatorprocess import OperatorProcess
 from pipelinejob.base import names
-from processes import wait_until
-from scriptedkubelet import MERGE, Rest, Script, ScriptedKubelets
+from support.api_server.apiserver import ApiServer
+from support.api_server.composedcases import (
+    JOB,
+    OBSTACLES,
+    RIVAL,
+    Built,
+    Case,
+    build,
+    case,
+    job,
+    rival,
+    volume,
+    way_out,
+)
+from support.api_server.operatorprocess import OperatorProcess
+from support.api_server.scriptedkubelet import MERGE, Rest, Script, ScriptedKubelets
+from support.local.processes import wait_until
 
 PATIENCE_S = 420.0  # for machines on which everything is slow
 GANG_TIMEOUT_S = 15

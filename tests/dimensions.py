@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gangs import plan
-from loops import Run, train
 from pipelinejob.contract.plan import Plan
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import Data, DecoderModel, GptModel, Model, ScheduleSpec, Sharding
 from pipelinejob.spec.optimization import AdamWSettings
 from pipelinejob.spec.workload import HuggingFaceModel
 from pipelinejob_trainer.models.huggingface.files.folder import with_sizes
+from support.training.gangs import plan
+from support.training.loops import Run, train
 
 STEPS = 20
 SAVED = 10

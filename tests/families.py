@@ -122,10 +122,10 @@ def _divided(family: str, tensor: int) -> tuple[str, str, bool]:
     from transformers import CONFIG_MAPPING
     from transformers.utils import logging
 
-    from meetings import gradients_differ
     from pipelinejob.spec.job import Data, Model
     from pipelinejob.spec.workload import HuggingFaceModel, Weights
     from pipelinejob_trainer.models.huggingface.find import num_blocks
+    from support.training.meetings import gradients_differ
 
     torch.set_num_threads(1)
     logging.set_verbosity_error()

@@ -25,12 +25,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import hostsetup
 import images
 import toolchain
-from apiserver import ApiServer
-from node import CLUSTER_DNS, CLUSTER_DOMAIN, Node, Place, Runtime, copy_runtime
-from processes import Process, free_ports, wait_until
+from support.api_server.apiserver import ApiServer
+from support.local.processes import Process, free_ports, wait_until
+from support.real_nodes import hostsetup
+from support.real_nodes.node import CLUSTER_DNS, CLUSTER_DOMAIN, Node, Place, Runtime, copy_runtime
 
 _POD_RANGE = "10.85.0.0/16"
 _LASTING_IMAGES = (images.PAUSE, images.COREDNS, images.TORCH)

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import run_samples
 from pipelinejob_operator.report.pages.run import run_page
 from pipelinejob_operator.report.summary import summarise
+from support.plans import run_samples
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "images"

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
-from gangs import Gang
 from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import GptModel, Model, ScheduleName, ScheduleSpec
-from recovering import Operator, assert_same_end, recovering_plan
+from support.training.gangs import Gang
+from support.training.recovering import Operator, assert_same_end, recovering_plan
 
 KILLED, STOPPED, PAUSED = "killed", "stopped", "paused"
 FAILURES_OF_A_GANG = 7

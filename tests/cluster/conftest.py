@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import toolchain
-from apiserver import ApiServer
-from fakenodes import start_kwok
-from processes import Process, wait_until
+from support.api_server.apiserver import ApiServer
+from support.api_server.fakenodes import start_kwok
+from support.local.processes import Process, wait_until
 
 _CRDS = Path(__file__).parents[2] / "crds"
 _PLURALS = ("pipelinejobs", "topologyprofiles")

@@ -10,7 +10,7 @@ import pytest
 import images
 import nodes
 import toolchain
-from helm import helm
+from support.real_nodes.helm import helm
 
 CHART = Path(__file__).parents[2] / "charts" / "pipelinejob-operator"
 SYSTEM = "pipelinejob-system"

@@ -23,12 +23,12 @@ from typing import Any
 import pytest
 import yaml
 
-import dashboards_as_code as dashboards
-import grafana_drawing as grafana
 import nodes
-from helm import helm
-from podhistory import Pod, PodHistory, held, last_words
-from processes import free_ports, wait_until
+from support.api_server.podhistory import Pod, PodHistory, held, last_words
+from support.local.processes import free_ports, wait_until
+from support.real_nodes import dashboards_as_code as dashboards
+from support.real_nodes import grafana_drawing as grafana
+from support.real_nodes.helm import helm
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1800)]
 

@@ -8,7 +8,7 @@ import pytest
 
 import images
 import nodes
-from processes import wait_until
+from support.local.processes import wait_until
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1800)]
 

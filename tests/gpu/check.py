@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 
-from gangs import Gang, plan
 from pipelinejob.base import names
 from pipelinejob.contract.plan import Plan
 from pipelinejob.costs.layers import analytic_profile
@@ -25,6 +24,7 @@ from pipelinejob.fabric.hardware import default
 from pipelinejob.spec.job import Data, Device, GptModel, Model, Precision, ScheduleSpec
 from pipelinejob_trainer.models.losses.loss import cross_entropy
 from pipelinejob_trainer.runtime.rank import build_rank
+from support.training.gangs import Gang, plan
 
 HAS_GPU = torch.cuda.is_available()
 NUM_GPUS = torch.cuda.device_count() if HAS_GPU else 0

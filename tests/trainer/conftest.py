@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gangs import Gang
 from pipelinejob.contract.plan import Plan
+from support.training.gangs import Gang
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gangs import plan
 from pipelinejob.contract.plan import Plan
 from pipelinejob.scheduler.catalogue import build
 from pipelinejob.schedules.actions import Schedule
@@ -12,7 +11,8 @@ from pipelinejob.schedules.families import ASYNCHRONOUS
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.spec.job import Data, Evaluation, Model, Precision, ScheduleSpec
-from schedule_oracles import adds_up_in_order
+from support.plans.schedule_oracles import adds_up_in_order
+from support.training.gangs import plan
 from zoo.model import bare
 
 LEARNING_RATE = 0.01

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from masks import masked
 from pipelinejob.contract.plan import Plan
 from pipelinejob.planning.playing import schedule_of
 from pipelinejob.schedules.actions import GIVES_GRADIENT, ActionKind, Schedule
@@ -30,6 +29,7 @@ from pipelinejob_trainer.data.dataset import Dataset, open_dataset, open_evaluat
 from pipelinejob_trainer.data.micro_batch import IGNORED
 from pipelinejob_trainer.optimizers.rates import learning_rate
 from pipelinejob_trainer.stage.randomness import reseeder, seed_of_pass
+from support.training.masks import masked
 from zoo.case import Case
 from zoo.model import layers
 

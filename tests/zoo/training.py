@@ -13,8 +13,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-import inprocess
-from masks import Masked
 from pipelinejob.base import names
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import StepRecord
@@ -28,6 +26,8 @@ from pipelinejob_trainer.process.stage_status import StageStatus
 from pipelinejob_trainer.runtime.reduction import SumOver
 from pipelinejob_trainer.training import loop
 from pipelinejob_trainer.training.membership import Membership
+from support.training import inprocess
+from support.training.masks import Masked
 from zoo.case import Case, Leg
 
 NOWHERE = Address(host="127.0.0.1", port=1)

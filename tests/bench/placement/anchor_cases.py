@@ -19,8 +19,8 @@ from pipelinejob.placement.numbering import BoundPod, number
 from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import crossing_prices
 from pipelinejob.spec.objective import Objective
-from placement_fabrics import Fabric, anchors, anchors_occupied
-from placement_jobs import JobKind, ends_unlike
+from support.plans.placement_fabrics import Fabric, anchors, anchors_occupied
+from support.plans.placement_jobs import JobKind, ends_unlike
 from world import Chosen, World, groups_alike
 
 SEEDS = range(8)

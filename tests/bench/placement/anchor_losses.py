@@ -14,8 +14,8 @@ from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import crossing_prices
 from pipelinejob.placement.repair import repair
 from pipelinejob.spec.objective import Objective
-from placement_fabrics import Fabric, anchors, anchors_occupied
-from placement_jobs import JobKind
+from support.plans.placement_fabrics import Fabric, anchors, anchors_occupied
+from support.plans.placement_jobs import JobKind
 from world import World, counts
 
 SEEDS = range(8)

@@ -17,20 +17,20 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import kueuemanager as kueue
 import toolchain
 from anchor_cases import RUNS, nodes_by_type, two_types
-from apiserver import ApiServer
-from fakenodes import add_nodes, node
 from judge import Verdict, judge
 from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import crossing_prices
 from pipelinejob.spec.objective import Objective
-from placement_fabrics import Fabric, anchors, anchors_occupied
-from placement_jobs import JobKind, ends_unlike
-from processes import wait_until
 from schedulers import by_kind, one_each
+from support.api_server import kueuemanager as kueue
+from support.api_server.apiserver import ApiServer
+from support.api_server.fakenodes import add_nodes, node
+from support.local.processes import wait_until
+from support.plans.placement_fabrics import Fabric, anchors, anchors_occupied
+from support.plans.placement_jobs import JobKind, ends_unlike
 from world import Chosen, World
 
 LEVELS = ("x/superpod", "x/leaf")

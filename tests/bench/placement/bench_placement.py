@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from anchor_cases import anchor_rows
 from anchor_losses import loss_rows
 from judge import Verdict, judge
-from placement_fabrics import Fabric, all_three, small_ones
-from placement_jobs import JOBS, JobKind, alike, ends_unlike, prices
 from proof import Proof, prove
 from schedulers import OURS, ours, peers
+from support.plans.placement_fabrics import Fabric, all_three, small_ones
+from support.plans.placement_jobs import JOBS, JobKind, alike, ends_unlike, prices
 from world import World
 
 SMALL_JOBS = (

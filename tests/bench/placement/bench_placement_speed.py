@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from anchor_cases import two_types
 from pipelinejob.fabric.topology import Topology
 from pipelinejob.placement.place import place
-from placement_fabrics import H100, Fabric, described
-from placement_jobs import JobKind, ends_unlike, prices
+from support.plans.placement_fabrics import H100, Fabric, described
+from support.plans.placement_jobs import JobKind, ends_unlike, prices
 
 NodesOfKind = dict[str, frozenset[str]]
 

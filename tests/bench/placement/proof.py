@@ -6,9 +6,9 @@ from pipelinejob.base.errors import NoPlacementError
 from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import Prices
 from pipelinejob.spec.objective import Objective
-from placement_fabrics import Fabric
-from placement_jobs import JobKind
-from placement_oracle import Oracle
+from support.plans.placement_fabrics import Fabric
+from support.plans.placement_jobs import JobKind
+from support.plans.placement_oracle import Oracle
 
 THRESHOLD = 0.01
 PARTS = 1e-6  # of a step: what the solver's whole numbers round off

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from board import JOBS, NAMESPACE
-from operatorprocess import job
+from support.api_server.operatorprocess import job
 from world import GPUS_A_NODE, NUM_NODES, PATIENCE_S, Operator, World
 
 _STAGES = 16

@@ -18,7 +18,7 @@ from typing import Self
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from processes import Process
+from support.local.processes import Process
 
 INTERVAL_S = 0.05
 LIMIT_S = 10.0  # a probe without an answer by then has failed, and counts as this long

@@ -10,10 +10,10 @@ import asyncio
 import time
 from typing import Any
 
-import kueuemanager as kueue
 import toolchain
 from board import NAMESPACE
-from processes import Process
+from support.api_server import kueuemanager as kueue
+from support.local.processes import Process
 from usage import using
 from world import GPUS_A_NODE, NUM_NODES, ROOM, STAGES, World, each, world
 

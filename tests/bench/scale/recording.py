@@ -22,9 +22,9 @@ import orjson
 from aiohttp import web
 from yarl import URL
 
-from apiserver import ApiServer
 from board import JOBS
-from faultproxy import FaultProxy
+from support.api_server.apiserver import ApiServer
+from support.api_server.faultproxy import FaultProxy
 from world import each
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})

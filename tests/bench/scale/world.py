@@ -19,13 +19,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import toolchain
-from apiserver import ApiServer
 from board import JOBS, NAMESPACE, PODS, Board
-from fakenodes import add_nodes, node
-from operatorprocess import OperatorProcess, job
 from pipelinejob_operator.kube.api import Api, load_configuration
 from probe import Probe
-from processes import wait_until
+from support.api_server.apiserver import ApiServer
+from support.api_server.fakenodes import add_nodes, node
+from support.api_server.operatorprocess import OperatorProcess, job
+from support.local.processes import wait_until
 from usage import Usage, using
 
 NUM_NODES, GPUS_A_NODE = 512, 8

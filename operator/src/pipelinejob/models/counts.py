@@ -13,7 +13,7 @@ elements, f being the feed-forward layer's width, and two nh of them (the stream
 receive it) are fp32 always. Dropout adds a mask of one byte an element: one for each branch, and
 the embedding's. Between the halves of a split backward pass stays what gradients of parameters are
 made of: what matrices are multiplied with and the gradients of what that gives, and the same of
-norms. While a pass lasts, it holds gradients on their way too. tests/trainer/test_counts.py
+norms. While a pass lasts, it holds gradients on their way too. tests/trainer/models/test_counts.py
 compares all that with the trainer's memory.
 
 Tensor parallelism. Matrices are divided by heads, columns or rows; with it goes sequence

@@ -4,7 +4,8 @@ A rank's stages add up, so that no program over prefixes of the layers is exact 
 from the partition whose busiest *stage*, measured against its ranks' speeds, is least, and moves single layers from
 stage to stage, those in between shifting along, while that helps: first what does not fit into memory, then the busiest
 rank, then the spread over ranks, then that over stages. Where layers cost alike no partition is better; how near the
-result comes where they do not is held by tests/core/test_partition_chunks.py, against every other partition there is.
+result comes where they do not is held by tests/core/planning/test_partition_chunks.py, against every other partition
+there is.
 """
 
 from collections.abc import Sequence

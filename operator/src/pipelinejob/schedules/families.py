@@ -1,7 +1,7 @@
 """Every schedule: its name, the function that makes it, and its facts.
 
 A new schedule is a function in `makers/`, its name in `names.py`, and its description here; a test
-holds that nothing else has to be told (tests/contract/test_new_schedule.py).
+holds that nothing else has to be told (tests/contract/additions/test_new_schedule.py).
 """
 
 from pipelinejob.schedules.actions import ScheduleError

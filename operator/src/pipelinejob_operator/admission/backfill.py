@@ -19,11 +19,13 @@ is free on the nodes that it could use, and nothing on others.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 from pipelinejob.spec.status import ConditionStatus, ConditionType
 from pipelinejob_operator.admission.capacity import Claim, Free, minus
 from pipelinejob_operator.admission.choosing import Chooser
 from pipelinejob_operator.admission.fewest import fewest
+from pipelinejob_operator.admission.line.queueing import Rank
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.objects.job import Job, condition
 
@@ -60,6 +62,7 @@ class Ahead:
         self._blocked: set[str] = set()  # nodes of which all that is free is kept
         self._likewise: set[frozenset[str]] = set()  # sets of nodes that are all blocked
         self._free: tuple[object, Free] | None = None
+        self._reserved: tuple[object, Reservation | None] | None = None  # what was reckoned last, and for what
 
     @property
     def first(self) -> Job | None:
@@ -95,9 +98,16 @@ class Ahead:
         """Add the next in line, for whom nothing is left to be kept."""
         self.number += 1
 
+    def reserve(self, job: Job, room: Room, chooser: Chooser) -> Reservation | None:
+        """Reckon what is kept for a job behind these; once, though both its sentence and those behind ask."""
+        now = (job.uid, job.status.waits_for, room.version, len(self.kept))
+        if self._reserved is None or self._reserved[0] != now:
+            self._reserved = (now, reserve(job, room, self.kept, chooser))
+        return self._reserved[1]
+
     def keep_for(self, job: Job, room: Room, chooser: Chooser) -> None:
         """Add the next in line, and keep room for it."""
-        reservation = reserve(job, room, self.kept, chooser) if self.number < MAX_RESERVED else None
+        reservation = self.reserve(job, room, chooser) if self.number < MAX_RESERVED else None
         if reservation is None:
             self.keep_all_for(job, room, chooser)
             return
@@ -165,8 +175,22 @@ def _there_first(job: Job, room: Room) -> tuple[Job, ...]:
     there first: such jobs are few, and none is added later.
     """
     own, since = room.order.rank(job), _waiting_since(job)
-    first = [each for each in room.running if room.order.rank(each) < own or _running_since(each) <= since]
-    return tuple(sorted(first, key=lambda each: (_remaining_s(each), room.order.rank(each))))
+    by_end = room.derive("running by end", lambda: _by_end(room))
+    return tuple(each.job for each in by_end if each.rank < own or each.since <= since)
+
+
+class _Running(NamedTuple):
+    """A job that holds nodes, where it stood in line, and since when it runs."""
+
+    job: Job
+    rank: Rank
+    since: str
+
+
+def _by_end(room: Room) -> tuple[_Running, ...]:
+    """Return the running jobs, those that are expected to end soonest first."""
+    running = [_Running(each, room.order.rank(each), _running_since(each)) for each in room.running]
+    return tuple(sorted(running, key=lambda each: (_remaining_s(each.job), each.rank)))
 
 
 def _waiting_since(job: Job) -> str:

@@ -8,7 +8,7 @@ from pipelinejob.base.errors import NoPlacementError
 from pipelinejob.contract.plan import Placement
 from pipelinejob.placement.fastest_devices import Rate
 from pipelinejob.placement.prices import Prices
-from pipelinejob_operator.admission.backfill import Ahead, name_some, reserve
+from pipelinejob_operator.admission.backfill import Ahead, name_some
 from pipelinejob_operator.admission.capacity import Free
 from pipelinejob_operator.admission.choosing import Beside, Chooser
 from pipelinejob_operator.admission.line.asking import ask
@@ -168,7 +168,7 @@ def _prepare(asking: Asking) -> tuple[Waits, list[str]]:
     room, kept = asking.room, asking.ahead.kept
     gone = victims(asking.job, room, kept, asking.chooser)
     if gone is None:
-        reservation = reserve(asking.job, room, kept, asking.chooser)
+        reservation = asking.ahead.reserve(asking.job, room, asking.chooser)
         waits_for = tuple(str(each.key) for each in reservation.waits_for) if reservation else ()
         is_next = waits_for and asking.ahead.first is None
         named = name_some(waits_for, of=len(waits_for)) if waits_for else ""

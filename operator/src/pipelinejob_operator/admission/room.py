@@ -24,6 +24,7 @@ from pipelinejob_operator.admission.holdings import Holdings
 from pipelinejob_operator.admission.line.asking import asked_to_leave
 from pipelinejob_operator.admission.line.priority import Priorities
 from pipelinejob_operator.admission.line.queueing import Order, is_in_line, is_waiting
+from pipelinejob_operator.admission.line.queueing import Rank as LineRank
 from pipelinejob_operator.admission.nodes import Nodes
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.admission.pods.neighbours import Neighbours
@@ -34,7 +35,7 @@ from pipelinejob_operator.objects.topology_profiles import profiles_of
 
 T = TypeVar("T")
 
-_LinePlace = tuple[tuple[int, str, str, str], str]  # what the line is sorted by, and the job's uid
+_LinePlace = tuple[LineRank, str]  # what the line is sorted by, and the job's uid
 
 
 class Room:
@@ -146,12 +147,12 @@ class Room:
     @property
     def asked(self) -> Mapping[str, Job]:
         """Who makes way for whom, by the uid of the one that was asked."""
-        return self._derive("asked", self._asked)
+        return self.derive("asked", self._asked)
 
     @property
     def running(self) -> tuple[Job, ...]:
         """The jobs that hold nodes and were not told to leave."""
-        return self._derive("running", self._running)
+        return self.derive("running", self._running)
 
     @property
     def leaving(self) -> Mapping[str, tuple[Claim, ...]]:
@@ -159,7 +160,7 @@ class Room:
         now = self._clock()
         # What outlives its grace is no longer counted on.
         second = int(now.timestamp()) if self._holdings.has_ending_pods else 0
-        return self._derive(f"leaving {second}", lambda: self._leaving(now))
+        return self.derive(f"leaving {second}", lambda: self._leaving(now))
 
     def held(self, uid: str) -> tuple[Claim, ...]:
         """What a running job holds."""
@@ -194,6 +195,17 @@ class Room:
     def shy_version(self) -> int:
         """What changes with all that pods which keep others away could notice."""
         return self.version if self._holdings.has_shy_pods else 0
+
+    def derive(self, what: str, reckon: Callable[[], T]) -> T:
+        """Reckon something that follows from all this, once for as long as nothing changes."""
+        if what not in self._derived:
+            self._derived[what] = reckon()
+        found: T = self._derived[what]
+        return found
+
+    def place(self, uid: str) -> _LinePlace | None:
+        """What sorts a waiting job among the others; None if it does not wait."""
+        return self._places.get(uid)
 
     # ---- what changes
 
@@ -362,12 +374,6 @@ class Room:
     def _changed(self) -> None:
         self.version += 1
         self._derived.clear()
-
-    def _derive(self, what: str, reckon: Callable[[], T]) -> T:
-        if what not in self._derived:
-            self._derived[what] = reckon()
-        found: T = self._derived[what]
-        return found
 
     def _asked(self) -> Mapping[str, Job]:
         if not self._askers:

@@ -7,7 +7,7 @@ nothing that a new one could not learn from the cluster within a pass over each 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -380,7 +380,7 @@ class AdmissionLoop:
         now = time.monotonic()
         self._tokens = min(_TOLD_AT_ONCE, self._tokens + (now - self._filled) * _TOLD_PER_S)
         self._filled = now
-        for uid in tuple(self._in_turn()) if self._untold else ():
+        for uid in sorted(self._untold, key=self._turn):
             if self._tokens < 1:
                 return
             del self._untold[uid]
@@ -390,11 +390,12 @@ class AdmissionLoop:
                 self._tokens -= 1
                 self._wake(job.key)
 
-    def _in_turn(self) -> Iterator[str]:
-        line = [job for job in self._room.waiting if job.uid in self._untold]
-        in_line = {job.uid for job in line}
-        yield from (uid for uid in self._untold if uid not in in_line)
-        yield from (job.uid for job in sorted(line, key=lambda job: job.status.state is not None))
+    def _turn(self, uid: str) -> tuple[bool, bool, object]:
+        """What sorts those who are to be told: who stands in no line, who was never told anything, the head."""
+        place, job = self._room.place(uid), self._room.job(uid)
+        if place is None or job is None:
+            return (False, False, ())
+        return (True, job.status.state is not None, place)
 
     def _call(self, key: Key) -> None:
         if self._wake:

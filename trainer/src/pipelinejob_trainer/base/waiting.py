@@ -4,13 +4,10 @@ One thread trains, so that there is one answer; other threads read it.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A wait that has not ended."""
 
     peer: int | None  # the rank; None: all of a group
@@ -30,12 +27,22 @@ def waits_for() -> Waiting | None:
     return _now
 
 
-@contextmanager
-def awaiting(peer: int | None) -> Iterator[None]:
-    """Note that what is done inside ends only once a rank has done its part, or all of a group for None."""
-    global _now  # noqa: PLW0603  # one of a process, as said above
-    before, _now = _now, Waiting(peer, time.monotonic())
-    try:
-        yield
-    finally:
-        _now = before
+class Awaiting:
+    """What is done inside `with` ends only once a rank has done its part, or all of a group for None.
+
+    A class and no generator: two are entered for each action.
+    """
+
+    __slots__ = ("_before", "_peer")
+
+    def __init__(self, peer: int | None) -> None:
+        self._peer = peer
+        self._before: Waiting | None = None
+
+    def __enter__(self) -> None:
+        global _now  # one of a process, as said above
+        self._before, _now = _now, Waiting(self._peer, time.monotonic())
+
+    def __exit__(self, *_: object) -> None:
+        global _now  # noqa: PLW0603  # as above
+        _now = self._before

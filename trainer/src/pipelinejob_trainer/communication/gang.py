@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from pipelinejob_trainer.base.errors import PeerLostError
-from pipelinejob_trainer.base.waiting import awaiting
+from pipelinejob_trainer.base.waiting import Awaiting
 from pipelinejob_trainer.communication.process_groups import Groups
 
 _Value = TypeVar("_Value")
@@ -94,7 +94,7 @@ class Gang:
 def peer_errors() -> Iterator[None]:
     """Turn the failure of a collective into PeerLostError; what is inside waits for others."""
     try:
-        with awaiting(None):
+        with Awaiting(None):
             yield
     except RuntimeError as error:
         raise PeerLostError(f"another rank went away: {str(error).splitlines()[0]}") from error

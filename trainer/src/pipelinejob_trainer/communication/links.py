@@ -19,7 +19,7 @@ from torch import distributed
 from pipelinejob.costs.memory import AHEAD_BYTES, AHEAD_MESSAGES
 from pipelinejob_trainer.base.errors import PeerLostError
 from pipelinejob_trainer.base.nesting import Gradients, Passed
-from pipelinejob_trainer.base.waiting import awaiting
+from pipelinejob_trainer.base.waiting import Awaiting
 from pipelinejob_trainer.communication.agreement import Agreed, Shapes, headers, read_headers, spec_of, unlike
 from pipelinejob_trainer.communication.messages import Message, header_tag
 from pipelinejob_trainer.communication.packing import TensorSpec
@@ -157,7 +157,7 @@ class DistributedOutbox:
 
     def _wait(self, work: distributed.Work) -> None:
         try:
-            with awaiting(self._channel.peer):
+            with Awaiting(self._channel.peer):
                 work.wait()
         except RuntimeError as error:
             _lost(self._channel.peer, error)
@@ -188,7 +188,7 @@ class DistributedInbox:
         self._posted[position] = None
         self._bytes_ahead -= tensor.nbytes
         try:
-            with awaiting(self._channel.peer):
+            with Awaiting(self._channel.peer):
                 work.wait()
         except RuntimeError as error:
             _lost(self._channel.peer, error)
@@ -231,7 +231,7 @@ class DistributedInbox:
 
         def receive(header: torch.Tensor) -> None:
             try:
-                with awaiting(channel.peer):
+                with Awaiting(channel.peer):
                     channel.world.recv([header], channel.peer, header_tag(message.border)).wait()
             except RuntimeError as error:
                 _lost(channel.peer, error)

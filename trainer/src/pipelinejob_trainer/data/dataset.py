@@ -120,4 +120,4 @@ def _training_samples(data: Data, seed: int, model: Model | None, evaluation: Ev
 
 
 def _stacked(rows: Sequence[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(rows))
+    return torch.from_numpy(np.array(rows))

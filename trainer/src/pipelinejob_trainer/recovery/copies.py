@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 from pipelinejob_trainer.base.errors import PeerLostError
-from pipelinejob_trainer.base.waiting import awaiting
+from pipelinejob_trainer.base.waiting import Awaiting
 from pipelinejob_trainer.recovery import wire
 from pipelinejob_trainer.recovery.history import Border, History
 
@@ -43,7 +43,7 @@ class Sender:
 
         Raises PeerLostError if it never will.
         """
-        with self._changed, awaiting(self._buddy):
+        with self._changed, Awaiting(self._buddy):
             while self._next is not None:
                 if self._failure is not None or self._is_over():
                     raise PeerLostError(f"rank {self._buddy}, which keeps this rank's copies, went away")

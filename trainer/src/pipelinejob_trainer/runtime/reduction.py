@@ -19,7 +19,7 @@ from torch import distributed, nn
 
 from pipelinejob.schedules.actions import GIVES_GRADIENT, ActionKind, Route, Schedule
 from pipelinejob_trainer.base.errors import PeerLostError, UserError
-from pipelinejob_trainer.base.waiting import awaiting
+from pipelinejob_trainer.base.waiting import Awaiting
 from pipelinejob_trainer.communication.process_groups import new_group, rank_of
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
 from pipelinejob_trainer.models.own.refusals import SPARSE
@@ -227,7 +227,7 @@ class _GroupSum:
 
     def wait(self) -> None:
         try:
-            with awaiting(None):
+            with Awaiting(None):
                 self._work.wait()
         except RuntimeError as error:
             raise _lost(error) from error

@@ -11,7 +11,7 @@ from torch import nn
 from pipelinejob.spec.job import Precision
 from pipelinejob_trainer.base.user_code import backward_raised, checked_output, forward_raised
 from pipelinejob_trainer.models.first_layer import takes_positions
-from pipelinejob_trainer.models.losses.auxiliary_loss import gathering, with_terms
+from pipelinejob_trainer.models.losses.auxiliary_loss import Gathering, with_terms
 from pipelinejob_trainer.models.losses.counted_loss import loss_of
 from pipelinejob_trainer.models.losses.loss import Loss, OwnLoss, token_cross_entropy
 from pipelinejob_trainer.models.part import LayerEntry, walk_of
@@ -61,7 +61,7 @@ class LayersRun:
         with self._autocast():
             if self._loss is None:
                 return self._walk(entering, through)
-            with gathering() as terms:
+            with Gathering() as terms:
                 output = self._walk(entering, through)
             return self._loss_of(passing, output, terms)
 

@@ -31,7 +31,7 @@ from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.data.micro_batch import MicroBatch
 from pipelinejob_trainer.models.first_layer import extra_inputs
 from pipelinejob_trainer.models.lora import stirred
-from pipelinejob_trainer.models.losses.auxiliary_loss import gathering, with_terms
+from pipelinejob_trainer.models.losses.auxiliary_loss import Gathering, with_terms
 from pipelinejob_trainer.models.losses.counted_loss import loss_of
 from pipelinejob_trainer.models.losses.loss import Loss, load_loss, token_cross_entropy
 from pipelinejob_trainer.models.part import Part, build_part, num_layers
@@ -226,7 +226,7 @@ def _pass(small: Rank, whole: Part, sample: int, batches: _Noise, loss: Loss, *,
     positions = None if read.positions is None else read.positions.to(device, copy=True)
     reseed, seed = reseeder(device), seed_of_pass(plan.training.seed, _STEP, sample)
     is_bf16 = plan.training.precision is Precision.BF16
-    with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16), gathering() as terms:
+    with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16), Gathering() as terms:
         for layer in whole.layers:
             reseed(seed, layer.index)
             stream = through_layer(

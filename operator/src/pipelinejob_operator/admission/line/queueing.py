@@ -29,6 +29,8 @@ BLOCKS_NOBODY = WAITS_FOR_KUEUE | {
     "NamesTaken",
 }
 
+Rank = tuple[int, str, str, str]  # what jobs are sorted by: the negative priority, since when, namespace, name
+
 
 def is_waiting(job: Job) -> bool:
     """Tell whether the job wants room and has none: worth a pass whenever room may have come free."""
@@ -51,7 +53,7 @@ class Order:
 
     priorities: Priorities
 
-    def rank(self, job: Job) -> tuple[int, str, str, str]:
+    def rank(self, job: Job) -> Rank:
         """Return what jobs are sorted by: the first in line has the least."""
         return (-self.priorities.of(job).value, job.status.resumed_time or job.created, job.key.namespace, job.key.name)
 

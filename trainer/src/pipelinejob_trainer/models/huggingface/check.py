@@ -27,7 +27,7 @@ from pipelinejob_trainer.models.huggingface.cut import cut, materialise
 from pipelinejob_trainer.models.huggingface.find import num_blocks, refuse_encoder_decoder, refused, skeleton
 from pipelinejob_trainer.models.huggingface.shrink import VOCABULARY, Sizes, kinds_of, shrunk
 from pipelinejob_trainer.models.identity import places
-from pipelinejob_trainer.models.losses.auxiliary_loss import gathering
+from pipelinejob_trainer.models.losses.auxiliary_loss import Gathering
 
 _ROWS = 2
 _DOCUMENTS = (5, 7)  # lengths of the documents in a row, where it has several
@@ -158,7 +158,7 @@ def compare(whole: Whole, cuts: Sequence[int], *, trust_remote_code: bool = Fals
     sent: list[tuple[torch.Tensor, ...]] = []
     received: list[tuple[torch.Tensor, ...]] = []
     output: Any = whole.tokens
-    with gathering() as terms:
+    with Gathering() as terms:
         for layers, runner in stages:
             structure, leaves = flatten(output)
             received.append(tuple(_as_received(leaf, is_alone=len(leaves) == 1) for leaf in leaves))

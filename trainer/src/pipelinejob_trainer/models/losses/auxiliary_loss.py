@@ -11,8 +11,7 @@ A term has the micro-batch's weight in the mean over the global batch, as its lo
 targets that count.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from contextvars import ContextVar
 
 import torch
@@ -22,15 +21,18 @@ from pipelinejob_trainer.models.losses.counted_loss import CountedLoss
 _terms: ContextVar[list[torch.Tensor] | None] = ContextVar("terms_of_loss", default=None)
 
 
-@contextmanager
-def gathering() -> Iterator[list[torch.Tensor]]:
-    """Gather the terms that layers add inside."""
-    terms: list[torch.Tensor] = []
-    token = _terms.set(terms)
-    try:
-        yield terms
-    finally:
-        _terms.reset(token)
+class Gathering:
+    """Gathers the terms that layers add inside `with`."""
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> list[torch.Tensor]:
+        terms: list[torch.Tensor] = []
+        self._token = _terms.set(terms)
+        return terms
+
+    def __exit__(self, *_: object) -> None:
+        _terms.reset(self._token)
 
 
 def add_to_loss(term: torch.Tensor) -> None:

@@ -1,0 +1,173 @@
+"""What a lost stage costs, and what it costs to be ready for that: `pipelinejob run` on this machine, run after run.
+
+A stage is killed or stopped, against a restart of the whole gang. Lost time is counted from the signal to the end of
+the first step that had not been done before, less that step itself. Then nothing fails: runs with protection, each
+between two without, by their median step.
+
+`python tests/bench/trainer/bench_recovery.py [FOLDER]` prints a row for each case; `--protection` the second table
+alone.
+"""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import yaml
+
+from pipelinejob.base import names
+
+STAGES, STEPS, FAILS_AT, INTERVAL = 3, 260, 150, 100
+LIMIT_S = 600.0
+PROTECTED, ROUNDS = (1, 10), 3  # steps between two copies; protected runs for each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    name: str
+    signal: signal.Signals
+    recovery: dict[str, object] | None
+
+
+CASES = (
+    Case(name="killed, whole gang restarts", signal=signal.SIGKILL, recovery=None),
+    Case(name="killed, in place", signal=signal.SIGKILL, recovery={"inPlace": True}),
+    Case(name="killed, in place, warm spare", signal=signal.SIGKILL, recovery={"inPlace": True, "spares": 1}),
+    Case(name="stopped, whole gang restarts", signal=signal.SIGSTOP, recovery=None),
+    Case(name="stopped, in place", signal=signal.SIGSTOP, recovery={"inPlace": True}),
+    Case(name="stopped, in place, warm spare", signal=signal.SIGSTOP, recovery={"inPlace": True, "spares": 1}),
+)
+
+
+def manifest(case: Case) -> dict[str, object]:
+    spec = {
+        "device": "cpu",
+        "model": {"gpt": {"numLayers": 4, "hiddenSize": 32, "numHeads": 2}},
+        "data": {"corpus": "python-stdlib", "sequenceLength": 32},
+        "parallelism": {"pipeline": STAGES},
+        "schedule": {"name": "1F1B", "microBatches": 4, "microBatchSize": 2},
+        "training": {"steps": STEPS},
+        "checkpoint": {"intervalSteps": INTERVAL},
+    } | ({"recovery": case.recovery} if case.recovery else {})
+    return {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "bench"}, "spec": spec}
+
+
+def start(manifest: dict[str, object], folder: Path) -> "subprocess.Popen[str]":
+    folder.mkdir(parents=True)
+    (folder / "job.yaml").write_text(yaml.safe_dump(manifest))
+    command = [sys.executable, "-m", "pipelinejob", "run", "job.yaml", "--no-profile", "--output", "run"]
+    return subprocess.Popen(
+        [*command, "--prompt", ""], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def protected_step_s(recovery: dict[str, object] | None, folder: Path) -> float:
+    """Return the median time of a step of a run in which nothing fails, seconds."""
+    case = Case(name="", signal=signal.SIGKILL, recovery=recovery)
+    with start(manifest(case), folder) as run:
+        said, _ = run.communicate(timeout=LIMIT_S)
+    assert run.returncode == 0, said
+    times = [moment for _, moment in records(folder / "run" / names.STEPS_FILE)]
+    return statistics.median(b - a for a, b in pairwise(times[50:]))
+
+
+def measure_protection(folder: Path) -> None:
+    print("| protection | a step, median of runs | without, beside them | costs |")
+    print("|---|---|---|---|")
+    for interval in PROTECTED:
+        recovery = {"inPlace": True, "intervalSteps": interval}
+        off = [protected_step_s(None, folder / f"off-{interval}-0")]
+        on: list[float] = []
+        for number in range(1, ROUNDS + 1):
+            on.append(protected_step_s(recovery, folder / f"on-{interval}-{number}"))
+            off.append(protected_step_s(None, folder / f"off-{interval}-{number}"))
+        # Each protected run against the two beside it: what else the machine does changes slowly.
+        ratios = [mine / statistics.mean(off[number : number + 2]) for number, mine in enumerate(on)]
+        cost = statistics.median(ratios) - 1
+        print(
+            f"| a copy every {interval} steps | {1000 * statistics.median(on):.1f} ms |"
+            f" {1000 * statistics.median(off):.1f} ms | {100 * cost:.0f} % |",
+            flush=True,
+        )
+
+
+def measure(case: Case, folder: Path) -> dict[str, float | int]:
+    with start(manifest(case), folder) as run:
+        decided: list[float] = []
+        reader = threading.Thread(target=read, args=(run, decided))
+        reader.start()
+        steps = folder / "run" / names.STEPS_FILE
+        while not any(step >= FAILS_AT for step, _ in records(steps)):
+            assert run.poll() is None, "the run has ended too early"
+            time.sleep(0.02)
+        failed_at = time.time()
+        os.kill(process_of(folder / "run", stage=1), case.signal)
+        run.wait(LIMIT_S)
+        reader.join()
+    told = records(steps)
+    before = [(step, moment) for step, moment in told if moment <= failed_at]
+    reached = max(step for step, _ in before)
+    again = next((step, moment) for step, moment in told if step > reached and moment > failed_at + 0.05)
+    step_s = statistics.median(b - a for (_, a), (_, b) in pairwise(before[50:]))
+    return {
+        "noticed_s": decided[0] - failed_at,
+        "lost_s": again[1] - failed_at - step_s,
+        "repeated_steps": len(told) - STEPS,
+        "step_s": step_s,
+    }
+
+
+def read(run: "subprocess.Popen[str]", decided: list[float]) -> None:
+    assert run.stdout is not None
+    words = ("Replacing:", "Restarting:", "StageFailed:")
+    decided.extend(time.time() for line in run.stdout if any(word in line for word in words))
+
+
+def records(file: Path) -> list[tuple[int, float]]:
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    parsed = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [(each["step"], each["time"]) for each in parsed]
+
+
+def process_of(output: Path, *, stage: int) -> int:
+    wanted = {f"{names.ENV_OUTPUT}={output.resolve()}", f"{names.ENV_STAGE}={stage}"}
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdecimal() and wanted <= set((process / "environ").read_text().split("\0")):
+                return int(process.name)
+        except OSError:  # it ended, or is another user's
+            continue
+    raise LookupError(f"no process of stage {stage}")
+
+
+def main() -> None:
+    arguments = [each for each in sys.argv[1:] if each != "--protection"]
+    folder = Path(arguments[0]) if arguments else Path(tempfile.mkdtemp())
+    if "--protection" not in sys.argv:
+        measure_losses(folder)
+        print()
+    measure_protection(folder / "protection")
+
+
+def measure_losses(folder: Path) -> None:
+    print("| what happens | noticed after | lost time | steps repeated | a step |")
+    print("|---|---|---|---|---|")
+    for number, case in enumerate(CASES):
+        found = measure(case, folder / str(number))
+        print(
+            f"| {case.name} | {found['noticed_s']:.1f} s | {found['lost_s']:.1f} s | {found['repeated_steps']} |"
+            f" {found['step_s']:.2f} s |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

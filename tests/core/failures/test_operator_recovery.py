@@ -1,0 +1,428 @@
+"""Recovery in place: whom the operator replaces, whom it tells what, and when the whole gang restarts instead."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipelinejob.base.errors import InvalidManifestError
+from pipelinejob.contract.incarnation import Lost
+from pipelinejob.contract.progress import Phase, Progress
+from pipelinejob_operator.objects.making.tokens import authorization
+from pipelinejob_operator.validation.validate import validate
+from support.clusters.fakecluster import pinned_node
+from support.clusters.operatorworld import SETTINGS, Mortal, World
+from support.manifests.jobs import job, nodes
+
+IN_PLACE = {"device": "cpu", "parallelism": {"pipeline": 3}, "recovery": {"inPlace": True, "waitSeconds": 120}}
+
+
+@pytest.fixture
+def world():
+    return World(nodes(4, gpus=8))
+
+
+def says(world, stage, *, step=0, waits=True, heard=0, lost=(), attempt=1):
+    world.cluster.answers[f"gpt-r0-s{stage}"] = Progress(
+        replica=0,
+        stage=stage,
+        attempt=attempt,
+        phase=Phase.STARTING if waits else Phase.TRAINING,
+        step=step,
+        awaits_incarnation=waits,
+        incarnation=heard,
+        control_port=5000 + stage,
+        lost=tuple(Lost(replica=0, stage=each, why="no heartbeat for 2.1 s") for each in lost),
+    )
+
+
+def submitted(world, **changes):
+    """Return a job of three stages that trains, as incarnation 1."""
+    key = world.submit(job(**(IN_PLACE | changes)))
+    world.train()
+    all_wait(world)
+    world.settle()
+    all_train(world, heard=1)
+    world.settle()
+    assert world.status(key)["state"] == "Training"
+    return key
+
+
+def all_wait(world, **account):
+    for stage in range(3):
+        says(world, stage, **account)
+
+
+def all_train(world, **account):
+    for stage in range(3):
+        says(world, stage, waits=False, step=7, **account)
+
+
+def fail(world, stage, code, message=""):
+    name = f"gpt-r0-s{stage}"
+    world.cluster.set_pod(world.cluster.pod(name), phase="Failed", code=code, message=message)
+    world.cluster.answers.pop(name, None)
+    for each in {0, 1, 2} - {stage}:
+        says(world, each, step=7, heard=1, lost=[stage])
+
+
+def uids(world):
+    return {pod["metadata"]["name"][-2:]: pod["metadata"]["uid"] for pod in world.cluster.all_pods()}
+
+
+def come_back(world):
+    """Let deletions end, and replacements come up."""
+    world.settle()
+    world.cluster.finish_deletions()
+    world.settle()
+    world.cluster.bind()
+    world.cluster.start()
+
+
+def incarnations(world):
+    return [(pod, told.number, len(told.members)) for pod, told in world.cluster.told]
+
+
+def test_a_gang_is_told_who_meets_once_all_of_it_waits(world):
+    world.submit(job(**IN_PLACE))
+    world.train()
+    says(world, 0)
+    says(world, 1)
+    world.settle()
+    assert not world.cluster.told
+
+    says(world, 2)
+    world.settle()
+
+    assert incarnations(world) == [(f"gpt-r0-s{stage}", 1, 3) for stage in range(3)]
+    assert [member.address.rpartition(":")[2] for member in world.cluster.told[0][1].members] == [
+        "5000",
+        "5001",
+        "5002",
+    ]
+
+
+def test_only_the_lost_stages_pod_is_replaced_under_its_name_on_its_node_and_all_meet_anew(world):
+    key = submitted(world)
+    before, node = uids(world), world.cluster.pod("gpt-r0-s1")["spec"]["nodeName"]
+    fail(world, 1, 137)
+    world.settle()
+    told = len(world.cluster.told)
+    assert "only gpt-r0-s1 is replaced" in world.condition(key, "Ready")["message"]
+
+    come_back(world)
+    world.settle()
+    assert len(world.cluster.told) == told  # the replacement is not there yet
+    says(world, 1)
+    world.reconcile(key)
+
+    after = uids(world)
+    assert {stage for stage in before if before[stage] != after[stage]} == {"s1"}
+    assert world.cluster.pod("gpt-r0-s1")["spec"]["nodeName"] == node
+    assert incarnations(world)[told:] == [(f"gpt-r0-s{stage}", 2, 3) for stage in range(3)]
+    status = world.status(key)
+    assert (status["attempt"], status["restarts"], status["recovery"]["replacements"]) == (1, 0, 1)
+    assert [stage["restarts"] for stage in status["stages"]] == [0, 1, 0]
+    assert [event for event in world.told() if event in {"Replacing", "Recovered"}] == ["Replacing", "Recovered"]
+
+    all_train(world, heard=2)
+    world.settle()
+    assert world.status(key)["state"] == "Training"
+
+
+def test_a_silent_stage_is_replaced_at_once_and_a_slow_one_is_left_alone(world):
+    key = submitted(world)
+    before = uids(world)
+    for stage in (0, 2):
+        says(world, stage, step=7, heard=1, lost=[1])
+    world.settle()
+    assert uids(world) == before  # the others lost it, but it answers: it waits like them, or will
+
+    del world.cluster.answers["gpt-r0-s1"]
+    deleted = []
+    world.cluster.refuse = lambda verb, item: deleted.append(item) if verb == "delete" else None
+    come_back(world)
+
+    assert [(each.name, each.grace_s) for each in deleted] == [("gpt-r0-s1", 0)]
+    assert uids(world)["s1"] != before["s1"]
+    assert "no heartbeat for 2.1 s" in world.condition(key, "Ready")["message"]
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "why"),
+    [(64, "Failed", None), (75, "Restarting", "its peers stop as well")],
+)
+def test_a_users_error_ends_the_job_and_who_waited_in_vain_restarts_the_gang(world, code, state, why):
+    key = submitted(world)
+    fail(world, 1, code)
+    world.cluster.pass_time(10)  # for another's end, that might explain it
+    world.settle()
+
+    assert world.status(key)["state"] == state
+    if why:
+        assert why in world.condition(key, "Ready")["message"]
+        assert world.status(key)["recovery"]["incarnation"] == 0
+
+
+@pytest.mark.parametrize("is_gone_first", [True, False])
+def test_a_drain_stops_all_after_a_checkpoint_and_counts_against_no_limit(world, is_gone_first):
+    key = submitted(world)
+    drained = world.cluster.pod("gpt-r0-s1")
+    world.cluster.remove(drained)
+    world.settle()
+    if is_gone_first:
+        world.cluster.finish_deletions()
+        world.settle()
+    for stage in (0, 1, 2):
+        pod = world.cluster.pod(f"gpt-r0-s{stage}")
+        if not (stage == 1 and is_gone_first):
+            world.cluster.set_pod(pod, phase="Failed", code=143)
+        world.cluster.answers.pop(f"gpt-r0-s{stage}", None)
+    world.settle()
+    world.cluster.pass_time(10)
+    world.settle()
+
+    status = world.status(key)
+    assert (status["attempt"], status["restarts"], status["disruptions"]) == (2, 0, 1)
+
+
+def test_a_replacement_that_does_not_come_in_time_restarts_the_whole_gang(world):
+    key = submitted(world)
+    fail(world, 1, 137)
+    come_back(world)
+    world.cluster.pass_time(121)
+    world.settle()
+
+    status = world.status(key)
+    assert (status["state"], status["attempt"], status["restarts"]) == ("Restarting", 2, 1)
+    assert "did not come within 120 s" in world.condition(key, "Ready")["message"]
+
+
+def test_a_stage_that_fails_at_the_same_step_again_is_not_retried_in_place_for_ever(world):
+    key = submitted(world)
+    for _ in range(2):
+        fail(world, 1, 1)
+        come_back(world)
+        all_wait(world, step=7, heard=1)
+        world.settle()
+
+    assert world.status(key)["attempt"] == 2
+    assert world.status(key)["recovery"]["replacements"] == 1
+
+
+def test_the_budget_counts_replacements_within_its_time(world):
+    key = submitted(world, recovery={"inPlace": True, "maxReplacements": 1, "replacementWindowSeconds": 600})
+    for pause_s in (601, 1, 1):
+        fail(world, 1, 137)
+        for stage in (0, 2):
+            says(world, stage, step=world.status(key)["recovery"]["replacements"], heard=1)
+        come_back(world)
+        all_wait(world, step=7, heard=1)
+        world.settle()
+        all_train(world, heard=2)
+        world.settle()
+        world.cluster.pass_time(pause_s)
+
+    assert world.status(key)["attempt"] == 2
+    assert world.status(key)["recovery"]["replacements"] == 2
+
+
+def test_two_at_once_and_a_replacement_that_dies_are_replaced_too(world):
+    key = submitted(world)
+    fail(world, 1, 137)
+    fail(world, 2, 137)
+    come_back(world)
+    says(world, 2)
+    world.cluster.answers.pop("gpt-r0-s1")
+    world.cluster.remove(world.cluster.pod("gpt-r0-s1"))  # by somebody, or with its node's drain
+    come_back(world)
+    all_wait(world, heard=1)
+    world.settle()
+
+    status = world.status(key)
+    assert (status["attempt"], status["recovery"]["replacements"], status["recovery"]["incarnation"]) == (1, 3, 2)
+
+
+def test_each_pod_has_a_token_of_its_own_by_which_it_knows_the_operator(world):
+    submitted(world)
+    before = world.cluster.pod("gpt-r0-s1")
+    tokens = {authorization(pod)["Authorization"] for pod in world.cluster.all_pods()}
+    assert len(tokens) == 3
+    assert {told.key for _, told in world.cluster.told} != {""}
+
+    fail(world, 1, 137)
+    come_back(world)
+    assert authorization(world.cluster.pod("gpt-r0-s1"))["Authorization"] != authorization(before)["Authorization"]
+
+
+def test_a_job_whose_gang_restarts_as_a_whole_has_no_tokens(world):
+    world.submit(job(**(IN_PLACE | {"recovery": {}})))
+    world.train()
+    assert [authorization(pod) for pod in world.cluster.all_pods()] == [{}, {}, {}]
+
+
+@pytest.mark.parametrize(("kept_here", "says_so"), [(False, True), (True, False)])
+def test_who_asks_for_spares_where_none_are_kept_is_told(kept_here, says_so):
+    world = World(nodes(4, gpus=8), settings=replace(SETTINGS, keeps_spares=kept_here))
+    submitted(world, recovery={"inPlace": True, "spares": 2})
+    told = [event for event in world.cluster.events if event.reason == "NoSpares"]
+    assert [(each.type, "spares: 2 is kept by `pipelinejob run` alone" in each.message) for each in told] == (
+        [("Warning", True)] if says_so else []
+    )
+
+
+# Another node
+
+TEN_PROCESSORS = {"spec": {"containers": [{"name": "trainer", "resources": {"requests": {"cpu": "10"}}}]}}
+SPREAD = IN_PLACE | {"template": TEN_PROCESSORS}  # of a node's 16
+
+
+def spread(count, **changes):
+    """Return a world of so many nodes that take a stage each, and a job that trains there."""
+    world = World(nodes(count))
+    return world, submitted(world, **(SPREAD | changes))
+
+
+def where(world):
+    return {pod["metadata"]["name"][-2:]: pinned_node(pod) for pod in world.cluster.all_pods()}
+
+
+def lose_node(world, name, *, is_gone):
+    """Let a node fall silent, or go together with its pods."""
+    if is_gone:
+        world.cluster.objects.pop(("Node", "", name))
+        for pod in world.cluster.all_pods():
+            if pinned_node(pod) == name:
+                world.cluster.objects.pop(("Pod", "default", pod["metadata"]["name"]))
+        return
+    world.cluster.lose_node(name)
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_stage_whose_node_is_lost_goes_to_another_and_the_others_keep_their_pods(is_gone):
+    world, key = spread(4)
+    before, nodes_before = uids(world), where(world)
+    lose_node(world, nodes_before["s1"], is_gone=is_gone)
+    world.cluster.answers.pop("gpt-r0-s1")
+    for stage in (0, 2):
+        says(world, stage, step=7, heard=1, lost=[1])
+    come_back(world)
+    all_wait(world, heard=1)
+    world.settle()
+
+    after = uids(world)
+    free = {"n0", "n1", "n2", "n3"} - set(nodes_before.values())
+    assert {stage for stage in before if before[stage] != after[stage]} == {"s1"}
+    assert {where(world)["s1"]} == free
+    status = world.status(key)
+    assert [stage["node"] for stage in status["stages"]] == [where(world)[f"s{stage}"] for stage in range(3)]
+    assert (status["attempt"], status["restarts"], status["recovery"]["incarnation"]) == (1, 0, 2)
+    said = next(event.message for event in world.cluster.events if event.reason == "Replacing")
+    assert said == (
+        f"Only gpt-r0-s1 is replaced (on {free.pop()} instead of {nodes_before['s1']}); 2 stages keep their processes"
+    )
+
+
+def test_a_replacement_whose_node_falls_silent_under_it_goes_to_another():
+    world, key = spread(4)
+    fail(world, 1, 137)
+    come_back(world)
+    world.settle()
+    first = where(world)["s1"]
+    lose_node(world, first, is_gone=False)
+    come_back(world)
+    all_wait(world, heard=1)
+    world.settle()
+
+    assert where(world)["s1"] != first
+    assert (world.status(key)["attempt"], world.status(key)["recovery"]["replacements"]) == (1, 2)
+
+
+def test_where_no_other_node_has_room_the_gang_restarts_and_says_so():
+    world, key = spread(3)
+    lose_node(world, where(world)["s1"], is_gone=True)
+    world.settle()
+
+    assert world.status(key)["attempt"] == 2
+    told = [event.message for event in world.cluster.events if event.reason == "StageFailed"]
+    assert "no node has room for gpt-r0-s1 now" in told[0]
+
+
+def test_two_that_lose_their_nodes_one_after_the_other_do_not_get_the_room_of_one():
+    world, key = spread(5)
+    for stage in (1, 2):
+        lose_node(world, where(world)[f"s{stage}"], is_gone=True)
+        world.cluster.answers.pop(f"gpt-r0-s{stage}")
+        world.settle()  # the first is not bound yet
+    world.cluster.bind()
+    world.cluster.start()
+    all_wait(world, heard=1)
+    world.settle()
+
+    assert len({*where(world).values()}) == 3
+    assert (world.status(key)["attempt"], world.status(key)["recovery"]["incarnation"]) == (1, 2)
+
+
+def test_a_node_that_refuses_the_replacement_is_left_out():
+    world, key = spread(4)
+    fail(world, 1, 137)
+    world.settle()
+    world.cluster.finish_deletions()
+    world.settle()
+    world.cluster.bind()
+    first = where(world)["s1"]
+    world.cluster.set_pod(world.cluster.pod("gpt-r0-s1"), phase="Failed", reason="UnexpectedAdmissionError")
+    come_back(world)
+    all_wait(world, heard=1)
+    world.settle()
+
+    assert where(world)["s1"] != first
+    assert [each["node"] for each in world.status(key)["refusedNodes"]] == [first]
+    assert world.status(key)["attempt"] == 1
+
+
+def test_a_stage_on_a_silent_node_that_answers_is_not_lost_with_another():
+    world, key = spread(4)
+    before = uids(world)
+    lose_node(world, where(world)["s2"], is_gone=False)
+    fail(world, 1, 137)
+    come_back(world)
+
+    assert {stage for stage in before if before[stage] != uids(world).get(stage)} == {"s1"}
+    assert world.status(key)["recovery"]["replacements"] == 1
+
+
+@pytest.mark.parametrize("verb", ["refuse", "lose_answer"])
+@pytest.mark.parametrize("deadly", range(1, 8))
+def test_an_operator_that_dies_at_any_write_ends_with_the_same_gang(verb, deadly):
+    world = World(nodes(4, gpus=8))
+    key = submitted(world)
+    mortal = Mortal.__new__(Mortal)
+    mortal.__dict__ = world.__dict__
+    mortal.deadly = deadly
+    setattr(world.cluster, verb, mortal.judge)
+    before = uids(world)
+    fail(world, 1, 137)
+    for _ in range(3):
+        come_back(mortal)
+    all_wait(world, heard=1)
+    mortal.settle()
+
+    after = uids(world)
+    assert {stage for stage in before if before[stage] != after[stage]} == {"s1"}
+    assert world.status(key)["attempt"] == 1
+    told = [(pod, number) for pod, number, _ in incarnations(world)]
+    assert len(told) == len(set(told)), "a number was told twice"
+    assert world.status(key)["recovery"]["incarnation"] == max(number for _, number in told) >= 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"device": "gpu"}, "works over gloo only"),
+        ({"scheduling": {"binding": "Late"}}, "use binding: Early"),
+        ({"recovery": {"spares": 1}}, "needs recovery.inPlace: true"),
+    ],
+)
+def test_what_recovery_in_place_cannot_do_is_refused(changes, sentence):
+    with pytest.raises(InvalidManifestError, match=sentence):
+        validate(job(**(IN_PLACE | changes)))

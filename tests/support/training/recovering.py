@@ -1,0 +1,120 @@
+"""A gang that recovers in place, and a stand-in for the operator: it numbers meetings and starts lost ranks anew."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+import threading
+import urllib.request
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from pipelinejob.base import names
+from pipelinejob.contract.incarnation import Incarnation, Member
+from pipelinejob.contract.plan import Plan
+from pipelinejob.contract.progress import Progress
+from pipelinejob.spec.job import Recovery
+from support.training.gangs import TOKEN, Gang, plan
+
+
+def recovering_plan(*layers: int, recovery: dict[str, Any] | None = None, **changes: Any) -> Plan:
+    settings = Recovery(**{"in_place": True, "silence_seconds": 4, **(recovery or {})})
+    return plan(*layers, **changes).model_copy(update={"recovery": settings})
+
+
+@dataclass(slots=True)
+class Operator:
+    """Does what the operator does for a gang, and nothing else."""
+
+    gang: Gang
+    number: int = 0
+    replaced: list[str] = field(default_factory=list)
+    coming: set[str] = field(default_factory=set)  # started anew since the last incarnation
+    leaves_stopped: bool = False  # whether it starts another beside a silent process, as if its node were cut off
+    stale: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    is_over: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+
+    def start(self) -> Operator:
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+        return self
+
+    def stop(self) -> None:
+        self.is_over.set()
+        assert self.thread is not None
+        self.thread.join()
+
+    def _run(self) -> None:
+        while not self.is_over.wait(0.05):
+            self.look()
+
+    def look(self) -> None:
+        reports = {pod: self._progress(pod) for pod in self.gang.processes}
+        known = [report for report in reports.values() if report is not None]
+        silent = {
+            names.pod_name("job", replica=lost.replica, stage=lost.stage) for each in known for lost in each.lost
+        } & {pod for pod, report in reports.items() if report is None and pod not in self.coming}
+        ended = {pod for pod, process in self.gang.processes.items() if process.poll() not in {None, 0}}
+        for pod in sorted(silent | ended):
+            self.replace(pod)
+        waiting = [report for report in known if report.awaits_incarnation]
+        if len(waiting) == len(reports) and not silent | ended:
+            self._name(waiting)
+
+    def replace(self, pod: str) -> None:
+        process = self.gang.processes[pod]
+        if process.poll() is None and self.leaves_stopped:
+            self.stale.append(process)
+        else:
+            process.kill()
+            process.wait()
+        self.replaced.append(pod)
+        self.coming.add(pod)
+        self.gang.restart(pod)
+
+    def _name(self, waiting: list[Progress]) -> None:
+        self.number += 1
+        self.coming.clear()
+        members = tuple(
+            Member(replica=each.replica, stage=each.stage, address=f"127.0.0.1:{each.control_port}")
+            for each in sorted(waiting, key=lambda each: (each.replica, each.stage))
+        )
+        body = Incarnation(number=self.number, attempt=self.gang.attempt, members=members).model_dump_json()
+        for pod in self.gang.processes:
+            self._post(pod, body)
+
+    def _post(self, pod: str, body: str) -> None:
+        url = f"http://127.0.0.1:{self.gang.ports[pod]}/incarnation"
+        request = urllib.request.Request(url, data=body.encode(), method="POST")
+        request.add_header("Authorization", f"Bearer {TOKEN}")
+        try:
+            urllib.request.urlopen(request, timeout=5).close()
+        except (OSError, http.client.HTTPException):  # it has ended meanwhile, or was told already
+            return
+
+    def _progress(self, pod: str) -> Progress | None:
+        url = f"http://127.0.0.1:{self.gang.ports[pod]}/progress"
+        try:
+            with urllib.request.urlopen(url, timeout=3) as answer:
+                return Progress.model_validate(json.loads(answer.read()))
+        except (OSError, ValueError, http.client.HTTPException):  # it may die in the middle of its answer
+            return None
+
+
+def assert_same_end(gang: Gang, other: Gang, *, steps: int) -> None:
+    """See that two runs had the same losses, and end with the same weights and optimiser, bit for bit."""
+    assert gang.losses() == other.losses()
+    assert len(gang.losses()) == steps
+    mine, others = state(gang, steps), state(other, steps)
+    assert mine.keys() == others.keys()
+    assert all(torch.equal(mine[name], others[name]) for name in mine)
+
+
+def state(gang: Gang, steps: int) -> dict[str, torch.Tensor]:
+    shards = sorted((gang.checkpoints / f"step-{steps:08d}").glob("*.safetensors"))
+    return {name: tensor for shard in shards for name, tensor in load_file(shard).items()}

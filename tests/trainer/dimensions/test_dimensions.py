@@ -1,0 +1,181 @@
+"""Tensor parallelism and sharded optimisers against a single process; checkpoints between shapes; what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dimensions import DECODER, EXPERTS, GPT, ONE, SAVED, STEPS, Shape, difference, job
+from pipelinejob.contract.plan import Plan
+from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.spec.job import Lora, Model, Sharding
+from pipelinejob.spec.optimization import Optimizer
+from pipelinejob_trainer.checkpoint import snapshot
+from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
+from pipelinejob_trainer.checkpoint.pieces import Contents, metadata_of
+from pipelinejob_trainer.checkpoint.snapshot import Snapshot
+from pipelinejob_trainer.communication.tensor_group import TensorGroup
+from pipelinejob_trainer.models.tensor_parallel import Slice
+from pipelinejob_trainer.runtime.rank import Rank, build_rank
+from pipelinejob_trainer.training.updates import Updates
+from support.training import loops
+from support.training.loops import Run, train
+
+CPU = torch.device("cpu")
+# One of each kind: a table shared by stages that is divided, halves, heads' norms, experts, two stages a rank, shards,
+# tokens that are divided.
+CASES = (
+    (GPT, Shape(2, 2), ScheduleName.ZB_H1),
+    (DECODER, Shape(2, 2), ScheduleName.DUALPIPE_V),
+    (EXPERTS, Shape(2, 2), ScheduleName.ZB_V),
+    (DECODER, Shape(1, 2, 2, Sharding.OPTIMIZER), ScheduleName.ONE_F_ONE_B),
+    (GPT, Shape(2, 1, 2, Sharding.OPTIMIZER), ScheduleName.INTERLEAVED),
+    (GPT, Shape(2, 2, sequence_parallel=True), ScheduleName.ZB_H1),
+    (EXPERTS, Shape(2, 2, sequence_parallel=True), ScheduleName.DUALPIPE_V),
+    (DECODER, Shape(1, 2, 2, Sharding.OPTIMIZER, sequence_parallel=True), ScheduleName.ONE_F_ONE_B),
+)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text"
+    path.write_bytes(bytes((i * i * 31 + i // 7) % 256 for i in range(20_000)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def alone(text: Path, folder: Path) -> list[Run]:
+    """Train each case's model in a single process."""
+    return train(*(job(text, model, ONE) for model, _, _ in CASES), folder=folder / "alone")
+
+
+@pytest.fixture(scope="module")
+def together(text: Path, folder: Path) -> list[Run]:
+    return train(*(job(text, *case) for case in CASES), folder=folder / "together")
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda each: f"{CASES[each][1]}-{CASES[each][2]}")
+def test_any_shape_trains_what_a_single_process_does(number: int, alone: list[Run], together: list[Run]) -> None:
+    found = difference(together[number], alone[number])
+    assert found.is_small, found
+
+
+@pytest.mark.usefixtures("alone", "together")
+@pytest.mark.parametrize("shape", [ONE, Shape(1, 2), Shape(4, 2), Shape(2, 1, 2, Sharding.OPTIMIZER)], ids=str)
+@pytest.mark.parametrize("case", [0, 4], ids=["divided", "sharded"])
+def test_a_checkpoint_of_any_shape_loads_into_any_other_bit_for_bit(
+    shape: Shape, case: int, text: Path, folder: Path, tmp_path: Path
+) -> None:
+    written = CheckpointFolder(folder / "together" / f"plan-{case}").open(SAVED)
+    wanted = job(text, CASES[case][0], shape)
+    taken = [_through(rank, written.path.parent) for rank in _ranks(wanted)]
+    for number, each in enumerate(taken):
+        save_file(dict(each.tensors), tmp_path / f"{number}.safetensors", metadata=metadata_of(each.pieces))
+    before, after = written.contents(), Contents(sorted(tmp_path.glob("*.safetensors")))
+    assert sorted(after.names) == sorted(before.names)
+    assert any(name.startswith("second_moment/") for name in after.names)
+    for name in before.names:
+        assert torch.equal(after.tensor(name), before.tensor(name)), name
+
+
+def test_a_loss_of_ones_own_gets_whole_logits(text: Path, tmp_path: Path) -> None:
+    usual = job(text, GPT, Shape(1, 2), steps=4)
+    own = usual.model_copy(update={"training": usual.training.model_copy(update={"loss": "dimensions:summed"})})
+    one, other = train(usual, own, folder=tmp_path)
+    assert other.refused is None
+    assert one.losses == pytest.approx(other.losses, rel=1e-6)
+    assert len(one.losses) == 4
+
+
+def _ranks(of: Plan) -> list[Rank]:
+    degrees = of.parallelism
+    return [
+        build_rank(of, index=stage, replica=replica, device=CPU, tensor_group=TensorGroup(tensor, degrees.tensor))
+        for replica in range(degrees.data)
+        for stage in range(degrees.pipeline)
+        for tensor in range(degrees.tensor)
+    ]
+
+
+def _through(rank: Rank, folder: Path) -> Snapshot:
+    """Restore a rank from a checkpoint, and take its state again."""
+    updates = Updates(rank)
+    checkpoint, stretches = CheckpointFolder(folder).open(SAVED), updates.stretches
+    tensors = checkpoint.read(
+        snapshot.wanted(rank.part),
+        snapshot.may_hold(rank.part, updates.optimizer),
+        snapshot.parts(rank.part, stretches=stretches),
+    )
+    assert snapshot.restore(rank.part, updates.optimizer, tensors) == ()
+    return snapshot.take(rank.part, updates.optimizer, step=SAVED, is_mine=rank.owns, stretches=stretches)
+
+
+@pytest.mark.usefixtures("together")
+def test_a_run_goes_on_in_another_shape_as_in_its_own(text: Path, folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "four"):
+        shutil.copytree(folder / "together" / "plan-0", tmp_path / name / "plan-0")
+    (one,) = loops.resume(job(text, GPT, ONE), step=SAVED, folder=tmp_path / "one")
+    (four,) = loops.resume(job(text, GPT, Shape(1, 2, 2, Sharding.OPTIMIZER)), step=SAVED, folder=tmp_path / "four")
+    assert len(one.losses) == len(four.losses) == STEPS - SAVED
+    assert one.losses == pytest.approx(four.losses, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "words"),
+    [
+        ({"tensor": 3}, "NotDivided", "3 ranks cannot share 2 heads equally"),
+        ({"lora": Lora(rank=2, targets=("all",))}, "NotRunnable", "spec.training.lora"),
+        ({"optimizer": Optimizer.MUON}, "NotRunnable", "use AdamW or SGD"),
+        ({"schedule": ScheduleName.PIPEDREAM_2BW}, "NotRunnable", "PipeDream-2BW updates within a step"),
+        ({"entrypoint": "layers.shared_models:tied"}, "NotRunnable", "and Hugging Face folders alone"),
+        ({"sharding": Sharding.FULL}, "NotRunnable", "full is not there yet"),
+        ({"sequence_parallel": True, "length": 15}, "NotRunnable", "2 ranks cannot share sequences of 15 tokens"),
+    ],
+    ids=lambda each: next(iter(each)) if isinstance(each, dict) else None,
+)
+def test_what_is_not_right_is_refused_by_name(
+    change: dict[str, object], reason: str, words: str, text: Path, tmp_path: Path
+) -> None:
+    wanted = job(text, GPT, Shape(1, 2))
+    degrees = {name: change[name] for name in ("tensor", "sharding", "sequence_parallel") if name in change}
+    training = {name: change[name] for name in ("lora", "optimizer") if name in change}
+    model = Model(entrypoint=str(change["entrypoint"]), num_layers=8) if "entrypoint" in change else wanted.model
+    schedule = {"name": change["schedule"]} if "schedule" in change else {}
+    length = {"sequence_length": change["length"]} if "length" in change else {}
+    refused = wanted.model_copy(
+        update={
+            "data": wanted.data.model_copy(update=length),
+            "model": model,
+            "parallelism": wanted.parallelism.model_copy(update=degrees),
+            "training": wanted.training.model_copy(update=training),
+            "schedule": wanted.schedule.model_copy(update=schedule),
+        }
+    )
+    config = loops.config(refused, stage=0, replica=0, tensor=0, folder=tmp_path)
+    with pytest.raises(loops.UserError, match=words) as raised:
+        loops.loop.Preparation(config, refused)
+    assert raised.value.reason == reason
+
+
+@pytest.mark.parametrize("extent", [6, 7])
+@pytest.mark.parametrize(("dim", "blocks"), [(0, 1), (1, 1), (1, 2)])
+def test_parts_of_a_tensor_make_up_the_whole(dim: int, blocks: int, extent: int) -> None:
+    shape = [3, 5]
+    shape[dim] = blocks * extent
+    whole, again = torch.randn(shape), torch.zeros(shape)
+    cut = Slice(dim, blocks, tuple(shape))
+    for rank in range(2):
+        group = TensorGroup(rank, 2)
+        part = cut.of(whole, group)
+        assert part.shape == cut.part_shape(group)
+        cut.put(part, again, group)
+    assert torch.equal(again, whole)

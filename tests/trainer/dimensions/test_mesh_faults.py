@@ -1,0 +1,72 @@
+"""Faults in a mesh of stages and tensor ranks: each ends in one clear error, and no process hangs or is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from dimensions import Shape, job
+from pipelinejob.contract.plan import Plan
+from pipelinejob.contract.progress import ExitCode
+from pipelinejob.spec.job import Data, DecoderModel, Model
+from support.local.processes import wait_until
+from support.training.gangs import Gang, plan
+from support.training.loops import ranks_of_plans
+from support.training.pipelines import run_processes
+
+
+def endless(text: Path, *layers: int) -> Plan:
+    data = Data(paths=(str(text),), sequence_length=16)
+    return plan(*layers, tensor=2, data=data, training={"steps": 1_000_000}, checkpoint={"interval_steps": 0})
+
+
+def children(gang: Gang, pod: str) -> list[int]:
+    pid = gang.processes[pod].pid
+    return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def test_a_tensor_rank_that_is_killed_ends_its_stage_and_then_the_others(
+    text: Path, make: Callable[[Plan], Gang]
+) -> None:
+    gang = make(endless(text, 2, 2))
+    gang.wait_for_step(2)
+    left = [pid for pod in gang.processes for pid in children(gang, pod)]
+
+    os.kill(children(gang, "job-r0-s1")[0], signal.SIGKILL)
+
+    assert gang.wait() == {"job-r0-s0": ExitCode.PEER_LOST, "job-r0-s1": 137}
+    assert gang.termination("job-r0-s1").message == "tensor rank 0 was ended by signal 9"
+    assert gang.termination("job-r0-s0").reason == "PeerLost"
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), "no rank is left behind")
+
+
+def test_a_tensor_rank_that_hangs_in_a_collective_is_named(text: Path, make: Callable[[Plan], Gang]) -> None:
+    """It is the one that keeps the store, by which others would notice."""
+    gang = make(endless(text, 4))
+    gang.wait_for_step(2)
+    left = children(gang, "job-r0-s0")
+
+    os.kill(left[0], signal.SIGSTOP)
+
+    assert gang.wait() == {"job-r0-s0": ExitCode.FAILURE}
+    words = gang.termination("job-r0-s0")
+    assert words.reason == "TensorRankSilent"
+    assert words.message.startswith("tensor rank 0 was silent")
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), "no rank is left behind")
+
+
+def test_ranks_that_disagree_on_a_shape_are_refused_by_its_name(text: Path, tmp_path: Path) -> None:
+    wide, narrow = (
+        Model(decoder=DecoderModel(num_layers=6, hidden_size=16, num_heads=2, feed_forward_size=size))
+        for size in (32, 24)
+    )
+    plans = [job(text, model, Shape(1, 2), steps=2) for model in (wide, narrow)]
+
+    (reason, words), of_other = run_processes(ranks_of_plans, plans, tmp_path, world=2)
+
+    assert (reason, words) == of_other
+    assert reason == "ShapesDiffer"
+    assert "tensor rank 1 of stage 0 of replica 0 has layers.1.feed_forward.gate.weight of shape (24, 16)" in words
+    assert "tensor rank 0 of stage 0 of replica 0 of shape (32, 16)" in words

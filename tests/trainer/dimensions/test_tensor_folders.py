@@ -1,0 +1,193 @@
+"""Hugging Face folders whose layers several ranks share: what they train, read, hold and exchange; what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dimensions import ONE, Shape, difference, folder_of, job
+from pipelinejob.models.counts import Batch, count
+from pipelinejob.planning.dimensions import unrunnable
+from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.spec.job import Data, Model, Parallelism, Precision, Training
+from pipelinejob.spec.workload import HuggingFaceModel
+from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.base.nesting import Passed
+from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
+from pipelinejob_trainer.models.huggingface import division
+from pipelinejob_trainer.models.huggingface.files import safetensors_file
+from pipelinejob_trainer.models.losses.divided_loss import divided
+from pipelinejob_trainer.models.losses.loss import token_cross_entropy
+from pipelinejob_trainer.models.part import Part, build_part
+from pipelinejob_trainer.stage.stage import Stage
+from support.training.loops import Run, train
+from support.training.meetings import Unmet, gradients_differ
+
+CPU = torch.device("cpu")
+LATENT = {
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "q_lora_rank": None,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+MORE: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 8},
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    "olmoe": {"num_experts": 4},
+    "granite": {"embedding_multiplier": 2.0, "logits_scaling": 3.0, "residual_multiplier": 0.5},
+    "cohere": {"logit_scale": 0.25},
+}
+KINDS = ("llama", "qwen3", "mixtral")
+ROWS, LENGTH, LAYERS = 2, 16, 8
+DATA = Data(corpus="python-stdlib", sequence_length=LENGTH)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("folders")
+    (path / "text").write_bytes(bytes((i * i * 31 + i // 7) % 256 for i in range(20_000)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(root: Path) -> dict[str, tuple[Run, Run]]:
+    """Train each family in one process, and in four, two of which share each layer; these check themselves first."""
+    models = [folder_of(kind, root) for kind in KINDS]
+    alone = train(*(job(root / "text", model, ONE) for model in models), folder=root / "alone")
+    shared = [job(root / "text", model, Shape(2, 2), ScheduleName.ZB_H1) for model in models]
+    return dict(zip(KINDS, zip(train(*shared, folder=root / "together"), alone, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_train_what_a_single_process_does(kind: str, runs: dict[str, tuple[Run, Run]]) -> None:
+    found = difference(*runs[kind])
+    assert found.is_small, found
+
+
+@pytest.mark.parametrize(("tensor", "preflight", "refused"), [(2, False, True), (2, True, False), (1, False, False)])
+def test_a_family_s_own_plan_is_not_followed_unchecked(tensor: int, preflight: bool, refused: bool) -> None:
+    model = Model(hugging_face=HuggingFaceModel(path="/models/llama"), num_layers=LAYERS)
+    training, degrees = Training(steps=1, preflight=preflight), Parallelism(pipeline=2, tensor=tensor)
+    errors = list(unrunnable(model, training, ScheduleName.ONE_F_ONE_B, degrees, DATA))
+    assert [error.path for error in errors] == ["spec.training.preflight"] * refused
+
+
+def part_of(model: Model, group: TensorGroup = ALONE, *, narrow: int | None = None) -> Part:
+    return build_part(model, DATA, stretches=[(0, LAYERS)], seed=1, tensor_group=group, narrow=narrow)
+
+
+@pytest.mark.parametrize("narrow", [None, 2], ids=["folder", "narrow"])
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_parts_make_up_the_whole(kind: str, narrow: int | None, root: Path) -> None:
+    model = folder_of(kind, root)
+    whole = part_of(model, narrow=narrow).named_parameters()
+    seen = {name: torch.full_like(each, torch.nan) for name, each in whole.items()}
+    for rank in range(2):
+        part = part_of(model, TensorGroup(rank, 2), narrow=narrow)
+        for name, each in part.named_parameters().items():
+            if name in part.slices:
+                assert each.numel() < seen[name].numel()
+                part.slices[name].put(each.detach(), seen[name], part.tensor_group)
+            else:
+                seen[name] = each.detach()
+    for name, each in whole.items():
+        assert torch.equal(seen[name], each), name
+
+
+@pytest.mark.parametrize("kind", ["phi3", "gemma2", "qwen2_moe", "olmoe", "cohere", "granite"])
+def test_other_families_have_the_gradients_of_the_whole(kind: str, root: Path) -> None:
+    """Gathered between matrices; scaled tables and logits; a shared expert; norms over all heads; branches in one."""
+    model = folder_of(kind, root, **MORE.get(kind, {}))
+    error, name = gradients_differ(model, DATA, 2, vocabulary=30)
+    assert error < 1e-4, name
+
+
+def test_a_wrong_division_shows_in_gradients(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(division, "_with_all_gradients", lambda module, _: module.forward)
+    error, name = gradients_differ(folder_of("qwen3", root), DATA, 2, vocabulary=30)
+    assert error > 1e-2
+    assert "_norm" in name
+
+
+def test_a_rank_reads_its_own_bytes_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = 0
+    fill = safetensors_file.Stored._fill
+
+    def counted(self: Any, descriptor: int, tensor: torch.Tensor, at: int) -> None:
+        nonlocal read
+        read += tensor.nbytes
+        fill(self, descriptor, tensor, at)
+
+    monkeypatch.setattr(safetensors_file.Stored, "_fill", counted)
+    part = part_of(folder_of("qwen3", root), TensorGroup(1, 2))
+    assert read == sum(each.nbytes for each in part.named_parameters().values())
+
+
+def test_a_rank_holds_and_exchanges_what_is_counted(root: Path) -> None:
+    model, group = folder_of("llama", root, tie_word_embeddings=False), Unmet(1, 2)
+    part = part_of(model, group)
+    part.settle(CPU)
+    (layers,) = part.chunks
+    stages = [
+        Stage(
+            [layer],
+            is_first=layer is layers[0],
+            is_last=layer is layers[-1],
+            precision=Precision.FP32,
+            device=CPU,
+            loss=divided(token_cross_entropy, group, part.vocabulary or 0),
+        )
+        for layer in layers
+    ]
+    tokens = torch.randint(200, (ROWS, LENGTH))
+    value: Passed = tokens
+    for stage in stages:
+        value = stage.forward(0, value, tokens if stage.is_last else None)
+    gradient = None
+    for stage in reversed(stages):
+        gradient = stage.backward(0, gradient)
+    sizes = model.layer_sizes(LENGTH)
+    assert sizes is not None
+    n = ROWS * LENGTH
+    counted = count(sizes, Batch(tokens=n, sequence_length=LENGTH, element_bytes=4, tensor=2))
+    there_and_back = 2 * sum(each.collectives * each.gathered_bytes for each in counted)
+    assert group.bytes_exchanged == (there_and_back + 2 * 3 * n * 4) // 2  # the loss has three numbers of each token
+    # The last of the ranks has the odd token, as the busiest is counted.
+    held = [sum(each.nbytes for _, each in stage.named_parameters()) for stage in stages]
+    assert held == [4 * each.parameters for each in counted]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "ranks", "words"),
+    [
+        ("llama", {}, 4, "4 ranks cannot share 2 heads of keys and values equally; .* by 1, 2$"),
+        ("llama", {"intermediate_size": 50}, 4, "2 heads of keys and values"),
+        ("qwen3", {"intermediate_size": 51}, 2, r"51 columns of model.layers.\*.mlp.\w+_proj.weight equally; .* by 1$"),
+        ("llama", {"attention_dropout": 0.1}, 2, "attention_dropout 0.1 would drop"),
+        ("gpt2", {}, 2, "transformers brings no plan for it"),
+        ("deepseek_v2", LATENT, 2, "divides .*kv_a_proj_with_mqa as mla_kv_a_proj, which is not known here"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused_by_name(
+    kind: str, changes: dict[str, Any], ranks: int, words: str, root: Path
+) -> None:
+    with pytest.raises(UserError, match=words) as raised:
+        part_of(folder_of(kind, root, **changes), TensorGroup(0, ranks))
+    assert raised.value.reason == "NotDivided"
+
+
+def test_what_a_plan_leaves_whole_is_said(root: Path) -> None:
+    model = folder_of("deepseek_v3", root, **LATENT, first_k_dense_replace=1)
+    (said,) = (each for each in part_of(model, TensorGroup(0, 2)).remarks if "leaves" in each)
+    assert "model.layers.*.self_attn.q_proj.weight" in said
+    assert not any("leaves" in each for each in part_of(folder_of("mixtral", root), TensorGroup(0, 2)).remarks)

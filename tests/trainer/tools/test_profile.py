@@ -1,0 +1,129 @@
+"""What a profile is put together from: levels of memory, layers played side by side, an empty pipeline."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipelinejob.planning.planner import make_plan
+from pipelinejob.spec.job import Data, GptModel, Model, Parallelism, PipelineJobSpec, Precision, ScheduleSpec, Training
+from pipelinejob_trainer.models.part import LayerEntry
+from pipelinejob_trainer.profile.memory import layer_memory
+from pipelinejob_trainer.profile.workers import Worker, first_worker
+from pipelinejob_trainer.runtime.device_memory import watching
+from pipelinejob_trainer.stage.stage import Stage
+from support.local.local_cli import children, wait_until_gone
+from support.local.processes import wait_until
+from support.training.pipelines import run_processes
+from support.training.ranks import overheads_of
+
+CPU = torch.device("cpu")
+WIDTH, ROWS = 64, 1024
+OUTPUT = 4 * ROWS * WIDTH  # bytes of what a layer gives
+
+
+def plan(**others):
+    spec = PipelineJobSpec(
+        model=Model(gpt=GptModel(num_layers=2, hidden_size=32, num_heads=2)),
+        data=Data(corpus="python-stdlib", sequence_length=32),
+        schedule=ScheduleSpec(name="1F1B", micro_batches=4, micro_batch_size=2),
+        training=Training(steps=1),
+        **{"parallelism": Parallelism(pipeline=2), "device": "cpu", **others},
+    )
+    return make_plan(namespace="default", name="job", spec=spec)
+
+
+def test_levels_of_memory_are_those_of_what_was_allocated_between_marks() -> None:
+    with watching(CPU) as watch:
+        watch.mark()
+        kept = torch.empty(1000, dtype=torch.float64)
+        temporary = torch.empty(3000, dtype=torch.float64)
+        del temporary
+        watch.mark()
+        del kept
+        watch.mark()
+
+    first, second, third = watch.levels()
+    assert (first.held, second.held, third.held) == (0, 8000, 0)
+    assert (second.peak, third.peak) == (32000, 8000)
+
+
+class Squared(nn.Module):
+    """Keeps what it received, for the gradient of a square, and for that of its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(WIDTH, WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.weight).square()
+
+
+def chain(*, is_split: bool) -> list[Stage]:
+    entries = [LayerEntry(index=index, name="squared", module=Squared()) for index in (1, 2)]
+    for entry in entries:
+        entry.module.weight.grad = torch.zeros(WIDTH, WIDTH)
+    return [
+        Stage([entry], is_first=False, is_last=False, precision=Precision.FP32, device=CPU, is_split=is_split)
+        for entry in entries
+    ]
+
+
+def test_a_layer_keeps_what_its_gradients_need() -> None:
+    """It keeps what it received and the product that is squared; between the halves what it received and the
+    product's gradient, from which the weight's is made."""
+    received = torch.ones(ROWS, WIDTH)
+
+    whole, _ = layer_memory(chain(is_split=False), received, received, is_split=False)
+    split, output = layer_memory(chain(is_split=True), received, received, is_split=True)
+
+    assert [layer.kept for layer in whole] == [layer.kept for layer in split] == [2 * OUTPUT] * 2
+    assert [layer.between for layer in whole] == [0, 0]
+    assert [layer.between for layer in split] == [2 * OUTPUT] * 2
+    assert [layer.output for layer in whole] == [OUTPUT] * 2
+    # the gradient of what it gave is counted as its own while it works, and it makes others of that size
+    assert all(2 * OUTPUT <= layer.working <= 4 * OUTPUT for layer in (*whole, *split))
+    assert output.shape == (ROWS, WIDTH)
+
+
+def test_seats_are_written_as_they_are_read() -> None:
+    assert Worker.parse(str(Worker(rank=1, size=4, port=29500))) == Worker(rank=1, size=4, port=29500)
+
+
+def test_one_process_measures_for_one_stage_and_for_gpus() -> None:
+    assert first_worker(plan(parallelism=Parallelism(pipeline=1))) is None
+    assert first_worker(plan(device="gpu")) is None
+    assert first_worker(plan()) is not None
+
+
+def test_an_empty_pipeline_tells_both_ranks_what_links_actions_and_steps_take() -> None:
+    first, second = run_processes(overheads_of, plan(), 200_000, world=2)
+
+    assert first == second
+    assert 0 <= first.link_s < 0.1
+    assert 1e7 < first.link_bytes_per_s < 1e12
+    assert 0 < first.action_s < 0.1
+    assert 0 < first.step_s < 1
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="with one processor there is nobody to measure beside")
+def test_those_who_measure_beside_end_with_the_first_however_it_ends(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text(plan().to_json())
+    first = subprocess.Popen(
+        [sys.executable, "-m", "pipelinejob_trainer", "profile", "--plan", str(file)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: children(first.pid), "another process to be started")
+    others = children(first.pid)
+
+    first.kill()
+    first.wait()
+
+    wait_until_gone(others)
