@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
+import aiohttp
 
 from bench_serving import AT_ONCE, TOKENS, measured
 
@@ -93,7 +93,7 @@ class Row:
 
 
 async def _ours(given: argparse.Namespace, number: int, salt: int) -> float:
-    async with asyncio.timeout(given.limit), httpx.AsyncClient(base_url=given.url, timeout=given.limit) as client:
+    async with asyncio.timeout(given.limit), aiohttp.ClientSession(given.url) as client:
         return (await measured(client, given.model, number, salt=salt))["tokens_per_second"]
 
 
