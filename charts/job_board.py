@@ -6,7 +6,7 @@ several say nothing of any.
 
 from grafana_foundation_sdk.builders import dashboard
 
-from panels import WINDOW, Chart, Row, build, choice
+from panels import WINDOW, Chart, Row, build, choice, middle_and_slowest
 
 JOB = 'namespace=~"$namespace", pipelinejob=~"$pipelinejob"'
 BY_JOB = "by (namespace, pipelinejob)"
@@ -24,12 +24,6 @@ def seconds(selector: str) -> str:
 def seconds_per_step(selector: str) -> str:
     """Return the seconds each step spends in some states, stage by stage."""
     return f"{seconds(selector)} / ({STEPS} > 0)"
-
-
-def step_quantile(share: float) -> str:
-    """Return a quantile of the time of a step, job by job."""
-    buckets = f"rate(pipelinejob_step_duration_seconds_bucket{{{JOB}}}[{WINDOW}])"
-    return f"histogram_quantile({share}, sum by (namespace, pipelinejob, le) ({buckets}))"
 
 
 STEPS = f"sum {BY_STAGE} (rate(pipelinejob_steps_total{{{JOB}}}[{WINDOW}]))"
@@ -179,8 +173,9 @@ STAGES = Row(
                 unit="s",
                 sentence="Median and 99th percentile of a step (measured). Dashes: what the plan predicts.",
                 queries={
-                    "{{pipelinejob}}: median": step_quantile(0.5),
-                    "{{pipelinejob}}: 99th percentile": step_quantile(0.99),
+                    **middle_and_slowest(
+                        "pipelinejob_step_duration_seconds", JOB, "namespace, pipelinejob, le", of="{{pipelinejob}}: "
+                    ),
                     "{{pipelinejob}}: step (predicted)": f"max {BY_JOB} (pipelinejob_predicted_step_seconds{{{JOB}}})",
                 },
             ),

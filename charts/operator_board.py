@@ -5,19 +5,13 @@ Its metrics have controller-runtime's names, which every controller exports: eac
 
 from grafana_foundation_sdk.builders import dashboard
 
-from panels import WINDOW, Chart, Row, build
+from panels import WINDOW, Chart, Row, build, middle_and_slowest, quantile
 
 CONTROLLER = 'controller="pipelinejob"'
 QUEUE = 'name="pipelinejob"'
 LEASE = 'name="pipelinejob-operator"'
 # Requests carry no controller's name: they are counted where the operator's lease is told of as well.
 OF_OPERATOR = f"and on (job, instance) leader_election_master_status{{{LEASE}}}"
-
-
-def quantile(share: float, histogram: str, selector: str = "") -> str:
-    """Return the query for a quantile of a histogram."""
-    chosen = f"{{{selector}}}" if selector else ""
-    return f"histogram_quantile({share}, sum by (le) (rate({histogram}_bucket{chosen}[{WINDOW}])))"
 
 
 def of_requests(histogram: str) -> str:
@@ -99,10 +93,7 @@ ADMISSION = Row(
                 title="Time of a cycle",
                 unit="s",
                 sentence="How long admission takes to work the line off once: median and 99th percentile.",
-                queries={
-                    "median": quantile(0.5, "pipelinejob_operator_admission_cycle_seconds"),
-                    "99th percentile": quantile(0.99, "pipelinejob_operator_admission_cycle_seconds"),
-                },
+                queries=middle_and_slowest("pipelinejob_operator_admission_cycle_seconds"),
             ),
         ),
     ),
@@ -146,10 +137,7 @@ AT_WORK = Row(
                 title="Time in the queue",
                 unit="s",
                 sentence="How long a job waits for its pass: median and 99th percentile.",
-                queries={
-                    "median": quantile(0.5, "workqueue_queue_duration_seconds", QUEUE),
-                    "99th percentile": quantile(0.99, "workqueue_queue_duration_seconds", QUEUE),
-                },
+                queries=middle_and_slowest("workqueue_queue_duration_seconds", QUEUE),
             ),
             Chart(
                 title="Passes asked for",

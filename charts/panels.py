@@ -72,6 +72,20 @@ class Row:
     repeated_for: str | None = None
 
 
+def quantile(share: float, histogram: str, selector: str = "", by: str = "le") -> str:
+    """Return the query for a quantile of a histogram, one for each value of the labels in `by` beside `le`."""
+    chosen = f"{{{selector}}}" if selector else ""
+    return f"histogram_quantile({share}, sum by ({by}) (rate({histogram}_bucket{chosen}[{WINDOW}])))"
+
+
+def middle_and_slowest(histogram: str, selector: str = "", by: str = "le", *, of: str = "") -> dict[str, str]:
+    """Return the lines of a histogram's median and 99th percentile; `of` begins their legends."""
+    return {
+        f"{of}median": quantile(0.5, histogram, selector, by),
+        f"{of}99th percentile": quantile(0.99, histogram, selector, by),
+    }
+
+
 def build(
     title: str, uid: str, rows: Sequence[Row], *, variables: Sequence[dashboard.QueryVariable] = ()
 ) -> dashboard.Dashboard:

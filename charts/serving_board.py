@@ -2,7 +2,7 @@
 
 from grafana_foundation_sdk.builders import dashboard
 
-from panels import WINDOW, Chart, Row, build, choice
+from panels import WINDOW, Chart, Row, build, choice, middle_and_slowest
 
 JOB = 'namespace=~"$namespace", pipelinejob=~"$pipelinejob"'
 BY_JOB = "by (namespace, pipelinejob)"
@@ -15,17 +15,9 @@ def rate(metric: str, by: str = BY_JOB, selector: str = JOB) -> str:
     return f"sum {by} (rate({metric}{{{selector}}}[{WINDOW}]))"
 
 
-def quantile(share: float, metric: str) -> str:
-    """Return a quantile of a histogram, job by job."""
-    return f"histogram_quantile({share}, {rate(f'{metric}_bucket', 'by (namespace, pipelinejob, le)')})"
-
-
 def both(metric: str) -> dict[str, str]:
-    """Return the lines of a histogram's median and of its slowest hundredth."""
-    return {
-        "{{pipelinejob}}: median": quantile(0.5, metric),
-        "{{pipelinejob}}: 99th percentile": quantile(0.99, metric),
-    }
+    """Return the lines of a histogram's median and of its slowest hundredth, job by job."""
+    return middle_and_slowest(metric, JOB, "namespace, pipelinejob, le", of="{{pipelinejob}}: ")
 
 
 def newest(metric: str) -> str:

@@ -6,40 +6,52 @@ saw, suspending and resuming, making way for a higher priority, deleting, and an
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import json
 import math
 import re
 import threading
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import nodes
-from support.api_server.podhistory import Pod, PodHistory, held, last_words
+from support.api_server.podhistory import Pod, PodHistory, last_words
 from support.local.processes import free_ports, wait_until
 from support.real_nodes import dashboards_as_code as dashboards
 from support.real_nodes import grafana_drawing as grafana
 from support.real_nodes.helm import helm
+from support.real_nodes.scraping import configuration, discover, get, query
+from support.real_nodes.team_jobs import (
+    DEVICE,
+    GANGS,
+    LABEL_JOB,
+    NAMESPACE,
+    apply_job,
+    containers,
+    devices_held,
+    events,
+    example,
+    gang,
+    is_arriving,
+    job,
+    kill,
+    on_devices,
+    patch,
+    phases,
+    pods,
+    priority_class,
+    small,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1800)]
-
 ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "stdlib-gpt.yaml"
 PICTURES = ROOT / "build" / "dashboards"
-NAMESPACE = "team"
-LABEL_JOB = "pipelinejob.io/name"
-# Devices that a gang fills. Not nvidia.com/gpu, which no job may ask for that computes on processors as these do.
-DEVICE = "example.com/accelerator"
-GANGS = ("modest", "urgent")
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
@@ -80,9 +92,9 @@ def prometheus(cluster: nodes.Cluster, operator: str) -> Iterator[str]:
     folder.mkdir()
     targets = folder / "targets.json"
     targets.write_text("[]")
-    (folder / "prometheus.yml").write_text(json.dumps(_scrape(targets)))
+    (folder / "prometheus.yml").write_text(json.dumps(configuration(targets)))
     stopped = threading.Event()
-    discovery = threading.Thread(target=_discover, args=(cluster, targets, stopped))
+    discovery = threading.Thread(target=discover, args=(cluster, targets, stopped))
     flags = [
         f"--config.file={folder / 'prometheus.yml'}",
         f"--storage.tsdb.path={folder / 'data'}",
@@ -90,7 +102,7 @@ def prometheus(cluster: nodes.Cluster, operator: str) -> Iterator[str]:
     ]
     process = cluster.start_process("prometheus", ["/usr/bin/prometheus", *flags])
     url = f"http://127.0.0.1:{port}"
-    wait_until(lambda: _http(f"{url}/-/ready"), "Prometheus is ready")
+    wait_until(lambda: get(f"{url}/-/ready"), "Prometheus is ready")
     discovery.start()
     yield url
     stopped.set()
@@ -192,7 +204,7 @@ def test_a_panel_shows_what_was_measured(prometheus: str, panel: str, expression
     asked = dashboards.filled_in(expression, namespace=NAMESPACE, job="stdlib-gpt", interval="20s")
     now = time.time()
     span = {"query": asked, "start": now - 1800, "end": now, "step": 5}
-    answer = json.loads(_http(f"{prometheus}/api/v1/query_range?{urllib.parse.urlencode(span)}"))
+    answer = json.loads(get(f"{prometheus}/api/v1/query_range?{urllib.parse.urlencode(span)}"))
 
     assert answer["data"]["result"], f"{panel}: no data for {asked}"
 
@@ -377,174 +389,3 @@ def test_uninstalling_keeps_the_jobs_and_blocks_no_deletion(cluster: nodes.Clust
     assert job(cluster, "survivor")["status"]["state"] == "Training"
     cluster.server.kubectl("delete", "pj", "-n", NAMESPACE, "--all", "--timeout=240s")
     wait_until(lambda: pods(cluster, "survivor") == [], "its stages go with it", timeout_s=240, poll_s=1)
-
-
-# ---- what the tests are written with
-
-
-def example(*, name: str = "stdlib-gpt", steps: int, interval: int) -> dict[str, Any]:
-    """The example with fewer and smaller steps, checkpoints on the shared volume, and too hungry for one node alone."""
-    manifest = copy.deepcopy(yaml.safe_load(EXAMPLE.read_text()))
-    manifest["metadata"] = {"name": name, "namespace": NAMESPACE}
-    spec = manifest["spec"]
-    spec["training"] |= {"steps": steps, "warmupSteps": 5}
-    spec["schedule"]["microBatchSize"] = 1
-    spec["checkpoint"] = {"intervalSteps": interval, "volume": {"claimName": "checkpoints"}}
-    spec["evaluation"] = {"intervalSteps": interval}
-    # Two processors a node: three stages of 0.6 fit, four do not.
-    resources = {"requests": {"cpu": "600m", "memory": "256Mi"}}
-    spec["template"] = {"spec": {"containers": [{"name": "trainer", "resources": resources}]}}
-    return manifest
-
-
-def small(*, name: str, steps: int, interval: int) -> dict[str, Any]:
-    """The example as two stages that find room beside the whole of it."""
-    manifest = example(name=name, steps=steps, interval=interval)
-    spec = manifest["spec"]
-    spec["parallelism"] = {"pipeline": 2}
-    spec["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "50m"
-    return manifest
-
-
-def on_devices(*, name: str, steps: int, priority: str) -> dict[str, Any]:
-    """The example as two stages that hold a device each, with a priority."""
-    manifest = example(name=name, steps=steps, interval=1000)
-    spec = manifest["spec"]
-    spec["parallelism"] = {"pipeline": 2}
-    spec["scheduling"] = {"priorityClassName": priority}
-    spec["template"]["spec"]["containers"][0]["resources"]["limits"] = {DEVICE: "1"}
-    return manifest
-
-
-def priority_class(name: str, value: int) -> dict[str, Any]:
-    """A class as docs/scheduling.md advises: the operator makes room by whole gangs, kube-scheduler takes no pod."""
-    meta = {"name": name, "annotations": {"pipelinejob.io/gang-preemption": "true"}}
-    kind = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass"}
-    return {**kind, "metadata": meta, "value": value, "preemptionPolicy": "Never"}
-
-
-def gang(there: dict[str, Pod], name: str) -> list[Pod]:
-    return [pod for pod in there.values() if pod["metadata"]["labels"].get(LABEL_JOB) == name]
-
-
-def phases(there: dict[str, Pod]) -> Iterator[str]:
-    return (pod["status"]["phase"] for name in GANGS for pod in gang(there, name))
-
-
-def devices_held(there: dict[str, Pod]) -> tuple[int, ...]:
-    return tuple(sum(held(pod, DEVICE) for pod in gang(there, name)) for name in GANGS)
-
-
-def is_arriving(pods: list[Pod]) -> bool:
-    return any(held(pod, DEVICE) and pod["status"]["phase"] == "Pending" for pod in pods)
-
-
-def containers(cluster: nodes.Cluster, name: str) -> dict[str, tuple[str, str, int]]:
-    """Return of each pod its uid, its trainer's container, and how often that was started again."""
-    return {
-        pod["metadata"]["name"]: (pod["metadata"]["uid"], each.get("containerID", ""), each["restartCount"])
-        for pod in pods(cluster, name)
-        for each in pod["status"]["containerStatuses"]
-        if each["name"] == "trainer"
-    }
-
-
-def apply_job(cluster: nodes.Cluster, manifest: dict[str, Any]) -> None:
-    cluster.server.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
-
-
-def job(cluster: nodes.Cluster, name: str) -> Any:
-    return cluster.server.get("pj", "-n", NAMESPACE, name)
-
-
-def pods(cluster: nodes.Cluster, name: str) -> list[Any]:
-    return list(cluster.server.get("pods", "-n", NAMESPACE, "-l", f"{LABEL_JOB}={name}")["items"])
-
-
-def patch(cluster: nodes.Cluster, name: str, change: dict[str, Any]) -> None:
-    cluster.server.kubectl("patch", "pj", "-n", NAMESPACE, name, "--type=merge", "-p", json.dumps(change))
-
-
-def events(cluster: nodes.Cluster, name: str) -> list[str]:
-    found = cluster.server.get("events", "-n", NAMESPACE, f"--field-selector=involvedObject.name={name}")["items"]
-    return [f"{each['reason']}: {each.get('message', '')}" for each in found]
-
-
-def wait_for(cluster: nodes.Cluster, name: str, claim: Any, what: str, *, timeout_s: float = 600) -> None:
-    """Wait for a claim about the job's status; on failure say all that is known of the job."""
-
-    def is_so() -> bool:
-        status = job(cluster, name)["status"]
-        if status.get("state") == "Failed":
-            pytest.fail(f"{name} failed\n{_everything_about(cluster, name)}")
-        return bool(claim(status))
-
-    try:
-        wait_until(is_so, f"{name}: {what}", timeout_s=timeout_s, poll_s=1)
-    except TimeoutError as error:
-        raise AssertionError(f"{error}\n{_everything_about(cluster, name)}") from error
-
-
-def kill(cluster: nodes.Cluster, pod: str) -> None:
-    """Kill a stage's process as the kernel would, out of memory: by SIGKILL, from outside its container."""
-    found = cluster.server.get("pod", "-n", NAMESPACE, pod)
-    container = found["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
-    node = next(node for node in cluster.nodes if node.name == found["spec"]["nodeName"])
-    node.runtime.ctr("tasks", "kill", "--signal", "SIGKILL", container)
-
-
-def query(url: str, expression: str) -> float:
-    answer = json.loads(_http(f"{url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"))
-    result = answer["data"]["result"]
-    assert result, f"no data for {expression}"
-    return float(result[0]["value"][1])
-
-
-def _http(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=30) as response:
-        return str(response.read().decode())
-
-
-def _scrape(targets: Path) -> dict[str, Any]:
-    """Scrape what `targets` lists. Debian's Prometheus is built without discovery by the Kubernetes API."""
-    return {
-        "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
-        "scrape_configs": [{"job_name": "pods", "honor_labels": True, "file_sd_configs": [{"files": [str(targets)]}]}],
-    }
-
-
-def _discover(cluster: nodes.Cluster, targets: Path, stopped: threading.Event) -> None:
-    """Keep `targets` to the running pods' ports named `metrics`: what the chart's PodMonitor asks for."""
-    while not stopped.wait(2):
-        with contextlib.suppress(RuntimeError):
-            found = [_target(pod, port) for pod in cluster.server.get("pods", "-A")["items"] for port in _metrics(pod)]
-            beside = targets.with_suffix(".new")
-            beside.write_text(json.dumps(found))
-            beside.replace(targets)
-
-
-def _metrics(pod: dict[str, Any]) -> list[int]:
-    if not pod["status"].get("podIP") or pod["status"]["phase"] != "Running":
-        return []
-    ports = [port for container in pod["spec"]["containers"] for port in container.get("ports", ())]
-    return [port["containerPort"] for port in ports if port.get("name") == "metrics"]
-
-
-def _target(pod: dict[str, Any], port: int) -> dict[str, Any]:
-    return {"targets": [f"{pod['status']['podIP']}:{port}"], "labels": {"pod": pod["metadata"]["name"]}}
-
-
-def _everything_about(cluster: nodes.Cluster, name: str) -> str:
-    parts = [json.dumps(job(cluster, name).get("status"), indent=1), *events(cluster, name)]
-    for pod in pods(cluster, name):
-        parts.append(json.dumps(pod["status"], indent=1)[:2000])
-        parts.append(_or_error(cluster, "logs", "-n", NAMESPACE, pod["metadata"]["name"], "--tail=30"))
-    parts.append(_or_error(cluster, "logs", "-n", "pipelinejob-system", "deploy/pj-pipelinejob-operator", "--tail=40"))
-    return "\n".join(parts)
-
-
-def _or_error(cluster: nodes.Cluster, *arguments: str) -> str:
-    try:
-        return cluster.server.kubectl(*arguments)
-    except RuntimeError as error:
-        return str(error)

@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import orjson
 
 import toolchain
-from pipelinejob_operator.kube import projection
-from pipelinejob_operator.kube.informer import without_managed_fields
-from pipelinejob_operator.kube.sharing import Shared
+from pipelinejob_operator.kube.caching import projection
+from pipelinejob_operator.kube.caching.informer import without_managed_fields
+from pipelinejob_operator.kube.caching.sharing import Shared
 from pipelinejob_operator.process import garbage
 from support.api_server.apiserver import ApiServer
 from support.api_server.fakenodes import add_nodes, node, start_kwok

@@ -18,7 +18,7 @@ from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.numbering import BoundPod, number
 from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import crossing_prices
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 from support.plans.placement_fabrics import Fabric, anchors, anchors_occupied
 from support.plans.placement_jobs import JobKind, ends_unlike
 from world import Chosen, World, groups_alike

@@ -13,7 +13,7 @@ from pipelinejob.placement.capacity import Capacity
 from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import crossing_prices
 from pipelinejob.placement.repair import repair
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 from support.plans.placement_fabrics import Fabric, anchors, anchors_occupied
 from support.plans.placement_jobs import JobKind
 from world import World, counts

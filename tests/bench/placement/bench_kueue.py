@@ -23,7 +23,7 @@ from judge import Verdict, judge
 from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import crossing_prices
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 from schedulers import by_kind, one_each
 from support.api_server import kueuemanager as kueue
 from support.api_server.apiserver import ApiServer

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pipelinejob.base.errors import NoPlacementError
 from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import Prices
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 from support.plans.placement_fabrics import Fabric
 from support.plans.placement_jobs import JobKind
 from support.plans.placement_oracle import Oracle

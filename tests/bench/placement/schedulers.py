@@ -9,7 +9,7 @@ from pipelinejob.base.errors import NoPlacementError
 from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import Prices
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 from world import Chosen, World
 
 Scheduler = Callable[[World, Sequence[Demand], Prices, int], Chosen | None]  # the last is the seed

@@ -15,7 +15,8 @@ from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.controller.reconcile import ControllerSettings
 from pipelinejob_operator.kube.api import Api, load_configuration
-from pipelinejob_operator.kube.cluster import Hooks, KubeCluster
+from pipelinejob_operator.kube.caching.reactions import Hooks
+from pipelinejob_operator.kube.cluster import KubeCluster
 from pipelinejob_operator.objects.job import read_job
 from support.api_server.apiserver import ApiServer
 from support.api_server.fakenodes import add_nodes, node

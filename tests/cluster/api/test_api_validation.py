@@ -19,20 +19,10 @@ from pipelinejob_operator.validation.validate import _errors, defaulted, validat
 from support.api_server.apiclient import BAD_REQUEST, CREATED, JOBS, UNPROCESSABLE, Client
 from support.api_server.apiserver import ApiServer
 from support.local.processes import wait_until
-from support.manifests.badinput import (
-    CHANGES,
-    ENVELOPES,
-    FIELDS,
-    GOOD,
-    RULES,
-    UNSEEN,
-    Bad,
-    Change,
-    fields,
-    manifest,
-    values,
-    with_value,
-)
+from support.manifests.badinput import ENVELOPES, FIELDS, GOOD, RULES, Bad
+from support.manifests.building import fields, manifest, values, with_value
+from support.manifests.changing import CHANGES, Change
+from support.manifests.unseen import UNSEEN
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
 

@@ -12,7 +12,8 @@ from pipelinejob.spec.status import PipelineJobStatus, StageStatus
 from pipelinejob_operator.cluster import InvalidError, TooLargeError
 from pipelinejob_operator.controller.status_writing import StatusWriter
 from pipelinejob_operator.kube.api import Api, load_configuration
-from pipelinejob_operator.kube.cluster import Hooks, KubeCluster
+from pipelinejob_operator.kube.caching.reactions import Hooks
+from pipelinejob_operator.kube.cluster import KubeCluster
 from pipelinejob_operator.objects.job import read_job
 from support.api_server.apiserver import ApiServer
 from support.api_server.operatorprocess import job

@@ -10,7 +10,8 @@ import pytest
 
 from pipelinejob_operator.cluster import ConflictError, NameTakenError, Reference, UnavailableError
 from pipelinejob_operator.kube.api import Api, load_configuration
-from pipelinejob_operator.kube.cluster import Hooks, KubeCluster
+from pipelinejob_operator.kube.caching.reactions import Hooks
+from pipelinejob_operator.kube.cluster import KubeCluster
 from support.api_server.apiserver import ApiServer
 from support.api_server.fakenodes import add_nodes, node
 from support.api_server.operatorprocess import OperatorProcess, condition, is_placed, job, pods

@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
 
 from pipelinejob_operator.kube.api import Api
-from pipelinejob_operator.kube.informer import Change, Informer, Timings
+from pipelinejob_operator.kube.caching.informer import Change, Informer, Timings
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -15,7 +15,7 @@ from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob.spec.status import PipelineJobStatus, decimal, percent
 from pipelinejob_operator.validation.crdfile import contents
 from pipelinejob_operator.validation.validate import defaulted, validate
-from support.manifests.badinput import fields, values, with_value
+from support.manifests.building import fields, values, with_value
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = crd.root_schema()["properties"]

@@ -9,7 +9,7 @@ from pipelinejob.schedules.families import ASYNCHRONOUS
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
 from pipelinejob_operator.validation.validate import validate
-from support.manifests.badinput import manifest
+from support.manifests.building import manifest
 
 NAMED = [name for name in FAMILIES if name not in {ScheduleName.AUTO, ScheduleName.FORWARD_ONLY}]
 MODEL = {"gpt": {"numLayers": 14, "hiddenSize": 64, "numHeads": 4}}  # 16 layers

@@ -4,7 +4,7 @@ import pytest
 
 from pipelinejob.base.errors import InvalidManifestError
 from pipelinejob.fabric.topology import NodeInfo, Topology
-from pipelinejob.spec.topology_profile import Link, MissingLabels
+from pipelinejob.spec.network.topology_profile import Link, MissingLabels
 from pipelinejob_operator.objects.topology_profiles import profiles_of
 from pipelinejob_operator.validation.topology_profiles import validate_profile
 from support.manifests.profilesamples import BAD, GOOD, profile

@@ -5,7 +5,10 @@ import pytest
 from pipelinejob.base.errors import InvalidManifestError
 from pipelinejob.spec.job import PipelineJobSpec, ScheduleName
 from pipelinejob_operator.validation.validate import defaulted, validate, validate_change
-from support.manifests.badinput import ABSENT, CHANGES, ENVELOPES, FIELDS, GOOD, RULES, UNSEEN, Bad, Change, manifest
+from support.manifests.badinput import ENVELOPES, FIELDS, GOOD, RULES, Bad
+from support.manifests.building import ABSENT, manifest
+from support.manifests.changing import CHANGES, Change
+from support.manifests.unseen import UNSEEN
 
 BAD = [*RULES, *FIELDS, *ENVELOPES, *UNSEEN]
 

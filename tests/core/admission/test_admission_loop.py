@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from pipelinejob_operator.cluster import ConflictError, Key, UnavailableError
-from pipelinejob_operator.controller import admission_loop
+from pipelinejob_operator.controller.admission import admission_loop, untold
 from pipelinejob_operator.controller.reconcile import Controller, ControllerSettings
 from support.clusters.fakecluster import FakeCluster, Lagging
 from support.manifests.jobs import job, node, nodes, priority_class
@@ -99,6 +99,19 @@ async def test_one_that_did_not_ask_yet_keeps_its_room_and_is_passed_over_first(
     assert [world.state(key) for key in (large, younger)] == ["Starting", "Waiting"]
 
 
+async def test_an_operator_that_starts_passes_over_a_new_job_before_those_that_know_why_they_wait(monkeypatch):
+    monkeypatch.setattr(admission_loop, "_URGENT", 2)
+    world = Awake(nodes(2))
+    keys = world.submit(*(f"j{index}" for index in range(6)))
+    await world.work(*keys)
+    world.submit("new")
+    world.start()
+
+    await world.controller.admissions.cycle()
+
+    assert [key.name for key in world.woken] == ["j1", "j2", "new"]
+
+
 async def test_what_came_free_goes_to_the_head_in_the_next_cycle():
     world = Awake(nodes(2))
     first, second, third = world.submit("first", "second", "third")
@@ -153,18 +166,18 @@ async def test_a_gang_that_starts_is_looked_at_when_a_limit_of_its_time_is_due_a
 
 
 async def test_sentences_of_those_who_wait_are_written_within_a_budget_and_all_in_the_end(monkeypatch):
-    monkeypatch.setattr(admission_loop, "_TOLD_AT_ONCE", 5.0)
-    monkeypatch.setattr(admission_loop, "_TOLD_PER_S", 0.0)
+    monkeypatch.setattr(untold, "_AT_ONCE", 5.0)
+    monkeypatch.setattr(untold, "_PER_S", 0.0)
     world = Awake(nodes(2))
     keys = world.submit(*(f"j{index:02}" for index in range(20)))
     await world.ask(*keys)
-    world.controller.admissions._tokens = 5.0
+    world.controller.admissions._untold._tokens = 5.0
     await world.controller.admissions.cycle()
     told = [key for key in world.woken if key != keys[0]]
 
     assert told == keys[1:6], "the first of the line come first"
     for _ in range(4):
-        world.controller.admissions._tokens = 5.0
+        world.controller.admissions._untold._tokens = 5.0
         await world.controller.admissions.cycle()
         await world.follow()
     assert {world.state(key) for key in keys[1:]} == {"Waiting"}

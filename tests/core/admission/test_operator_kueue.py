@@ -5,60 +5,12 @@ The cluster is of dictionaries and Kueue is played; `tests/cluster/admission/tes
 
 import pytest
 
-from pipelinejob_operator.cluster import InvalidError, Reference
+from pipelinejob_operator.cluster import Reference
 from pipelinejob_operator.controller.observing.observe import read_admitted
 from pipelinejob_operator.objects.job import read_job
 from support.clusters.operatorworld import Mortal, World
+from support.clusters.played_kueue import Kueue, queued, train
 from support.manifests.jobs import job, nodes
-
-NOW = {"lastTransitionTime": "2026-01-01T00:00:00Z"}
-QUEUE = {"kueue.x-k8s.io/queue-name": "team-a"}
-
-
-def queued(name="gpt", labels=None, **spec):
-    manifest = job(name, **spec)
-    return manifest | {"metadata": manifest["metadata"] | {"labels": QUEUE | (labels or {})}}
-
-
-class Kueue:
-    """Kueue's manager, as far as a job sees it."""
-
-    def __init__(self, world):
-        self.cluster = world.cluster
-        self.cluster.kueue_version = "kueue.x-k8s.io/v1beta2"
-
-    @property
-    def workload(self):
-        (found,) = self.cluster._all("Workload")
-        return found
-
-    def conditions(self):
-        return {each["type"]: (each["status"], each["reason"]) for each in self.workload["status"]["conditions"]}
-
-    def flavor(self, name, **spec):
-        self.cluster._put({"kind": "ResourceFlavor", "metadata": {"name": name}, "spec": spec})
-
-    def say(self, conditions, **status):
-        """Set conditions, each as (type, status, reason, message)."""
-        item = self.workload
-        kept = {each["type"]: each for each in item.get("status", {}).get("conditions", ())}
-        for kind, holds, reason, message in conditions:
-            kept[kind] = {"type": kind, "status": holds, "reason": reason, "message": message} | NOW
-        self.cluster._put(item | {"status": item.get("status", {}) | status | {"conditions": list(kept.values())}})
-
-    def admit(self, flavor="default"):
-        assignments = [
-            {"name": each["name"], "count": each["count"], "flavors": {"nvidia.com/gpu": flavor}}
-            for each in self.workload["spec"]["podSets"]
-        ]
-        words = ("QuotaReserved", "True", "QuotaReserved", ""), ("Admitted", "True", "Admitted", "")
-        self.say(
-            [*words, ("Evicted", "False", "QuotaReserved", "")],
-            admission={"clusterQueue": "q", "podSetAssignments": assignments},
-        )
-
-    def evict(self, reason="Preempted", message="Preempted to accommodate a workload"):
-        self.say([("Evicted", "True", reason, message)])
 
 
 @pytest.fixture
@@ -69,13 +21,6 @@ def world():
 @pytest.fixture
 def kueue(world):
     return Kueue(world)
-
-
-def train(world, kueue, key):
-    world.settle()
-    kueue.admit()
-    world.train(key)
-    assert world.status(key)["state"] == "Training"
 
 
 def test_without_kueue_a_job_with_a_queue_waits_and_says_what_to_do(world):
@@ -95,54 +40,6 @@ def test_without_the_label_kueue_is_not_asked(world, kueue):
     world.train()
 
     assert world.status(key)["state"] == "Training"
-    assert world.cluster._all("Workload") == []
-
-
-def test_the_workload_asks_for_what_the_pods_will_take(world, kueue):
-    world.submit(queued(parallelism={"pipeline": 2, "data": 3}))
-
-    world.settle()
-
-    spec = kueue.workload["spec"]
-    assert (spec["queueName"], spec["priority"]) == ("team-a", 0)
-    (pod_set,) = spec["podSets"]
-    assert (pod_set["name"], pod_set["count"]) == ("like-stage-0", 6)
-    requests = pod_set["template"]["spec"]["containers"][0]["resources"]["requests"]
-    assert requests == {"cpu": "1", "memory": "4Gi", "nvidia.com/gpu": "1"}
-    assert kueue.workload["metadata"]["ownerReferences"][0]["kind"] == "PipelineJob"
-
-
-def test_stages_that_ask_alike_are_one_pod_set_and_others_are_theirs(world, kueue):
-    big = {"spec": {"nodeSelector": {"gpu": "big"}}}
-    world.submit(
-        queued(
-            parallelism={"pipeline": 4},
-            stageTemplates=[{"stage": 0, "template": big}, {"stage": 3, "template": big}],
-        )
-    )
-
-    world.settle()
-
-    sets = {each["name"]: each["count"] for each in kueue.workload["spec"]["podSets"]}
-    assert sets == {"like-stage-0": 2, "like-stage-1": 2}
-
-
-def test_more_kinds_of_stages_than_kueue_takes_are_refused_in_a_sentence(world, kueue):
-    key = world.submit(
-        queued(
-            model={"gpt": {"numLayers": 32, "hiddenSize": 64, "numHeads": 4}},
-            parallelism={"pipeline": 19},
-            schedule={"microBatches": 19},
-            stageTemplates=[{"stage": s, "template": {"spec": {"nodeSelector": {"n": str(s)}}}} for s in range(19)],
-        )
-    )
-
-    world.settle()
-
-    admitted = world.condition(key, "Admitted")
-    assert admitted["reason"] == "TooManyShapes"
-    assert "at most 18 kinds of pods and this job's stages are of 19" in admitted["message"]
-    assert world.condition(key, "Stalled")["status"] == "True"
     assert world.cluster._all("Workload") == []
 
 
@@ -354,43 +251,6 @@ def test_a_suspended_job_asks_for_nothing_and_asks_again_when_resumed(world, kue
     assert kueue.workload
 
 
-def test_a_job_that_comes_to_ask_for_more_asks_anew(world, kueue):
-    key = world.submit(queued())
-    world.settle()
-    template = {"spec": {"containers": [{"name": "trainer", "resources": {"requests": {"cpu": "9"}}}]}}
-    world.cluster.edit(key, template=template)
-
-    world.settle()
-
-    assert (
-        kueue.workload["spec"]["podSets"][0]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] == "9"
-    )
-
-
-def test_an_admission_of_what_was_asked_before_is_not_used(world, kueue):
-    key = world.submit(queued())
-    world.settle()
-    kueue.admit()
-    world.cluster.edit(key, template={"spec": {"nodeSelector": {"gpu": "big"}}})
-
-    world.settle()
-
-    assert world.condition(key, "Admitted")["reason"] == "QuotaPending"
-    assert world.cluster.all_pods() == []
-
-
-def test_a_running_job_keeps_its_quota_though_its_template_changed(world, kueue):
-    key = world.submit(queued())
-    train(world, kueue, key)
-    before = kueue.workload["metadata"]["uid"]
-    world.cluster.edit(key, template={"spec": {"nodeSelector": {"gpu": "big"}}})
-
-    world.settle()
-
-    assert world.status(key)["state"] == "Training"
-    assert kueue.workload["metadata"]["uid"] == before
-
-
 def test_a_job_whose_label_is_taken_off_gives_its_quota_back(world, kueue):
     key = world.submit(queued())
     world.settle()
@@ -411,70 +271,6 @@ def test_a_job_runs_on_though_kueue_is_uninstalled(world, kueue):
     world.settle()
 
     assert world.status(key)["state"] == "Training"
-
-
-def test_a_workload_that_a_policy_refuses_is_told_and_tried_again(world, kueue):
-    key = world.submit(queued())
-    world.cluster.refuse = lambda verb, item: (
-        InvalidError("no such queue allowed") if verb == "apply" and item["kind"] == "Workload" else None
-    )
-    for _ in range(3):
-        world.reconcile(key)
-
-    assert world.condition(key, "Placed")["reason"] == "Refused"
-    assert "no such queue allowed" in world.condition(key, "Placed")["message"]
-    assert world.told().count("Waiting") <= 2
-
-    world.cluster.refuse = lambda verb, item: None
-    world.settle()
-    assert kueue.workload
-
-
-def test_the_priority_is_that_of_the_workloads_own_class(world, kueue):
-    world.cluster._put({"kind": "WorkloadPriorityClass", "metadata": {"name": "high"}, "value": 1000})
-    world.submit(queued(labels={"kueue.x-k8s.io/priority-class": "high"}))
-
-    world.settle()
-
-    assert kueue.workload["spec"]["priority"] == 1000
-    assert kueue.workload["spec"]["priorityClassRef"] == {
-        "group": "kueue.x-k8s.io", "kind": "WorkloadPriorityClass", "name": "high",
-    }  # fmt: skip
-
-
-def test_an_older_kueue_is_spoken_to_in_its_own_version(world, kueue):
-    kueue.cluster.kueue_version = "kueue.x-k8s.io/v1beta1"
-    world.cluster._put({"kind": "WorkloadPriorityClass", "metadata": {"name": "high"}, "value": 1000})
-    world.submit(queued(labels={"kueue.x-k8s.io/priority-class": "high"}))
-
-    world.settle()
-
-    assert kueue.workload["apiVersion"] == "kueue.x-k8s.io/v1beta1"
-    spec = {key: value for key, value in kueue.workload["spec"].items() if key.startswith("priority")}
-    assert spec == {
-        "priority": 1000,
-        "priorityClassName": "high",
-        "priorityClassSource": "kueue.x-k8s.io/workloadpriorityclass",
-    }
-
-
-def test_the_priority_is_that_of_the_pods_class_where_kueues_own_is_not_named(world, kueue):
-    world.cluster._put({"kind": "PriorityClass", "metadata": {"name": "urgent"}, "value": 7})
-    world.submit(queued(scheduling={"priorityClassName": "urgent"}))
-
-    world.settle()
-
-    assert kueue.workload["spec"]["priority"] == 7
-    assert kueue.workload["spec"]["priorityClassRef"]["kind"] == "PriorityClass"
-
-
-def test_a_priority_class_that_does_not_exist_is_named(world, kueue):
-    key = world.submit(queued(labels={"kueue.x-k8s.io/priority-class": "high"}))
-
-    world.settle()
-
-    assert world.condition(key, "Admitted")["reason"] == "NoPriorityClass"
-    assert "WorkloadPriorityClass high" in world.condition(key, "Admitted")["message"]
 
 
 def test_a_deleted_jobs_workload_is_left_to_its_owner_reference(world, kueue):

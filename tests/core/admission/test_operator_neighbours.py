@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from pipelinejob.base import names
-from pipelinejob_operator.kube import projection
+from pipelinejob_operator.kube.caching import projection
 from pipelinejob_operator.objects.requests import host_ports, pod_requests
 from support.clusters.operatorworld import World
 from support.manifests.jobs import job, node, nodes

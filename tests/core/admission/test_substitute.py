@@ -3,7 +3,7 @@
 import pytest
 
 from pipelinejob.fabric.topology import NodeInfo, Topology
-from pipelinejob.spec.topology import TopologyScope
+from pipelinejob.spec.network.topology import TopologyScope
 from pipelinejob_operator.admission.capacity import free_room
 from pipelinejob_operator.admission.pods.fitting import takers
 from pipelinejob_operator.admission.pods.neighbours import NOBODY

@@ -1,7 +1,5 @@
-"""What a run leaves for people: the summary, the report and the trace, from data alone."""
+"""What a run leaves for people: the summary and the report, from data alone."""
 
-import json
-import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
@@ -12,36 +10,14 @@ from pipelinejob.contract.plan import CostSource
 from pipelinejob.scheduler.catalogue import FAMILIES
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.status import PipelineJobStatus, State
-from pipelinejob_operator.report.looks import BACKWARD, INPUT, LOOKS, WEIGHT, style_sheet
+from pipelinejob_operator.report.looks import BACKWARD, INPUT, LOOKS, WEIGHT
 from pipelinejob_operator.report.marks import row
-from pipelinejob_operator.report.numbers import plain, seconds, ticks
-from pipelinejob_operator.report.pages.run import run_page, typical_step
+from pipelinejob_operator.report.numbers import plain
+from pipelinejob_operator.report.pages.run import typical_step
 from pipelinejob_operator.report.pictures.gantt import Panel, gantt
-from pipelinejob_operator.report.run_view import layers
 from pipelinejob_operator.report.summary import RunSummary, seconds_by_cause, summarise
-from pipelinejob_operator.report.trace import chrome_trace, offsets
 from support.plans import run_samples
-
-
-def summary(**changes: object) -> RunSummary:
-    made = summarise(
-        run_samples.plan(),
-        status=run_samples.status(),
-        steps=run_samples.steps(),
-        predicted=run_samples.predicted(),
-        measured=run_samples.measured(),
-    )
-    return made.model_copy(update=changes)
-
-
-def page(made: RunSummary | None = None, **changes: object) -> str:
-    content = {
-        "steps": run_samples.steps(),
-        "predicted": run_samples.predicted(),
-        "measured": run_samples.measured(),
-        "schedule": run_samples.schedule(),
-    }
-    return run_page(made or summary(), **{**content, **changes})
+from support.plans.report_pages import NOTHING, page, summary
 
 
 def test_the_summary_lays_measured_beside_predicted() -> None:
@@ -174,57 +150,6 @@ def test_idle_time_is_named_by_its_causes_in_bars_and_legends() -> None:
     assert not [old for old in ("upstream", "downstream", "drain") if old in written]
 
 
-def test_all_that_is_drawn_has_a_colour_and_no_two_kinds_of_work_look_alike_to_colour_blind_eyes() -> None:
-    sheet = style_sheet()
-
-    assert all(f".{look.key}{{fill:#" in sheet for look in LOOKS.values())
-    colours = [look.shaded(shade) for look in LOOKS.values() if look.letter for shade in (0, 1)]
-    apart = {(a, b): seen_apart(a, b) for a in colours for b in colours if a < b}
-    assert min(apart.values()) > 6, min(apart, key=apart.__getitem__)
-
-
-def seen_apart(one: str, other: str) -> float:
-    """Return the distance of two colours (OKLab, hundredths; 2 is just noticeable) to whom tells them apart least."""
-    return min(
-        100 * sum((a - b) ** 2 for a, b in zip(oklab(eye, one), oklab(eye, other), strict=True)) ** 0.5
-        for eye in (NORMAL, PROTANOPIA, DEUTERANOPIA, TRITANOPIA)
-    )
-
-
-Matrix = tuple[tuple[float, float, float], ...]
-NORMAL: Matrix = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
-# Machado, Oliveira and Fernandes 2009, at full severity.
-PROTANOPIA: Matrix = ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998))
-DEUTERANOPIA: Matrix = (
-    (0.367322, 0.860646, -0.227968),
-    (0.280085, 0.672501, 0.047413),
-    (-0.011820, 0.042940, 0.968881),
-)
-TRITANOPIA: Matrix = ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900))
-# Ottosson 2020.
-TO_LMS: Matrix = (
-    (0.4122215, 0.5363325, 0.0514460),
-    (0.2119035, 0.6806995, 0.1073970),
-    (0.0883025, 0.2817188, 0.6299787),
-)
-TO_LAB: Matrix = (
-    (0.2104543, 0.7936178, -0.0040720),
-    (1.9779985, -2.4285922, 0.4505937),
-    (0.0259040, 0.7827718, -0.8086758),
-)
-
-
-def oklab(eye: Matrix, colour: str) -> list[float]:
-    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    light = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    seen = [min(1.0, max(0.0, value)) for value in times(eye, light)]
-    return times(TO_LAB, [value ** (1 / 3) for value in times(TO_LMS, seen)])
-
-
-def times(matrix: Matrix, vector: list[float]) -> list[float]:
-    return [sum(a * b for a, b in zip(line, vector, strict=True)) for line in matrix]
-
-
 def test_a_split_backward_is_drawn_as_its_halves_and_a_whole_one_as_one() -> None:
     spans = (
         Span(kind=SpanKind.BACKWARD_INPUT, start_s=0, end_s=1, micro_batch=0, chunk=0),
@@ -298,93 +223,6 @@ def test_the_typical_step_is_the_median_of_the_steps_that_all_ranks_kept() -> No
     assert typical_step(Timeline(source="measured", stages=())) == ()
 
 
-def test_the_trace_has_a_process_for_each_source_and_a_track_for_each_stage() -> None:
-    events = traced(run_samples.predicted(), run_samples.measured())
-
-    names = {event["args"]["name"] for event in events if event["ph"] == "M"}
-    assert names == {"predicted, replica 0", "measured, replica 0", "stage 0", "stage 1", "stage 2", "stage 3"}
-    spans = [event for event in events if event["ph"] == "X"]
-    assert all(event["dur"] >= 0 for event in spans)
-    assert "F0" in {event["name"] for event in spans}
-
-
-def traced(predicted: Timeline, measured: Timeline, name: str = "1F1B") -> list[dict]:
-    return json.loads(chrome_trace(predicted, measured, run_samples.schedule(name)))["traceEvents"]
-
-
-NOTHING = Timeline(source="measured", stages=())
-
-
-@pytest.mark.parametrize(("name", "num_stages"), [("1F1B", 4), ("Interleaved1F1B", 8), ("ZB-V", 8), ("DualPipe", 4)])
-def test_every_arrow_of_the_trace_follows_a_micro_batch_to_the_next_stage_of_its_route(
-    name: str, num_stages: int
-) -> None:
-    events = traced(run_samples.predicted(name), NOTHING, name)
-
-    sent = {event["id"]: event for event in events if event["ph"] == "s"}
-    taken = {event["id"]: event for event in events if event["ph"] == "f"}
-    assert sent.keys() == taken.keys()
-    assert len(sent) == 2 * (num_stages - 1) * 8
-    assert all(taken[each]["ts"] >= sent[each]["ts"] - 1e-6 for each in sent)
-
-
-def test_a_v_hands_on_within_its_last_rank_and_a_loop_from_the_last_to_the_first() -> None:
-    def turns(name: str) -> set[tuple[int, int]]:
-        events = traced(run_samples.predicted(name), NOTHING, name)
-        sent = {event["id"]: event["tid"] for event in events if event["ph"] == "s" and event["name"] == "activation"}
-        return {(sent[event["id"]], event["tid"]) for event in events if event["ph"] == "f" and event["id"] in sent}
-
-    assert turns("ZB-V") == {(0, 1), (1, 2), (2, 3), (3, 3), (3, 2), (2, 1), (1, 0)}
-    assert turns("Interleaved1F1B") == {(0, 1), (1, 2), (2, 3), (3, 0)}
-    assert turns("Chimera") == {(0, 1), (1, 2), (2, 3), (3, 2), (2, 1), (1, 0)}
-
-
-def test_steps_line_up_by_their_common_clock_or_else_end_to_end() -> None:
-    def step(stage: int, number: int, started: float | None) -> StageTimeline:
-        spans = (Span(kind=SpanKind.FORWARD, start_s=0, end_s=2),)
-        return StageTimeline(stage=stage, step=number, started=started, spans=spans)
-
-    clocked = [step(0, 1, 100.0), step(1, 1, 100.5), step(0, 2, 102.0)]
-    unclocked = [step(0, 1, None), step(0, 2, None)]
-
-    assert offsets(clocked) == {(0, 0, 1): 0.0, (0, 1, 1): 0.5, (0, 0, 2): 2.0}
-    assert offsets(unclocked) == {(0, 0, 1): 0.0, (0, 0, 2): 2.0}
-
-
-@pytest.mark.parametrize(
-    ("value", "written"),
-    [(None, "–"), (0.0000042, "4 µs"), (0.0123, "12.3 ms"), (1.234, "1.23 s"), (312.4, "312 s")],
-)
-def test_durations_read_well(value: float | None, written: str) -> None:
-    assert seconds(value) == written
-
-
-@pytest.mark.parametrize(
-    ("value", "written"),
-    [
-        (None, "–"),
-        (0, "0"),
-        (33.0, "33"),
-        (0.601, "0.601"),
-        (28.5, "28.5"),
-        (1310.405, "1,310.4"),
-        (123456.7, "123,457"),
-    ],
-)
-def test_times_without_a_unit_read_well(value: float | None, written: str) -> None:
-    assert plain(value) == written
-
-
-def test_several_stretches_of_layers_are_all_named() -> None:
-    assert layers([(0, 3)]) == "0-2"
-    assert layers([(0, 3), (9, 10)]) == "0-2, 9"
-
-
-def test_ticks_are_round_and_inside() -> None:
-    assert ticks(0, 0.152, 8) == [0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14]
-    assert ticks(3, 3) == [3]
-
-
 def test_of_layers_of_unknown_cost_no_seconds_and_no_bytes_are_predicted() -> None:
     plan = run_samples.plan()
     unknown = plan.model_copy(update={"prediction": plan.prediction.model_copy(update={"source": CostSource.EQUAL})})
@@ -427,51 +265,11 @@ def test_of_a_process_whose_own_memory_is_not_known_nothing_is_predicted_beside_
     assert {(stage.tensor_bytes, stage.memory_bytes.predicted) for stage in made.stages} == {(40 * 2**20, None)}
 
 
-def test_an_arrow_begins_within_the_span_that_sends() -> None:
-    events = traced(run_samples.predicted(), run_samples.measured())
-
-    spans = {}
-    for event in events:
-        if event["ph"] == "X":
-            spans.setdefault((event["pid"], event["tid"]), []).append((event["ts"], event["ts"] + event["dur"], event))
-    for arrow in (event for event in events if event["ph"] == "s"):
-        (sending,) = (span for start, end, span in spans[arrow["pid"], arrow["tid"]] if start < arrow["ts"] < end - 0.1)
-        assert sending["cat"] == ("forward" if arrow["name"] == "activation" else "backward_input")
-        assert f".{sending['args']['microBatch']}" in arrow["id"][-3:]
-
-
 def test_on_a_phone_every_chart_keeps_its_size_and_scrolls_in_its_box() -> None:
     written = page()
 
     assert written.count("<svg") == written.count('<div class="scroll"><div class="chart" style="--full:1076px;') == 3
     assert "@media (max-width: 760px) { .chart { min-width: var(--full); }" in written
-
-
-def test_waiting_is_thin_wherever_it_is_drawn_so_that_no_colour_alone_tells_it_from_work() -> None:
-    written = page()
-
-    assert '<i class="forward"></i>' in written
-    assert '<i class="warm-up thin"></i>' in written
-    bars = written.split('aria-label="Where each stage&#x27;s time went, measured"')[1].split("</svg>")[0]
-    heights = {
-        kind: {float(each) for each in re.findall(rf'<rect class="{kind}"[^>]*height="([\d.]+)"', bars)}
-        for kind in ("forward", "warm-up")
-    }
-    assert heights == {"forward": {24.0}, "warm-up": {14.0}}
-
-
-def test_labels_of_one_panel_are_all_written_in_the_same_form() -> None:
-    def labels(width: float) -> set[str]:
-        rows = tuple(
-            row(stage, "rank", write=plain, schedule=run_samples.schedule("Interleaved1F1B"))
-            for stage in run_samples.predicted("Interleaved1F1B").stages
-        )
-        span_s = max(each.end_s for each in rows)
-        drawn = gantt([Panel(rows=rows)], span_s=span_s, label="one", write=plain, width=width)
-        return {text.text or "" for text in ET.fromstring(drawn).iter("text") if (text.text or "")[:1] in {"F", "B"}}
-
-    assert {"F0", "F0.1", "B7.1"} <= labels(4000)
-    assert not [label for label in labels(1000) if "." in label]
 
 
 def test_nothing_that_is_written_in_a_chart_is_cut_off_by_the_box_that_it_scrolls_in() -> None:

@@ -8,7 +8,7 @@ import yaml
 
 from pipelinejob.base.errors import InvalidManifestError
 from pipelinejob.fabric import synthetic as fabric
-from pipelinejob.spec.topology_profile import Link
+from pipelinejob.spec.network.topology_profile import Link
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "fabrics"
 

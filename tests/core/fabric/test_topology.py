@@ -4,7 +4,7 @@ import pytest
 
 from pipelinejob.base.errors import SpecError
 from pipelinejob.fabric.topology import PROFILES, NodeInfo, Topology, detect
-from pipelinejob.spec.topology_profile import Link, MissingLabels, TopologyProfileSpec
+from pipelinejob.spec.network.topology_profile import Link, MissingLabels, TopologyProfileSpec
 
 
 def labelled(name, labels):

@@ -7,6 +7,7 @@ import pytest
 from pipelinejob.base.errors import InvalidManifestError
 from pipelinejob.contract.incarnation import Lost
 from pipelinejob.contract.progress import Phase, Progress
+from pipelinejob_operator.controller import reconcile
 from pipelinejob_operator.objects.making.tokens import authorization
 from pipelinejob_operator.validation.validate import validate
 from support.clusters.fakecluster import pinned_node
@@ -252,6 +253,23 @@ def test_each_pod_has_a_token_of_its_own_by_which_it_knows_the_operator(world):
     fail(world, 1, 137)
     come_back(world)
     assert authorization(world.cluster.pod("gpt-r0-s1"))["Authorization"] != authorization(before)["Authorization"]
+
+
+def test_of_one_moment_the_same_is_decided_again_tokens_and_all(world, monkeypatch):
+    def twice(decision):
+        def decided(*arguments, **more):
+            first = decision(*arguments, **more)
+            assert decision(*arguments, **more) == first
+            return first
+
+        return decided
+
+    for name in ("decide", "complete"):
+        monkeypatch.setattr(reconcile, name, twice(getattr(reconcile, name)))
+    submitted(world)
+    fail(world, 1, 137)
+    come_back(world)
+    assert len({authorization(pod)["Authorization"] for pod in world.cluster.all_pods()}) == 3
 
 
 def test_a_job_whose_gang_restarts_as_a_whole_has_no_tokens(world):

@@ -6,10 +6,10 @@ import contextlib
 import pytest
 
 from pipelinejob_operator.cluster import Key, UnavailableError
-from pipelinejob_operator.kube import kueue
 from pipelinejob_operator.kube.api import NotFoundError
-from pipelinejob_operator.kube.informer import Timings
-from pipelinejob_operator.kube.kueue import KueueCache
+from pipelinejob_operator.kube.caching import kueue
+from pipelinejob_operator.kube.caching.informer import Timings
+from pipelinejob_operator.kube.caching.kueue import KueueCache
 from pipelinejob_operator.objects.peers.workload import workload_name
 
 KEY, UID = Key("default", "gpt"), "uid-1"

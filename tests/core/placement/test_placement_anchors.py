@@ -13,7 +13,7 @@ from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.place import place
 from pipelinejob.placement.repair import repair
 from pipelinejob.spec.job import TopologyScope
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 from support.plans.placement_fabrics import anchors, anchors_occupied
 
 FABRIC = anchors()

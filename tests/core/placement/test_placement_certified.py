@@ -9,7 +9,7 @@ import pytest
 
 from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import Prices
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 from support.plans.placement_fabrics import Fabric, small_ones
 from support.plans.placement_jobs import JobKind, ends_unlike, prices
 from support.plans.placement_oracle import Oracle

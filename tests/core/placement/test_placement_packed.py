@@ -8,7 +8,7 @@ from pipelinejob.fabric.topology import NodeInfo, Topology
 from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import Prices
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 from support.plans.placement_fabrics import all_three
 from support.plans.placement_jobs import JobKind, ends_unlike, prices
 

@@ -15,7 +15,7 @@ from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import Prices
 from pipelinejob.spec.job import TopologyScope
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 
 GPU = "nvidia.com/gpu"
 LEVELS = ["pod", "leaf"]

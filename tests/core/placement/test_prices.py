@@ -15,7 +15,7 @@ from pipelinejob.planning.planner import division_of, make_plan
 from pipelinejob.planning.playing import schedule_of
 from pipelinejob.planning.step_prediction import simulated
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob.spec.topology_profile import Link, ProfileLevel, TopologyProfileSpec
+from pipelinejob.spec.network.topology_profile import Link, ProfileLevel, TopologyProfileSpec
 
 FAST = LinkKind(name="fast", latency_s=1e-6, bytes_per_s=400e9)
 PORT = LinkKind(name="port", latency_s=1e-5, bytes_per_s=50e9)

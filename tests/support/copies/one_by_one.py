@@ -23,7 +23,7 @@ from pipelinejob.spec.crds import crd
 from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob_operator.cli import main
 from pipelinejob_operator.validation.validate import validate as judge
-from support.manifests.badinput import manifest
+from support.manifests.building import manifest
 from support.plans.schedule_page import undocumented
 
 NAME = ScheduleName("OneByOne")

@@ -11,7 +11,7 @@ from pipelinejob.fabric import hardware
 from pipelinejob.planning.planner import make_plan
 from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob_operator.validation.validate import validate
-from support.manifests.badinput import manifest
+from support.manifests.building import manifest
 
 TALL = {"tall": {"pairs": 3, "width": 16}}
 TIED = {"tall": {"pairs": 3, "width": 16, "tieEmbeddings": True}}

@@ -20,7 +20,7 @@ from pipelinejob_trainer.process.config import Address
 from pipelinejob_trainer.profile.profile import measure
 from pipelinejob_trainer.runtime.rank import build_rank
 from pipelinejob_trainer.runtime.reduction import sums_over_groups
-from pipelinejob_trainer.training import preflight
+from pipelinejob_trainer.training.checks import preflight
 from pipelinejob_trainer.training.membership import Membership
 from support.training.gangs import plan
 from support.training.pipelines import Job, run_threads, run_unsplit

@@ -3,114 +3,11 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import strategies as st
-
-ABSENT = object()
-LONG_NAME = "a" * 52
-
-_GOOD = {
-    "apiVersion": "pipelinejob.io/v1alpha1",
-    "kind": "PipelineJob",
-    "metadata": {"name": "good", "namespace": "default"},
-    "spec": {
-        "model": {"gpt": {"numLayers": 8, "hiddenSize": 128, "numHeads": 4}},
-        "data": {"corpus": "python-stdlib", "sequenceLength": 128},
-        "parallelism": {"pipeline": 4},
-        "schedule": {"name": "1F1B", "microBatches": 8, "microBatchSize": 4},
-        "training": {"steps": 300, "learningRate": 0.003, "warmupSteps": 20},
-        "device": "cpu",
-    },
-}
-OWN_MODEL = {"gpt": ABSENT, "entrypoint": "mymodel.layers:build", "numLayers": 6}
-HUGGING_FACE = {"gpt": ABSENT, "huggingFace": {"path": "/models/llama"}, "numLayers": 6}
-
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "vocab_size": 256,
-}
-
-
-def decoder(**sizes: Any) -> dict[str, Any]:
-    """Change the model to a built-in decoder of these sizes and some."""
-    least = {"numLayers": 8, "hiddenSize": 64, "numHeads": 4, "feedForwardSize": 128}
-    return {"spec.model": {"decoder": least | sizes}}
-
-
-def manifest(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a good manifest with `changes` by dotted path; ABSENT takes a field away."""
-    made: dict[str, Any] = copy.deepcopy(_GOOD)
-    for path, value in (changes or {}).items():
-        *parents, last = path.split(".")
-        at = made
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        if value is ABSENT:
-            at.pop(last, None)
-        else:
-            at[last] = copy.deepcopy(value)
-    return made
-
-
-def with_value(path: str, value: Any) -> dict[str, Any]:
-    """Return a good manifest with `value` in the field that a schema calls `path` (`spec.failurePolicy.rules[].action`)."""
-    made = manifest()
-    *parents, last = path.split(".")
-    at = made
-    for parent in parents:
-        name = parent.removesuffix("[]")
-        if not isinstance(at.get(name), list if parent.endswith("[]") else dict):
-            at[name] = [{}] if parent.endswith("[]") else {}
-        at = at[name][0] if parent.endswith("[]") else at[name]
-    at[last.removesuffix("[]")] = [value] if last.endswith("[]") else value
-    return made
-
-
-def fields(path: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Return every field of a schema by its path; the items of a list or map are `path[]`."""
-    for name, each in schema.get("properties", {}).items():
-        yield f"{path}.{name}", each
-        yield from fields(f"{path}.{name}", each)
-    for inner in ("items", "additionalProperties"):
-        if isinstance(schema.get(inner), dict):
-            yield f"{path}[]", schema[inner]
-            yield from fields(f"{path}[]", schema[inner])
-
-
-def values() -> st.SearchStrategy[Any]:
-    """Return whatever JSON can hold."""
-    numbers = st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 300) | st.floats(allow_nan=False, allow_infinity=False)
-    words = st.sampled_from(["1F1B", "cpu", "a:b", "node", "a/../b", "nvidia.com/gpu", "auto", "3"]) | st.text(
-        max_size=8
-    )
-    return st.recursive(
-        st.none() | st.booleans() | numbers | words,
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-        max_leaves=6,
-    )
-
-
-def own_model(**changes: Any) -> dict[str, Any]:
-    """Return the changes that put a user's own model in the place of the built-in one."""
-    return {f"spec.model.{key}": value for key, value in {**OWN_MODEL, **changes}.items()}
-
-
-def hugging_face(**changes: Any) -> dict[str, Any]:
-    """Return the changes that put a Hugging Face model in the place of the built-in one."""
-    return {f"spec.model.{key}": value for key, value in {**HUGGING_FACE, **changes}.items()}
-
-
-def trainer(**fields: Any) -> dict[str, Any]:
-    """Return a pod template with a trainer container of these fields."""
-    return {"spec": {"containers": [{"name": "trainer", **fields}]}}
+from support.manifests.building import ABSENT, LLAMA, LONG_NAME, custom, decoder, hugging_face, own_model, trainer
 
 
 @dataclass(frozen=True)
@@ -125,6 +22,7 @@ class Bad:
 
 
 _ASYNCHRONOUS = {"spec.schedule.name": "PipeDream", "spec.training.clipNorm": 0}
+
 
 # The API server sees these too, and says the same word for word.
 RULES = [
@@ -279,6 +177,7 @@ RULES = [
         "32769 micro-batches on 64 stages are more than a schedule of 2097152 can list"),
 ]  # fmt: skip
 
+
 # The API server refuses these too, in its own words.
 FIELDS = [
     Bad("no folder", hugging_face(huggingFace={"weights": "Load"}), "spec.model.huggingFace.path", "is missing"),
@@ -354,6 +253,7 @@ FIELDS = [
     Bad("no name", {"metadata.name": ABSENT}, "metadata.name", "is missing"),
 ]  # fmt: skip
 
+
 # The API server refuses these before it looks at the schema, in words that name no field.
 ENVELOPES = [
     Bad("label that is no text", {"metadata.labels": {"team": 7}}, "metadata.labels.team", "must be a text"),
@@ -362,81 +262,6 @@ ENVELOPES = [
     Bad("no kind", {"kind": ABSENT}, "kind", "is missing"),
     Bad("annotation that is no text", {"metadata.annotations": {"runs": True}}, "metadata.annotations.runs", "must be a text"),
 ]  # fmt: skip
-
-_GPU = {"spec.device": "gpu"}
-
-
-def custom(actions: str, **changes: Any) -> dict[str, Any]:
-    """Return the changes that put a schedule of one's own, of two micro-batches on two stages, in the place of 1F1B."""
-    schedule = {"name": "custom", "microBatches": 2, "microBatchSize": 4, "actions": actions}
-    return {"spec.parallelism.pipeline": 2, "spec.schedule": schedule} | changes
-
-
-# Only the command line and the operator see these: a CRD makes no schedules, and does not look into pod templates.
-UNSEEN = [
-    Bad("actions that are none", custom("F0 F1 X0 B1"), "spec.schedule.actions", "line 1: 'X0' is no action; write F, B, I, W or O"),
-    Bad("actions that wait for each other", custom("F0 B0 F1 B1\nF0 F1 B0 B1"), "spec.schedule.actions", "waits for ever before"),
-    Bad("a backward that is missing", custom("F0 F1 B0 B1\nF0 B0 F1"), "spec.schedule.actions", "rank 1 runs B1 0 times"),
-    Bad("actions of one stage for two", custom("F0 F1 B0 B1"), "spec.schedule.actions", "1 lines of actions for 2 stages; write one for each"),
-    Bad("actions of a micro-batch too few", custom("F0 B0\nF0 B0"), "spec.schedule.actions", "of 1 micro-batches but microBatches is 2"),
-    Bad("actions that train nothing", custom("F0 F1\nF0 F1"), "spec.schedule.actions", "only forwards, which train nothing"),
-    Bad("a route longer than the model", custom("route 0 1 1 0\nF0 F1 F0.1 F1.1 B0.1 B1.1 B0 B1\nF0 F0.1 F1 F1.1 B0.1 B0 B1.1 B1") | own_model(numLayers=3),
-        "spec.schedule.actions", "4 stages, which cannot share 3 layers"),
-    Bad("updates within a step, and clipping", custom("F0@0 F1@0 B0@0 O1 B1@0 O2\nF0@0 B0@0 O1 F1@1 B1@1 O2"), "spec.schedule.actions", "set spec.training.clipNorm to 0"),
-    Bad("a cap below what the schedule holds", {"spec.schedule": {"name": "ZB-H1", "microBatches": 8, "memoryCap": [4, 4, 4, 3]}}, "spec.schedule.memoryCap",
-        "ZB-H1 holds the activations of 4 micro-batches on stage 3, more than 3; raise the cap, or use auto"),
-    Bad("container of another name", {"spec.template": {"spec": {"containers": [{"name": "main"}]}}},
-        "spec.template.spec.containers", "none of main is named `trainer`"),
-    Bad("two trainers", {"spec.template": {"spec": {"containers": [{"name": "trainer"}, {"name": "trainer"}]}}},
-        "spec.template.spec.containers[1].name", "stands here twice"),
-    Bad("container without name", {"spec.template": {"spec": {"containers": [{"image": "x"}, {"name": "trainer"}]}}},
-        "spec.template.spec.containers[0].name", "is missing"),
-    Bad("containers as a mapping", {"spec.template": {"spec": {"containers": {"name": "trainer"}}}},
-        "spec.template.spec.containers", "is no list"),
-    Bad("containers on the wrong level", {"spec.template": {"containers": [{"name": "trainer"}]}},
-        "spec.template.containers", "only metadata and spec"),
-    Bad("reserved variable", {"spec.template": trainer(env=[{"name": "PIPELINEJOB_STAGE", "value": "1"}])},
-        "spec.template.spec.containers[0].env[0].name", "are the operator's"),
-    Bad("variable that is no text", {"spec.template": trainer(env=[{"name": "THREADS", "value": 2}])},
-        "spec.template.spec.containers[0].env[0].value", 'put it in quotes, "2"'),
-    Bad("node selector that is no text", {"spec.template": {"spec": {"nodeSelector": {"rack": 12}}}},
-        "spec.template.spec.nodeSelector[rack]", 'put it in quotes, "12"'),
-    Bad("node selector as a list", {"spec.template": {"spec": {"nodeSelector": ["rack"]}}},
-        "spec.template.spec.nodeSelector", "no mapping of names to texts"),
-    Bad("reserved port", {"spec.template": {"spec": {"containers": [{"name": "trainer"}, {"name": "side", "ports": [{"containerPort": 9400}]}]}}},
-        "spec.template.spec.containers[1].ports[0].containerPort", "9400 is the trainer's metrics port"),
-    Bad("reserved port name", {"spec.template": trainer(ports=[{"name": "metrics", "containerPort": 8080}])},
-        "spec.template.spec.containers[0].ports[0].name", "name of a port of the trainer"),
-    Bad("reserved volume", {"spec.template": {"spec": {"volumes": [{"name": "plan", "emptyDir": {}}]}}},
-        "spec.template.spec.volumes[0].name", "the operator's volume"),
-    Bad("mount over the plan", {"spec.template": trainer(volumeMounts=[{"name": "x", "mountPath": "/etc/pipelinejob"}])},
-        "spec.template.spec.containers[0].volumeMounts[0].mountPath", "holds the plan"),
-    Bad("reserved label", {"spec.template": {"metadata": {"labels": {"pipelinejob.io/stage": "1"}}}},
-        "spec.template.metadata.labels[pipelinejob.io/stage]", "is the operator's"),
-    Bad("restart policy", {"spec.template": {"spec": {"restartPolicy": "Always"}}},
-        "spec.template.spec.restartPolicy", "stages restart together"),
-    Bad("node name", {"spec.template": {"spec": {"nodeName": "node-1"}}}, "spec.template.spec.nodeName", "placed by the operator"),
-    Bad("memory that is no quantity", {"spec.template": trainer(resources={"limits": {"memory": "lots"}})},
-        "spec.template.spec.containers[0].resources.limits[memory]", "'lots' is no quantity"),
-    Bad("other GPU count than computes", _GPU | {"spec.template": trainer(resources={"limits": {"nvidia.com/gpu": 8}})},
-        "spec.template.spec.containers[0].resources.limits[nvidia.com/gpu]", "8 GPUs cannot be"),
-    Bad("GPUs for a job on processors", {"spec.template": trainer(resources={"limits": {"nvidia.com/gpu": 1}})},
-        "spec.template.spec.containers[0].resources.limits[nvidia.com/gpu]", "spec.device is cpu"),
-    Bad("reserved variable in one stage", {"spec.stageTemplates": [{"stage": 1, "template": trainer(env=[{"name": "PIPELINEJOB_PLAN"}])}]},
-        "spec.stageTemplates[0].template.spec.containers[0].env[0].name", "are the operator's"),
-    Bad("heads that ranks cannot share", {"spec.parallelism.tensor": 8}, "spec.parallelism.tensor", "8 ranks cannot share 4 heads equally; use a divisor of 4, or other sizes"),
-    Bad("unknown topology profile", {"spec.topology.profile": "azure-stack"}, "spec.topology.profile", 'there is no profile "azure-stack"'),
-    Bad("level of another profile", {"spec.topology": {"profile": "eks", "pipeline": {"required": "rack"}}},
-        "spec.topology.pipeline.required", 'no level of profile eks is called "rack"'),
-    Bad("level of no profile", {"spec.topology.pipeline": {"preferred": "rak"}}, "spec.topology.pipeline.preferred", 'is called "rak"'),
-    Bad("sizes without a width", own_model(config={"model_type": "llama"}), "spec.model.config.hidden_size", "is missing"),
-    Bad("sizes in words", own_model(config=LLAMA | {"vocab_size": "large"}), "spec.model.config.vocab_size", "'large' is no whole number"),
-    Bad("sizes of more layers", own_model(config=LLAMA | {"num_hidden_layers": 5}), "spec.model.numLayers", "5 blocks, which makes 7 layers"),
-    Bad("sizes of more layers than a folder's", hugging_face(config=LLAMA | {"num_hidden_layers": 5}), "spec.model.numLayers",
-        "5 blocks, which makes 7 layers with embedding and head; have both written anew"),
-    Bad("argument that cannot be named", own_model(arguments={"n-heads": "3"}), "spec.model.arguments", '"n-heads" cannot name'),
-]  # fmt: skip
-
 GOOD = {
     "the least": {},
     "a user's own model": own_model(arguments={"width": "64"}),
@@ -502,69 +327,3 @@ GOOD = {
     "labels": {"metadata.labels": {"team": "seven"}},
     "the longest life": {"spec.activeDeadlineSeconds": 2**31 - 1, "spec.ttlSecondsAfterFinished": 0},
 }  # fmt: skip
-
-_MODEL = {"spec.model.gpt.numLayers": 9}
-SUSPENDED = {"spec.suspend": True}
-
-
-@dataclass(frozen=True)
-class Change:
-    """A stored job, and what is changed; `path` is where the change is refused, None if it is allowed."""
-
-    claim: str
-    before: Mapping[str, Any]
-    after: Mapping[str, Any]
-    path: str | None
-    words: str = ""
-
-
-SERVES = hugging_face() | {"spec.mode": "Serve", "spec.data": ABSENT, "spec.schedule": ABSENT, "spec.training": ABSENT}
-
-CHANGES = [
-    Change("another folder of a job that serves", SERVES, SERVES | hugging_face(huggingFace={"path": "/other"}), None),
-    Change("more replicas and stages of a job that serves", SERVES, SERVES | {"spec.parallelism": {"pipeline": 3, "data": 4}}, None),
-    Change("another cache of a job that serves", SERVES, SERVES | {"spec.serving.cacheTokens": 512}, None),
-    Change("another model", {}, _MODEL, "spec.model", "model cannot change: the checkpoints hold this one"),
-    Change("another model while suspended", SUSPENDED, SUSPENDED | _MODEL, "spec.model", "create a job of another name"),
-    Change("another folder while suspended", SUSPENDED | hugging_face(), SUSPENDED | hugging_face(huggingFace={"path": "/other"}),
-           "spec.model", "the checkpoints hold this one"),
-    Change("other data", {}, {"spec.data": {"paths": ["/a"]}}, "spec.data", "the position in it is part of the checkpoints"),
-    Change("another seed while suspended", SUSPENDED, SUSPENDED | {"spec.training.seed": 1}, "spec.training.seed", "seed cannot change"),
-    Change("more stages while running", {}, {"spec.parallelism.pipeline": 5}, "spec.parallelism", "set suspend to true"),
-    Change("more stages while it is being suspended", {}, SUSPENDED | {"spec.parallelism.pipeline": 5}, "spec.parallelism",
-           "set suspend to true, apply, then change it"),
-    Change("another schedule while running", {}, {"spec.schedule.name": "GPipe"}, "spec.schedule", "while stages run by it"),
-    Change("an evaluation while running", {}, {"spec.evaluation.intervalSteps": 5}, "spec.evaluation", "while stages run by it"),
-    Change("an evaluation on the text's end while suspended", SUSPENDED, SUSPENDED | {"spec.evaluation.intervalSteps": 5},
-           "spec.evaluation", "takes the last twentieth of the text out of training"),
-    Change("an evaluation on a text of its own while suspended", SUSPENDED,
-           SUSPENDED | {"spec.evaluation": {"intervalSteps": 5, "paths": ["/b"]}}, None),
-    Change("an evaluation on the end of a text begun anew", SUSPENDED,
-           {"spec.evaluation.intervalSteps": 5, "spec.checkpoint.onDataChange": "StartAnew"}, None),
-    Change("other data while suspended", SUSPENDED, SUSPENDED | {"spec.data": {"paths": ["/a"]}}, "spec.data",
-           "set checkpoint.onDataChange to StartAnew"),
-    Change("other data, begun anew", SUSPENDED,
-           {"spec.data": {"paths": ["/a"]}, "spec.checkpoint.onDataChange": "StartAnew"}, None),
-    Change("a partition while running", {}, {"spec.partition.layers": [3, 2, 2, 3]}, "spec.partition", "while stages run by it"),
-    Change("a topology while running", {}, {"spec.topology.profile": "zone"}, "spec.topology", "while stages run by it"),
-    Change("more training while running", {}, {"spec.training.steps": 400}, "spec.training", "while stages run by it"),
-    Change("other checkpoints while running", {}, {"spec.checkpoint.keep": 3}, "spec.checkpoint", "while stages run by it"),
-    Change("another device while running", {}, {"spec.device": "gpu"}, "spec.device", "while stages run by it"),
-    Change("another GPU while running", {}, {"spec.gpuResource": "amd.com/gpu"}, "spec.gpuResource", "while stages run by it"),
-    Change("another checkpoint folder while suspended", SUSPENDED, SUSPENDED | {"spec.checkpoint.path": "b"},
-           "spec.checkpoint.path", "left behind in the old folder"),
-    Change("a checkpoint volume while suspended", SUSPENDED, SUSPENDED | {"spec.checkpoint.volume.claimName": "b"},
-           "spec.checkpoint.volume", "left behind on the old volume"),
-    Change("nothing", {}, {}, None),
-    Change("suspend", {}, SUSPENDED, None),
-    Change("resume", SUSPENDED, {}, None),
-    Change("another binding while stages run", {}, {"spec.scheduling": {"binding": "Late"}}, "spec.scheduling.binding", "set suspend to true"),
-    Change("another binding while suspended", SUSPENDED, SUSPENDED | {"spec.scheduling": {"binding": "Late"}}, None),
-    Change("another priority while stages run", {}, {"spec.scheduling": {"priorityClassName": "high"}}, None),
-    Change("more stages while suspended", SUSPENDED, SUSPENDED | {"spec.parallelism.pipeline": 5}, None),
-    Change("more stages at resuming", SUSPENDED, {"spec.parallelism.pipeline": 5}, None),
-    Change("more training while suspended", SUSPENDED, SUSPENDED | {"spec.training.steps": 400}, None),
-    Change("more restarts while running", {}, {"spec.failurePolicy.maxRestarts": 50}, None),
-    Change("a deadline while running", {}, {"spec.activeDeadlineSeconds": 50}, None),
-    Change("a template for the next restart", {}, {"spec.template": trainer(image="mine:2")}, None),
-]  # fmt: skip

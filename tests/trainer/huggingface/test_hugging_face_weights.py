@@ -1,9 +1,7 @@
-"""What a stage reads of a Hugging Face folder: transformers' values, its own only, in no more memory than they take."""
+"""What a stage reads of a Hugging Face folder: transformers' values, of its own tensors only, or a sentence why not."""
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,26 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from pipelinejob.spec.job import Model
-from pipelinejob.spec.workload import HuggingFaceModel
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.models.huggingface.files.folder import open_folder
-from pipelinejob_trainer.models.huggingface.files.weights import FolderWeights
+from support.training.hugging_face_folders import BLOCKS, LLAMA, room_for, weights_of
 
-BLOCKS = 2
-LLAMA: dict[str, Any] = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": BLOCKS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": None,
-}
 GPT2: dict[str, Any] = {
     "vocab_size": 320,
     "n_embd": 32,
@@ -78,24 +60,6 @@ def written(to: Path, kind: str, sizes: Mapping[str, Any], *, dtype: torch.dtype
                 each.add_(torch.randn_like(each), alpha=0.1)  # so that norms and biases differ, too
     model.save_pretrained(to, max_shard_size="24KB")
     return to
-
-
-def weights_of(folder: Path, *, blocks: int = BLOCKS) -> tuple[FolderWeights, nn.Module]:
-    from transformers import AutoModelForCausalLM
-
-    read = open_folder(Model(hugging_face=HuggingFaceModel(path=str(folder)), num_layers=blocks + 2))
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
-    return FolderWeights(read, model), model
-
-
-def room_for(model: nn.Module, *, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, torch.Tensor]:
-    """Return memory for a model's tensors that holds none of their values."""
-    return {
-        name: torch.full(each.shape, -77 if not each.is_floating_point() else torch.nan, dtype=each.dtype)
-        for name, each in model.state_dict().items()
-        if wanted(name)
-    }
 
 
 @pytest.fixture(scope="module")
@@ -383,67 +347,3 @@ def test_a_tied_table_that_is_two_is_refused(tmp_path: Path) -> None:
         weights.fill(room_for(model, wanted=lambda name: name == "lm_head.weight"))
     with pytest.raises(UserError, match="tie_word_embeddings"):
         weights.fill(room_for(model, wanted=lambda name: name == "model.embed_tokens.weight"))
-
-
-_PEAK = """
-import resource, sys
-from pathlib import Path
-import torch
-sys.path.insert(0, sys.argv[1])
-from test_hugging_face_weights import room_for, weights_of
-
-torch.set_num_threads(1)
-mine = [f".layers.{block}." for block in (1, 2)]
-weights, model = weights_of(Path(sys.argv[2]), blocks=int(sys.argv[3]))
-wanted = {name: each for name, each in model.state_dict().items() if any(part in name for part in mine)}
-share = sum(each.numel() * 4 for each in wanted.values())
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # the peak counts from here
-def peak():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-before = peak()
-found = {name: torch.empty(each.shape) for name, each in wanted.items()}
-weights.fill(found)
-print((peak() - before) / share)
-assert all(bool(each.isfinite().all()) for each in found.values())
-"""
-
-
-@pytest.mark.parametrize(
-    ("kind", "sizes"),
-    [
-        ("llama", {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 8}),
-        ("mixtral", {"hidden_size": 512, "intermediate_size": 1024, "num_local_experts": 16}),
-    ],
-)
-def test_a_stage_never_holds_much_more_than_its_share(tmp_path: Path, kind: str, sizes: Mapping[str, int]) -> None:
-    """Two blocks of six, shaped as those of a model of billions, written in pieces here."""
-    blocks = 6
-    _in_pieces(tmp_path, kind, LLAMA | sizes | {"num_hidden_layers": blocks, "vocab_size": 32000})
-
-    command = [sys.executable, "-c", _PEAK, str(Path(__file__).parent), str(tmp_path), str(blocks)]
-    ratio = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert 0.9 < ratio < 1.1
-
-
-def _in_pieces(to: Path, kind: str, sizes: Mapping[str, Any]) -> None:
-    """Write a model's random weights as a download has them, a block at a time, so that nobody holds it whole."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.core_model_loading import revert_weight_conversion
-
-    config = AutoConfig.for_model(kind, **sizes)
-    config.save_pretrained(to)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    files: dict[str, str] = {}
-    shapes = {name: each.shape for name, each in model.state_dict().items()}
-    for block in range(-1, config.num_hidden_layers):
-        part = ".layers." if block < 0 else f".layers.{block}."
-        own = [name for name in shapes if (part in name) == (block >= 0)]
-        values = {name: torch.randn(shapes[name], dtype=torch.bfloat16) for name in own}
-        tensors = {name: each.contiguous() for name, each in revert_weight_conversion(model, values).items()}
-        name = f"model-{block + 2:05}-of-{config.num_hidden_layers + 1:05}.safetensors"
-        save_file(tensors, to / name)
-        files |= dict.fromkeys(tensors, name)
-    (to / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))

@@ -22,7 +22,7 @@ from pipelinejob_trainer.process.config import Address
 from pipelinejob_trainer.runtime.rank import build_rank
 from pipelinejob_trainer.runtime.reduction import sums_over_groups
 from pipelinejob_trainer.stage.stage import Stage
-from pipelinejob_trainer.training import preflight
+from pipelinejob_trainer.training.checks import preflight
 from pipelinejob_trainer.training.membership import Membership
 from support.training import gangs
 from support.training.gangs import plan

@@ -9,7 +9,7 @@ from layers.carrying_models import KINDS
 from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import Data, Evaluation, Model, ScheduleName, ScheduleSpec
 from pipelinejob_trainer.runtime.rank import build_rank
-from pipelinejob_trainer.training.untrained_state import UntrainedState
+from pipelinejob_trainer.training.checks.untrained_state import UntrainedState
 from support.training.gangs import plan
 from support.training.loops import Run, resume, train, train_plainly
 

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from pipelinejob.base.values import Value
-from pipelinejob.spec.topology_profile import MAX_LEVELS, Link
+from pipelinejob.spec.network.topology_profile import MAX_LEVELS, Link
 
 MAX_NODES = 1_000_000
 MUCH = "1E"  # of what the description does not limit

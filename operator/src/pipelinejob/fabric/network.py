@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipelinejob.fabric.hardware import DeviceKind, Hardware, HardwareError, LinkKind
 from pipelinejob.fabric.topology import Topology
-from pipelinejob.spec.topology_profile import Link
+from pipelinejob.spec.network.topology_profile import Link
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

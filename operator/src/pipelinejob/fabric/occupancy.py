@@ -8,7 +8,7 @@ from hashlib import sha256
 from pipelinejob.base.errors import SpecError
 from pipelinejob.fabric.description import Busy
 from pipelinejob.fabric.topology import NodeInfo
-from pipelinejob.spec.topology_profile import ProfileLevel
+from pipelinejob.spec.network.topology_profile import ProfileLevel
 
 
 def occupied(

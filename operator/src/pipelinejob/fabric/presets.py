@@ -7,7 +7,7 @@ topograph renamed every key twice. Here levels always run from coarse to fine, a
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipelinejob.spec.topology_profile import Link, TopologyProfileSpec
+from pipelinejob.spec.network.topology_profile import Link, TopologyProfileSpec
 
 NODE_LEVEL = "node"
 HOSTNAME = "kubernetes.io/hostname"

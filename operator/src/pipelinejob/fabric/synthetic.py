@@ -30,7 +30,7 @@ from pipelinejob.fabric.description import MAX_NODES, Description, Group, Machin
 from pipelinejob.fabric.occupancy import occupied
 from pipelinejob.fabric.presets import HOSTNAME, NODE_LEVEL, PLAIN, PROFILES
 from pipelinejob.fabric.topology import NodeInfo, Topology
-from pipelinejob.spec.topology_profile import Link, ProfileLevel, TopologyProfileSpec
+from pipelinejob.spec.network.topology_profile import Link, ProfileLevel, TopologyProfileSpec
 
 CLUSTER = "cluster"
 PREFIX = "fabric.pipelinejob.io"  # of label keys for levels that no preset knows

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from pipelinejob.base.errors import SpecError
 from pipelinejob.fabric.presets import HOSTNAME, NODE_LEVEL, PLAIN, PROFILES, Level, levels_of
 from pipelinejob.spec import job as spec
-from pipelinejob.spec.topology_profile import Link, MissingLabels, TopologyProfileSpec
+from pipelinejob.spec.network.topology_profile import Link, MissingLabels, TopologyProfileSpec
 
 __all__ = ["HOSTNAME", "NODE_LEVEL", "NO_PROFILES", "PROFILES", "Domain", "Level", "NodeInfo", "Topology", "detect"]
 

@@ -12,7 +12,7 @@ from math import inf
 
 from pipelinejob.placement.found import Found, Placer
 from pipelinejob.placement.prices import Path
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 
 _KEEPERS = 6  # domains of one level that are tried, the largest first
 _BRANCHES = 4  # ways to leave the same room that are followed further

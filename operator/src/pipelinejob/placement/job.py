@@ -22,7 +22,7 @@ from pipelinejob.placement.replicas.one_chain import as_one_chain, with_seats_ch
 from pipelinejob.placement.shortfall import Attempt, shortfall
 from pipelinejob.placement.uniform_chain.placer import UniformChain, crossing_ties_s
 from pipelinejob.spec.job import TopologyScope
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 
 _SCOPE = "spec.topology.pipeline"
 _MOST_SWAPPED = 128  # ranks that may change their seats: the work grows with the square of them

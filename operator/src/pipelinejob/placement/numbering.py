@@ -18,7 +18,7 @@ from pipelinejob.fabric.topology import NodeInfo, Topology
 from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import Prices
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 
 RankKey = tuple[int, int]  # replica, stage
 

@@ -21,7 +21,7 @@ from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.job import Job, chains_of
 from pipelinejob.placement.prices import Prices
 from pipelinejob.spec.job import TopologyScope
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 
 
 def place(

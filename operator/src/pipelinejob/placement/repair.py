@@ -26,7 +26,7 @@ from pipelinejob.placement.capacity import Capacity, Demand
 from pipelinejob.placement.job import Job, Outcome, chains_of
 from pipelinejob.placement.prices import Path, Prices, ring_depth
 from pipelinejob.spec.job import TopologyScope
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 
 _WIDTH = 8
 _NEAR = 2  # nodes of each distance that are tried

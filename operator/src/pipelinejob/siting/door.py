@@ -21,7 +21,7 @@ from pipelinejob.siting.request import DoesNotFit, Planned, Request
 from pipelinejob.siting.site import Draft, Site
 from pipelinejob.siting.ways import MakePlan, ways_to_fit
 from pipelinejob.spec.job import Mode, PipelineJobSpec
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 
 MOST_PLACED = 5  # candidates among which what is open is chosen; each takes up to half a second to be priced
 

@@ -24,7 +24,7 @@ from pipelinejob.placement.fastest_devices import place_on_fastest
 from pipelinejob.placement.prices import Prices, prices_of
 from pipelinejob.planning.planner import counted, make_plan, on_devices
 from pipelinejob.spec.job import Device, Parallelism, PipelineJobSpec
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 
 PRODUCT = "nvidia.com/gpu.product"  # the label that GPU feature discovery gives a node
 

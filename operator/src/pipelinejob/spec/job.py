@@ -14,13 +14,12 @@ from pydantic import Field, model_validator
 
 from pipelinejob.base.values import OPEN, Value
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.failure_policy import FailurePolicy, FailureRule, RestartAction
 from pipelinejob.spec.families.built_in import LAYERS, LAYERS_KNOWN, GptModel
 from pipelinejob.spec.families.decoder import DecoderModel, Experts, RopeScaling, RopeScalingKind
 from pipelinejob.spec.lora import Lora
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
+from pipelinejob.spec.network.topology import Topology, TopologyScope
 from pipelinejob.spec.optimization import Optimizer
-from pipelinejob.spec.recovery import RECOVERY_RULES, Recovery
 from pipelinejob.spec.rules import (
     IS_ROLLED,
     RESIZING_RULE,
@@ -31,11 +30,13 @@ from pipelinejob.spec.rules import (
     rules_extra,
     unchanging,
 )
+from pipelinejob.spec.running.failure_policy import FailurePolicy, FailureRule, RestartAction
+from pipelinejob.spec.running.recovery import RECOVERY_RULES, Recovery
+from pipelinejob.spec.running.scheduling import BINDING_RULE, LATE_RULE, MIN_REPLICAS_RULES, Binding, Scheduling
 from pipelinejob.spec.schedules.rules import SCHEDULE_RULES
 from pipelinejob.spec.schedules.schedule import ScheduleSpec
-from pipelinejob.spec.scheduling import BINDING_RULE, LATE_RULE, MIN_REPLICAS_RULES, Binding, Scheduling
 from pipelinejob.spec.serving import SERVING_RULES, Mode, Serving, while_training, with_neutral_training
-from pipelinejob.spec.topology import Topology, TopologyScope
+from pipelinejob.spec.stages import Partition, PodTemplate, StageTemplate
 from pipelinejob.spec.training import (
     DATA_RULES,
     Checkpoint,
@@ -99,9 +100,6 @@ __all__ = [
     "Training",
     "Weights",
 ]
-
-LayerCount = Annotated[int, Field(ge=1, le=4096)]
-PodTemplate = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 
 SECONDS_LIMIT = 2**31 - 1
 MAX_RANKS = 2048  # more would not fit into one object's status
@@ -214,21 +212,6 @@ class Parallelism(Value):
         return self.pipeline is None or self.data is None or self.tensor is None
 
 
-class Partition(Value):
-    """Which layers stand on which stage; chosen by cost if unset."""
-
-    layers: Annotated[
-        tuple[LayerCount, ...] | None,
-        Field(
-            min_length=1,
-            max_length=4096,
-            description="Layers of each stretch, first to last: one a stage, or, where the schedule gives a stage "
-            "several, pipeline * virtualStages. Embedding and head of a built-in model count as layers.",
-            json_schema_extra={"x-kubernetes-list-type": "atomic"},
-        ),
-    ] = None
-
-
 class CostsReference(Value):
     """Where measured costs of the layers are."""
 
@@ -243,16 +226,6 @@ class CostsReference(Value):
     key: Annotated[str, Field(min_length=1, max_length=253, description="Its entry that holds the profile.")] = (
         "profile.json"
     )
-
-
-class StageTemplate(Value):
-    """What is different for some stages."""
-
-    stage: Annotated[int, Field(ge=0, le=1023, description="The stage that this changes, counted from 0.")]
-    template: Annotated[
-        PodTemplate,
-        Field(description="Merged over `spec.template` for this stage; containers are merged by name."),
-    ]
 
 
 class PipelineJobSpec(Value):

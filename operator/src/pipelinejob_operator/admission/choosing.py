@@ -15,7 +15,7 @@ from pipelinejob.placement.fastest_devices import Rate, place_on_fastest
 from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import Prices
 from pipelinejob.placement.repair import repair
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 from pipelinejob_operator.admission.capacity import Claim, Free, allocatable, belongs_to_node, is_stage
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.admission.pods.eligibility import unusable

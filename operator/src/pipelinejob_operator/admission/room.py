@@ -4,7 +4,6 @@ Nothing here is stored anywhere else: `Room.refresh` takes up changes by the nam
 made anew from the cluster equals the one that was kept, but for promises that the cluster does not show yet.
 """
 
-from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
@@ -12,19 +11,13 @@ from typing import Any, TypeVar
 
 from pipelinejob.base import names
 from pipelinejob.fabric.topology import Profiles
-from pipelinejob_operator.admission.capacity import (
-    Claim,
-    Free,
-    Promise,
-    minus,
-    plus,
-    promise_of,
-)
+from pipelinejob_operator.admission.capacity import Claim, Free, Promise, minus, plus, promise_of
 from pipelinejob_operator.admission.holdings import Holdings
 from pipelinejob_operator.admission.line.asking import asked_to_leave
 from pipelinejob_operator.admission.line.priority import Priorities
 from pipelinejob_operator.admission.line.queueing import Order, is_in_line, is_waiting
 from pipelinejob_operator.admission.line.queueing import Rank as LineRank
+from pipelinejob_operator.admission.line.standing import Line
 from pipelinejob_operator.admission.nodes import Nodes
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.admission.pods.neighbours import Neighbours
@@ -34,8 +27,6 @@ from pipelinejob_operator.objects.job import Job, Rank
 from pipelinejob_operator.objects.topology_profiles import profiles_of
 
 T = TypeVar("T")
-
-_LinePlace = tuple[LineRank, str]  # what the line is sorted by, and the job's uid
 
 
 class Room:
@@ -62,8 +53,7 @@ class Room:
         self._keys: dict[Key, str] = {}
         self._jobs: dict[str, Job] = {}
         self._unshown: dict[str, Promise] = {}  # promises that the jobs' statuses do not show yet
-        self._line: list[_LinePlace] = []
-        self._places: dict[str, _LinePlace] = {}
+        self._line = Line()
         self._askers: dict[str, Job] = {}
         self._changed_jobs: set[str] = set()
         self._others_notice: dict[str, object] = {}  # of each job what decisions about others, or itself, go by
@@ -105,12 +95,12 @@ class Room:
     @property
     def line(self) -> Sequence[str]:
         """The jobs that want room and have none, by uid, first first, as they stand now."""
-        return [uid for _, uid in self._line]
+        return self._line.uids
 
     @property
     def waiting(self) -> Iterator[Job]:
         """The jobs that want room and have none, in the order of the line."""
-        return (self._jobs[uid] for _, uid in tuple(self._line) if uid in self._places)
+        return (self._jobs[uid] for uid in self._line.uids if uid in self._line)
 
     @property
     def waiting_count(self) -> int:
@@ -124,7 +114,7 @@ class Room:
 
     def is_waiting(self, uid: str) -> bool:
         """Whether a job wants room and has none."""
-        return uid in self._places
+        return uid in self._line
 
     def take_changed(self) -> Iterable[str]:
         """The jobs that changed or went since this was called last, by uid."""
@@ -203,9 +193,9 @@ class Room:
         found: T = self._derived[what]
         return found
 
-    def place(self, uid: str) -> _LinePlace | None:
+    def place(self, uid: str) -> LineRank | None:
         """What sorts a waiting job among the others; None if it does not wait."""
-        return self._places.get(uid)
+        return self._line.rank(uid)
 
     # ---- what changes
 
@@ -243,7 +233,7 @@ class Room:
             "nodes": [node["metadata"]["name"] for node in self.nodes],
             "free": dict(self.free),
             "empty": dict(self.empty),
-            "line": [uid for _, uid in self._line],
+            "line": self._line.uids,
             "running": {job.uid for job in self.running},
             "held": {job.uid: sorted(self.held(job.uid), key=str) for job in self.running},
             "leaving": {uid: sorted(claims, key=str) for uid, claims in self.leaving.items()},
@@ -326,24 +316,21 @@ class Room:
             self._askers[uid] = job
         else:
             self._askers.pop(uid, None)
-        place = (self.order.rank(job), uid)
+        rank = self.order.rank(job)
         stands = is_waiting(job) and self._holdings.promise(uid) is None
         status, in_line = job.status, stands and is_in_line(job)
         (self._leaving_out.add if stands and status.refused_nodes else self._leaving_out.discard)(uid)
         now = (is_leaver, in_line, status.preempts, status.waits_for, status.refused_nodes, status.preempted_by)
         self._others_notice[uid] = now
-        if self._places.get(uid) != (place if stands else None):
+        if self._line.rank(uid) != (rank if stands else None):
             self._leave_line(uid)
             if stands:
-                insort(self._line, place)
-                self._places[uid] = place
+                self._line.enter(uid, rank)
             return True
         return before != now
 
     def _leave_line(self, uid: str) -> None:
-        place = self._places.pop(uid, None)
-        if place is not None:
-            del self._line[bisect_left(self._line, place)]
+        if self._line.leave(uid):
             self._changed()
 
     def _reorder(self) -> None:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, Self
 
 import typer
@@ -23,6 +22,7 @@ from pipelinejob_operator.cli.given.model_folder import with_its_model
 from pipelinejob_operator.cli.shown.console import console_for_people
 from pipelinejob_operator.cli.shown.output import to_yaml
 from pipelinejob_operator.cluster import Event
+from pipelinejob_operator.local.display import Lines
 from pipelinejob_operator.local.node.machine import Machine, read_machine
 from pipelinejob_operator.local.run import Ending, LocalRun
 from pipelinejob_operator.local.runfolder import RunFolder
@@ -185,25 +185,17 @@ def _said(ending: Ending, condition: str) -> str:
     return next((each.message for each in ending.status.conditions if each.type == condition), "see the logs")
 
 
-class _Display:
+class _Display(Lines):
     """Tells when the model can be asked, and how, and what happens to its stages."""
 
     def __init__(self, console: Console, plan: Plan) -> None:
-        self._console = console
+        super().__init__(console)
         self._plan = plan
         self._was_running = self._has_told = False
 
     def __enter__(self) -> Self:
         self.note(f"Starting {len(self._plan.stages)} stages; each reads its own layers")
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def event(self, event: Event) -> None:
         if event.type == "Warning":

@@ -11,10 +11,10 @@ from pipelinejob.spec.job import Mode, PipelineJobSpec
 from pipelinejob.spec.status import State
 from pipelinejob_operator.cluster import Change, Object, Reference
 from pipelinejob_operator.controller.observing.observe import Observed
-from pipelinejob_operator.controller.turns import replacing
-from pipelinejob_operator.controller.turns.late import missing_pods, numbers_to_tell
+from pipelinejob_operator.controller.turns.failing import replacing
 from pipelinejob_operator.controller.turns.measurements import placement_of
 from pipelinejob_operator.controller.turns.transitions import Turn
+from pipelinejob_operator.controller.turns.waiting.late import missing_pods, numbers_to_tell
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, parse_time
 from pipelinejob_operator.objects.making.manifests import let_go, plan_config_map, services_of, stage_pod
@@ -140,7 +140,7 @@ def _missing(job: Job, spec: PipelineJobSpec, observed: Observed, settings: Cont
         stage_pod(job, spec, rank, attempt=job.status.attempt, settings=settings)
         for rank in islice((rank for rank in job.ranks if rank not in present), _PODS_A_PASS)
     )
-    told = (with_token(pod) if spec.recovery.in_place else pod for pod in pods)
+    told = (with_token(pod, observed.secret) if spec.recovery.in_place else pod for pod in pods)
     return tuple(merge(dict(pod), consumes) if consumes["metadata"]["annotations"] else pod for pod in told)
 
 
@@ -149,10 +149,11 @@ def _replacements(
 ) -> tuple[Object, ...]:
     """Make lost ranks' pods anew, under the same names, free to go where they were."""
     nodes = {Rank(stage.replica, stage.stage): stage.node for stage in job.status.stages}
-    return tuple(
-        with_token(stage_pod(job, spec, rank, attempt=job.status.attempt, settings=settings, node=nodes[rank]))
+    pods = (
+        stage_pod(job, spec, rank, attempt=job.status.attempt, settings=settings, node=nodes[rank])
         for rank in replacing.missing_ranks(observed.pods, job.status)
     )
+    return tuple(with_token(pod, observed.secret) for pod in pods)
 
 
 def _gated(job: Job, observed: Observed) -> tuple[Change, ...]:

@@ -31,8 +31,9 @@ from pipelinejob_operator.controller.looking_again import (
     seconds_to_next_question,
 )
 from pipelinejob_operator.controller.observing.observe import Observed
-from pipelinejob_operator.controller.turns import crashing, late, provisioning, quota, replacing, transitions
-from pipelinejob_operator.controller.turns.failures import (
+from pipelinejob_operator.controller.turns import transitions
+from pipelinejob_operator.controller.turns.failing import crashing, replacing
+from pipelinejob_operator.controller.turns.failing.failures import (
     Broken,
     Cause,
     Verdict,
@@ -41,7 +42,7 @@ from pipelinejob_operator.controller.turns.failures import (
     judge,
     refused_nodes,
 )
-from pipelinejob_operator.controller.turns.giving_back import (
+from pipelinejob_operator.controller.turns.failing.giving_back import (
     describe_misfits,
     leave_out,
     say_left_out,
@@ -50,23 +51,26 @@ from pipelinejob_operator.controller.turns.giving_back import (
     unbinding_nodes,
     why_unbound,
 )
-from pipelinejob_operator.controller.turns.hanging import find_hang
-from pipelinejob_operator.controller.turns.measurements import with_last_words, with_pods, with_progress
-from pipelinejob_operator.controller.turns.starting import (
+from pipelinejob_operator.controller.turns.failing.hanging import find_hang
+from pipelinejob_operator.controller.turns.failing.starting import (
     describe_hindrance,
     find_hindrance,
     is_worth_telling,
     overdue_cause,
     refusing_node,
 )
+from pipelinejob_operator.controller.turns.measurements import with_last_words, with_pods, with_progress
 from pipelinejob_operator.controller.turns.stragglers import find_straggler, straggling, unchanged
 from pipelinejob_operator.controller.turns.transitions import Turn
+from pipelinejob_operator.controller.turns.waiting import late, provisioning, quota
 from pipelinejob_operator.objects.conditions import Fact
 from pipelinejob_operator.objects.containers import Ending
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, condition, parse_time
 from pipelinejob_operator.objects.ownership import NAMES_TAKEN
 from pipelinejob_operator.objects.pods import Outcome, StagePod
+
+Refusal = ForbiddenError | InvalidError | NameTakenError  # of one of a gang's objects, by the cluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +125,7 @@ def refused(
     now: datetime,
     settings: ControllerSettings,
     *,
-    error: ForbiddenError | InvalidError | NameTakenError,
+    error: Refusal,
     planner: Callable[[Job], Plan],
 ) -> Decision:
     """Decide what follows when the cluster refused one of the gang's objects."""

@@ -8,8 +8,8 @@ from pipelinejob.spec.status import ConditionType, State
 from pipelinejob_operator.admission.line.queueing import NEVER_FITS, NO_ROOM, NOT_ITS_TURN, PREEMPTED, PREEMPTING
 from pipelinejob_operator.controller.actions import outlived_s
 from pipelinejob_operator.controller.observing.observe import Observed
-from pipelinejob_operator.controller.turns.giving_back import since_release_s
-from pipelinejob_operator.controller.turns.starting import Hindrance
+from pipelinejob_operator.controller.turns.failing.giving_back import since_release_s
+from pipelinejob_operator.controller.turns.failing.starting import Hindrance
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Rank, condition, parse_time

@@ -1,10 +1,9 @@
 """One pass over one job: observe, decide, apply. Events, the resync timer and the program's start call it alike."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 from pipelinejob.base.errors import NoPlacementError, SpecError
 from pipelinejob.contract.plan import Placement, Plan
@@ -18,22 +17,14 @@ from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.admission.pods.alike import AlikePods
 from pipelinejob_operator.admission.pods.fitting import misfits
 from pipelinejob_operator.admission.room import Room
-from pipelinejob_operator.cluster import (
-    Cluster,
-    Event,
-    ForbiddenError,
-    InvalidError,
-    Key,
-    NameTakenError,
-    Object,
-    UnavailableError,
-)
-from pipelinejob_operator.controller.admission_loop import AdmissionLoop, LoopMetrics
-from pipelinejob_operator.controller.admitting import ask_admission, learn_from, not_let_in
+from pipelinejob_operator.cluster import Cluster, Event, ForbiddenError, Key, UnavailableError
+from pipelinejob_operator.controller.admission.admission_loop import AdmissionLoop, LoopMetrics
+from pipelinejob_operator.controller.admission.admitting import ask_admission, learn_from, not_let_in
+from pipelinejob_operator.controller.applying import Applier
 from pipelinejob_operator.controller.beside_loop import beside_the_loop
 from pipelinejob_operator.controller.chains.services import Services
 from pipelinejob_operator.controller.costs import Costs, ProfileSource
-from pipelinejob_operator.controller.decide import Decision, complete, decide, refused
+from pipelinejob_operator.controller.decide import Decision, Refusal, complete, decide, refused
 from pipelinejob_operator.controller.observing.memo import Lately, PerGeneration, PerVersion, StagePods
 from pipelinejob_operator.controller.observing.namesakes import furniture_in_the_way
 from pipelinejob_operator.controller.observing.observe import (
@@ -48,18 +39,24 @@ from pipelinejob_operator.controller.planning import Planner
 from pipelinejob_operator.controller.relocating import find_places
 from pipelinejob_operator.controller.shaping import Shaper
 from pipelinejob_operator.controller.status_writing import StatusWriter
-from pipelinejob_operator.controller.turns import late, provisioning, replacing, resizing, transitions
-from pipelinejob_operator.controller.turns.admission import follow_placed, follow_refused, follow_waits, without_plan
-from pipelinejob_operator.controller.turns.giving_back import since_release_s
+from pipelinejob_operator.controller.turns import resizing, transitions
+from pipelinejob_operator.controller.turns.failing import replacing
+from pipelinejob_operator.controller.turns.failing.giving_back import since_release_s
 from pipelinejob_operator.controller.turns.measurements import is_due, summaries
 from pipelinejob_operator.controller.turns.transitions import Turn
+from pipelinejob_operator.controller.turns.waiting import late, provisioning
+from pipelinejob_operator.controller.turns.waiting.admission import (
+    follow_placed,
+    follow_refused,
+    follow_waits,
+    without_plan,
+)
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, read_job
 from pipelinejob_operator.validation.stored import StoredErrors
 
 __all__ = ["Controller", "ControllerSettings", "ProfileSource"]
 
-MAX_WRITES_AT_ONCE = 16
 _LARGE = 64  # ranks: to plan for more holds up others for too long
 _QUESTIONS_PER_S = 25.0  # jobs that are asked how far they are: more would cost too much where thousands train
 
@@ -96,6 +93,7 @@ class Controller:
         self._resizes = Lately[tuple[str, int]](keep_s=settings.waiting_retry_s)  # what was last looked into
         self._costs = Costs(cluster, given=profile_source)
         self._statuses = StatusWriter(cluster)
+        self._applier = Applier(cluster, self._statuses)
         self._admitted = AdmittedPods(settings)
         self._alike = AlikePods(self._admitted)
         self._planner = Planner(self._admitted, costs=self._costs, hardware=hardware)
@@ -181,7 +179,7 @@ class Controller:
             turn = turn if chosen == job.status.chosen else transitions.choose(turn, chosen)
         except (SpecError, NoPlacementError) as error:
             turn = transitions.wait(turn.having(chosen=None), NO_PLAN, str(error), stalled=True)
-        await self._write_status(job, turn)
+        await self._applier.write_status(job, turn)
         job = self._job(key)
         return job is None or job.status.chosen is not None
 
@@ -192,12 +190,12 @@ class Controller:
             return
         turn = Turn(job=job, now=now, status=job.status)
         if resizing.is_withdrawn(job):
-            await self._write_status(job, resizing.settle(turn))
+            await self._applier.write_status(job, resizing.settle(turn))
         wanted = (job.uid, job.generation)
         if not resizing.is_asked(job) or self._resizes.get(key, now) == wanted:
             return
         self._resizes.keep(key, now, wanted)
-        await self._write_status(job, await self._shaper.resize(turn))
+        await self._applier.write_status(job, await self._shaper.resize(turn))
 
     async def _planned(self, key: Key) -> Job | None:
         """Read a job whose plan, if it needs one, is at hand: finding one may take seconds, in which others go on."""
@@ -354,64 +352,24 @@ class Controller:
         return turn.having(**summaries(self._planner.plan(job, ground), placement))
 
     async def _carry_out(self, observed: Observed, decision: Decision) -> None:
-        """Write the status, if it differs, then what follows from it."""
-        await self._write_status(observed.job, decision)
-        for reference in decision.delete:
-            await self._cluster.delete(reference)
-        try:
-            await self._apply(decision.apply)
-            await _at_once(self._cluster.change_pod(pod, changes) for pod, changes in decision.change)
-        except (ForbiddenError, InvalidError, NameTakenError) as error:
+        refusal = await self._applier.carry_out(observed, decision)
+        if refusal is not None:
             self._alike.forget(observed.job.key.namespace)
-            raw = self._cluster.job(observed.job.key)
-            if raw is not None:
-                await self._take_back(raw, error)
-            return
-        for item, status in decision.patch:
-            await self._cluster.patch_status(item, status)
-        if decision.meets is not None:
-            members = [pod.raw for pod in observed.current.values()]
-            await _at_once(self._cluster.tell(pod, decision.meets) for pod in members)
+            await self._take_back(observed.job.key, refusal)
 
-    async def _take_back(self, raw: Object, error: ForbiddenError | InvalidError | NameTakenError) -> None:
-        """Release everything after the cluster refused a part of the gang: a partial gang holds nothing."""
-        observed = observe(self._cluster, self._jobs(raw), (), self._settings, read=self._pods)
-        decision = refused(observed, self._clock(), self._settings, error=error, planner=self._plan)
-        await self._write_status(observed.job, decision)
-        for reference in decision.delete:
-            await self._cluster.delete(reference)
-
-    async def _write_status(self, job: Job, decision: Decision | Turn) -> None:
-        if await self._statuses.write(job, decision.status):
-            for event in decision.events:
-                await self._cluster.emit(job.raw, event)
-
-    async def _apply(self, items: Sequence[Object]) -> None:
-        # What pods mount and are named by comes before them.
-        for item in items:
-            if item["kind"] != "Pod":
-                await self._cluster.apply(item)
-        await _at_once(self._cluster.apply(item) for item in items if item["kind"] == "Pod")
+    async def _take_back(self, key: Key, refusal: Refusal) -> None:
+        """Release everything after the cluster refused a part of the gang."""
+        raw = self._cluster.job(key)
+        if raw is not None:
+            observed = observe(self._cluster, self._jobs(raw), (), self._settings, read=self._pods)
+            decision = refused(observed, self._clock(), self._settings, error=refusal, planner=self._plan)
+            await self._applier.take_back(observed.job, decision)
 
     def _plan(self, job: Job) -> Plan:
         return self._planner.plan(job, self.admissions.ground())
 
     def _draft(self, job: Job) -> Draft:
         return self._planner.draft(job, self.admissions.ground())
-
-
-async def _at_once(writes: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Do all of these, a few at a time, whatever becomes of each; raise what the first that failed raised."""
-    limit = asyncio.Semaphore(MAX_WRITES_AT_ONCE)
-
-    async def write(each: Coroutine[Any, Any, None]) -> None:
-        async with limit:
-            await each
-
-    results = await asyncio.gather(*(write(each) for each in writes), return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
 
 
 def _is_to_be_chosen(job: Job) -> bool:

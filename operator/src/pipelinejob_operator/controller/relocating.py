@@ -14,7 +14,7 @@ from pipelinejob_operator.admission.refusals import why_left_out
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.controller.observing.observe import Observed
-from pipelinejob_operator.controller.turns.failures import refused_nodes
+from pipelinejob_operator.controller.turns.failing.failures import refused_nodes
 from pipelinejob_operator.objects.job import Rank
 
 

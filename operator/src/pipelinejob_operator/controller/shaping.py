@@ -5,7 +5,7 @@ from dataclasses import replace
 from pipelinejob.base.errors import NoPlacementError, SpecError
 from pipelinejob.spec.chosen import Chosen, resolved
 from pipelinejob_operator.admission.line.queueing import NO_ROOM
-from pipelinejob_operator.controller.admission_loop import AdmissionLoop
+from pipelinejob_operator.controller.admission.admission_loop import AdmissionLoop
 from pipelinejob_operator.controller.beside_loop import beside_the_loop
 from pipelinejob_operator.controller.planning import Planner
 from pipelinejob_operator.controller.turns import resizing

@@ -5,14 +5,11 @@ sees its own writes.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final
 
 import aiohttp
-from pydantic import ValidationError
 
 from pipelinejob.base import names
 from pipelinejob.contract.incarnation import Incarnation
@@ -28,23 +25,21 @@ from pipelinejob_operator.cluster import (
     Reference,
     named,
 )
-from pipelinejob_operator.kube import projection
 from pipelinejob_operator.kube.api import MERGE, STRATEGIC, Api, NotFoundError
-from pipelinejob_operator.kube.changes import BoundJobs, ChangedNames
-from pipelinejob_operator.kube.informer import Change, Informer, Name, Timings, without_managed_fields
-from pipelinejob_operator.kube.kueue import KueueCache, job_of
+from pipelinejob_operator.kube.caching import projection
+from pipelinejob_operator.kube.caching.informer import Change, Informer, Timings, without_managed_fields
+from pipelinejob_operator.kube.caching.kueue import KueueCache
+from pipelinejob_operator.kube.caching.provisioning import FOLDERS as PROVISIONING
+from pipelinejob_operator.kube.caching.provisioning import ProvisioningCache, on_request
+from pipelinejob_operator.kube.caching.reactions import Hooks, Reactions
+from pipelinejob_operator.kube.caching.watched import Watch, Watched
 from pipelinejob_operator.kube.pod_events import read_pod_events
-from pipelinejob_operator.kube.provisioning import FOLDERS as PROVISIONING
-from pipelinejob_operator.kube.provisioning import ProvisioningCache, on_request
 from pipelinejob_operator.kube.recorder import EventMetrics, Recorder
-from pipelinejob_operator.kube.watched import Watch, Watched
+from pipelinejob_operator.kube.trainers import ask_progress, tell_incarnation
 from pipelinejob_operator.kube.writes import MANAGER, Writes
 from pipelinejob_operator.objects.making.chains import BUDGET
-from pipelinejob_operator.objects.making.tokens import authorization
 from pipelinejob_operator.objects.peers.provisioning import KIND as PROVISIONING_KIND
 from pipelinejob_operator.objects.peers.workload import KIND as WORKLOAD
-
-_PROGRESS_TIMEOUT_S = 2.0
 
 _JOBS = f"/apis/{names.API_VERSION}"
 _FOLDERS: Final = {
@@ -60,17 +55,6 @@ _FOLDERS: Final = {
     names.PROFILE_KIND: (_JOBS, names.PROFILE_PLURAL),
     **PROVISIONING,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hooks:
-    """Whom the cluster tells what."""
-
-    enqueue: Callable[[Key], None]  # this job deserves a pass
-    room_changed: Callable[[], None]  # what is free, or who asks for it, may be another
-    resynced: Callable[[], None]  # a list was taken up, perhaps after a gap: all jobs deserve one
-    watch_restarted: Callable[[str], None]  # the watch of this plural failed and begins again
-    check_fence: Callable[[], None]  # raises ClusterError if this process may not write
 
 
 class KubeCluster:
@@ -102,22 +86,19 @@ class KubeCluster:
         self._timings = timings or Timings()
         self._recorder = Recorder(api, instance=instance, metrics=event_metrics)
         self._writes = Writes(api, path=self._path, check_fence=hooks.check_fence, take_up=self._take_up)
-        self._pods_of: dict[str, set[Name]] = {}
-        self._chains_of: dict[str, set[Name]] = {}
-        self._jobs = self._watched(names.KIND, self._on_job, projection.job)
-        self._pods = self._watched("Pod", self._on_pod, projection.pod)
-        self._nodes = self._watched("Node", self._on_node, projection.node, is_cluster_scoped=True)
+        self._reactions = react = Reactions(hooks, jobs=self.jobs)
+        self._jobs = self._watched(names.KIND, react.on_job, projection.job)
+        self._pods = self._watched("Pod", react.on_pod, projection.pod)
+        self._nodes = self._watched("Node", react.on_node, projection.node, is_cluster_scoped=True)
         # Who may not read these does without: no priorities but 0, and no profile but what is packaged.
         self._priorities, self._profiles = (
             self._watched(kind, on_change, without_managed_fields, is_cluster_scoped=True, is_optional=True)
-            for kind, on_change in (("PriorityClass", self._on_priority), (names.PROFILE_KIND, self._on_profile))
+            for kind, on_change in (("PriorityClass", react.on_priority), (names.PROFILE_KIND, react.on_profile))
         )
         self._furniture = {
-            kind: self._watched(kind, self._on_furniture, projection.furniture, label=names.LABEL_JOB)
+            kind: self._watched(kind, react.on_furniture, projection.furniture, label=names.LABEL_JOB)
             for kind in ("ConfigMap", "Service", BUDGET)
         }
-        self._journals: list[ChangedNames] = []
-        self._bound = BoundJobs()
         self._kueue = self._kueue_cache() if kueue else None
         self._provisioning = self._provisioning_cache() if provisioning else None
 
@@ -161,11 +142,9 @@ class KubeCluster:
 
     def journal(self) -> Journal:
         """Begin to keep account of changes, for one reader."""
-        journal = ChangedNames()
-        for kind, watched in self._journaled.items():
-            journal.note(*(named(kind, item) for item in watched.objects()))
-        self._journals.append(journal)
-        return journal
+        return self._reactions.journal(
+            named(kind, item) for kind, watched in self._journaled.items() for item in watched.objects()
+        )
 
     def job(self, key: Key) -> Object | None:
         """Return the PipelineJob, or None."""
@@ -177,16 +156,15 @@ class KubeCluster:
 
     def chains(self, key: Key) -> Sequence[Object]:
         """Return the PipelineJobs controlled by this job's uid."""
-        return self._owned(key, self._chains_of, self._jobs)
+        job = self.job(key)
+        found = self._reactions.chains_of(job["metadata"]["uid"]) if job else ()
+        return tuple(chain for name in found if (chain := self._jobs.get(*name)) is not None)
 
     def pods(self, key: Key) -> Sequence[Object]:
         """Return the pods controlled by this job's uid."""
-        return self._owned(key, self._pods_of, self._pods)
-
-    def _owned(self, key: Key, index: Mapping[str, set[Name]], cache: Watched) -> Sequence[Object]:
         job = self.job(key)
-        found = sorted(index.get(job["metadata"]["uid"], ())) if job else ()
-        return tuple(item for name in found if (item := cache.get(*name)) is not None)
+        found = self._reactions.pods_of(job["metadata"]["uid"]) if job else ()
+        return tuple(pod for name in found if (pod := self._pods.get(*name)) is not None)
 
     def pod_by_name(self, namespace: str, name: str) -> Object | None:
         """Return the pod of this name, whoever owns it."""
@@ -249,28 +227,11 @@ class KubeCluster:
 
     async def progress(self, pod: Object) -> Progress | None:
         """Ask a running trainer how far it is; None if it does not answer."""
-        url = _trainer_url(pod, "/progress")
-        if url is None:
-            return None
-        try:
-            async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=_PROGRESS_TIMEOUT_S)) as response:
-                return Progress.model_validate_json(await response.read()) if response.ok else None
-        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
-            return None
+        return await ask_progress(self._session, pod)
 
     async def tell(self, pod: Object, incarnation: Incarnation) -> None:
         """Tell a running trainer who meets next; one that does not take it will say that it still waits."""
-        url, body = _trainer_url(pod, "/incarnation"), incarnation.model_dump_json(by_alias=True)
-        if url is None:
-            return
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-            async with self._session.post(
-                url,
-                data=body,
-                headers=authorization(pod),
-                timeout=aiohttp.ClientTimeout(total=_PROGRESS_TIMEOUT_S),
-            ) as response:
-                await response.read()
+        await tell_incarnation(self._session, pod, incarnation)
 
     async def pod_events(self, pod: Object) -> Sequence[Event]:
         """Return what was told of a pod of late, the newest last."""
@@ -356,79 +317,11 @@ class KubeCluster:
         inside = f"/namespaces/{namespace}" if namespace else ""
         return f"{prefix}{inside}/{plural}/{name}"
 
-    # ---- what changes tell
-
-    def _on_job(self, change: Change) -> None:
-        item = change.new or change.old
-        if item:
-            self._hooks.enqueue(_key(item))
-        for each, index in ((change.old, set.discard), (change.new, set.add)):
-            owned = projection.owner(each) if each else None
-            if each and owned:
-                service, uid = owned
-                index(self._chains_of.setdefault(uid, set()), Name(*_key(each)))
-                if not self._chains_of[uid]:
-                    del self._chains_of[uid]
-                self._hooks.enqueue(service)
-        for name in projection.asked(item) if item else ():
-            self._hooks.enqueue(Key(*name.split("/")))
-        self._note(names.KIND, change)
-
-    def _on_pod(self, change: Change) -> None:
-        for item, index in ((change.old, set.discard), (change.new, set.add)):
-            owned = projection.owner(item) if item else None
-            if item and owned:
-                key, uid = owned
-                index(self._pods_of.setdefault(uid, set()), Name(key.namespace, item["metadata"]["name"]))
-                if not self._pods_of[uid]:
-                    del self._pods_of[uid]
-                self._bound.count(item, key, 1 if item is change.new else -1)
-                self._hooks.enqueue(key)
-        self._note("Pod", change)
-
-    def _on_furniture(self, change: Change) -> None:
-        owned = projection.owner(change.old) if change.old and not change.new else None
-        if owned:
-            self._hooks.enqueue(owned[0])
-
-    def _on_node(self, change: Change) -> None:
-        if projection.matters(change.old, change.new):
-            item = change.new or change.old or {}
-            for key in self._bound.on(item["metadata"]["name"]):
-                self._hooks.enqueue(key)
-            self._note("Node", change)
-
-    def _on_profile(self, change: Change) -> None:
-        self._note(names.PROFILE_KIND, change)
-        self._enqueue_jobs(projection.waits_for_room)
-
-    def _on_priority(self, change: Change) -> None:
-        if projection.matters(change.old, change.new):
-            self._note("PriorityClass", change)
-            self._enqueue_jobs(projection.waits_for_room)
-
-    def _note(self, kind: str, change: Change) -> None:
-        item = change.new or change.old
-        if item is not None:
-            for journal in self._journals:
-                journal.note(named(kind, item))
-            self._hooks.room_changed()
-
-    def _on_workload(self, change: Change) -> None:
-        key = job_of(change)
-        if key:
-            self._hooks.enqueue(key)
-
-    def _enqueue_jobs(self, wanted: Callable[[Object], bool]) -> None:
-        for job in self._jobs.objects():
-            if wanted(job):
-                self._hooks.enqueue(_key(job))
-
     def _kueue_cache(self) -> KueueCache:
         return KueueCache(
             self._api,
-            on_workload=self._on_workload,
-            on_other=lambda _: self._enqueue_jobs(projection.waits_for_room),
+            on_workload=self._reactions.on_workload,
+            on_other=self._reactions.on_kueue,
             on_listed=self._hooks.resynced,
             on_restart=self._hooks.watch_restarted,
             timings=self._timings,
@@ -459,15 +352,3 @@ class KubeCluster:
             on_restart=self._hooks.watch_restarted,
         )
         return watch.of(kind, _FOLDERS[kind], on_change, project, **how)
-
-
-def _key(job: Object) -> Key:
-    return Key(job["metadata"]["namespace"], job["metadata"]["name"])
-
-
-def _trainer_url(pod: Object, path: str) -> str | None:
-    address = pod.get("status", {}).get("podIP")
-    if not address:
-        return None
-    host = f"[{address}]" if ":" in address else address
-    return f"http://{host}:{names.PORT_METRICS}{path}"

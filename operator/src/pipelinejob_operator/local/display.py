@@ -47,14 +47,11 @@ def display_for(console: Console) -> Display:
     return LiveDisplay(console) if console.is_terminal and not console.is_dumb_terminal else LineDisplay(console)
 
 
-class LineDisplay:
-    """Plain lines, one now and then, for logs and pipes."""
+class Lines:
+    """What displays have in common that print plain lines and leave nothing to tidy up."""
 
-    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._clock = clock
-        self._last_step = -1
-        self._last_time = float("-inf")
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +64,16 @@ class LineDisplay:
     def note(self, text: str) -> None:
         """Say something once."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class LineDisplay(Lines):
+    """Plain lines, one now and then, for logs and pipes."""
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(console)
+        self._clock = clock
+        self._last_step = -1
+        self._last_time = float("-inf")
 
     def event(self, event: Event) -> None:
         """Tell an event of the job."""

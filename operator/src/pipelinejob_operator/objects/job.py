@@ -1,16 +1,19 @@
 """A PipelineJob as the controller reads it: parsed once at the border, trusted afterwards."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
 from pipelinejob.base import names
 from pipelinejob.spec.chosen import resolved
 from pipelinejob.spec.job import Mode, PipelineJobSpec
-from pipelinejob.spec.scheduling import Binding
+from pipelinejob.spec.running.scheduling import Binding
 from pipelinejob.spec.status import Condition, ConditionStatus, ConditionType, PipelineJobStatus
 from pipelinejob_operator.cluster import Key, Object
 
@@ -128,10 +131,18 @@ def format_time(moment: datetime) -> str:
 
 
 def _spec(raw: Object) -> PipelineJobSpec | None:
-    try:
-        return PipelineJobSpec.model_validate(raw.get("spec"))
-    except ValidationError:
-        return None
+    """Return the spec; one object for all jobs whose specs are written alike, since it is never changed."""
+    written = hashlib.sha256(json.dumps(raw.get("spec")).encode()).digest()
+    known = _specs.get(written)
+    if known is None:
+        try:
+            known = _specs[written] = PipelineJobSpec.model_validate(raw.get("spec"))
+        except ValidationError:
+            return None
+    return known
+
+
+_specs: WeakValueDictionary[bytes, PipelineJobSpec] = WeakValueDictionary()
 
 
 def _status(raw: Object) -> PipelineJobStatus:

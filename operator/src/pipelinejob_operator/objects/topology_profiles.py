@@ -6,7 +6,7 @@ import structlog
 from pydantic import ValidationError
 
 from pipelinejob.fabric.topology import Profiles
-from pipelinejob.spec.topology_profile import TopologyProfileSpec
+from pipelinejob.spec.network.topology_profile import TopologyProfileSpec
 from pipelinejob_operator.cluster import Object
 
 _log = structlog.get_logger(__name__)

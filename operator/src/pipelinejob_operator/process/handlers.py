@@ -17,7 +17,7 @@ import structlog
 from pipelinejob.base import names
 from pipelinejob_operator.cluster import Key
 from pipelinejob_operator.kube.api import Credentials
-from pipelinejob_operator.kube.informer import Backoff
+from pipelinejob_operator.kube.caching.informer import Backoff
 
 _log = structlog.get_logger(__name__)
 
@@ -112,9 +112,11 @@ class KopfWatch:
             return _connection(await asyncio.wrap_future(asking))
 
         @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
-        async def changed(namespace: str | None, name: str | None, **_: Any) -> None:
-            if namespace and name:
-                backoff.reset()
+        async def changed(type: str | None, namespace: str | None, name: str | None, **_: Any) -> None:  # noqa: A002  # kopf's name
+            backoff.reset()
+            # What kopf lists, as it does whenever its watch ends, is no change: the informer has listed it already, and
+            # a pass over each of ten thousand jobs would take a minute.
+            if type is not None and namespace and name:
                 self._loop.call_soon_threadsafe(self._enqueue, Key(namespace, name))
 
         return registry

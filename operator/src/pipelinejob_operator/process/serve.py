@@ -17,7 +17,8 @@ import structlog
 from pipelinejob_operator.cluster import ClusterError, ConflictError, Key, UnavailableError
 from pipelinejob_operator.controller.reconcile import Controller
 from pipelinejob_operator.kube.api import Api, ConfigurationError, load_configuration
-from pipelinejob_operator.kube.cluster import Hooks, KubeCluster
+from pipelinejob_operator.kube.caching.reactions import Hooks
+from pipelinejob_operator.kube.cluster import KubeCluster
 from pipelinejob_operator.kube.pacing import Pace, on_behalf_of
 from pipelinejob_operator.process import garbage
 from pipelinejob_operator.process import settings as operator_settings

@@ -13,8 +13,9 @@ import yaml
 from pipelinejob.base import names
 from pipelinejob.spec.crds import crd, topology_crd
 
-HEADER = "# Generated from operator/src/pipelinejob/spec/{job,workload,status}.py by `make generate`; do not edit.\n"
-PROFILE_HEADER = "# Generated from operator/src/pipelinejob/spec/topology_profile.py by `make generate`; do not edit.\n"
+_HEADER = "# Generated from operator/src/pipelinejob/spec/{}.py by `make generate`; do not edit.\n"
+HEADER = _HEADER.format("{job,workload,status}")
+PROFILE_HEADER = _HEADER.format("network/topology_profile")
 CRD_FOLDERS = (Path("crds"), Path("charts/pipelinejob-operator/files"))
 REFERENCE_PATH = Path("docs/api.md")
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pipelinejob.base import names
 from pipelinejob.spec.crds import topology_crd
-from pipelinejob.spec.topology_profile import TopologyProfileSpec
+from pipelinejob.spec.network.topology_profile import TopologyProfileSpec
 from pipelinejob_operator.validation.celrules import ABSENT
 from pipelinejob_operator.validation.openapi import read_as_server
 from pipelinejob_operator.validation.validate import METADATA, errors_by, kind_errors, raise_if_any

@@ -14,7 +14,6 @@ pickle, so reading a checkpoint runs no code from it.
 """
 
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,6 +29,7 @@ from safetensors.torch import save_file
 
 from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.base.values import Value
+from pipelinejob_trainer.base.disk import sync, write_atomically, write_durably
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.checkpoint.pieces import Contents
 from pipelinejob_trainer.data.position import TextPosition
@@ -239,7 +239,7 @@ class CheckpointFolder:
 
     def take_over(self, fence: Fence) -> None:
         """Fence off every earlier run."""
-        _write_atomically(self.root / _FENCE, fence.model_dump_json(by_alias=True).encode())
+        write_atomically(self.root / _FENCE, fence.model_dump_json(by_alias=True).encode())
 
     def begin(self, step: int, *, run: str) -> Path:
         """Make the folder in which a checkpoint is assembled; several ranks may call it."""
@@ -329,30 +329,6 @@ def file_digest(path: Path) -> str:
     """Return a file's SHA-256, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    write_durably(temporary, content)
-    temporary.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _apart(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

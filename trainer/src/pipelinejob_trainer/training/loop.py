@@ -29,15 +29,15 @@ from pipelinejob_trainer.runtime.device_memory import peak_bytes
 from pipelinejob_trainer.runtime.recorder import Recorder
 from pipelinejob_trainer.runtime.runtime import StepResult
 from pipelinejob_trainer.training import totals
-from pipelinejob_trainer.training.adapters import BaseCheck, agreed_base
+from pipelinejob_trainer.training.checks.adapters import BaseCheck, agreed_base
+from pipelinejob_trainer.training.checks.parameter_check import ParameterCheck
+from pipelinejob_trainer.training.checks.shape_check import check_shapes
+from pipelinejob_trainer.training.checks.untrained_state import UntrainedState
 from pipelinejob_trainer.training.membership import Membership
 from pipelinejob_trainer.training.not_finite import Decision, NotFinitePolicy, described
-from pipelinejob_trainer.training.parameter_check import ParameterCheck
 from pipelinejob_trainer.training.preparation import Preparation, check, preflighted, telling_errors
 from pipelinejob_trainer.training.saving import Saving
-from pipelinejob_trainer.training.shape_check import check_shapes
 from pipelinejob_trainer.training.totals import Totals
-from pipelinejob_trainer.training.untrained_state import UntrainedState
 from pipelinejob_trainer.training.updates import Updates
 
 

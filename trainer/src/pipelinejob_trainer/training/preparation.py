@@ -20,8 +20,8 @@ from pipelinejob_trainer.optimizers.groups import check_groups
 from pipelinejob_trainer.process.config import Config
 from pipelinejob_trainer.process.output import Output, say
 from pipelinejob_trainer.runtime.rank import Rank, build_rank
-from pipelinejob_trainer.training import preflight
-from pipelinejob_trainer.training.adapters import check_targets
+from pipelinejob_trainer.training.checks import preflight
+from pipelinejob_trainer.training.checks.adapters import check_targets
 from pipelinejob_trainer.training.membership import Membership, choose_device
 from pipelinejob_trainer.training.tracking import Trackers
 

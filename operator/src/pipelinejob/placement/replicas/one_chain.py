@@ -15,7 +15,7 @@ from pipelinejob.placement.goal import Goal
 from pipelinejob.placement.prices import Path, Prices, crossing_prices
 from pipelinejob.placement.replicas.layout_costs import LayoutCosts, Tally
 from pipelinejob.placement.uniform_chain.placer import UniformChain
-from pipelinejob.spec.objective import Objective
+from pipelinejob.spec.network.objective import Objective
 
 Replicas = tuple[tuple[Path, ...], ...]
 

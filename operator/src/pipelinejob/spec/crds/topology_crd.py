@@ -2,8 +2,8 @@
 
 from pipelinejob.base import names
 from pipelinejob.spec.crds.crd_schema import AGE, Column, Schema, definition, root, structural_schema
+from pipelinejob.spec.network.topology_profile import TopologyProfileSpec
 from pipelinejob.spec.rules import Rule
-from pipelinejob.spec.topology_profile import TopologyProfileSpec
 
 NAME_LIMIT = 63  # of `spec.topology.profile` in a job
 

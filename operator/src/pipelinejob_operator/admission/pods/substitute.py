@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipelinejob.fabric.topology import Topology
-from pipelinejob.spec.topology import TopologyScope
+from pipelinejob.spec.network.topology import TopologyScope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,6 +97,8 @@ def described(said: Said) -> str:
 
 
 def _read(folder: Path) -> Mapping[str, Any]:
+    # A stage reads the same file, and says what is wrong in its own words (the trainer's `models/huggingface/files/
+    # folder.py`): the two packages never import each other, and the core reads no files.
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "there is no such folder on this machine"
         raise ModelFolderError(

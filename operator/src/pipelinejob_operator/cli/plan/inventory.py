@@ -15,7 +15,7 @@ from pipelinejob.fabric.topology import NodeInfo, Topology
 from pipelinejob.placement.capacity import Demand
 from pipelinejob.siting.site import Site
 from pipelinejob.spec.job import Device, PipelineJobSpec
-from pipelinejob.spec.topology_profile import TopologyProfileSpec
+from pipelinejob.spec.network.topology_profile import TopologyProfileSpec
 from pipelinejob_operator.admission.capacity import Promise, free_room, promise_of, standing_room
 from pipelinejob_operator.admission.choosing import Chooser, node_infos
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods

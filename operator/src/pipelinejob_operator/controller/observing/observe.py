@@ -1,6 +1,7 @@
 """What one pass sees: the job, its pods and the nodes at one moment, read once, parsed, and not looked at again."""
 
 import asyncio
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Observed:
     """One moment of one job."""
 
     job: Job
+    secret: str  # drawn for this moment alone: what is made by it nobody else can guess
     errors: tuple[SpecError, ...] = ()
     pods: tuple[StagePod, ...] = ()  # of every attempt
     plan_attempt: int | None = None  # of the config map that stands; None if there is none
@@ -85,7 +87,10 @@ def observe(
     read: StagePods,
     asker: Job | None = None,
 ) -> Observed:
-    """Read everything about a job, as it is stored, that a decision may need; all from caches."""
+    """Read everything about a job, as it is stored, that a decision may need; all from caches.
+
+    Decisions are pure, so what they need at random is drawn here, too.
+    """
     kueue = cluster.kueue(job.key)
     job, quota = read_admitted(cluster, job, errors, settings)
     ranks = {stage.pod: Rank(stage.replica, stage.stage) for stage in job.status.stages}
@@ -95,6 +100,7 @@ def observe(
     nodes = {name: cluster.node(name) for name in _used(pods)}
     return Observed(
         job=job,
+        secret=secrets.token_urlsafe(24),
         errors=tuple(errors),
         pods=pods,
         plan_attempt=plan_attempt(furniture),

@@ -12,12 +12,12 @@ from pipelinejob.base import names
 from pipelinejob.contract.incarnation import Incarnation
 from pipelinejob.search.found import title
 from pipelinejob.spec.chosen import Chosen
-from pipelinejob.spec.failure_policy import FailurePolicy
+from pipelinejob.spec.running.failure_policy import FailurePolicy
 from pipelinejob.spec.status import ConditionType, PipelineJobStatus, State
 from pipelinejob_operator.admission.line.queueing import BLOCKS_NOBODY, PREEMPTED
 from pipelinejob_operator.cluster import Event
-from pipelinejob_operator.controller.turns.budget import within
-from pipelinejob_operator.controller.turns.failures import Cause, describe
+from pipelinejob_operator.controller.turns.failing.budget import within
+from pipelinejob_operator.controller.turns.failing.failures import Cause, describe
 from pipelinejob_operator.controller.turns.measurements import progress_share, without_nodes
 from pipelinejob_operator.objects.conditions import Fact, with_facts
 from pipelinejob_operator.objects.job import Job, condition, format_time

@@ -4,16 +4,24 @@ It is made with the pod and stands nowhere else, so no right is needed beyond th
 restarted reads it again. Who may read the namespace's pods may read it: who only reaches a pod's port may not.
 """
 
-import secrets
+import hashlib
+from typing import Final
 
 from pipelinejob.base import names
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.making.pod_template import merge
 
+_DIGITS: Final = 48  # in base 16: 192 bits
 
-def with_token(pod: Object) -> dict[str, object]:
-    """Return a pod that is to be made, with a token that no other has."""
-    variable = {"name": names.ENV_TOKEN, "value": secrets.token_urlsafe(24)}
+
+def derived(secret: str, purpose: str) -> str:
+    """Return the word for one purpose that follows from a secret; it tells nothing of the secret, or of other words."""
+    return hashlib.sha256(f"{purpose} {secret}".encode()).hexdigest()[:_DIGITS]
+
+
+def with_token(pod: Object, secret: str) -> dict[str, object]:
+    """Return a pod that is to be made, with a token of its own."""
+    variable = {"name": names.ENV_TOKEN, "value": derived(secret, f"pod {pod['metadata']['name']}")}
     return merge(pod, {"spec": {"containers": [{"name": names.CONTAINER_TRAINER, "env": [variable]}]}})
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelinejob.base import names
-from pipelinejob.spec.scheduling import Provisioning
+from pipelinejob.spec.running.scheduling import Provisioning
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import Job
 from pipelinejob_operator.objects.making.manifests import owner_reference

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelinejob_trainer.base.disk import sync, write_atomically
 from pipelinejob_trainer.data.prepare.errors import FolderError
 from pipelinejob_trainer.data.tokens.index import BLOCK_BYTES, ShardRecord
 from pipelinejob_trainer.data.tokens.shard import sections
@@ -67,7 +68,7 @@ class ShardWriter:
                 os.fsync(file.fileno())
             sha256, crc32 = _checksums(self._scratch)
             self._scratch.replace(target)
-            sync_folder(target.parent)
+            sync(target.parent)
         except OSError as error:
             raise cannot_write(target, error) from error
         return ShardRecord(
@@ -93,23 +94,9 @@ def write_whole(file: Path, content: str, *, scratch: Path) -> None:
     Raises FolderError.
     """
     try:
-        with scratch.open("w", encoding="utf-8") as opened:
-            opened.write(content)
-            opened.flush()
-            os.fsync(opened.fileno())
-        scratch.replace(file)
-        sync_folder(file.parent)
+        write_atomically(file, content.encode(), scratch=scratch)
     except OSError as error:
         raise cannot_write(file, error) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlive the machine."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def cannot_write(file: Path, error: OSError) -> FolderError:

@@ -1,0 +1,276 @@
+"""Recovery in place: a lost rank's pod alone is replaced, and the gang meets anew. Whom to replace, when to tell whom.
+
+The ranks say in `/progress` that they wait to be told who meets, and whom they lost. The number of a meeting is stored
+in the status before anybody is told of it, and no number is told twice: a pass that dies in between gives a new one,
+and a rank that hears of a newer number takes part in no older.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipelinejob.contract.incarnation import Incarnation, Member
+from pipelinejob.contract.progress import ExitCode, Progress
+from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob.spec.status import ConditionType, LostRank, PipelineJobStatus, RecoveryStatus, StageStatus, State
+from pipelinejob_operator.admission.pods.substitute import Place
+from pipelinejob_operator.controller.observing.observe import Observed
+from pipelinejob_operator.controller.turns.failing.budget import within
+from pipelinejob_operator.controller.turns.failing.failures import Cause, Verdict, describe, judge
+from pipelinejob_operator.controller.turns.transitions import Turn
+from pipelinejob_operator.objects.conditions import Fact
+from pipelinejob_operator.objects.controller_settings import ControllerSettings
+from pipelinejob_operator.objects.job import Rank, format_time, parse_time
+from pipelinejob_operator.objects.making.tokens import derived
+from pipelinejob_operator.objects.pods import Outcome, StagePod
+
+_ALL_STOP = frozenset({ExitCode.PEER_LOST, ExitCode.STOPPED})  # of a stage whose peers stop as well
+NOT_REPLACED = "NotReplaced"
+LOOK_S = 0.25  # while a gang comes together: its stages are asked, no event tells
+WATCH_S = 1.0  # while it trains: a stage that is silent is told of by the others only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """The ranks and pods that a failure is looked for among: not those that are known to be lost."""
+
+    ranks: tuple[Rank, ...]
+    pods: Mapping[Rank, StagePod]
+
+
+def recovery_of(status: PipelineJobStatus) -> RecoveryStatus:
+    """Return what the status says of recovery in place."""
+    return status.recovery or RecoveryStatus()
+
+
+def is_on(spec: PipelineJobSpec) -> bool:
+    """Tell whether lost stages are replaced in place."""
+    return spec.recovery.in_place
+
+
+def tell_of_spares(turn: Turn, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
+    """Say of a job that asks for warm spares that none are kept here."""
+    count = spec.recovery.spares
+    if not (is_on(spec) and count) or settings.keeps_spares:
+        return turn
+    message = (
+        f"spec.recovery.spares: {count} is kept by `pipelinejob run` alone: on a cluster a replacement starts cold, "
+        "and the others wait for that; leave it 0"
+    )
+    return turn.told("NoSpares", message, warning=True)
+
+
+def expected(ranks: Sequence[Rank], current: Mapping[Rank, StagePod], status: PipelineJobStatus) -> Expected:
+    """Leave out pods that are being replaced, and ranks whose next pod is not there yet."""
+    replacing = _replacing(status)
+    pods = {rank: pod for rank, pod in current.items() if not _is_old(pod, replacing.get(rank))}
+    return Expected(ranks=tuple(rank for rank in ranks if rank in pods or rank not in replacing), pods=pods)
+
+
+def old_pods(pods: Sequence[StagePod], status: PipelineJobStatus) -> tuple[StagePod, ...]:
+    """Return the pods that are to go."""
+    replacing = _replacing(status)
+    return tuple(pod for pod in pods if _is_old(pod, replacing.get(pod.rank)))
+
+
+def missing_ranks(pods: Sequence[StagePod], status: PipelineJobStatus) -> tuple[Rank, ...]:
+    """Return the ranks whose pod is gone and is to be made anew."""
+    present = {pod.rank for pod in pods}
+    return tuple(rank for rank in sorted(_replacing(status)) if rank not in present)
+
+
+def was_stopped(seen: Expected) -> bool:
+    """Tell whether all that ended were told to, so that none has failed; the pod that was told first may be gone."""
+    return {pod.ending and pod.ending.exit_code for pod in _failed(seen)} == {ExitCode.STOPPED}
+
+
+def find_silent(observed: Observed, current: Mapping[Rank, StagePod], status: PipelineJobStatus) -> Cause | None:
+    """Look for a rank that others have lost and that does not answer, though its pod seems to run.
+
+    A replacement that does not answer either, on a node that has fallen silent, is lost with that node.
+    """
+    answers = {Rank(each.replica, each.stage): each for each in observed.accounts}
+    told = {Rank(lost.replica, lost.stage): lost.why for each in observed.accounts for lost in each.lost}
+    for rank in sorted(_replacing(status)):
+        pod = current.get(rank)
+        if pod is not None and rank not in answers and _node_of(rank, status) in observed.silent_nodes:
+            message = f"its node {_node_of(rank, status)} is gone or not ready"
+            return Cause(rank=rank, pod=pod.name, reason="NodeLost", message=message, is_disruption=True)
+    for rank, why in sorted(told.items()):
+        pod = current.get(rank)
+        if pod is None or rank in answers or rank in _replacing(status) or pod.outcome is not None:
+            continue
+        return Cause(rank=rank, pod=pod.name, reason="Silent", message=why, is_disruption=True)
+    return None
+
+
+def replace_lost(turn: Turn, cause: Cause, observed: Observed, seen: Expected, spec: PipelineJobSpec) -> Turn | str:
+    """Replace what is lost, in place; or say why the whole gang has to restart. '' if recovery in place is off."""
+    if not is_on(spec):
+        return ""
+    recovery = recovery_of(turn.status)
+    lost = _lost(cause, seen)
+    failure = f"{cause.rank.replica}/{cause.rank.stage} at {_step(observed, turn.status)}"
+    why_not = _why_not(turn, cause, observed, seen, spec, lost=lost, failure=failure)
+    if why_not:
+        return why_not
+    places = observed.places([*lost])
+    if len(places) < len(lost):
+        homeless = ", ".join(_name(rank, turn.status) for rank in lost if rank not in places)
+        return f"no node has room for {homeless} now"
+    moves = _moves(places, turn.status)
+    now = format_time(turn.now)
+    entries = (LostRank(replica=rank.replica, stage=rank.stage, uid=uid) for rank, uid in lost.items())
+    kept = tuple(each for each in recovery.replacing if Rank(each.replica, each.stage) not in lost)
+    recovery = recovery.model_copy(
+        update={
+            "replacing": (*kept, *entries),
+            "since": recovery.since or now,
+            "replacements": recovery.replacements + len(lost),
+            "replacement_times": (
+                *within(recovery.replacement_times, spec.recovery.replacement_window_seconds, turn.now),
+                *(now for _ in lost),
+            ),
+            "last_failure": recovery.last_failure if cause.is_disruption else failure,
+        }
+    )
+    pods = ", ".join(_name(rank, turn.status) for rank in lost)
+    num_kept = len(observed.job.ranks) - len(lost)
+    others = "1 stage keeps its process" if num_kept == 1 else f"{num_kept} stages keep their processes"
+    message = f"{describe(cause)}; only {pods} is replaced{moves}, and the others wait with what they hold in memory"
+    turn = turn.having(recovery=recovery, stages=_counted(turn.status, places))
+    turn = turn.finding(State.STARTING, {ConditionType.READY: Fact(False, "Replacing", message)})
+    return turn.told("StageFailed", describe(cause), warning=True).told(
+        "Replacing",
+        f"Only {pods} is replaced{moves}; {others}",
+    )
+
+
+def meet(turn: Turn, observed: Observed) -> Turn:
+    """Tell all who meets, once all wait for that."""
+    accounts = _of_attempt(observed, turn.status)
+    recovery, pods = recovery_of(turn.status), expected((), observed.current, turn.status).pods
+    stay = {rank for rank, pod in pods.items() if not pod.is_terminating}
+    if not observed.job.ranks or not all(rank in stay and _waits(accounts.get(rank)) for rank in observed.job.ranks):
+        is_quiet = recovery.since is None and not any(_waits(each) for each in accounts.values())
+        return replace(turn, look_again_s=WATCH_S if is_quiet and recovery.incarnation else LOOK_S)
+    number = max(recovery.incarnation, *(each.incarnation for each in accounts.values())) + 1
+    incarnation = Incarnation(
+        number=number,
+        attempt=turn.status.attempt,
+        members=tuple(_member(rank, observed.current[rank], accounts[rank]) for rank in observed.job.ranks),
+        key=derived(observed.secret, "meeting"),
+    )
+    if recovery.since is not None:
+        waited_s = (turn.now - parse_time(recovery.since)).total_seconds()
+        turn = turn.told("Recovered", f"The gang meets again, as incarnation {number}, {waited_s:.0f} s after the loss")
+    recovery = recovery.model_copy(update={"incarnation": number, "replacing": (), "since": None})
+    return replace(turn.having(recovery=recovery), meets=incarnation, look_again_s=LOOK_S)
+
+
+def overdue(turn: Turn, spec: PipelineJobSpec) -> Cause | None:
+    """Return the cause of the gang's end if a replacement has not come in time."""
+    recovery = recovery_of(turn.status)
+    if recovery.since is None or not recovery.replacing:
+        return None
+    if (turn.now - parse_time(recovery.since)).total_seconds() < spec.recovery.wait_seconds:
+        return None
+    rank = Rank(recovery.replacing[0].replica, recovery.replacing[0].stage)
+    message = f"its replacement did not come within {spec.recovery.wait_seconds} s, spec.recovery.waitSeconds"
+    return Cause(rank=rank, pod=_name(rank, turn.status), reason=NOT_REPLACED, message=message)
+
+
+def _why_not(
+    turn: Turn,
+    cause: Cause,
+    observed: Observed,
+    seen: Expected,
+    spec: PipelineJobSpec,
+    *,
+    lost: Mapping[Rank, str],
+    failure: str,
+) -> str:
+    recovery, limit = recovery_of(turn.status), spec.recovery
+    codes = {pod.ending.exit_code for pod in _failed(seen) if pod.ending}
+    times = within(recovery.replacement_times, limit.replacement_window_seconds, turn.now)
+    reasons = {
+        "its failure is final": judge(cause, spec.failure_policy, restarts=0) is Verdict.FAIL,
+        "its replacement is late": cause.reason == NOT_REPLACED,
+        "the gang had not met yet": not recovery.incarnation,
+        "a stage has completed already": any(pod.outcome is Outcome.SUCCEEDED for pod in seen.pods.values()),
+        "its peers stop as well": bool(codes & _ALL_STOP),
+        "no stage is left that could go on": len(lost) >= len(observed.job.ranks),
+        "it failed at this step before, so another try in place would end the same": (
+            not cause.is_disruption and recovery.last_failure == failure
+        ),
+        f"no replacement is left of spec.recovery.maxReplacements: {limit.max_replacements} within"
+        f" {limit.replacement_window_seconds} s": len(times) + len(lost) > limit.max_replacements,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _failed(seen: Expected) -> Iterator[StagePod]:
+    return (pod for pod in seen.pods.values() if pod.outcome is Outcome.FAILED)
+
+
+def _lost(cause: Cause, seen: Expected) -> dict[Rank, str]:
+    """Return the ranks that are lost, with the uids of their pods."""
+    gone = {rank for rank in seen.ranks if rank not in seen.pods}
+    ended = {rank for rank, pod in seen.pods.items() if pod.outcome is Outcome.FAILED or pod.is_terminating}
+    ranks = sorted(gone | ended | {cause.rank})
+    return {rank: (seen.pods[rank].reference.uid if rank in seen.pods else "") for rank in ranks}
+
+
+def _replacing(status: PipelineJobStatus) -> dict[Rank, LostRank]:
+    return {Rank(each.replica, each.stage): each for each in recovery_of(status).replacing}
+
+
+def _is_old(pod: StagePod, lost: LostRank | None) -> bool:
+    return lost is not None and pod.reference.uid == lost.uid
+
+
+def _step(observed: Observed, status: PipelineJobStatus) -> int:
+    return max((each.step for each in observed.accounts), default=status.step or 0)
+
+
+def _counted(status: PipelineJobStatus, places: Mapping[Rank, Place]) -> tuple[StageStatus, ...]:
+    """Count a restart of each of these ranks, and write where it goes."""
+
+    def changed(each: StageStatus, place: Place | None) -> StageStatus:
+        if place is None:
+            return each
+        path = each.path if each.node == place.node else "/".join(place.path[:-1])
+        update = {"restarts": each.restarts + 1, "ready": False, "node": place.node, "path": path}
+        return each.model_copy(update=update)
+
+    return tuple(changed(each, places.get(Rank(each.replica, each.stage))) for each in status.stages)
+
+
+def _moves(places: Mapping[Rank, Place], status: PipelineJobStatus) -> str:
+    moved = [
+        f"{place.node} instead of {before}"
+        for rank, place in sorted(places.items())
+        if place.node != (before := _node_of(rank, status))
+    ]
+    return f" (on {', '.join(moved)})" if moved else ""
+
+
+def _node_of(rank: Rank, status: PipelineJobStatus) -> str | None:
+    return next((each.node for each in status.stages if (each.replica, each.stage) == rank), None)
+
+
+def _name(rank: Rank, status: PipelineJobStatus) -> str:
+    return next((each.pod for each in status.stages if (each.replica, each.stage) == rank), str(rank))
+
+
+def _of_attempt(observed: Observed, status: PipelineJobStatus) -> dict[Rank, Progress]:
+    return {Rank(each.replica, each.stage): each for each in observed.accounts if each.attempt == status.attempt}
+
+
+def _waits(account: Progress | None) -> bool:
+    return account is not None and account.awaits_incarnation and account.control_port is not None
+
+
+def _member(rank: Rank, pod: StagePod, account: Progress) -> Member:
+    address = str((pod.raw.get("status") or {}).get("podIP") or "")
+    host = f"[{address}]" if ":" in address else address
+    return Member(replica=rank.replica, stage=rank.stage, address=f"{host}:{account.control_port}")
