@@ -178,6 +178,9 @@ class StageStatus(Value):
     ] = None
     ready: Annotated[bool, Field(description="Whether its trainer answers and trains.")] = False
     restarts: Annotated[Count, Field(description="How often its own failure made the gang restart.")] = 0
+    restarts_when_well: Annotated[
+        Count | None, Field(description="Of a stage that serves: its container's restarts when it was last well.")
+    ] = None
     step: Annotated[Count | None, Field(description="Optimiser steps it has completed.")] = None
     utilization: Annotated[Short | None, Field(description="Share of its time spent computing, of late.")] = None
     bubble: Annotated[Short | None, Field(description="Share of the schedule's time spent waiting, of late.")] = None

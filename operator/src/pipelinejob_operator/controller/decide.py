@@ -32,7 +32,7 @@ from pipelinejob_operator.controller.looking_again import (
 )
 from pipelinejob_operator.controller.observing.observe import Observed
 from pipelinejob_operator.controller.turns import remedies, stragglers, transitions
-from pipelinejob_operator.controller.turns.failing import replacing
+from pipelinejob_operator.controller.turns.failing import crashing, replacing
 from pipelinejob_operator.controller.turns.failing.failures import (
     Broken,
     Cause,
@@ -244,6 +244,10 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
         hang = find_hang(observed.accounts or observed.progress, seen.pods, attempt=turn.status.attempt)
         broken = None if hang is None else Broken(cause=hang)
     if broken is None:
+        turn = turn.having(stages=crashing.with_well_stages(turn.status, current, turn.now).stages)
+        stage = crashing.find_crashing(turn.status, current)
+        if stage is not None and observed.asker is None:
+            return replace(crashing.tell(turn, stage, spec.failure_policy), look_again_s=settings.progress_interval_s)
         return _watch(turn, observed, spec, done, settings)
     if broken.cause is None:
         turn = replace(turn, look_again_s=SOON_S)

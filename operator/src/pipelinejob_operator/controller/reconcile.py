@@ -23,6 +23,7 @@ from pipelinejob_operator.controller.admission.admission_loop import AdmissionLo
 from pipelinejob_operator.controller.admission.admitting import ask_admission, learn_from, not_let_in
 from pipelinejob_operator.controller.applying import Applier
 from pipelinejob_operator.controller.beside_loop import beside_the_loop
+from pipelinejob_operator.controller.chains.services import Services
 from pipelinejob_operator.controller.costs import Costs, ProfileSource
 from pipelinejob_operator.controller.decide import Decision, Refusal, complete, decide, refused
 from pipelinejob_operator.controller.observing.memo import Lately, PerGeneration, PerVersion, StagePods
@@ -110,6 +111,7 @@ class Controller:
         )
 
         self._shaper = Shaper(self._planner, self.admissions)
+        self._services = Services(cluster, settings=settings, statuses=self._statuses, errors=self._errors, clock=clock)
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring the job closer to its spec.
@@ -117,6 +119,9 @@ class Controller:
         Returns the seconds after which it wants to be called again, None if only an event can change anything. Raises
         ClusterError when a write failed; the caller retries with back-off.
         """
+        known = self._job(key)
+        if known is not None and known.is_service:
+            return await self._services.reconcile(known)
         await self._look_at_costs(key)
         if not await self._is_chosen(key):
             return self._settings.waiting_retry_s
