@@ -1,6 +1,7 @@
 """Three dimensions against one: jobs of pipeline x tensor x data ranks, and how close they come to a single process.
 
     PYTHONPATH=operator/src:trainer/src:tests python tests/dimensions.py     # all shapes and schedules, minutes
+    PYTHONPATH=operator/src:trainer/src:tests python tests/dimensions.py full # shapes that shard so
 
 What is compared are the losses of all steps, and all parameters after the last.
 """
@@ -178,8 +179,11 @@ def main() -> int:
     text = folder / "text"
     text.write_bytes(bytes((i * i * 31 + i // 7) % 256 for i in range(20_000)))
     shapes = [Shape(*degrees) for degrees in product((1, 2), repeat=3)]
-    shapes += [Shape(*shape[:3], Sharding.OPTIMIZER) for shape in shapes if shape.data > 1] + [Shape(4)]
+    sharded = [shape for shape in shapes if shape.data > 1]
+    shapes += [Shape(*shape[:3], each) for each in (Sharding.OPTIMIZER, Sharding.FULL) for shape in sharded]
+    shapes += [Shape(4)]
     shapes += [Shape(*shape[:4], sequence_parallel=True) for shape in shapes if shape.tensor > 1]
+    shapes = [shape for shape in shapes if shape.sharding in (sys.argv[1:] or list(Sharding))]
     schedules = (
         ScheduleName.GPIPE,
         ScheduleName.ONE_F_ONE_B,

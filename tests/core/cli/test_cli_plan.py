@@ -148,6 +148,21 @@ def test_the_parts_of_a_stages_memory_add_up_to_it(call) -> None:
     assert all(part > 0 for rank in told["stages"] for part in rank["memory"].values())
 
 
+def test_a_plan_says_what_replicas_share_and_what_of_it_a_rank_holds(call, manifest) -> None:
+    degrees = {"pipeline": 4, "data": 2}
+    whole = json.loads(call("plan", manifest(parallelism=degrees), "-o", "json").out)["stages"][1]["memory"]
+
+    result = call("plan", manifest(parallelism=degrees | {"sharding": "full"}))
+    shared = json.loads(call("plan", manifest(parallelism=degrees | {"sharding": "full"}), "-o", "json").out)
+
+    assert "4 stages x 2 replicas, which share parameters and the optimizer's state, 1F1B" in result.out
+    held = shared["stages"][1]["memory"]
+    assert held["parametersBytes"] == whole["parametersBytes"] / 2
+    assert held["optimizerBytes"] == whole["optimizerBytes"] / 2
+    assert held["gradientsBytes"] == whole["gradientsBytes"]
+    assert held["activationsBytes"] > whole["activationsBytes"]  # two layers at a time are among them
+
+
 def test_a_plan_as_yaml_reads_as_the_same(call) -> None:
     as_json, as_yaml = call("plan", EXAMPLE, "-o", "json"), call("plan", EXAMPLE, "-o", "yaml")
 

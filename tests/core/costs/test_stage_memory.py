@@ -70,6 +70,12 @@ def test_an_optimizer_without_state_and_frozen_parameters_take_none():
     assert one.state_bytes == 160
 
 
+def test_of_sharded_parameters_a_share_is_held_and_what_is_gathered_at_a_time():
+    one = layer(parameter_bytes=100, activation_bytes=70)
+
+    assert peak([F(0), B(0), F(1), B(1)], one, weight_bytes=50 + 100, optimizer_bytes=100) == 150 + 100 + 100 + 70
+
+
 def test_further_weight_versions_are_of_what_is_trained():
     one = layer(parameter_bytes=60, frozen_bytes=40, optimizer_bytes=120, activation_bytes=70)
     versions = {"optimizer_bytes": 120, "num_versions": 3, "is_asynchronous": True}

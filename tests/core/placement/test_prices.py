@@ -23,12 +23,12 @@ SLOW = LinkKind(name="slow", latency_s=1e-4, bytes_per_s=2e9)
 NETWORK = Network(levels=("pod", "leaf", "node"), links=(SLOW, PORT, PORT, FAST))
 
 
-def planned(pipeline, *, data=1, schedule="1F1B", micro_batches=None):
+def planned(pipeline, *, data=1, schedule="1F1B", micro_batches=None, sharding="none"):
     spec = PipelineJobSpec.model_validate(
         {
             "model": {"gpt": {"numLayers": 30, "hiddenSize": 4096, "numHeads": 32}},
             "data": {"corpus": "python-stdlib", "sequenceLength": 2048},
-            "parallelism": {"pipeline": pipeline, "data": data},
+            "parallelism": {"pipeline": pipeline, "data": data, "sharding": sharding},
             "schedule": {"name": schedule, "microBatches": micro_batches or 4 * pipeline, "microBatchSize": 1},
             "training": {"steps": 1, "precision": "bf16"},
         }
@@ -67,8 +67,9 @@ def test_a_boundarys_price_is_what_the_simulator_says_of_it(schedule, boundary):
     assert prices.chain[boundary][0] == pytest.approx(longer)
 
 
-def test_a_rings_price_is_what_the_simulator_says_of_it():
-    plan, profile = planned(4, data=4)
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_a_rings_price_is_what_the_simulator_says_of_it(sharding):
+    plan, profile = planned(4, data=4, sharding=sharding)
     prices = prices_of(plan, profile, NETWORK)
     links = closest(4, 4)
 

@@ -49,6 +49,47 @@ def cuts(plan):
 EIGHT_LAYERS = [layer()] * 8
 
 
+def sharded(sharding, *layers, schedule="1F1B", **others):
+    degrees = {"parallelism": {"pipeline": 2, "data": 2, "sharding": sharding}}
+    return plan_of(spec(micro_batches=4, schedule=schedule, **degrees), profile(*layers, **others))
+
+
+def test_of_parameters_that_replicas_share_a_plan_holds_half_and_two_layers():
+    layers = [layer(), layer(parameter_bytes=300), *EIGHT_LAYERS[2:]]
+
+    alone, shared = (sharded(each, *layers).stages[0] for each in ("optimizer", "full"))
+
+    assert (alone.weight_bytes, shared.weight_bytes) == (None, 300)
+    assert shared.parameter_bytes == alone.parameter_bytes == 600
+    assert shared.memory_bytes - alone.memory_bytes == 300 + 400 - 600
+
+
+@pytest.mark.parametrize(
+    ("schedule", "later_s"),
+    [
+        ("1F1B", 4 * (9 + 2)),  # a whole pass back works 2 s a layer, which hides all but the first
+        ("ZB-H1", 4 * (9 + 8 + 9)),  # the first half goes back to the output of the model's first layer
+    ],
+)
+def test_passes_wait_for_layers_that_are_gathered(schedule, later_s):
+    """Of 100 bytes of a layer 50 are on their way for 2 s, from when the layer before begins, which works for 1 s."""
+    degrees = {"pipeline": 1, "data": 2}
+    slow = profile(*EIGHT_LAYERS, link_bytes_per_s=25.0)
+
+    none, full = (
+        plan_of(spec(micro_batches=4, schedule=schedule, parallelism=degrees | {"sharding": each}), slow)
+        for each in ("none", "full")
+    )
+
+    only_scattered_s = 800 / 25 / 2  # what else were gathered behind the update is gathered by passes
+    assert full.prediction.step_s == pytest.approx(none.prediction.step_s + later_s - only_scattered_s)
+
+
+def test_what_full_does_not_go_with_is_not_planned():
+    with pytest.raises(SpecError, match="on two ranks of a pipeline"):
+        sharded("full", *EIGHT_LAYERS, schedule="DualPipe")
+
+
 def test_a_balanced_plan_promises_what_can_be_worked_out_by_hand():
     plan = plan_of(spec(), profile(*EIGHT_LAYERS))
 

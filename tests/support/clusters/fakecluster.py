@@ -254,6 +254,10 @@ class FakeCluster:
         more = {"containerStatuses": containers} | status
         self._put(pod | {"status": {"phase": phase, "conditions": conditions} | more})
 
+    def cordon(self, name):
+        node = self.objects["Node", "", name]
+        self._put(node | {"spec": node.get("spec", {}) | {"unschedulable": True}})
+
     def lose_node(self, name):
         node = self.objects["Node", "", name]
         conditions = [{"type": "Ready", "status": "Unknown"}]

@@ -21,6 +21,7 @@ class Bad:
     others: tuple[str, ...] = field(default=())  # further paths that are rightly complained about
 
 
+_SHARED = {"pipeline": 4, "data": 2, "sharding": "full"}
 _ASYNCHRONOUS = {"spec.schedule.name": "PipeDream", "spec.training.clipNorm": 0}
 
 
@@ -145,6 +146,9 @@ RULES = [
         "4 entries for 4 stages times 2 stretches of layers each; give one for each"),
     Bad("a partition that no route of auto has", {"spec.schedule.name": "auto", "spec.partition.layers": [2, 2, 2, 2, 2]}, "spec.partition.layers",
         "5 entries are no multiple of 4 stages"),
+    Bad("parameters of own layers that replicas share", own_model() | {"spec.parallelism": _SHARED}, "spec.parallelism.sharding", "use optimizer, or a built-in or Hugging Face model"),
+    Bad("parameters beside adapters that replicas share", {"spec.parallelism": _SHARED, "spec.training.lora": {"targets": ["all"]}}, "spec.parallelism.sharding", "of adapters the model that they stand beside is not"),
+    Bad("parameters that two ranks of a pipeline need at different times", {"spec.schedule.name": "DualPipe", "spec.parallelism": _SHARED}, "spec.parallelism.sharding", "DualPipe updates within a step, or holds each stage on two ranks"),
     Bad("both ends of three stages", {"spec.schedule.name": "DualPipe", "spec.parallelism.pipeline": 3}, "spec.parallelism.pipeline",
         "DualPipe runs from both ends and needs an even number of stages, not 3"),
     Bad("a batch that leaves a micro-batch empty", {"spec.schedule.batchSize": 28}, "spec.schedule.batchSize",

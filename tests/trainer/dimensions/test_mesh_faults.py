@@ -10,7 +10,7 @@ from pathlib import Path
 from dimensions import Shape, job
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import ExitCode
-from pipelinejob.spec.job import Data, DecoderModel, Model
+from pipelinejob.spec.job import Data, DecoderModel, Model, Sharding
 from support.local.processes import wait_until
 from support.training.gangs import Gang, plan
 from support.training.loops import ranks_of_plans
@@ -55,6 +55,26 @@ def test_a_tensor_rank_that_hangs_in_a_collective_is_named(text: Path, make: Cal
     assert words.reason == "TensorRankSilent"
     assert words.message.startswith("tensor rank 0 was silent")
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), "no rank is left behind")
+
+
+def test_a_replica_that_is_killed_ends_the_one_that_gathers_layers_with_it(
+    text: Path, make: Callable[[Plan], Gang]
+) -> None:
+    alone = plan(
+        4,
+        replicas=2,
+        data=Data(paths=(str(text),), sequence_length=16),
+        training={"steps": 1_000_000},
+        checkpoint={"interval_steps": 0},
+    )
+    degrees = alone.parallelism.model_copy(update={"sharding": Sharding.FULL})
+    gang = make(alone.model_copy(update={"parallelism": degrees}))
+    gang.wait_for_step(2)
+
+    gang.signal("job-r1-s0", signal.SIGKILL)
+
+    assert gang.wait() == {"job-r0-s0": ExitCode.PEER_LOST, "job-r1-s0": 137}
+    assert gang.termination("job-r0-s0").reason == "PeerLost"
 
 
 def test_ranks_that_disagree_on_a_shape_are_refused_by_its_name(text: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dimensions import ONE, Shape, difference, folder_of, job
 from pipelinejob.models.counts import Batch, count
 from pipelinejob.planning.dimensions import unrunnable
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.job import Data, Model, Parallelism, Precision, Training
+from pipelinejob.spec.job import Data, Model, Parallelism, Precision, Sharding, Training
 from pipelinejob.spec.workload import HuggingFaceModel
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.nesting import Passed
@@ -61,14 +61,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(root: Path) -> dict[str, tuple[Run, Run]]:
-    """Train each family in one process, and in four, two of which share each layer; these check themselves first."""
+    """Train each family in one process, and in four, two of which share each layer; these check themselves first.
+
+    Of one, four are two replicas that shard its layers, the embedding and the head on one rank of each.
+    """
     models = [folder_of(kind, root) for kind in KINDS]
     alone = train(*(job(root / "text", model, ONE) for model in models), folder=root / "alone")
     shared = [job(root / "text", model, Shape(2, 2), ScheduleName.ZB_H1) for model in models]
-    return dict(zip(KINDS, zip(train(*shared, folder=root / "together"), alone, strict=True), strict=True))
+    sharded = job(root / "text", models[0], Shape(2, 1, 2, Sharding.FULL), ScheduleName.ZB_V)
+    together = train(*shared, sharded, folder=root / "together")
+    return dict(zip((*KINDS, "llama, sharded"), zip(together, (*alone, alone[0]), strict=True), strict=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "llama, sharded"])
 def test_ranks_train_what_a_single_process_does(kind: str, runs: dict[str, tuple[Run, Run]]) -> None:
     found = difference(*runs[kind])
     assert found.is_small, found

@@ -48,6 +48,7 @@ class StagePlan(Value):
     optimizer_s: float = 0.0  # each update
     output_bytes: int  # sent to other ranks on the way forward, each micro-batch
     parameter_bytes: int  # fp32 parameters
+    weight_bytes: int | None = None  # of those that are trained, what is held between passes; None: all
     gradient_bytes: int | None = None  # of those that are trained; None: of all
     optimizer_bytes: int | None = None  # the optimiser's state; None: two moments of each
     memory_bytes: int  # predicted peak: parameters, gradients, optimiser state, activations in flight

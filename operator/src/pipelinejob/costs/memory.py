@@ -72,6 +72,7 @@ def peak_bytes(
     stages: Sequence[StageBytes],
     *,
     parameter_bytes: int,
+    weight_bytes: int | None = None,
     optimizer_bytes: int | None = None,
     num_versions: int,
     recomputes: bool,
@@ -80,11 +81,11 @@ def peak_bytes(
     """Return the most that is held while a rank's actions, each with its stage, are played.
 
     An asynchronous schedule updates within the step, with activations held and gradients always there; each of its
-    micro-batches keeps copies in bf16 of its own, of the weights that it met. Unset, gradients are as large as
-    parameters, and the optimiser's state twice as large.
+    micro-batches keeps copies in bf16 of its own, of the weights that it met. Gradients are as large as parameters;
+    unset, so is what is held of these (`weight_bytes`), and the optimiser's state is twice as large.
     """
     moments = 2 * parameter_bytes if optimizer_bytes is None else optimizer_bytes
-    state = num_versions * parameter_bytes + moments
+    state = num_versions * (parameter_bytes if weight_bytes is None else weight_bytes) + moments
     gradients = parameter_bytes if is_asynchronous else 0
     have_casts: set[int] = set()
     have_gradients: set[int] = set()

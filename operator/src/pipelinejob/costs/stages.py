@@ -1,8 +1,10 @@
 """What the stages of a route, and the ranks that hold them, cost and take under a partition."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, zip_longest
+from math import ceil, log2
 from types import MappingProxyType
 
 import numpy as np
@@ -14,7 +16,9 @@ from pipelinejob.costs.links import Links
 from pipelinejob.costs.memory import StageBytes, ahead_bytes, peak_bytes, stage_bytes
 from pipelinejob.schedules.actions import Route, Schedule
 from pipelinejob.schedules.costs import Costs, Link
+from pipelinejob.schedules.families import family
 from pipelinejob.schedules.memory import live_versions
+from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.schedules.schedule import ScheduleSpec
 
 Cuts = tuple[LayerRange, ...]  # of each stage of a route
@@ -25,7 +29,8 @@ class Division:
     """A model's layers, divided over the stages of a schedule's routes.
 
     `tied_bytes` is what the embedding and the head share where they stand on one rank, and hold twice where not.
-    The optimiser's work and state are divided over so many `shards`, on as many ranks.
+    The optimiser's work and state are divided over so many `shards`, on as many ranks, and parameters over so many
+    `weight_shards`, which passes gather layer by layer.
     """
 
     profile: Profile
@@ -34,6 +39,7 @@ class Division:
     schedule: ScheduleSpec
     tied_bytes: int = 0
     shards: int = 1
+    weight_shards: int = 1
     links: Links | None = None  # those that are known; the others are as the profile says
 
     @property
@@ -50,7 +56,7 @@ class Division:
         """Return what the simulator, and schedules that look at costs, reckon with."""
         stages = range(len(self.cuts))
         return Costs(
-            forward_s=tuple(sum(layer.forward_s for layer in self.layers(stage)) for stage in stages),
+            forward_s=tuple(map(self._forward_s, stages)),
             input_s=tuple(self._input_s(stage) for stage in stages),
             weight_s=tuple(self._weight_s(stage) for stage in stages),
             ahead_s=tuple(map(self._rerun_s, stages)),
@@ -60,20 +66,60 @@ class Division:
             links=MappingProxyType(self._links()),
         )
 
+    def _forward_s(self, stage: int) -> float:
+        return self._through(stage, [(layer, layer.forward_s) for layer in self.layers(stage)])
+
     def _input_s(self, stage: int) -> float:
         """Return the seconds of the way back through a stage; in the first one, to the output of its first layer."""
         layers = self.layers(stage)
-        return sum(layer.backward_input_s for layer in (layers if stage else layers[1:])) + self._rerun_s(stage)
+        ways = [(layer, layer.backward_input_s) for layer in (layers if stage else layers[1:])]
+        own_s = sum(seconds for _, seconds in ways)
+        if self.weight_shards == 1:
+            return own_s + self._rerun_s(stage)
+        if self._gathers_twice:
+            return self._through(stage, ways[::-1]) + self._rerun_s(stage)
+        # Both halves are one pass, in which each layer is gathered once.
+        whole = [(layer, layer.backward_s) for layer in reversed(layers)]
+        awaited_s = self._through(stage, whole) - sum(seconds for _, seconds in whole)
+        return own_s + awaited_s + self._rerun_s(stage)
+
+    @cached_property
+    def _gathers_twice(self) -> bool:
+        """Tell whether halves of backward passes come apart, and each gathers its layers."""
+        return self.schedule.name is ScheduleName.CUSTOM or family(self.schedule.name).is_split
+
+    def _through(self, stage: int, layers: Sequence[tuple[LayerCost, float]]) -> float:
+        """Return the seconds of a pass through layers, each gathered while the one before it works."""
+        if self.weight_shards == 1:
+            return sum(seconds for _, seconds in layers)
+        gathers = [self._gather_s(stage, layer) for layer, _ in layers]
+        works = zip_longest((seconds for _, seconds in layers), gathers[1:], fillvalue=0.0)
+        return sum(gathers[:1]) + sum(max(seconds, then) for seconds, then in works)
+
+    def _gather_s(self, stage: int, layer: LayerCost) -> float:
+        """Return the seconds, at the speed of the costs, in which the replicas of a stage gather a layer."""
+        bandwidth, num_bytes = self.ring_bytes_per_s(stage), self._gathered_bytes(layer)
+        if not bandwidth or not num_bytes:
+            return 0.0
+        hops = ceil(log2(self.weight_shards))
+        share = (self.weight_shards - 1) / self.weight_shards
+        return (share * num_bytes / bandwidth + hops * self.ring_latency_s(stage)) * self.speed(self.routes[0][stage])
+
+    def _gathered_bytes(self, layer: LayerCost) -> int:
+        """Return what is gathered of a layer: all that is trained, but a table that stands on two ranks."""
+        is_end = layer is self.profile.layers[0] or layer is self.profile.layers[-1]
+        return layer.parameter_bytes - (self._tied_trained if is_end and self.is_tied_apart else 0)
 
     def _rerun_s(self, stage: int) -> float:
         """Return the seconds in which a stage runs its layers again, for which it needs no gradient."""
-        return sum(layer.forward_s for layer in self.layers(stage)) if self._recomputing[stage] else 0.0
+        return self._forward_s(stage) if self._recomputing[stage] else 0.0
 
     def _weight_s(self, stage: int) -> float:
         layers = self.layers(stage)
         # A model's first layer has no input to give a gradient to; what was measured as one is done with its weights.
         rest = layers[0].backward_input_s if stage == 0 else 0.0
-        return sum(layer.backward_weight_s for layer in layers) + rest
+        halves = [(layer, layer.backward_weight_s) for layer in layers]
+        return (self._through(stage, halves) if self._gathers_twice else sum(each for _, each in halves)) + rest
 
     def _links(self) -> dict[tuple[int, int], Link]:
         longest: dict[tuple[int, int], int] = {}
@@ -121,6 +167,20 @@ class Division:
         """The bytes of a rank's trained parameters; of a tied table that stands there as embedding and head, once."""
         tied = self._tied_trained * self._holds_ends(rank)
         return sum(layer.parameter_bytes for layer in self.held_layers(rank)) - tied
+
+    def weight_bytes(self, rank: int) -> int:
+        """The bytes that a rank holds of its trained parameters between passes: its share, and a table on two ranks."""
+        is_end = any(rank in (route[0], route[-1]) for route in self.routes)
+        whole = self._tied_trained if is_end and self.is_tied_apart else 0
+        return whole - (whole - self.parameter_bytes(rank)) // self.weight_shards
+
+    def gathered_bytes(self, rank: int) -> int:
+        """The most bytes that are gathered at a time of a rank's layers: of one that works, and of the next."""
+        if self.weight_shards == 1:
+            return 0
+        chunks = (self.profile.layers[first:end] for first, end in self.held(rank))
+        sizes = ([0, *map(self._gathered_bytes, layers)] for layers in chunks)
+        return max(one + other for of_chunk in sizes for one, other in pairwise(of_chunk))
 
     def frozen_bytes(self, rank: int) -> int:
         """The bytes of a rank's parameters that are not trained; a tied table once, as above."""
@@ -178,8 +238,8 @@ class Division:
 
         Each further weight version is one more parameter; a frozen one is only itself.
         """
-        trained = self.parameter_bytes(rank)
-        return (1 + num_versions) * trained + self.moment_bytes(rank) + self.frozen_bytes(rank)
+        weights = self.weight_bytes(rank) + self.gathered_bytes(rank)
+        return self.parameter_bytes(rank) + num_versions * weights + self.moment_bytes(rank) + self.frozen_bytes(rank)
 
     def busiest_s(self, edges: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Return the seconds of a micro-batch on the rank that takes longest, the pipeline's pace, if it were cut so.
@@ -233,6 +293,7 @@ class Division:
                 zip(actions, (stage_of[work] for work in works), strict=True),
                 self._split_bytes if schedule.is_split else self._whole_bytes,
                 parameter_bytes=self.parameter_bytes(rank),
+                weight_bytes=self.weight_bytes(rank) + self.gathered_bytes(rank),
                 optimizer_bytes=self.moment_bytes(rank),
                 num_versions=live_versions(actions),
                 recomputes=self.schedule.recomputes(rank),

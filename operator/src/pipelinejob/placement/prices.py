@@ -11,7 +11,7 @@ where several slow the pace, which only the worst of them sets. Replicas wait fo
 on different ranks, so of those the dearest counts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import pairwise
@@ -27,7 +27,7 @@ from pipelinejob.planning.playing import schedule_of, setting_of
 from pipelinejob.planning.step_prediction import Length, simulated, summing_s, whole
 from pipelinejob.scheduler.catalogue import build
 from pipelinejob.schedules.actions import Schedule
-from pipelinejob.schedules.costs import Link
+from pipelinejob.schedules.costs import Costs, Link
 from pipelinejob.simulation.result import Simulation
 from pipelinejob.simulation.simulate import reduced_s
 
@@ -195,7 +195,8 @@ class _Played:
         if link is None or (pair is not None and pair not in self._division.costs.links):
             return self._base.step_s
         if pair is not None:
-            return self._simulated(self._with_slow(pair, self._over(link).costs.links), self._reductions).step_s
+            slow_pair = self._with_slow(pair, self._over(link).costs.links)
+            return self._simulated(replace(self._division.costs, links=slow_pair), self._reductions).step_s
         assert ring is not None, "a link is slow for a pair or for a ring"
         return self._with_slow_ring(ring, link)
 
@@ -206,7 +207,7 @@ class _Played:
 
     @cached_property
     def _base(self) -> Simulation:
-        return self._simulated(self._division.costs.links, self._reductions)
+        return self._simulated(self._division.costs, self._reductions)
 
     @property
     def _reductions(self) -> tuple[float, ...]:
@@ -228,16 +229,34 @@ class _Played:
         held = {stage for _, stage in self.schedule.held_by(rank)}
         reductions = [slow[stage] if stage in held else own for stage, own in enumerate(self._reductions)]
         if self.schedule.is_asynchronous:
-            return self._simulated(self._division.costs.links, reductions).step_s
+            return self._simulated(self._division.costs, reductions).step_s
+        if self._division.weight_shards > 1:  # passes gather over the ring, too
+            return self._simulated(self._with_slow_gathers(held, link), reductions).step_s
         ended = reduced_s(self.schedule, rank, self._base.ended_s[rank], reductions)
         before = max(self._base.makespan_s, *self._base.reduced_s)
         return self._base.step_s + max(0.0, ended - before)
 
-    def _simulated(self, links: Mapping[tuple[int, int], Link], reductions: Sequence[float]) -> Simulation:
+    def _with_slow_gathers(self, held: Collection[int], link: LinkKind) -> Costs:
+        """Return the costs where some stages gather their layers over a link of another kind."""
+        own, slow = self._division.costs, self._over(link).costs
+
+        def mixed(usual: Sequence[float], slower: Sequence[float]) -> tuple[float, ...]:
+            pairs = zip(usual, slower, strict=True)
+            return tuple(others if stage in held else mine for stage, (mine, others) in enumerate(pairs))
+
+        return replace(
+            own,
+            forward_s=mixed(own.forward_s, slow.forward_s),
+            input_s=mixed(own.input_s, slow.input_s),
+            weight_s=mixed(own.weight_s, slow.weight_s),
+            ahead_s=mixed(own.ahead_s or (), slow.ahead_s or ()),
+        )
+
+    def _simulated(self, costs: Costs, reductions: Sequence[float]) -> Simulation:
         return simulated(
             self._division,
             self.schedule,
             replicas=self._plan.parallelism.data,
-            links=links,
+            costs=costs,
             reduction_s=reductions,
         )

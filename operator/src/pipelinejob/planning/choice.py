@@ -18,7 +18,7 @@ from pipelinejob.costs.layers import Profile
 from pipelinejob.costs.links import Links
 from pipelinejob.costs.stages import Cuts, Division
 from pipelinejob.planning.chunks import partition_chunks
-from pipelinejob.planning.dimensions import shards
+from pipelinejob.planning.dimensions import shards, weight_shards
 from pipelinejob.planning.partition import PATH, does_not_fit, partition
 from pipelinejob.planning.playing import check_caps, few, setting_of, written_schedule
 from pipelinejob.planning.step_prediction import Length, length_of, predict_step, whole
@@ -269,6 +269,7 @@ class _Chooser:
             schedule=self._spec.schedule,
             tied_bytes=self._spec.model.tied_bytes // self._spec.parallelism.tensor,
             shards=shards(self._spec.parallelism, len(routes)),
+            weight_shards=weight_shards(self._spec.parallelism, len(routes)),
             links=self._links,
         )
 
@@ -306,6 +307,7 @@ class _Chooser:
                 [
                     layer.state_bytes
                     - (layer.moment_bytes - layer.moment_bytes / shards(self._spec.parallelism))
+                    - (layer.parameter_bytes - layer.parameter_bytes / weight_shards(self._spec.parallelism))
                     + further * layer.parameter_bytes
                     + held * layer.activation_bytes
                     for layer in layers

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 
 from pipelinejob.base.errors import SpecError
 from pipelinejob.models.decoder import Matrix, Role
-from pipelinejob.schedules.families import ASYNCHRONOUS
+from pipelinejob.schedules.families import ASYNCHRONOUS, BOTH_WAYS
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import Data, Model, Parallelism, Sharding, Training
 from pipelinejob.spec.optimization import Optimizer
 
 _FIELD = "spec.parallelism.tensor"
+SHARDING = "spec.parallelism.sharding"
 _ELEMENTWISE = frozenset({Optimizer.ADAMW, Optimizer.SGD})
 _NAMES = {
     Role.QUERY: "heads",
@@ -60,6 +61,8 @@ def unrunnable(
 ) -> Iterator[SpecError]:
     """Return an error for each thing that can be planned with tensor parallelism or sharding, but not be run."""
     yield from _unsharded(training, schedule, degrees.sharding)
+    if degrees.sharding is Sharding.FULL:
+        yield from _not_gathered(model, training, schedule)
     tensor = degrees.tensor
     if tensor is None or tensor == 1:
         return
@@ -114,23 +117,54 @@ def _undivided_tokens(model: Model, tensor: int, data: Data) -> Iterator[SpecErr
 def _unsharded(training: Training, schedule: ScheduleName, sharding: Sharding) -> Iterator[SpecError]:
     if sharding is Sharding.NONE:
         return
-    field = "spec.parallelism.sharding"
-    if sharding is Sharding.FULL:
-        yield SpecError(
-            field, "full is not there yet: parameters and gradients are whole on every replica; use optimizer, or none"
-        )
     if training.optimizer not in _ELEMENTWISE:
         yield SpecError(
-            field,
+            SHARDING,
             f"{sharding} parts matrices anywhere, and {training.optimizer} looks at whole ones; use AdamW or SGD, or"
             " sharding: none",
         )
     if schedule in ASYNCHRONOUS:
         yield SpecError(
-            field, f"{schedule} updates within a step, and has weight versions of whole parameters; use none"
+            SHARDING, f"{schedule} updates within a step, and has weight versions of whole parameters; use none"
         )
+
+
+def _not_gathered(model: Model, training: Training, schedule: ScheduleName) -> Iterator[SpecError]:
+    """Return an error for each thing with which parameters cannot be gathered layer by layer."""
+    if model.built_in is None and model.hugging_face is None:
+        yield SpecError(
+            SHARDING,
+            "full gathers a layer's parameters for its own passes alone, and nobody knows what else layers of your own"
+            " do with them; use optimizer, or a built-in or Hugging Face model",
+        )
+    if training.lora is not None:
+        yield SpecError(
+            SHARDING,
+            "full shards what is trained, and of adapters the model that they stand beside is not; use optimizer",
+        )
+    if schedule in BOTH_WAYS:
+        yield SpecError(SHARDING, _held_twice(schedule))
+
+
+def _held_twice(schedule: str) -> str:
+    return (
+        f"full: {schedule} holds each stage on two ranks of a pipeline, which need its layers at different times; use"
+        f" {ScheduleName.DUALPIPE_V}, or optimizer"
+    )
 
 
 def shards(degrees: Parallelism, num_routes: int = 1) -> int:
     """Return how many ranks divide the optimiser's state of a stage: all that hold it, or one."""
     return 1 if degrees.sharding is Sharding.NONE else (degrees.data or 1) * num_routes
+
+
+def weight_shards(degrees: Parallelism, num_routes: int = 1) -> int:
+    """Return how many ranks divide a stage's parameters, or one.
+
+    Raises SpecError where the schedule, which may be one of the user's own, holds stages twice.
+    """
+    if degrees.sharding is not Sharding.FULL:
+        return 1
+    if num_routes > 1:
+        raise SpecError(SHARDING, _held_twice("the schedule"))
+    return degrees.data or 1

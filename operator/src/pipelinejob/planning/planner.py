@@ -18,7 +18,7 @@ from pipelinejob.fabric import hardware as hardware_data
 from pipelinejob.fabric.hardware import DeviceKind, Hardware
 from pipelinejob.fabric.network import Network
 from pipelinejob.planning.choice import Choice, choose
-from pipelinejob.planning.dimensions import shards, undividable, unrunnable
+from pipelinejob.planning.dimensions import shards, undividable, unrunnable, weight_shards
 from pipelinejob.planning.playing import packed, schedule_of
 from pipelinejob.planning.serving import foretold, held_bytes
 from pipelinejob.planning.step_prediction import StepPrediction, predict_step, simulated
@@ -39,19 +39,21 @@ def make_plan(
     devices: Sequence[DeviceKind] | None = None,
     hardware: Hardware | None = None,
     links: Links | None = None,
+    speeds: Sequence[float] | None = None,
 ) -> Plan:
     """Choose the partition of layers and the schedule, and predict a step.
 
     Without a profile the costs are derived from the model's sizes (`cost.analytic_profile`). `devices` are those of
     each stage, of its replicas' the slowest. With a placement, `network` says what joins its nodes; without, `links`
-    are those to be expected. Raises SpecError if something is still open, the stages cannot share the layers, or the
-    schedule cannot be made for them.
+    are those to be expected. `speeds` are what the stages were measured to do of what they should. Raises SpecError if
+    something is still open, the stages cannot share the layers, or the schedule cannot be made for them.
     """
     _check_decided(spec)
     profile = profile or counted(spec, devices, hardware)
     check_covers(profile, spec)
     if devices is not None:
         profile = on_devices(profile, spec, devices, hardware)
+    profile = slowed(profile, speeds)
     links = _links(placement, network, profile) or links
     return assembled(
         choose(spec, profile, links=links),
@@ -158,6 +160,15 @@ def on_devices(
     )
 
 
+def slowed(profile: Profile, speeds: Sequence[float] | None) -> Profile:
+    """Return costs in which each stage has this share of the speed that they say it has; as they are for None."""
+    if speeds is None:
+        return profile
+    own = profile.stage_speeds or (1.0,) * len(speeds)
+    product = tuple(speed * share for speed, share in zip(own, speeds, strict=True))
+    return profile.model_copy(update={"stage_speeds": product})
+
+
 def predicted_timeline(plan: Plan, profile: Profile) -> Timeline:
     """Return the predicted spans of one step, the optimiser's at the end, for comparison with measured ones."""
     schedule = schedule_of(plan)
@@ -176,6 +187,7 @@ def division_of(plan: Plan, profile: Profile) -> Division:
         schedule=plan.schedule,
         tied_bytes=plan.model.tied_bytes // plan.parallelism.tensor,
         shards=shards(plan.parallelism, len(schedule_of(plan).routes)),
+        weight_shards=weight_shards(plan.parallelism),
         links=Links.of_plan(plan.links),
     )
 
@@ -259,6 +271,7 @@ def _stages(
             optimizer_s=division.optimizer_s(rank),
             output_bytes=division.sent_bytes(rank),
             parameter_bytes=division.parameter_bytes(rank) + division.frozen_bytes(rank),
+            weight_bytes=_unusual(division.weight_bytes(rank), division.parameter_bytes(rank)),
             gradient_bytes=division.parameter_bytes(rank) if division.frozen_bytes(rank) else None,
             optimizer_bytes=_unusual(division.moment_bytes(rank), 2 * division.parameter_bytes(rank)),
             memory_bytes=memory_bytes[rank],

@@ -1,13 +1,13 @@
 """Prediction of a step: simulated whole, or, if it is long, extrapolated from two shorter ones."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import ceil, log2
 
 from pipelinejob.costs.stages import Division
 from pipelinejob.planning.playing import round_of
 from pipelinejob.schedules.actions import ActionKind, Schedule
-from pipelinejob.schedules.costs import Link
+from pipelinejob.schedules.costs import Costs
 from pipelinejob.simulation.result import Simulation
 from pipelinejob.simulation.simulate import simulate
 from pipelinejob.spec.schedules.schedule import ScheduleSpec
@@ -99,13 +99,13 @@ def simulated(
     schedule: Schedule,
     *,
     replicas: int,
-    links: Mapping[tuple[int, int], Link] | None = None,
+    costs: Costs | None = None,
     reduction_s: Sequence[float] | None = None,
 ) -> Simulation:
     """Simulate a schedule, with what follows it in a step.
 
-    `links` by (from, to), and `reduction_s`, the seconds that each stage's gradients take to be summed over replicas,
-    are the division's own unless given.
+    `costs`, and `reduction_s`, the seconds that each stage's gradients take to be summed over replicas, are the
+    division's own unless given.
     """
     if reduction_s is None:
         reduction_s = tuple(summing_s(division, stage, replicas) for stage in range(len(division.cuts)))
@@ -117,7 +117,7 @@ def simulated(
         ]
     return simulate(
         schedule,
-        division.costs if links is None else replace(division.costs, links=links),
+        costs or division.costs,
         concurrency=division.profile.concurrency_of(replicas),
         reduction_s=() if schedule.is_asynchronous else reduction_s,
         optimizer_s=optimizer_s,
@@ -129,7 +129,8 @@ def summing_s(division: Division, stage: int, replicas: int) -> float:
 
     There is one copy in each replica and, of schedules that run from both ends, for each route; of a tied table twice
     as many where embedding and head stand apart. Bytes go round as in a ring, and the first of them arrive as in a
-    tree, there and back: who sums takes whichever is quicker for the size at hand.
+    tree, there and back: who sums takes whichever is quicker for the size at hand. Of parameters that are sharded,
+    too, each copy is sent the sums of its share alone, which is one way.
     """
     bandwidth = division.ring_bytes_per_s(stage)
     if bandwidth is None:
@@ -137,8 +138,10 @@ def summing_s(division: Division, stage: int, replicas: int) -> float:
     copies = replicas * len(division.routes)
     tied = division.tied_bytes if division.is_tied_apart and stage in {0, len(division.cuts) - 1} else 0
     own = sum(layer.parameter_bytes for layer in division.layers(stage)) - tied
-    hops = 2 * ceil(log2(2 * copies if tied else copies))
-    return (_ring(copies) * own + _ring(2 * copies) * tied) / bandwidth + hops * division.ring_latency_s(stage)
+    ways = 1 if division.weight_shards > 1 else 2
+    hops = 2 * ceil(log2(2 * copies)) if tied else ways * ceil(log2(copies))
+    num_bytes = _ring(copies) * own * ways / 2 + _ring(2 * copies) * tied
+    return num_bytes / bandwidth + hops * division.ring_latency_s(stage)
 
 
 def _ring(copies: int) -> float:

@@ -210,6 +210,7 @@ _FAMILIES = (
 FAMILIES = {family.name: family for family in _FAMILIES}
 
 ASYNCHRONOUS = frozenset(family.name for family in _FAMILIES if family.is_asynchronous)
+BOTH_WAYS = frozenset(family.name for family in _FAMILIES if family.route is RouteShape.BOTH_WAYS)
 
 CUSTOM = Family(
     name=ScheduleName.CUSTOM,

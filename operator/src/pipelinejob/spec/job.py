@@ -36,6 +36,7 @@ from pipelinejob.spec.running.scheduling import BINDING_RULE, LATE_RULE, MIN_REP
 from pipelinejob.spec.schedules.rules import SCHEDULE_RULES
 from pipelinejob.spec.schedules.schedule import ScheduleSpec
 from pipelinejob.spec.serving import SERVING_RULES, Mode, Serving, while_training, with_neutral_training
+from pipelinejob.spec.sharding import SHARDING_RULES, Sharding
 from pipelinejob.spec.stages import Partition, PodTemplate, StageTemplate
 from pipelinejob.spec.training import (
     DATA_RULES,
@@ -93,6 +94,7 @@ __all__ = [
     "ScheduleSpec",
     "Scheduling",
     "Serving",
+    "Sharding",
     "StageTemplate",
     "TokenSource",
     "Topology",
@@ -117,14 +119,6 @@ class Device(StrEnum):
 
     GPU = "gpu"
     CPU = "cpu"
-
-
-class Sharding(StrEnum):
-    """What the replicas of a stage divide among them, instead of each holding all of it."""
-
-    NONE = "none"
-    OPTIMIZER = "optimizer"
-    FULL = "full"
 
 
 class Parallelism(Value):
@@ -187,7 +181,7 @@ class Parallelism(Value):
         Sharding,
         Field(
             description="What replicas of a stage divide among them: none, the optimizer's state (ZeRO-1), or full, "
-            "parameters and gradients too, which is not there yet."
+            "parameters too (FSDP), which passes gather layer by layer; gradients are summed once a step."
         ),
     ] = Sharding.NONE
     sequence_parallel: Annotated[
@@ -258,6 +252,7 @@ class PipelineJobSpec(Value):
             field=".stageTemplates",
         ),
         *while_training(SCHEDULE_RULES),
+        *while_training(SHARDING_RULES),
         LATE_RULE,
         BINDING_RULE,
         *while_training(MIN_REPLICAS_RULES),

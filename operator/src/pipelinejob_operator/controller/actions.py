@@ -52,8 +52,9 @@ def follow(turn: Turn, observed: Observed, settings: ControllerSettings, *, plan
         # One that is asked to leave gets its grace, unless nobody is left there to let it go.
         lost = replacing.old_pods(observed.pods, job.status)
         held = [pod for pod in lost if not pod.is_terminating or pod.node in observed.silent_nodes]
-        at_once = tuple(replace(pod.reference, grace_s=0) for pod in held)
-        return Actions(delete=at_once, apply=_replacements(job, spec, observed, settings))
+        gently = replacing.asked_to_leave(job.status) if spec.recovery.in_place else frozenset()
+        leaving = tuple(pod.reference if pod.rank in gently else replace(pod.reference, grace_s=0) for pod in held)
+        return Actions(delete=leaving, apply=_replacements(job, spec, observed, settings))
     return replace(_of_gang(job, spec, observed, settings, planner=planner, now=turn.now), delete=ended)
 
 

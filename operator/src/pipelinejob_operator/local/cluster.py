@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from pipelinejob.base import names
 from pipelinejob.contract.incarnation import Incarnation
+from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import Progress
 from pipelinejob_operator.cluster import (
     Autoscaler,
@@ -103,6 +104,12 @@ class LocalCluster:
         job = self._jobs.get(key)
         uid = job["metadata"]["uid"] if job else None
         return [item for item in self._others.values() if uid and _controller_uid(item) == uid]
+
+    def plan(self, key: Key) -> Plan | None:
+        """Return the plan that the job's stages run by; None before there is one."""
+        texts = (item["data"][names.PLAN_FILE] for item in self.furniture(key) if item["kind"] == "ConfigMap")
+        text = next(texts, None)
+        return None if text is None else Plan.from_json(text)
 
     def pod_by_name(self, namespace: str, name: str) -> Object | None:
         """Return the pod of this name."""

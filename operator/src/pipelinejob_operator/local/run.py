@@ -42,6 +42,7 @@ class Ending:
     """How a run ended; `was_killed` if somebody would not wait for a checkpoint."""
 
     status: PipelineJobStatus
+    plan: Plan  # by which it ran last
     checkpoints: Path
     was_interrupted: bool
     was_killed: bool
@@ -85,9 +86,10 @@ class LocalRun:
                         await self._reconcile(controller)
                     finally:
                         watching.cancel()
-                checkpoints = self._cluster.checkpoints(self._key)
+                checkpoints, plan = self._cluster.checkpoints(self._key), self._latest(plan)
         return Ending(
             status=self._status(),
+            plan=plan,
             checkpoints=checkpoints,
             was_interrupted=self._interruptions > 0,
             was_killed=self._killed.is_set(),
@@ -161,7 +163,13 @@ class LocalRun:
     async def _show(self, plan: Plan) -> None:
         accounts = await asyncio.gather(*(self._cluster.progress(pod) for pod in self._pods()))
         known = [account for account in accounts if account is not None]
-        self._display.update(view(plan, self._status(), known, pace=self._pace, now=time.monotonic()))
+        self._display.update(view(self._latest(plan), self._status(), known, pace=self._pace, now=time.monotonic()))
+
+    def _latest(self, plan: Plan) -> Plan:
+        """Return the plan that the stages run by, where it has other layers or replicas than the first."""
+        now = self._cluster.plan(self._key)
+        is_other = now is not None and (now.cuts, now.parallelism) != (plan.cuts, plan.parallelism)
+        return now if now is not None and is_other else plan
 
     def _status(self) -> PipelineJobStatus:
         job = self._cluster.job(self._key)

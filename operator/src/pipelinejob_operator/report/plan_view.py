@@ -9,7 +9,7 @@ from pipelinejob.contract.plan import CostSource, Placement, Plan, StagePlan
 from pipelinejob.search.reasons import Rejected
 from pipelinejob.serving.scheduler import Limits
 from pipelinejob.siting.alternatives import Alternative
-from pipelinejob.spec.job import Serving
+from pipelinejob.spec.job import Serving, Sharding
 from pipelinejob_operator.report.fabric_view import FabricView
 from pipelinejob_operator.report.numbers import gib, seconds
 
@@ -19,6 +19,13 @@ SOURCES = {
     CostSource.EQUAL: "the number of layers alone; with `--profile` it says more",
 }
 
+
+# What replicas divide among them.
+SHARDED = {
+    Sharding.NONE: "",
+    Sharding.OPTIMIZER: ", which share the optimizer's state",
+    Sharding.FULL: ", which share parameters and the optimizer's state",
+}
 
 _UNBOUNDED = 2**62
 
@@ -30,7 +37,7 @@ class MemoryParts:
     parameters: int
     gradients: int
     optimizer: int
-    activations: int  # and what passes work with: copies in bf16, messages received ahead, further weight versions
+    activations: int  # and what passes work with: bf16 copies, messages and layers fetched ahead, weight versions
 
     @property
     def total(self) -> int:
@@ -45,8 +52,10 @@ def cache_bytes(stage: StagePlan) -> int:
 
 def memory_parts(stage: StagePlan) -> MemoryParts:
     """Split a stage's peak into fp32 parameters, gradients, the optimiser's state, and the rest."""
+    gradients = stage.parameter_bytes if stage.gradient_bytes is None else stage.gradient_bytes
     own = stage.parameter_bytes
-    gradients = own if stage.gradient_bytes is None else stage.gradient_bytes
+    if stage.weight_bytes is not None:
+        own += stage.weight_bytes - gradients
     optimizer = 2 * gradients if stage.optimizer_bytes is None else stage.optimizer_bytes
     rest = max(stage.memory_bytes - own - gradients - optimizer, 0)
     return MemoryParts(parameters=own, gradients=gradients, optimizer=optimizer, activations=rest)
@@ -158,8 +167,9 @@ class PlanView:
         replicas = f" x {parallelism.data} replicas" if parallelism.data > 1 else ""
         tensor = f" x {parallelism.tensor} GPUs a stage" if parallelism.tensor > 1 else ""
         of_all = f", {schedule.batch_size} sequences in all" if schedule.batch_size is not None else ""
+        shared = SHARDED[parallelism.sharding] if parallelism.data > 1 else ""
         return (
-            f"{parallelism.pipeline} stages{replicas}{tensor}, {schedule.name}, "
+            f"{parallelism.pipeline} stages{replicas}{tensor}{shared}, {schedule.name}, "
             f"{schedule.micro_batches} micro-batches of {schedule.micro_batch_size}{of_all}"
         )
 

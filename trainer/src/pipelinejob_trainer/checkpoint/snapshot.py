@@ -25,8 +25,25 @@ OF_THE_MODEL = (_PARAMETER, _BUFFER)  # kinds, beside those of an optimiser
 _COUNT = "updates"
 
 
-Stretches = Mapping[str, tuple[int, int]]  # elements [first, end) of flattened parameters, by global name
-NO_STRETCHES: Stretches = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharded:
+    """What of parameters a rank has, where the ranks that hold the same layers shard them, by global name.
+
+    `stretches` are elements [first, end) of flattened parameters, of which the optimiser's state is. Of
+    some it has no more than that itself, which `parameters` are.
+    """
+
+    stretches: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def first_of(self, name: str) -> int | None:
+        """Return where a tensor's stretch begins, given its kind and name; None if the rank has all of it."""
+        kind, _, of = name.partition("/")
+        is_whole = of not in self.stretches or not (_is_state(kind) or (kind == _PARAMETER and of in self.parameters))
+        return None if is_whole else self.stretches[of][0]
+
+
+NOTHING = Sharded()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +68,16 @@ def take(
     loss: float | None = None,
     extra_buffers: Mapping[str, torch.Tensor] | None = None,
     is_mine: Callable[[str], bool] = lambda _: True,
-    stretches: Stretches = NO_STRETCHES,
+    sharded: Sharded = NOTHING,
 ) -> Snapshot:
     """Return the state of a rank, without copying it: valid until the next step.
 
     `extra_buffers` are buffers that layers would not keep. `is_mine` tells whether this rank saves
-    a global name. `stretches` are those of parameters whose state is sharded, and is of them alone.
+    a global name. Of what is `sharded`, it is the rank's own stretches.
     """
     all_ = _tensors(part, optimizer) | dict(_named(_BUFFER, (extra_buffers or {}).items()))
-    pieces = {name: piece for name in all_ if (piece := _piece(part, name, stretches)) is not None}
+    all_ |= dict(_named(_PARAMETER, sharded.parameters.items()))
+    pieces = {name: piece for name in all_ if (piece := _piece(part, name, sharded)) is not None}
     mine = {}
     for name, tensor in all_.items():
         piece = pieces.get(name)
@@ -74,14 +92,17 @@ def take(
 
 
 @torch.no_grad()
-def restore(part: Part, optimizer: Optimizer | None, tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+def restore(
+    part: Part, optimizer: Optimizer | None, tensors: Mapping[str, torch.Tensor], *, sharded: Sharded = NOTHING
+) -> tuple[str, ...]:
     """Put tensors back where `take` found them.
 
     All that are `wanted` must be given, in the right shape. Returns the parameters whose optimiser
     state begins anew, as they were not trained when the checkpoint was written. Raises UserError
     where it was written with another optimiser.
     """
-    parameters = dict(_named(_PARAMETER, part.kept_parameters().items()))
+    parameters: dict[str, torch.Tensor] = dict(_named(_PARAMETER, part.kept_parameters().items()))
+    parameters |= dict(_named(_PARAMETER, sharded.parameters.items()))
     buffers = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{_BUFFER}/")}
     part.fill({name.partition("/")[2]: tensor for name, tensor in buffers.items()})
     for name, parameter in parameters.items():
@@ -99,16 +120,16 @@ def wanted(part: Part) -> dict[str, torch.Size]:
     }
 
 
-def parts(part: Part, *, stretches: Stretches = NO_STRETCHES) -> Callable[[str, torch.Tensor], torch.Tensor]:
+def parts(part: Part, *, sharded: Sharded = NOTHING) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """Return a function that cuts from a whole tensor, given its name, what this rank holds of it."""
 
     def part_of(name: str, whole: torch.Tensor) -> torch.Tensor:
-        kind, _, of = name.partition("/")
+        of = name.partition("/")[2]
         cut = part.slices.get(of)
         mine = cut.of(whole, part.tensor_group) if cut is not None and whole.shape == cut.shape else whole
-        if of not in stretches or not _is_state(kind):
+        if sharded.first_of(name) is None:
             return mine
-        first, end = stretches[of]
+        first, end = sharded.stretches[of]
         return mine.flatten()[first:end].clone()
 
     return part_of
@@ -126,10 +147,10 @@ def may_hold(part: Part, optimizer: Optimizer | None = None) -> Callable[[str], 
     return takes
 
 
-def _piece(part: Part, name: str, stretches: Stretches) -> Piece | None:
+def _piece(part: Part, name: str, sharded: Sharded) -> Piece | None:
     kind, _, of = name.partition("/")
     cut, group = part.slices.get(of), part.tensor_group
-    first = stretches[of][0] if of in stretches and _is_state(kind) else None
+    first = sharded.first_of(name)
     if kind == _COUNT or (cut is None and first is None):
         return None
     if cut is None:

@@ -10,18 +10,21 @@ from pipelinejob.spec.job import Precision, Sharding
 from pipelinejob_trainer.communication.links import Links
 from pipelinejob_trainer.communication.process_groups import rank_of
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
+from pipelinejob_trainer.models.identity import layer_of
 from pipelinejob_trainer.models.losses.divided_loss import divided
 from pipelinejob_trainer.models.losses.loss import load_loss, token_cross_entropy
 from pipelinejob_trainer.models.own.refusals import check_layer
 from pipelinejob_trainer.models.part import Part, build_part
 from pipelinejob_trainer.optimizers.groups import freeze
 from pipelinejob_trainer.runtime.feed import Batches
+from pipelinejob_trainer.runtime.gathering import Gathering, gathered
 from pipelinejob_trainer.runtime.layout import Layout, layout_of
 from pipelinejob_trainer.runtime.recorder import Recorder
 from pipelinejob_trainer.runtime.reduction import Bucket, Reducer, SumOver, SumsOverGroups, buckets
 from pipelinejob_trainer.runtime.runtime import Runtime
 from pipelinejob_trainer.runtime.sharding import ShardedReducer, Shards
 from pipelinejob_trainer.stage.stage import Stage
+from pipelinejob_trainer.stage.weights import Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +32,8 @@ class Rank:
     """What one rank of a pipeline holds.
 
     `stages` are its chunks, in the order of `Schedule.held_by`. Of `tensor_group`, whose ranks share
-    its layers, the first counts what all of them have alike. With `shards` it updates a part of its parameters.
+    its layers, the first counts what all of them have alike. With `shards` it updates a part of its parameters;
+    with `gathering` it holds no more of them, either, but while passes need a layer's.
     """
 
     plan: Plan
@@ -42,6 +46,7 @@ class Rank:
     tensor_group: TensorGroup = ALONE
     buckets: tuple[Bucket, ...] = ()
     shards: Shards | None = None
+    gathering: Gathering | None = None
 
     @property
     def needs_text(self) -> bool:
@@ -65,6 +70,7 @@ class Rank:
                 index=self.index,
                 device=self.device,
                 tensor_group=self.tensor_group,
+                weights=self.gathering,
             ),
         )
 
@@ -86,6 +92,9 @@ class Rank:
         update: Callable[[int], None] | None = None,
     ) -> Runtime:
         """Make the runtime that plays the rank's list."""
+        if self.gathering is not None:
+            assert isinstance(sum_over, SumsOverGroups), "who shards has met over process groups"
+            self.gathering.meet(sum_over)
         return Runtime(
             schedule=self.layout.schedule,
             rank=self.index,
@@ -100,6 +109,7 @@ class Rank:
             reducer=self._reducer(sum_over),
             update=update,
             counts_loss=self.tensor_group.rank == 0,
+            weights=self.gathering,
         )
 
     def _reducer(self, sum_over: SumOver) -> Reducer | ShardedReducer:
@@ -145,26 +155,52 @@ def build_rank(
     freeze(part.named_parameters(), plan.training.groups)
     if holds_frozen_short(plan):
         part.hold_frozen_short()
-    parameters = part.named_parameters()
-    of_rank = buckets(parameters, layout.shares(part))
-    names = {parameter: name for name, parameter in parameters.items()}
-    place = rank_of(replica, index, pipeline=plan.parallelism.pipeline)
+    of_rank, shards = _divided(plan, layout, part, rank_of(replica, index, pipeline=plan.parallelism.pipeline))
+    gathering = None if shards is None else gathered(shards, part)
     return Rank(
         plan=plan,
         buckets=of_rank,
-        shards=Shards(of_rank, names, place) if plan.parallelism.sharding is Sharding.OPTIMIZER else None,
+        shards=shards,
+        gathering=gathering,
         layout=layout,
         index=index,
         replica=replica,
         part=part,
-        stages=_stages(plan, layout, part, index=index, device=device, tensor_group=tensor_group),
+        stages=_stages(plan, layout, part, index=index, device=device, tensor_group=tensor_group, weights=gathering),
         device=device,
         tensor_group=tensor_group,
     )
 
 
+def _divided(plan: Plan, layout: Layout, part: Part, place: int) -> tuple[tuple[Bucket, ...], Shards | None]:
+    """Return what a rank reduces together, and its stretches of that where the plan shards."""
+    parameters, shares = part.named_parameters(), layout.shares(part)
+    sharding, replicas = plan.parallelism.sharding, plan.parallelism.data
+
+    def place_of(name: str) -> int:
+        """Return a layer's number, another for what it shares with later ones: these gather it without the rest."""
+        return layer_of(name) if name not in part.shared else -1 - layer_of(name)
+
+    of_rank = buckets(parameters, shares, place_of) if sharding is Sharding.FULL else buckets(parameters, shares)
+    if sharding is Sharding.NONE:
+        return of_rank, None
+    names = {parameter: name for name, parameter in parameters.items()}
+
+    def is_kept(bucket: Bucket) -> bool:
+        return sharding is Sharding.FULL and len(bucket.share.ranks) == replicas
+
+    return of_rank, Shards(of_rank, names, place, is_kept=is_kept)
+
+
 def _stages(
-    plan: Plan, layout: Layout, part: Part, *, index: int, device: torch.device, tensor_group: TensorGroup
+    plan: Plan,
+    layout: Layout,
+    part: Part,
+    *,
+    index: int,
+    device: torch.device,
+    tensor_group: TensorGroup,
+    weights: Weights | None,
 ) -> tuple[Stage, ...]:
     last = layout.schedule.num_stages - 1
     has_last = any(held.stage == last for held in layout.schedule.held_by(index))
@@ -182,6 +218,7 @@ def _stages(
             is_split=layout.schedule.is_split,
             loss=loss,
             is_asynchronous=layout.schedule.is_asynchronous,
+            weights=weights,
         )
         for held, chunk in zip(layout.schedule.held_by(index), part.chunks, strict=True)
     )

@@ -78,18 +78,22 @@ class Bucket:
     parameters: tuple[nn.Parameter, ...]
 
 
-def buckets(parameters: Mapping[str, nn.Parameter], shares: Mapping[str, Share]) -> tuple[Bucket, ...]:
+def buckets(
+    parameters: Mapping[str, nn.Parameter],
+    shares: Mapping[str, Share],
+    layer_of: Callable[[str], int] = lambda _: 0,
+) -> tuple[Bucket, ...]:
     """Sort a rank's parameters into buckets, in the order in which they are reduced.
 
     Parameters on a single rank are left out. Order and contents are the same on all of a bucket's
-    ranks.
+    ranks. Parameters of different layers are in different buckets if `layer_of` tells them apart.
     """
-    by_share: dict[tuple[Share, torch.dtype], list[str]] = {}
+    by_share: dict[tuple[Share, torch.dtype, int], list[str]] = {}
     for name in sorted(parameters):
         share, parameter = shares[name], parameters[name]
         if len(share.ranks) > 1 and parameter.requires_grad:
-            by_share.setdefault((share, parameter.dtype), []).append(name)
-    in_order = sorted(by_share, key=lambda key: (-key[0].stages[0], key[0].stages, str(key[1])))
+            by_share.setdefault((share, parameter.dtype, layer_of(name)), []).append(name)
+    in_order = sorted(by_share, key=lambda key: (-key[0].stages[0], key[0].stages, str(key[1]), -key[2]))
     return tuple(
         Bucket(share=key[0], parameters=bucket)
         for key in in_order

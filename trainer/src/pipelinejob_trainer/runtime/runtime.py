@@ -24,6 +24,7 @@ from pipelinejob_trainer.runtime.tasks import EvaluationTasks, Role, RunningStep
 from pipelinejob_trainer.runtime.weight_versions import Versions
 from pipelinejob_trainer.stage.randomness import preserving_random_state
 from pipelinejob_trainer.stage.stage import Stage
+from pipelinejob_trainer.stage.weights import Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +60,15 @@ class Runtime:
         reducer: Reducer | ShardedReducer | None = None,
         update: Update | None = None,
         counts_loss: bool = True,
+        weights: Weights | None = None,
     ) -> None:
         """Bind the rank's list of actions to its stages and links.
 
         `rank` counts within the pipeline; `chunks` are as `schedule.held_by(rank)` orders them.
         `batches` may be None where the rank has neither a first nor a last stage. `rows` are the
         sequences of each micro-batch. `update` is for asynchronous schedules only. `counts_loss` is for
-        one of the ranks that share layers, for all of them have the same loss.
+        one of the ranks that share layers, for all of them have the same loss. `weights` are let go of
+        behind each play.
         """
         self._recorder = recorder
         self._batches = batches
@@ -74,6 +77,7 @@ class Runtime:
         self._replica = replica
         self._reducer = reducer
         self._counts_loss = counts_loss
+        self._weights = weights
         self._running = RunningStep()
         self._versions = _versions(self._chunks) if schedule.is_asynchronous else None
         role = Role(
@@ -143,6 +147,8 @@ class Runtime:
         except LayerError as error:
             error.within(f"{what}, stage {self._rank}")
             raise
+        if self._weights is not None:
+            self._weights.release()
 
     def _result(self) -> StepResult:
         losses = self._running.losses if self._counts_loss else []

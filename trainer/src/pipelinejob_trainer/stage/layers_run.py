@@ -1,14 +1,16 @@
 """The layers of a stage run one after the other on a micro-batch, each under its own random state and name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from pipelinejob.spec.job import Precision
+from pipelinejob_trainer.base.nesting import tensors
 from pipelinejob_trainer.base.user_code import backward_raised, checked_output, forward_raised
 from pipelinejob_trainer.models.first_layer import takes_positions
 from pipelinejob_trainer.models.losses.auxiliary_loss import Gathering, with_terms
@@ -20,6 +22,7 @@ from pipelinejob_trainer.stage.border import entrances_at
 from pipelinejob_trainer.stage.failing_layer import failing_layer
 from pipelinejob_trainer.stage.passing import Pass, as_it_is, copy_of
 from pipelinejob_trainer.stage.randomness import reseeder
+from pipelinejob_trainer.stage.weights import Weights
 
 Call = Callable[..., Any]  # a layer, or what runs it in its stead
 
@@ -27,7 +30,8 @@ Call = Callable[..., Any]  # a layer, or what runs it in its stead
 class LayersRun:
     """Runs them; what they raise is said to be theirs.
 
-    `loss` is the last stage's, None on any other.
+    `loss` is the last stage's, None on any other. `weights` are asked for what each layer needs,
+    where it is not always there.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class LayersRun:
         is_split: bool,
         precision: Precision,
         device: torch.device,
+        weights: Weights | None = None,
     ) -> None:
         first, last = layers[0], layers[-1]
         self._layers = tuple((layer.index, layer.module) for layer in layers)
@@ -49,6 +54,18 @@ class LayersRun:
         self._positioned = first.index if is_first and takes_positions(first.module) else None
         self._reseed = reseeder(device)
         self._autocast = _autocast(precision, device)
+        self._weights = weights
+        indices = [layer.index for layer in layers]
+        # A folder's model embeds something in front of a stretch of blocks, and of its head, whatever these work on.
+        self._beside = () if first.runner is None else (0,)
+        self._head = last.index if loss is not None else None
+        self._then = dict(pairwise(indices))
+        ends = indices[1] if is_first and is_split and len(indices) > 1 else None  # of the first half, on its way back
+        self._before = {index: before for before, index in pairwise(indices) if index != ends}
+        trained = () if weights is None else layers
+        self._layer_of: dict[torch.Tensor, int] = {
+            each: layer.index for layer in trained for _, each in layer.named_parameters()
+        }
 
     def run(self, passing: Pass, entering: Any) -> Any:
         """Return the last layer's output, or on the last stage the loss, not weighted."""
@@ -56,8 +73,14 @@ class LayersRun:
         def through(index: int, layer: nn.Module, given: Any, call: Call | None = None) -> Any:
             if self._is_split and not passing.entrances:  # on the first stage, at the first layer's output
                 given, passing.entrances = entrances_at(given)
-            return self._through_layer(index, layer, given, passing, call)
+            if self._weights is None:
+                return self._through_layer(index, layer, given, passing, call)
+            beside = self._beside if index == self._head else ()
+            self._weights.need((index, *beside), self._then.get(index))
+            return self._needing_back(index, self._through_layer(index, layer, given, passing, call))
 
+        if self._weights is not None and self._beside:
+            self._weights.need(self._beside, self._layers[0][0])
         with self._autocast():
             if self._loss is None:
                 return self._walk(entering, through)
@@ -79,6 +102,25 @@ class LayersRun:
             return output
         return checked_output(index, layer, output)
 
+    def need_of(self, parameters: Collection[torch.Tensor]) -> None:
+        """Let the layers of these parameters have their values, for the second half of a backward pass."""
+        layers = tuple(dict.fromkeys(self._layer_of[each] for each in parameters if each in self._layer_of))
+        if self._weights is not None and layers:
+            self._weights.need(layers, self._then.get(layers[-1]))
+
+    def _needing_back(self, index: int, output: Any) -> Any:
+        """Let a layer's way back, which begins where its output was made, have the layer's values."""
+        weights, before = self._weights, self._before.get(index)
+        assert weights is not None, "who calls has seen"
+
+        def need(_: object) -> None:
+            weights.need((index,), before)
+
+        for leaf in tensors(output):
+            if leaf.grad_fn is not None:
+                leaf.grad_fn.register_prehook(need)
+        return output
+
     def _loss_of(self, passing: Pass, output: Any, terms: Sequence[torch.Tensor] = ()) -> torch.Tensor:
         assert self._loss is not None, "the last stage has a loss"
         assert passing.targets is not None, "the last stage has targets"
@@ -93,6 +135,8 @@ class LayersRun:
         """Raise LayerError; name the layer whose backward pass raised, if it can be found."""
 
         def find() -> int | None:
+            if self._weights is not None:  # the others would not run their layers again, and give nothing
+                return None
             loss = None if passing.targets is None else partial(self._loss_of, passing)
             run = partial(self._through_layer, passing=passing)
             arriving = () if self._loss is not None else gradients  # there it is the loss's

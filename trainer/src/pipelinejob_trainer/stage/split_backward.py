@@ -23,7 +23,7 @@ both halves. Their pass is not split: the first half is all of it.
 """
 
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -116,10 +116,14 @@ class SplitBackward:
         received = (getattr(entrance.node, "variable", None) for entrance in self._entrances)
         return tuple(None if leaf is None else leaf.grad for leaf in received)
 
-    def weight_half(self) -> None:
-        """Add the rest to the parameters' gradients, and free everything."""
+    def weight_half(self, before: Callable[[_Parameters], None] = lambda _: None) -> None:
+        """Add the rest to the parameters' gradients, and free everything.
+
+        `before` is told whose gradients come next.
+        """
         for edges, gradients, parameters in self._remaining:
             if edges:
+                before(parameters)
                 accumulate(edges, gradients, parameters)
         self._remaining = []
 

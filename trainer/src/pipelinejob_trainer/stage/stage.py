@@ -39,6 +39,7 @@ from pipelinejob_trainer.stage.passing import Pass, as_it_is, begin, without_gra
 from pipelinejob_trainer.stage.saved_tensors import SavedTensors
 from pipelinejob_trainer.stage.split_backward import SplitBackward
 from pipelinejob_trainer.stage.target_counts import TargetCounts
+from pipelinejob_trainer.stage.weights import Weights
 
 _OF_A_LEAF = "leaf Variable that requires grad is being used in an in-place operation"  # in autograd's
 _PASSES_WITHOUT_CHANGE = 8  # after which layers are taken not to change in place what they are given, until they do
@@ -59,7 +60,8 @@ class Stage:
     What is received belongs to the stage: its layers may change it in place. It is a tensor or a
     nesting of tensors, as is the output.
 
-    `loss` takes the last layer's output and targets on the last stage.
+    `loss` takes the last layer's output and targets on the last stage. `weights` are those of layers
+    that hold their values only while a pass needs them.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Stage:
         is_split: bool = False,
         loss: Loss = token_cross_entropy,
         is_asynchronous: bool = False,
+        weights: Weights | None = None,
     ) -> None:
         self.module = _modules(layers).to(device)
         self.is_first = is_first
@@ -87,7 +90,13 @@ class Stage:
         self._is_split = is_split
         self._is_asynchronous = is_asynchronous
         self._layers = LayersRun(
-            layers, loss if is_last else None, is_first=is_first, is_split=is_split, precision=precision, device=device
+            layers,
+            loss if is_last else None,
+            is_first=is_first,
+            is_split=is_split,
+            precision=precision,
+            device=device,
+            weights=weights,
         )
         self._state = LayerState([self.module])
         self._runs_again = RunsAgain()
@@ -230,7 +239,7 @@ class Stage:
         if passing.split is None:
             return
         try:
-            passing.split.weight_half()
+            passing.split.weight_half(self._layers.need_of)
         except BaseException as error:  # noqa: BLE001 # as above
             self._layers.backward_raised(error, passing, ())
 

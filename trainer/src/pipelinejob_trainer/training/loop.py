@@ -8,18 +8,12 @@ import torch
 from pipelinejob.base.timeline import SpanKind
 from pipelinejob.contract.progress import Skipped
 from pipelinejob.schedules.causes import WaitCause
-from pipelinejob_trainer.base.errors import StoppedError, UserError
+from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.checkpoint import snapshot
 from pipelinejob_trainer.checkpoint.checkpoints import Checkpoints, Resumed
 from pipelinejob_trainer.checkpoint.folder import PartOf
-from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.data.micro_batch import IGNORED
-from pipelinejob_trainer.data.position import (
-    Order,
-    TextPosition,
-    agreed_text,
-    samples_before,
-)
+from pipelinejob_trainer.data.position import TextPosition, samples_before
 from pipelinejob_trainer.process.output import say, warn
 from pipelinejob_trainer.process.signals import StopRequest
 from pipelinejob_trainer.process.stage_status import StageStatus, StepOutcome, samples_per_step, tokens_per_step
@@ -35,8 +29,9 @@ from pipelinejob_trainer.training.checks.shape_check import check_shapes
 from pipelinejob_trainer.training.checks.untrained_state import UntrainedState
 from pipelinejob_trainer.training.membership import Membership
 from pipelinejob_trainer.training.not_finite import Decision, NotFinitePolicy, described
-from pipelinejob_trainer.training.preparation import Preparation, check, preflighted, telling_errors
+from pipelinejob_trainer.training.preparation import Preparation, agreed_order, check, preflighted, telling_errors
 from pipelinejob_trainer.training.saving import Saving
+from pipelinejob_trainer.training.stopping import Stopping
 from pipelinejob_trainer.training.totals import Totals
 from pipelinejob_trainer.training.updates import Updates
 
@@ -83,7 +78,7 @@ class TrainingLoop:
     def _join(self, membership: Membership) -> None:
         self._gang = membership.gang
         check_shapes(self._rank, membership.gang)
-        self._order = _agreed_order(self._prepared, membership.gang)
+        self._order = agreed_order(self._prepared, membership.gang)
         self._links = membership.link(self._plan.schedule.micro_batch_sizes)
         self._runtime = self._rank.runtime(
             links=self._links,
@@ -102,6 +97,7 @@ class TrainingLoop:
         )
         # What an earlier incarnation had begun to save is of a run that is fenced off now.
         self._saving = Saving(self._checkpoints, self._status, self._not_finite)
+        self._stopping = Stopping(membership.gang, self._stop_request, self._keeping)
 
     def rejoin(self, membership: Membership) -> None:
         """Forget the step that was interrupted, and go on in another incarnation of the gang; `run` comes next."""
@@ -114,7 +110,8 @@ class TrainingLoop:
     def run(self) -> None:
         """Train until the last step.
 
-        Raises StoppedError after a checkpoint when any rank was asked to stop.
+        Raises StoppedError after a checkpoint when all ranks stop; where only some do, LeftError on them and
+        PeersLeaveError on the others, that may `rejoin`.
         """
         done = self._resume()
         self._say_what_is_read(done + 1)
@@ -172,14 +169,18 @@ class TrainingLoop:
         return (
             snapshot.wanted(part),
             snapshot.may_hold(part, self._updates.optimizer),
-            snapshot.parts(part, stretches=self._updates.stretches),
+            snapshot.parts(part, sharded=self._updates.sharded),
         )
 
     def _begin(self, resumed: Resumed | None) -> int:
         """Take over a checkpoint's state, if there is one; return the step after which it was taken."""
         step = resumed.step if resumed else 0
         if resumed:
-            _say_anew(snapshot.restore(self._rank.part, self._updates.optimizer, resumed.tensors))
+            _say_anew(
+                snapshot.restore(
+                    self._rank.part, self._updates.optimizer, resumed.tensors, sharded=self._updates.sharded
+                )
+            )
             self._last_loss = resumed.loss or 0.0
         self._untrained.begin()
         self._parameter_check.begin()
@@ -226,7 +227,7 @@ class TrainingLoop:
         decision = self._not_finite.decide(step, total)
         if decision is Decision.ROLL_BACK:
             return self._roll_back(step, total)
-        _check_reached(step, total)
+        totals.check_reached(step, total)
         skipped = self._skipped(step, total, decision)
         with self._recorder.span(SpanKind.OPTIMIZER):
             rate = self._updates.end(total) if skipped is None else self._updates.skip()
@@ -237,17 +238,18 @@ class TrainingLoop:
         if total.num_written == self._gang.size:
             with self._recorder.span(SpanKind.CHECKPOINT):
                 self._saving.publish()
-        if self._is_checkpoint_due(step) or total.is_stop_requested:
-            is_last = step == self._plan.training.steps or total.is_stop_requested
+        leaving = self._stopping.who(is_requested=total.is_stop_requested and step < self._plan.training.steps)
+        if self._is_checkpoint_due(step) or leaving.is_all:
+            is_last = step == self._plan.training.steps or leaving.is_all
             with self._recorder.span(SpanKind.CHECKPOINT):
                 self._save(step, waits=is_last or not self._plan.checkpoint.asynchronous)
-        if self._is_border_due(step):
+        if self._is_border_due(step) or leaving.is_some:
             with self._recorder.span(SpanKind.CHECKPOINT):
                 self._keep_border(step)
         self._measure()
-        if total.is_stop_requested and step < self._plan.training.steps:
+        if leaving.ranks:
             self._output.write_timelines()
-            raise StoppedError(f"asked to stop; a checkpoint of step {step} was written, and a new run goes on from it")
+            self._stopping.stop(leaving, step)
         return step
 
     def _skipped(self, step: int, total: Totals, decision: Decision) -> Skipped | None:
@@ -337,7 +339,7 @@ class TrainingLoop:
             loss=self._last_loss,
             extra_buffers=self._untrained.extra_buffers(),
             is_mine=rank.owns,
-            stretches=self._updates.stretches,
+            sharded=self._updates.sharded,
         )
         self._saving.save(state, TextPosition(samples=self._samples, order=self._order), waits=waits)
 
@@ -366,7 +368,7 @@ class TrainingLoop:
         timeline = self._recorder.finish_step()
         self._status.set_memory(
             peak_bytes=peak_bytes(self._rank.device),
-            parameter_bytes=_bytes(self._rank.part.named_parameters().values()),
+            parameter_bytes=_bytes({**self._rank.part.named_parameters(), **self._updates.sharded.parameters}.values()),
             optimizer_bytes=self._updates.optimizer.state_bytes,
         )
         self._status.set_bytes("send", self._links.bytes_sent)
@@ -381,7 +383,8 @@ class TrainingLoop:
 def run(prepared: Preparation, membership: Membership, status: StageStatus, stop_request: StopRequest) -> None:
     """Train this rank's part of a plan.
 
-    Raises StoppedError after a checkpoint, UserError, PeerLostError, CheckpointFailedError.
+    Raises StoppedError after a checkpoint, UserError, PeerLostError, CheckpointFailedError. Without recovery in place,
+    all ranks stop where one is asked to.
     """
     with telling_errors(prepared):
         check(prepared, membership)
@@ -393,24 +396,6 @@ def run(prepared: Preparation, membership: Membership, status: StageStatus, stop
 def _say_anew(names: Sequence[str]) -> None:
     if names:
         say(f"{len(names)} parameters were not trained so far, and their optimiser state begins anew: {names[0]} ...")
-
-
-def _check_reached(step: int, total: Totals) -> None:
-    """Refuse a step in which no parameter got a gradient: nothing would be trained."""
-    if step == 1 and total.gradient_norm == 0 and not total.counts_nothing:
-        raise UserError(
-            "NothingToTrain",
-            "step 1: the gradient norm over all stages is 0: the loss depends on no parameter that can be trained; look"
-            " for a layer that returns what has no gradient (detach, torch.no_grad, integers) or multiplies with 0",
-        )
-
-
-def _agreed_order(prepared: Preparation, gang: Gang) -> Order:
-    plan = prepared.plan
-    if plan.evaluation is not None:
-        agreed_text(gang, prepared.evaluation_text, field="spec.evaluation")
-    text = agreed_text(gang, prepared.text, field="spec.data")
-    return Order(text=text, sequence_length=plan.data.sequence_length, seed=plan.training.seed)
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -9,6 +9,7 @@ rank's last update.
 import torch
 
 from pipelinejob.schedules.actions import ActionKind
+from pipelinejob_trainer.checkpoint.snapshot import NOTHING, Sharded
 from pipelinejob_trainer.models.part import num_layers
 from pipelinejob_trainer.optimizers.choice import hidden_matrices, make_optimizer
 from pipelinejob_trainer.optimizers.rates import clip_factor, learning_rate
@@ -26,7 +27,9 @@ class Updates:
         self._shards, self._exchange = rank.shards, exchange
         parameters = rank.part.named_parameters()
         sharded = {} if rank.shards is None else rank.shards.own
-        self.stretches = {} if rank.shards is None else rank.shards.stretches
+        self.sharded = NOTHING
+        if rank.shards is not None:
+            self.sharded = Sharded(stretches=rank.shards.stretches, parameters=rank.shards.kept)
         self.optimizer = make_optimizer(
             self._training,
             (parameters | sharded).items(),

@@ -308,11 +308,17 @@ def _longest_s(spec: PipelineJobSpec) -> int:
 
 
 def _set_grace(pod_spec: dict[str, Any]) -> None:
-    grace = {"name": names.ENV_GRACE_S, "value": str(pod_spec["terminationGracePeriodSeconds"])}
+    whole_s = pod_spec["terminationGracePeriodSeconds"]
     pod_spec["containers"] = [
-        merge(each, {"env": [grace]}) if each["name"] == names.CONTAINER_TRAINER else each
+        merge(each, {"env": [_grace(each, whole_s)]}) if each["name"] == names.CONTAINER_TRAINER else each
         for each in pod_spec["containers"]
     ]
+
+
+def _grace(container: dict[str, Any], whole_s: int) -> dict[str, str]:
+    """Tell a container what is left of its grace once it gets SIGTERM: a kubelet sends it after a preStop's sleep."""
+    slept_s = ((container.get("lifecycle") or {}).get("preStop") or {}).get("sleep", {}).get("seconds", 0)
+    return {"name": names.ENV_GRACE_S, "value": str(max(0, whole_s - slept_s))}
 
 
 def _resources(container: dict[str, Any], spec: PipelineJobSpec) -> dict[str, Any]:
