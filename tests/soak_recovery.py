@@ -2,10 +2,10 @@
 
     python tests/soak_recovery.py [--failures 20] [--seed 1] [--folder FOLDER]
 
-Gangs of one schedule family after the other lose a rank again and again: killed, stopped for good, or stopped for a
-moment, which is no loss. Losses, weights and optimiser must be bit for bit those of a run in which nothing happened.
-One rank of each gang is spared: its descriptors, threads and memory must not grow from one recovery to the next. It
-prints a row for each gang, and ends with an error where anything differs.
+Gangs of one schedule family after the other lose a rank again and again: killed, stopped for good, told to stop, or
+stopped for a moment, which is no loss. Losses, weights and optimiser must be bit for bit those of a run in which
+nothing happened. One rank of each gang is spared: its descriptors, threads and memory must not grow from one recovery
+to the next. It prints a row for each gang, and ends with an error where anything differs.
 """
 
 import argparse
@@ -26,7 +26,8 @@ from pipelinejob.spec.job import GptModel, Model, ScheduleName, ScheduleSpec
 from support.training.gangs import Gang
 from support.training.recovering import Operator, assert_same_end, recovering_plan
 
-KILLED, STOPPED, PAUSED = "killed", "stopped", "paused"
+KILLED, STOPPED, TOLD, PAUSED = "killed", "stopped", "told to stop", "paused"
+_SIGNALS = {KILLED: signal.SIGKILL, STOPPED: signal.SIGSTOP, TOLD: signal.SIGTERM, PAUSED: signal.SIGSTOP}
 FAILURES_OF_A_GANG = 7
 STEPS_A_FAILURE = 60
 SILENCE_S = 4
@@ -135,11 +136,11 @@ def _disturb(gang: Gang, operator: Operator, num_failures: int, dice: random.Ran
     gang.until(lambda: operator.number == 1, "the gang meets")
     gang.wait_for_step(2)
     for _ in range(num_failures):
-        pod, how = dice.choice(victims), dice.choice((KILLED, KILLED, STOPPED, STOPPED, PAUSED))
+        pod, how = dice.choice(victims), dice.choice((KILLED, KILLED, STOPPED, STOPPED, TOLD, PAUSED))
         time.sleep(dice.random() * 0.05)  # so that it comes at any moment of a step
         before, reached, began = operator.number, _reached(gang), time.monotonic()
         failures[how] += 1
-        gang.signal(pod, signal.SIGKILL if how == KILLED else signal.SIGSTOP)
+        gang.signal(pod, _SIGNALS[how])
         if how == PAUSED:
             time.sleep(SILENCE_S / 8)
             gang.signal(pod, signal.SIGCONT)
@@ -150,7 +151,7 @@ def _disturb(gang: Gang, operator: Operator, num_failures: int, dice: random.Ran
             lost_s.append(time.monotonic() - began)
         usage.append(Usage.of(gang.processes[spared].pid))
     assert operator.replaced.count(spared) == 0, "the rank that was spared was replaced"
-    num_lost = failures[KILLED] + failures[STOPPED]
+    num_lost = failures.total() - failures[PAUSED]
     gang.finish()
     assert len(operator.replaced) == num_lost, f"{operator.replaced} were replaced, {num_lost} were lost"
     return Row(
@@ -186,9 +187,10 @@ def main() -> None:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="soak-"))
     undisturbed: dict[tuple[str, int], Gang] = {}
     print(
-        "| gang | killed | stopped | paused | steps done again | lost time, median | the spared rank, first and last |"
+        "| gang | killed | stopped | told to stop | paused | steps done again | lost time, median"
+        " | the spared rank, first and last |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for number, family in enumerate(cycle(FAMILIES)):
         if left <= 0:
             break
@@ -213,7 +215,7 @@ def _written(family: Family, row: Row) -> str:
         + f", {first.memory / 2**20:.0f} and {last.memory / 2**20:.0f} MiB"
     )
     lost = f"{statistics.median(row.lost_s):.1f} s" if row.lost_s else "none"
-    numbers = (row.failures[KILLED], row.failures[STOPPED], row.failures[PAUSED], row.repeated)
+    numbers = (row.failures[KILLED], row.failures[STOPPED], row.failures[TOLD], row.failures[PAUSED], row.repeated)
     return f"| {family.name} | {' | '.join(map(str, numbers))} | {lost} | {held} |"
 
 

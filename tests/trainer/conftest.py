@@ -25,13 +25,13 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Plan], Gang]]:
+def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Gang]]:
     """Return gangs in folders of their own; none outlives the tests."""
     gangs: list[Gang] = []
 
-    def start(wanted: Plan) -> Gang:
+    def start(wanted: Plan, **variables: str) -> Gang:
         folders = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))
-        environment = {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+        environment = {"PYTHONPATH": os.pathsep.join(filter(None, folders)), **variables}
         gang = Gang(tmp_path_factory.mktemp("gang"), wanted, environment=environment)
         gangs.append(gang)
         return gang.start()

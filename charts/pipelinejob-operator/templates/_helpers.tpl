@@ -57,7 +57,7 @@ imagePullSecrets:
 {{- define "pipelinejob.namespacedRules" -}}
 - apiGroups: [pipelinejob.io]
   resources: [pipelinejobs]
-  verbs: [get, list, watch, delete] # delete: ttlSecondsAfterFinished
+  verbs: [get, list, watch, create, patch, delete] # chains of a job that serves; delete: ttlSecondsAfterFinished, too
 - apiGroups: [pipelinejob.io]
   resources: [pipelinejobs/status]
   verbs: [patch, update]
@@ -66,6 +66,9 @@ imagePullSecrets:
   verbs: [get, list, watch, create, patch, delete] # get, here and below: whose it is that has a needed name
 - apiGroups: [""]
   resources: [services, configmaps] # seen by label, put back when somebody deletes one; spec.costs names one
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets] # one for each job that serves
   verbs: [get, list, watch, create, patch]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]

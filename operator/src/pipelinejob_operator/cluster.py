@@ -126,6 +126,9 @@ class Cluster(Protocol):
     def jobs(self) -> Sequence[Object]:
         """Return all PipelineJobs."""
 
+    def chains(self, key: Key) -> Sequence[Object]:
+        """Return the PipelineJobs controlled by this job's uid."""
+
     def pods(self, key: Key) -> Sequence[Object]:
         """Return the pods controlled by this job's uid."""
 
@@ -133,7 +136,7 @@ class Cluster(Protocol):
         """Return the pod of this name, whoever owns it."""
 
     def furniture(self, key: Key) -> Sequence[Object]:
-        """Return what this job's uid controls beside pods: its config map and its service, or what is kept of them."""
+        """Return what this job's uid controls beside pods: config map, services and budget, or what is kept of them."""
 
     def all_pods(self) -> Sequence[Object]:
         """Return all pods that take capacity from nodes, whoever owns them, and all of ours."""

@@ -17,7 +17,7 @@ import time
 from statistics import median
 from typing import Any
 
-import httpx
+import aiohttp
 
 TOKENS = 64
 AT_ONCE = (1, 4, 16)
@@ -31,12 +31,13 @@ async def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    async with httpx.AsyncClient(base_url=given.url, timeout=600) as client:
+    async with aiohttp.ClientSession(given.url, timeout=aiohttp.ClientTimeout(total=600)) as client:
         rounds = [
             {number: await measured(client, given.model, number, salt=salt) for number in AT_ONCE}
             for salt in range(given.rounds)
         ]
-        metrics = (await client.get("/metrics")).text
+        async with client.get("/metrics") as told:
+            metrics = await told.text()
     rows = [
         {
             "requests": number,
@@ -53,7 +54,7 @@ async def main() -> None:
     print(json.dumps(rows, indent=1))
 
 
-async def measured(client: httpx.AsyncClient, model: str, number: int, *, salt: int) -> dict[str, float]:
+async def measured(client: aiohttp.ClientSession, model: str, number: int, *, salt: int) -> dict[str, float]:
     """Ask so often at once; return mean times in seconds, and all tokens a second."""
     began = time.perf_counter()
     answers = await asyncio.gather(*(ask(client, model, f"{salt}.{place} ") for place in range(number)))
@@ -66,16 +67,16 @@ async def measured(client: httpx.AsyncClient, model: str, number: int, *, salt: 
     }
 
 
-async def ask(client: httpx.AsyncClient, model: str, word: str) -> tuple[float, float]:
+async def ask(client: aiohttp.ClientSession, model: str, word: str) -> tuple[float, float]:
     """Return the seconds until the first and the last token of one answer."""
     wanted: dict[str, Any] = {
         "model": model, "prompt": word * 15, "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0, "stream": True,
     }  # fmt: skip
     began, first = time.perf_counter(), 0.0
-    async with client.stream("POST", "/v1/completions", json=wanted) as response:
+    async with client.post("/v1/completions", json=wanted) as response:
         response.raise_for_status()
-        async for line in response.aiter_lines():
-            if line.startswith("data: {") and not first:
+        async for line in response.content:
+            if line.startswith(b"data: {") and not first:
                 first = time.perf_counter() - began
     return first, time.perf_counter() - began
 

@@ -1,11 +1,13 @@
 """A served model under full load while clients leave and stages are killed: no answer is wrong, or lost silently.
 
-    python tests/bench/serving/soak_serving.py [--requests 10000] [--at-once 64] [--kills 20] [--leave 0.1]
+    python tests/bench/serving/soak_serving.py [--requests 10000] [--at-once 64] [--kills 20] [--wedges 5] [--leave 0.1]
 
 A tiny model, trained nowhere, is saved as a checkpoint and served from it by `pipelinejob serve` over three stages,
 processes of their own. Of the clients a share leaves in the midst of a stream; every so often a stage is killed (the
-first one every fourth time). Each answer must be the unsplit model's; one that is refused, or cut off with its
-connection, is asked again, and counted. In the end nothing may be in work, in line or in the cache. Prints JSON.
+first one every fourth time), or a later one wedged: stopped, so that it keeps its connections and says nothing. How
+long until that is noticed and named stands in the result; then the stage goes on. Each answer must be the unsplit
+model's; one that is refused, or cut off with its connection, is asked again, and counted. In the end nothing may be
+in work, in line or in the cache. Prints JSON.
 
 With `--kills 0 --leave 0 --at-once 1000` it is the crowd of a thousand connections.
 """
@@ -39,13 +41,14 @@ from support.training.saved_models import moved, saved, whole
 
 GPT = {"gpt": {"numLayers": 4, "hiddenSize": 32, "numHeads": 4}}
 LENGTH, NEW, PROMPTS, PORT = 64, 24, 40, 8791
+_LONGEST_S = 30.0  # for a wedged stage to be named
 _RETRIED = {0, 429, 503}  # 0: the connection ended before a status came
 
 
 def main() -> None:
     """Serve, ask, kill, and count."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("requests", 10_000), ("at-once", 64), ("kills", 20)):
+    for name, default in (("requests", 10_000), ("at-once", 64), ("kills", 20), ("wedges", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--leave", type=float, default=0.1, help="share of clients that leave in the midst")
     given = parser.parse_args()
@@ -113,6 +116,7 @@ class Soak:
         self._counts: Counter[str] = Counter()
         self._left = iter(range(given.requests))
         self._done = 0
+        self._noticed_s: list[float] = []
 
     async def go(self) -> dict[str, object]:
         """Ask all; return the counts."""
@@ -127,6 +131,7 @@ class Soak:
             "at_once": self._given.at_once,
             **self._counts,
             "seconds": round(took_s, 1),
+            "wedged_stage_noticed_after_s": [round(each, 2) for each in self._noticed_s],
             "left_in_work_line_cache": await self._leaked(),
             "load_average": os.getloadavg()[0],
         }
@@ -152,16 +157,51 @@ class Soak:
             self._done += 1
 
     async def _kill(self) -> None:
-        """Kill a stage whenever so many requests more are done, once the chain is whole again."""
-        every = self._given.requests // (self._given.kills + 1)
-        for number in range(self._given.kills):
+        """Kill or wedge a stage whenever so many requests more are done."""
+        faults = [*["kill"] * self._given.kills, *["wedge"] * self._given.wedges]
+        self._dice.shuffle(faults)
+        every = self._given.requests // (len(faults) + 1)
+        for number, fault in enumerate(faults):
             while self._done < every * (number + 1):
                 await asyncio.sleep(0.05)
-            stage = "0" if number % 4 == 3 else str(1 + number % 2)
+            stage = "0" if fault == "kill" and number % 4 == 3 else str(1 + number % 2)
             found = await asyncio.to_thread(self._run.stages)
-            if stage in found:
+            if stage not in found:
+                continue
+            self._counts[f"{fault}s"] += 1
+            if fault == "kill":
                 os.kill(found[stage], signal.SIGKILL)
-                self._counts["kills"] += 1
+            else:
+                await self._wedge(stage, found[stage])
+
+    async def _wedge(self, stage: str, process: int) -> None:
+        """Stop a stage until the first one has named it, and let it go on."""
+        await self._until_whole()
+        named, before = f"stage {stage} is lost: it said nothing", self._first_log()
+        began = time.monotonic()
+        os.kill(process, signal.SIGSTOP)
+        try:
+            while self._first_log().count(named) == before.count(named):
+                if time.monotonic() - began > _LONGEST_S:
+                    self._counts["wedged and never named"] += 1
+                    return
+                await asyncio.sleep(0.02)
+            self._noticed_s.append(time.monotonic() - began)
+        finally:
+            os.kill(process, signal.SIGCONT)
+
+    async def _until_whole(self) -> None:
+        """Wait until all stages are there, so that the one that is wedged is missed."""
+        while True:
+            try:
+                if (await asyncio.to_thread(_get, "/readyz")).startswith("ok"):
+                    return
+            except OSError:
+                pass
+            await asyncio.sleep(0.1)
+
+    def _first_log(self) -> str:
+        return "".join(file.read_text() for file in sorted((self._run.output / "logs").glob("*-s0.*.log")))
 
     async def _leaked(self) -> list[float]:
         """Return what is in work, in line, and in the cache, once it is at rest."""

@@ -1,11 +1,12 @@
 """What a lost stage costs, and what it costs to be ready for that: `pipelinejob run` on this machine, run after run.
 
-A stage is killed or stopped, against a restart of the whole gang. Lost time is counted from the signal to the end of
-the first step that had not been done before, less that step itself. Then nothing fails: runs with protection, each
-between two without, by their median step.
+A stage is killed, stopped, or told to stop, against a restart of the whole gang. Lost time is counted from the signal
+to the end of the first step that had not been done before, less that step itself; where a stage is told to stop, and
+all still end the step, it is the longest pause between two steps from then on. Then nothing fails: runs with
+protection, each between two without, by their median step.
 
 `python tests/bench/trainer/bench_recovery.py [FOLDER]` prints a row for each case; `--protection` the second table
-alone.
+alone, `--only=told` the cases alone whose names begin so.
 """
 
 import json
@@ -44,6 +45,9 @@ CASES = (
     Case(name="stopped, whole gang restarts", signal=signal.SIGSTOP, recovery=None),
     Case(name="stopped, in place", signal=signal.SIGSTOP, recovery={"inPlace": True}),
     Case(name="stopped, in place, warm spare", signal=signal.SIGSTOP, recovery={"inPlace": True, "spares": 1}),
+    Case(name="told to stop, whole gang restarts", signal=signal.SIGTERM, recovery=None),
+    Case(name="told to stop, in place", signal=signal.SIGTERM, recovery={"inPlace": True}),
+    Case(name="told to stop, in place, warm spare", signal=signal.SIGTERM, recovery={"inPlace": True, "spares": 1}),
 )
 
 
@@ -115,11 +119,12 @@ def measure(case: Case, folder: Path) -> dict[str, float | int]:
     told = records(steps)
     before = [(step, moment) for step, moment in told if moment <= failed_at]
     reached = max(step for step, _ in before)
-    again = next((step, moment) for step, moment in told if step > reached and moment > failed_at + 0.05)
+    later = [moment for step, moment in told if step > reached and moment > failed_at + 0.05]
     step_s = statistics.median(b - a for (_, a), (_, b) in pairwise(before[50:]))
+    pauses = [later[0] - failed_at, *(b - a for a, b in pairwise(later))]
     return {
         "noticed_s": decided[0] - failed_at,
-        "lost_s": again[1] - failed_at - step_s,
+        "lost_s": (max(pauses) if case.signal is signal.SIGTERM else pauses[0]) - step_s,
         "repeated_steps": len(told) - STEPS,
         "step_s": step_s,
     }
@@ -149,18 +154,20 @@ def process_of(output: Path, *, stage: int) -> int:
 
 
 def main() -> None:
-    arguments = [each for each in sys.argv[1:] if each != "--protection"]
+    arguments = [each for each in sys.argv[1:] if not each.startswith("--")]
+    only = next((each.partition("=")[2] for each in sys.argv if each.startswith("--only=")), "")
     folder = Path(arguments[0]) if arguments else Path(tempfile.mkdtemp())
     if "--protection" not in sys.argv:
-        measure_losses(folder)
+        measure_losses(folder, only)
         print()
-    measure_protection(folder / "protection")
+    if not only:
+        measure_protection(folder / "protection")
 
 
-def measure_losses(folder: Path) -> None:
+def measure_losses(folder: Path, only: str) -> None:
     print("| what happens | noticed after | lost time | steps repeated | a step |")
     print("|---|---|---|---|---|")
-    for number, case in enumerate(CASES):
+    for number, case in enumerate(each for each in CASES if each.name.startswith(only)):
         found = measure(case, folder / str(number))
         print(
             f"| {case.name} | {found['noticed_s']:.1f} s | {found['lost_s']:.1f} s | {found['repeated_steps']} |"

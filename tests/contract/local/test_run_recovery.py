@@ -58,6 +58,20 @@ def test_a_killed_and_a_stopped_stage_are_replaced_alone_and_the_losses_are_the_
     assert (status["state"], status["restarts"]) == ("Succeeded", 0)
 
 
+def test_a_stage_that_is_told_to_stop_hands_over_and_no_step_is_done_again(start) -> None:
+    run = start("told", recovery={"inPlace": True, "spares": 1})
+    run.until(lambda: run.steps() >= 10)
+    os.kill(run.stages()["1"], signal.SIGTERM)
+
+    assert run.wait() == 0, run.said
+    assert run.steps() == STEPS
+    assert "was taken away: asked to stop; step" in run.said
+    assert "had handed over after step" in run.said
+    assert "Restarting" not in run.said
+    status = json.loads((run.output / "summary.json").read_text())
+    assert (status["state"], status["restarts"]) == ("Succeeded", 0)
+
+
 def test_a_stage_that_hangs_is_named_and_replaced_alone_and_all_go_on(start, tmp_path: Path) -> None:
     run = start(
         "hanging",

@@ -6,7 +6,7 @@ import pytest
 
 from pipelinejob.base.errors import InvalidManifestError
 from pipelinejob.contract.incarnation import Lost
-from pipelinejob.contract.progress import Phase, Progress
+from pipelinejob.contract.progress import Phase, Progress, Termination
 from pipelinejob_operator.controller import reconcile
 from pipelinejob_operator.objects.making.tokens import authorization
 from pipelinejob_operator.validation.validate import validate
@@ -22,7 +22,7 @@ def world():
     return World(nodes(4, gpus=8))
 
 
-def says(world, stage, *, step=0, waits=True, heard=0, lost=(), attempt=1):
+def says(world, stage, *, step=0, waits=True, heard=0, lost=(), attempt=1, handed_over=None):
     world.cluster.answers[f"gpt-r0-s{stage}"] = Progress(
         replica=0,
         stage=stage,
@@ -32,7 +32,7 @@ def says(world, stage, *, step=0, waits=True, heard=0, lost=(), attempt=1):
         awaits_incarnation=waits,
         incarnation=heard,
         control_port=5000 + stage,
-        lost=tuple(Lost(replica=0, stage=each, why="no heartbeat for 2.1 s") for each in lost),
+        lost=tuple(Lost(replica=0, stage=each, why="no heartbeat for 2.1 s", handed_over=handed_over) for each in lost),
     )
 
 
@@ -184,6 +184,55 @@ def test_a_drain_stops_all_after_a_checkpoint_and_counts_against_no_limit(world,
 
     status = world.status(key)
     assert (status["attempt"], status["restarts"], status["disruptions"]) == (2, 0, 1)
+
+
+def hand_over(world, stage, *, step):
+    """Let a stage that was told to stop leave, and the others say so."""
+    name = f"gpt-r0-s{stage}"
+    words = Termination(exit_code=76, reason="HandedOver", message=f"asked to stop; step {step} is done", step=step)
+    world.cluster.set_pod(
+        world.cluster.pod(name), phase="Failed", code=76, message=words.model_dump_json(by_alias=True)
+    )
+    world.cluster.answers.pop(name, None)
+    for each in {0, 1, 2} - {stage}:
+        says(world, each, step=step, heard=1, lost=[stage], handed_over=step)
+
+
+@pytest.mark.parametrize("is_seen", [True, False])  # whether its deletion is seen before it has left
+def test_a_stage_that_hands_over_is_replaced_alone_against_no_limit(world, is_seen):
+    key = submitted(world, recovery={"inPlace": True, "maxReplacements": 1})
+    before = uids(world)
+    for number in (2, 3):  # more than maxReplacements
+        if is_seen:
+            world.cluster.remove(world.cluster.pod("gpt-r0-s1"))
+            world.settle()
+        hand_over(world, 1, step=7 + number)
+        come_back(world)
+        says(world, 1)
+        world.settle()
+        all_train(world, heard=number)
+        world.settle()
+
+    assert {stage for stage in before if before[stage] != uids(world)[stage]} == {"s1"}
+    status = world.status(key)
+    assert (status["attempt"], status["restarts"], status["disruptions"]) == (1, 0, 0)
+    assert (status["recovery"]["replacements"], status["recovery"]["handedOver"]) == (2, 2)
+    assert not status["recovery"].get("replacementTimes")
+    said = [event.message for event in world.cluster.events if event.reason == "Recovered"]
+    assert said[-1].endswith("; stage 1 of replica 0 had handed over after step 10, from where all go on")
+
+
+def test_a_drained_stage_for_which_no_other_node_has_room_stops_all_while_they_can_save():
+    world, key = spread(3)
+    drained = world.cluster.pod("gpt-r0-s1")
+    world.cluster.cordon(pinned_node(drained))
+    world.cluster.remove(drained)
+    world.settle()
+
+    assert world.status(key)["attempt"] == 2
+    assert all("deletionTimestamp" in pod["metadata"] for pod in world.cluster.all_pods())  # with their grace
+    told = [event.message for event in world.cluster.events if event.reason == "StageFailed"]
+    assert "no node has room for gpt-r0-s1 now" in told[0]
 
 
 def test_a_replacement_that_does_not_come_in_time_restarts_the_whole_gang(world):

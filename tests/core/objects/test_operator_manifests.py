@@ -112,6 +112,14 @@ def test_a_node_is_added_to_every_term_of_a_users_affinity():
     assert [term["matchExpressions"][0]["key"] for term in terms] == ["a", "b"]
 
 
+def test_what_a_pre_stop_hook_sleeps_is_no_time_to_hand_over_in():
+    hook = {"name": "trainer", "lifecycle": {"preStop": {"sleep": {"seconds": 20}}}}
+    pod = render(template={"spec": {"terminationGracePeriodSeconds": 90, "containers": [hook]}})["spec"]
+
+    assert pod["terminationGracePeriodSeconds"] == 90
+    assert {"name": names.ENV_GRACE_S, "value": "70"} in pod["containers"][0]["env"]
+
+
 def test_a_user_cant_relabel_a_rank():
     labels = render(stage=1, template=USER_TEMPLATE)["metadata"]["labels"]
 

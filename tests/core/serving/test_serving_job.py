@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelinejob.base import names
 from pipelinejob.base.errors import InvalidManifestError
 from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Request
@@ -18,18 +19,10 @@ from pipelinejob_operator.objects.making.manifests import front_service, headles
 from pipelinejob_operator.report.plan_view import PlanView
 from pipelinejob_operator.validation.validate import defaulted, validate
 from support.clusters.operatorworld import SETTINGS, World
-from support.manifests.jobs import job, nodes
+from support.manifests.jobs import job, nodes, serving
 
 GPT = {"gpt": {"numLayers": 4, "hiddenSize": 64, "numHeads": 4}}
 MODEL = {"huggingFace": {"path": "/models/m"}, "numLayers": 6}
-
-
-def serving(**spec: Any) -> dict[str, Any]:
-    """Build a manifest of a job that serves."""
-    made = job("m")
-    parts = {"mode": "Serve", "model": MODEL, "parallelism": {"pipeline": 3}, "device": "cpu"} | spec
-    made["spec"] = {name: value for name, value in parts.items() if value is not None}
-    return made
 
 
 def test_a_model_a_number_of_stages_and_the_mode_are_enough() -> None:
@@ -83,7 +76,8 @@ def test_a_run_that_trained_is_never_cleared_and_checkpoints_are_for_jobs_that_a
             "spec.model.*entrypoint",
         ),
         ({"serving": {"tokenizer": "/t"}}, "spec.serving.tokenizer.*has its own"),
-        ({"parallelism": {"pipeline": 3, "data": 2}}, "spec.parallelism.*create more jobs"),
+        ({"parallelism": {"pipeline": 3, "tensor": 2}}, "spec.parallelism.*leave the rest out"),
+        ({"serving": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}}}, "rollingUpdate.*no chain could be"),
         ({"scheduling": {"minReplicas": 1}}, "spec.scheduling.minReplicas.*is of training alone"),
         ({"device": "gpu"}, "spec.device.*must be cpu"),
         ({"serving": {"cacheTokens": 8}}, "cacheTokens"),
@@ -114,7 +108,7 @@ def test_serving_is_refused_where_a_job_trains() -> None:
 
 def pod(stage: int = 0) -> dict[str, Any]:
     stored = defaulted(serving(serving={"port": 9000}))
-    stored["metadata"] |= {"uid": "u", "generation": 1}
+    stored["metadata"] |= {"uid": "u", "generation": 1, "labels": {names.LABEL_SERVICE: "m"}}
     read = read_job(stored)
     assert read.spec is not None
     return dict(stage_pod(read, read.spec, Rank(0, stage), attempt=1, settings=SETTINGS))
@@ -129,11 +123,19 @@ def test_its_service_leads_to_the_first_stage_alone_and_its_pods_begin_again_in_
 
     assert front is not None
     assert front["metadata"]["name"] == "m-serve" != headless_service(read)["metadata"]["name"]
-    assert front["spec"]["ports"] == [{"name": "serve", "port": 80, "targetPort": 9000, "protocol": "TCP"}]
+    assert front["spec"]["ports"] == [{"name": "serve", "port": 80, "targetPort": "serve", "protocol": "TCP"}]
     assert front["spec"]["selector"].items() <= pod(0)["metadata"]["labels"].items()
     assert not front["spec"]["selector"].items() <= pod(1)["metadata"]["labels"].items()
     assert pod()["spec"]["restartPolicy"] == "Always"
-    assert 9000 in [each["containerPort"] for each in pod()["spec"]["containers"][0]["ports"]]
+    ports = {each["name"]: each["containerPort"] for each in pod()["spec"]["containers"][0]["ports"]}
+    assert ports["serve"] == 9000
+
+
+def test_its_first_stage_has_time_to_end_the_answers_in_work_and_the_others_need_none() -> None:
+    first, second = (pod(stage)["spec"]["terminationGracePeriodSeconds"] for stage in (0, 1))
+
+    assert first == 600 + 5 + 25
+    assert second == SETTINGS.grace_s
 
 
 @pytest.mark.parametrize(("code", "is_over"), [(137, False), (1, False), (0, False), (64, True)])
@@ -147,17 +149,17 @@ def test_only_a_users_error_ends_a_stage_that_serves(code: int, is_over: bool) -
     assert stuck(made) is None
 
 
-@pytest.mark.parametrize("lost", ["m-serve", "m"])
+@pytest.mark.parametrize("lost", ["m-serve", "m-0"])
 def test_a_service_that_is_gone_is_made_again_and_the_other_left_alone(lost: str) -> None:
     world = World(nodes(1, gpus=3))
-    key = world.submit(defaulted(serving()))
+    world.submit(defaulted(serving()))
     world.train()
     services = {name for kind, _, name in world.cluster.objects if kind == "Service"}
-    assert services == {"m", "m-serve"}
+    assert services == {"m-0", "m-serve"}
 
     del world.cluster.objects["Service", "default", lost]
     before = len(world.cluster.writes)
-    world.reconcile(key)
+    world.settle()
 
     made = [item["metadata"]["name"] for verb, item in world.cluster.writes[before:] if verb == "apply"]
     assert made == [lost]
@@ -234,6 +236,7 @@ BATCH = {"mode": "Batch", "serving": {"batch": {"input": "/in.jsonl", "output": 
         ({"mode": "Batch", "serving": {"port": 1}}, "spec.serving.batch.*the files of requests and of answers"),
         ({"serving": BATCH["serving"]}, "spec.serving.batch.*goes with mode Batch only"),
         (BATCH | {"training": {"steps": 3}}, "spec.training.*is of training alone"),
+        (BATCH | {"parallelism": {"pipeline": 3, "data": 2}}, "spec.parallelism.data.*answered by one replica"),
         (BATCH | {"serving": {"batch": {"input": "/in.jsonl"}}}, "spec.serving.batch.output"),
     ],
 )

@@ -52,3 +52,22 @@ def test_requests_that_come_later_are_counted_from_then() -> None:
     found = predict([Asked(prompt=3, new=1), Asked(at_s=100.0, prompt=3, new=1)], limits(2), [EVEN] * 2)
 
     assert found.first_token_s == 2.0
+
+
+def test_stages_that_share_processors_go_slower_together_and_not_alone() -> None:
+    alone, crowd = [Asked(prompt=10, new=5)], [Asked(prompt=10, new=60)] * 16
+    shared = predict(alone, limits(3), [EVEN] * 3, processors=2)
+    free, two = (predict(crowd, limits(3, group_size=8), [EVEN] * 3, processors=number) for number in (None, 2))
+
+    assert shared.per_token_s == 3.0  # one stage computes at a time
+    assert free.tokens_per_s == pytest.approx(1.5 * two.tokens_per_s, rel=0.05)
+    assert min(two.utilization) > 0.9  # they wait for a processor in the midst of passes
+
+
+def test_two_stages_on_one_processor_take_turns_as_can_be_reckoned() -> None:
+    asked = [Asked(prompt=4, new=1), Asked(prompt=4, new=1)]
+    found = predict(asked, limits(2), [EVEN] * 2, processors=1)
+
+    # The first stage alone until 1, both stages at half the speed until 3, the second alone until 4.
+    assert found.first_token_s == (3.0 + 4.0) / 2
+    assert found.utilization == (0.75, 0.75)

@@ -40,6 +40,10 @@ class FakeCluster:
     def jobs(self):
         return self._all(names.KIND)
 
+    def chains(self, key):
+        uid = (self.job(key) or {"metadata": {"uid": None}})["metadata"]["uid"]
+        return [job for job in self.jobs() if is_owned(job, uid)]
+
     def pods(self, key):
         uid = (self.job(key) or {"metadata": {"uid": None}})["metadata"]["uid"]
         return [pod for pod in self.all_pods() if any(o["uid"] == uid for o in pod["metadata"]["ownerReferences"])]
@@ -49,7 +53,7 @@ class FakeCluster:
 
     def furniture(self, key):
         uid = (self.job(key) or {"metadata": {"uid": None}})["metadata"]["uid"]
-        items = [*self._all("ConfigMap"), *self._all("Service")]
+        items = [*self._all("ConfigMap"), *self._all("Service"), *self._all("PodDisruptionBudget")]
         return [item for item in items if any(o["uid"] == uid for o in item["metadata"]["ownerReferences"])]
 
     def all_pods(self):
@@ -131,13 +135,18 @@ class FakeCluster:
         if found is not None:
             raise NameTakenError(f"{found['kind']} {found['metadata']['name']} is another's")
         new = copy.deepcopy(dict(item))
+        if item["kind"] == names.KIND:
+            new["metadata"] |= {"creationTimestamp": self._time(), "generation": 1}
         return new | {"spec": self.mutate(new)["spec"]} if item["kind"] == "Pod" else new
 
     def _changed(self, item):
         found = self.objects.get(self._id(item))
         if found is None or found["metadata"]["uid"] != item["metadata"]["uid"]:
             raise ConflictError("uid mismatch: another object, or none, stands there")
-        return merge(found, copy.deepcopy(dict(item)))
+        new = merge(found, copy.deepcopy(dict(item)))
+        if item["kind"] == names.KIND and new["spec"] != found["spec"]:
+            new["metadata"] = new["metadata"] | {"generation": found["metadata"]["generation"] + 1}
+        return new
 
     async def change_pod(self, pod, changes):
         self._may("change", pod)
@@ -210,9 +219,14 @@ class FakeCluster:
         for pod in self.all_pods():
             if any(owner["uid"] == item["metadata"]["uid"] for owner in pod["metadata"]["ownerReferences"]):
                 self.objects.pop(self._id(pod), None)
-        for template in self._all("PodTemplate"):
-            if is_owned(template, item["metadata"]["uid"]):
-                self.objects.pop(self._id(template))
+        kinds = ("PodTemplate", "ConfigMap", "Service") if self.is_of_a_chain(item) else ("PodTemplate",)
+        for owned in (each for kind in kinds for each in self._all(kind)):
+            if is_owned(owned, item["metadata"]["uid"]):
+                self.objects.pop(self._id(owned))
+
+    @staticmethod
+    def is_of_a_chain(item):
+        return (item["metadata"].get("labels") or {}).get(names.LABEL_SERVICE)
 
     def finish_deletions(self):
         for pod in self.all_pods():
@@ -239,6 +253,10 @@ class FakeCluster:
             containers = [{"name": "trainer", "state": {"terminated": ended}}]
         more = {"containerStatuses": containers} | status
         self._put(pod | {"status": {"phase": phase, "conditions": conditions} | more})
+
+    def cordon(self, name):
+        node = self.objects["Node", "", name]
+        self._put(node | {"spec": node.get("spec", {}) | {"unschedulable": True}})
 
     def lose_node(self, name):
         node = self.objects["Node", "", name]
@@ -312,7 +330,17 @@ class Lagging:
         self._seen = self._truth
 
     def __getattr__(self, name):
-        is_read = name in {"job", "jobs", "pods", "furniture", "all_pods", "nodes", "topology_profiles", "kueue"}
+        is_read = name in {
+            "job",
+            "jobs",
+            "chains",
+            "pods",
+            "furniture",
+            "all_pods",
+            "nodes",
+            "topology_profiles",
+            "kueue",
+        }
         is_read |= name in {"priority_classes", "pod_by_name", "autoscaler", "node"}
         return getattr(self._seen if is_read else self._truth, name)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from support.manifests.building import hugging_face, trainer
+from support.manifests.building import ABSENT, hugging_face, trainer
 
 _MODEL = {"spec.model.gpt.numLayers": 9}
 SUSPENDED = {"spec.suspend": True}
@@ -24,7 +24,12 @@ class Change:
     words: str = ""
 
 
+SERVES = hugging_face() | {"spec.mode": "Serve", "spec.data": ABSENT, "spec.schedule": ABSENT, "spec.training": ABSENT}
+
 CHANGES = [
+    Change("another folder of a job that serves", SERVES, SERVES | hugging_face(huggingFace={"path": "/other"}), None),
+    Change("more replicas and stages of a job that serves", SERVES, SERVES | {"spec.parallelism": {"pipeline": 3, "data": 4}}, None),
+    Change("another cache of a job that serves", SERVES, SERVES | {"spec.serving.cacheTokens": 512}, None),
     Change("another model", {}, _MODEL, "spec.model", "model cannot change: the checkpoints hold this one"),
     Change("another model while suspended", SUSPENDED, SUSPENDED | _MODEL, "spec.model", "create a job of another name"),
     Change("another folder while suspended", SUSPENDED | hugging_face(), SUSPENDED | hugging_face(huggingFace={"path": "/other"}),

@@ -23,6 +23,13 @@ def job(name="gpt", namespace="default", **spec):
     }
 
 
+def serving(**spec):
+    """Build a manifest of a job that serves, `m`; a part that is None is left out."""
+    model = {"huggingFace": {"path": "/models/m"}, "numLayers": 6}
+    parts = {"mode": "Serve", "model": model, "parallelism": {"pipeline": 3}, "device": "cpu"} | spec
+    return job("m") | {"spec": {name: value for name, value in parts.items() if value is not None}}
+
+
 def node(name, *, gpus=1, labels=None, **allocatable):
     """Build a ready node."""
     resources = {"cpu": "16", "memory": "64Gi", "pods": "110", "nvidia.com/gpu": str(gpus)} | allocatable

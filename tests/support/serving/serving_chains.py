@@ -106,6 +106,7 @@ class Served:
         self._stops: dict[int, tuple[threading.Event, threading.Thread]] = {}
         self._number = 0
         self.answering: Any = None
+        self.front: Any = None
         for stage in range(1, len(computes)) if begins else ():
             self.begin(stage)
 
@@ -130,7 +131,7 @@ class Served:
         thread.join(HANG_S)
 
     def submit(self, prompt: Sequence[int], max_new: int, **given: Any) -> Told:
-        told = Told()
+        told: Told = given.pop("told", None) or Told()
         self._number += 1
         ends = given.pop("ends", frozenset())
         client = given.pop("client", "")

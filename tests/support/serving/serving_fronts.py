@@ -54,9 +54,8 @@ def front(
             positions=128,
             timeout_s=HANG_S,
         )
-        server = uvicorn.Server(
-            uvicorn.Config(Front(answering, keys=keys).app(), host="127.0.0.1", port=0, log_level="error")
-        )
+        served.front = Front(answering, keys=keys)
+        server = uvicorn.Server(uvicorn.Config(served.front.app(), host="127.0.0.1", port=0, log_level="error"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         served.answering = answering

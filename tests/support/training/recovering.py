@@ -33,6 +33,7 @@ class Operator:
     gang: Gang
     number: int = 0
     replaced: list[str] = field(default_factory=list)
+    codes: set[int] = field(default_factory=set)  # of those that ended before it replaced them
     coming: set[str] = field(default_factory=set)  # started anew since the last incarnation
     leaves_stopped: bool = False  # whether it starts another beside a silent process, as if its node were cut off
     stale: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -68,6 +69,8 @@ class Operator:
 
     def replace(self, pod: str) -> None:
         process = self.gang.processes[pod]
+        if (code := process.poll()) is not None:
+            self.codes.add(code)
         if process.poll() is None and self.leaves_stopped:
             self.stale.append(process)
         else:

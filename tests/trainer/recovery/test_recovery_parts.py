@@ -20,6 +20,7 @@ from pipelinejob_trainer.recovery import wire
 from pipelinejob_trainer.recovery.buddies import farthest_shift
 from pipelinejob_trainer.recovery.copies import Keeper, Sender
 from pipelinejob_trainer.recovery.history import Border, History, Holding
+from pipelinejob_trainer.recovery.leaving import Leaving, keepers, who_leaves
 from pipelinejob_trainer.recovery.returning import choose_return
 from pipelinejob_trainer.recovery.ring import Edge, Ring
 from pipelinejob_trainer.recovery.station import Station
@@ -47,6 +48,40 @@ def test_all_go_back_to_the_newest_step_of_which_every_state_is_left(holdings, n
     chosen = choose_return(holdings, num_stages=num_stages)
 
     assert (chosen and (chosen.step, chosen.sources)) == expected
+
+
+NOT_ASKED = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("looks", "ranks"),
+    [
+        ([[NOT_ASKED, 50.0, NOT_ASKED]], None),  # others may be asked in a moment
+        ([[NOT_ASKED, 50.0, NOT_ASKED]] * 11, {1}),
+        ([[NOT_ASKED, 50.0, NOT_ASKED]] * 10 + [[NOT_ASKED, 49.0, 57.0]], None),
+        ([[NOT_ASKED, 50.0, NOT_ASKED], [55.0, 49.9, 57.0]], {0, 1, 2}),
+        ([[NOT_ASKED, 4.0, NOT_ASKED]], {1}),  # its grace is nearly over
+    ],
+)
+def test_who_leaves_is_known_once_for_a_moment_no_further_rank_was_asked(looks, ranks) -> None:
+    found = who_leaves(looks)
+
+    assert (found and set(found.ranks)) == ranks
+
+
+@pytest.mark.parametrize(
+    ("ranks", "size", "num_stages", "buddies", "expected"),
+    [
+        ({1}, 3, 3, (1, 2, 0), {}),  # its buddy stays
+        ({1, 2}, 3, 3, (1, 2, 0), {1: 0}),  # the buddy of 1 leaves as well, that of 2 stays
+        ({0, 1}, 4, 2, (), {}),  # the other replica stays
+        ({1, 3}, 4, 2, (), {1: 2, 3: 0}),  # the last stage of both replicas
+    ],
+)
+def test_a_state_that_no_rank_has_that_stays_is_sent_to_one(ranks, size, num_stages, buddies, expected) -> None:
+    leaving = Leaving(ranks=frozenset(ranks), size=size)
+
+    assert keepers(leaving, num_stages=num_stages, buddies=buddies) == expected
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from pipelinejob.base import names
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import ExitCode
 from pipelinejob.spec.job import GptModel, Model, ScheduleName, ScheduleSpec
@@ -35,17 +36,34 @@ def wanted(
 
 
 @pytest.fixture
-def run(make: Callable[[Plan], Gang]) -> Iterator[Callable[[Plan], tuple[Gang, Operator]]]:
+def run(make: Callable[..., Gang]) -> Iterator[Callable[..., tuple[Gang, Operator]]]:
     operators: list[Operator] = []
 
-    def start(plan: Plan) -> tuple[Gang, Operator]:
-        gang = make(plan)
+    def start(plan: Plan, **variables: str) -> tuple[Gang, Operator]:
+        gang = make(plan, **variables)
         operators.append(Operator(gang).start())
         return gang, operators[-1]
 
     yield start
     for operator in operators:
         operator.stop()
+
+
+@pytest.fixture(scope="module")
+def ended() -> dict[str, Gang]:
+    return {}
+
+
+@pytest.fixture
+def undisturbed(run: Callable[..., tuple[Gang, Operator]], ended: dict[str, Gang]) -> Callable[[Plan], Gang]:
+    """Return the run of a plan in which nothing happens; it is made once."""
+
+    def end(plan: Plan) -> Gang:
+        if plan.to_json() not in ended:
+            ended[plan.to_json()] = run(plan)[0].finish()
+        return ended[plan.to_json()]
+
+    return end
 
 
 def disturb(gang: Gang, operator: Operator, failures: Sequence[tuple[str, signal.Signals]]) -> None:
@@ -78,11 +96,12 @@ def disturb(gang: Gang, operator: Operator, failures: Sequence[tuple[str, signal
     ],
 )
 def test_whoever_fails_the_end_is_the_undisturbed_runs_and_no_other_process_restarts(
-    run: Callable[[Plan], tuple[Gang, Operator]], plan: Plan, failures: list[tuple[str, signal.Signals]]
+    run: Callable[..., tuple[Gang, Operator]],
+    undisturbed: Callable[[Plan], Gang],
+    plan: Plan,
+    failures: list[tuple[str, signal.Signals]],
 ) -> None:
-    undisturbed, _ = run(plan)
-    undisturbed.finish()
-    written = CheckpointFolder(undisturbed.checkpoints)
+    written = CheckpointFolder(undisturbed(plan).checkpoints)
     assert written.steps() == sorted({STEPS, *range(0, STEPS, plan.checkpoint.interval_steps)} - {0}, reverse=True)
     for step in written.steps():
         written.open(step).verify()
@@ -91,26 +110,66 @@ def test_whoever_fails_the_end_is_the_undisturbed_runs_and_no_other_process_rest
     disturb(gang, operator, failures)
     gang.finish()
 
-    assert_same_end(gang, undisturbed, steps=STEPS)
+    assert_same_end(gang, undisturbed(plan), steps=STEPS)
     assert operator.replaced == [pod for pod, _ in failures]
     repeated = len(gang.steps()) - STEPS
     assert repeated <= len(failures)  # at most one step's work is lost each time
     assert gang.logs().count("from memory") == len(failures)
 
 
-def test_stage_and_buddy_lost_at_once_go_back_to_the_checkpoint_and_a_stopped_one_that_wakes_up_joins_nothing(
-    run: Callable[[Plan], tuple[Gang, Operator]],
+def test_whoever_is_told_to_stop_hands_over_and_leaves_alone_and_no_step_is_repeated(
+    run: Callable[..., tuple[Gang, Operator]], undisturbed: Callable[[Plan], Gang]
 ) -> None:
     plan = wanted(1, 2, 1, schedule=ScheduleName.ONE_F_ONE_B)
+    expected = undisturbed(plan)
+
+    gang, operator = run(plan)
+    told = [("job-r0-s0",), ("job-r0-s1", "job-r0-s2")]  # the buddy of stage 1 is stage 2
+    for number, pods in enumerate(told, start=1):
+        gang.until(lambda number=number: operator.number == number, f"incarnation {number}")
+        reached = max((record.step for record in gang.steps()), default=0)
+        gang.wait_for_step(reached + 2)
+        for pod in pods:
+            gang.signal(pod, signal.SIGTERM)
+    gang.until(lambda: operator.number == len(told) + 1, "all meet again")
+    gang.finish()
+
+    assert_same_end(gang, expected, steps=STEPS)
+    assert len(gang.steps()) == STEPS  # none is there twice
+    assert sorted(operator.replaced) == [pod for pods in told for pod in pods]
+    assert operator.codes == {ExitCode.LEFT}
+    assert gang.logs().count("HandedOver: asked to stop; step") == len(operator.replaced)
+    assert gang.logs().count("from memory") == len(told)
+
+
+def test_a_grace_that_is_too_short_is_a_kill_and_says_so(
+    run: Callable[..., tuple[Gang, Operator]], undisturbed: Callable[[Plan], Gang]
+) -> None:
+    plan = wanted(1, 2, 1, schedule=ScheduleName.ONE_F_ONE_B)
+    expected = undisturbed(plan)
+
+    gang, operator = run(plan, **{names.ENV_GRACE_S: "3"})  # all of it is kept for the last words
+    gang.wait_for_step(3)
+    gang.signal("job-r0-s1", signal.SIGTERM)
+    gang.finish()
+
+    assert_same_end(gang, expected, steps=STEPS)
+    assert operator.replaced == ["job-r0-s1"]
+    assert operator.codes == {ExitCode.LEFT}
+    assert "GraceTooShort: asked to stop; no step ended within the 3 s of grace" in gang.logs()
+
+
+def test_stage_and_buddy_lost_at_once_go_back_to_the_checkpoint_and_a_stopped_one_that_wakes_up_joins_nothing(
+    run: Callable[..., tuple[Gang, Operator]], undisturbed: Callable[[Plan], Gang]
+) -> None:
+    plan = wanted(1, 2, 1, schedule=ScheduleName.ONE_F_ONE_B)
+    expected = undisturbed(plan)  # checkpoints change nothing
     plan = plan.model_copy(
         update={
             "checkpoint": plan.checkpoint.model_copy(update={"interval_steps": 10}),
             "recovery": plan.recovery and plan.recovery.model_copy(update={"wait_seconds": 60}),
         }
     )
-    undisturbed, _ = run(plan)
-    undisturbed.finish()
-
     gang, operator = run(plan)
     operator.leaves_stopped = True
     gang.wait_for_step(12)
@@ -121,7 +180,7 @@ def test_stage_and_buddy_lost_at_once_go_back_to_the_checkpoint_and_a_stopped_on
     stale.send_signal(signal.SIGCONT)
     gang.finish()
 
-    assert_same_end(gang, undisturbed, steps=STEPS)
+    assert_same_end(gang, expected, steps=STEPS)
     assert "not every rank's state is left in memory at one step" in gang.logs()
     assert "resumed from the checkpoint of step 10" in gang.logs()
     assert sorted(operator.replaced) == ["job-r0-s1", "job-r0-s2"]

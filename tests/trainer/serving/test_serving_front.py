@@ -273,6 +273,21 @@ def test_without_its_stages_the_front_says_so_and_when_to_come_again(stages: lis
     assert (readiness.status, says) == (503, "stages 1 are not there\n")
 
 
+def test_a_front_that_is_to_stop_answers_who_still_comes_and_sends_him_elsewhere(
+    stages: list[Any], folder: Path
+) -> None:
+    with front(stages, folder, num_blocks=200) as (url, served):
+        served.front.is_leaving = True
+        status, headers, _ = post(url, "/v1/completions", DONE | {"prompt": TEXT, "max_tokens": 3})
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=HANG_S)
+        connection.request("GET", "/readyz")
+        readiness = connection.getresponse().status
+        connection.close()
+
+    assert (status, headers["connection"]) == (200, "close")
+    assert readiness == 503
+
+
 def test_metrics_tell_of_tokens_times_batches_and_stages(client: openai.OpenAI, at: tuple[str, Served]) -> None:
     client.completions.create(model="tiny", prompt=TEXT, max_tokens=5)
     connection = http.client.HTTPConnection(at[0].removeprefix("http://"), timeout=HANG_S)

@@ -83,7 +83,8 @@ def _spare(options: argparse.Namespace) -> NoReturn:
 
 
 def _train(config: Config, plan: Plan, status: StageStatus, process_exit: ProcessExit) -> None:
-    stop_request = StopRequest(grace_s=config.grace_s, on_overdue=lambda: _end_unsaved(config, status, process_exit))
+    end_unsaved = _end_unsaved if plan.recovery is None else _leave_unsaved
+    stop_request = StopRequest(grace_s=config.grace_s, on_overdue=lambda: end_unsaved(config, status, process_exit))
     stop_request.listen()
     HangWatch(status.unhealthy_reason, status.describe_wait, tell=status.add_stacks).start()
     if plan.recovery is not None:
@@ -160,6 +161,20 @@ def _end_unsaved(config: Config, status: StageStatus, process_exit: ProcessExit)
         " checkpoint was saved"
         if status.is_ready()
         else "asked to stop before the first step; there was nothing to save",
+        step=status.step,
+    )
+
+
+def _leave_unsaved(config: Config, status: StageStatus, process_exit: ProcessExit) -> NoReturn:
+    """End alone, with recovery in place: the others take it for lost, as if this process had been killed."""
+    process_exit.end(
+        ExitCode.LEFT,
+        "GraceTooShort",
+        f"asked to stop; no step ended within the {config.grace_s:g} s of grace, so nothing was handed over: the others"
+        " go back to the last step border in memory; let terminationGracePeriodSeconds of spec.template be longer than"
+        " a step takes"
+        if status.is_ready()
+        else "asked to stop before its first step; there was nothing to hand over",
         step=status.step,
     )
 

@@ -3,6 +3,8 @@
 Names of objects are functions of the job, never random, so a retried create meets its first attempt instead of a twin.
 """
 
+import hashlib
+
 GROUP = "pipelinejob.io"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -21,8 +23,10 @@ LABEL_STAGE = f"{GROUP}/stage"
 LABEL_REPLICA = f"{GROUP}/replica"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_ORDINAL = f"{GROUP}/ordinal"  # of a pod that has no rank until it is bound
+LABEL_SERVICE = f"{GROUP}/service"  # of a chain of a job that serves, and of its pods: the job
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
-LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+KUEUE = "kueue.x-k8s.io/"  # what its labels begin with
+LABEL_QUEUE = f"{KUEUE}queue-name"
 
 # On a PriorityClass: "true" lets its jobs preempt whole gangs though its preemptionPolicy is Never.
 ANNOTATION_GANG_PREEMPTION = f"{GROUP}/gang-preemption"
@@ -58,6 +62,8 @@ ENV_CHECKPOINTS = "PIPELINEJOB_CHECKPOINTS"  # folder, shared by all stages
 ENV_OUTPUT = "PIPELINEJOB_OUTPUT"  # folder for steps.jsonl and timelines/; unset: none are written
 ENV_TERMINATION_LOG = "PIPELINEJOB_TERMINATION_LOG"  # file for the Termination, /dev/termination-log in a pod
 ENV_GRACE_S = "PIPELINEJOB_GRACE_SECONDS"
+ENV_LEAVING_S = "PIPELINEJOB_LEAVING_SECONDS"  # clients may still come so long after a stage that serves is to stop
+ENV_FRONT_PORT = "PIPELINEJOB_FRONT_PORT"  # of the HTTP front, where it is not the plan's
 
 PLAN_MOUNT = "/etc/pipelinejob"
 PLAN_FILE = "plan.json"
@@ -87,8 +93,14 @@ def service_name(job: str) -> str:
 
 
 def front_name(job: str) -> str:
-    """Name the service through which clients reach a job that serves."""
+    """Name the service through which clients reach a job that serves, and the budget of its disruptions."""
     return f"{job}-serve"
+
+
+def chain_name(job: str, *, number: int) -> str:
+    """Name one chain of a job that serves, itself a job; a name that would be too long is cut, and told by a digest."""
+    name, end = f"{job}-{number}", f"-{hashlib.sha256(job.encode()).hexdigest()[:6]}-{number}"
+    return name if len(name) <= MAX_JOB_NAME_LENGTH else f"{job[: MAX_JOB_NAME_LENGTH - len(end)].rstrip('-')}{end}"
 
 
 def plan_name(job: str) -> str:

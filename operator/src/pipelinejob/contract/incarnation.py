@@ -25,8 +25,9 @@ class Incarnation(Value):
 
 
 class Lost(Value):
-    """A rank that another has found to be gone or silent."""
+    """A rank that another has found to be gone or silent, or that left because it was told to."""
 
     replica: int
     stage: int
     why: str
+    handed_over: int | None = None  # the step after which it left, with its state at a rank that stays

@@ -37,6 +37,17 @@ class Waits(Value):
     seconds: float
 
 
+class Spent(Value):
+    """What a stage's seconds of one step were spent on, the mean of the last steps (a window of 20)."""
+
+    step_s: float  # in all
+    compute_s: float
+    waiting_s: float  # sending, receiving and idle; with the next two
+    processor_s: float = 0.0  # in the midst of a pass, for a processor that others have or that is throttled
+    send_s: float = 0.0  # for messages to leave
+    data_s: float = 0.0  # for input
+
+
 class Progress(Value):
     """One stage's own account, since its process started. Ratios are of the last steps (a window of 20)."""
 
@@ -56,6 +67,7 @@ class Progress(Value):
     bubble_ratio: float | None = None  # timeline.bubble_ratio
     utilization_ratio: float | None = None  # compute / wall
     seconds: Mapping[SpanKind, float] = Field(default_factory=dict)  # since the process started
+    spent: Spent | None = None  # of late; None before the first step
     memory_bytes: int | None = None  # peak
     checkpoint_step: int | None = None  # newest verified checkpoint
     incarnation: int = 0  # the newest that this process has heard of; 0: of none, or recovery in place is off
@@ -89,6 +101,7 @@ class ExitCode(IntEnum):
     FAILURE = 1  # an exception nobody foresaw; retried
     USER_ERROR = 64  # bad entrypoint, missing data, an unwritable folder: the same again if retried, so final
     PEER_LOST = 75  # another stage went away; that one's code counts, this one's does not
+    LEFT = 76  # SIGTERM to this stage alone, with recovery in place: the others stay, and keep its state
     STOPPED = 143  # SIGTERM, after a checkpoint; not a failure
 
 

@@ -41,19 +41,21 @@ def make_plan(
     devices: Sequence[DeviceKind] | None = None,
     hardware: Hardware | None = None,
     links: Links | None = None,
+    speeds: Sequence[float] | None = None,
 ) -> Plan:
     """Choose the partition of layers and the schedule, and predict a step.
 
     Without a profile the costs are derived from the model's sizes (`cost.analytic_profile`). `devices` are those of
     each stage, of its replicas' the slowest. With a placement, `network` says what joins its nodes; without, `links`
-    are those to be expected. Raises SpecError if something is still open, the stages cannot share the layers, or the
-    schedule cannot be made for them.
+    are those to be expected. `speeds` are what the stages were measured to do of what they should. Raises SpecError if
+    something is still open, the stages cannot share the layers, or the schedule cannot be made for them.
     """
     _check_decided(spec)
     profile = profile or counted(spec, devices, hardware)
     check_covers(profile, spec)
     if devices is not None:
         profile = on_devices(profile, spec, devices, hardware)
+    profile = slowed(profile, speeds)
     links = _links(placement, network, profile) or links
     return assembled(
         choose(spec, profile, links=links),
@@ -158,6 +160,15 @@ def on_devices(
             "device_memory_bytes": None,
         }
     )
+
+
+def slowed(profile: Profile, speeds: Sequence[float] | None) -> Profile:
+    """Return costs in which each stage has this share of the speed that they say it has; as they are for None."""
+    if speeds is None:
+        return profile
+    own = profile.stage_speeds or (1.0,) * len(speeds)
+    product = tuple(speed * share for speed, share in zip(own, speeds, strict=True))
+    return profile.model_copy(update={"stage_speeds": product})
 
 
 def predicted_timeline(plan: Plan, profile: Profile) -> Timeline:

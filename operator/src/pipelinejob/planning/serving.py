@@ -21,8 +21,9 @@ def foretold(spec: PipelineJobSpec, stages: Sequence[StagePlan], profile: Profil
     limits = Limits.of(spec.serving, num_stages=len(stages))
     if profile.source is CostSource.EQUAL:
         costs = tuple(PassCost(fixed_s=each.forward_s, token_s=0.0) for each in stages)
-        return examples(limits, costs)
-    return examples(limits, _counted(spec, stages, limits), link_s=profile.link_s)
+        return examples(limits, costs, processors=profile.concurrency)
+    counted = _counted(spec, stages, limits)
+    return examples(limits, counted, link_s=profile.link_s, processors=profile.concurrency)
 
 
 def held_bytes(spec: PipelineJobSpec, stage: StagePlan) -> int:

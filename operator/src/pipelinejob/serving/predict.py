@@ -1,6 +1,10 @@
-"""What serving will give: the scheduler's own decisions, played on stages of known cost. A prediction, all of it."""
+"""What serving will give: the scheduler's own decisions, played on stages of known cost. A prediction, all of it.
+
+Where stages share processors, those that compute at the same time each go slower: `processors` over their number.
+"""
 
 import heapq
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +15,7 @@ from pipelinejob.contract.plan import Served, ServedAt
 from pipelinejob.serving.chunks import PassCost
 from pipelinejob.serving.passes import Pass, Sampled, Sampling
 from pipelinejob.serving.scheduler import Answer, Limits, Scheduler
+from pipelinejob.simulation.clock import shared_rate
 
 LOADS = (1, 4, 16)  # requests at once, for which is foretold what they will take
 _TOKENS, _FEWEST = 64, 4
@@ -37,82 +42,148 @@ def chunk_cost(stages: Iterable[PassCost]) -> PassCost:
     )
 
 
-def examples(limits: Limits, stages: Sequence[PassCost], *, link_s: float = 0.0) -> tuple[ServedAt, ...]:
+def examples(
+    limits: Limits, stages: Sequence[PassCost], *, link_s: float = 0.0, processors: float | None = None
+) -> tuple[ServedAt, ...]:
     """Return what a chain of stages will give at some loads, of 64 tokens in and out.
 
-    Of fewer where the cache holds less, or the chain is long.
+    Of fewer where the cache holds less, or the chain is long. `processors` is as in `predict`.
     """
-    return _examples(limits, tuple(stages), link_s)
+    return _examples(limits, tuple(stages), link_s, processors)
 
 
 @lru_cache(maxsize=64)  # a job is planned again and again while it waits
-def _examples(limits: Limits, stages: tuple[PassCost, ...], link_s: float) -> tuple[ServedAt, ...]:
+def _examples(
+    limits: Limits, stages: tuple[PassCost, ...], link_s: float, processors: float | None
+) -> tuple[ServedAt, ...]:
     tokens = max(_FEWEST, min(_TOKENS, _MOST_HOPS // len(stages)))
     tokens = max(1, min(tokens, limits.cache_tokens // 2))
 
     def at(requests: int) -> ServedAt:
-        found = predict([Asked(prompt=tokens, new=tokens)] * requests, limits, stages, link_s=link_s)
+        asked = [Asked(prompt=tokens, new=tokens)] * requests
+        found = predict(asked, limits, stages, link_s=link_s, processors=processors)
         return ServedAt(**dict(found), requests=requests, tokens=tokens)
 
     return tuple(map(at, LOADS))
 
 
-def predict(asked: Sequence[Asked], limits: Limits, stages: Sequence[PassCost], *, link_s: float = 0.0) -> Served:
+def predict(
+    asked: Sequence[Asked],
+    limits: Limits,
+    stages: Sequence[PassCost],
+    *,
+    link_s: float = 0.0,
+    processors: float | None = None,
+) -> Served:
     """Play requests on a chain of stages that take so long, and so long from one to the next and back.
 
-    At least one request, each with a prompt and one new token or more, which the cache can hold.
+    At least one request, each with a prompt and one new token or more, which the cache can hold. The stages share so
+    many `processors`, of which a pass keeps one busy; None: each has its own. A stage is busy from a pass's beginning
+    to its end, while it waits for a processor, too, as stages count it themselves.
     """
-    return _Play(asked, limits, stages, link_s).served()
+    return _Play(asked, limits, stages, link_s, processors).served()
+
+
+@dataclass(slots=True)
+class _Stage:
+    """A stage in the play: the passes that have come, the one that is worked on, and since when."""
+
+    cost: PassCost
+    waiting: deque[Pass]
+    working_on: Pass | None = None
+    since_s: float = 0.0
+    busy_s: float = 0.0
 
 
 class _Play:
-    def __init__(self, asked: Sequence[Asked], limits: Limits, stages: Sequence[PassCost], link_s: float) -> None:
+    """Events on a clock, and passes that are computed on another one, `worked`, which runs slower where they share."""
+
+    def __init__(
+        self,
+        asked: Sequence[Asked],
+        limits: Limits,
+        stages: Sequence[PassCost],
+        link_s: float,
+        processors: float | None,
+    ) -> None:
         self._asked = asked
         self._scheduler = Scheduler(limits, chunk_cost(stages))
-        self._stages = stages
+        self._stages = [_Stage(cost, deque()) for cost in stages]
         self._link_s = link_s
-        self._free_s = [0.0] * len(stages)
-        self._busy_s = [0.0] * len(stages)
+        self._processors = processors
         self._told_s: list[list[float]] = [[] for _ in asked]
         self._order = count()
-        self._events: list[tuple[float, int, int | Pass]] = []  # a request's number comes, or a pass comes back
+        # A request comes, by its number; or a pass comes to a stage, the one after the last being the first again.
+        self._events: list[tuple[float, int, int | tuple[Pass, int]]] = []
+        self._computing: list[tuple[float, int]] = []  # (end on the clock `worked`, stage)
+        self._now_s = self._worked_s = 0.0
 
     def served(self) -> Served:
         for number, each in enumerate(self._asked):
             self._put(each.at_s, number)
-        while self._events:
-            now_s, _, what = heapq.heappop(self._events)
-            if isinstance(what, Pass):
-                self._back(now_s, what)
-            else:
-                self._scheduler.submit(self._answer(what))
-            if not self._events or self._events[0][0] > now_s:
-                self._launch(now_s)
+        while self._events or self._computing:
+            self._advance()
+            if not self._events or self._events[0][0] > self._now_s:
+                self._launch()
         return self._summed()
 
-    def _launch(self, now_s: float) -> None:
-        """Send out all that may go; the first stage takes one after another."""
-        while (given := self._scheduler.next_pass()) is not None:
-            ready_s = now_s
-            for stage, cost in enumerate(self._stages):
-                begin_s = max(ready_s, self._free_s[stage])
-                taken_s = _seconds(cost, given)
-                self._free_s[stage] = begin_s + taken_s
-                self._busy_s[stage] += taken_s
-                ready_s = begin_s + taken_s + self._link_s
-            self._put(ready_s, given)
+    def _advance(self) -> None:
+        """Go to whatever happens next, and let it happen."""
+        rate = shared_rate(len(self._computing), self._processors)
+        left_s = (self._computing[0][0] - self._worked_s) / rate if self._computing else float("inf")
+        if self._events and self._events[0][0] - self._now_s <= left_s:
+            at_s, _, what = heapq.heappop(self._events)
+            self._worked_s += (at_s - self._now_s) * rate
+            self._now_s = at_s
+            self._happens(what)
+        else:
+            self._now_s += left_s
+            self._worked_s, number = heapq.heappop(self._computing)
+            self._done(number)
 
-    def _back(self, now_s: float, given: Pass) -> None:
+    def _happens(self, what: int | tuple[Pass, int]) -> None:
+        if isinstance(what, int):
+            self._scheduler.submit(self._answer(what))
+            return
+        given, number = what
+        if number == len(self._stages):
+            self._back(given)
+            return
+        self._stages[number].waiting.append(given)
+        self._begin(number)
+
+    def _launch(self) -> None:
+        """Let the first stage begin the pass that is to go out next, if it is idle, as the engine does."""
+        first = self._stages[0]
+        if first.working_on is None and (given := self._scheduler.next_pass()) is not None:
+            first.waiting.append(given)
+            self._begin(0)
+
+    def _begin(self, number: int) -> None:
+        stage = self._stages[number]
+        if stage.working_on is None and stage.waiting:
+            stage.working_on, stage.since_s = stage.waiting.popleft(), self._now_s
+            heapq.heappush(self._computing, (self._worked_s + _seconds(stage.cost, stage.working_on), number))
+
+    def _done(self, number: int) -> None:
+        stage = self._stages[number]
+        given, stage.working_on = stage.working_on, None
+        assert given is not None, "it was worked on"
+        stage.busy_s += self._now_s - stage.since_s
+        self._put(self._now_s + self._link_s, (given, number + 1))
+        self._begin(number)
+
+    def _back(self, given: Pass) -> None:
         sampled = [Sampled(sequence=row.sequence, token=0) for row in given.rows if row.sampling is not None]
         for progress in self._scheduler.sampled(given.number, sampled):
-            self._told_s[progress.sequence].append(now_s)
+            self._told_s[progress.sequence].append(self._now_s)
 
     def _answer(self, number: int) -> Answer:
         asked = self._asked[number]
         alone = range(number << 32, (number << 32) + asked.prompt)  # no two begin alike
         return Answer(number=number, client="", prompt=tuple(alone), max_new=asked.new, sampling=Sampling())
 
-    def _put(self, at_s: float, what: int | Pass) -> None:
+    def _put(self, at_s: float, what: int | tuple[Pass, int]) -> None:
         heapq.heappush(self._events, (at_s, next(self._order), what))
 
     def _summed(self) -> Served:
@@ -122,7 +193,7 @@ class _Play:
             first_token_s=mean(told[0] - asked.at_s for told, asked in zip(self._told_s, self._asked, strict=True)),
             per_token_s=mean((told[-1] - told[0]) / max(1, len(told) - 1) for told in self._told_s),
             tokens_per_s=sum(map(len, self._told_s)) / (end_s - begin_s),
-            utilization=tuple(busy / (end_s - begin_s) for busy in self._busy_s),
+            utilization=tuple(stage.busy_s / (end_s - begin_s) for stage in self._stages),
         )
 
 

@@ -20,7 +20,7 @@ from pipelinejob.siting.configurations import fields_of, in_turn, is_of, named, 
 from pipelinejob.siting.request import DoesNotFit, Planned, Request
 from pipelinejob.siting.site import Draft, Site
 from pipelinejob.siting.ways import MakePlan, ways_to_fit
-from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob.spec.job import Mode, PipelineJobSpec
 from pipelinejob.spec.network.objective import Objective
 
 MOST_PLACED = 5  # candidates among which what is open is chosen; each takes up to half a second to be priced
@@ -41,6 +41,7 @@ def plan_job(request: Request) -> Planned | DoesNotFit:
     Raises SpecError for a job that cannot be planned there (NoDeviceError where that is for want of any device), and
     HardwareError for a link kind that nobody has described.
     """
+    request = replace(request, spec=one_chain(request.spec))
     if not request.may_choose_tensor:
         request = replace(request, spec=runnable(request.spec))
     if isinstance(request.on, Site):
@@ -48,6 +49,13 @@ def plan_job(request: Request) -> Planned | DoesNotFit:
     if isinstance(request.on, Pool):
         return _on_devices(request, request.on)
     return _as_written(request)
+
+
+def one_chain(spec: PipelineJobSpec) -> PipelineJobSpec:
+    """Return the spec of one chain of a job that serves, each of which is planned and placed by itself."""
+    if spec.mode is not Mode.SERVE or spec.parallelism.data == 1:
+        return spec
+    return spec.model_copy(update={"parallelism": spec.parallelism.model_copy(update={"data": 1})})
 
 
 def _as_written(request: Request) -> Planned:

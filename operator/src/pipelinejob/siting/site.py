@@ -22,7 +22,7 @@ from pipelinejob.fabric.topology import NodeInfo, Topology
 from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.fastest_devices import place_on_fastest
 from pipelinejob.placement.prices import Prices, prices_of
-from pipelinejob.planning.planner import counted, make_plan, on_devices
+from pipelinejob.planning.planner import counted, make_plan, on_devices, slowed
 from pipelinejob.spec.job import Device, Parallelism, PipelineJobSpec
 from pipelinejob.spec.network.objective import Objective
 
@@ -85,18 +85,29 @@ class Site:
         holding = next((name for name in kinds if room[name] >= wanted), None)
         return kinds[holding or max(kinds, key=lambda name: room[name])]
 
-    def draft(self, spec: PipelineJobSpec, *, namespace: str, name: str, profile: Profile | None = None) -> "Draft":
+    def draft(
+        self,
+        spec: PipelineJobSpec,
+        *,
+        namespace: str,
+        name: str,
+        profile: Profile | None = None,
+        speeds: Sequence[float] | None = None,
+    ) -> "Draft":
         """Plan a decided job as if all its ranks stood next to each other on the likeliest device.
 
         Where that has too little memory, on the next one that has enough, and only nodes with it count. `profile` are
-        measured costs. Raises SpecError, as `planner.make_plan` does.
+        measured costs, `speeds` what stages were measured to do of what they should, the best being 1. Raises
+        SpecError, as `planner.make_plan` does.
         """
         demands = self.demands_of(spec)
         pool = self._pool(spec, demands)
         likely = self.likely_device(spec, pool)
 
         def drafted(site: Site, device: DeviceKind) -> Draft:
-            return site._draft_on(device, spec, demands, namespace=namespace, name=name, measured=profile)
+            return site._draft_on(
+                device, spec, demands, namespace=namespace, name=name, measured=profile, speeds=speeds
+            )
 
         try:
             return drafted(self, likely)
@@ -119,6 +130,7 @@ class Site:
         namespace: str,
         name: str,
         measured: Profile | None,
+        speeds: Sequence[float] | None,
     ) -> "Draft":
         """Plan a job as if all its ranks stood next to each other on a device, whatever there is of it."""
         devices = None if spec.device is Device.CPU else (device,) * spec.parallelism.pipeline
@@ -128,10 +140,17 @@ class Site:
             spec=spec,
             demands=demands,
             measured=measured,
-            costs=on_devices(costs, spec, devices, self.hardware) if devices else costs,
+            speeds=speeds,
+            costs=slowed(on_devices(costs, spec, devices, self.hardware) if devices else costs, speeds),
             network=all_networks.of(self.topology, self.hardware, device),
             plan=make_plan(
-                namespace=namespace, name=name, spec=spec, profile=costs, devices=devices, hardware=self.hardware
+                namespace=namespace,
+                name=name,
+                spec=spec,
+                profile=costs,
+                devices=devices,
+                hardware=self.hardware,
+                speeds=speeds,
             ),
         )
 
@@ -154,6 +173,7 @@ class Draft:
     costs: Profile
     network: Network
     measured: Profile | None = None
+    speeds: Sequence[float] | None = None
 
     @cached_property
     def prices(self) -> Prices | None:
@@ -194,9 +214,10 @@ class Draft:
             network=None if self.costs.source is CostSource.EQUAL else self.network,
             devices=devices,
             hardware=self.site.hardware,
+            speeds=self.speeds,
         )
         on = on_devices(costs, self.spec, devices, self.site.hardware) if devices else costs
-        return replace(self, plan=plan, costs=on)
+        return replace(self, plan=plan, costs=slowed(on, self.speeds))
 
     def _devices(self, placement: Placement) -> tuple[DeviceKind, ...] | None:
         if self.spec.device is Device.CPU:

@@ -21,6 +21,7 @@ from pipelinejob.spec.network.objective import Objective
 from pipelinejob.spec.network.topology import Topology, TopologyScope
 from pipelinejob.spec.optimization import Optimizer
 from pipelinejob.spec.rules import (
+    IS_ROLLED,
     RESIZING_RULE,
     Reason,
     Rule,
@@ -162,8 +163,8 @@ class Parallelism(Value):
         Field(
             ge=1,
             le=1024,
-            description="Number of replicas of the pipeline, each with its own data; if unset, chosen beside `gpus`, "
-            "1 without.",
+            description="Number of replicas of the pipeline, each with its own data, or, with mode Serve, its own "
+            "requests; if unset, chosen beside `gpus`, 1 without.",
         ),
     ] = OPEN
     tensor: Annotated[
@@ -256,7 +257,7 @@ class PipelineJobSpec(Value):
         BINDING_RULE,
         *while_training(MIN_REPLICAS_RULES),
         *while_training(RECOVERY_RULES),
-        unchanging("model", why="the checkpoints hold this one"),
+        unchanging("model", why="the checkpoints hold this one", unless=IS_ROLLED),
         *while_training(DATA_RULES),
         *while_training(WORKLOAD_RULES),
         *SERVING_RULES,
@@ -339,7 +340,7 @@ class PipelineJobSpec(Value):
         PodTemplate | None,
         Field(
             description="Pod template for every stage; the operator completes its container `trainer`. "
-            "A change counts from the next restart."
+            "A change counts from the next restart; with mode Serve at once, chain by chain."
         ),
     ] = None
     stage_templates: Annotated[

@@ -69,10 +69,14 @@ def rules_extra(*rules: Rule) -> dict[str, Any]:
     return {"x-kubernetes-validations": [rule.dump() for rule in rules]}
 
 
-def unchanging(field: str, *, why: str) -> Rule:
-    """Refuse every change of `field`."""
+IS_ROLLED = "self.mode == 'Serve'"
+"""Says of a spec that its changes are taken up while it runs: chain by chain."""
+
+
+def unchanging(field: str, *, why: str, unless: str | None = None) -> Rule:
+    """Refuse every change of `field`, but where the CEL `unless` holds."""
     return Rule(
-        rule=f"{same(field)}",
+        rule=f"{unless} || {same(field)}" if unless else same(field),
         message=f"{field} cannot change: {why}; create a job of another name",
         field=f".{field}",
         reason=Reason.FORBIDDEN,
@@ -82,7 +86,7 @@ def unchanging(field: str, *, why: str) -> Rule:
 def changing_only_while_suspended(field: str) -> Rule:
     """Refuse a change of a spec's `field` while stages run by it."""
     return Rule(
-        rule=f"oldSelf.suspend || {same(field)}",
+        rule=f"oldSelf.suspend || {IS_ROLLED} || {same(field)}",
         message=f"{field} cannot change while stages run by it; set suspend to true, apply, then change it",
         field=f".{field}",
         reason=Reason.FORBIDDEN,
@@ -106,7 +110,7 @@ _SCALES = " && ".join(
     )
 )
 RESIZING_RULE = Rule(
-    rule=f"oldSelf.suspend || {same('parallelism')} || ({_SCALES})",
+    rule=f"oldSelf.suspend || {IS_ROLLED} || {same('parallelism')} || ({_SCALES})",
     message="parallelism cannot change while stages run by it, but for data, where schedule.globalBatchSize is given; "
     "set suspend to true, apply, then change it",
     field=".parallelism",

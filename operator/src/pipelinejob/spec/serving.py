@@ -42,6 +42,45 @@ class Batch(Value):
     ]
 
 
+class RollingUpdate(Value):
+    """How many chains there may be, while those of an older spec are exchanged for new ones."""
+
+    model_config = ruled(
+        Rule(
+            rule="!has(self.maxSurge) || !has(self.maxUnavailable) || self.maxSurge + self.maxUnavailable > 0",
+            message="with maxSurge and maxUnavailable both 0 no chain could be exchanged; make one of them 1 or more",
+            field=".maxSurge",
+        ),
+    )
+
+    max_surge: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=1024,
+            description="Chains beyond `parallelism.data` while they are exchanged; a quarter of them, rounded up, if "
+            "unset. 0: an old one goes first, where there is no room for one more.",
+        ),
+    ] = None
+    max_unavailable: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=1024,
+            description="Chains that may be missing meanwhile; a quarter of them, rounded down, if unset.",
+        ),
+    ] = None
+
+    def limits(self, replicas: int) -> tuple[int, int]:
+        """Return how many chains there may be beyond so many, and how many may be missing; at least one of them is 1.
+
+        Unset is a quarter, as Deployments have it.
+        """
+        surge = -(-replicas // 4) if self.max_surge is None else self.max_surge
+        missing = replicas // 4 if self.max_unavailable is None else self.max_unavailable
+        return (surge, missing) if surge + missing else (0, 1)
+
+
 class Serving(Value):
     """How a model is served: over HTTP in OpenAI's form, by the first stage; or to a file's requests."""
 
@@ -61,6 +100,9 @@ class Serving(Value):
     batch: Annotated[
         Batch | None, Field(description="Files of requests and answers; compulsory with mode Batch, and of it alone.")
     ] = None
+    rolling_update: Annotated[
+        RollingUpdate, Field(description="How chains are exchanged when the spec changes, with mode Serve.")
+    ] = RollingUpdate()
     from_checkpoint: Annotated[
         bool,
         Field(
@@ -152,11 +194,15 @@ SERVING_RULES = (
     ),
     Rule(
         rule="self.mode == 'Train' || (has(self.parallelism.pipeline) && !has(self.parallelism.gpus)"
-        " && (!has(self.parallelism.data) || self.parallelism.data == 1)"
         " && (!has(self.parallelism.tensor) || self.parallelism.tensor == 1))",
-        message="with mode Serve or Batch, parallelism is pipeline alone, the number of stages; for more replicas, "
-        "create more jobs",
+        message="with mode Serve or Batch, parallelism is pipeline, the number of stages, and with Serve data, the "
+        "number of replicas; leave the rest out",
         field=".parallelism",
+    ),
+    Rule(
+        rule="self.mode != 'Batch' || !has(self.parallelism.data) || self.parallelism.data == 1",
+        message="a batch is answered by one replica; leave data out, or divide the file and create more jobs",
+        field=".parallelism.data",
     ),
     Rule(
         rule="self.mode == 'Train' || self.device == 'cpu'",

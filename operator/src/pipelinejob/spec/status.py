@@ -178,6 +178,9 @@ class StageStatus(Value):
     ] = None
     ready: Annotated[bool, Field(description="Whether its trainer answers and trains.")] = False
     restarts: Annotated[Count, Field(description="How often its own failure made the gang restart.")] = 0
+    restarts_when_well: Annotated[
+        Count | None, Field(description="Of a stage that serves: its container's restarts when it was last well.")
+    ] = None
     step: Annotated[Count | None, Field(description="Optimiser steps it has completed.")] = None
     utilization: Annotated[Short | None, Field(description="Share of its time spent computing, of late.")] = None
     bubble: Annotated[Short | None, Field(description="Share of the schedule's time spent waiting, of late.")] = None
@@ -214,6 +217,9 @@ class LostRank(Value):
     replica: Annotated[Count, Field(description="Its replica.")]
     stage: Annotated[Count, Field(description="Its stage.")]
     uid: Annotated[Short, Field(description="Uid of the pod that is lost; empty if it was gone already.")] = ""
+    gently: Annotated[
+        bool, Field(description="Whether it is asked to leave, and gets its grace to hand over: it only was slow.")
+    ] = False
 
 
 class RecoveryStatus(Value):
@@ -223,6 +229,9 @@ class RecoveryStatus(Value):
         Count, Field(description="How often the present gang has met; stored before it is told, so that none is twice.")
     ] = 0
     replacements: Annotated[Count, Field(description="Stages replaced while the others kept their processes.")] = 0
+    handed_over: Annotated[
+        Count, Field(description="Those of them that were told to leave and handed over, so that no step was repeated.")
+    ] = 0
     replacing: Annotated[
         tuple[LostRank, ...],
         Field(
@@ -242,6 +251,21 @@ class RecoveryStatus(Value):
     ] = ()
     last_failure: Annotated[
         Short | None, Field(description="Rank and step of the last failure of a stage's own: `0/1 at 1200`.")
+    ] = None
+
+    last_seconds: Annotated[Short | None, Field(description="How long the others waited for the last replacement.")] = (
+        None
+    )
+    last_remedy_time: Annotated[
+        Time | None, Field(description="When something was done last about a stage that held up the others.")
+    ] = None
+    speeds: Annotated[
+        tuple[Short, ...] | None,
+        Field(
+            max_length=1024,
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+            description="How fast each stage was measured to be, the fastest being 1: what the layers were divided by.",
+        ),
     ] = None
 
     def of_next_attempt(self) -> "RecoveryStatus":
@@ -293,6 +317,13 @@ class PipelineJobStatus(Value):
     )
     released_time: Annotated[
         Time | None, Field(description="When the gang of the present attempt was whole and let go to its nodes.")
+    ] = None
+    start_seconds: Annotated[
+        Short | None,
+        Field(
+            description="How long the last gang took from its release to its first step; where "
+            "`spec.recovery.stragglers` weighs it."
+        ),
     ] = None
     start_time: Annotated[Time | None, Field(description="When the job was admitted first.")] = None
     completion_time: Annotated[Time | None, Field(description="When the job ended.")] = None

@@ -183,6 +183,9 @@ class _Session:
             self._folder.write(self._folder.plan, plan.to_json())
             self._folder.write(self._folder.costs, profile.model_dump_json(by_alias=True, exclude_none=True, indent=1))
             ending = await LocalRun(job, self._folder, self._machine, display).run(plan, profile)
+            if ending.plan is not plan:
+                plan = ending.plan
+                self._folder.write(self._folder.plan, plan.to_json())
         if ending.was_killed:
             return self._end_killed()
         if ending.status.state is State.WAITING:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 import typer
 from rich.console import Console
 
+from pipelinejob.base import names
 from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.contract.plan import Plan
 from pipelinejob.siting.door import plan_job
@@ -154,8 +155,16 @@ async def _serve(job: GivenJob, folder: RunFolder, machine: Machine, console: Co
     plan = plan_job(Request(namespace=job.namespace, name=job.name, spec=job.spec, measured=costs)).plan
     folder.write(folder.plan, plan.to_json())
     with _Display(console, plan) as display:
-        ending = await LocalRun(job.stored, folder, machine, display, stopping=_STOPPING).run(plan, costs)
+        ending = await LocalRun(_in_chains(job), folder, machine, display, stopping=_STOPPING).run(plan, costs)
     return _end(ending, folder, console)
+
+
+def _in_chains(job: GivenJob) -> Mapping[str, Any]:
+    """Return the job: of one replica it is its only chain itself, whose front clients ask without anything between."""
+    if job.spec.parallelism.data > 1:
+        return job.stored
+    labels = {**(job.stored["metadata"].get("labels") or {}), names.LABEL_SERVICE: job.name}
+    return {**job.stored, "metadata": {**job.stored["metadata"], "labels": labels}}
 
 
 def _end(ending: Ending, folder: RunFolder, console: Console) -> Exit:
@@ -182,7 +191,7 @@ class _Display(Lines):
     def __init__(self, console: Console, plan: Plan) -> None:
         super().__init__(console)
         self._plan = plan
-        self._was_running = False
+        self._was_running = self._has_told = False
 
     def __enter__(self) -> Self:
         self.note(f"Starting {len(self._plan.stages)} stages; each reads its own layers")
@@ -195,7 +204,13 @@ class _Display(Lines):
     def update(self, view: RunView) -> None:
         is_running = view.state in {State.TRAINING, State.DEGRADED}
         if is_running and not self._was_running:
-            self._say_how_to_ask()
+            if self._has_told:
+                self.note("All stages are there again")
+            else:
+                self._say_how_to_ask()
+            self._has_told = True
+        elif self._was_running and view.state is State.STARTING:
+            self.note("A stage is missing; requests get 503 until it is back")
         self._was_running = is_running
 
     def _say_how_to_ask(self) -> None:

@@ -1,13 +1,13 @@
 """What a status asks of the cluster, given what is there: pods to take away, objects to make, gangs to let go."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
 
 from pipelinejob.base import names
 from pipelinejob.contract.plan import Plan
-from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob.spec.job import Mode, PipelineJobSpec
 from pipelinejob.spec.status import State
 from pipelinejob_operator.cluster import Change, Object, Reference
 from pipelinejob_operator.controller.observing.observe import Observed
@@ -42,7 +42,8 @@ def follow(turn: Turn, observed: Observed, settings: ControllerSettings, *, plan
         return Actions(delete=_after_the_end(turn, observed, spec, settings))
     stale = [pod for pod in observed.pods if pod.attempt != turn.status.attempt]
     if stale or spec is None:
-        return Actions(delete=tuple(pod.reference for pod in stale if not pod.is_terminating))
+        going = _first_to_go(stale, observed, spec)
+        return Actions(delete=tuple(pod.reference for pod in going if not pod.is_terminating))
     job = replace(observed.job, status=turn.status)
     if observed.in_the_way or not (job.is_placed or (job.binds_late and job.has_begun)):
         return Actions()
@@ -51,8 +52,9 @@ def follow(turn: Turn, observed: Observed, settings: ControllerSettings, *, plan
         # One that is asked to leave gets its grace, unless nobody is left there to let it go.
         lost = replacing.old_pods(observed.pods, job.status)
         held = [pod for pod in lost if not pod.is_terminating or pod.node in observed.silent_nodes]
-        at_once = tuple(replace(pod.reference, grace_s=0) for pod in held)
-        return Actions(delete=at_once, apply=_replacements(job, spec, observed, settings))
+        gently = replacing.asked_to_leave(job.status) if spec.recovery.in_place else frozenset()
+        leaving = tuple(pod.reference if pod.rank in gently else replace(pod.reference, grace_s=0) for pod in held)
+        return Actions(delete=leaving, apply=_replacements(job, spec, observed, settings))
     return replace(_of_gang(job, spec, observed, settings, planner=planner, now=turn.now), delete=ended)
 
 
@@ -74,6 +76,14 @@ def _of_gang(
     if job.status.released_time is None:
         return Actions(apply=(*furniture, *_missing(job, spec, observed, settings)))
     return Actions(apply=furniture, change=_gated(job, observed))
+
+
+def _first_to_go(stale: Sequence[StagePod], observed: Observed, spec: PipelineJobSpec | None) -> Sequence[StagePod]:
+    """Of a chain that is to leave the first stage goes before the others: they compute the answers that it ends."""
+    if spec is None or spec.mode is not Mode.SERVE or not spec.suspend:
+        return stale
+    fronts = [pod for pod in stale if pod.rank.stage == 0 and not pod.is_done and pod.node not in observed.silent_nodes]
+    return fronts or stale
 
 
 def outlived_s(pod: StagePod, now: datetime, settings: ControllerSettings) -> float | None:

@@ -31,8 +31,8 @@ from pipelinejob_operator.controller.looking_again import (
     seconds_to_next_question,
 )
 from pipelinejob_operator.controller.observing.observe import Observed
-from pipelinejob_operator.controller.turns import transitions
-from pipelinejob_operator.controller.turns.failing import replacing
+from pipelinejob_operator.controller.turns import remedies, stragglers, transitions
+from pipelinejob_operator.controller.turns.failing import crashing, replacing
 from pipelinejob_operator.controller.turns.failing.failures import (
     Broken,
     Cause,
@@ -61,7 +61,6 @@ from pipelinejob_operator.controller.turns.failing.starting import (
 )
 from pipelinejob_operator.controller.turns.measurements import with_last_words, with_pods, with_progress
 from pipelinejob_operator.controller.turns.not_finite import tell_not_finite
-from pipelinejob_operator.controller.turns.stragglers import find_straggler, straggling, unchanged
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.controller.turns.waiting import late, provisioning, quota
 from pipelinejob_operator.objects.conditions import Fact
@@ -245,6 +244,10 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
         hang = find_hang(observed.accounts or observed.progress, seen.pods, attempt=turn.status.attempt)
         broken = None if hang is None else Broken(cause=hang)
     if broken is None:
+        turn = turn.having(stages=crashing.with_well_stages(turn.status, current, turn.now).stages)
+        stage = crashing.find_crashing(turn.status, current)
+        if stage is not None and observed.asker is None:
+            return replace(crashing.tell(turn, stage, spec.failure_policy), look_again_s=settings.progress_interval_s)
         return _watch(turn, observed, spec, done, settings)
     if broken.cause is None:
         turn = replace(turn, look_again_s=SOON_S)
@@ -327,8 +330,7 @@ def _watch(  # noqa: PLR0911 # a list of what may be the matter
         turn = replace(turn, look_again_s=seconds_to_next_question(turn, current, hindrance, settings))
         return transitions.stick(turn, hindrance.reason, words[0].upper() + words[1:])
     measured = with_progress(turn.status, observed.progress, now=turn.now)
-    last = condition(turn.status, ConditionType.DEGRADED)
-    pace = unchanged(last) if measured == turn.status else straggling(last, find_straggler(measured))
+    slow, pace = stragglers.look(observed.progress, before=turn.status, measured=measured)
     turn = tell_not_finite(turn.having(**_reported(measured)), turn.status)
     if replacing.is_on(spec) and not done:
         turn = replacing.meet(turn, observed)
@@ -336,7 +338,11 @@ def _watch(  # noqa: PLR0911 # a list of what may be the matter
             return turn
     num_up = sum(rank in done or _is_up(current.get(rank)) for rank in observed.job.ranks)
     if num_up == num_ranks:
-        return transitions.train(turn, num_stages=num_ranks, pace=pace, beside=_beside(current))
+        acted = remedies.act(turn, pace, slow, observed, spec)
+        if isinstance(acted, Turn):
+            return acted
+        turn = remedies.with_start(turn, spec)
+        return transitions.train(turn, num_stages=num_ranks, pace=acted, beside=_beside(current))
     if turn.look_again_s is None:
         turn = replace(turn, look_again_s=seconds_to_next_question(turn, current, hindrance, settings))
     why = f"; {describe_hindrance(hindrance)}" if hindrance and is_worth_telling(turn, settings) else ""

@@ -24,12 +24,14 @@ from pipelinejob.siting.door import NoDeviceError, plan_job
 from pipelinejob.siting.request import DoesNotFit, Request
 from pipelinejob.siting.site import Draft, Site
 from pipelinejob.spec.chosen import Chosen
-from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob.spec.job import Partition, PipelineJobSpec
+from pipelinejob.spec.status import RecoveryStatus
 from pipelinejob_operator.admission.choosing import Chooser, node_infos
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods, placing
 from pipelinejob_operator.cluster import Key, Object
 from pipelinejob_operator.controller.costs import Costs
-from pipelinejob_operator.controller.turns.measurements import placement_of
+from pipelinejob_operator.controller.observing.divided import Divided
+from pipelinejob_operator.controller.turns.measurements import placement_of, speeds_of
 from pipelinejob_operator.objects.job import Job
 from pipelinejob_operator.objects.making.manifests import kind_of_stage
 from pipelinejob_operator.objects.making.plan_text import plan_text
@@ -174,6 +176,30 @@ class Planner:
             )
         return self._plans.get(job.key)
 
+    def divided_anew(self, job: Job, ground: Ground, speeds: Sequence[float]) -> Divided:
+        """Divide a running job's layers by the speeds that its stages were measured to have; in a thread.
+
+        Raises what `draft` raises.
+        """
+        assert job.spec is not None, "only readable jobs run"
+        now = self.plan(job, ground)
+        kept = Partition(layers=tuple(end - first for first, end in now.cuts))
+        as_it_is = job.spec.model_copy(update={"partition": kept})
+        recovery = (job.status.recovery or RecoveryStatus()).model_copy(
+            update={"speeds": tuple(f"{speed:g}" for speed in speeds)}
+        )
+        status = job.status.model_copy(update={"recovery": recovery})
+        old, new = (
+            self._draft(replace(job, spec=spec, status=status), ground).placed(placement_of(job.status)).plan
+            for spec in (as_it_is, job.spec)
+        )
+        return Divided(
+            speeds=tuple(speeds),
+            layers=tuple(end - first for first, end in new.cuts),
+            before=kept.layers or (),
+            step_ratio=new.prediction.step_s / old.prediction.step_s,
+        )
+
     def knows(self, job: Job, ground: Ground) -> bool:
         """Tell whether the job's plan is at hand: for its place, or the draft where it has none."""
         if job.is_placed:
@@ -224,7 +250,8 @@ class Planner:
         assert job.spec is not None, "only readable jobs are planned"
         kinds = sorted({kind_of_stage(job.spec, rank.stage) for rank in job.ranks})
         pods = tuple(placing(self._admitted.of(job, kind)) for kind in kinds)
-        return job.spec.model_dump_json(), job.flavors, self._costs.version(job), pods, ground.likeness
+        costs = self._costs.version(job), speeds_of(job)
+        return job.spec.model_dump_json(), job.flavors, costs, pods, ground.likeness
 
     def _choose(self, job: Job, ground: Ground) -> Chosen:
         assert job.spec is not None, "only readable jobs are planned"
@@ -250,12 +277,12 @@ class Planner:
         return answer.chosen
 
     def _of(self, job: Job, ground: Ground) -> Hashable:
-        versions = self._costs.version(job), self._admitted.version(job)
+        versions = self._costs.version(job), self._admitted.version(job), speeds_of(job)
         return job.uid, job.generation, job.flavors, job.status.chosen, versions, ground.likeness
 
     def _at(self, job: Job) -> Hashable:
         nodes = tuple(stage.node for stage in job.status.stages)
-        return job.uid, job.generation, self._costs.version(job), nodes
+        return job.uid, job.generation, self._costs.version(job), nodes, speeds_of(job)
 
     def _site(self, job: Job, ground: Ground) -> Site:
         """Return the cluster's nodes as the job finds them.
@@ -279,7 +306,13 @@ class Planner:
         refuse_unrunnable(job.spec)
         site, measured = self._site(job, ground), self._costs.profile(job)
         try:
-            draft = site.draft(job.spec, namespace=job.key.namespace, name=job.key.name, profile=measured)
+            draft = site.draft(
+                job.spec,
+                namespace=job.key.namespace,
+                name=job.key.name,
+                profile=measured,
+                speeds=speeds_of(job),
+            )
         except HardwareError as error:  # the administrator's to mend, not the job's end
             raise NoPlacementError(str(error)) from error
         _storable(draft.plan)

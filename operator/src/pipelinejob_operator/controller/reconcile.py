@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 from pipelinejob.base.errors import NoPlacementError, SpecError
 from pipelinejob.contract.plan import Placement, Plan
@@ -22,6 +23,7 @@ from pipelinejob_operator.controller.admission.admission_loop import AdmissionLo
 from pipelinejob_operator.controller.admission.admitting import ask_admission, learn_from, not_let_in
 from pipelinejob_operator.controller.applying import Applier
 from pipelinejob_operator.controller.beside_loop import beside_the_loop
+from pipelinejob_operator.controller.chains.services import Services
 from pipelinejob_operator.controller.costs import Costs, ProfileSource
 from pipelinejob_operator.controller.decide import Decision, Refusal, complete, decide, refused
 from pipelinejob_operator.controller.observing.memo import Lately, PerGeneration, PerVersion, StagePods
@@ -38,10 +40,11 @@ from pipelinejob_operator.controller.planning import Planner
 from pipelinejob_operator.controller.relocating import find_places
 from pipelinejob_operator.controller.shaping import Shaper
 from pipelinejob_operator.controller.status_writing import StatusWriter
-from pipelinejob_operator.controller.turns import resizing, transitions
+from pipelinejob_operator.controller.turns import remedies, resizing, transitions
 from pipelinejob_operator.controller.turns.failing import replacing
 from pipelinejob_operator.controller.turns.failing.giving_back import since_release_s
 from pipelinejob_operator.controller.turns.measurements import is_due, summaries
+from pipelinejob_operator.controller.turns.stragglers import find_slow, relative_speeds
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.controller.turns.waiting import late, provisioning
 from pipelinejob_operator.controller.turns.waiting.admission import (
@@ -108,6 +111,7 @@ class Controller:
         )
 
         self._shaper = Shaper(self._planner, self.admissions)
+        self._services = Services(cluster, settings=settings, statuses=self._statuses, errors=self._errors, clock=clock)
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring the job closer to its spec.
@@ -115,6 +119,9 @@ class Controller:
         Returns the seconds after which it wants to be called again, None if only an event can change anything. Raises
         ClusterError when a write failed; the caller retries with back-off.
         """
+        known = self._job(key)
+        if known is not None and known.is_service:
+            return await self._services.reconcile(known)
         await self._look_at_costs(key)
         if not await self._is_chosen(key):
             return self._settings.waiting_retry_s
@@ -227,11 +234,25 @@ class Controller:
         if is_running and spec is not None and spec.recovery.in_place:
             answers = await ask_progress(self._cluster, observed.current, only_ready=False)
             seen = replace(observed, accounts=answers, progress=answers if is_progress_due else ())
-            return replace(seen, places=lambda lost: find_places(lost, seen, self._room, self._admitted, now))
+            find = partial(find_places, observed=seen, room=self._room, admitted=self._admitted, now=now)
+            return await self._divide(replace(seen, places=find), now)
         if is_running and is_progress_due:
             answers = await ask_progress(self._cluster, observed.current)
-            return replace(observed, progress=answers)
+            return await self._divide(replace(observed, progress=answers), now)
         return observed
+
+    async def _divide(self, observed: Observed, now: datetime) -> Observed:
+        """Divide a job's layers anew, by what its stages measured, where it is to be seen whether that pays."""
+        job = observed.job
+        slow = find_slow(observed.progress, job.status)
+        if slow is None or job.spec is None or not remedies.wants_division(job.status, slow, job.spec, now):
+            return observed
+        speeds = relative_speeds(observed.progress, job.status)
+        try:
+            divided = await beside_the_loop(self._planner.divided_anew, job, self.admissions.ground(), speeds)
+        except (SpecError, NoPlacementError):  # then it goes on as it is, and says so
+            return observed
+        return replace(observed, divided=divided)
 
     async def _misfits(self, observed: Observed) -> tuple[str, ...]:
         """Look whether a gang fits, as it was admitted, where it is about to go; and learn what it asks for."""

@@ -1,6 +1,7 @@
 """Where the next pods of lost stages go while the others stay: looked for among the nodes as they are now."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 
 from pipelinejob.base.errors import SpecError
@@ -19,16 +20,25 @@ from pipelinejob_operator.objects.job import Rank
 
 
 def find_places(
-    lost: Sequence[Rank], observed: Observed, room: Room, admitted: AdmittedPods, now: datetime
+    lost: Sequence[Rank],
+    avoided: AbstractSet[str],
+    *,
+    observed: Observed,
+    room: Room,
+    admitted: AdmittedPods,
+    now: datetime,
 ) -> dict[Rank, Place]:
     """Find a node for the next pod of each of these ranks; one for which there is none is left out.
 
-    Two that are lost at once do not get the room of one.
+    Two that are lost at once do not get the room of one. Nodes that are `avoided` are taken only if there are no others
+    in the cluster, whatever room they have.
     """
     job, spec = observed.job, observed.job.spec
     assert spec is not None, "only readable jobs have stages to lose"
     room.refresh()
     left_out = {*why_left_out(job.status, now), *refused_nodes(observed.current.values()), *observed.silent_nodes}
+    if not {node["metadata"]["name"] for node in room.nodes} <= avoided:
+        left_out |= avoided
     nodes = [node for node in room.nodes if node["metadata"]["name"] not in left_out]
     try:
         infos = [NodeInfo(name=n["metadata"]["name"], labels=n["metadata"].get("labels") or {}) for n in room.nodes]

@@ -37,6 +37,7 @@ from pipelinejob_operator.kube.pod_events import read_pod_events
 from pipelinejob_operator.kube.recorder import EventMetrics, Recorder
 from pipelinejob_operator.kube.trainers import ask_progress, tell_incarnation
 from pipelinejob_operator.kube.writes import MANAGER, Writes
+from pipelinejob_operator.objects.making.chains import BUDGET
 from pipelinejob_operator.objects.peers.provisioning import KIND as PROVISIONING_KIND
 from pipelinejob_operator.objects.peers.workload import KIND as WORKLOAD
 
@@ -47,6 +48,7 @@ _FOLDERS: Final = {
     "Node": ("/api/v1", "nodes"),
     "PriorityClass": ("/apis/scheduling.k8s.io/v1", "priorityclasses"),
     "ConfigMap": ("/api/v1", "configmaps"),
+    BUDGET: ("/apis/policy/v1", "poddisruptionbudgets"),
     "PersistentVolumeClaim": ("/api/v1", "persistentvolumeclaims"),
     "PersistentVolume": ("/api/v1", "persistentvolumes"),
     names.KIND: (_JOBS, names.PLURAL),
@@ -95,7 +97,7 @@ class KubeCluster:
         )
         self._furniture = {
             kind: self._watched(kind, react.on_furniture, projection.furniture, label=names.LABEL_JOB)
-            for kind in ("ConfigMap", "Service")
+            for kind in ("ConfigMap", "Service", BUDGET)
         }
         self._kueue = self._kueue_cache() if kueue else None
         self._provisioning = self._provisioning_cache() if provisioning else None
@@ -152,6 +154,12 @@ class KubeCluster:
         """Return all PipelineJobs."""
         return self._jobs.objects()
 
+    def chains(self, key: Key) -> Sequence[Object]:
+        """Return the PipelineJobs controlled by this job's uid."""
+        job = self.job(key)
+        found = self._reactions.chains_of(job["metadata"]["uid"]) if job else ()
+        return tuple(chain for name in found if (chain := self._jobs.get(*name)) is not None)
+
     def pods(self, key: Key) -> Sequence[Object]:
         """Return the pods controlled by this job's uid."""
         job = self.job(key)
@@ -163,10 +171,15 @@ class KubeCluster:
         return self._pods.get(namespace, name)
 
     def furniture(self, key: Key) -> Sequence[Object]:
-        """Return the job's config map and service, without what they hold."""
-        job = self.job(key)
-        wanted = {"ConfigMap": names.plan_name(key.name), "Service": names.service_name(key.name)}
-        found = (self._furniture[kind].get(key.namespace, name) for kind, name in wanted.items())
+        """Return the job's config map, services and budget, without most of what they hold."""
+        job, front = self.job(key), names.front_name(key.name)
+        wanted = (
+            ("ConfigMap", names.plan_name(key.name)),
+            ("Service", names.service_name(key.name)),
+            ("Service", front),
+            (BUDGET, front),
+        )
+        found = (self._furniture[kind].get(key.namespace, name) for kind, name in wanted)
         owner = (key, job["metadata"]["uid"]) if job else None
         return tuple(item for item in found if item is not None and projection.owner(item) == owner)
 
@@ -287,7 +300,12 @@ class KubeCluster:
         self._recorder.record(job, event)
 
     def _take_up(self, kind: str, answer: dict[str, Any]) -> None:
-        others = {"Pod": self._pods, WORKLOAD: self._kueue, **dict.fromkeys(PROVISIONING, self._provisioning)}
+        others = {
+            "Pod": self._pods,
+            names.KIND: self._jobs,
+            WORKLOAD: self._kueue,
+            **dict.fromkeys(PROVISIONING, self._provisioning),
+        }
         cache = others.get(kind) or self._furniture.get(kind)
         if cache and answer.get("metadata", {}).get("uid"):
             cache.offer({"kind": kind, **answer})

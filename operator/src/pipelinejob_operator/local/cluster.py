@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from pipelinejob.base import names
 from pipelinejob.contract.incarnation import Incarnation
+from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import Progress
 from pipelinejob_operator.cluster import (
     Autoscaler,
@@ -86,6 +87,12 @@ class LocalCluster:
         """Return all PipelineJobs."""
         return tuple(self._jobs.values())
 
+    def chains(self, key: Key) -> Sequence[Object]:
+        """Return the PipelineJobs controlled by this job's uid."""
+        job = self._jobs.get(key)
+        uid = job["metadata"]["uid"] if job else None
+        return tuple(each for each in self._jobs.values() if uid and _controller_uid(each) == uid)
+
     def pods(self, key: Key) -> Sequence[Object]:
         """Return the pods controlled by this job's uid."""
         job = self._jobs.get(key)
@@ -93,10 +100,16 @@ class LocalCluster:
         return tuple(rank.pod for rank in self._kubelet.pods.values() if uid and _controller_uid(rank.pod) == uid)
 
     def furniture(self, key: Key) -> Sequence[Object]:
-        """Return the job's config map and service."""
+        """Return the job's config map, services and budget."""
         job = self._jobs.get(key)
         uid = job["metadata"]["uid"] if job else None
         return [item for item in self._others.values() if uid and _controller_uid(item) == uid]
+
+    def plan(self, key: Key) -> Plan | None:
+        """Return the plan that the job's stages run by; None before there is one."""
+        texts = (item["data"][names.PLAN_FILE] for item in self.furniture(key) if item["kind"] == "ConfigMap")
+        text = next(texts, None)
+        return None if text is None else Plan.from_json(text)
 
     def pod_by_name(self, namespace: str, name: str) -> Object | None:
         """Return the pod of this name."""
@@ -216,7 +229,7 @@ class LocalCluster:
         written = {**current, "status": copy.deepcopy(dict(status))}
         written["metadata"] = {**current["metadata"], "resourceVersion": self._next_revision()}
         self._jobs[key] = written
-        self._folder.write_job(written)
+        self._remember(written)
         self._on_change()
 
     async def patch_status(self, item: Object, status: Mapping[str, Any]) -> None:
@@ -227,6 +240,10 @@ class LocalCluster:
         """Hand the event to whoever watches the run."""
         del job
         self._on_event(event)
+
+    def fronts(self) -> Sequence[int]:
+        """Return the ports of this machine at which chains answer now."""
+        return self._kubelet.fronts()
 
     def kill_all(self) -> None:
         """End every process at once."""
@@ -242,14 +259,21 @@ class LocalCluster:
     def _apply_job(self, stated: dict[str, Any]) -> None:
         key = Key(stated["metadata"]["namespace"], stated["metadata"]["name"])
         current = self._jobs.get(key)
+        if current is not None:
+            stated["metadata"] = {**current["metadata"], **stated["metadata"]}
         job = self._with_identity(_without_queue(stated), current)
         if current and current["spec"] != job["spec"]:
             job["metadata"]["generation"] = current["metadata"]["generation"] + 1
         self._jobs[key] = job
-        self._folder.write_job(job)
+        self._remember(job)
         recovery = job["spec"].get("recovery") or {}
         self._kubelet.num_spares = recovery.get("spares", 0) if recovery.get("inPlace") else 0
         self._on_change()
+
+    def _remember(self, job: Mapping[str, Any]) -> None:
+        """Keep the job that the run is of; its chains are found again by what it asks for."""
+        if _controller_uid(job) is None:
+            self._folder.write_job(job)
 
     async def _apply_pod(self, stated: dict[str, Any]) -> None:
         key = Key(stated["metadata"]["namespace"], stated["metadata"]["name"])

@@ -1,6 +1,7 @@
 """One job on this machine to its end: the operator's own reconcile, called until nothing is left to do."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from pipelinejob_operator.controller.reconcile import Controller, ControllerSett
 from pipelinejob_operator.local import interruption
 from pipelinejob_operator.local.cluster import LocalCluster
 from pipelinejob_operator.local.display import Display
+from pipelinejob_operator.local.front import common_front
 from pipelinejob_operator.local.node.machine import Machine
 from pipelinejob_operator.local.runfolder import RunFolder
+from pipelinejob_operator.objects.job import read_job
 from pipelinejob_operator.report.run_view import Pace, view
 
 _SETTINGS = ControllerSettings(
@@ -39,6 +42,7 @@ class Ending:
     """How a run ended; `was_killed` if somebody would not wait for a checkpoint."""
 
     status: PipelineJobStatus
+    plan: Plan  # by which it ran last
     checkpoints: Path
     was_interrupted: bool
     was_killed: bool
@@ -76,14 +80,16 @@ class LocalRun:
         with interruption.calling(self._interrupt):
             async with self._cluster:
                 await self._cluster.apply(self._job)
-                watching = asyncio.create_task(self._watch(plan))
-                try:
-                    await self._reconcile(controller)
-                finally:
-                    watching.cancel()
-                checkpoints = self._cluster.checkpoints(self._key)
+                async with self._front():
+                    watching = asyncio.create_task(self._watch(plan))
+                    try:
+                        await self._reconcile(controller)
+                    finally:
+                        watching.cancel()
+                checkpoints, plan = self._cluster.checkpoints(self._key), self._latest(plan)
         return Ending(
             status=self._status(),
+            plan=plan,
             checkpoints=checkpoints,
             was_interrupted=self._interruptions > 0,
             was_killed=self._killed.is_set(),
@@ -94,20 +100,38 @@ class LocalRun:
             self._changed.clear()
             if self._interruptions:
                 await self._suspend()
-            try:
-                delay = await controller.reconcile(self._key)
-            except ClusterError as error:
-                self._display.note(f"trying again: {error}")
-                delay = _RETRY_S
+            delays = [await self._pass(controller, key) for key in self._keys()]
             if self._is_over():
                 return
-            await self._until_something_changes(delay)
+            await self._until_something_changes(min((each for each in delays if each is not None), default=None))
+
+    async def _pass(self, controller: Controller, key: Key) -> float | None:
+        try:
+            return await controller.reconcile(key)
+        except ClusterError as error:
+            self._display.note(f"trying again: {error}")
+            return _RETRY_S
+
+    def _keys(self) -> list[Key]:
+        """Return the job's key, and those of its chains."""
+        chains = (each["metadata"] for each in self._cluster.chains(self._key))
+        return [self._key, *(Key(each["namespace"], each["name"]) for each in chains)]
+
+    def _front(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Have one address for all chains of a job that serves in several."""
+        job = read_job(self._cluster.job(self._key) or self._job)
+        if not job.is_service or job.spec is None or job.spec.serving is None:
+            return contextlib.nullcontext()
+        return common_front(job.spec.serving.port, self._cluster.fronts)
+
+    def _pods(self) -> list[Mapping[str, Any]]:
+        return [pod for key in self._keys() for pod in self._cluster.pods(key)]
 
     def _is_over(self) -> bool:
         """Tell whether the job has ended, is suspended, or waits for what this machine will never have."""
         if self._status().state not in _ENDED:
             return False
-        return not any(pod["status"]["phase"] == "Running" for pod in self._cluster.pods(self._key))
+        return not any(pod["status"]["phase"] == "Running" for pod in self._pods())
 
     async def _until_something_changes(self, delay: float | None) -> None:
         waits = [asyncio.create_task(event.wait()) for event in (self._changed, self._killed)]
@@ -137,9 +161,15 @@ class LocalRun:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _show(self, plan: Plan) -> None:
-        accounts = await asyncio.gather(*(self._cluster.progress(pod) for pod in self._cluster.pods(self._key)))
+        accounts = await asyncio.gather(*(self._cluster.progress(pod) for pod in self._pods()))
         known = [account for account in accounts if account is not None]
-        self._display.update(view(plan, self._status(), known, pace=self._pace, now=time.monotonic()))
+        self._display.update(view(self._latest(plan), self._status(), known, pace=self._pace, now=time.monotonic()))
+
+    def _latest(self, plan: Plan) -> Plan:
+        """Return the plan that the stages run by, where it has other layers or replicas than the first."""
+        now = self._cluster.plan(self._key)
+        is_other = now is not None and (now.cuts, now.parallelism) != (plan.cuts, plan.parallelism)
+        return now if now is not None and is_other else plan
 
     def _status(self) -> PipelineJobStatus:
         job = self._cluster.job(self._key)

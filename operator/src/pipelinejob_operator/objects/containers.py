@@ -98,6 +98,24 @@ def _restart_policy(pod: Object) -> str:
     return str((pod.get("spec") or {}).get("restartPolicy"))
 
 
+class Crash(NamedTuple):
+    """How often the trainer's container was started again, how its last process ended, since when this one runs."""
+
+    restarts: int
+    ending: Ending | None
+    since: datetime | None
+
+
+def crash(pod: Object) -> Crash | None:
+    """Say how a stage fares that begins again in its place when it ends; None of any other."""
+    own = _trainer(pod)
+    if own is None or _restart_policy(pod) not in _ENDINGS_THAT_STAY:
+        return None
+    ended, running = _terminated(own), _state(own).get("running") or {}
+    since = parse_time(running["startedAt"]) if running.get("startedAt") else None
+    return Crash(int(own.get("restartCount") or 0), _ending(ended) if ended else None, since)
+
+
 def lost_container(pod: Object) -> Trouble | None:
     """Say what became of a trainer's container that the kubelet cannot find any more; None if it can."""
     ended = _terminated(_trainer(pod) or {})

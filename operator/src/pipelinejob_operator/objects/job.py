@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipelinejob.base import names
 from pipelinejob.spec.chosen import resolved
-from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob.spec.job import Mode, PipelineJobSpec
 from pipelinejob.spec.running.scheduling import Binding
 from pipelinejob.spec.status import Condition, ConditionStatus, ConditionType, PipelineJobStatus
 from pipelinejob_operator.cluster import Key, Object
@@ -56,6 +56,16 @@ class Job:
     def queue(self) -> str | None:
         """Name the Kueue queue whose quota the job waits for; None if only the operator's own line counts."""
         return (self.raw["metadata"].get("labels") or {}).get(names.LABEL_QUEUE) or None
+
+    @property
+    def chain_of(self) -> str | None:
+        """Name the job that serves of which this one is a chain; None if it is no other's."""
+        return (self.raw["metadata"].get("labels") or {}).get(names.LABEL_SERVICE) or None
+
+    @property
+    def is_service(self) -> bool:
+        """Tell whether it has no pods of its own, but chains: jobs that serve alike."""
+        return self.spec is not None and self.spec.mode is Mode.SERVE and self.chain_of is None
 
     @property
     def is_finished(self) -> bool:

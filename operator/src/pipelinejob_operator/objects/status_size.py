@@ -72,7 +72,7 @@ def _with_sentences(status: PipelineJobStatus, max_bytes: int) -> PipelineJobSta
 
 
 def _importance(stage: StageStatus) -> tuple[bool, bool, bool, int, int]:
-    failed = stage.exit_code not in {None, ExitCode.OK, ExitCode.STOPPED, ExitCode.PEER_LOST}
+    failed = stage.exit_code not in {None, ExitCode.OK, ExitCode.STOPPED, ExitCode.LEFT, ExitCode.PEER_LOST}
     return (not failed, stage.exit_code is not None, stage.ready, stage.replica, stage.stage)
 
 

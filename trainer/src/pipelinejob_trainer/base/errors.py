@@ -49,5 +49,24 @@ class SupersededError(PeerLostError):
     """A newer attempt of this job has taken over; this one must leave its checkpoints alone."""
 
 
+class PeersLeaveError(PeerLostError):
+    """Other ranks were asked to stop, and leave after a step; this one keeps its process, and waits for the next."""
+
+    def __init__(self, message: str, leaving: frozenset[int]) -> None:
+        super().__init__(message)
+        self.leaving = leaving
+
+
 class StoppedError(PipelineJobError):
     """This stage was asked to stop, and has saved its state first."""
+
+
+class LeftError(PipelineJobError):
+    """This stage alone was asked to stop; the others go on with one that takes its place.
+
+    `reason` is one CamelCase word for the termination message.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

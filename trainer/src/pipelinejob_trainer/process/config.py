@@ -49,6 +49,8 @@ class Config:
     output: Path | None
     termination_log: Path | None
     grace_s: float
+    leaving_s: float = 0.0  # clients may still come so long after this process is asked to stop
+    front_port: int | None = None  # of the HTTP front, where it is not the plan's
     token: str | None = None  # of who may tell this process who meets
 
     @property
@@ -82,6 +84,8 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         output=_path(variables, names.ENV_OUTPUT),
         termination_log=read_termination_log(variables),
         grace_s=read_grace_s(variables),
+        leaving_s=float(_number(variables, names.ENV_LEAVING_S, default=0)),
+        front_port=_number(variables, names.ENV_FRONT_PORT, default=0) or None,
         token=variables.get(names.ENV_TOKEN) or None,
     )
 

@@ -15,6 +15,7 @@ from pipelinejob.schedules.causes import WaitCause
 
 _LABELS = ("namespace", "pipelinejob", "stage", "replica")
 _STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 150.0, 600.0)
+LOST, LEFT = "Lost", "Left"  # why others had to be replaced
 _OTHER = "other"  # waiting for no other rank: mostly between steps
 _CHECKPOINT_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 150.0, 600.0, 1800.0)
 
@@ -76,6 +77,13 @@ class Metrics:
         self.roll_backs = self._counter(
             "pipelinejob_roll_backs", "Returns to the last checkpoint after a step that was not finite."
         )
+        recoveries = Counter(
+            "pipelinejob_recoveries",
+            "Times that this process went on in place after others were lost, or had left because they were told to.",
+            (*self._labels, "reason"),
+            registry=self._registry,
+        )
+        self.recoveries = {why: recoveries.labels(**self._own, reason=why) for why in (LOST, LEFT)}
         self.step = self._gauge("pipelinejob_step", "Optimiser steps completed over all attempts.")
         self.tokens = self._counter(
             "pipelinejob_tokens", "Tokens of the whole job that this process's steps trained on."

@@ -4,6 +4,7 @@ Python runs signal handlers on the main thread only, which may be blocked in a c
 thread receives the request, through the pipe that the interpreter's C handler writes to at once.
 """
 
+import math
 import os
 import signal
 import threading
@@ -24,6 +25,7 @@ class StopRequest:
         self._wished = threading.Event()
         self._honouring = threading.Event()
         self._grace_s = grace_s
+        self._overdue_at = math.inf
         self._on_overdue = on_overdue
 
     def listen(self) -> None:
@@ -43,9 +45,14 @@ class StopRequest:
         """Return whether a stop was asked for."""
         return self._wished.is_set()
 
+    def remaining_s(self) -> float:
+        """Return the seconds in which there is still time to save; infinitely many where no stop was asked for."""
+        return self._overdue_at - time.monotonic()
+
     def _receive(self, reader: int) -> None:
         while os.read(reader, 1)[0] not in {signal.SIGTERM, signal.SIGINT}:
             pass  # another signal's number
+        self._overdue_at = time.monotonic() + max(0.0, self._grace_s - _MARGIN_S)
         self._wished.set()
         if self._honouring.is_set():
             time.sleep(max(0.0, self._grace_s - _MARGIN_S))

@@ -5,12 +5,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipelinejob.base.timeline import COMPUTE, WAITING, SpanKind, StageTimeline
+from pipelinejob.base.timeline import SpanKind, StageTimeline
 from pipelinejob.contract.incarnation import Lost
 from pipelinejob.contract.plan import Plan
-from pipelinejob.contract.progress import Phase, Progress, Skipped, Waits
+from pipelinejob.contract.progress import Phase, Progress, Skipped, Spent, Waits
 from pipelinejob_trainer.base.waiting import waits_for
-from pipelinejob_trainer.process.metrics import Metrics
+from pipelinejob_trainer.process.metrics import LEFT, LOST, Metrics
+from pipelinejob_trainer.process.spending import mean, spent_on
 
 _WINDOW_STEPS = 20
 # A stage is stuck when a step takes far longer than any did. Too early a restart loses work, so the bounds are wide.
@@ -47,7 +48,7 @@ class StageStatus:
         self.numbers = Metrics(plan, stage=stage, replica=replica, tensor=tensor)
         self._progress = Progress(replica=replica, stage=stage, attempt=attempt, phase=Phase.STARTING, step=0)
         self._tokens = tokens_per_step(plan)
-        self._shares: deque[tuple[float, float, float]] = deque(maxlen=_WINDOW_STEPS)
+        self._spent: deque[Spent] = deque(maxlen=_WINDOW_STEPS)
         self._seconds = dict.fromkeys(SpanKind, 0.0)
         self._bytes = {"send": 0, "recv": 0, "tensor": 0}
         self._longest_step_s = 0.0
@@ -56,6 +57,7 @@ class StageStatus:
         self._hang_timeout_s = plan.hang_timeout_seconds
         self._num_stages, self._num_tensor = plan.parallelism.pipeline, plan.parallelism.tensor
         self._patience_s = 0.0
+        self._recovers_from = LOST
         self._further: tuple[Callable[[], bytes], ...] = ()
         self._beat()
 
@@ -124,11 +126,13 @@ class StageStatus:
         self.numbers.add_timeline(timeline)
         for span in timeline.spans:
             self._seconds[span.kind] += span.end_s - span.start_s
-        self._shares.append(_share(timeline))
-        compute, waiting, wall = (sum(each) for each in zip(*self._shares, strict=True))
+        self._spent.append(spent_on(timeline))
+        spent = mean(self._spent)
+        of_schedule_s = spent.waiting_s + spent.compute_s
         self._update(
-            bubble_ratio=waiting / (waiting + compute) if waiting + compute else None,
-            utilization_ratio=compute / wall if wall else None,
+            bubble_ratio=spent.waiting_s / of_schedule_s if of_schedule_s else None,
+            utilization_ratio=spent.compute_s / spent.step_s if spent.step_s else None,
+            spent=spent,
             seconds={kind: seconds for kind, seconds in self._seconds.items() if seconds},
         )
 
@@ -177,11 +181,14 @@ class StageStatus:
 
     def hear_incarnation(self, number: int) -> None:
         """Note that this rank was told who meets."""
+        lost = self._progress.lost
+        self._recovers_from = LEFT if lost and all(each.handed_over is not None for each in lost) else LOST
         self._update(awaits_incarnation=False, incarnation=number, lost=())
         self._bytes = {"send": 0, "recv": 0}  # its links are new ones
 
     def add_recovery(self) -> None:
         """Note that training goes on in place."""
+        self.numbers.recoveries[self._recovers_from].inc()
         self._update(recoveries=self._progress.recoveries + 1)
 
     def set_bytes(self, direction: str, total: int) -> None:
@@ -256,11 +263,3 @@ def tokens_per_step(plan: Plan) -> int:
 def samples_per_step(plan: Plan) -> int:
     """Return the sequences of one optimiser step, over all replicas."""
     return plan.schedule.sequences * plan.parallelism.data
-
-
-def _share(timeline: StageTimeline) -> tuple[float, float, float]:
-    """Return a step's seconds of compute, of waiting, and in all, instead of its many spans."""
-    seconds = dict.fromkeys(SpanKind, 0.0)
-    for span in timeline.spans:
-        seconds[span.kind] += span.end_s - span.start_s
-    return sum(seconds[kind] for kind in COMPUTE), sum(seconds[kind] for kind in WAITING), sum(seconds.values())

@@ -9,7 +9,14 @@ from typing import NoReturn
 
 from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.contract.progress import ExitCode, Termination
-from pipelinejob_trainer.base.errors import LayerError, PeerLostError, StoppedError, SupersededError, UserError
+from pipelinejob_trainer.base.errors import (
+    LayerError,
+    LeftError,
+    PeerLostError,
+    StoppedError,
+    SupersededError,
+    UserError,
+)
 
 _MAX_BYTES = 4096  # what Kubernetes reads of a termination message
 _MAX_MESSAGE = (
@@ -77,10 +84,10 @@ def _meaning(error: BaseException) -> tuple[ExitCode, str]:
     match error:
         case UserError():
             return ExitCode.USER_ERROR, error.reason
-        case SupersededError():
-            return ExitCode.PEER_LOST, "Superseded"
         case PeerLostError():
-            return ExitCode.PEER_LOST, "PeerLost"
+            return ExitCode.PEER_LOST, "Superseded" if isinstance(error, SupersededError) else "PeerLost"
+        case LeftError():
+            return ExitCode.LEFT, error.reason
         case StoppedError():
             return ExitCode.STOPPED, "Stopped"
         case PipelineJobError():

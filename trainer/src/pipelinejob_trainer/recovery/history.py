@@ -69,6 +69,12 @@ class History:
         with self._lock:
             self._own = {each: border for each, border in self._own.items() if each <= step}
 
+    def forget_before(self, step: int) -> None:
+        """Forget other ranks' borders before a step: nobody goes back so far any more."""
+        with self._lock:
+            newer = {rank: _from(borders, step) for rank, borders in self._copies.items()}
+            self._copies = {rank: borders for rank, borders in newer.items() if borders}
+
     def clear(self) -> None:
         """Forget all borders."""
         with self._lock:
@@ -79,6 +85,10 @@ class History:
 def copy_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copy tensors to memory that nothing else writes to, on the CPU."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _from(borders: Mapping[int, Border], step: int) -> dict[int, Border]:
+    return {each: border for each, border in borders.items() if each >= step}
 
 
 def _keep(borders: dict[int, Border], border: Border) -> None:

@@ -1,13 +1,14 @@
 """A rank's part in keeping borders: when one is due, that it is copied to a buddy, and how all go back to one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.recovery import wire
 from pipelinejob_trainer.recovery.copies import Sender
-from pipelinejob_trainer.recovery.history import Border, History, Holding, copy_of
+from pipelinejob_trainer.recovery.history import GENERATIONS, Border, History, Holding, copy_of
+from pipelinejob_trainer.recovery.leaving import Leaving, keepers
 from pipelinejob_trainer.recovery.returning import Return, choose_return, is_copy
 
 
@@ -18,10 +19,19 @@ class Keeping:
         self.history = History()
         self._interval_steps = interval_steps
         self._sender: Sender | None = None
+        self._buddies: Sequence[int] = ()
+        self._on_leaving: Callable[[Leaving, int], None] = lambda *_: None
 
-    def join(self, sender: Sender | None) -> None:
-        """Go on in another incarnation; `sender` is None where no buddy is needed."""
+    def join(
+        self, sender: Sender | None, *, buddies: Sequence[int], on_leaving: Callable[[Leaving, int], None]
+    ) -> None:
+        """Go on in another incarnation; `sender` is None where no buddy is needed.
+
+        `on_leaving` is called before ranks leave, with who they are and after which step.
+        """
         self._sender = sender
+        self._buddies = buddies
+        self._on_leaving = on_leaving
 
     def is_due(self, step: int) -> bool:
         """Return whether a border is kept after this step."""
@@ -36,9 +46,24 @@ class Keeping:
         """Keep a copy of this rank's state, and start to send it to the buddy. Raises PeerLostError."""
         border = Border(step=step, loss=loss, samples=samples, tensors=copy_of(tensors))
         self.history.keep(border)
+        self.history.forget_before(step - GENERATIONS * self._interval_steps)
         if self._sender is not None:
             self._sender.await_arrival()
             self._sender.send(border)
+
+    def hand_over(self, gang: Gang, leaving: Leaving, step: int) -> None:
+        """See that a rank that stays has the state, at this border, of each that leaves; every rank calls it.
+
+        Raises PeerLostError.
+        """
+        self._on_leaving(leaving, step)
+        self.await_last()
+        for rank, keeper in keepers(leaving, num_stages=gang.num_stages, buddies=self._buddies).items():
+            if gang.rank == rank:
+                _give(gang, self.history.border(None, step), keeper)
+            elif gang.rank == keeper:
+                self.history.keep_copy(rank, _take(gang, rank))
+        gang.barrier()  # nobody leaves before what he gave has arrived
 
     def go_back(self, gang: Gang, say: Callable[[str], None]) -> Border | None:
         """Return this rank's state at the newest border that all can go back to; None if there is none.

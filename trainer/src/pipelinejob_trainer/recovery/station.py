@@ -70,15 +70,21 @@ class Station:
             self._changed.notify_all()
         return incarnation.number
 
-    def await_newer(self, number: int, *, within_s: float) -> Incarnation:
-        """Return the first incarnation after this number.
+    def await_newer(
+        self, number: int, *, within_s: float, is_over: Callable[[], bool] = lambda: False
+    ) -> Incarnation | None:
+        """Return the first incarnation after this number; None once `is_over`.
 
         Raises PeerLostError if none is heard of in time.
         """
+        deadline = time.monotonic() + within_s
         with self._changed:
-            if not self._changed.wait_for(lambda: self._heard is not None and self._heard.number > number, within_s):
-                raise PeerLostError(f"no new incarnation of the gang was heard of within {within_s:g} s")
-            assert self._heard is not None, "it was waited for"
+            while self._heard is None or self._heard.number <= number:
+                if is_over():
+                    return None
+                if time.monotonic() > deadline:
+                    raise PeerLostError(f"no new incarnation of the gang was heard of within {within_s:g} s")
+                self._changed.wait(0.1)
             return self._heard
 
     def call(self, incarnation: Incarnation, rank: int, purpose: str, *, within_s: float) -> socket.socket:

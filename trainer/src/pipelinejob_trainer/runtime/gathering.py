@@ -88,6 +88,6 @@ def gathered(shards: Shards, part: Part) -> Gathering | None:
     of_layers: dict[int, list[Shard]] = {}
     for shard in shards.by_bucket.values():
         if shard.kept is not None:
-            for layer in dict.fromkeys(layer for each in shard.bucket.parameters for layer in layers_of[each]):
-                of_layers.setdefault(layer, []).append(shard)
+            for index in dict.fromkeys(index for each in shard.bucket.parameters for index in layers_of[each]):
+                of_layers.setdefault(index, []).append(shard)
     return Gathering(of_layers) if of_layers else None

@@ -4,6 +4,7 @@ By that the chunks of a prompt are made equal, and the times of answers predicte
 """
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -15,23 +16,42 @@ from pipelinejob_trainer.serving.later_stage import Compute
 _TIMES = 3  # of which the shortest counts: what is longer was disturbed
 
 
-def measured_cost(compute: Compute, limits: Limits, *, width: int | None, longest: int) -> PassCost:
+def measured_cost(
+    compute: Compute,
+    limits: Limits,
+    *,
+    width: int | None,
+    longest: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> PassCost:
     """Measure four kinds of passes on the stage's own cache, which must be idle.
 
     `width` is that of the hidden state that the stage receives; None: it receives tokens. Passes are
-    no longer than `longest` positions and than the cache.
+    no longer than `longest` positions and than the cache. Where stages share processors, and measure at the same
+    time, `clock` is this thread's processor time: what the others do in it is not the stage's own.
     """
     room = min(longest, limits.cache_tokens)
     chunk = max(2, min(limits.chunk_tokens, room // 2))
     rows = max(2, min(limits.group_size, limits.num_blocks))
-    one = _seconds(compute, limits, width, rows=1, past=0, new=1)
-    many = _seconds(compute, limits, width, rows=rows, past=0, new=1)
-    first = _seconds(compute, limits, width, rows=1, past=0, new=chunk)
-    second = _seconds(compute, limits, width, rows=1, past=chunk, new=chunk)
+
+    def seconds(*, rows: int, past: int, new: int) -> float:
+        return _seconds(compute, limits, width, clock, rows=rows, past=past, new=new)
+
+    one, many = seconds(rows=1, past=0, new=1), seconds(rows=rows, past=0, new=1)
+    first, second = seconds(rows=1, past=0, new=chunk), seconds(rows=1, past=chunk, new=chunk)
     return explained(one, many, first, second, rows=rows, chunk=chunk)
 
 
-def _seconds(compute: Compute, limits: Limits, width: int | None, *, rows: int, past: int, new: int) -> float:
+def _seconds(
+    compute: Compute,
+    limits: Limits,
+    width: int | None,
+    clock: Callable[[], float],
+    *,
+    rows: int,
+    past: int,
+    new: int,
+) -> float:
     needed = -(-(past + new) // limits.block)
     asked = tuple(
         Row(
@@ -45,7 +65,7 @@ def _seconds(compute: Compute, limits: Limits, width: int | None, *, rows: int, 
     received = None if width is None else torch.zeros(rows, new, width)
     taken = []
     for _ in range(1 + _TIMES):
-        begun = time.perf_counter()
+        begun = clock()
         compute.run(asked, received)
-        taken.append(time.perf_counter() - begun)
+        taken.append(clock() - begun)
     return min(taken[1:])

@@ -3,12 +3,10 @@
 import asyncio
 import contextlib
 import os
-import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import uvicorn
 
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.trained import Trained
@@ -26,6 +24,7 @@ from pipelinejob_trainer.serving.engine import Engine
 from pipelinejob_trainer.serving.front.answering import Answering
 from pipelinejob_trainer.serving.front.app import Front
 from pipelinejob_trainer.serving.front.metrics import Metrics
+from pipelinejob_trainer.serving.front.server import LOOK_S, Ending, listening, run_front
 from pipelinejob_trainer.serving.front.text import Bytes, FolderTokenizer, Tokenizer
 from pipelinejob_trainer.serving.later_stage import LaterStage, asked_step, tell_gone
 from pipelinejob_trainer.serving.meter import Meter
@@ -33,8 +32,6 @@ from pipelinejob_trainer.serving.stage_model import StageModel, load_stage, trus
 from pipelinejob_trainer.serving.trained_weights import TrainedWeights, of_step
 
 ENV_KEYS = "PIPELINEJOB_API_KEYS"  # one or several, parted by commas or line ends; none: no key is asked for
-_LOOK_S = 0.2
-_DRAIN_S = 20  # for answers in work, once it is asked to stop
 
 
 def serve_rank(config: Config, plan: Plan, status: StageStatus, is_stopping: Callable[[], bool]) -> None:
@@ -68,8 +65,10 @@ def serve_rank(config: Config, plan: Plan, status: StageStatus, is_stopping: Cal
         if batch is not None:
             _run_batch(batch, answering, engine, status, is_stopping)
             return
-        with _listening(serving.port) as listener:
-            _run_front(Front(answering, keys=read_keys()), engine, listener, status, is_stopping)
+        ending = Ending(leaving_s=config.leaving_s, grace_s=config.grace_s)
+        with listening(config.front_port or serving.port) as listener:
+            front = Front(answering, keys=read_keys())
+            run_front(front, engine, listener, status, is_stopping=is_stopping, ending=ending)
     raise StoppedError("asked to stop")
 
 
@@ -113,6 +112,7 @@ def _load(plan: Plan, stage: int, serving: Serving, trained: TrainedWeights | No
         limits,
         width=loaded.width if stage else None,
         longest=loaded.positions or limits.cache_tokens,
+        clock=time.thread_time if plan.shares_processors else time.perf_counter,
     )
     shown = ((1, 1), (limits.group_size, 1), (1, limits.chunk_tokens))
     one, many, chunk = (f"{cost.seconds(rows=rows, past=0, new=new) * 1000:.3g} ms" for rows, new in shown)
@@ -137,7 +137,7 @@ def _serve_later(later: LaterStage, status: StageStatus, is_stopping: Callable[[
     thread.start()
     status.begin_serving(is_ready=True)
     while thread.is_alive() and not is_stopping():
-        thread.join(_LOOK_S)
+        thread.join(LOOK_S)
     stop.set()
     if failed:
         raise failed[0]
@@ -151,7 +151,15 @@ def _answering(
     limits = Limits.of(serving, num_stages=num_stages)
     tokenizer = _tokenizer(plan.model, serving)
     port = config.rendezvous.port
-    engine = Engine(Scheduler(limits), stage.forward, num_stages=num_stages, port=port, cost=cost, weights=weights)
+    engine = Engine(
+        Scheduler(limits),
+        stage.forward,
+        num_stages=num_stages,
+        port=port,
+        cost=cost,
+        weights=weights,
+        processors=plan.prediction.concurrency,
+    )
     answering = Answering(
         engine,
         tokenizer,
@@ -172,45 +180,6 @@ def _tokenizer(model: Model, serving: Serving) -> Tokenizer:
     return Bytes()
 
 
-def _listening(port: int) -> socket.socket:
-    try:
-        return socket.create_server(("", port), backlog=1024)
-    except OSError as error:
-        raise UserError(
-            "PortTaken", f"spec.serving.port: {port}: {error.strerror}; free it, or choose another"
-        ) from error
-
-
-def _run_front(
-    front: Front, engine: Engine, listener: socket.socket, status: StageStatus, is_stopping: Callable[[], bool]
-) -> None:
-    server = uvicorn.Server(
-        uvicorn.Config(
-            front.app(),
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=_DRAIN_S,
-            server_header=False,
-            lifespan="off",
-        )
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="front", daemon=True)
-    engine.start()
-    thread.start()
-    was_ready = False
-    while thread.is_alive() and engine.error is None and not is_stopping():
-        status.begin_serving(is_ready=engine.is_ready)
-        if engine.is_ready and not was_ready:
-            say(f"serving {front.model} on port {listener.getsockname()[1]}")
-        was_ready = engine.is_ready
-        thread.join(_LOOK_S)
-    server.should_exit = True
-    thread.join()
-    engine.close()
-    if engine.error is not None:
-        raise engine.error
-
-
 def _run_batch(
     batch: Batch, answering: Answering, engine: Engine, status: StageStatus, is_stopping: Callable[[], bool]
 ) -> None:
@@ -228,7 +197,7 @@ def _run_batch(
     thread.start()
     while thread.is_alive() and engine.error is None and not is_stopping():
         status.begin_serving(is_ready=engine.is_ready)
-        thread.join(_LOOK_S)
+        thread.join(LOOK_S)
     if thread.is_alive():
         loop.call_soon_threadsafe(work.cancel)
         thread.join()

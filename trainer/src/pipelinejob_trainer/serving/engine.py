@@ -78,7 +78,8 @@ class Engine:
     """Serves with this process's layers as the first stage, in a thread of its own.
 
     `patience_s` is how long answers wait for a chain that is broken before they fail; `silence_s`
-    after what silence a stage is lost. `weights` says which the stages must have.
+    after what silence a stage is lost. `weights` says which the stages must have. `processors` are those
+    that the stages share, for predictions; None: each has its own.
     """
 
     def __init__(
@@ -92,7 +93,9 @@ class Engine:
         patience_s: float = 300.0,
         silence_s: float = SILENCE_S,
         weights: str = "",
+        processors: float | None = None,
     ) -> None:
+        self._processors = processors
         self._scheduler = scheduler
         self._compute = compute
         self._is_alone = num_stages == 1
@@ -179,7 +182,7 @@ class Engine:
         """Make chunks equal by what stages measured, and foretell what they will give together."""
         costs = (self._cost, *self._chain.costs)
         self._scheduler.cost = chunk_cost(costs)
-        self._predictions = examples(self._scheduler.limits, costs)
+        self._predictions = examples(self._scheduler.limits, costs, processors=self._processors)
         for found in self._predictions:
             say(
                 f"predicted for {found.requests} at once, of {found.tokens} tokens in and {found.tokens} out: first"

@@ -8,18 +8,12 @@ import torch
 from pipelinejob.base.timeline import SpanKind
 from pipelinejob.contract.progress import Skipped
 from pipelinejob.schedules.causes import WaitCause
-from pipelinejob_trainer.base.errors import StoppedError, UserError
+from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.checkpoint import snapshot
 from pipelinejob_trainer.checkpoint.checkpoints import Checkpoints, Resumed
 from pipelinejob_trainer.checkpoint.folder import PartOf
-from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.data.micro_batch import IGNORED
-from pipelinejob_trainer.data.position import (
-    Order,
-    TextPosition,
-    agreed_text,
-    samples_before,
-)
+from pipelinejob_trainer.data.position import TextPosition, samples_before
 from pipelinejob_trainer.process.output import say, warn
 from pipelinejob_trainer.process.signals import StopRequest
 from pipelinejob_trainer.process.stage_status import StageStatus, StepOutcome, samples_per_step, tokens_per_step
@@ -35,8 +29,16 @@ from pipelinejob_trainer.training.checks.shape_check import check_shapes
 from pipelinejob_trainer.training.checks.untrained_state import UntrainedState
 from pipelinejob_trainer.training.membership import Membership
 from pipelinejob_trainer.training.not_finite import Decision, NotFinitePolicy, described
-from pipelinejob_trainer.training.preparation import Preparation, check, preflighted, say_compiled, telling_errors
+from pipelinejob_trainer.training.preparation import (
+    Preparation,
+    agreed_order,
+    check,
+    preflighted,
+    say_compiled,
+    telling_errors,
+)
 from pipelinejob_trainer.training.saving import Saving
+from pipelinejob_trainer.training.stopping import Stopping
 from pipelinejob_trainer.training.totals import Totals
 from pipelinejob_trainer.training.updates import Updates
 
@@ -83,7 +85,7 @@ class TrainingLoop:
     def _join(self, membership: Membership) -> None:
         self._gang = membership.gang
         check_shapes(self._rank, membership.gang)
-        self._order = _agreed_order(self._prepared, membership.gang)
+        self._order = agreed_order(self._prepared, membership.gang)
         self._links = membership.link(self._plan.schedule.micro_batch_sizes)
         self._runtime = self._rank.runtime(
             links=self._links,
@@ -102,6 +104,7 @@ class TrainingLoop:
         )
         # What an earlier incarnation had begun to save is of a run that is fenced off now.
         self._saving = Saving(self._checkpoints, self._status, self._not_finite)
+        self._stopping = Stopping(membership.gang, self._stop_request, self._keeping)
 
     def rejoin(self, membership: Membership) -> None:
         """Forget the step that was interrupted, and go on in another incarnation of the gang; `run` comes next."""
@@ -114,7 +117,8 @@ class TrainingLoop:
     def run(self) -> None:
         """Train until the last step.
 
-        Raises StoppedError after a checkpoint when any rank was asked to stop.
+        Raises StoppedError after a checkpoint when all ranks stop; where only some do, LeftError on them and
+        PeersLeaveError on the others, that may `rejoin`.
         """
         done = self._resume()
         self._say_what_is_read(done + 1)
@@ -230,7 +234,7 @@ class TrainingLoop:
         decision = self._not_finite.decide(step, total)
         if decision is Decision.ROLL_BACK:
             return self._roll_back(step, total)
-        _check_reached(step, total)
+        totals.check_reached(step, total)
         skipped = self._skipped(step, total, decision)
         with self._recorder.span(SpanKind.OPTIMIZER):
             rate = self._updates.end(total) if skipped is None else self._updates.skip()
@@ -241,17 +245,18 @@ class TrainingLoop:
         if total.num_written == self._gang.size:
             with self._recorder.span(SpanKind.CHECKPOINT):
                 self._saving.publish()
-        if self._is_checkpoint_due(step) or total.is_stop_requested:
-            is_last = step == self._plan.training.steps or total.is_stop_requested
+        leaving = self._stopping.who(is_requested=total.is_stop_requested and step < self._plan.training.steps)
+        if self._is_checkpoint_due(step) or leaving.is_all:
+            is_last = step == self._plan.training.steps or leaving.is_all
             with self._recorder.span(SpanKind.CHECKPOINT):
                 self._save(step, waits=is_last or not self._plan.checkpoint.asynchronous)
-        if self._is_border_due(step):
+        if self._is_border_due(step) or leaving.is_some:
             with self._recorder.span(SpanKind.CHECKPOINT):
                 self._keep_border(step)
         self._measure()
-        if total.is_stop_requested and step < self._plan.training.steps:
+        if leaving.ranks:
             self._output.write_timelines()
-            raise StoppedError(f"asked to stop; a checkpoint of step {step} was written, and a new run goes on from it")
+            self._stopping.stop(leaving, step)
         return step
 
     def _skipped(self, step: int, total: Totals, decision: Decision) -> Skipped | None:
@@ -385,7 +390,8 @@ class TrainingLoop:
 def run(prepared: Preparation, membership: Membership, status: StageStatus, stop_request: StopRequest) -> None:
     """Train this rank's part of a plan.
 
-    Raises StoppedError after a checkpoint, UserError, PeerLostError, CheckpointFailedError.
+    Raises StoppedError after a checkpoint, UserError, PeerLostError, CheckpointFailedError. Without recovery in place,
+    all ranks stop where one is asked to.
     """
     with telling_errors(prepared):
         check(prepared, membership)
@@ -398,24 +404,6 @@ def run(prepared: Preparation, membership: Membership, status: StageStatus, stop
 def _say_anew(names: Sequence[str]) -> None:
     if names:
         say(f"{len(names)} parameters were not trained so far, and their optimiser state begins anew: {names[0]} ...")
-
-
-def _check_reached(step: int, total: Totals) -> None:
-    """Refuse a step in which no parameter got a gradient: nothing would be trained."""
-    if step == 1 and total.gradient_norm == 0 and not total.counts_nothing:
-        raise UserError(
-            "NothingToTrain",
-            "step 1: the gradient norm over all stages is 0: the loss depends on no parameter that can be trained; look"
-            " for a layer that returns what has no gradient (detach, torch.no_grad, integers) or multiplies with 0",
-        )
-
-
-def _agreed_order(prepared: Preparation, gang: Gang) -> Order:
-    plan = prepared.plan
-    if plan.evaluation is not None:
-        agreed_text(gang, prepared.evaluation_text, field="spec.evaluation")
-    text = agreed_text(gang, prepared.text, field="spec.data")
-    return Order(text=text, sequence_length=plan.data.sequence_length, seed=plan.training.seed)
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

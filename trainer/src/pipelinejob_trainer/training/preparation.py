@@ -13,7 +13,7 @@ from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
 from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.communication.tensor_group import TensorGroup
 from pipelinejob_trainer.data.dataset import Dataset, open_dataset, open_evaluation
-from pipelinejob_trainer.data.position import TextIdentity
+from pipelinejob_trainer.data.position import Order, TextIdentity, agreed_text
 from pipelinejob_trainer.models.first_layer import takes_positions
 from pipelinejob_trainer.models.huggingface.files.folder import with_sizes
 from pipelinejob_trainer.optimizers.groups import check_groups
@@ -81,6 +81,18 @@ def telling_errors(prepared: Preparation) -> Iterator[None]:
         ) from error
     finally:
         prepared.trackers.close()
+
+
+def agreed_order(prepared: Preparation, gang: Gang) -> Order:
+    """Return the order of the training text, which is the same on all ranks; every rank calls it.
+
+    Raises UserError where the ranks see different texts.
+    """
+    plan = prepared.plan
+    if plan.evaluation is not None:
+        agreed_text(gang, prepared.evaluation_text, field="spec.evaluation")
+    text = agreed_text(gang, prepared.text, field="spec.data")
+    return Order(text=text, sequence_length=plan.data.sequence_length, seed=plan.training.seed)
 
 
 def preflighted(rank: Rank, membership: Membership) -> str:

@@ -14,7 +14,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from pipelinejob.contract.incarnation import Incarnation, Lost
 from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import Recovery
-from pipelinejob_trainer.base.errors import PeerLostError, SupersededError
+from pipelinejob_trainer.base.errors import LeftError, PeerLostError, PeersLeaveError, SupersededError
 from pipelinejob_trainer.process.config import Config, prepare_environment
 from pipelinejob_trainer.process.output import say
 from pipelinejob_trainer.process.signals import StopRequest
@@ -22,6 +22,7 @@ from pipelinejob_trainer.process.stage_status import StageStatus
 from pipelinejob_trainer.recovery.buddies import buddies
 from pipelinejob_trainer.recovery.copies import Keeper, Sender
 from pipelinejob_trainer.recovery.keeping import Keeping
+from pipelinejob_trainer.recovery.leaving import Leaving
 from pipelinejob_trainer.recovery.ring import Edge, Ring, neighbours
 from pipelinejob_trainer.recovery.station import Station
 from pipelinejob_trainer.recovery.wake import end_all_waits
@@ -45,12 +46,20 @@ class Loss:
         self._status = status
         self._noticed = threading.Event()
         self._waits_ended = threading.Event()
+        self._left: dict[int, int] = {}
         self.lost: list[Lost] = []
+
+    def expect(self, leaving: Leaving, step: int) -> None:
+        """Note that ranks leave after a step, as they were asked to, so that their end is no surprise."""
+        self._left |= dict.fromkeys(leaving.ranks, step)
 
     def add(self, rank: int, why: str) -> None:
         """Note a lost rank, and end all waits of this process at the first."""
         replica, stage = divmod(rank, self._stages)
-        lost = Lost(replica=replica, stage=stage, why=why)
+        step = self._left.get(rank)
+        if step is not None:
+            why = f"it was asked to stop, and has handed over after step {step}"
+        lost = Lost(replica=replica, stage=stage, why=why, handed_over=step)
         self.lost.append(lost)
         self._status.add_lost(lost)
         say(f"lost stage {stage} of replica {replica}: {why}")
@@ -88,13 +97,20 @@ class Recovering:
     def run(self, prepared: Preparation) -> None:
         """Train until the last step, through as many incarnations as it takes.
 
-        Raises what `loop.run` does; PeerLostError when no replacement comes.
+        Raises what `loop.run` does; PeerLostError when no replacement comes, LeftError when this rank is asked to stop
+        while it waits for one.
         """
         number, loss, within_s = 0, Loss(self._plan, self._status), _FIRST_MEETING_S
         with telling_errors(prepared), ExitStack() as watching:
             while not self._is_done:
                 self._status.await_incarnation(loss.lost, within_s=within_s + _MARGIN_S)
-                incarnation = self._station.await_newer(number, within_s=within_s)
+                incarnation = self._station.await_newer(number, within_s=within_s, is_over=self._stop_request.is_set)
+                if incarnation is None:
+                    raise LeftError(
+                        "LeftWhileWaiting",
+                        f"asked to stop while it waited for others after step {self._status.step}; whom it has sent its"
+                        " state last, keeps it",
+                    )
                 watching.close()  # until now, for others of whom it does not know yet
                 number, within_s = incarnation.number, float(self._recovery.wait_seconds)
                 loss = Loss(self._plan, self._status)
@@ -113,6 +129,12 @@ class Recovering:
                 self._is_done = True
             except SupersededError:
                 raise
+            except PeersLeaveError as error:
+                say(str(error))
+                assert ring is not None, "it trained"
+                for rank in sorted(error.leaving):
+                    ring.tell(rank, "it was asked to stop")
+                self._settle(ring, loss)
             except PeerLostError as error:
                 say(f"step {self._status.step + 1} is interrupted: {error}")
                 self._settle(ring, loss)
@@ -190,7 +212,7 @@ class Recovering:
         """Connect to this rank's buddy, and to the rank whose buddy this one is."""
         buddy_of, rank = buddies(self._plan), self._station.rank
         if not buddy_of:
-            self._keeping.join(None)
+            self._keeping.join(None, buddies=(), on_leaving=loss.expect)
             return
         there = self._station.call(incarnation, buddy_of[rank], "copies", within_s=_JOINING_S)
         sender = Sender(there, buddy_of[rank], is_over=loss.is_noticed)
@@ -198,7 +220,7 @@ class Recovering:
         kept = buddy_of.index(rank)
         here = self._station.take_call(incarnation, kept, "copies", within_s=_JOINING_S, is_over=loss.is_noticed)
         stack.callback(Keeper(here, kept, self._keeping.history).close)
-        self._keeping.join(sender)
+        self._keeping.join(sender, buddies=buddy_of, on_leaving=loss.expect)
 
     def _train(self, prepared: Preparation, membership: Membership) -> None:
         check(prepared, membership)

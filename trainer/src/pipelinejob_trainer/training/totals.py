@@ -72,6 +72,16 @@ def over_all(gang: Gang, values: torch.Tensor) -> Totals:
     )
 
 
+def check_reached(step: int, total: Totals) -> None:
+    """Refuse a first step in which no parameter got a gradient: nothing would be trained. Raises UserError."""
+    if step == 1 and total.gradient_norm == 0 and not total.counts_nothing:
+        raise UserError(
+            "NothingToTrain",
+            "step 1: the gradient norm over all stages is 0: the loss depends on no parameter that can be trained; look"
+            " for a layer that returns what has no gradient (detach, torch.no_grad, integers) or multiplies with 0",
+        )
+
+
 def mean_loss(gang: Gang, results: Sequence[StepResult]) -> float:
     """Return the mean over the targets that count of several batches, on all ranks.
 

@@ -1,11 +1,21 @@
 """What a user writes of recovery in place: a lost stage is replaced, and the others keep their processes."""
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
 from pipelinejob.base.values import Value
 from pipelinejob.spec.rules import Rule
+from pipelinejob.spec.schedules.facts import ASYNCHRONOUS
+
+
+class Stragglers(StrEnum):
+    """What is done about a stage that holds up the others."""
+
+    REPORT = "Report"  # it is told of
+    REPLACE = "Replace"  # its pod is replaced in place, on another node
+    REPARTITION = "Repartition"  # the layers are divided anew, by what was measured
 
 
 class Recovery(Value):
@@ -58,6 +68,15 @@ class Recovery(Value):
             description="Count only replacements of the last so many seconds against `maxReplacements`.",
         ),
     ] = 3600
+    stragglers: Annotated[
+        Stragglers,
+        Field(
+            description="What is done about a stage that holds up the others. Report: it is told of. Replace: its pod "
+            "goes to another node in place, and the node is left out for `replacementWindowSeconds`. Repartition: the "
+            "layers are divided anew by what was measured, and all go on from a checkpoint. Either is done once within "
+            "`replacementWindowSeconds`, and only if it pays within the steps that are left."
+        ),
+    ] = Stragglers.REPORT
     spares: Annotated[
         int,
         Field(
@@ -75,6 +94,25 @@ RECOVERY_RULES = (
         message="recovery.spares take a lost stage's place, which needs recovery.inPlace: true; set it, or leave spares"
         " out",
         field=".recovery.spares",
+    ),
+    Rule(
+        rule="self.recovery.stragglers != 'Replace' || self.recovery.inPlace",
+        message="recovery.stragglers: Replace replaces a stage in place, which needs recovery.inPlace: true; set it, "
+        "or use Repartition or Report",
+        field=".recovery.stragglers",
+    ),
+    Rule(
+        rule="self.recovery.stragglers != 'Repartition' || !has(self.partition.layers)",
+        message="recovery.stragglers: Repartition divides the layers anew, which partition.layers forbids; leave that "
+        "out, or use Report",
+        field=".recovery.stragglers",
+    ),
+    Rule(
+        rule="self.recovery.stragglers != 'Repartition'"
+        f" || !(self.schedule.name == 'custom' || self.schedule.name in {ASYNCHRONOUS.cel})",
+        message="recovery.stragglers: Repartition would change what an asynchronous schedule trains, as each stage has "
+        "its own weight versions, and custom may be one; use Report",
+        field=".recovery.stragglers",
     ),
     Rule(
         rule="!self.recovery.inPlace || self.device == 'cpu'",

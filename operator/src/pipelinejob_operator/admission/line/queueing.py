@@ -36,7 +36,7 @@ def is_waiting(job: Job) -> bool:
     """Tell whether the job wants room and has none: worth a pass whenever room may have come free."""
     if job.spec is None or job.spec.is_open or job.is_finished or job.is_deleting or job.spec.suspend:
         return False
-    return not job.is_placed
+    return not (job.is_placed or job.is_service)
 
 
 def is_in_line(job: Job) -> bool:

@@ -8,7 +8,8 @@ from pipelinejob.siting.alternatives import Alternative
 from pipelinejob_operator.cli.given.manifests import GivenJob
 from pipelinejob_operator.cli.plan.inventory import as_stored
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
-from pipelinejob_operator.objects.job import Rank
+from pipelinejob_operator.objects.job import Rank, read_job
+from pipelinejob_operator.objects.making.chains import budget, chain
 from pipelinejob_operator.objects.making.manifests import plan_config_map, services_of, stage_pod
 from pipelinejob_operator.report.plan_view import PlanView, RankView, cache_bytes, memory_parts
 
@@ -132,9 +133,15 @@ def _alternative(each: Alternative) -> dict[str, Any]:
 def objects(job: GivenJob, plan: Plan, settings: ControllerSettings) -> list[Mapping[str, Any]]:
     """Return what the operator would create, in its order; the job's uid is only known to a cluster."""
     read, ranks = as_stored(job), plan.parallelism
+    whole: list[Mapping[str, Any]] = []
+    if read.is_service:  # the objects of its first chain stand for those of all
+        whole = [*services_of(read), budget(read, job.spec, num_chains=job.spec.parallelism.data)]
+        one = chain(read, job.spec, number=0)
+        whole.append(one)
+        read = read_job({**one, "metadata": {**one["metadata"], "uid": read.uid}})
     nodes = {(each.replica, each.stage): each.node for each in plan.placement.assignments} if plan.placement else {}
     pods = [
         stage_pod(read, job.spec, rank, attempt=1, settings=settings, node=nodes.get((rank.replica, rank.stage)))
         for rank in (Rank(r, s) for r in range(ranks.data) for s in range(ranks.pipeline))
     ]
-    return [plan_config_map(read, plan, attempt=1), *services_of(read), *pods]
+    return [*whole, plan_config_map(read, plan, attempt=1), *services_of(read), *pods]

@@ -15,6 +15,7 @@ from pipelinejob_operator.admission.line.quota import Quota, quota_of
 from pipelinejob_operator.admission.pods.eligibility import is_node_ready
 from pipelinejob_operator.admission.pods.substitute import Place
 from pipelinejob_operator.cluster import Autoscaler, Cluster, Event, Object
+from pipelinejob_operator.controller.observing.divided import Divided
 from pipelinejob_operator.controller.observing.memo import StagePods
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
@@ -26,7 +27,7 @@ MAX_QUESTIONS_AT_ONCE = 16
 _MAX_HEARD = 8  # pods of a gang: what keeps it from being up is told by a few
 
 
-def _nowhere(_: Sequence[Rank]) -> dict[Rank, Place]:
+def _nowhere(_: Sequence[Rank], __: AbstractSet[str]) -> dict[Rank, Place]:
     return {}
 
 
@@ -51,7 +52,9 @@ class Observed:
     autoscaler: Autoscaler | None = None  # None: the operator is not to ask for nodes
     quota: Quota | None = None  # None: the job names no queue of Kueue's
     stray_workload: Object | None = None  # of a job that names none any more
-    places: Callable[[Sequence[Rank]], Mapping[Rank, Place]] = _nowhere  # for the next pods of lost ranks
+    # For the next pods of lost ranks; off these nodes, unless there are no others.
+    places: Callable[[Sequence[Rank], AbstractSet[str]], Mapping[Rank, Place]] = _nowhere
+    divided: Divided | None = None  # the layers, by what was measured, where a stage holds up the others
     misfits: tuple[str, ...] = ()  # of a gang that is not let go yet: which pods, as admitted, do not fit their nodes
 
     @property

@@ -176,6 +176,13 @@ def placement_of(status: PipelineJobStatus) -> Placement:
     return Placement(assignments=assignments, crossings=status.crossings or {})
 
 
+def speeds_of(job: Job) -> tuple[float, ...] | None:
+    """Return how fast the stages were measured to be, if the layers are divided by that."""
+    speeds = job.status.recovery.speeds if job.status.recovery else None
+    is_of_these = speeds and job.spec is not None and len(speeds) == job.spec.parallelism.pipeline
+    return tuple(map(float, speeds)) if speeds and is_of_these else None
+
+
 def with_pods(status: PipelineJobStatus, pods: Mapping[Rank, StagePod]) -> PipelineJobStatus:
     """Write which ranks are up, which are stuck and how they ended."""
     stages = tuple(_stage_with_pod(stage, pods.get(Rank(stage.replica, stage.stage))) for stage in status.stages)

@@ -293,7 +293,9 @@ def suspend(turn: Turn, *, is_still_running: bool) -> Turn:
         facts = {SUSPENDED: Fact(True, "Suspended", message)} | _taken_back("Suspended", message) | _WELL
         last = condition(turn.status, SUSPENDED)
         # As for a batch Job, the active deadline counts anew after a suspension.
-        turn = turn.having(start_time=None, not_before=None, chosen=None).finding(State.SUSPENDED, facts)
+        recovery = turn.status.recovery and turn.status.recovery.model_copy(update={"speeds": None})
+        changes = {"start_time": None, "not_before": None, "chosen": None, "recovery": recovery}
+        turn = turn.having(**changes).finding(State.SUSPENDED, facts)
         is_news = last is None or last.reason != "Suspended"
         return turn.told("Suspended", "Everything is released") if is_news else turn
     message = "spec.suspend is true; the stages write a checkpoint and stop"

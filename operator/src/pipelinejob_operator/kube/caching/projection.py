@@ -10,6 +10,7 @@ from typing import Any
 from pipelinejob.base import names
 from pipelinejob_operator.cluster import Key, Object
 from pipelinejob_operator.kube.caching.informer import without_managed_fields
+from pipelinejob_operator.objects.making.chains import BUDGET
 
 _FINISHED = frozenset({"Succeeded", "Failed"})
 _CONTAINER_FIELDS = ("name", "resources", "restartPolicy")
@@ -89,14 +90,10 @@ def node(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def furniture(item: dict[str, Any]) -> dict[str, Any]:
-    """Keep that a config map or a service of ours stands, not what it holds."""
-    return {
-        "apiVersion": "v1",
-        "kind": item["kind"],
-        "metadata": _pick(
-            item["metadata"], ("name", "namespace", "uid", "resourceVersion", "labels", "ownerReferences")
-        ),
-    }
+    """Keep that a config map, a service or a budget of ours stands, and of the last what it asks for."""
+    metadata = _pick(item["metadata"], ("name", "namespace", "uid", "resourceVersion", "labels", "ownerReferences"))
+    kept = {"apiVersion": item["apiVersion"], "kind": item["kind"], "metadata": metadata}
+    return kept | ({"spec": _pick(item["spec"], ("minAvailable",))} if item["kind"] == BUDGET else {})
 
 
 def matters(old: Object | None, new: Object | None) -> bool:

@@ -32,6 +32,7 @@ class Reactions:
         self._journals: list[ChangedNames] = []
         self._bound = BoundJobs()
         self._pods_of: dict[str, set[Name]] = {}
+        self._chains_of: dict[str, set[Name]] = {}
 
     def journal(self, standing: Iterable[Named]) -> Journal:
         """Begin to keep account of changes, for one reader, to whom all that stands is new."""
@@ -44,11 +45,23 @@ class Reactions:
         """Name the pods that the job of this uid controls, in order."""
         return sorted(self._pods_of.get(uid, ()))
 
+    def chains_of(self, uid: str) -> Sequence[Name]:
+        """Name the chains that the job of this uid controls, in order."""
+        return sorted(self._chains_of.get(uid, ()))
+
     def on_job(self, change: Change) -> None:
-        """A job: it deserves a pass, and so do those that it asked to make way."""
+        """A job: it deserves a pass, and so do the one that it is a chain of, and those that it asked to make way."""
         item = change.new or change.old
         if item:
             self._hooks.enqueue(_key(item))
+        for each, index in ((change.old, set.discard), (change.new, set.add)):
+            owned = projection.owner(each) if each else None
+            if each and owned:
+                service, uid = owned
+                index(self._chains_of.setdefault(uid, set()), Name(*_key(each)))
+                if not self._chains_of[uid]:
+                    del self._chains_of[uid]
+                self._hooks.enqueue(service)
         for name in projection.asked(item) if item else ():
             self._hooks.enqueue(Key(*name.split("/")))
         self._note(names.KIND, change)

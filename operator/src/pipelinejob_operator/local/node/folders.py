@@ -94,7 +94,7 @@ class PodFolders:
     def _config_folder(self, pod: Object, name: str) -> Path:
         # The plan is what a person looks for, so it lies at the top.
         is_plan = name == names.plan_name(pod["metadata"].get("labels", {}).get(names.LABEL_JOB, ""))
-        return self.root if is_plan else self.root / "volumes" / name
+        return self.root if is_plan and not local_pod.is_one_of_several(pod) else self.root / "volumes" / name
 
     def _own_folder(self, pod: Object, volume: str) -> Path:
         return self.root / "volumes" / str(pod["metadata"]["name"]) / volume

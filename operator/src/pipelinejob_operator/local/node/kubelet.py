@@ -24,6 +24,7 @@ from pipelinejob_operator.local.node.stage_process import StageProcess
 _GPU = "nvidia.com/gpu"
 _ANSWER_TIMEOUT_S = 1.0
 _PROBE_PERIOD_S = 0.25
+_PROBE_AGAIN_S = 1.0  # of a stage that serves: it is ready now, and then not, as its chain is whole or not
 _BACKOFF_S, _MOST_BACKOFF_S = 0.5, 30.0  # before a process begins again in its pod
 
 
@@ -203,10 +204,31 @@ class Kubelet:
         # Another process's state can only be polled.
         while probe and await self.get(rank.pod, _port(probe["port"], rank.pod), probe["path"]) is None:  # noqa: ASYNC110
             await asyncio.sleep(_PROBE_PERIOD_S)
-        state = rank.pod["status"]["containerStatuses"][0]["state"]
-        self._set_status(rank, phase="Running", state=state, ready=True)
+        self._tell_ready(rank, is_ready=True)
         self._spares.keep(self.num_spares)
+        is_ready = True
+        while probe and local_pod.front_port(rank.pod) is not None:
+            await asyncio.sleep(_PROBE_AGAIN_S)
+            was_ready = is_ready
+            is_ready = await self.get(rank.pod, _port(probe["port"], rank.pod), probe["path"]) is not None
+            if is_ready is not was_ready:
+                self._tell_ready(rank, is_ready=is_ready)
+
+    def _tell_ready(self, rank: LocalPod, *, is_ready: bool) -> None:
+        state = rank.pod["status"]["containerStatuses"][0]["state"]
+        self._set_status(rank, phase="Running", state=state, ready=is_ready)
         self._on_change()
+
+    def fronts(self) -> list[int]:
+        """Return the ports here of the fronts that are ready, and not asked to stop."""
+        return [
+            rank.surroundings.ports[port]
+            for rank in self.pods.values()
+            if rank.surroundings is not None
+            and (port := local_pod.front_port(rank.pod)) is not None
+            and rank.pod["metadata"].get("deletionTimestamp") is None
+            and any(each["type"] == "Ready" and each["status"] == "True" for each in rank.pod["status"]["conditions"])
+        ]
 
     def _set_status(
         self, rank: LocalPod, *, phase: str, state: dict[str, Any], ready: bool, last: dict[str, Any] | None = None

@@ -104,11 +104,36 @@ def environment(pod: Object, surroundings: Surroundings) -> dict[str, str]:
         variables[entry["name"]] = _moved(_value(entry, pod), surroundings.mounts)
     port = int(variables.get(names.ENV_METRICS_PORT) or names.PORT_METRICS)
     variables[names.ENV_METRICS_PORT] = str(surroundings.ports.get(port, port))
+    variables |= _of_front(pod, surroundings)
     variables[names.ENV_RENDEZVOUS] = surroundings.rendezvous
     variables[names.ENV_OUTPUT] = str(surroundings.output)
     variables[names.ENV_TERMINATION_LOG] = str(surroundings.termination_log)
     variables.setdefault(names.ENV_CHECKPOINTS, str(surroundings.mounts[names.CHECKPOINT_MOUNT]))
     return variables
+
+
+def is_one_of_several(pod: Object) -> bool:
+    """Tell whether the pod is of a chain of a job that serves, beside which there may be others."""
+    labels = pod["metadata"].get("labels") or {}
+    return labels.get(names.LABEL_SERVICE, labels.get(names.LABEL_JOB)) != labels.get(names.LABEL_JOB)
+
+
+def front_port(pod: Object) -> int | None:
+    """Return the port that clients ask in a cluster; None if they ask another stage."""
+    if (pod["metadata"].get("labels") or {}).get(names.LABEL_STAGE) != "0":
+        return None
+    declared = trainer(pod).get("ports", ())
+    return next((int(each["containerPort"]) for each in declared if each.get("name") == names.PORT_FRONT_NAME), None)
+
+
+def _of_front(pod: Object, surroundings: Surroundings) -> dict[str, str]:
+    """Where a front listens: on a port of its own where others want the same, and those know at once when it ends."""
+    port = front_port(pod)
+    if port is None:
+        return {}
+    if not is_one_of_several(pod):
+        return {names.ENV_LEAVING_S: "0"}
+    return {names.ENV_LEAVING_S: "1", names.ENV_FRONT_PORT: str(surroundings.ports[port])}
 
 
 def requested(pod: Object, resource: str) -> int:

@@ -28,6 +28,14 @@ def plan_config_map(job: Job, plan: Plan, *, attempt: int) -> Object:
     }
 
 
+# A chain that has lost a stage is to receive nothing more, and soon.
+_READINESS = {
+    Mode.TRAIN: {"periodSeconds": 2, "timeoutSeconds": 5},
+    Mode.SERVE: {"periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 1},
+    Mode.BATCH: {"periodSeconds": 2, "timeoutSeconds": 5},
+}
+_LEAVING_S = 5  # until nobody sends requests any more to a first stage that is to stop
+_MARGIN_S = 25  # for what comes before and after the answers in work
 _RESTART_POLICIES = {Mode.TRAIN: "Never", Mode.SERVE: "Always", Mode.BATCH: "OnFailure"}
 
 
@@ -50,26 +58,31 @@ def headless_service(job: Job) -> Object:
 
 
 def front_service(job: Job, spec: PipelineJobSpec) -> Object | None:
-    """Render the service for clients of a job that serves: the first stage, while all stages are there."""
-    if spec.mode is not Mode.SERVE or spec.serving is None:
+    """Render the service for clients of a job that serves: first stages, each while all of its chain are there."""
+    if not job.is_service or spec.serving is None:
         return None
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": _metadata(job, names.front_name(job.key.name)),
         "spec": {
-            "selector": {names.LABEL_JOB: job.key.name, names.LABEL_STAGE: "0"},
+            "selector": first_stages(job),
             "ports": [
-                {"name": names.PORT_FRONT_NAME, "port": 80, "targetPort": spec.serving.port, "protocol": "TCP"},
+                {"name": names.PORT_FRONT_NAME, "port": 80, "targetPort": names.PORT_FRONT_NAME, "protocol": "TCP"},
             ],
         },
     }
 
 
+def first_stages(job: Job) -> dict[str, str]:
+    """Return the labels of the first stages of a job that serves."""
+    return {names.LABEL_SERVICE: job.key.name, names.LABEL_STAGE: "0"}
+
+
 def services_of(job: Job) -> tuple[Object, ...]:
-    """Render all services of a job."""
+    """Render all services of a job: of one that serves in chains the front, of any other what its stages meet by."""
     front = front_service(job, job.spec) if job.spec is not None else None
-    return (headless_service(job), *(() if front is None else (front,)))
+    return (headless_service(job),) if front is None else (front,)
 
 
 def stage_pod(
@@ -86,6 +99,8 @@ def stage_pod(
         "hostname": names.pod_name(job.key.name, replica=rank.replica, stage=rank.stage),
         "subdomain": names.service_name(job.key.name),
     }
+    if spec.mode is Mode.SERVE and rank.stage == 0 and "terminationGracePeriodSeconds" not in template.get("spec", {}):
+        pod_spec["terminationGracePeriodSeconds"] = max(settings.grace_s, _longest_s(spec) + _LEAVING_S + _MARGIN_S)
     _set_grace(pod_spec)
     pod_spec = _pinned(pod_spec, node) if node else pod_spec | {"schedulingGates": _gates(pod_spec)}
     return {
@@ -158,6 +173,7 @@ def _metadata(job: Job, name: str) -> dict[str, Any]:
 
 def _pod_metadata(job: Job, rank: Rank, attempt: int, template: dict[str, Any]) -> dict[str, Any]:
     own = _metadata(job, names.pod_name(job.key.name, replica=rank.replica, stage=rank.stage))
+    own["labels"] |= {names.LABEL_SERVICE: job.chain_of} if job.chain_of else {}
     own["labels"] |= {
         names.LABEL_STAGE: str(rank.stage),
         names.LABEL_REPLICA: str(rank.replica),
@@ -217,7 +233,7 @@ def _trainer_defaults(spec: PipelineJobSpec, settings: ControllerSettings) -> di
         ],
         "startupProbe": health | {"periodSeconds": 2, "failureThreshold": 150},
         "livenessProbe": health | {"periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
-        "readinessProbe": ready | {"periodSeconds": 2, "timeoutSeconds": 5},
+        "readinessProbe": ready | _READINESS[spec.mode],
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
@@ -281,16 +297,28 @@ def _environment(
         names.ENV_METRICS_PORT: str(names.PORT_METRICS),
         names.ENV_CHECKPOINTS: checkpoint_folder(job, spec),
         names.ENV_TERMINATION_LOG: TERMINATION_LOG,
+        **({names.ENV_LEAVING_S: str(_LEAVING_S)} if spec.mode is Mode.SERVE and rank.stage == 0 else {}),
     }
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
+def _longest_s(spec: PipelineJobSpec) -> int:
+    """Return the seconds that one request may take."""
+    return spec.serving.timeout_seconds if spec.serving else 0
+
+
 def _set_grace(pod_spec: dict[str, Any]) -> None:
-    grace = {"name": names.ENV_GRACE_S, "value": str(pod_spec["terminationGracePeriodSeconds"])}
+    whole_s = pod_spec["terminationGracePeriodSeconds"]
     pod_spec["containers"] = [
-        merge(each, {"env": [grace]}) if each["name"] == names.CONTAINER_TRAINER else each
+        merge(each, {"env": [_grace(each, whole_s)]}) if each["name"] == names.CONTAINER_TRAINER else each
         for each in pod_spec["containers"]
     ]
+
+
+def _grace(container: dict[str, Any], whole_s: int) -> dict[str, str]:
+    """Tell a container what is left of its grace once it gets SIGTERM: a kubelet sends it after a preStop's sleep."""
+    slept_s = ((container.get("lifecycle") or {}).get("preStop") or {}).get("sleep", {}).get("seconds", 0)
+    return {"name": names.ENV_GRACE_S, "value": str(max(0, whole_s - slept_s))}
 
 
 def _resources(container: dict[str, Any], spec: PipelineJobSpec) -> dict[str, Any]:

@@ -11,10 +11,11 @@ import orjson
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelinejob_trainer.serving.front.answering import Answering, Piece, Prepared, Usage
 from pipelinejob_trainer.serving.front.answers import Form
@@ -35,6 +36,7 @@ class Front:
         self._answering = answering
         self._keys = [each.encode() for each in keys]
         self._begun = int(time.time())
+        self.is_leaving = False  # answers close their connections then, and nobody is to begin to ask
 
     @property
     def model(self) -> str:
@@ -54,6 +56,7 @@ class Front:
                 Route("/metrics", self._metrics, methods=["GET"]),
             ],
             exception_handlers={ApiError: self._error, HTTPException: self._http_error},
+            middleware=[Middleware(_Leaving, front=self)],
         )
 
     def _answered(self, read: Callable[[bytes], Wanted]) -> Callable[[Request], Awaitable[Response]]:
@@ -143,6 +146,8 @@ class Front:
 
     async def _readiness(self, _: Request) -> Response:
         engine = self._answering.engine
+        if self.is_leaving:
+            return PlainTextResponse("asked to stop\n", status_code=503)
         if engine.is_ready:
             return PlainTextResponse("ok\n")
         missing = ", ".join(map(str, engine.load().missing))
@@ -166,6 +171,22 @@ class Front:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "error")
         status = error.status_code if error.status_code in known else 400
         return await self._error(request, ApiError(status, sentence, code=code))
+
+
+class _Leaving:
+    """Sends clients away with each answer, once the front is to stop: their next request goes elsewhere."""
+
+    def __init__(self, app: ASGIApp, front: Front) -> None:
+        self._app = app
+        self._front = front
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._front.is_leaving:
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            await send(message)
+
+        await self._app(scope, receive, closing)
 
 
 class _Stream(StreamingResponse):

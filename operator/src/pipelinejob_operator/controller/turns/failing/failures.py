@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 from pipelinejob.contract.progress import ExitCode
 from pipelinejob.spec.running.failure_policy import FailurePolicy, FailureRule, RestartAction
-from pipelinejob_operator.objects.containers import Ending
+from pipelinejob_operator.objects.containers import Ending, Trouble
 from pipelinejob_operator.objects.job import Rank
 from pipelinejob_operator.objects.pods import Outcome, StagePod
 
@@ -27,6 +27,7 @@ class Cause:
     message: str
     exit_code: int | None = None  # the trainer's own; None where something else ended the stage
     is_disruption: bool = False
+    is_announced: bool = False  # the stage was asked to leave, so that nothing is wrong with it
     conditions: frozenset[tuple[str, str]] = frozenset()  # of its pod: type and status
 
 
@@ -120,8 +121,8 @@ def _taken(rank: Rank, pod: StagePod | None, lost_nodes: frozenset[str], name: s
         return _disruption(rank, name, "PodDeleted", "the pod is gone; somebody or something deleted it")
     if pod.outcome is Outcome.SUCCEEDED:
         return None
-    if pod.disruption is not None:
-        return _disruption(rank, name, pod.disruption.reason, str(pod.disruption), pod)
+    if (left := _disruption_of(pod)) is not None:
+        return _disruption(rank, name, left.reason, left.message, pod)
     if pod.is_terminating and not _failed_by_itself(pod):
         return _disruption(rank, name, "PodDeleted", "the pod is being deleted, not by this operator", pod)
     if pod.node in lost_nodes and pod.outcome is None:
@@ -129,9 +130,25 @@ def _taken(rank: Rank, pod: StagePod | None, lost_nodes: frozenset[str], name: s
     return None
 
 
+def _disruption_of(pod: StagePod) -> Trouble | None:
+    """Say who took a pod away, or that its stage left because it was told to."""
+    if pod.disruption is not None:
+        return Trouble(pod.disruption.reason, str(pod.disruption))
+    if pod.ending is not None and pod.ending.exit_code == ExitCode.LEFT:
+        return Trouble(pod.ending.reason, pod.ending.message)
+    return None
+
+
 def _disruption(rank: Rank, name: str, reason: str, message: str, pod: StagePod | None = None) -> Cause:
-    conditions = _conditions(pod) if pod else frozenset()
-    return Cause(rank=rank, pod=name, reason=reason, message=message, is_disruption=True, conditions=conditions)
+    return Cause(
+        rank=rank,
+        pod=name,
+        reason=reason,
+        message=message,
+        is_disruption=True,
+        is_announced=pod is not None and reason != "NodeLost",
+        conditions=_conditions(pod) if pod else frozenset(),
+    )
 
 
 def _conditions(pod: StagePod) -> frozenset[tuple[str, str]]:
@@ -144,7 +161,7 @@ def _failed_by_itself(pod: StagePod) -> bool:
         return False
     if pod.is_terminating and pod.ending is not None and pod.ending.exit_code == _KILLED:
         return pod.ending.reason == "OOMKilled"  # else its grace was over
-    return pod.ending is None or pod.ending.exit_code not in _FOLLOWERS
+    return pod.ending is None or pod.ending.exit_code not in _FOLLOWERS | {ExitCode.LEFT}
 
 
 def _own_cause(pod: StagePod) -> Cause:

@@ -5,13 +5,21 @@ in the status before anybody is told of it, and no number is told twice: a pass 
 and a rank that hears of a newer number takes part in no older.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelinejob.contract.incarnation import Incarnation, Member
 from pipelinejob.contract.progress import ExitCode, Progress
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob.spec.status import ConditionType, LostRank, PipelineJobStatus, RecoveryStatus, StageStatus, State
+from pipelinejob.spec.status import (
+    ConditionType,
+    LostRank,
+    PipelineJobStatus,
+    RecoveryStatus,
+    StageStatus,
+    State,
+    decimal,
+)
 from pipelinejob_operator.admission.pods.substitute import Place
 from pipelinejob_operator.controller.observing.observe import Observed
 from pipelinejob_operator.controller.turns.failing.budget import within
@@ -72,6 +80,11 @@ def old_pods(pods: Sequence[StagePod], status: PipelineJobStatus) -> tuple[Stage
     return tuple(pod for pod in pods if _is_old(pod, replacing.get(pod.rank)))
 
 
+def asked_to_leave(status: PipelineJobStatus) -> frozenset[Rank]:
+    """Return the ranks that are replaced though they work, so that they have their grace to hand over."""
+    return frozenset(rank for rank, each in _replacing(status).items() if each.gently)
+
+
 def missing_ranks(pods: Sequence[StagePod], status: PipelineJobStatus) -> tuple[Rank, ...]:
     """Return the ranks whose pod is gone and is to be made anew."""
     present = {pod.rank for pod in pods}
@@ -89,17 +102,19 @@ def find_silent(observed: Observed, current: Mapping[Rank, StagePod], status: Pi
     A replacement that does not answer either, on a node that has fallen silent, is lost with that node.
     """
     answers = {Rank(each.replica, each.stage): each for each in observed.accounts}
-    told = {Rank(lost.replica, lost.stage): lost.why for each in observed.accounts for lost in each.lost}
+    told = {Rank(lost.replica, lost.stage): lost for each in observed.accounts for lost in each.lost}
     for rank in sorted(_replacing(status)):
         pod = current.get(rank)
         if pod is not None and rank not in answers and _node_of(rank, status) in observed.silent_nodes:
             message = f"its node {_node_of(rank, status)} is gone or not ready"
             return Cause(rank=rank, pod=pod.name, reason="NodeLost", message=message, is_disruption=True)
-    for rank, why in sorted(told.items()):
+    for rank, lost in sorted(told.items()):
         pod = current.get(rank)
         if pod is None or rank in answers or rank in _replacing(status) or pod.outcome is not None:
             continue
-        return Cause(rank=rank, pod=pod.name, reason="Silent", message=why, is_disruption=True)
+        left = lost.handed_over is not None
+        reason = "HandedOver" if left else "Silent"
+        return Cause(rank=rank, pod=pod.name, reason=reason, message=lost.why, is_disruption=True, is_announced=left)
     return None
 
 
@@ -113,7 +128,7 @@ def replace_lost(turn: Turn, cause: Cause, observed: Observed, seen: Expected, s
     why_not = _why_not(turn, cause, observed, seen, spec, lost=lost, failure=failure)
     if why_not:
         return why_not
-    places = observed.places([*lost])
+    places = observed.places([*lost], frozenset())
     if len(places) < len(lost):
         homeless = ", ".join(_name(rank, turn.status) for rank in lost if rank not in places)
         return f"no node has room for {homeless} now"
@@ -128,7 +143,7 @@ def replace_lost(turn: Turn, cause: Cause, observed: Observed, seen: Expected, s
             "replacements": recovery.replacements + len(lost),
             "replacement_times": (
                 *within(recovery.replacement_times, spec.recovery.replacement_window_seconds, turn.now),
-                *(now for _ in lost),
+                *(now for _ in lost if not cause.is_announced),
             ),
             "last_failure": recovery.last_failure if cause.is_disruption else failure,
         }
@@ -137,7 +152,7 @@ def replace_lost(turn: Turn, cause: Cause, observed: Observed, seen: Expected, s
     num_kept = len(observed.job.ranks) - len(lost)
     others = "1 stage keeps its process" if num_kept == 1 else f"{num_kept} stages keep their processes"
     message = f"{describe(cause)}; only {pods} is replaced{moves}, and the others wait with what they hold in memory"
-    turn = turn.having(recovery=recovery, stages=_counted(turn.status, places))
+    turn = turn.having(recovery=recovery, stages=counted(turn.status, places))
     turn = turn.finding(State.STARTING, {ConditionType.READY: Fact(False, "Replacing", message)})
     return turn.told("StageFailed", describe(cause), warning=True).told(
         "Replacing",
@@ -153,6 +168,7 @@ def meet(turn: Turn, observed: Observed) -> Turn:
     if not observed.job.ranks or not all(rank in stay and _waits(accounts.get(rank)) for rank in observed.job.ranks):
         is_quiet = recovery.since is None and not any(_waits(each) for each in accounts.values())
         return replace(turn, look_again_s=WATCH_S if is_quiet and recovery.incarnation else LOOK_S)
+    left = _left(accounts.values())
     number = max(recovery.incarnation, *(each.incarnation for each in accounts.values())) + 1
     incarnation = Incarnation(
         number=number,
@@ -160,10 +176,20 @@ def meet(turn: Turn, observed: Observed) -> Turn:
         members=tuple(_member(rank, observed.current[rank], accounts[rank]) for rank in observed.job.ranks),
         key=derived(observed.secret, "meeting"),
     )
+    waited_s = None
     if recovery.since is not None:
         waited_s = (turn.now - parse_time(recovery.since)).total_seconds()
-        turn = turn.told("Recovered", f"The gang meets again, as incarnation {number}, {waited_s:.0f} s after the loss")
-    recovery = recovery.model_copy(update={"incarnation": number, "replacing": (), "since": None})
+        message = f"The gang meets again, as incarnation {number}, {waited_s:.0f} s after the loss"
+        turn = turn.told("Recovered", message + _describe_handover(left))
+    recovery = recovery.model_copy(
+        update={
+            "incarnation": number,
+            "replacing": (),
+            "since": None,
+            "handed_over": recovery.handed_over + len(left),
+            "last_seconds": recovery.last_seconds if waited_s is None else decimal(waited_s),
+        }
+    )
     return replace(turn.having(recovery=recovery), meets=incarnation, look_again_s=LOOK_S)
 
 
@@ -203,7 +229,9 @@ def _why_not(
             not cause.is_disruption and recovery.last_failure == failure
         ),
         f"no replacement is left of spec.recovery.maxReplacements: {limit.max_replacements} within"
-        f" {limit.replacement_window_seconds} s": len(times) + len(lost) > limit.max_replacements,
+        f" {limit.replacement_window_seconds} s": (
+            not cause.is_announced and len(times) + len(lost) > limit.max_replacements
+        ),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
@@ -232,7 +260,7 @@ def _step(observed: Observed, status: PipelineJobStatus) -> int:
     return max((each.step for each in observed.accounts), default=status.step or 0)
 
 
-def _counted(status: PipelineJobStatus, places: Mapping[Rank, Place]) -> tuple[StageStatus, ...]:
+def counted(status: PipelineJobStatus, places: Mapping[Rank, Place]) -> tuple[StageStatus, ...]:
     """Count a restart of each of these ranks, and write where it goes."""
 
     def changed(each: StageStatus, place: Place | None) -> StageStatus:
@@ -268,6 +296,19 @@ def _of_attempt(observed: Observed, status: PipelineJobStatus) -> dict[Rank, Pro
 
 def _waits(account: Progress | None) -> bool:
     return account is not None and account.awaits_incarnation and account.control_port is not None
+
+
+def _left(accounts: Iterable[Progress]) -> dict[Rank, int]:
+    """Return the ranks that left on request, and the steps after which they did, by what the others say."""
+    told = ((Rank(lost.replica, lost.stage), lost.handed_over) for each in accounts for lost in each.lost)
+    return {rank: step for rank, step in told if step is not None}
+
+
+def _describe_handover(left: Mapping[Rank, int]) -> str:
+    if not left:
+        return ""
+    who = " and ".join(str(rank) for rank in sorted(left))
+    return f"; {who} had handed over after step {max(left.values())}, from where all go on"
 
 
 def _member(rank: Rank, pod: StagePod, account: Progress) -> Member:

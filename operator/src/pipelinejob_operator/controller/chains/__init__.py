@@ -1,0 +1,1 @@
+"""A job that serves: which chains it has, begins and lets go, decided purely, and brought about."""
