@@ -13,6 +13,7 @@ from support.training.saved_models import in_pieces
 _PEAK = """
 import resource, sys
 from pathlib import Path
+import torch
 sys.path.insert(0, sys.argv[1])
 from support.training.hugging_face_folders import room_for, weights_of
 
