@@ -84,13 +84,14 @@ _TWO_STAGES_A_RANK = {ScheduleName.INTERLEAVED, ScheduleName.ZB_V, ScheduleName.
 
 
 class Shape(NamedTuple):
-    """Degrees, what replicas shard, and whether the ranks of a stage divide the stream's tokens, too."""
+    """Degrees, what replicas shard, whether ranks of a stage divide tokens, too, and what is computed again."""
 
     pipeline: int
     tensor: int = 1
     data: int = 1
     sharding: Sharding = Sharding.NONE
     sequence_parallel: bool = False
+    recomputed: int = 0  # layers of each rank
 
     @property
     def ranks(self) -> int:
@@ -98,7 +99,8 @@ class Shape(NamedTuple):
 
     def __str__(self) -> str:
         tokens = " tokens" if self.sequence_parallel else ""
-        return f"{self.pipeline} x {self.tensor} x {self.data} {self.sharding}{tokens}"
+        again = f" {self.recomputed} again" if self.recomputed else ""
+        return f"{self.pipeline} x {self.tensor} x {self.data} {self.sharding}{tokens}{again}"
 
 
 ONE = Shape(1)
@@ -111,6 +113,7 @@ def job(
     stages = shape.pipeline * (2 if schedule in _TWO_STAGES_A_RANK else 1)
     layers = [_LAYERS // stages] * stages
     chunks = {"virtual_stages": 2} if schedule is ScheduleName.INTERLEAVED else {}
+    again = {"recompute_layers": (shape.recomputed,) * shape.pipeline} if shape.recomputed else {}
     needs_check = model.hugging_face is not None and shape.tensor > 1  # as a manifest must say
     made = plan(
         *layers,
@@ -119,7 +122,9 @@ def job(
         tensor=shape.tensor,
         model=model,
         data=Data(paths=(str(text),), sequence_length=16),
-        schedule=ScheduleSpec(name=schedule, micro_batches=SEQUENCES // 2 // shape.data, micro_batch_size=2, **chunks),
+        schedule=ScheduleSpec(
+            name=schedule, micro_batches=SEQUENCES // 2 // shape.data, micro_batch_size=2, **chunks, **again
+        ),
         training={"steps": steps, "preflight": needs_check, "learning_rate": 1e-3, "adam_w": ADAMW},
         checkpoint={"interval_steps": SAVED, "keep": 5},
     )

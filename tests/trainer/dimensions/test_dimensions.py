@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 MODELS = (GPT, DECODER, EXPERTS)
 SHARDED = (Sharding.OPTIMIZER, Sharding.FULL)
 # One of each kind: a table shared by stages that is divided, halves, heads' norms, experts, two stages a rank, shards,
-# tokens that are divided.
+# tokens that are divided, and with shards layers that are computed again.
 CASES = (
     (GPT, Shape(2, 2), ScheduleName.ZB_H1),
     (DECODER, Shape(2, 2), ScheduleName.DUALPIPE_V),
@@ -43,6 +43,9 @@ CASES = (
     (DECODER, Shape(1, 2, 2, Sharding.FULL), ScheduleName.ZB_H1),
     (EXPERTS, Shape(2, 1, 2, Sharding.FULL), ScheduleName.INTERLEAVED),
     (GPT, Shape(2, 1, 2, Sharding.FULL), ScheduleName.ONE_F_ONE_B),
+    (GPT, Shape(2, 1, 2, Sharding.FULL, recomputed=2), ScheduleName.ONE_F_ONE_B),
+    (DECODER, Shape(1, 2, 2, Sharding.FULL, recomputed=3), ScheduleName.ZB_H1),
+    (EXPERTS, Shape(2, 1, 2, Sharding.OPTIMIZER, recomputed=4), ScheduleName.ZB_V),
 )
 
 
