@@ -112,12 +112,13 @@ def _is_exact(leg: Leg) -> bool:
 
 def _schedule(leg: Leg) -> ScheduleSpec:
     sequences = leg.micro_batch_size * leg.micro_batches
+    recomputed: dict[str, Any] = {"recompute_layers": leg.again}
+    if leg.again is None:
+        recomputed = {"recompute": bool(leg.recompute), "recompute_stages": leg.recompute or None}
     return ScheduleSpec(
         name=leg.schedule,
         micro_batches=leg.micro_batches,
         micro_batch_size=leg.micro_batch_size,
         batch_size=sequences - 1 if leg.is_last_smaller else None,
-        recompute=bool(leg.recompute) if leg.again is None else None,
-        recompute_stages=leg.recompute or None,
-        recompute_layers=leg.again,
+        **recomputed,
     )
