@@ -24,7 +24,7 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob.planning.playing import schedule_of
 from pipelinejob.schedules.actions import GIVES_GRADIENT, ActionKind, Schedule
 from pipelinejob.spec.job import Precision, ScheduleSpec
-from pipelinejob_trainer.base.seeds import mix
+from pipelinejob_trainer.base.seeds import mix, seed_python_and_numpy
 from pipelinejob_trainer.data.dataset import Dataset, open_dataset, open_evaluation
 from pipelinejob_trainer.data.micro_batch import IGNORED
 from pipelinejob_trainer.optimizers.rates import learning_rate
@@ -370,4 +370,5 @@ def _take_gradients(whole: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
 def _seeded(seed: int, index: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(mix(seed, index))
+        seed_python_and_numpy(mix(seed, index))
         yield

@@ -1,5 +1,8 @@
 """Layers that do nothing that a textbook does not do: what all others are tried beside."""
 
+import random
+
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -35,6 +38,26 @@ class Noisy(Half):
             return super().forward(x)
         kept = torch.bernoulli(torch.full_like(x, 0.9))
         return super().forward(x + 0.1 * torch.randn_like(x)) * kept + 0.01 * torch.rand(x.shape)
+
+
+class LayerDrop(Half):
+    """Is left out at times, as Python's dice say; its weights were numpy's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        drawn = np.random.randn(WIDTH, WIDTH)  # noqa: NPY002 # as scipy and older code do
+        self.linear.weight.data.copy_(torch.from_numpy(drawn * 0.3))
+
+    def forward(self, x):
+        if self.training and random.random() < 0.4:
+            return x
+        return super().forward(x)
+
+
+class NumpyNoise(Half):
+    def forward(self, x):
+        noise = np.random.randn(*x.shape) if self.training else 0.0  # noqa: NPY002 # as above
+        return super().forward((x + 0.1 * torch.as_tensor(noise)).to(x.dtype))
 
 
 class Attention(nn.Module):

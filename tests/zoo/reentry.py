@@ -57,6 +57,19 @@ class DoubleBackward(nn.Module):
         return x - force
 
 
+class BackwardInside(Half):
+    """Trains a part of itself in its forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aside = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            self.aside(x.detach()).pow(2).mean().backward()
+        return super().forward(x)
+
+
 class InPlace(nn.Module):
     """Changes what it was given before it uses it."""
 

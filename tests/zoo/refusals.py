@@ -28,6 +28,12 @@ def _has_a_lazy_layer(case: Case) -> bool:
     return "lazy" in _counts(case)
 
 
+def _adds_in_its_forward(case: Case) -> bool:
+    """Tell whether a layer adds to gradients in passes that run twice, or for another update's."""
+    runs_again = any(leg.recompute or leg.again or leg.schedule in ASYNCHRONOUS for leg in case.legs)
+    return "backward-inside" in _counts(case) and runs_again
+
+
 def _has_state_beside_tensors(case: Case) -> bool:
     return "extra-state" in _counts(case)
 
@@ -83,6 +89,7 @@ def _counts(case: Case) -> Counter[str]:
 RULES: dict[str, Callable[[Case], bool]] = {
     "SparseGradient": _has_sparse_gradients,
     "LazyLayer": _has_a_lazy_layer,
+    "GradientInForward": _adds_in_its_forward,
     "ExtraState": _has_state_beside_tensors,
     "HiddenParameter": _uses_what_it_does_not_have,
     "ParameterChanged": _changes_its_weight,

@@ -10,6 +10,7 @@ from pipelinejob.spec.job import Data, Model, ScheduleSpec, Training
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.checkpoint import snapshot
 from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
+from pipelinejob_trainer.models.identity import places
 from pipelinejob_trainer.models.part import Part, build_part, num_layers
 from pipelinejob_trainer.optimizers.choice import make_optimizer
 from pipelinejob_trainer.profile.profile import measure
@@ -230,3 +231,12 @@ def test_what_lies_on_one_memory_under_several_names_is_saved_under_each(tmp_pat
 
     assert {"buffer/layers.1.mask", "buffer/layers.2.mask"} <= of_masks
     assert {"parameter/layers.1.weight", "parameter/layers.2.weight"} <= of_frozen
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_a_layer_that_keeps_its_tensors_from_python_is_refused() -> None:
+    scripted = torch.nn.Sequential(torch.jit.script(torch.nn.Linear(2, 2)))
+
+    with pytest.raises(UserError, match="layer 3, 0 is compiled by torch.jit") as caught:
+        list(places(3, scripted))
+    assert caught.value.reason == "ScriptedLayer"

@@ -1,5 +1,9 @@
 """The source of all pseudo-random numbers of a run: seeds, orders, initial weights."""
 
+import random
+
+import numpy as np
+
 _WORD = 2**64 - 1
 
 
@@ -12,3 +16,9 @@ def mix(*values: int) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _WORD
         state ^= state >> 31
     return state
+
+
+def seed_python_and_numpy(state: int) -> None:
+    """Set the process's own generators, which layers may draw from beside torch's."""
+    random.seed(state)
+    np.random.seed(state % 2**32)  # noqa: NPY002 # the one that layers draw from

@@ -70,9 +70,18 @@ class Made:
 
 
 def places(layer: int, module: nn.Module) -> Iterator[Place]:
-    """Return all places of a layer, repeated ones too."""
+    """Return all places of a layer, repeated ones too.
+
+    Raises UserError for a module that keeps them from Python.
+    """
     # named_parameters and named_buffers tell of no empty slots, nor of what is persistent.
     for prefix, inner in module.named_modules(remove_duplicate=False):
+        if isinstance(inner, torch.jit.ScriptModule):
+            raise UserError(
+                "ScriptedLayer",
+                f"spec.model.entrypoint: layer {layer}{prefix and ', '}{prefix} is compiled by torch.jit, which keeps"
+                " tensors out of Python's sight: they cannot be tied, summed or saved; give the Python module",
+            )
         path = f"{prefix}." if prefix else ""
         for slot in inner._parameters:  # noqa: SLF001 # as above
             yield Place(layer=layer, local=path + slot, module=inner, slot=slot, is_buffer=False)

@@ -23,7 +23,7 @@ from torch import nn
 from pipelinejob.spec.families.family import BuiltIn
 from pipelinejob.spec.job import Data, Lora, Model
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.base.seeds import mix
+from pipelinejob_trainer.base.seeds import mix, seed_python_and_numpy
 from pipelinejob_trainer.base.user_code import preparing
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
 from pipelinejob_trainer.models.families import family_of
@@ -343,5 +343,7 @@ def _users(tied: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
 @contextmanager
 def _seeded(seed: int, index: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(mix(seed, index))
+        state = mix(seed, index)
+        torch.manual_seed(state)
+        seed_python_and_numpy(state)
         yield

@@ -5,9 +5,9 @@ start from what the first one found, and leave the present state alone. So the s
 before the first pass, and the repeated pass works on the copies. Tensors are exchanged, not
 overwritten, because graphs may have saved them.
 
-Included are buffers, Python's and numpy's global generators, and those attributes of modules that
-are tensors, plain values, lists, dicts, sets or generators; not what is nested deeper, or outside
-the layers.
+Included are buffers, and those attributes of modules that are tensors, plain values, lists, dicts,
+sets or generators; not what is nested deeper, or outside the layers. The process's own generators
+are set before each layer (`randomness.py`).
 """
 
 import copy
@@ -15,7 +15,6 @@ import random
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +28,6 @@ _CONTAINERS = (list, dict, set, deque)
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
 
 Values = dict[str, Any]
-GeneratorStates = tuple[Any, Any]  # the states of Python's and numpy's
 
 
 class ModuleState(NamedTuple):
@@ -39,12 +37,7 @@ class ModuleState(NamedTuple):
     attributes: Values
 
 
-@dataclass(frozen=True, slots=True)
-class PassState:
-    """What a pass finds: the state of each module, and of the process's random generators."""
-
-    held: tuple[ModuleState, ...]
-    generators: GeneratorStates | None
+PassState = tuple[ModuleState, ...]  # what a pass finds, of each module
 
 
 class LayerState:
@@ -55,13 +48,12 @@ class LayerState:
         self._modules = tuple(filter(_can_keep, modules))
         # Large tensors that did not change, with their versions; None until it is known.
         self._unchanged: dict[int, tuple[torch.Tensor, int]] | None = None
-        self._uses_global_generators = True  # whether passes draw from the process's own; True until it is known
 
     def copied(self) -> PassState:
         """Return a copy of the present state."""
         copies: dict[int, torch.Tensor] = {}
         held = ((self._copies(each.buffers, copies), self._copies(each.attributes, copies)) for each in self._held())
-        return PassState(tuple(ModuleState(*each) for each in held), self._generator_states())
+        return tuple(ModuleState(*each) for each in held)
 
     @contextmanager
     def on(self, found: PassState) -> Iterator[None]:
@@ -69,30 +61,22 @@ class LayerState:
 
         Afterwards they have the present state again.
         """
-        now = PassState(self._held(), self._generator_states())
+        now = self._held()
         if self._unchanged is None:
             self._unchanged = _unchanged(now, found)
-            self._uses_global_generators = _text(now.generators) != _text(found.generators)
         self._put(found)
         try:
             yield
         finally:
             self._put(now)
 
-    def _generator_states(self) -> GeneratorStates | None:
-        return (random.getstate(), np.random.get_state()) if self._uses_global_generators else None  # noqa: NPY002 # others draw from it
-
-    def _held(self) -> tuple[ModuleState, ...]:
+    def _held(self) -> PassState:
         return tuple(ModuleState(dict(_buffers(module)), _attributes(module)) for module in self._modules)
 
     def _put(self, found: PassState) -> None:
-        for module, (buffers, attributes) in zip(self._modules, found.held, strict=True):
+        for module, (buffers, attributes) in zip(self._modules, found, strict=True):
             _exchange(_buffers(module), _buffers(module).keys(), buffers)
             _exchange(module.__dict__, module.__dict__.keys() - _OF_EVERY_MODULE, attributes)
-        if found.generators is not None:
-            of_python, of_numpy = found.generators
-            random.setstate(of_python)
-            np.random.set_state(of_numpy)  # noqa: NPY002 # as above
 
     def _copies(self, values: Values, copies: dict[int, torch.Tensor]) -> Values:
         return {name: self._copy(value, copies) for name, value in values.items()}
@@ -136,7 +120,7 @@ def _unchanged(now: PassState, found: PassState) -> dict[int, tuple[torch.Tensor
     """Return large tensors that have not changed, compared by content."""
     return {
         id(tensor): (tensor, tensor._version)  # noqa: SLF001 # as above
-        for mine, theirs in zip(now.held, found.held, strict=True)
+        for mine, theirs in zip(now, found, strict=True)
         for values, before in zip(mine, theirs, strict=True)
         for name, tensor in values.items()
         if isinstance(tensor, torch.Tensor) and tensor.nbytes > _LARGE_BYTES and _is_same(tensor, before.get(name))
@@ -162,10 +146,3 @@ def _exchange(target: Values, names: Iterable[str], wanted: Values) -> None:
     for name, value in wanted.items():
         if name not in target or target[name] is not value:
             target[name] = value
-
-
-def _text(generators: GeneratorStates | None) -> str:
-    """Return random states as text, to compare them; numpy's holds an array."""
-    return (
-        repr(generators) if generators is None else repr((generators[0], generators[1][1].tolist(), generators[1][2:]))
-    )

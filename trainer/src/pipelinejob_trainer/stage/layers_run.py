@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from pipelinejob.spec.job import Precision
+from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.nesting import tensors
-from pipelinejob_trainer.base.user_code import backward_raised, checked_output, forward_raised
+from pipelinejob_trainer.base.user_code import backward_raised, checked_output, forward_raised, named
 from pipelinejob_trainer.models.first_layer import takes_positions
 from pipelinejob_trainer.models.losses.auxiliary_loss import Gathering, with_terms
 from pipelinejob_trainer.models.losses.counted_loss import loss_of
@@ -32,7 +33,8 @@ class LayersRun:
     """Runs them; what they raise is said to be theirs.
 
     `loss` is the last stage's, None on any other. `weights` are asked for what each layer needs,
-    where it is not always there.
+    where it is not always there. `watches_gradients` refuses layers whose forward passes add to
+    gradients, as a pass that is run again adds twice.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class LayersRun:
         compiles: bool = False,
         device: torch.device,
         weights: Weights | None = None,
+        watches_gradients: bool = False,
     ) -> None:
         first, last = layers[0], layers[-1]
         self._layers = tuple((layer.index, layer.module) for layer in layers)
@@ -54,7 +57,10 @@ class LayersRun:
         self._is_split = is_split
         self._judged = last.index if isinstance(loss, OwnLoss) else None  # loss and last layer may agree on more
         self._positioned = first.index if is_first and takes_positions(first.module) else None
-        self._reseed = reseeder(device)
+        is_ours = all(type(layer.module).__module__.startswith("pipelinejob_trainer.") for layer in layers)
+        self._reseed = reseeder(device, of_torch_alone=is_ours and not isinstance(loss, OwnLoss))
+        watched = layers if watches_gradients and not is_ours else ()
+        self._watched = {layer.index: tuple(layer.module.parameters()) for layer in watched}
         self._autocast = _autocast(precision, device)
         self._compiles = compiles
         self._compiled = compiled(layers) if compiles else {}
@@ -96,6 +102,8 @@ class LayersRun:
         if passing.seed is not None:
             self._reseed(passing.seed, index)
         run = call or self._compiled.get(index, layer)
+        watched = self._watched.get(index, ())
+        before = _gradients(watched)
         try:
             output = run(given, positions=copy_of(passing.positions)) if index == self._positioned else run(given)
         except BaseException as error:  # a user's code may raise anything
@@ -104,6 +112,8 @@ class LayersRun:
             if self._is_split and is_against_hooks(error):
                 raise not_in_halves(index, layer) from error
             forward_raised(error, index, layer, given)
+        if _gradients(watched) != before:
+            raise UserError("GradientInForward", f"{named(index, layer)} {_ADDS_IN_FORWARD}")
         if isinstance(output, torch.Tensor) or index == self._judged:
             return output
         return checked_output(index, layer, output)
@@ -157,3 +167,17 @@ def _autocast(precision: Precision, device: torch.device) -> Callable[[], Abstra
         return nullcontext
     # A copy made where no gradient is wanted has none, and would be found by the pass that wants one.
     return lambda: torch.autocast(device.type, torch.bfloat16, cache_enabled=torch.is_grad_enabled())
+
+
+def _gradients(parameters: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """Return which tensors the gradients are, and how often each was changed."""
+    gradients = (each.grad for each in parameters)
+    return [(0, 0) if each is None else (id(each), each._version) for each in gradients]  # noqa: SLF001 # torch's documents name it
+
+
+_ADDS_IN_FORWARD = (
+    "changes the gradients of its parameters in its forward pass (it calls backward(), zero_grad() or an optimiser),"
+    " which where a stage recomputes happens twice, and in an asynchronous schedule goes to another micro-batch's"
+    " update; let the layer's loss reach the model's (return it on, or make it an autograd Function), or train"
+    " synchronously with schedule.recompute: false"
+)

@@ -9,16 +9,16 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from pipelinejob_trainer.base.seeds import mix
+from pipelinejob_trainer.base.seeds import mix, seed_python_and_numpy
 
 Reseed = Callable[[int, int], None]
 
 
-def reseeder(device: torch.device) -> Reseed:
+def reseeder(device: torch.device, *, of_torch_alone: bool = False) -> Reseed:
     """Return a function that sets the random state, given a pass's seed and a layer's index.
 
     Only generators that a layer on this device can use are set; torch.manual_seed sets those of all
-    devices.
+    devices. Python's and numpy's are set, too, but for layers that are known to draw from torch's alone.
     """
     generators = [torch.default_generator]
     if device.type == "cuda":
@@ -28,6 +28,8 @@ def reseeder(device: torch.device) -> Reseed:
         state = mix(seed, layer)
         for generator in generators:
             generator.manual_seed(state)
+        if not of_torch_alone:
+            seed_python_and_numpy(state)
 
     return reseed
 

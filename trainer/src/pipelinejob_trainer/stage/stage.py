@@ -99,6 +99,7 @@ class Stage:
             compiles=compiles,
             device=device,
             weights=weights,
+            watches_gradients=recompute or is_asynchronous,
         )
         self._state = LayerState([self.module])
         self._runs_again = RunsAgain()

@@ -11,7 +11,7 @@ from pipelinejob_trainer.base.errors import UserError
 SPARSE = "torch.optim.AdamW takes none, for its moments move every row of a weight; leave sparse=True out"
 # torch itself trains these combinations wrongly in silence: a stage's weight gradients come after the hooks that the
 # wrapper adds up in (pytorch/pytorch#144530 for DDP; with FSDP's resharding some parameters get no gradient at all).
-_WRAPPERS = frozenset({"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"})
+_WRAPPERS = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"})
 
 
 def check_layer(index: int, layer: nn.Module, *, is_split: bool) -> None:
