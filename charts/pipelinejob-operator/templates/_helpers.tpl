@@ -59,6 +59,9 @@ imagePullSecrets:
   resources: [pipelinejobs]
   verbs: [get, list, watch, create, patch, delete] # chains of a job that serves; delete: ttlSecondsAfterFinished, too
 - apiGroups: [pipelinejob.io]
+  resources: [pipelinejobs/finalizers] # what it makes holds up its job's deletion; OpenShift asks for this right
+  verbs: [update]
+- apiGroups: [pipelinejob.io]
   resources: [pipelinejobs/status]
   verbs: [patch, update]
 - apiGroups: [""]

@@ -213,6 +213,8 @@ class ApiServer:
             f"--client-ca-file={self.authority.file}",
             f"--token-auth-file={self.folder / 'tokens.csv'}",
             "--authorization-mode=Node,RBAC",
+            # OpenShift's, and whoever turns it on: who makes an owned object needs a right to its owner's finalizers.
+            "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={tokens.certificate}",
             f"--service-account-signing-key-file={tokens.key}",
