@@ -237,6 +237,6 @@ def test_what_lies_on_one_memory_under_several_names_is_saved_under_each(tmp_pat
 def test_a_layer_that_keeps_its_tensors_from_python_is_refused() -> None:
     scripted = torch.nn.Sequential(torch.jit.script(torch.nn.Linear(2, 2)))
 
-    with pytest.raises(UserError, match="layer 3, 0 is compiled by torch.jit") as caught:
+    with pytest.raises(UserError, match=r"layer 3, 0 is compiled by torch\.jit") as caught:
         list(places(3, scripted))
     assert caught.value.reason == "ScriptedLayer"

@@ -199,7 +199,7 @@ def test_compiled_layers_are_taken_where_backward_passes_are_whole(how: str) -> 
 
 
 @pytest.mark.xdist_group("gangs")
-def test_layers_that_draw_beside_torch_end_every_rank_with_one_sentence(tmp_path: Path) -> None:
+def test_layers_that_draw_what_no_seed_sets_end_every_rank_with_one_sentence(tmp_path: Path) -> None:
     model = Model(entrypoint="layers.user_models:moody", num_layers=3)
     wanted = plan(1, 2, model=model, training={"preflight": True})
     gang = gangs.Gang(tmp_path / "gang", wanted, environment={"PYTHONPATH": str(TESTS)}).start()
@@ -210,7 +210,7 @@ def test_layers_that_draw_beside_torch_end_every_rank_with_one_sentence(tmp_path
     words = [gang.termination(pod) for pod in codes]
     assert {each.reason for each in words} == {"PreflightFailed"}
     assert len({each.message for each in words}) == 1
-    assert "draw random numbers beside torch's" in words[0].message
+    assert "draw random numbers that no seed sets" in words[0].message
 
 
 @pytest.mark.xdist_group("gangs")

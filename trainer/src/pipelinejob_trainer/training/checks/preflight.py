@@ -91,8 +91,8 @@ def check(rank: Rank, membership: Membership) -> str:
             "PreflightFailed",
             f"preflight: stage {stage} of replica {replica}: the gradient of {worst.name} differs by {worst.error:.1e}"
             f" of its largest entry from a single process's, and may by {bound:g}: {rank.plan.schedule.name} does not"
-            " train this model as written; look for layers that share state or draw random numbers beside torch's, try"
-            " spec.schedule.name 1F1B, and report it if your layers are not the reason",
+            " train this model as written; look for layers that share state or draw random numbers that no seed sets,"
+            " try spec.schedule.name 1F1B, and report it if your layers are not the reason",
         )
     how = f"largest relative error {worst.error:.1e}, of {worst.name}" if worst.error else "bit for bit"
     return f"preflight: one step's gradients agree with a single process's ({how})"
