@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
+
+from pipelinejob_operator.local.node.pod import free_port
 
 # A test run that is killed must not leave API servers behind, so the kernel is asked to kill them with it. A small
 # program asks and then becomes the command: code between fork and exec is not safe beside threads.
@@ -98,9 +98,5 @@ def wait_until(claim: Callable[[], object], what: str, *, timeout_s: float = HAN
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago, all different."""
-    with ExitStack() as open_sockets:
-        sockets = [open_sockets.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Return ports to listen on, all different."""
+    return [free_port() for _ in range(count)]

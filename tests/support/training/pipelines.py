@@ -3,7 +3,6 @@
 import multiprocessing
 import pickle
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from pipelinejob.schedules.causes import WaitCause
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.spec.job import Data, GptModel, Lora, Model, Precision
+from pipelinejob_trainer.base.ports import free_port
 from pipelinejob_trainer.communication.links import Links
 from pipelinejob_trainer.communication.process_groups import connect, process_groups
 from pipelinejob_trainer.data.dataset import Dataset
@@ -321,7 +321,7 @@ def run_processes(
     # Forks of a server that has imported torch, once for all tests: to import it takes each process seconds.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.distributed", "pipelinejob_trainer.runtime.runtime"])
-    port = _free_port()
+    port = free_port()
     results: Any = context.Queue()
     processes = [
         context.Process(target=_enter, args=(results, function, rank, arguments), kwargs={"world": world, "port": port})
@@ -387,10 +387,3 @@ def _enter(
     # As bytes: torch would send its tensors as files of this process, which soon ends.
     results.put(pickle.dumps((rank, result)))
     distributed.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -7,7 +7,6 @@ the others end with after that only says that it is gone.
 
 import queue
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pydantic import ValidationError
 
 from pipelinejob.base import names
 from pipelinejob.contract.progress import ExitCode, Termination
+from pipelinejob_trainer.base.ports import free_port
 from pipelinejob_trainer.process.config import Config, read_threads
 from pipelinejob_trainer.process.http_server import serve
 from pipelinejob_trainer.process.signals import StopRequest
@@ -51,7 +51,7 @@ class TensorRanks:
 
         `folder` is for their last words.
         """
-        self._ports = [_free_port() for _ in range(size)]
+        self._ports = [free_port() for _ in range(size)]
         self._words = [folder / f"{rank}.json" for rank in range(size)]
         self._ended: queue.SimpleQueue[Ended] = queue.SimpleQueue()
         self._processes = [
@@ -214,9 +214,3 @@ def _complaint(port: int) -> str | None:
     except OSError:  # one that is not up yet is no worse than a stage alone would be
         return None
     return None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -5,7 +5,6 @@ them import it at the same time.
 """
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import Device
+from pipelinejob_trainer.base.ports import free_port
 from pipelinejob_trainer.process.config import read_threads
 
 _MOST = 8  # processes; more would tell nothing new
@@ -63,9 +63,7 @@ def first_worker(plan: Plan) -> Worker | None:
     ranks, at_once = plan.parallelism.pipeline * plan.parallelism.data, num_at_once(plan)
     if at_once is None or ranks == 1:
         return None
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return Worker(rank=0, size=max(2, min(ranks, at_once, _MOST)), port=probe.getsockname()[1])
+    return Worker(rank=0, size=max(2, min(ranks, at_once, _MOST)), port=free_port())
 
 
 @contextmanager

@@ -149,10 +149,18 @@ def container_ports(pod: Object) -> tuple[int, ...]:
 
 
 def free_port() -> int:
-    """Find a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port to listen on, which the kernel gives to nobody else for a minute.
+
+    One that was merely free could be taken by any connection before its server comes. This one has a
+    connection that is ended and waits (TIME_WAIT): the kernel passes it over, while a server, which
+    sets SO_REUSEADDR, may have it.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address) as client:
+            listener.accept()[0].close()  # who closes first is left waiting
+            client.recv(1)
+    return int(address[1])
 
 
 def _value(entry: Mapping[str, Any], pod: Object) -> str:
