@@ -11,6 +11,7 @@ import images
 import nodes
 import toolchain
 from support.real_nodes.helm import helm
+from support.real_nodes.team_jobs import NAMESPACE
 
 CHART = Path(__file__).parents[2] / "charts" / "pipelinejob-operator"
 SYSTEM = "pipelinejob-system"
@@ -41,3 +42,32 @@ def operator(cluster: nodes.Cluster) -> str:
     values.append("--set=operator.progressIntervalSeconds=1")
     helm(cluster, "install", "pj", CHART, f"--namespace={SYSTEM}", *values, "--wait", "--timeout=300s")
     return SYSTEM
+
+
+@pytest.fixture(scope="session")
+def team(cluster: nodes.Cluster, operator: str) -> str:
+    """A namespace under Pod Security `restricted`, with a claim on a volume that both nodes share."""
+    volume = {
+        "capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteMany"],
+        "storageClassName": "",
+        "hostPath": {"path": str(cluster.shared_folder("checkpoints"))},
+        "claimRef": {"namespace": NAMESPACE, "name": "checkpoints"},
+    }
+    claim = {
+        "accessModes": ["ReadWriteMany"],
+        "storageClassName": "",
+        "volumeName": "checkpoints",
+        "resources": {"requests": {"storage": "1Gi"}},
+    }
+    cluster.server.apply(
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": RESTRICTED}},
+        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "checkpoints"}, "spec": volume},
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"namespace": NAMESPACE, "name": "checkpoints"},
+            "spec": claim,
+        },
+    )
+    return NAMESPACE

@@ -52,36 +52,6 @@ from support.real_nodes.team_jobs import (
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "build" / "dashboards"
-RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
-
-
-@pytest.fixture(scope="module")
-def team(cluster: nodes.Cluster, operator: str) -> str:
-    """A namespace under Pod Security `restricted`, with a claim on a volume that both nodes share."""
-    volume = {
-        "capacity": {"storage": "1Gi"},
-        "accessModes": ["ReadWriteMany"],
-        "storageClassName": "",
-        "hostPath": {"path": str(cluster.shared_folder("checkpoints"))},
-        "claimRef": {"namespace": NAMESPACE, "name": "checkpoints"},
-    }
-    claim = {
-        "accessModes": ["ReadWriteMany"],
-        "storageClassName": "",
-        "volumeName": "checkpoints",
-        "resources": {"requests": {"storage": "1Gi"}},
-    }
-    cluster.server.apply(
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": RESTRICTED}},
-        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "checkpoints"}, "spec": volume},
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"namespace": NAMESPACE, "name": "checkpoints"},
-            "spec": claim,
-        },
-    )
-    return NAMESPACE
 
 
 @pytest.fixture(scope="module")

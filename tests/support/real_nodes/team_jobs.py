@@ -53,6 +53,17 @@ def small(*, name: str, steps: int, interval: int) -> dict[str, Any]:
     return manifest
 
 
+def serving(*, name: str, of: str) -> dict[str, Any]:
+    """What a small job trained, served by as many stages from where its checkpoints lie."""
+    manifest = small(name=name, steps=1, interval=1)
+    spec = manifest["spec"]
+    for field in ("data", "schedule", "training", "evaluation"):
+        del spec[field]
+    spec |= {"mode": "Serve", "serving": {"fromCheckpoint": True, "cacheTokens": 2048}}
+    spec["checkpoint"] = {"volume": {"claimName": "checkpoints"}, "path": f"{NAMESPACE}/{of}"}
+    return manifest
+
+
 def on_devices(*, name: str, steps: int, priority: str) -> dict[str, Any]:
     """The example as two stages that hold a device each, with a priority."""
     manifest = example(name=name, steps=steps, interval=1000)
