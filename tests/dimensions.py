@@ -84,7 +84,7 @@ _TWO_STAGES_A_RANK = {ScheduleName.INTERLEAVED, ScheduleName.ZB_V, ScheduleName.
 
 
 class Shape(NamedTuple):
-    """Degrees, what replicas shard, whether ranks of a stage divide tokens, too, and what is computed again."""
+    """Degrees, what replicas shard, whether a stage's ranks divide tokens, what is computed again, who divides experts."""
 
     pipeline: int
     tensor: int = 1
@@ -92,6 +92,7 @@ class Shape(NamedTuple):
     sharding: Sharding = Sharding.NONE
     sequence_parallel: bool = False
     recomputed: int = 0  # layers of each rank
+    expert: int = 1  # replicas that divide experts
 
     @property
     def ranks(self) -> int:
@@ -100,7 +101,8 @@ class Shape(NamedTuple):
     def __str__(self) -> str:
         tokens = " tokens" if self.sequence_parallel else ""
         again = f" {self.recomputed} again" if self.recomputed else ""
-        return f"{self.pipeline} x {self.tensor} x {self.data} {self.sharding}{tokens}{again}"
+        experts = f" {self.expert} for experts" if self.expert > 1 else ""
+        return f"{self.pipeline} x {self.tensor} x {self.data} {self.sharding}{tokens}{again}{experts}"
 
 
 ONE = Shape(1)
@@ -128,7 +130,7 @@ def job(
         training={"steps": steps, "preflight": needs_check, "learning_rate": 1e-3, "adam_w": ADAMW},
         checkpoint={"interval_steps": SAVED, "keep": 5},
     )
-    divided = {"sharding": shape.sharding, "sequence_parallel": shape.sequence_parallel}
+    divided = {"sharding": shape.sharding, "sequence_parallel": shape.sequence_parallel, "expert": shape.expert}
     degrees = made.parallelism.model_copy(update=divided)
     return made.model_copy(update={"parallelism": degrees})
 
@@ -188,6 +190,9 @@ def main() -> int:
     shapes += [Shape(*shape[:3], each) for each in (Sharding.OPTIMIZER, Sharding.FULL) for shape in sharded]
     shapes += [Shape(4)]
     shapes += [Shape(*shape[:4], sequence_parallel=True) for shape in shapes if shape.tensor > 1]
+    both = (Sharding.NONE, Sharding.OPTIMIZER)
+    shapes += [Shape(pipeline, 1, 2, each, expert=2) for pipeline in (1, 2) for each in both]
+    shapes += [Shape(1, 1, 4, each, expert=expert) for each in both for expert in (2, 4)]
     shapes = [shape for shape in shapes if shape.sharding in (sys.argv[1:] or list(Sharding))]
     schedules = (
         ScheduleName.GPIPE,
@@ -202,7 +207,7 @@ def main() -> int:
     for name, model in (*built_in, *((kind, folder_of(kind, folder)) for kind in FOLDERS)):
         (alone,) = train(job(text, model, ONE), folder=folder / name)
         for shape in shapes:
-            if shape.sequence_parallel and model.built_in is None:
+            if (shape.sequence_parallel and model.built_in is None) or (shape.expert > 1 and model is not EXPERTS):
                 continue
             fitting = [each for each in schedules if shape.pipeline > 1 or each not in _TWO_STAGES_A_RANK]
             if shape.pipeline == 4:

@@ -382,6 +382,8 @@ class TrainingLoop:
         self._status.set_bytes("recv", self._links.bytes_received)
         if self._rank.tensor_group.is_split:
             self._status.set_bytes("tensor", self._rank.tensor_group.bytes_exchanged)
+        if self._rank.part.expert_group.is_split:
+            self._status.set_bytes("expert", self._rank.part.expert_group.bytes_exchanged)
         if timeline is not None:
             self._status.add_timeline(timeline)
             self._output.add_timeline(timeline)
