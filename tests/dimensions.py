@@ -16,13 +16,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save_file
 
 from pipelinejob.contract.plan import Plan
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import Data, DecoderModel, GptModel, Model, ScheduleSpec, Sharding
 from pipelinejob.spec.optimization import AdamWSettings
 from pipelinejob.spec.workload import HuggingFaceModel
+from pipelinejob_trainer.checkpoint import snapshot
+from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
+from pipelinejob_trainer.checkpoint.pieces import Contents, metadata_of
+from pipelinejob_trainer.checkpoint.snapshot import Snapshot
+from pipelinejob_trainer.communication.expert_group import ExpertGroup
+from pipelinejob_trainer.communication.tensor_group import TensorGroup
 from pipelinejob_trainer.models.huggingface.files.folder import with_sizes
+from pipelinejob_trainer.runtime.rank import Rank, build_rank
+from pipelinejob_trainer.training.updates import Updates
 from support.training.gangs import plan
 from support.training.loops import Run, train
 
@@ -84,7 +93,7 @@ _TWO_STAGES_A_RANK = {ScheduleName.INTERLEAVED, ScheduleName.ZB_V, ScheduleName.
 
 
 class Shape(NamedTuple):
-    """Degrees, what replicas shard, whether a stage's ranks divide tokens, what is computed again, who divides experts."""
+    """Degrees, what replicas shard, whether ranks of a stage divide tokens, and what is computed again."""
 
     pipeline: int
     tensor: int = 1
@@ -92,7 +101,7 @@ class Shape(NamedTuple):
     sharding: Sharding = Sharding.NONE
     sequence_parallel: bool = False
     recomputed: int = 0  # layers of each rank
-    expert: int = 1  # replicas that divide experts
+    expert: int = 1  # replicas of a group that divides experts
 
     @property
     def ranks(self) -> int:
@@ -109,7 +118,13 @@ ONE = Shape(1)
 
 
 def job(
-    text: Path, model: Model, shape: Shape, schedule: ScheduleName = ScheduleName.ONE_F_ONE_B, *, steps: int = STEPS
+    text: Path,
+    model: Model,
+    shape: Shape,
+    schedule: ScheduleName = ScheduleName.ONE_F_ONE_B,
+    *,
+    steps: int = STEPS,
+    clip_norm: float = 1.0,  # which the gradients here hardly reach
 ) -> Plan:
     """Return a plan of this shape; all of a model train the same sequences."""
     stages = shape.pipeline * (2 if schedule in _TWO_STAGES_A_RANK else 1)
@@ -127,12 +142,56 @@ def job(
         schedule=ScheduleSpec(
             name=schedule, micro_batches=SEQUENCES // 2 // shape.data, micro_batch_size=2, **chunks, **again
         ),
-        training={"steps": steps, "preflight": needs_check, "learning_rate": 1e-3, "adam_w": ADAMW},
+        training={
+            "steps": steps,
+            "preflight": needs_check,
+            "learning_rate": 1e-3,
+            "adam_w": ADAMW,
+            "clip_norm": clip_norm,
+        },
         checkpoint={"interval_steps": SAVED, "keep": 5},
     )
     divided = {"sharding": shape.sharding, "sequence_parallel": shape.sequence_parallel, "expert": shape.expert}
     degrees = made.parallelism.model_copy(update=divided)
     return made.model_copy(update={"parallelism": degrees})
+
+
+def carried_over(written: Path, wanted: Plan, to: Path) -> Contents:
+    """Restore all ranks of a plan from a checkpoint's folder, and save their states again, in another one."""
+    for number, rank in enumerate(_ranks(wanted)):
+        taken = _through(rank, written)
+        save_file(dict(taken.tensors), to / f"{number}.safetensors", metadata=metadata_of(taken.pieces))
+    return Contents(sorted(to.glob("*.safetensors")))
+
+
+def _ranks(of: Plan) -> list[Rank]:
+    degrees = of.parallelism
+    return [
+        build_rank(
+            of,
+            index=stage,
+            replica=replica,
+            device=torch.device("cpu"),
+            tensor_group=TensorGroup(tensor, degrees.tensor),
+            expert_group=ExpertGroup(replica % degrees.expert, degrees.expert),
+        )
+        for replica in range(degrees.data)
+        for stage in range(degrees.pipeline)
+        for tensor in range(degrees.tensor)
+    ]
+
+
+def _through(rank: Rank, folder: Path) -> Snapshot:
+    """Restore a rank from a checkpoint, and take its state again."""
+    updates = Updates(rank)
+    checkpoint, sharded = CheckpointFolder(folder).open(SAVED), updates.sharded
+    tensors = checkpoint.read(
+        snapshot.wanted(rank.part),
+        snapshot.may_hold(rank.part, updates.optimizer),
+        snapshot.parts(rank.part, sharded=sharded),
+    )
+    assert snapshot.restore(rank.part, updates.optimizer, tensors, sharded=sharded) == ()
+    return snapshot.take(rank.part, updates.optimizer, step=SAVED, is_mine=rank.owns, sharded=sharded)
 
 
 def summed(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, int]:
