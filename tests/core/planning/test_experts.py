@@ -56,6 +56,7 @@ def test_numbers_that_do_not_divide_are_refused(degrees, model, words):
         ({}, {"compile": "Layers"}, "1F1B", "exchange tokens in their midst"),
         ({}, {"optimizer": "Muon"}, "1F1B", "use AdamW or SGD"),
         ({}, {}, "PipeDream-2BW", "updates within a step"),
+        ({}, {}, "custom", "may update within a step"),
         ({}, {}, "DualPipe", "on two ranks of a pipeline"),
     ],
 )

@@ -230,9 +230,7 @@ class _Played:
         reductions = [slow[stage] if stage in held else own for stage, own in enumerate(self._reductions)]
         if self.schedule.is_asynchronous:
             return self._simulated(self._division.costs, reductions).step_s
-        if (
-            self._division.weight_shards > 1 or self._division.expert > 1
-        ):  # passes gather or exchange over the ring, too
+        if self._division.weight_shards > 1 or self._division.expert > 1:  # passes take the ring, too
             return self._simulated(self._with_slow_passes(held, link), reductions).step_s
         ended = reduced_s(self.schedule, rank, self._base.ended_s[rank], reductions)
         before = max(self._base.makespan_s, *self._base.reduced_s)

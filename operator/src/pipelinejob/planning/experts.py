@@ -66,6 +66,8 @@ def unrunnable_experts(training: Training, schedule: ScheduleName, degrees: Para
             f"{schedule} updates within a step, which does not go with {EXPERT} = {degrees.expert}; use 1, or a"
             " synchronous schedule such as 1F1B",
         )
+    if schedule is ScheduleName.CUSTOM:
+        yield SpecError(EXPERT, "does not go with custom, which may update within a step; use a schedule with a name")
     if schedule in BOTH_WAYS:
         yield SpecError(EXPERT, _held_twice(schedule))
 
@@ -73,7 +75,7 @@ def unrunnable_experts(training: Training, schedule: ScheduleName, degrees: Para
 def expert_ranks(degrees: Parallelism, num_routes: int = 1) -> int:
     """Return how many replicas divide experts, or one.
 
-    Raises SpecError where the schedule, which may be one of the user's own, holds stages twice.
+    Raises SpecError where the schedule, which may be one that was searched for, holds stages twice.
     """
     if degrees.expert > 1 and num_routes > 1:
         raise SpecError(EXPERT, _held_twice("the schedule"))

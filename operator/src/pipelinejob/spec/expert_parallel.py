@@ -52,11 +52,15 @@ EXPERT_RULES = (
         field=_FIELD,
     ),
     Rule(
-        rule=_else(f"!(self.schedule.name in {BOTH_WAYS.cel} || self.schedule.name in {ASYNCHRONOUS.cel})"),
-        message="expert goes with synchronous schedules that hold each stage on one rank of a pipeline; use "
-        f"{ScheduleName.DUALPIPE_V} instead of {BOTH_WAYS.either}, 1F1B instead of one that updates within a step",
-        says="%s updates within a step, or holds each stage on two ranks, which expert does not go with; use "
-        f"{ScheduleName.DUALPIPE_V} or 1F1B",
+        rule=_else(
+            f"!(self.schedule.name in {BOTH_WAYS.cel} || self.schedule.name in {ASYNCHRONOUS.cel}"
+            " || self.schedule.name == 'custom')"
+        ),
+        message="expert goes with synchronous schedules that hold each stage on one rank of a pipeline, and custom may "
+        f"be another; use {ScheduleName.DUALPIPE_V} instead of {BOTH_WAYS.either}, 1F1B instead of one that updates "
+        "within a step",
+        says="%s updates within a step, or holds each stage on two ranks, or may do so, which expert does not go with; "
+        f"use {ScheduleName.DUALPIPE_V} or 1F1B",
         values=("self.schedule.name",),
         field=_FIELD,
     ),
