@@ -93,7 +93,7 @@ def test_a_pass_takes_as_long_as_its_tokens_travel_and_only_copies_are_summed():
         exchanged_bytes=5,
         announced_bytes=2,
     )
-    costs = Profile(source=CostSource.ANALYTIC, layers=(block,) * 8, link_bytes_per_s=10.0)
+    costs = Profile(source=CostSource.ANALYTIC, layers=(block,) * 8, link_bytes_per_s=10.0, expert=2)
 
     plans = [plan_of(spec({"pipeline": 1, "data": data, "expert": 2}), costs) for data in (2, 4)]
 
@@ -104,11 +104,15 @@ def test_a_pass_takes_as_long_as_its_tokens_travel_and_only_copies_are_summed():
         assert plan.prediction.step_s == pytest.approx(passes_s + sum_s)
 
 
-def test_costs_that_were_measured_with_all_experts_are_refused():
-    measured = counts(spec({"pipeline": 2, "data": 2})).model_copy(update={"source": CostSource.PROFILED})
+def test_costs_are_of_experts_divided_as_they_are():
+    alike, divided = (spec({"pipeline": 2, "data": 2, "expert": each}) for each in (1, 2))
+    measured = [counts(each).model_copy(update={"source": CostSource.PROFILED}) for each in (alike, divided)]
 
-    with pytest.raises(SpecError, match="were measured with all of their experts"):
-        plan_of(spec({"pipeline": 2, "data": 2, "expert": 2}), measured)
+    assert plan_of(divided, measured[1]).stages[0].exchanged_bytes
+    with pytest.raises(SpecError, match="is 2, but the profile's layers hold experts that 1 replicas divide"):
+        plan_of(divided, measured[0])
+    with pytest.raises(SpecError, match="is 1, but"):
+        plan_of(alike, measured[1])
 
 
 def test_a_search_for_routes_takes_none_that_hold_a_stage_twice():

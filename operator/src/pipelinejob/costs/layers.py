@@ -109,6 +109,7 @@ class Profile(Value):
     optimizer: Optimizer = Optimizer.ADAMW  # that updates and state are of
     table_moments: int = 2  # `Training.table_moments`
     is_compiled: bool = False  # whether the layers that were measured were compiled
+    expert: int = 1  # replicas that divide experts, of which layers hold their part
     device: str | None = None  # the device kind (hardware.py) that the seconds are of, where one is known
     device_memory_bytes: int | None = None  # of each stage; the partition keeps within it
     stage_memory_bytes: tuple[int, ...] | None = None  # of each stage, where they differ; counts before the one above
@@ -194,6 +195,7 @@ def analytic_profile(
         layers=tuple(map(_at_once, layers)) if training.compile is Compile.LAYERS else layers,
         optimizer=training.optimizer,
         table_moments=training.table_moments,
+        expert=expert,
         link_s=network.latency_s,
         link_bytes_per_s=network.bytes_per_s,
         device=kind.name,

@@ -249,9 +249,11 @@ def check_covers(profile: Profile, spec: PipelineJobSpec) -> None:
         which = "compiled" if profile.is_compiled else "plain"
         problem = f"is {spec.training.compile}, but the profile measured {which} layers; profile again"
         raise SpecError("spec.training.compile", problem)
-    if profile.source is CostSource.PROFILED and spec.parallelism.expert > 1:
+    if profile.expert != spec.parallelism.expert:
         raise SpecError(
-            EXPERT, "layers were measured with all of their experts; leave the profile out, and they are counted"
+            EXPERT,
+            f"is {spec.parallelism.expert}, but the profile's layers hold experts that {profile.expert} replicas"
+            " divide; leave the profile out, or take that of such a run",
         )
     num_stages = spec.parallelism.pipeline
     if profile.stage_speeds is not None and len(profile.stage_speeds) != num_stages:
