@@ -16,13 +16,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save_file
 
 from pipelinejob.contract.plan import Plan
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import Data, DecoderModel, GptModel, Model, ScheduleSpec, Sharding
 from pipelinejob.spec.optimization import AdamWSettings
 from pipelinejob.spec.workload import HuggingFaceModel
+from pipelinejob_trainer.checkpoint import snapshot
+from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
+from pipelinejob_trainer.checkpoint.pieces import Contents, metadata_of
+from pipelinejob_trainer.checkpoint.snapshot import Snapshot
+from pipelinejob_trainer.communication.expert_group import ExpertGroup
+from pipelinejob_trainer.communication.tensor_group import TensorGroup
 from pipelinejob_trainer.models.huggingface.files.folder import with_sizes
+from pipelinejob_trainer.runtime.rank import Rank, build_rank
+from pipelinejob_trainer.training.updates import Updates
 from support.training.gangs import plan
 from support.training.loops import Run, train
 
@@ -84,7 +93,7 @@ _TWO_STAGES_A_RANK = {ScheduleName.INTERLEAVED, ScheduleName.ZB_V, ScheduleName.
 
 
 class Shape(NamedTuple):
-    """Degrees, what replicas shard, whether ranks of a stage divide tokens, too, and what is computed again."""
+    """Degrees, what replicas shard, whether ranks of a stage divide tokens, and what is computed again."""
 
     pipeline: int
     tensor: int = 1
@@ -92,6 +101,7 @@ class Shape(NamedTuple):
     sharding: Sharding = Sharding.NONE
     sequence_parallel: bool = False
     recomputed: int = 0  # layers of each rank
+    expert: int = 1  # replicas of a group that divides experts
 
     @property
     def ranks(self) -> int:
@@ -100,14 +110,21 @@ class Shape(NamedTuple):
     def __str__(self) -> str:
         tokens = " tokens" if self.sequence_parallel else ""
         again = f" {self.recomputed} again" if self.recomputed else ""
-        return f"{self.pipeline} x {self.tensor} x {self.data} {self.sharding}{tokens}{again}"
+        experts = f" {self.expert} for experts" if self.expert > 1 else ""
+        return f"{self.pipeline} x {self.tensor} x {self.data} {self.sharding}{tokens}{again}{experts}"
 
 
 ONE = Shape(1)
 
 
 def job(
-    text: Path, model: Model, shape: Shape, schedule: ScheduleName = ScheduleName.ONE_F_ONE_B, *, steps: int = STEPS
+    text: Path,
+    model: Model,
+    shape: Shape,
+    schedule: ScheduleName = ScheduleName.ONE_F_ONE_B,
+    *,
+    steps: int = STEPS,
+    clip_norm: float = 1.0,  # which the gradients here hardly reach
 ) -> Plan:
     """Return a plan of this shape; all of a model train the same sequences."""
     stages = shape.pipeline * (2 if schedule in _TWO_STAGES_A_RANK else 1)
@@ -125,12 +142,56 @@ def job(
         schedule=ScheduleSpec(
             name=schedule, micro_batches=SEQUENCES // 2 // shape.data, micro_batch_size=2, **chunks, **again
         ),
-        training={"steps": steps, "preflight": needs_check, "learning_rate": 1e-3, "adam_w": ADAMW},
+        training={
+            "steps": steps,
+            "preflight": needs_check,
+            "learning_rate": 1e-3,
+            "adam_w": ADAMW,
+            "clip_norm": clip_norm,
+        },
         checkpoint={"interval_steps": SAVED, "keep": 5},
     )
-    divided = {"sharding": shape.sharding, "sequence_parallel": shape.sequence_parallel}
+    divided = {"sharding": shape.sharding, "sequence_parallel": shape.sequence_parallel, "expert": shape.expert}
     degrees = made.parallelism.model_copy(update=divided)
     return made.model_copy(update={"parallelism": degrees})
+
+
+def carried_over(written: Path, wanted: Plan, to: Path) -> Contents:
+    """Restore all ranks of a plan from a checkpoint's folder, and save their states again, in another one."""
+    for number, rank in enumerate(_ranks(wanted)):
+        taken = _through(rank, written)
+        save_file(dict(taken.tensors), to / f"{number}.safetensors", metadata=metadata_of(taken.pieces))
+    return Contents(sorted(to.glob("*.safetensors")))
+
+
+def _ranks(of: Plan) -> list[Rank]:
+    degrees = of.parallelism
+    return [
+        build_rank(
+            of,
+            index=stage,
+            replica=replica,
+            device=torch.device("cpu"),
+            tensor_group=TensorGroup(tensor, degrees.tensor),
+            expert_group=ExpertGroup(replica % degrees.expert, degrees.expert),
+        )
+        for replica in range(degrees.data)
+        for stage in range(degrees.pipeline)
+        for tensor in range(degrees.tensor)
+    ]
+
+
+def _through(rank: Rank, folder: Path) -> Snapshot:
+    """Restore a rank from a checkpoint, and take its state again."""
+    updates = Updates(rank)
+    checkpoint, sharded = CheckpointFolder(folder).open(SAVED), updates.sharded
+    tensors = checkpoint.read(
+        snapshot.wanted(rank.part),
+        snapshot.may_hold(rank.part, updates.optimizer),
+        snapshot.parts(rank.part, sharded=sharded),
+    )
+    assert snapshot.restore(rank.part, updates.optimizer, tensors, sharded=sharded) == ()
+    return snapshot.take(rank.part, updates.optimizer, step=SAVED, is_mine=rank.owns, sharded=sharded)
 
 
 def summed(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -188,6 +249,9 @@ def main() -> int:
     shapes += [Shape(*shape[:3], each) for each in (Sharding.OPTIMIZER, Sharding.FULL) for shape in sharded]
     shapes += [Shape(4)]
     shapes += [Shape(*shape[:4], sequence_parallel=True) for shape in shapes if shape.tensor > 1]
+    both = (Sharding.NONE, Sharding.OPTIMIZER)
+    shapes += [Shape(pipeline, 1, 2, each, expert=2) for pipeline in (1, 2) for each in both]
+    shapes += [Shape(1, 1, 4, each, expert=expert) for each in both for expert in (2, 4)]
     shapes = [shape for shape in shapes if shape.sharding in (sys.argv[1:] or list(Sharding))]
     schedules = (
         ScheduleName.GPIPE,
@@ -202,7 +266,7 @@ def main() -> int:
     for name, model in (*built_in, *((kind, folder_of(kind, folder)) for kind in FOLDERS)):
         (alone,) = train(job(text, model, ONE), folder=folder / name)
         for shape in shapes:
-            if shape.sequence_parallel and model.built_in is None:
+            if (shape.sequence_parallel and model.built_in is None) or (shape.expert > 1 and model is not EXPERTS):
                 continue
             fitting = [each for each in schedules if shape.pipeline > 1 or each not in _TWO_STAGES_A_RANK]
             if shape.pipeline == 4:

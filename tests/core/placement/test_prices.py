@@ -4,14 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from pipelinejob.costs.layers import analytic_profile
 from pipelinejob.costs.links import Links
 from pipelinejob.fabric import hardware, network
 from pipelinejob.fabric.hardware import LinkKind
 from pipelinejob.fabric.network import Network, common_depth
 from pipelinejob.fabric.topology import NodeInfo, Topology
 from pipelinejob.placement.prices import crossing_prices, prices_of, ring_depth
-from pipelinejob.planning.planner import division_of, make_plan
+from pipelinejob.planning.planner import counted, division_of, make_plan
 from pipelinejob.planning.playing import schedule_of
 from pipelinejob.planning.step_prediction import simulated
 from pipelinejob.spec.job import PipelineJobSpec
@@ -23,18 +22,21 @@ SLOW = LinkKind(name="slow", latency_s=1e-4, bytes_per_s=2e9)
 NETWORK = Network(levels=("pod", "leaf", "node"), links=(SLOW, PORT, PORT, FAST))
 
 
-def planned(pipeline, *, data=1, schedule="1F1B", micro_batches=None, sharding="none"):
+GPT = {"gpt": {"numLayers": 30, "hiddenSize": 4096, "numHeads": 32}}
+EXPERTS = {"decoder": GPT["gpt"] | {"feedForwardSize": 1024, "experts": {"num": 4}}}
+
+
+def planned(pipeline, *, data=1, schedule="1F1B", micro_batches=None, sharding="none", expert=1):
     spec = PipelineJobSpec.model_validate(
         {
-            "model": {"gpt": {"numLayers": 30, "hiddenSize": 4096, "numHeads": 32}},
+            "model": GPT if expert == 1 else EXPERTS,
             "data": {"corpus": "python-stdlib", "sequenceLength": 2048},
-            "parallelism": {"pipeline": pipeline, "data": data, "sharding": sharding},
+            "parallelism": {"pipeline": pipeline, "data": data, "sharding": sharding, "expert": expert},
             "schedule": {"name": schedule, "microBatches": micro_batches or 4 * pipeline, "microBatchSize": 1},
             "training": {"steps": 1, "precision": "bf16"},
         }
     )
-    profile = analytic_profile(spec.model, spec.data, spec.schedule, spec.training, device=spec.device)
-    profile = profile.model_copy(update={"device_memory_bytes": None})
+    profile = counted(spec).model_copy(update={"device_memory_bytes": None})
     return make_plan(namespace="default", name="job", spec=spec, profile=profile), profile
 
 
@@ -67,9 +69,9 @@ def test_a_boundarys_price_is_what_the_simulator_says_of_it(schedule, boundary):
     assert prices.chain[boundary][0] == pytest.approx(longer)
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
-def test_a_rings_price_is_what_the_simulator_says_of_it(sharding):
-    plan, profile = planned(4, data=4, sharding=sharding)
+@pytest.mark.parametrize("shared", [{}, {"sharding": "full"}, {"expert": 2}], ids=["none", "full", "experts"])
+def test_a_rings_price_is_what_the_simulator_says_of_it(shared):
+    plan, profile = planned(4, data=4, **shared)
     prices = prices_of(plan, profile, NETWORK)
     links = closest(4, 4)
 

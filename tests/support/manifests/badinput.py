@@ -22,6 +22,13 @@ class Bad:
 
 
 _SHARED = {"pipeline": 4, "data": 2, "sharding": "full"}
+
+
+def _divided(**degrees: Any) -> dict[str, Any]:
+    """Let replicas divide four experts."""
+    return decoder(experts={"num": 4}) | {"spec.parallelism": {"pipeline": 4, "data": 2, "expert": 2} | degrees}
+
+
 _ASYNCHRONOUS = {"spec.schedule.name": "PipeDream", "spec.training.clipNorm": 0}
 
 
@@ -149,6 +156,18 @@ RULES = [
     Bad("parameters of own layers that replicas share", own_model() | {"spec.parallelism": _SHARED}, "spec.parallelism.sharding", "use optimizer, or a built-in or Hugging Face model"),
     Bad("parameters beside adapters that replicas share", {"spec.parallelism": _SHARED, "spec.training.lora": {"targets": ["all"]}}, "spec.parallelism.sharding", "of adapters the model that they stand beside is not"),
     Bad("parameters that two ranks of a pipeline need at different times", {"spec.schedule.name": "DualPipe", "spec.parallelism": _SHARED}, "spec.parallelism.sharding", "DualPipe updates within a step, or holds each stage on two ranks"),
+    Bad("replicas that make no whole groups for experts", _divided(data=3), "spec.parallelism.expert", "3 replicas make no whole groups of 2 that divide experts; use a divisor of 3"),
+    Bad("more replicas for experts than there are", _divided(data=2, expert=4), "spec.parallelism.expert", "2 replicas make no whole groups of 4"),
+    Bad("experts that do not divide", _divided(data=3, expert=3), "spec.parallelism.expert", "3 replicas cannot share 4 experts equally; use a divisor of 4"),
+    Bad("experts of a model without", {"spec.parallelism": {"pipeline": 4, "data": 2, "expert": 2}}, "spec.parallelism.expert", "this model has none"),
+    Bad("experts of a folder's model", hugging_face() | {"spec.parallelism": {"pipeline": 4, "data": 2, "expert": 2}}, "spec.parallelism.expert", "layers that hold all of theirs"),
+    Bad("experts divided inside, too", _divided(tensor=2), "spec.parallelism.expert", "use one of them"),
+    Bad("experts whose layers are gathered", _divided(sharding="full"), "spec.parallelism.expert", "does not go with sharding: full yet"),
+    Bad("experts among what is searched", _divided(gpus=8), "spec.parallelism.expert", "leave gpus out"),
+    Bad("experts beside adapters", _divided() | {"spec.training.lora": {"targets": ["all"]}}, "spec.parallelism.expert", "adapters stand beside all experts"),
+    Bad("experts held twice", _divided() | {"spec.schedule.name": "DualPipe"}, "spec.parallelism.expert", "DualPipe updates within a step, or holds each stage on two ranks"),
+    Bad("experts of fewer replicas", _divided() | {"spec.scheduling.minReplicas": 1, "spec.schedule": {"name": "1F1B", "globalBatchSize": 16}}, "spec.scheduling.minReplicas", "these would have to take over experts"),
+    Bad("experts of a replica that is replaced", _divided() | {"spec.recovery.inPlace": True}, "spec.recovery.inPlace", "divided experts"),
     Bad("both ends of three stages", {"spec.schedule.name": "DualPipe", "spec.parallelism.pipeline": 3}, "spec.parallelism.pipeline",
         "DualPipe runs from both ends and needs an even number of stages, not 3"),
     Bad("a batch that leaves a micro-batch empty", {"spec.schedule.batchSize": 28}, "spec.schedule.batchSize",

@@ -155,9 +155,11 @@ def ranks_of_plans(rank: int, plans: Sequence[Plan], folder: Path) -> tuple[str,
 
 def _membership(plan: Plan, prepared: loop.Preparation) -> Membership:
     layout, degrees, group = prepared.rank.layout, plan.parallelism, prepared.rank.tensor_group
-    groups = process_groups(pipeline=degrees.pipeline, data=degrees.data, tensor=degrees.tensor)
+    groups = process_groups(pipeline=degrees.pipeline, data=degrees.data, tensor=degrees.tensor, expert=degrees.expert)
     if groups.tensor is not None:
         group.meet(groups.tensor)
+    if groups.expert is not None:
+        prepared.rank.part.expert_group.meet(groups.expert)
     link = partial(
         connect,
         groups,

@@ -113,7 +113,7 @@ class Job:
         return self.cuts or tuple((s * layers // stages, (s + 1) * layers // stages) for s in range(stages))
 
     def share(self, layers: tuple[int, ...]) -> Share:
-        return share_of(layers, cuts=self.cut(), routes=self.built.routes, replicas=self.replicas)
+        return share_of(layers, cuts=self.cut(), routes=self.built.routes, replicas=range(self.replicas))
 
 
 @dataclass(kw_only=True)

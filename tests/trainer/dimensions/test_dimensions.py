@@ -7,25 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from dimensions import DECODER, EXPERTS, GPT, ONE, SAVED, STEPS, Shape, difference, job
-from pipelinejob.contract.plan import Plan
+from dimensions import DECODER, EXPERTS, GPT, ONE, SAVED, STEPS, Shape, carried_over, difference, job
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import Lora, Model, Sharding
 from pipelinejob.spec.optimization import Optimizer
-from pipelinejob_trainer.checkpoint import snapshot
 from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
-from pipelinejob_trainer.checkpoint.pieces import Contents, metadata_of
-from pipelinejob_trainer.checkpoint.snapshot import Snapshot
 from pipelinejob_trainer.communication.tensor_group import TensorGroup
 from pipelinejob_trainer.models.tensor_parallel import Slice
-from pipelinejob_trainer.runtime.rank import Rank, build_rank
-from pipelinejob_trainer.training.updates import Updates
 from support.training import loops
 from support.training.loops import Run, train
 
-CPU = torch.device("cpu")
 MODELS = (GPT, DECODER, EXPERTS)
 SHARDED = (Sharding.OPTIMIZER, Sharding.FULL)
 # One of each kind: a table shared by stages that is divided, halves, heads' norms, experts, two stages a rank, shards,
@@ -86,10 +78,7 @@ def test_a_checkpoint_of_any_shape_loads_into_any_other_bit_for_bit(
 ) -> None:
     written = CheckpointFolder(folder / "together" / f"plan-{case}").open(SAVED)
     wanted = job(text, CASES[case][0], shape)
-    taken = [_through(rank, written.path.parent) for rank in _ranks(wanted)]
-    for number, each in enumerate(taken):
-        save_file(dict(each.tensors), tmp_path / f"{number}.safetensors", metadata=metadata_of(each.pieces))
-    before, after = written.contents(), Contents(sorted(tmp_path.glob("*.safetensors")))
+    before, after = written.contents(), carried_over(written.path.parent, wanted, tmp_path)
     assert sorted(after.names) == sorted(before.names)
     assert any(name.startswith("second_moment/") for name in after.names)
     for name in before.names:
@@ -103,29 +92,6 @@ def test_a_loss_of_ones_own_gets_whole_logits(text: Path, tmp_path: Path) -> Non
     assert other.refused is None
     assert one.losses == pytest.approx(other.losses, rel=1e-6)
     assert len(one.losses) == 4
-
-
-def _ranks(of: Plan) -> list[Rank]:
-    degrees = of.parallelism
-    return [
-        build_rank(of, index=stage, replica=replica, device=CPU, tensor_group=TensorGroup(tensor, degrees.tensor))
-        for replica in range(degrees.data)
-        for stage in range(degrees.pipeline)
-        for tensor in range(degrees.tensor)
-    ]
-
-
-def _through(rank: Rank, folder: Path) -> Snapshot:
-    """Restore a rank from a checkpoint, and take its state again."""
-    updates = Updates(rank)
-    checkpoint, sharded = CheckpointFolder(folder).open(SAVED), updates.sharded
-    tensors = checkpoint.read(
-        snapshot.wanted(rank.part),
-        snapshot.may_hold(rank.part, updates.optimizer),
-        snapshot.parts(rank.part, sharded=sharded),
-    )
-    assert snapshot.restore(rank.part, updates.optimizer, tensors, sharded=sharded) == ()
-    return snapshot.take(rank.part, updates.optimizer, step=SAVED, is_mine=rank.owns, sharded=sharded)
 
 
 @pytest.mark.usefixtures("together")
@@ -148,6 +114,7 @@ def test_a_run_goes_on_in_another_shape_as_in_its_own(text: Path, folder: Path, 
         ({"entrypoint": "layers.shared_models:tied"}, "NotRunnable", "and Hugging Face folders alone"),
         ({"sharding": Sharding.FULL, "entrypoint": "layers.shared_models:tied"}, "NotRunnable", "layers of your own"),
         ({"sharding": Sharding.FULL, "schedule": ScheduleName.DUALPIPE}, "NotRunnable", "on two ranks of a pipeline"),
+        ({"expert": 2}, "NotDivided", "1 replicas make no whole groups of 2 that divide experts"),
         ({"sequence_parallel": True, "length": 15}, "NotRunnable", "2 ranks cannot share sequences of 15 tokens"),
     ],
     ids=lambda each: next(iter(each)) if isinstance(each, dict) else None,
@@ -156,7 +123,7 @@ def test_what_is_not_right_is_refused_by_name(
     change: dict[str, object], reason: str, words: str, text: Path, tmp_path: Path
 ) -> None:
     wanted = job(text, GPT, Shape(1, 2))
-    degrees = {name: change[name] for name in ("tensor", "sharding", "sequence_parallel") if name in change}
+    degrees = {name: change[name] for name in ("tensor", "sharding", "sequence_parallel", "expert") if name in change}
     training = {name: change[name] for name in ("lora", "optimizer") if name in change}
     model = Model(entrypoint=str(change["entrypoint"]), num_layers=8) if "entrypoint" in change else wanted.model
     schedule = {"name": change["schedule"]} if "schedule" in change else {}

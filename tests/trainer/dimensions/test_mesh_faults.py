@@ -7,7 +7,9 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from dimensions import Shape, job
+import pytest
+
+from dimensions import EXPERTS, Shape, job
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import ExitCode
 from pipelinejob.spec.job import Data, DecoderModel, Model, Sharding
@@ -57,17 +59,19 @@ def test_a_tensor_rank_that_hangs_in_a_collective_is_named(text: Path, make: Cal
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), "no rank is left behind")
 
 
-def test_a_replica_that_is_killed_ends_the_one_that_gathers_layers_with_it(
-    text: Path, make: Callable[[Plan], Gang]
+@pytest.mark.parametrize("shared", [{"sharding": Sharding.FULL}, {"expert": 2}], ids=["layers", "experts"])
+def test_a_replica_that_is_killed_ends_the_one_that_works_with_it(
+    shared: dict[str, object], text: Path, make: Callable[[Plan], Gang]
 ) -> None:
     alone = plan(
-        4,
+        8,
         replicas=2,
+        model=EXPERTS,
         data=Data(paths=(str(text),), sequence_length=16),
         training={"steps": 1_000_000},
         checkpoint={"interval_steps": 0},
     )
-    degrees = alone.parallelism.model_copy(update={"sharding": Sharding.FULL})
+    degrees = alone.parallelism.model_copy(update=shared)
     gang = make(alone.model_copy(update={"parallelism": degrees}))
     gang.wait_for_step(2)
 

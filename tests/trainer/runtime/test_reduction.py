@@ -22,15 +22,15 @@ def share(*stages: int, ranks: tuple[int, ...] = (0, 3)) -> Share:
 
 
 def test_a_layer_lives_on_one_rank_of_each_replica() -> None:
-    assert share_of([4], cuts=CUTS, routes=[straight(3)], replicas=2) == share(2, ranks=(2, 5))
+    assert share_of([4], cuts=CUTS, routes=[straight(3)], replicas=range(2)) == share(2, ranks=(2, 5))
 
 
 def test_of_a_bidirectional_pipeline_it_lives_on_two() -> None:
-    assert share_of([2, 4], cuts=CUTS, routes=[(0, 1, 2), (2, 1, 0)], replicas=1) == share(1, 2, ranks=(0, 1, 2))
+    assert share_of([2, 4], cuts=CUTS, routes=[(0, 1, 2), (2, 1, 0)], replicas=range(1)) == share(1, 2, ranks=(0, 1, 2))
 
 
 def test_a_shared_parameter_lives_with_all_layers_that_use_it_and_is_counted_once() -> None:
-    tied = share_of([0, 4], cuts=CUTS, routes=[straight(3)], replicas=2)
+    tied = share_of([0, 4], cuts=CUTS, routes=[straight(3)], replicas=range(2))
 
     assert tied == share(0, 2, ranks=(0, 2, 3, 5))
     assert [rank for rank in range(6) if tied.is_counted_by(rank)] == [0]

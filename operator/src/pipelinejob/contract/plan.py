@@ -48,6 +48,7 @@ class StagePlan(Value):
     backward_weight_s: float
     optimizer_s: float = 0.0  # each update
     output_bytes: int  # sent to other ranks on the way forward, each micro-batch
+    exchanged_bytes: int | None = None  # sent to replicas for their experts, there and back, each micro-batch; None: 0
     parameter_bytes: int  # fp32 parameters
     weight_bytes: int | None = None  # of those that are trained, what is held between passes; None: all
     gradient_bytes: int | None = None  # of those that are trained; None: of all

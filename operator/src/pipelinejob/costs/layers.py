@@ -6,6 +6,7 @@ say so (`CostSource.ANALYTIC`).
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +36,7 @@ class LayerCost(Value):
     backward_weight_s: float  # the gradients of its parameters
     optimizer_s: float = 0.0  # each update
     parameter_bytes: int  # fp32 parameters that are trained
+    expert_bytes: int = 0  # of these, those of experts that replicas divide
     frozen_bytes: int = 0  # parameters that are not, as they are held
     optimizer_bytes: int | None = None  # the optimiser's state; None: AdamW's two moments
     cast_bytes: int = 0  # copies of them in the arithmetic's precision, kept while they do not change
@@ -42,6 +44,8 @@ class LayerCost(Value):
     between_bytes: int | None = None  # kept between the halves of a split backward; None: as much as from forward on
     working_bytes: int = 0  # beside what it keeps, while a pass lasts: temporaries, gradients on their way
     output_bytes: int  # what the next layer receives
+    exchanged_bytes: int = 0  # sent to other replicas, whose experts these tokens meet; as many come back, on each way
+    announced_bytes: int = 0  # sent before, on the way forward: how many come
 
     @model_validator(mode="before")
     @classmethod
@@ -68,6 +72,11 @@ class LayerCost(Value):
     def moment_bytes(self) -> int:
         """What the optimiser keeps of its parameters."""
         return 2 * self.parameter_bytes if self.optimizer_bytes is None else self.optimizer_bytes
+
+    @property
+    def expert_share(self) -> Fraction:
+        """The share of its parameters, and so of what an update reads and writes, that divided experts have."""
+        return Fraction(self.expert_bytes, self.parameter_bytes or 1)
 
     @property
     def state_bytes(self) -> int:
@@ -100,6 +109,7 @@ class Profile(Value):
     optimizer: Optimizer = Optimizer.ADAMW  # that updates and state are of
     table_moments: int = 2  # `Training.table_moments`
     is_compiled: bool = False  # whether the layers that were measured were compiled
+    expert: int = 1  # replicas that divide experts, of which layers hold their part
     device: str | None = None  # the device kind (hardware.py) that the seconds are of, where one is known
     device_memory_bytes: int | None = None  # of each stage; the partition keeps within it
     stage_memory_bytes: tuple[int, ...] | None = None  # of each stage, where they differ; counts before the one above
@@ -141,14 +151,16 @@ def analytic_profile(
     product: str = "",
     tensor: int = 1,
     is_sequence_parallel: bool = False,
+    expert: int = 1,
     hardware: Hardware | None = None,
 ) -> Profile:
     """Derive a profile from sizes and data sheets.
 
     `product` is what a node label calls the device, or a device kind's name. With `tensor` GPUs to a stage every figure
     is of one of them, the seconds with what they exchange; where they are sequence parallel, they divide the stream
-    too. Of layers without a config (a user's own, or a Hugging Face folder's) nothing is known but their number: they
-    count as equal; seconds and bytes mean nothing. Raises SpecError for a config that lacks a size.
+    too; of experts that `expert` replicas divide each has its share. Of layers without a config (a user's own, or a
+    Hugging Face folder's) nothing is known but their number: they count as equal; seconds and bytes mean nothing.
+    Raises SpecError for a config that lacks a size.
     """
     decoder = model.layer_sizes(data.sequence_length)
     if decoder is None:
@@ -166,6 +178,7 @@ def analytic_profile(
         element_bytes=FP32_BYTES if training.precision is Precision.FP32 else BF16_BYTES,
         tensor=tensor,
         stream_parts=tensor if is_sequence_parallel else 1,
+        expert=expert,
         is_split=described(schedule.name).is_split,
     )
     link, network = known.link_of(kind), known.network_of(kind)
@@ -182,6 +195,7 @@ def analytic_profile(
         layers=tuple(map(_at_once, layers)) if training.compile is Compile.LAYERS else layers,
         optimizer=training.optimizer,
         table_moments=training.table_moments,
+        expert=expert,
         link_s=network.latency_s,
         link_bytes_per_s=network.bytes_per_s,
         device=kind.name,
@@ -289,6 +303,7 @@ def _layer(counted: Count, pace: _Pace, batch: Batch, state: _State) -> LayerCos
         backward_weight_s=weight_products / pace.flops + added_s,
         optimizer_s=state.seconds_of(counted, pace),
         parameter_bytes=counted.parameters * FP32_BYTES,
+        expert_bytes=counted.expert_parameters * FP32_BYTES,
         frozen_bytes=counted.frozen_bytes,
         optimizer_bytes=state.bytes_of(counted),
         cast_bytes=trained_matrices * batch.element_bytes if batch.element_bytes < FP32_BYTES else 0,
@@ -296,4 +311,6 @@ def _layer(counted: Count, pace: _Pace, batch: Batch, state: _State) -> LayerCos
         between_bytes=counted.between_bytes,
         working_bytes=counted.working_bytes,
         output_bytes=counted.output_bytes,
+        exchanged_bytes=counted.exchanged_bytes,
+        announced_bytes=counted.announced_bytes,
     )

@@ -31,7 +31,7 @@ class Division:
 
     `tied_bytes` is what the embedding and the head share where they stand on one rank, and hold twice where not.
     The optimiser's work and state are divided over so many `shards`, on as many ranks, and parameters over so many
-    `weight_shards`, which passes gather layer by layer.
+    `weight_shards`, which passes gather layer by layer. Each `expert` replicas divide experts.
     """
 
     profile: Profile
@@ -41,6 +41,7 @@ class Division:
     tied_bytes: int = 0
     shards: int = 1
     weight_shards: int = 1
+    expert: int = 1
     links: Links | None = None  # those that are known; the others are as the profile says
 
     @property
@@ -68,13 +69,41 @@ class Division:
         )
 
     def _forward_s(self, stage: int) -> float:
-        return self._through(stage, [(layer, layer.forward_s) for layer in self.layers(stage)])
+        layers = self.layers(stage)
+        return self._through(stage, [(layer, layer.forward_s) for layer in layers]) + self._exchange_s(
+            stage, layers, is_announced=True
+        )
+
+    def _exchange_s(self, stage: int, layers: Sequence[LayerCost], *, is_announced: bool = False) -> float:
+        """Return the seconds, at the speed of the costs, in which a pass's tokens travel to their experts, and back.
+
+        The replicas of a stage send one another as much, each over its own link, of which the slowest counts.
+        """
+        sent = [layer for layer in layers if layer.exchanged_bytes]
+        bandwidth = self.ring_bytes_per_s(stage)
+        if not sent or not bandwidth:
+            return 0.0
+        exchanges = 3 if is_announced else 2
+        num_bytes = sum(2 * layer.exchanged_bytes + layer.announced_bytes * is_announced for layer in sent)
+        seconds = num_bytes / bandwidth + exchanges * len(sent) * self.ring_latency_s(stage)
+        return seconds * self.speed(self.routes[0][stage])
+
+    def exchanged_bytes(self, rank: int) -> int:
+        """The bytes that a rank sends of a micro-batch, there and back, to other replicas, for their experts."""
+        total = 0
+        for stage, on in enumerate(self.routes[0]):
+            if on == rank:
+                layers = self.layers(stage)
+                forward = (*layers, *layers[: self.recomputed(rank, stage)])
+                total += sum(2 * layer.exchanged_bytes + layer.announced_bytes for layer in forward)
+                total += sum(2 * layer.exchanged_bytes for layer in layers)
+        return total
 
     def _input_s(self, stage: int) -> float:
         """Return the seconds of the way back through a stage; in the first one, to the output of its first layer."""
         layers = self.layers(stage)
         ways = [(layer, layer.backward_input_s) for layer in (layers if stage else layers[1:])]
-        own_s = sum(seconds for _, seconds in ways)
+        own_s = sum(seconds for _, seconds in ways) + self._exchange_s(stage, layers)
         if self.weight_shards == 1:
             return own_s + self._rerun_s(stage)
         if self._gathers_twice:
@@ -113,8 +142,9 @@ class Division:
 
     def _rerun_s(self, stage: int) -> float:
         """Return the seconds in which a stage runs layers again, for which it needs no gradient."""
-        again = max(self.recomputed(route[stage], stage) for route in self.routes)
-        return self._through(stage, [(layer, layer.forward_s) for layer in self.layers(stage)[:again]])
+        layers = self.layers(stage)[: max(self.recomputed(route[stage], stage) for route in self.routes)]
+        run_s = self._through(stage, [(layer, layer.forward_s) for layer in layers])
+        return run_s + self._exchange_s(stage, layers, is_announced=True)
 
     def _weight_s(self, stage: int) -> float:
         layers = self.layers(stage)
@@ -214,7 +244,15 @@ class Division:
     def moment_bytes(self, rank: int) -> int:
         """The bytes of the optimiser's state of a rank's parameters."""
         shared = self.profile.table_moments * self._tied_trained * self._holds_ends(rank)
-        return -(-(sum(layer.moment_bytes for layer in self.held_layers(rank)) - shared) // self.shards)
+        layers = self.held_layers(rank)
+        of_experts = round(sum(layer.moment_bytes * layer.expert_share for layer in layers))
+        alike = sum(layer.moment_bytes for layer in layers) - shared - of_experts
+        return -(-alike // self.shards) - (-of_experts // self.expert_shards)
+
+    @property
+    def expert_shards(self) -> int:
+        """The ranks that divide the optimiser's state of the same experts: of one replica in each group."""
+        return max(1, self.shards // self.expert)
 
     @property
     def _tied_trained(self) -> int:
@@ -235,7 +273,11 @@ class Division:
 
     def optimizer_s(self, rank: int) -> float:
         """Return the seconds of a rank's update."""
-        return sum(layer.optimizer_s for layer in self.held_layers(rank)) / self.shards / self.speed(rank)
+        seconds = (
+            layer.optimizer_s * ((1 - layer.expert_share) / self.shards + layer.expert_share / self.expert_shards)
+            for layer in self.held_layers(rank)
+        )
+        return sum(seconds) / self.speed(rank)
 
     def speed(self, rank: int) -> float:
         """Return a rank's speed, 1 being the device of the costs."""

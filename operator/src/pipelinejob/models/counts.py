@@ -1,4 +1,4 @@
-"""What a decoder's layers do and keep for one micro-batch: operations, bytes, and what a tensor group exchanges.
+"""What a decoder's layers do and keep for one micro-batch: operations, bytes, and what groups of ranks exchange.
 
 Everything is of one GPU of a tensor group, the busiest. n tokens of sequences of s; h is the
 stream's width.
@@ -21,9 +21,14 @@ parallelism (the same paper, section 4.2.2): what lies between matrices is divid
 each branch gathers its input and scatters its sum, at the cost of one all-reduce there and one on
 the way back. The paper's keep their part of that input alone and gather it again on the way back;
 here it is kept as it was gathered.
+
+Expert parallelism. Replicas divide a block's experts, and a token travels to each expert that it meets,
+and back, there and on the way back. Where each expert is met by as many, every replica works on as many
+copies of tokens as it would alone, and sends all but its own share. How a router truly
+chooses is data's; that all replicas together send as many as counted holds whatever it is, up to what stays.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelinejob.models.decoder import Block, Decoder, Matrix
 
@@ -33,7 +38,8 @@ _MASK_BYTES = 1
 _BRANCH_MASKS = 2  # of what attention and feed-forward layer add, side by side or not
 _FUSED = 3  # matrices of queries, keys and values
 _NORMS_HOLD = 2  # streams each, for the gradients of its parameters: what it received, the gradient of what it gave
-_TOKEN_BYTES = 8  # a token's number, as torch's look-up wants it
+_NUMBER_BYTES = 8
+_TOKEN_BYTES = _NUMBER_BYTES  # a token's number, as torch's look-up wants it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +55,7 @@ class Batch:
     element_bytes: int
     tensor: int = 1
     stream_parts: int = 1
+    expert: int = 1  # replicas that divide experts
     is_split: bool = False
     is_frozen: bool = False  # matrices need no gradients
 
@@ -60,10 +67,12 @@ class Count:
     Operations are of a forward pass: `products` with matrices of parameters, whose gradients by
     input and by weight take as many again each, and `scores`, products of two activations, whose
     two gradients are both by input. Of the `collectives` on the way forward, and as many on the
-    way back, each moves `gathered_bytes`, the whole group's. Of the parameters, `hidden_parameters`
-    are matrices between embedding and head; `factored` is what is left of all if only rows and
-    columns of matrices are counted; and to make hidden matrices orthogonal takes `gram_operations`
-    an iteration.
+    way back, each moves `gathered_bytes`, the whole group's. Of tokens that meet all experts alike,
+    `exchanged_bytes` are sent to other replicas to meet theirs, and as many back, on the way forward as on
+    the way back; before, each is told how many come, in `announced_bytes`. Of the parameters,
+    `expert_parameters` are those of experts that replicas divide; `hidden_parameters` are matrices
+    between embedding and head; `factored` is what is left of all if only rows and columns of matrices
+    are counted; and to make hidden matrices orthogonal takes `gram_operations` an iteration.
     """
 
     parameters: int
@@ -79,6 +88,9 @@ class Count:
     output_bytes: int
     collectives: int = 0
     gathered_bytes: int = 0
+    exchanged_bytes: int = 0
+    announced_bytes: int = 0
+    expert_parameters: int = 0
     hidden_parameters: int = 0
     factored: int
     gram_operations: float = 0.0
@@ -131,7 +143,7 @@ def _embedding(decoder: Decoder, batch: Batch) -> Count:
 def _block(block: Block, decoder: Decoder, batch: Batch) -> Count:
     n, element, tensor = batch.tokens, batch.element_bytes, batch.tensor
     matrices = [(matrix, matrix.share(tensor)) for branch in block for matrix in branch.matrices]
-    multiplied = round(sum(matrix.held(tensor) for matrix, _ in matrices))
+    multiplied = round(sum(matrix.held(tensor, batch.expert) for matrix, _ in matrices))
     whole = sum(branch.matrices[0].inputs for branch in block)
     kept = _divided(sum(branch.kept for branch in block), whole + sum(each.whole_kept for each in block), batch)
     multiplied_with = _divided(
@@ -140,14 +152,15 @@ def _block(block: Block, decoder: Decoder, batch: Batch) -> Count:
     given = sum(_given(matrix, batch) for matrix, _ in matrices)  # gradients that the second half multiplies with
     stream_bytes, mask_bytes = _stream_bytes(decoder, batch), _mask_bytes(decoder, batch)
     kept_bytes = len(block) * stream_bytes + n * kept * element + _BRANCH_MASKS * mask_bytes
-    return Count(
+    counted = Count(
         parameters=multiplied + sum(branch.vectors for branch in block),
         matrix_parameters=multiplied,
         products=n * sum(matrix.products * share for matrix, share in matrices),
         scores=sum(_scores(branch.score_width, branch.window, batch) for branch in block),
         hidden_parameters=round(sum(each.inputs * each.outputs * share for each, share in matrices if _is_flat(each))),
         factored=sum(
-            each.copies * (_factored(each.inputs, each.outputs) + each.has_bias * each.outputs) for each, _ in matrices
+            each.copies_on(batch.expert) * (_factored(each.inputs, each.outputs) + each.has_bias * each.outputs)
+            for each, _ in matrices
         )
         + sum(branch.vectors for branch in block),
         gram_operations=sum(
@@ -159,6 +172,22 @@ def _block(block: Block, decoder: Decoder, batch: Batch) -> Count:
         output_bytes=stream_bytes,
         collectives=2 * len(block),
         gathered_bytes=n * decoder.width * element,
+    )
+    return counted if batch.expert == 1 else _dividing_experts(counted, block, decoder, batch)
+
+
+def _dividing_experts(counted: Count, block: Block, decoder: Decoder, batch: Batch) -> Count:
+    """Add to a block's count what is exchanged where replicas divide its experts."""
+    experts = [matrix for branch in block for matrix in branch.matrices if matrix.is_experts]
+    if not experts:
+        return counted
+    away = batch.expert - 1
+    copies_bytes = batch.tokens * experts[0].used * decoder.width * batch.element_bytes
+    return replace(
+        counted,
+        exchanged_bytes=copies_bytes * away // batch.expert,
+        announced_bytes=experts[0].copies * _NUMBER_BYTES * away // batch.expert,
+        expert_parameters=round(sum(each.held(batch.tensor, batch.expert) for each in experts)),
     )
 
 

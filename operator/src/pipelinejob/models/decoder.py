@@ -60,11 +60,24 @@ class Matrix:
         units = self.units or max(self.inputs, self.outputs)
         return -(-units // tensor) / units
 
-    def held(self, tensor: int) -> float:
-        """Count the parameters of that GPU; a bias that is added to the sum of all is whole on each."""
+    @property
+    def is_experts(self) -> bool:
+        """Whether a token meets some of several alike."""
+        return self.copies > 1
+
+    def copies_on(self, expert: int) -> int:
+        """Count the copies that each of `expert` replicas holds, which divide experts."""
+        return self.copies // expert if self.is_experts else self.copies
+
+    def held(self, tensor: int, expert: int = 1) -> float:
+        """Count the parameters of that GPU; a bias that is added to the sum of all is whole on each.
+
+        Of experts it is those of one of `expert` replicas.
+        """
         bias = self.copies * self.has_bias * self.outputs
         share = self.share(tensor)
-        return (self.parameters - bias) * share + bias * (1.0 if self.is_last else share)
+        of_all = (self.parameters - bias) * share + bias * (1.0 if self.is_last else share)
+        return of_all * self.copies_on(expert) / self.copies
 
     @property
     def is_last(self) -> bool:

@@ -230,14 +230,14 @@ class _Played:
         reductions = [slow[stage] if stage in held else own for stage, own in enumerate(self._reductions)]
         if self.schedule.is_asynchronous:
             return self._simulated(self._division.costs, reductions).step_s
-        if self._division.weight_shards > 1:  # passes gather over the ring, too
-            return self._simulated(self._with_slow_gathers(held, link), reductions).step_s
+        if self._division.weight_shards > 1 or self._division.expert > 1:  # passes take the ring, too
+            return self._simulated(self._with_slow_passes(held, link), reductions).step_s
         ended = reduced_s(self.schedule, rank, self._base.ended_s[rank], reductions)
         before = max(self._base.makespan_s, *self._base.reduced_s)
         return self._base.step_s + max(0.0, ended - before)
 
-    def _with_slow_gathers(self, held: Collection[int], link: LinkKind) -> Costs:
-        """Return the costs where some stages gather their layers over a link of another kind."""
+    def _with_slow_passes(self, held: Collection[int], link: LinkKind) -> Costs:
+        """Return the costs where some stages' passes gather layers, or exchange tokens, over a link of another kind."""
         own, slow = self._division.costs, self._over(link).costs
 
         def mixed(usual: Sequence[float], slower: Sequence[float]) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ from pipelinejob.costs.links import Links
 from pipelinejob.costs.stages import Cuts, Division
 from pipelinejob.planning.chunks import partition_chunks
 from pipelinejob.planning.dimensions import shards, weight_shards
+from pipelinejob.planning.experts import expert_ranks
 from pipelinejob.planning.partition import PATH, does_not_fit, partition
 from pipelinejob.planning.plain_cuts import given_cuts, simple_cuts
 from pipelinejob.planning.playing import check_caps, few, setting_of, written_schedule
@@ -280,6 +281,7 @@ class _Chooser:
             tied_bytes=self._spec.model.tied_bytes // self._spec.parallelism.tensor,
             shards=shards(self._spec.parallelism, len(routes)),
             weight_shards=weight_shards(self._spec.parallelism, len(routes)),
+            expert=expert_ranks(self._spec.parallelism, len(routes)),
             links=self._links,
         )
 

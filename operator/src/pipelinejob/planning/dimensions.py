@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from pipelinejob.base.errors import SpecError
 from pipelinejob.models.decoder import Matrix, Role
+from pipelinejob.planning.experts import unrunnable_experts
 from pipelinejob.schedules.families import ASYNCHRONOUS, BOTH_WAYS, described
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import Data, Model, Parallelism, Sharding, Training
@@ -60,9 +61,10 @@ def _dealt_out(matrix: Matrix) -> tuple[int, str]:
 def unrunnable(
     model: Model, training: Training, schedule: ScheduleName, degrees: Parallelism, data: Data
 ) -> Iterator[SpecError]:
-    """Return an error for each thing that can be planned with tensor parallelism or sharding, but not be run."""
+    """Return an error for each thing that can be planned with tensor or expert parallelism or sharding, but not run."""
     yield from _uncompiled(training, schedule)
     yield from _unsharded(training, schedule, degrees.sharding)
+    yield from unrunnable_experts(training, schedule, degrees)
     if degrees.sharding is Sharding.FULL:
         yield from _not_gathered(model, training, schedule)
     tensor = degrees.tensor

@@ -19,6 +19,7 @@ from pipelinejob.fabric.hardware import DeviceKind, Hardware
 from pipelinejob.fabric.network import Network
 from pipelinejob.planning.choice import Choice
 from pipelinejob.planning.dimensions import shards, undividable, unrunnable, weight_shards
+from pipelinejob.planning.experts import EXPERT, expert_ranks, undividable_experts
 from pipelinejob.planning.playing import packed, schedule_of
 from pipelinejob.planning.recomputing import choose
 from pipelinejob.planning.serving import foretold, held_bytes
@@ -135,6 +136,7 @@ def counted(
         product=max(devices, key=lambda each: each.attained_flops(spec.training.precision)).name if devices else "",
         tensor=spec.parallelism.tensor,
         is_sequence_parallel=spec.parallelism.sequence_parallel,
+        expert=spec.parallelism.expert,
         hardware=known,
     )
 
@@ -190,6 +192,7 @@ def division_of(plan: Plan, profile: Profile) -> Division:
         tied_bytes=plan.model.tied_bytes // plan.parallelism.tensor,
         shards=shards(plan.parallelism, len(schedule_of(plan).routes)),
         weight_shards=weight_shards(plan.parallelism),
+        expert=expert_ranks(plan.parallelism),
         links=Links.of_plan(plan.links),
     )
 
@@ -198,7 +201,7 @@ def refuse_unrunnable(spec: PipelineJobSpec) -> None:
     """Raise SpecError for a spec that can be planned but not yet be run."""
     degrees, name = spec.parallelism, spec.schedule.name
     not_yet = unrunnable(spec.model, spec.training, name, degrees, spec.data)
-    for error in (*undividable(spec.model, degrees.tensor), *not_yet):
+    for error in (*undividable(spec.model, degrees.tensor), *undividable_experts(spec.model, degrees), *not_yet):
         raise error
 
 
@@ -246,6 +249,12 @@ def check_covers(profile: Profile, spec: PipelineJobSpec) -> None:
         which = "compiled" if profile.is_compiled else "plain"
         problem = f"is {spec.training.compile}, but the profile measured {which} layers; profile again"
         raise SpecError("spec.training.compile", problem)
+    if profile.expert != spec.parallelism.expert:
+        raise SpecError(
+            EXPERT,
+            f"is {spec.parallelism.expert}, but the profile's layers hold experts that {profile.expert} replicas"
+            " divide; leave the profile out, or take that of such a run",
+        )
     num_stages = spec.parallelism.pipeline
     if profile.stage_speeds is not None and len(profile.stage_speeds) != num_stages:
         raise SpecError(
@@ -283,6 +292,7 @@ def _stages(
             backward_weight_s=division.mean_share(rank, division.costs.weight_s),
             optimizer_s=division.optimizer_s(rank),
             output_bytes=division.sent_bytes(rank),
+            exchanged_bytes=_unusual(division.exchanged_bytes(rank), 0),
             parameter_bytes=division.parameter_bytes(rank) + division.frozen_bytes(rank),
             weight_bytes=_unusual(division.weight_bytes(rank), division.parameter_bytes(rank)),
             gradient_bytes=division.parameter_bytes(rank) if division.frozen_bytes(rank) else None,

@@ -129,18 +129,20 @@ def summing_s(division: Division, stage: int, replicas: int) -> float:
 
     There is one copy in each replica and, of schedules that run from both ends, for each route; of a tied table twice
     as many where embedding and head stand apart. Bytes go round as in a ring, and the first of them arrive as in a
-    tree, there and back: who sums takes whichever is quicker for the size at hand. Of parameters that are sharded,
-    too, each copy is sent the sums of its share alone, which is one way.
+    tree, there and back: who sums takes whichever is quicker for the size at hand. Experts that replicas divide have
+    fewer copies. Of parameters that are sharded, too, each copy is sent the sums of its share alone, which is one way.
     """
     bandwidth = division.ring_bytes_per_s(stage)
     if bandwidth is None:
         return 0.0
     copies = replicas * len(division.routes)
     tied = division.tied_bytes if division.is_tied_apart and stage in {0, len(division.cuts) - 1} else 0
-    own = sum(layer.parameter_bytes for layer in division.layers(stage)) - tied
+    of_experts = sum(layer.expert_bytes for layer in division.layers(stage))
+    own = sum(layer.parameter_bytes for layer in division.layers(stage)) - tied - of_experts
     ways = 1 if division.weight_shards > 1 else 2
     hops = 2 * ceil(log2(2 * copies)) if tied else ways * ceil(log2(copies))
     num_bytes = _ring(copies) * own * ways / 2 + _ring(2 * copies) * tied
+    num_bytes += _ring(copies // division.expert) * of_experts
     return num_bytes / bandwidth + hops * division.ring_latency_s(stage)
 
 

@@ -11,7 +11,7 @@ from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.search.best import search
 from pipelinejob.search.found import Candidate, Found
 from pipelinejob.spec.chosen import Chosen
-from pipelinejob.spec.job import Device, Parallelism, Partition, PipelineJobSpec
+from pipelinejob.spec.job import Device, Model, Parallelism, Partition, PipelineJobSpec
 
 _BRIEF = 150_000  # actions simulated to find alternatives to what a manifest fixes: some seconds
 _UNRUNNABLE = "; the trainer cannot run it yet"
@@ -65,15 +65,19 @@ def why_no_others(spec: PipelineJobSpec, measured: Profile | None) -> str | None
         return "stages on processors share them"
     if spec.schedule.name in {*ASYNCHRONOUS, ScheduleName.CUSTOM}:
         return f"{spec.schedule.name} trains otherwise than any other schedule"
+    if spec.parallelism.expert > 1:
+        return "a search does not look at divided experts yet"
     if measured is not None:
         return "costs that were measured hold for one size of micro-batches"
-    if not spec.model.is_counted and spec.model.hugging_face is not None:
+    return None if spec.model.is_counted else _why_uncounted(spec.model)
+
+
+def _why_uncounted(model: Model) -> str:
+    if model.hugging_face is not None:
         return (
             "spec.model.config is not there, so the layers cannot be counted (`pipelinejob validate --fill` writes it)"
         )
-    if not spec.model.is_counted:
-        return "layers of one's own cannot be counted"
-    return None
+    return "layers of one's own cannot be counted"
 
 
 def others_than(spec: PipelineJobSpec, pool: Pool, *, hardware: Hardware, measured: Profile | None) -> Found | None:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from pipelinejob.base.values import OPEN, Value
 from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.spec.expert_parallel import EXPERT_RULES
 from pipelinejob.spec.families.built_in import LAYERS, LAYERS_KNOWN, GptModel
 from pipelinejob.spec.families.decoder import DecoderModel, Experts, RopeScaling, RopeScalingKind
 from pipelinejob.spec.lora import Lora
@@ -144,6 +145,13 @@ class Parallelism(Value):
             says=f"%d stages times %d replicas are more pods than the {MAX_RANKS} a job may have; use fewer",
             values=(_given("pipeline"), _given("data")),
         ),
+        Rule(
+            rule=f"{_given('data')} % self.expert == 0",
+            message="data must be a multiple of expert: each so many replicas divide the experts among them",
+            says="%d replicas make no whole groups of %d that divide experts; use a divisor of %d for expert",
+            values=(_given("data"), "self.expert", _given("data")),
+            field=".expert",
+        ),
     )
 
     gpus: Annotated[
@@ -177,6 +185,15 @@ class Parallelism(Value):
         ),
     ] = OPEN
 
+    expert: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1024,
+            description="Replicas of a stage that divide the experts of a `decoder` among them; tokens travel to their "
+            "experts' replicas and back. A divisor of `data` and of the number of experts.",
+        ),
+    ] = 1
     sharding: Annotated[
         Sharding,
         Field(
@@ -253,6 +270,7 @@ class PipelineJobSpec(Value):
         ),
         *while_training(SCHEDULE_RULES),
         *while_training(SHARDING_RULES),
+        *while_training(EXPERT_RULES),
         LATE_RULE,
         BINDING_RULE,
         *while_training(MIN_REPLICAS_RULES),

@@ -106,7 +106,7 @@ _SCALES = " && ".join(
         "has(self.schedule) && has(oldSelf.schedule)",
         "has(self.schedule.globalBatchSize) && has(oldSelf.schedule.globalBatchSize)",
         "has(self.parallelism.data) && has(oldSelf.parallelism.data)",
-        *(same(f"parallelism.{field}") for field in ("gpus", "pipeline", "tensor")),
+        *(same(f"parallelism.{field}") for field in ("gpus", "pipeline", "tensor", "expert")),
     )
 )
 RESIZING_RULE = Rule(

@@ -194,7 +194,7 @@ SERVING_RULES = (
     ),
     Rule(
         rule="self.mode == 'Train' || (has(self.parallelism.pipeline) && !has(self.parallelism.gpus)"
-        " && (!has(self.parallelism.tensor) || self.parallelism.tensor == 1))",
+        " && (!has(self.parallelism.tensor) || self.parallelism.tensor == 1) && self.parallelism.expert == 1)",
         message="with mode Serve or Batch, parallelism is pipeline, the number of stages, and with Serve data, the "
         "number of replicas; leave the rest out",
         field=".parallelism",

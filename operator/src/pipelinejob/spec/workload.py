@@ -227,13 +227,13 @@ class Model(Value):
         decoder = self.layer_sizes(1)
         return None if decoder is None else decoder.vocabulary
 
-    def shrunk(self, tensor: int = 1) -> Self:
+    def shrunk(self, tensor: int = 1, expert: int = 1) -> Self:
         """Return the same layers, those of a built-in family small enough to be run once in passing.
 
-        `tensor` ranks can share them.
+        `tensor` ranks can share them, and `expert` replicas their experts.
         """
         small = {
-            name: sizes.shrunk() if tensor == 1 else sizes.shrunk_to_share(tensor)
+            name: (sizes.shrunk() if tensor == 1 else sizes.shrunk_to_share(tensor)).with_experts_for(expert)
             for name in BUILT_IN
             if (sizes := getattr(self, name)) is not None
         }

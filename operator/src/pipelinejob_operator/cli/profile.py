@@ -104,6 +104,11 @@ def _counted_plan(job: GivenJob) -> Plan:
         raise ProfileError(
             "spec.parallelism.tensor: layers are measured whole, on one GPU; profile with tensor: 1, or plan by counts"
         )
+    if spec.parallelism.expert > 1:
+        raise ProfileError(
+            "spec.parallelism.expert: layers are measured with all of their experts, in one process; profile with"
+            " expert: 1, or plan by counts"
+        )
     counted = analytic_profile(spec.model, spec.data, spec.schedule, spec.training, device=spec.device)
     return plan_job(Request(namespace=job.namespace, name=job.name, spec=spec, measured=counted)).plan
 

@@ -206,6 +206,9 @@ class _Session:
         counted = counted_profile(self._job.spec, self._machine)
         if not self._measures:
             return counted
+        if self._job.spec.parallelism.expert > 1:
+            display.note("Layers would be measured with all of their experts; predictions are counted, not profiled")
+            return counted
         display.note("Measuring the layers on this machine")
         try:
             return await measured_profile(self._plan(counted), self._folder, self._machine)

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.contract.plan import Plan
-from pipelinejob.costs.layers import Profile, analytic_profile
+from pipelinejob.costs.layers import Profile
+from pipelinejob.planning.planner import counted
 from pipelinejob.planning.playing import schedule_of
 from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob_operator.local.node.machine import Machine
@@ -35,8 +36,7 @@ class ToolError(PipelineJobError):
 
 def counted_profile(spec: PipelineJobSpec, machine: Machine) -> Profile:
     """Return what a job's layers cost as counted, and how many of its ranks compute at once on this machine."""
-    counted = analytic_profile(spec.model, spec.data, spec.schedule, spec.training, device=spec.device)
-    return counted.model_copy(update={"concurrency": machine.concurrency(spec)})
+    return counted(spec).model_copy(update={"concurrency": machine.concurrency(spec)})
 
 
 async def measured_profile(plan: Plan, folder: RunFolder, machine: Machine) -> Profile:

@@ -173,6 +173,8 @@ class PlanView:
         tensor = f" x {parallelism.tensor} GPUs a stage" if parallelism.tensor > 1 else ""
         of_all = f", {schedule.batch_size} sequences in all" if schedule.batch_size is not None else ""
         shared = SHARDED[parallelism.sharding] if parallelism.data > 1 else ""
+        if parallelism.expert > 1:
+            shared += f", of which each {parallelism.expert} divide experts"
         return (
             f"{parallelism.pipeline} stages{replicas}{tensor}{shared}, {schedule.name}, "
             f"{schedule.micro_batches} micro-batches of {schedule.micro_batch_size}{of_all}"

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint that lie in several files: each rank's part of what a tensor group divides, or shards.
+"""Tensors of a checkpoint that lie in several files: each rank's part of what a group divides, or shards.
 
 A file's header says of which whole tensor each of its pieces is a part, so that a reader puts whole
 tensors together and any other division can be read from any.
@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pipelinejob.base.values import Value
-from pipelinejob_trainer.communication.tensor_group import TensorGroup
+from pipelinejob_trainer.communication.layer_group import LayerGroup
 from pipelinejob_trainer.models.tensor_parallel import Slice
 
 _KEY = "pieces"  # of a file's metadata
@@ -22,7 +22,7 @@ _KEY = "pieces"  # of a file's metadata
 class Piece(Value):
     """What part of a whole tensor a piece is.
 
-    `shape` is the whole's. Of it, tensor rank `rank` of `size` has a part: along `dim`, of each of `blocks`
+    `shape` is the whole's. Of it, rank `rank` of a group of `size` has a part: along `dim`, of each of `blocks`
     stretches. Where that is sharded, the piece is a stretch of it, flattened, from element `first` on.
     """
 
@@ -90,7 +90,7 @@ def _assembled(name: str, pieces: Sequence[tuple[Piece, torch.Tensor]]) -> torch
     for piece, tensor in pieces:
         parts.setdefault(piece.rank, []).append((piece, tensor))
     for rank, of_rank in parts.items():
-        piece, group = of_rank[0][0], TensorGroup(rank, of_rank[0][0].size)
+        piece, group = of_rank[0][0], LayerGroup(rank, of_rank[0][0].size)
         stretches = [each.flatten() for _, each in sorted(of_rank, key=lambda each: each[0].first or 0)]
         part = torch.cat(stretches)
         if piece.size == 1:

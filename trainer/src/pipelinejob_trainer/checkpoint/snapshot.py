@@ -81,8 +81,8 @@ def take(
     mine = {}
     for name, tensor in all_.items():
         piece = pieces.get(name)
-        if part.tensor_group.rank and (piece is None or piece.size == 1):
-            continue  # what it has as all of its tensor group have, the first of them saves
+        if part.group_of(name.partition("/")[2]).rank and (piece is None or piece.size == 1):
+            continue  # what it has as all of its group have, the first of them saves
         is_shard = piece is not None and piece.first is not None
         if tensor.numel() if is_shard else is_mine(name.partition("/")[2]):
             mine[name] = tensor.detach()
@@ -126,7 +126,7 @@ def parts(part: Part, *, sharded: Sharded = NOTHING) -> Callable[[str, torch.Ten
     def part_of(name: str, whole: torch.Tensor) -> torch.Tensor:
         of = name.partition("/")[2]
         cut = part.slices.get(of)
-        mine = cut.of(whole, part.tensor_group) if cut is not None and whole.shape == cut.shape else whole
+        mine = part.own(of, whole) if cut is not None and whole.shape == cut.shape else whole
         if sharded.first_of(name) is None:
             return mine
         first, end = sharded.stretches[of]
@@ -149,7 +149,7 @@ def may_hold(part: Part, optimizer: Optimizer | None = None) -> Callable[[str], 
 
 def _piece(part: Part, name: str, sharded: Sharded) -> Piece | None:
     kind, _, of = name.partition("/")
-    cut, group = part.slices.get(of), part.tensor_group
+    cut, group = part.slices.get(of), part.group_of(of)
     first = sharded.first_of(name)
     if kind == _COUNT or (cut is None and first is None):
         return None

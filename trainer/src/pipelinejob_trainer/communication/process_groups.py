@@ -38,12 +38,13 @@ class Groups:
     pipeline_back: distributed.ProcessGroup  # the same
     data: distributed.ProcessGroup  # the replicas of this rank, in order
     tensor: distributed.ProcessGroup | None = None  # those that share this rank's layers, in order; None: it is alone
+    expert: distributed.ProcessGroup | None = None  # the replicas that divide its experts, in order; None: none do
 
 
-def process_groups(*, pipeline: int, data: int, tensor: int = 1) -> Groups:
+def process_groups(*, pipeline: int, data: int, tensor: int = 1, expert: int = 1) -> Groups:
     """Form all groups, once torch.distributed is initialised.
 
-    Every rank calls it, at the same point.
+    Every rank calls it, at the same point. Each `expert` consecutive replicas divide experts.
     """
     rank, world = distributed.get_rank(), distributed.group.WORLD
     assert world is not None, "init_process_group comes before process_groups"
@@ -57,13 +58,28 @@ def process_groups(*, pipeline: int, data: int, tensor: int = 1) -> Groups:
     datas = [[new_group(ranks) for ranks in zip(*rows, strict=True)] for rows in of_tensor]
     sharing = range(0, pipeline * data * tensor, tensor)
     tensors = [new_group(range(first, first + tensor)) for first in sharing] if tensor > 1 else []
+    of_experts = _groups_of_experts(of_tensor, expert) if expert > 1 else {}
     return Groups(
         world=world,
         pipeline=there[mine][replica],
         pipeline_back=back[mine][replica],
         data=datas[mine][stage],
         tensor=tensors[place] if tensors else None,
+        expert=of_experts.get(rank),
     )
+
+
+def _groups_of_experts(
+    of_tensor: Sequence[Sequence[Sequence[int]]], expert: int
+) -> dict[int, distributed.ProcessGroup]:
+    """Form the groups of replicas that divide experts; return each rank's. Ranks are by tensor, replica and stage."""
+    found: dict[int, distributed.ProcessGroup] = {}
+    for rows in of_tensor:
+        for of_stage in zip(*rows, strict=True):
+            for first in range(0, len(of_stage), expert):
+                ranks = of_stage[first : first + expert]
+                found |= dict.fromkeys(ranks, new_group(ranks))
+    return found
 
 
 def connect(

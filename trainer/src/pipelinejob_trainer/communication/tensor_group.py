@@ -1,17 +1,14 @@
-"""The ranks that share each layer of a stage: tensor parallelism's group, and what it exchanges.
-
-The layers are made before the ranks meet, so a group is made alone and meets later. All of its ranks
-play the same list of actions, and so start the same exchanges in the same order.
-"""
+"""The ranks that share each layer of a stage: tensor parallelism's group, and what it exchanges."""
 
 import torch
 from torch import distributed
 
 from pipelinejob_trainer.communication.gang import peer_errors
+from pipelinejob_trainer.communication.layer_group import LayerGroup
 
 
-class TensorGroup:
-    """`size` ranks that hold a part of each layer; this one is number `rank`.
+class TensorGroup(LayerGroup):
+    """`size` ranks that hold a part of each layer.
 
     With `divides_tokens` each has the stream of an equal stretch of each sequence's tokens, too.
     `bytes_exchanged` counts what this rank has sent: of a sum or a gathering of n bytes, by a ring,
@@ -19,25 +16,8 @@ class TensorGroup:
     """
 
     def __init__(self, rank: int = 0, size: int = 1, *, divides_tokens: bool = False) -> None:
+        super().__init__(rank, size)
         self.divides_tokens = divides_tokens and size > 1
-        self.rank = rank
-        self.size = size
-        self.bytes_exchanged = 0
-        self._group: distributed.ProcessGroup | None = None
-
-    @property
-    def is_split(self) -> bool:
-        """Whether layers are shared at all."""
-        return self.size > 1
-
-    def meet(self, group: distributed.ProcessGroup) -> None:
-        """Exchange over this process group from now on."""
-        self._group = group
-
-    def bounds(self, extent: int, rank: int | None = None) -> tuple[int, int]:
-        """Return a rank's stretch [first, end) of so many, this one's if unset; lengths differ by one at most."""
-        mine = self.rank if rank is None else rank
-        return mine * extent // self.size, (mine + 1) * extent // self.size
 
     def add(self, tensor: torch.Tensor) -> None:
         """Add a contiguous tensor up over the group, in place. Raises PeerLostError."""
@@ -67,10 +47,6 @@ class TensorGroup:
         self.bytes_exchanged += 2 * (self.size - 1) * tensor.nbytes // self.size
         with peer_errors():
             distributed.all_reduce(tensor, op=operation, group=self._met())
-
-    def _met(self) -> distributed.ProcessGroup:
-        assert self._group is not None, "layers run after the ranks have met"
-        return self._group
 
 
 ALONE = TensorGroup()

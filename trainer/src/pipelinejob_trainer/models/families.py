@@ -24,17 +24,18 @@ class Family:
     `layer` makes layer `index` of the global list, from sizes, index, and the length of sequences.
     `tied` maps the global names of tied parameters to those of the parameters that they share. `slices`
     says how a layer's parameters are divided over a tensor group, by their names in it;
-    without it they cannot be.
+    without it they cannot be. `expert_slices` says the same of experts and a group of replicas.
     """
 
     layer: Callable[[Any, int, int], nn.Module]
     tied: Callable[[Any], Mapping[str, str]]
     slices: Callable[[Any, int], Slices] | None = None
+    expert_slices: Callable[[Any, int], Slices] | None = None
 
 
 FAMILIES: Mapping[str, Family] = {
     "gpt": Family(gpt.layer, gpt.tied, gpt.slices),
-    "decoder": Family(decoder.layer, decoder.tied, decoder.slices),
+    "decoder": Family(decoder.layer, decoder.tied, decoder.slices, decoder.expert_slices),
 }
 """The families by their fields in `spec.model`, as in the core's `BUILT_IN`."""
 

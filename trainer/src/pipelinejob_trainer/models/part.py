@@ -12,7 +12,7 @@ and what is refused.
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,7 +25,10 @@ from pipelinejob.spec.job import Data, Lora, Model
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.seeds import mix, seed_python_and_numpy
 from pipelinejob_trainer.base.user_code import preparing
+from pipelinejob_trainer.communication.expert_group import UNDIVIDED, ExpertGroup
+from pipelinejob_trainer.communication.layer_group import LayerGroup
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
+from pipelinejob_trainer.models.expert_parallel import divide_experts
 from pipelinejob_trainer.models.families import family_of
 from pipelinejob_trainer.models.huggingface import layers as huggingface
 from pipelinejob_trainer.models.identity import Made, Place, fill, immutable, layer_of, new_buffer, of_layer, places
@@ -69,9 +72,9 @@ class Part:
     change to the reason. A layer in two chunks is the same object in both, and so is a shared
     tensor. `elsewhere` are trained parameters of other ranks' layers, if a user's function made
     them here. `adapters` is what low-rank adapters were given to, if there are any. `remarks` are for
-    the user's eyes. `slices` says how tensors are divided over the tensor group, by global name: this rank
-    holds its part of them, and all of the others. Of so many tokens, `vocabulary`, it gives the logits of
-    its part; None where nothing says how many there are.
+    the user's eyes. `slices` says how tensors are divided over the tensor group, or, those `by_experts`, over
+    the expert group, by global name: this rank holds its part of them, and all of the others. Of so many
+    tokens, `vocabulary`, it gives the logits of its part; None where nothing says how many there are.
     """
 
     chunks: tuple[tuple[LayerEntry, ...], ...]
@@ -81,8 +84,18 @@ class Part:
     adapters: Adapters = field(default_factory=Adapters)
     remarks: tuple[str, ...] = ()
     slices: Mapping[str, Slice] = field(default_factory=dict)
+    by_experts: frozenset[str] = frozenset()
     vocabulary: int | None = None
     tensor_group: TensorGroup = ALONE
+    expert_group: ExpertGroup = UNDIVIDED
+
+    def group_of(self, name: str) -> LayerGroup:
+        """Return the ranks that divide a tensor, or hold it alike, but for replicas that have the same of it."""
+        return self.expert_group if name in self.by_experts else self.tensor_group
+
+    def own(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        """Return what this rank holds of a whole tensor: all of one that is not divided."""
+        return self.slices[name].of(whole, self.group_of(name)) if name in self.slices else whole
 
     @property
     def layers(self) -> Iterator[LayerEntry]:
@@ -166,13 +179,14 @@ def build_part(
     lora: Lora | None = None,
     narrow: int | None = None,
     tensor_group: TensorGroup = ALONE,
+    expert_group: ExpertGroup = UNDIVIDED,
 ) -> Part:
     """Make the layers of a rank's chunks, each a stretch [first, end) of the global list.
 
     With `lora` they have adapters, and are frozen otherwise. A folder's model may be made narrow: as
     many layers, of few hidden units, which so many ranks can share. Of tensors that a tensor group
-    divides, this rank's part is kept. Raises UserError when the user's entry point or folder cannot be
-    used, what a target names cannot be adapted, or layers cannot be divided.
+    divides, or an expert group, this rank's part is kept. Raises UserError when the user's entry point or
+    folder cannot be used, what a target names cannot be adapted, or layers cannot be divided.
     """
     own = frozenset(index for first, end in stretches for index in range(first, end))
     source = _source(model, data, seed, own, narrow=narrow, tensor_group=tensor_group)
@@ -184,11 +198,14 @@ def build_part(
     fixed = immutable(((index, entry.module) for index, entry in entries.items()), tied)
     here = _by_name(entries.values())
     slices = divide(model, entries, tensor_group, source.slices) if tensor_group.is_split else {}
+    of_experts = _divide_experts(model, entries, expert_group) if expert_group.is_split else {}
     return Part(
         chunks=tuple(tuple(entries[index] for index in range(first, end)) for first, end in stretches),
-        slices=slices,
+        slices={**slices, **of_experts},
+        by_experts=frozenset(of_experts),
         vocabulary=source.vocabulary,
         tensor_group=tensor_group,
+        expert_group=expert_group,
         shared=_users(source.tied),
         immutable=fixed | {name: why for entry in entries.values() for name, why in entry.immutable.items()},
         elsewhere={name: parameter for name, parameter in source.trained.items() if name not in here},
@@ -286,12 +303,31 @@ def divide(
     found: dict[str, Slice] = {}
     for index, entry in entries.items():
         share(entry.module, group)
-        own = slices_of(sizes, index)
-        for name, place in entry.places():
-            if place.local in own and name not in found:
-                assert place.tensor is not None, "a built-in layer's slots are filled"
-                found[name] = replace(own[place.local], shape=tuple(place.tensor.shape))
-                place.tensor.data = found[name].of(place.tensor.data, group)
+        found |= _cut(entry, slices_of(sizes, index), group, found)
+    return found
+
+
+def _divide_experts(model: Model, entries: Mapping[int, LayerEntry], group: ExpertGroup) -> dict[str, Slice]:
+    """Keep this rank's experts of each layer; return how they are divided, by global name."""
+    sizes = model.built_in
+    assert sizes is not None, "other layers are refused before"
+    slices_of = family_of(sizes).expert_slices
+    assert slices_of is not None, "families without experts are refused before"
+    found: dict[str, Slice] = {}
+    for index, entry in entries.items():
+        divide_experts(entry.module, group)
+        found |= _cut(entry, slices_of(sizes, index), group, found)
+    return found
+
+
+def _cut(entry: LayerEntry, slices: Mapping[str, Slice], group: LayerGroup, done: Collection[str]) -> dict[str, Slice]:
+    """Keep this rank's part of a layer's tensors, but of those that were `done` as another layer's."""
+    found: dict[str, Slice] = {}
+    for name, place in entry.places():
+        if place.local in slices and name not in done and name not in found:
+            assert place.tensor is not None, "a built-in layer's slots are filled"
+            found[name] = replace(slices[place.local], shape=tuple(place.tensor.shape))
+            place.tensor.data = found[name].of(place.tensor.data, group)
     return found
 
 

@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipelinejob_trainer.base.seeds import mix
+from pipelinejob_trainer.communication.layer_group import LayerGroup
 from pipelinejob_trainer.communication.tensor_group import TensorGroup
 
 
@@ -43,16 +44,16 @@ class Slice:
     blocks: int = 1
     shape: tuple[int, ...] = ()
 
-    def of(self, whole: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+    def of(self, whole: torch.Tensor, group: LayerGroup) -> torch.Tensor:
         """Return a rank's part of a whole tensor; a copy, contiguous."""
         return self._view(whole, group).reshape(self.part_shape(group, whole.shape)).clone()
 
-    def put(self, part: torch.Tensor, whole: torch.Tensor, group: TensorGroup) -> None:
+    def put(self, part: torch.Tensor, whole: torch.Tensor, group: LayerGroup) -> None:
         """Put a rank's part where it belongs in a whole tensor."""
         view = self._view(whole, group)
         view.copy_(part.view(view.shape))
 
-    def runs(self, group: TensorGroup, shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    def runs(self, group: LayerGroup, shape: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Return where a rank's part lies in a whole tensor of this shape: first elements, and how many from there."""
         extent = shape[self.dim] // self.blocks
         first, end = group.bounds(extent)
@@ -60,13 +61,13 @@ class Slice:
         for block in range(math.prod(shape[: self.dim]) * self.blocks):
             yield (block * extent + first) * after, (end - first) * after
 
-    def part_shape(self, group: TensorGroup, shape: Sequence[int] | None = None) -> tuple[int, ...]:
+    def part_shape(self, group: LayerGroup, shape: Sequence[int] | None = None) -> tuple[int, ...]:
         """Return the shape of a rank's part of a whole tensor of this shape."""
         whole = self.shape if shape is None else tuple(shape)
         first, end = group.bounds(whole[self.dim] // self.blocks)
         return (*whole[: self.dim], self.blocks * (end - first), *whole[self.dim + 1 :])
 
-    def _view(self, whole: torch.Tensor, group: TensorGroup) -> torch.Tensor:
+    def _view(self, whole: torch.Tensor, group: LayerGroup) -> torch.Tensor:
         before, extent, after = whole.shape[: self.dim], whole.shape[self.dim], whole.shape[self.dim + 1 :]
         first, end = group.bounds(extent // self.blocks)
         return whole.view(*before, self.blocks, extent // self.blocks, *after).narrow(self.dim + 1, first, end - first)

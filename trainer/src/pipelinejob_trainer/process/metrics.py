@@ -37,7 +37,7 @@ class Metrics:
             self._labels = (*_LABELS, "tensor")
             self._own["tensor"] = str(tensor)
         self._declare_time()
-        self._declare_training()
+        self._declare_training(plan)
         self._declare_checkpoints()
         self._declare_plan(plan, stage)
 
@@ -65,7 +65,7 @@ class Metrics:
         ).labels(**self._own)
         self.heartbeat = self._gauge("pipelinejob_heartbeat_timestamp_seconds", "When this stage last made progress.")
 
-    def _declare_training(self) -> None:
+    def _declare_training(self, plan: Plan) -> None:
         self.steps = self._counter("pipelinejob_steps", "Optimiser steps completed by this process.")
         skipped = Counter(
             "pipelinejob_steps_skipped",
@@ -96,11 +96,13 @@ class Metrics:
         self.memory = {kind: memory.labels(**self._own, kind=kind) for kind in ("peak", "parameters", "optimizer")}
         p2p = Counter(
             "pipelinejob_p2p_bytes",
-            "Bytes exchanged with neighbouring stages; tensor: sent to ranks that share the stage's layers.",
+            "Bytes exchanged with neighbouring stages; tensor: sent to ranks that share the stage's layers; expert: to"
+            " replicas that divide its experts.",
             (*self._labels, "direction"),
             registry=self._registry,
         )
-        directions = ("send", "recv", "tensor") if "tensor" in self._own else ("send", "recv")
+        tensor, expert = "tensor" in self._own, plan.parallelism.expert > 1
+        directions = ("send", "recv", *(("tensor",) if tensor else ()), *(("expert",) if expert else ()))
         self.p2p = {direction: p2p.labels(**self._own, direction=direction) for direction in directions}
 
     def _declare_checkpoints(self) -> None:

@@ -50,7 +50,7 @@ class StageStatus:
         self._tokens = tokens_per_step(plan)
         self._spent: deque[Spent] = deque(maxlen=_WINDOW_STEPS)
         self._seconds = dict.fromkeys(SpanKind, 0.0)
-        self._bytes = {"send": 0, "recv": 0, "tensor": 0}
+        self._bytes = {"send": 0, "recv": 0, "tensor": 0, "expert": 0}
         self._longest_step_s = 0.0
         self._deadline: float | None = None
         self._has_stacks = False  # in its log, since it last went on

@@ -10,6 +10,7 @@ from pipelinejob.planning.dimensions import in_halves
 from pipelinejob.spec.job import Precision, Sharding
 from pipelinejob.spec.training import Compile
 from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.communication.expert_group import UNDIVIDED, ExpertGroup
 from pipelinejob_trainer.communication.links import Links
 from pipelinejob_trainer.communication.process_groups import rank_of
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
@@ -80,7 +81,8 @@ class Rank:
 
     def owns(self, name: str) -> bool:
         """Return whether it owns a parameter or buffer, or its part of one, which may be on other ranks too."""
-        return self.saves(name) and self.replica == 0 and self.layout.owner_of(name) == self.index
+        first = self.part.expert_group.rank if name in self.part.by_experts else 0  # replica that holds it
+        return self.saves(name) and self.replica == first and self.layout.owner_of(name) == self.index
 
     def saves(self, name: str) -> bool:
         """Return whether, of those that share its layers, it speaks for a tensor, or has a part of its own."""
@@ -136,6 +138,7 @@ def build_rank(
     replica: int,
     device: torch.device,
     tensor_group: TensorGroup = ALONE,
+    expert_group: ExpertGroup = UNDIVIDED,
     narrow: int | None = None,
 ) -> Rank:
     """Build a rank's layers, or its part of them; of a folder's model narrow ones, for so many ranks, if asked for.
@@ -152,6 +155,7 @@ def build_rank(
         lora=training.lora,
         narrow=narrow,
         tensor_group=tensor_group,
+        expert_group=expert_group,
     )
     for layer in part.layers:
         check_layer(layer.index, layer.module, is_split=layout.schedule.is_split)

@@ -1,8 +1,8 @@
 """Gradients of parameters on several ranks are added up over those ranks, as early as possible.
 
 A stage is on one rank of each replica, and in a bidirectional pipeline on two; a parameter that two
-layers share (a head tied to the embedding) is wherever either layer is. All these cases are one: a
-parameter has a set of ranks.
+layers share (a head tied to the embedding) is wherever either layer is; experts that replicas divide
+are on some of these. All these cases are one: a parameter has a set of ranks.
 
 Parameters on the same ranks, of the same stages, are reduced together, as soon as the rank's last
 backward pass of those stages is done, while other stages still compute. All ranks start common
@@ -57,16 +57,16 @@ class Share:
 
 
 def share_of(
-    layers: Iterable[int], cuts: Sequence[tuple[int, int]], routes: Sequence[Route], *, replicas: int
+    layers: Iterable[int], cuts: Sequence[tuple[int, int]], routes: Sequence[Route], *, replicas: Iterable[int]
 ) -> Share:
-    """Return the share of a parameter that some layers use.
+    """Return the share of a parameter that some layers use, and some replicas hold.
 
     `cuts` are the layers [first, end) of each stage.
     """
     stages = sorted({next(s for s, (first, end) in enumerate(cuts) if first <= layer < end) for layer in layers})
     pipeline = max(routes[0]) + 1
     within = {route[stage] for stage in stages for route in routes}
-    ranks = sorted(rank_of(each, rank, pipeline=pipeline) for each in range(replicas) for rank in within)
+    ranks = sorted(rank_of(each, rank, pipeline=pipeline) for each in replicas for rank in within)
     return Share(stages=tuple(stages), ranks=tuple(ranks))
 
 

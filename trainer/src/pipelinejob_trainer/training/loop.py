@@ -380,8 +380,9 @@ class TrainingLoop:
         )
         self._status.set_bytes("send", self._links.bytes_sent)
         self._status.set_bytes("recv", self._links.bytes_received)
-        if self._rank.tensor_group.is_split:
-            self._status.set_bytes("tensor", self._rank.tensor_group.bytes_exchanged)
+        for name, group in (("tensor", self._rank.tensor_group), ("expert", self._rank.part.expert_group)):
+            if group.is_split:
+                self._status.set_bytes(name, group.bytes_exchanged)
         if timeline is not None:
             self._status.add_timeline(timeline)
             self._output.add_timeline(timeline)

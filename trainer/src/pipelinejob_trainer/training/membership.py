@@ -86,15 +86,18 @@ def form(rank: Rank, store: Store, number: int, *, rendezvous: Address, prefix: 
     Raises PeerLostError if one goes away meanwhile, RuntimeError if one does not come.
     """
     group = rank.tensor_group
-    num_stages, num_replicas = rank.plan.parallelism.pipeline, rank.plan.parallelism.data
+    degrees = rank.plan.parallelism
+    num_stages, num_replicas = degrees.pipeline, degrees.data
     size = num_stages * num_replicas * group.size
     backend = "gloo" if rank.device.type == "cpu" else "cpu:gloo,cuda:nccl"
     distributed.init_process_group(backend, store=store, rank=number, world_size=size, timeout=_OPERATION_TIMEOUT)
     with peer_errors():
-        groups = process_groups(pipeline=num_stages, data=num_replicas, tensor=group.size)
+        groups = process_groups(pipeline=num_stages, data=num_replicas, tensor=group.size, expert=degrees.expert)
         sum_over = sums_over_groups(rank.layout.all_shares(rank.part), group)
     if groups.tensor is not None:
         group.meet(groups.tensor)
+    if groups.expert is not None:
+        rank.part.expert_group.meet(groups.expert)
     routes = rank.layout.schedule.routes
     return Membership(
         gang=Gang(groups, num_stages=num_stages, tensor=group.size),

@@ -7,9 +7,11 @@ import torch
 
 from pipelinejob.contract.plan import Plan
 from pipelinejob.planning.dimensions import undividable, unrunnable
+from pipelinejob.planning.experts import undividable_experts
 from pipelinejob.spec.workload import Packing, packing_of
 from pipelinejob_trainer.base.errors import LayerError, UserError
 from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
+from pipelinejob_trainer.communication.expert_group import ExpertGroup
 from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.communication.tensor_group import TensorGroup
 from pipelinejob_trainer.data.dataset import Dataset, open_dataset, open_evaluation
@@ -38,11 +40,19 @@ class Preparation:
         degrees = plan.parallelism
         group = TensorGroup(config.tensor, degrees.tensor, divides_tokens=degrees.sequence_parallel)
         device = choose_device(plan, group.rank)
-        for error in undividable(plan.model, group.size):
+        experts = ExpertGroup(config.replica % degrees.expert, degrees.expert)
+        for error in (*undividable(plan.model, group.size), *undividable_experts(plan.model, degrees)):
             raise UserError("NotDivided", str(error))
         for error in unrunnable(plan.model, plan.training, plan.schedule.name, degrees, plan.data):
             raise UserError("NotRunnable", str(error))
-        self.rank = build_rank(plan, index=config.stage, replica=config.replica, device=device, tensor_group=group)
+        self.rank = build_rank(
+            plan,
+            index=config.stage,
+            replica=config.replica,
+            device=device,
+            tensor_group=group,
+            expert_group=experts,
+        )
         for remark in self.rank.part.remarks if config.stage == group.rank == 0 else ():
             say(remark)
         self.output = Output(config, is_spokesman=self.rank.is_spokesman, num_steps=plan.training.steps)

@@ -187,6 +187,12 @@ class DecoderModel(BuiltIn):
         sizes = ("hidden_size", "num_heads", "num_key_value_heads", "feed_forward_size")
         return small.model_copy(update={name: tensor * getattr(small, name) for name in sizes})
 
+    def with_experts_for(self, replicas: int) -> Self:
+        if self.experts is None or self.experts.num % replicas == 0:
+            return self
+        num = -(-self.experts.num // replicas) * replicas
+        return self.model_copy(update={"experts": self.experts.model_copy(update={"num": num})})
+
 
 def _few_experts(experts: Experts) -> dict[str, int]:
     num = min(experts.num, 8)

@@ -31,3 +31,7 @@ class BuiltIn(Value, ABC):
     def shrunk_to_share(self, tensor: int) -> Self:  # noqa: ARG002 # for families whose layers ranks can share
         """Return one whose layers so many ranks can share; it drops nothing, for each draws numbers of its own."""
         return self.shrunk()
+
+    def with_experts_for(self, replicas: int) -> Self:  # noqa: ARG002 # for families that have experts
+        """Return one whose experts so many replicas can share, of a small one; as it is if it has none."""
+        return self

@@ -122,9 +122,9 @@ RECOVERY_RULES = (
     ),
     Rule(
         rule="!self.recovery.inPlace || ((!has(self.parallelism.tensor) || self.parallelism.tensor == 1)"
-        " && self.parallelism.sharding == 'none')",
-        message="recovery.inPlace keeps whole stages, neither tensor ranks nor sharded moments: use tensor: 1 and "
-        "sharding: none, or leave it out and the gang restarts",
+        " && self.parallelism.sharding == 'none' && self.parallelism.expert == 1)",
+        message="recovery.inPlace keeps whole stages that every replica has, not tensor ranks, sharded moments or "
+        "divided experts: use tensor: 1, sharding: none and expert: 1, or leave it out and the gang restarts",
         field=".recovery.inPlace",
     ),
     Rule(

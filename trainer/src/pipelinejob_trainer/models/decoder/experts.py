@@ -2,7 +2,8 @@
 
 Shazeer et al. 2017 (arXiv 1701.06538); the router as in Mixtral (Jiang et al. 2024, arXiv
 2401.04088). No token is dropped. The tokens are sorted by their experts, so that one grouped
-product multiplies each stretch with its expert's matrix.
+product multiplies each stretch with its expert's matrix. Where replicas divide the experts, the tokens
+travel to these and back in between (`expert_parallel.py`).
 """
 
 from typing import Any
@@ -12,7 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from pipelinejob.spec.job import Experts
+from pipelinejob_trainer.communication.expert_group import UNDIVIDED, ExpertGroup
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
+from pipelinejob_trainer.models.expert_parallel import dispatch
 from pipelinejob_trainer.models.tensor_parallel import entered_beside, left, with_all_gradients
 
 
@@ -20,10 +23,12 @@ class MixtureOfExperts(nn.Module):
     """SwiGLU layers behind a router; the result comes with the balancing loss, None where none is asked for.
 
     `gate_up` are all experts' gates above their other halves, (experts, 2 * inner, hidden), `down`
-    is (experts, hidden, inner). A tensor group's ranks have a part of every expert's inner width.
+    is (experts, hidden, inner). A tensor group's ranks have a part of every expert's inner width, an expert
+    group's replicas some of the experts; the router, and the loss of what it chose, are of all experts everywhere.
     """
 
     tensor_group: TensorGroup = ALONE
+    expert_group: ExpertGroup = UNDIVIDED
 
     def __init__(self, experts: Experts, *, hidden: int, inner: int) -> None:
         super().__init__()
@@ -58,12 +63,26 @@ class MixtureOfExperts(nn.Module):
         """Return the weighted sum of what each token's experts give, (tokens, hidden)."""
         order = chosen.flatten().argsort(stable=True)
         inverse = order.argsort()
-        ends = counts.cumsum(0, dtype=torch.int32)
         copies = tokens[:, None].expand(-1, self.per_token, -1).flatten(0, 1)
-        gate, up = _grouped(_permuted(copies, order, inverse), self.gate_up, ends).chunk(2, dim=-1)
-        given = _permuted(_grouped(functional.silu(gate) * up, self.down, ends), inverse, order)
+        given = _permuted(self._given(_permuted(copies, order, inverse), counts), inverse, order)
         # A sum, not an addition by index, whose order is left to chance on a GPU.
         return (given.view(*chosen.shape, -1) * weights[..., None]).sum(1)
+
+    def _given(self, copies: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Return what experts give for copies of tokens, (copies, hidden), sorted by expert, `counts` of each."""
+        if not self.expert_group.is_split:
+            return self._products(copies, counts.cumsum(0, dtype=torch.int32))
+        way = dispatch(counts, self.expert_group)
+        arrived = _permuted(way.sent(copies), way.order, way.inverse)
+        return way.returned(_permuted(self._products(arrived, way.ends), way.inverse, way.order))
+
+    def _products(self, copies: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """Return what this rank's experts give, (copies, hidden); the copies of each end at `ends`."""
+        if not len(copies):  # grouped products want rows; this one is of none's
+            one = functional.pad(copies, (0, 0, 0, 1))
+            return self._products(one, torch.ones_like(ends))[:0]
+        gate, up = _grouped(copies, self.gate_up, ends).chunk(2, dim=-1)
+        return _grouped(functional.silu(gate) * up, self.down, ends)
 
 
 def imbalance(probabilities: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

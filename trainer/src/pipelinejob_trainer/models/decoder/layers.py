@@ -192,6 +192,12 @@ def slices(model: DecoderModel, index: int) -> Slices:
     return {**heads, "attention.out.weight": Slice(1), **(inner if model.experts is None else experts)}
 
 
+def expert_slices(model: DecoderModel, index: int) -> Slices:
+    """Return what of layer `index` replicas divide where they divide experts: each has some of them, whole."""
+    is_block = 0 < index <= model.num_layers and model.experts is not None
+    return {"feed_forward.gate_up": Slice(0), "feed_forward.down": Slice(0)} if is_block else {}
+
+
 def _opened(stream: Stream) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     if isinstance(stream, torch.Tensor):
         return stream, None, None

@@ -77,6 +77,7 @@ def check(rank: Rank, membership: Membership) -> str:
             replica=rank.replica,
             device=rank.device,
             tensor_group=rank.tensor_group,
+            expert_group=rank.part.expert_group,
             narrow=rank.tensor_group.size,
         )
         batches = _Noise(small.plan)
@@ -106,7 +107,7 @@ def shrunk(plan: Plan) -> Plan:
         length = max(tensor, length - length % tensor)
     return plan.model_copy(
         update={
-            "model": plan.model.shrunk(tensor),
+            "model": plan.model.shrunk(tensor, plan.parallelism.expert),
             "parallelism": plan.parallelism.model_copy(update={"sharding": Sharding.NONE}),  # for whole gradients
             "data": data.model_copy(update={"sequence_length": length}),
             "schedule": _small_schedule(plan.schedule),
@@ -203,8 +204,7 @@ def _plain(small: Rank, batches: _Noise) -> Gradients:
                     for sample, weight in zip(samples, weights, strict=True):
                         _pass(small, whole, sample, batches, loss, loss_weight=float(weight.gradient))
                     _gather(parameters, sums, float(weights[0].step / weights[0].gradient))
-    slices, group = small.part.slices, small.tensor_group
-    return {name: slices[name].of(each, group) if name in slices else each for name, each in sums.items()}
+    return {name: small.part.own(name, each) for name, each in sums.items()}
 
 
 def _samples_of_copies(small: Rank) -> Iterator[list[list[int]]]:
