@@ -35,6 +35,7 @@ from pipelinejob_operator.controller.turns.measurements import placement_of, spe
 from pipelinejob_operator.objects.job import Job
 from pipelinejob_operator.objects.making.manifests import kind_of_stage
 from pipelinejob_operator.objects.making.plan_text import plan_text
+from pipelinejob_operator.objects.per_spec import spec_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +252,7 @@ class Planner:
         kinds = sorted({kind_of_stage(job.spec, rank.stage) for rank in job.ranks})
         pods = tuple(placing(self._admitted.of(job, kind)) for kind in kinds)
         costs = self._costs.version(job), speeds_of(job)
-        return job.spec.model_dump_json(), job.flavors, costs, pods, ground.likeness
+        return spec_text(job.spec), job.flavors, costs, pods, ground.likeness
 
     def _choose(self, job: Job, ground: Ground) -> Chosen:
         assert job.spec is not None, "only readable jobs are planned"
