@@ -14,7 +14,7 @@ from pipelinejob_operator.admission.choosing import Beside, Chooser
 from pipelinejob_operator.admission.line.asking import ask
 from pipelinejob_operator.admission.line.priority import NO_PRIORITY_CLASS
 from pipelinejob_operator.admission.line.queueing import NEVER_FITS, NO_VOLUME, PREEMPTED, PREEMPTING
-from pipelinejob_operator.admission.line.telling import Told, stands_far_back, told_far_back, told_near_the_head
+from pipelinejob_operator.admission.line.telling import Told, tell
 from pipelinejob_operator.admission.line.verdict import Waits
 from pipelinejob_operator.admission.preempting import victims
 from pipelinejob_operator.admission.room import Room
@@ -148,10 +148,13 @@ def _remembered(known: dict[Hashable, Any], asking: Asking, find: Callable[[], s
 
 
 def _what_is_missing(asking: Asking) -> Told:
-    if stands_far_back(asking.ahead.number):
-        return told_far_back()
-    missing = _remembered(asking.memory.missing, asking, lambda: _why_not_now(asking))
-    return told_near_the_head(asking.job, asking.ahead.first, asking.room.order, missing=missing)
+    return tell(
+        asking.job,
+        first=asking.ahead.first,
+        ahead=asking.ahead.number,
+        order=asking.room.order,
+        find_missing=lambda: _remembered(asking.memory.missing, asking, lambda: _why_not_now(asking)),
+    )
 
 
 def _prepare(asking: Asking) -> tuple[Waits, list[str]]:

@@ -6,6 +6,7 @@ that stays as it is for as long as they stand far back: a head that moves costs 
 `pipelinejob line` shows every job's place.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from pipelinejob_operator.admission.line.queueing import FAR_BACK, NO_ROOM, NOT_ITS_TURN, Order
@@ -21,14 +22,16 @@ def stands_far_back(ahead: int) -> bool:
     return ahead > NAMES_THE_HEAD
 
 
-def told_far_back() -> Told:
-    """Say why a job far back waits: the same for each, wherever it stands and whatever is free."""
-    return FAR_BACK, [f"waits in line: more than {NAMES_THE_HEAD} jobs that wait for room come before it"]
+def tell(job: Job, *, first: Job | None, ahead: int, order: Order, find_missing: Callable[[], str | None]) -> Told:
+    """Say why a job waits that is not placed: what is missing, and whom it waits behind.
 
-
-def told_near_the_head(job: Job, first: Job | None, order: Order, *, missing: str | None) -> Told:
-    """Say what is missing, and who is first; `missing` is None for a job that would fit if it were alone."""
+    `ahead` jobs that wait come before it, `first` of all; `find_missing` says what it would lack were it alone, None if
+    nothing.
+    """
+    if stands_far_back(ahead):
+        return FAR_BACK, [f"waits in line: more than {NAMES_THE_HEAD} jobs that wait for room come before it"]
     why_first = order.why_ahead(first, job) if first else ""
+    missing = find_missing()
     if missing is not None:
         return NO_ROOM, [missing, *([f"behind {first.key}, which {why_first}"] if first else [])]
     assert first is not None, "what fits waits only for those ahead"
