@@ -221,7 +221,7 @@ def main() -> None:
     garbage.search_seldom()
     sys.setswitchinterval(SWITCH_S)
     configure_logs("error")
-    with mock.patch.object(KopfWatch, "start"), mock.patch.object(KopfWatch, "join"):  # it has no server to watch
+    with mock.patch.object(KopfWatch, "start"):  # it has no server to watch
         for number in given.line.split(","):
             asyncio.run(measure(int(number), given.profile))
 
