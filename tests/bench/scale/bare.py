@@ -51,8 +51,11 @@ async def large_limit(num_ranks: int) -> dict[str, float]:
     }
 
 
-async def record(here: World, *jobs: dict[str, Any]) -> list[Recording]:
-    """Return the operator one job after another, and return what it wrote for each until it was let go, or waits."""
+async def record(here: World, *jobs: dict[str, Any], quiet_s: float = _QUIET_S) -> list[Recording]:
+    """Give the operator one job after another, and return what it wrote for each until none was written for a while.
+
+    A job follows when the one before is let go, or waits.
+    """
     with RecordingProxy(here.server) as proxy:
         async with operator(here, kubeconfig=proxy.kubeconfig(), name="recorded"):
             stored = []
@@ -62,13 +65,14 @@ async def record(here: World, *jobs: dict[str, Any]) -> list[Recording]:
                 await here.board.until(
                     lambda seen=seen: seen.let_go or seen.sentence, "a lone job is decided", timeout_s=PATIENCE_S
                 )
-                await _quiet(proxy, stored[-1])
+            await _quiet(proxy, stored, quiet_s)
         return [proxy.of(job) for job in stored]
 
 
-async def _quiet(proxy: RecordingProxy, job: dict[str, Any]) -> None:
+async def _quiet(proxy: RecordingProxy, jobs: list[dict[str, Any]], quiet_s: float) -> None:
     known, since = 0, time.monotonic()
-    while time.monotonic() - since < _QUIET_S:
+    while time.monotonic() - since < quiet_s:
         await asyncio.sleep(_QUIET_S / 10)
-        if len(proxy.of(job).writes) != known:
-            known, since = len(proxy.of(job).writes), time.monotonic()
+        written = sum(len(proxy.of(job).writes) for job in jobs)
+        if written != known:
+            known, since = written, time.monotonic()

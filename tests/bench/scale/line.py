@@ -15,6 +15,8 @@ from typing import Self
 
 from bare import record
 from board import JOBS, Seen
+from pipelinejob_operator.admission.line.telling import NAMES_THE_HEAD
+from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from probe import percentile
 from recording import Recording, writer
 from usage import resident_mib
@@ -42,11 +44,18 @@ class Line:
 
     @classmethod
     async def begin(cls, here: World) -> Self:
-        """Fill one node by the operator's own hand, and let one job wait."""
+        """Fill one node by the operator's own hand, and let jobs wait until one stands far back.
+
+        What is recorded is what the operator leaves behind for good: the sentence of a job far back, and that of one
+        whose pods nobody binds, which is written when the operator has asked what their events say.
+        """
         await cls._add_nodes(here, 0, 1)
-        fillers = [small_job(f"filler-{number}", **_IN_POOL) for number in range(_A_NODE - 1)]
-        jobs = [small_job("recorded-placed", **_IN_POOL), *fillers, small_job("recorded-waits", **_IN_POOL)]
-        running, *_, waiting = await record(here, *jobs)
+        fillers = [f"filler-{number}" for number in range(_A_NODE - 1)]
+        ahead = [f"ahead-{number}" for number in range(NAMES_THE_HEAD + 1)]  # sorts before the job that is recorded
+        names = ["recorded-placed", *fillers, *ahead, "recorded-waits"]
+        jobs = [small_job(name, **_IN_POOL) for name in names]
+        heard_s = ControllerSettings(trainer_image="").hearing_interval_s
+        running, *_, waiting = await record(here, *jobs, quiet_s=2 * heard_s)
         return cls(here, running, waiting)
 
     async def grow(self, num_jobs: int) -> None:
@@ -141,9 +150,10 @@ async def restart(line: Line) -> dict[str, float]:
         decided_s = (seen.decided or 0.0) - begun
         settled_s = await _idle(running) - begun
         memory_mib = resident_mib(running.pid)
+        requests = await running.metric("rest_client_requests_total")
     return {
         "jobs": len(line.here.board.jobs), "first_decision_s": decided_s, "settled_s": settled_s,
-        "operator_mib": memory_mib,
+        "operator_mib": memory_mib, "requests": requests,
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
 
 from pipelinejob_operator.kube.api import Api
-from pipelinejob_operator.kube.caching.informer import Change, Informer, Timings
+from pipelinejob_operator.kube.caching.informer import Change, Informer, Timings, without_managed_fields
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -93,7 +93,13 @@ class Seen:
 
 
 @contextlib.asynccontextmanager
-async def watching(script: Script, timings: Timings = QUICK, *, is_optional: bool = False) -> AsyncIterator[Seen]:
+async def watching(
+    script: Script,
+    timings: Timings = QUICK,
+    *,
+    is_optional: bool = False,
+    project: Callable[[dict[str, Any]], dict[str, Any]] = without_managed_fields,
+) -> AsyncIterator[Seen]:
     application = web.Application()
     application.router.add_get(PATH, script.answer)
     changes: list[Change] = []
@@ -109,6 +115,7 @@ async def watching(script: Script, timings: Timings = QUICK, *, is_optional: boo
             api_version="v1",
             on_change=changes.append,
             on_restart=lambda: restarts.append(None),
+            project=project,
             timings=timings,
             page_size=2,
             is_optional=is_optional,
@@ -284,6 +291,23 @@ async def test_an_answer_to_a_write_is_seen_at_once_and_not_undone_by_an_older_e
         seen.informer.offer(pod("a", 6, spec={"by": "an older answer"}))
 
         assert seen.informer.get("n", "a")["spec"] == {"by": "us"}
+
+
+async def test_a_state_that_is_known_is_not_read_a_second_time():
+    read = []
+    script = Script(
+        lists=[listed(pod("a", 1), revision=5), listed(pod("a", 7), pod("b", 8), revision=9)],
+        watches=[streamed(*[event("MODIFIED", pod("a", 7))] * 2, then="end")],
+    )
+
+    def project(item: dict[str, Any]) -> dict[str, Any]:
+        read.append((item["metadata"]["name"], item["metadata"]["resourceVersion"]))
+        return item
+
+    async with watching(script, Timings(relist_s=0.01), project=project) as seen:
+        await until(lambda: seen.names() == {"a", "b"})
+
+        assert read == [("a", "1"), ("a", "7"), ("b", "8")]
 
 
 async def test_an_answer_that_comes_after_the_deletion_raises_no_ghost():

@@ -25,8 +25,24 @@ from pipelinejob_operator.kube.api import Api, GoneError, NotFoundError
 from pipelinejob_operator.kube.caching import projection
 from pipelinejob_operator.kube.caching.sharing import Shared
 from pipelinejob_operator.process import garbage
+from pipelinejob_operator.process.handlers import KopfWatch
 from pipelinejob_operator.process.loopwatch import LoopWatch
 from pipelinejob_operator.process.opmetrics import OperatorMetrics
+
+# ---- an end before the beginning
+
+
+async def test_an_operator_that_ends_before_kopf_began_waits_for_no_kopf():
+    async def credentials() -> Any:
+        raise AssertionError("nobody asks")
+
+    kopf = KopfWatch(
+        loop=asyncio.get_running_loop(), credentials=credentials, enqueue=lambda _: None, on_restart=lambda: None
+    )
+    kopf.stop()
+
+    kopf.join(60)
+
 
 # ---- the event loop
 

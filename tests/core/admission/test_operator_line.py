@@ -143,7 +143,10 @@ def test_nobody_goes_past_a_long_line():
         submit(world, f"waiting{number}", stages=3)
     last = submit(world, "last", stages=1)
 
-    assert world.condition(last, "Placed")["reason"] == "NotItsTurn"
+    assert world.condition(last, "Placed")["reason"] == "FarBack"
+    assert world.condition(last, "Placed")["message"] == (
+        "waits in line: more than 8 jobs that wait for room come before it"
+    )
 
 
 def test_a_long_line_keeps_nobody_from_nodes_that_it_could_not_use():

@@ -25,6 +25,7 @@ from pipelinejob_operator.admission.pods.ways import Way, ways
 from pipelinejob_operator.admission.refusals import why_left_out
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import Job, Rank
+from pipelinejob_operator.objects.per_spec import topology_text
 from pipelinejob_operator.objects.requests import is_one_a_node
 
 _PODS = "pods"
@@ -235,7 +236,7 @@ class Chooser:
 
     def _topology_key(self, job: Job) -> str:
         assert job.spec is not None, "only readable jobs are placed"
-        return job.spec.topology.model_dump_json()
+        return topology_text(job.spec)
 
     def _topology(self, job: Job, infos: Sequence[NodeInfo]) -> Topology:
         assert job.spec is not None, "only readable jobs are placed"

@@ -13,14 +13,8 @@ from pipelinejob_operator.admission.capacity import Free
 from pipelinejob_operator.admission.choosing import Beside, Chooser
 from pipelinejob_operator.admission.line.asking import ask
 from pipelinejob_operator.admission.line.priority import NO_PRIORITY_CLASS
-from pipelinejob_operator.admission.line.queueing import (
-    NEVER_FITS,
-    NO_ROOM,
-    NO_VOLUME,
-    NOT_ITS_TURN,
-    PREEMPTED,
-    PREEMPTING,
-)
+from pipelinejob_operator.admission.line.queueing import NEVER_FITS, NO_VOLUME, PREEMPTED, PREEMPTING
+from pipelinejob_operator.admission.line.telling import Told, tell
 from pipelinejob_operator.admission.line.verdict import Waits
 from pipelinejob_operator.admission.preempting import victims
 from pipelinejob_operator.admission.room import Room
@@ -153,14 +147,14 @@ def _remembered(known: dict[Hashable, Any], asking: Asking, find: Callable[[], s
     return found
 
 
-def _what_is_missing(asking: Asking) -> tuple[str, list[str]]:
-    first, order = asking.ahead.first, asking.room.order
-    why_first = order.why_ahead(first, asking.job) if first else ""
-    missing = _remembered(asking.memory.missing, asking, lambda: _why_not_now(asking))
-    if missing is not None:
-        return NO_ROOM, [missing, *([f"behind {first.key}, which {why_first}"] if first else [])]
-    assert first is not None, "what fits waits only for those ahead"
-    return NOT_ITS_TURN, [f"waits behind {first.key}, which {why_first} and waits for room itself"]
+def _what_is_missing(asking: Asking) -> Told:
+    return tell(
+        asking.job,
+        first=asking.ahead.first,
+        ahead=asking.ahead.number,
+        order=asking.room.order,
+        find_missing=lambda: _remembered(asking.memory.missing, asking, lambda: _why_not_now(asking)),
+    )
 
 
 def _prepare(asking: Asking) -> tuple[Waits, list[str]]:

@@ -31,6 +31,11 @@ _COMMANDS = (
         summary="Print the plan: stages, layers, predicted step time, bubble and memory, and where it would stand.",
     ),
     LazyCommand(
+        "line",
+        "pipelinejob_operator.cli.line:line",
+        summary="Print which jobs of a cluster wait for room, in the order of the line.",
+    ),
+    LazyCommand(
         "profile",
         "pipelinejob_operator.cli.profile:profile",
         summary=(

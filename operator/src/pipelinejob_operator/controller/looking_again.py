@@ -5,7 +5,14 @@ from datetime import timedelta
 
 from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob.spec.status import ConditionType, State
-from pipelinejob_operator.admission.line.queueing import NEVER_FITS, NO_ROOM, NOT_ITS_TURN, PREEMPTED, PREEMPTING
+from pipelinejob_operator.admission.line.queueing import (
+    FAR_BACK,
+    NEVER_FITS,
+    NO_ROOM,
+    NOT_ITS_TURN,
+    PREEMPTED,
+    PREEMPTING,
+)
 from pipelinejob_operator.controller.actions import outlived_s
 from pipelinejob_operator.controller.observing.observe import Observed
 from pipelinejob_operator.controller.turns.failing.giving_back import since_release_s
@@ -17,7 +24,7 @@ from pipelinejob_operator.objects.pods import StagePod
 
 SOON_S = 1.0  # for what no event tells of and usually takes moments
 # Reasons to wait that the admission loop watches: it wakes the job when anything about them changes.
-_WATCHED = frozenset({NO_ROOM, NOT_ITS_TURN, NEVER_FITS, PREEMPTED, PREEMPTING})
+_WATCHED = frozenset({NO_ROOM, NOT_ITS_TURN, FAR_BACK, NEVER_FITS, PREEMPTED, PREEMPTING})
 _HEARING_SHARE = 0.25  # of the time since a gang was let go passes between two questions why it is not up
 
 

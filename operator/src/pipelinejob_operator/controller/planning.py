@@ -35,6 +35,7 @@ from pipelinejob_operator.controller.turns.measurements import placement_of, spe
 from pipelinejob_operator.objects.job import Job
 from pipelinejob_operator.objects.making.manifests import kind_of_stage
 from pipelinejob_operator.objects.making.plan_text import plan_text
+from pipelinejob_operator.objects.per_spec import spec_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ class Planner:
         self._costs = costs
         self._hardware = hardware or hardware_data.default()
         self._choices: dict[int | None, _Answers[Chosen]] = {}  # by the replicas that are asked for
-        self._drafts = _Answers[tuple[_Shared, Draft]]()  # that of the shape, and with the job's own name
+        self._drafts = _Answers[_Shared]()
         self._shapes: OrderedDict[Hashable, _Shared] = OrderedDict()
         self._plans = _Answers[Plan]()
 
@@ -142,7 +143,8 @@ class Planner:
         Raises SpecError if there can be no plan, NoPlacementError if what is known of the cluster does not allow for
         one.
         """
-        return self._drafted(job, ground)[1]
+        shared = self._drafted(job, ground).draft
+        return replace(shared, plan=_named(shared.plan, job))
 
     def version(self, job: Job) -> Hashable:
         """What changes whenever the costs do that a job is planned with."""
@@ -150,14 +152,14 @@ class Planner:
 
     def is_priced(self, job: Job, ground: Ground) -> bool:
         """Tell whether the prices of the job's draft are at hand; a job that only waits needs none."""
-        return self._drafted(job, ground)[0].is_priced
+        return self._drafted(job, ground).is_priced
 
     def price(self, job: Job, ground: Ground) -> Prices | None:
         """Price what it costs that the job's ranks stand apart; in a thread, for it takes long the first time.
 
         Returns None where nothing is known of the layers but their number.
         """
-        return self._drafted(job, ground)[0].price()
+        return self._drafted(job, ground).price()
 
     def plan(self, job: Job, ground: Ground, placement: Placement | None = None) -> Plan:
         """Plan a job for its place, which its status names if it is not given; else as its draft does.
@@ -168,7 +170,7 @@ class Planner:
             return self.draft(job, ground).plan
         version = self._at(job)
         if not self._plans.has(job.key, version):
-            shared = self._drafted(job, ground)[0]  # its errors are kept with it
+            shared = self._drafted(job, ground)  # its errors are kept with it
             self._plans.keep(
                 job.key,
                 version,
@@ -228,22 +230,21 @@ class Planner:
         for answers in (self._drafts, self._plans):
             answers.forget(key)
 
-    def _drafted(self, job: Job, ground: Ground) -> "tuple[_Shared, Draft]":
+    def _drafted(self, job: Job, ground: Ground) -> _Shared:
         version = self._of(job, ground)
         if not self._drafts.has(job.key, version):
             self._drafts.keep(job.key, version, lambda: self._draft_alike(job, ground))
         return self._drafts.get(job.key)
 
-    def _draft_alike(self, job: Job, ground: Ground) -> "tuple[_Shared, Draft]":
+    def _draft_alike(self, job: Job, ground: Ground) -> _Shared:
         """Draft a job as another of its shape was drafted: in a cluster with many small jobs most are alike."""
         shape = self._shape(job, ground)
         if shape not in self._shapes:
             self._shapes[shape] = _Shared(self._draft(job, ground))
             if len(self._shapes) > _MOST_SHAPES:
                 self._shapes.popitem(last=False)
-        shared = self._shapes[shape]
         self._shapes.move_to_end(shape)
-        return shared, replace(shared.draft, plan=_named(shared.draft.plan, job))
+        return self._shapes[shape]
 
     def _shape(self, job: Job, ground: Ground) -> Hashable:
         """What jobs have in common that are drafted alike."""
@@ -251,7 +252,7 @@ class Planner:
         kinds = sorted({kind_of_stage(job.spec, rank.stage) for rank in job.ranks})
         pods = tuple(placing(self._admitted.of(job, kind)) for kind in kinds)
         costs = self._costs.version(job), speeds_of(job)
-        return job.spec.model_dump_json(), job.flavors, costs, pods, ground.likeness
+        return spec_text(job.spec), job.flavors, costs, pods, ground.likeness
 
     def _choose(self, job: Job, ground: Ground) -> Chosen:
         assert job.spec is not None, "only readable jobs are planned"

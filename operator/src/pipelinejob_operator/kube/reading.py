@@ -1,6 +1,6 @@
-"""Reads a live cluster once, changing nothing: its nodes, and who takes what of them."""
+"""Reads a live cluster once, changing nothing: its nodes and who takes what of them, or the jobs that wait."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,16 @@ async def read_cluster(kubeconfig: Path | None, context: str | None) -> Snapshot
             jobs=await _list_if_known(api, f"{_RESOURCE}/{names.PLURAL}"),
             topology_profiles=await _list_if_known(api, f"{_RESOURCE}/{names.PROFILE_PLURAL}"),
         )
+
+
+async def read_line(kubeconfig: Path | None, context: str | None) -> tuple[Sequence[Object], Sequence[Object]]:
+    """Ask for jobs, and for the PriorityClasses that say who comes first.
+
+    Raises ClusterError for a cluster that cannot be reached, or does not let this user list them.
+    """
+    async with Api(await load_configuration(kubeconfig, context)) as api:
+        jobs = await _list_if_known(api, f"{_RESOURCE}/{names.PLURAL}")
+        return jobs, await _list(api, "/apis/scheduling.k8s.io/v1/priorityclasses", {})
 
 
 async def _list_if_known(api: Api, path: str) -> tuple[Object, ...]:

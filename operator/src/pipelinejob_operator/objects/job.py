@@ -147,6 +147,20 @@ _specs: WeakValueDictionary[bytes, PipelineJobSpec] = WeakValueDictionary()
 
 def _status(raw: Object) -> PipelineJobStatus:
     try:
-        return PipelineJobStatus.model_validate(raw.get("status") or {})
+        return _lean(PipelineJobStatus.model_validate(raw.get("status") or {}))
     except ValidationError:
         return PipelineJobStatus()
+
+
+def _lean(status: PipelineJobStatus) -> PipelineJobStatus:
+    """Have what was written with the same fields share the set of their names, half of what a condition takes.
+
+    pydantic gives each its own; copies of a model copy it before they change it, and nothing else changes it.
+    """
+    for each in (status, *status.conditions, *status.stages):
+        own = each.model_fields_set
+        object.__setattr__(each, "__pydantic_fields_set__", _field_names.setdefault(frozenset(own), own))
+    return status
+
+
+_field_names: dict[frozenset[str], set[str]] = {}

@@ -64,8 +64,9 @@ class KopfWatch:
                 loop.call_soon_threadsafe(flag.set)
 
     def join(self, timeout_s: float) -> None:
-        """Wait until kopf has ended, no longer than this."""
-        self._thread.join(timeout_s)
+        """Wait until kopf has ended, no longer than this; one that never began has."""
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
 
     def _supervise(self) -> None:
         backoff = Backoff(_MIN_BACKOFF_S, _MAX_BACKOFF_S)

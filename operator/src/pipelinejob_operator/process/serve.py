@@ -36,6 +36,7 @@ _log = structlog.get_logger(__name__)
 _UNAVAILABLE_MAX_DELAY_S = 2.0
 _CONFLICT_DELAY_S = 0.02
 _KOPF_STOP_S = 0.2
+_KOPF_START_S, _KOPF_LOOK_S = 30.0, 0.1  # at the latest; between two looks whether the queue is empty
 _PASS_END_S = 0.3
 _EXIT_USAGE: Final = 2
 # How long a thread that computes keeps the interpreter from one that waits for it, at most. A probe waits some five
@@ -160,11 +161,18 @@ class Operator:
         await self._cluster.wait_synced()
         garbage.pass_over_what_is_held()
         _log.info("caches are filled", jobs=len(self._cluster.jobs()))
-        self._kopf.start()
         async with asyncio.TaskGroup() as workers:
             workers.create_task(self._admit())
+            workers.create_task(self._start_kopf())
             for _ in range(self._settings.workers):
                 workers.create_task(work(self._queue, self._controller, self._leadership, self._metrics))
+
+    async def _start_kopf(self) -> None:
+        """Have kopf watch once the jobs that stand were passed over: it lists them again, on the same processor."""
+        until_s = time.monotonic() + _KOPF_START_S
+        while len(self._queue) and time.monotonic() < until_s:  # noqa: ASYNC110  # seldom, and never again
+            await asyncio.sleep(_KOPF_LOOK_S)
+        self._kopf.start()
 
     async def _admit(self) -> None:
         """Work through the line of jobs while this process leads."""

@@ -9,6 +9,7 @@ from pipelinejob_operator.objects.job import Job, condition
 
 NO_ROOM = "NoRoom"
 NOT_ITS_TURN = "NotItsTurn"
+FAR_BACK = "FarBack"  # many wait before it
 NEVER_FITS = "NeverFits"
 NO_PLAN = "NoPlan"  # what the cluster is said to be does not allow for one, or not on the nodes that are free
 NO_VOLUME = "NoVolume"  # a claim that its pods mount does not exist

@@ -6,6 +6,7 @@ pod counts as it is rendered.
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from pipelinejob.base import names
@@ -13,6 +14,7 @@ from pipelinejob_operator.cluster import Key, Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
 from pipelinejob_operator.objects.making.manifests import kind_of_stage, stage_pod
+from pipelinejob_operator.objects.per_spec import PerSpec
 from pipelinejob_operator.objects.requests import pod_requests
 
 NodeSelector = Mapping[str, Any]
@@ -22,6 +24,16 @@ _SPEC_FIELDS = frozenset(
 )
 _CONTAINER_FIELDS = frozenset(("name", "resources", "restartPolicy", "ports"))
 _MOST_SPECS = 4096
+
+
+class Decisive(dict[str, Any]):
+    """The part of a pod's spec that says where it may stand and what it takes; jobs that are alike share one."""
+
+    @cached_property
+    def placing(self) -> Hashable:
+        """What decides about a pod's nodes, were it alone and without volumes."""
+        wishes = [self.get(field) for field in ("nodeSelector", "affinity", "tolerations")]
+        return str((wishes, sorted(pod_requests({"spec": self}).items())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +61,23 @@ class AdmittedPods:
     def __init__(self, settings: ControllerSettings) -> None:
         self._settings = settings
         self._known: dict[Key, _Known] = {}
-        self._specs: dict[str, Object] = {}
+        self._specs: dict[str, Decisive] = {}
+        self._unasked = PerSpec[dict[Hashable, AdmittedPod]](lambda _: {})  # by kind
 
     def of(self, job: Job, kind: int) -> AdmittedPod:
         """Return the pod of a kind of stage."""
         known = self._known.get(job.key)
         if known is not None and known.likeness == _likeness(job) and kind in known.pods:
             return known.pods[kind]
-        return AdmittedPod(pod=self.rendered(job, kind))
+        return self._as_rendered(job, kind)
+
+    def _as_rendered(self, job: Job, kind: int) -> AdmittedPod:
+        """Return a job's pod as we make it, as far as decisions go by it: of jobs with one spec it is rendered once."""
+        assert job.spec is not None, "only readable jobs have pods"
+        known, alike = self._unasked(job.spec), (kind, job.chain_of)
+        if alike not in known:
+            known[alike] = self._slim(AdmittedPod(pod=self.rendered(job, kind)))
+        return named(known[alike], job)
 
     def of_rank(self, job: Job, rank: Rank) -> AdmittedPod:
         """Return a rank's pod: that of its kind, with its own labels."""
@@ -109,7 +130,8 @@ class AdmittedPods:
     def _slim(self, admitted: AdmittedPod) -> AdmittedPod:
         """Keep what decisions go by; pods of most jobs share that, and thousands of jobs may wait."""
         spec, labels = decisive(admitted.pod["spec"]), admitted.pod["metadata"].get("labels") or {}
-        spec = self._specs.setdefault(repr(spec), spec)
+        if spec is not admitted.pod["spec"]:
+            spec = self._specs.setdefault(repr(spec), spec)
         if len(self._specs) > _MOST_SPECS:
             self._specs.clear()
         metadata = {"namespace": admitted.pod["metadata"].get("namespace"), "labels": labels}
@@ -132,8 +154,17 @@ class AdmittedPods:
         self._known.pop(key, None)
 
 
-def decisive(spec: Object) -> Object:
+def named(admitted: AdmittedPod, job: Job) -> AdmittedPod:
+    """Return a pod of a job that is another's, but for the job's name."""
+    labels = {**(admitted.pod["metadata"].get("labels") or {}), names.LABEL_JOB: job.key.name}
+    pod = {**admitted.pod, "metadata": {"namespace": job.key.namespace, "labels": labels}}
+    return replace(admitted, pod=pod)
+
+
+def decisive(spec: Object) -> Decisive:
     """Return the part of a pod's spec that says where it may stand and what it takes."""
+    if isinstance(spec, Decisive):
+        return spec
     kept = {key: value for key, value in spec.items() if key in _SPEC_FIELDS}
     for field_name in ("containers", "initContainers"):
         if spec.get(field_name):
@@ -142,13 +173,12 @@ def decisive(spec: Object) -> Object:
                 for container in spec[field_name]
             ]
     claims = [volume for volume in spec.get("volumes") or () if "persistentVolumeClaim" in volume]
-    return {**kept, "volumes": claims} if claims else kept
+    return Decisive({**kept, "volumes": claims} if claims else kept)
 
 
 def placing(asked: AdmittedPod) -> Hashable:
     """Return what decides about a pod's nodes, were it alone."""
-    wishes = [asked.pod["spec"].get(field) for field in ("nodeSelector", "affinity", "tolerations")]
-    return str((wishes, asked.volumes, sorted(pod_requests({**asked.pod, "status": {}}).items())))
+    return decisive(asked.pod["spec"]).placing, str(asked.volumes)
 
 
 def _counting(admitted: AdmittedPod) -> Hashable:

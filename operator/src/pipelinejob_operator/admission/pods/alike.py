@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from pipelinejob.base import names
-from pipelinejob_operator.admission.pods.admitted import AdmittedPod, AdmittedPods, decisive
+from pipelinejob_operator.admission.pods.admitted import AdmittedPod, AdmittedPods, decisive, named
 from pipelinejob_operator.cluster import Key, Object
 from pipelinejob_operator.objects.job import Job
+from pipelinejob_operator.objects.per_spec import spec_text
 
 KEEP_S = 10.0
 _MOST = 1024  # kinds of pods
@@ -40,9 +40,7 @@ class AlikePods:
         found = self._answers.get(self._name(job, kind))
         if found is None or not 0 <= (now - found.at).total_seconds() < KEEP_S:
             return None
-        pod = found.admitted.pod
-        labels = {**(pod["metadata"].get("labels") or {}), names.LABEL_JOB: job.key.name}
-        return replace(found.admitted, pod={**pod, "metadata": {"namespace": job.key.namespace, "labels": labels}})
+        return named(found.admitted, job)
 
     def keep(self, job: Job, kind: int, answer: AdmittedPod, now: datetime) -> None:
         """Keep an answer for others, if nothing in it is this job's alone."""
@@ -50,7 +48,8 @@ class AlikePods:
             return
         if len(self._answers) >= _MOST:
             self._answers.clear()
-        self._answers[self._name(job, kind)] = _Answer(now, answer)
+        kept = replace(answer, pod={**answer.pod, "spec": decisive(answer.pod["spec"])})
+        self._answers[self._name(job, kind)] = _Answer(now, kept)
 
     def forget(self, namespace: str) -> None:
         """Let go of all answers about a namespace: admission does something else there now."""
@@ -60,7 +59,7 @@ class AlikePods:
     def _name(self, job: Job, kind: int) -> tuple[str, str]:
         """What a job's pod has in common with all that are alike; rendering it costs more than all else here."""
         assert job.spec is not None, "only readable jobs have pods"
-        template = (job.key.namespace, kind, job.spec.model_dump_json())
+        template = (job.key.namespace, kind, spec_text(job.spec))
         if template not in self._names:
             if len(self._names) >= _MOST:
                 self._names.clear()

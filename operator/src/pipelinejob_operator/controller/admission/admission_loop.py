@@ -23,6 +23,7 @@ from pipelinejob_operator.admission.capacity import claims_of, has_room
 from pipelinejob_operator.admission.choosing import Chooser
 from pipelinejob_operator.admission.deciding import Asking, Memory
 from pipelinejob_operator.admission.line.queueing import BLOCKS_NOBODY, NO_PLAN, is_in_line
+from pipelinejob_operator.admission.line.telling import stands_far_back
 from pipelinejob_operator.admission.line.verdict import Placed, Refused, Verdict, Waits
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.admission.room import Room
@@ -40,9 +41,9 @@ _LARGE = 64  # ranks: from here on, choosing nodes for a gang holds up others fo
 _BREATH_S = 0.02  # of deciding, after which the event loop has its turn
 _LEAST_PAUSE_S = 0.02  # between two cycles
 _SHARE = 0.3  # of the time that cycles may take, while one follows another
+_MOST_PAUSE_S = 0.2  # all the same: within a long cycle others have their turn anyway, and room may have come free
 _AUDIT_S = 60.0  # after which the line is worked through whether or not anything is known to have changed
 _PATIENCE_S = 0.5  # between two lots of jobs that are told why they wait
-_TOLD_ANEW = 20  # jobs of a long line whose sentence is written anew in a cycle, though nothing is left for them
 _URGENT = 32  # jobs at the head of the line, and as many new ones, that are asked first for what they need
 
 
@@ -68,6 +69,7 @@ class _Asked:
     verdict: Verdict | None = None
     usable: frozenset[str] | None = None  # the nodes that it could use, if nothing was left of them
     usable_at: object = None  # what that was looked up for
+    is_far_back: bool = False  # as it was decided last: its sentence stays as it is for as long as it stands so
     is_written: bool = False  # or may be: its place was sent to the API server
 
 
@@ -95,7 +97,6 @@ class AdmissionLoop:
         self._asked: dict[str, _Asked] = {}
         self._untold = Untold(room)
         self._views = Views(room, admitted=admitted, clock=clock)
-        self._told_until = 0
         self._memory = Memory()
         self._asks = 0
         self._num_new_hurried = 0  # in this cycle
@@ -182,7 +183,7 @@ class AdmissionLoop:
             started = time.monotonic()
             await self.cycle()
             took_s = time.monotonic() - started
-            await asyncio.sleep(max(_LEAST_PAUSE_S, took_s * (1 / _SHARE - 1)))
+            await asyncio.sleep(min(_MOST_PAUSE_S, max(_LEAST_PAUSE_S, took_s * (1 / _SHARE - 1))))
 
     def _patience_s(self) -> float:
         """How long the line may be left alone if nothing changes."""
@@ -208,11 +209,10 @@ class AdmissionLoop:
     async def _work_through(self) -> None:
         ahead, breath = Ahead(), time.monotonic()
         self._memory.too_little, self._num_new_hurried = set(), 0
-        told_anew = self._next_to_be_told_anew()
         line = self._room.line
         for number, uid in enumerate(line):
             asked = self._asked.get(uid)
-            if asked is not None and number not in told_anew and self._stands_far_back(asked, ahead):
+            if asked is not None and self._stands_far_back(asked, ahead):
                 ahead.count_one_more()
                 continue
             if time.monotonic() - breath > _BREATH_S:
@@ -239,12 +239,6 @@ class AdmissionLoop:
         if asked is not None and not ahead.is_reckoned and not chooser.goes_by_rules(job):
             asked.usable, asked.usable_at = chooser.usable(job, self._room.empty), self._views.usable_at
 
-    def _next_to_be_told_anew(self) -> range:
-        """Where in the line jobs are looked at though nothing is left for them: a few each time, by turns."""
-        start = self._told_until if self._told_until < self._room.waiting_count else 0
-        self._told_until = start + _TOLD_ANEW
-        return range(start, start + _TOLD_ANEW)
-
     def _hurry(self, number: int, job: Job) -> None:
         """Have the first in line, and who was never told anything, say what they need before anybody else does."""
         is_due = number < _URGENT or (job.status.state is None and self._num_new_hurried < _URGENT)
@@ -253,10 +247,10 @@ class AdmissionLoop:
             self._wake(job.key)
 
     def _stands_far_back(self, asked: _Asked, ahead: Ahead) -> bool:
-        """Whether it is known that nothing is left for a job that waits: most of a long line stands so."""
-        if asked.usable is None or asked.usable_at != self._views.usable_at or not isinstance(asked.verdict, Waits):
+        """Whether nothing is left for a job that waits, and it was told so: most of a long line stands so."""
+        if not asked.is_far_back or asked.usable is None or asked.usable_at is not self._views.usable_at:
             return False
-        return ahead.takes_all_of(asked.usable)
+        return stands_far_back(ahead.number) and ahead.takes_all_of(asked.usable)
 
     @staticmethod
     def _keeps_room(job: Job, asked: _Asked | None) -> bool:
@@ -276,6 +270,7 @@ class AdmissionLoop:
         except Exception as error:  # noqa: BLE001  # one job that trips the loop must not keep it from all others
             _log.exception("no decision", job=str(job.key))
             verdict = Waits(reason=NO_PLAN, message=f"the operator failed to decide about it: {error!r}")
+        asked.is_far_back = isinstance(verdict, Waits) and stands_far_back(ahead.number)
         if verdict == before:
             return
         asked.verdict = verdict

@@ -19,7 +19,7 @@ class Views:
         self._ground: tuple[object, Ground] | None = None
         self._chooser: tuple[object, Chooser] | None = None
         self._looked_at: object = None
-        self.usable_at: object = None  # the nodes, and the rules of pods, that the chooser last looked at
+        self.usable_at: object = None  # the nodes, the rules of pods and the classes that were last looked at
 
     def ground(self) -> Ground:
         """What the cluster consists of now, whatever runs on it."""
@@ -42,7 +42,7 @@ class Views:
         if self._looked_at != now:
             chooser.look(room.neighbours(), self._clock())
             self._looked_at = now
-        empty = (nodes, room.empty_version, room.shy_version)
+        empty = (nodes, room.empty_version, room.shy_version, room.order)
         if self.usable_at != empty:
             chooser.forget_usable()
             self.usable_at = empty

@@ -135,11 +135,9 @@ class Informer:
 
     def offer(self, item: dict[str, Any]) -> None:
         """Take up what the API server answered to a write of ours, so that the next read sees it already."""
-        uid, name = item["metadata"].get("uid"), _name(item)
-        known = self._objects.get(name)
-        if uid in self._gone or (known and not _is_newer(item, known)):
-            return
-        self._put(name, self._kept(item))
+        name = _name(item)
+        if item["metadata"]["uid"] not in self._gone and self._is_news(name, item):
+            self._put(name, self._kept(item))
 
     # ---- the loop
 
@@ -191,7 +189,8 @@ class Informer:
                 raise StreamError(f"{self._path}: the answer is no list but {str(page)[:200]}")
             for item in page["items"] or ():
                 name = _name(item)
-                found[name] = self._kept(item)
+                known = self._objects.get(name)
+                found[name] = known if known is not None and _is_same(item, known) else self._kept(item)
                 await slices.end()
             if not metadata.get("continue"):
                 break
@@ -208,7 +207,8 @@ class Informer:
                 self._drop(name)
             await slices.end()
         for name, item in found.items():
-            self._put_if_newer(name, item)
+            if self._is_news(name, item):
+                self._put(name, item)
             await slices.end()
         self._revision = revision
         self._backoff.reset()
@@ -245,7 +245,8 @@ class Informer:
             error = GoneError if item.get("code") == _GONE else StreamError
             raise error(f"{self._path}: the watch said {str(item.get('message') or item)[:200]}")
         if event["type"] in {"ADDED", "MODIFIED"}:
-            self._put_if_newer(_name(item), self._kept(item))
+            if self._is_news(_name(item), item):  # what the answer to a write of ours brought is known
+                self._put(_name(item), self._kept(item))
         elif event["type"] == "DELETED":
             self._remember_gone(item)
             known = self._objects.get(_name(item))
@@ -259,10 +260,9 @@ class Informer:
     def _kept(self, item: dict[str, Any]) -> Object:
         return self._shared.keep(self._project({**self._type, **item}))
 
-    def _put_if_newer(self, name: Name, item: Object) -> None:
+    def _is_news(self, name: Name, item: Object) -> bool:
         known = self._objects.get(name)
-        if known is None or _is_newer(item, known):
-            self._put(name, item)
+        return known is None or _is_newer(item, known)
 
     def _put(self, name: Name, item: Object) -> None:
         known = self._objects.get(name)
@@ -344,6 +344,11 @@ def _name(item: Object) -> Name:
     if not metadata.get("name") or not metadata.get("uid"):
         raise StreamError(f"there is an object without name or uid: {str(item)[:200]}")
     return Name(metadata.get("namespace", ""), metadata["name"])
+
+
+def _is_same(item: Object, known: Object) -> bool:
+    """Tell whether both are one object in one state."""
+    return all(item["metadata"].get(field) == known["metadata"].get(field) for field in ("uid", "resourceVersion"))
 
 
 def _is_newer(item: Object, known: Object) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelinejob.spec.running.scheduling import Provisioning
 from pipelinejob.spec.status import ConditionType, State
-from pipelinejob_operator.admission.line.queueing import NEVER_FITS, NO_ROOM
+from pipelinejob_operator.admission.line.queueing import FAR_BACK, NEVER_FITS, NO_ROOM
 from pipelinejob_operator.cluster import Object, Reference
 from pipelinejob_operator.controller.observing.observe import Observed
 from pipelinejob_operator.controller.turns import transitions
@@ -28,7 +28,7 @@ from pipelinejob_operator.objects.peers.workload import PodSet, holds, pod_sets
 from pipelinejob_operator.objects.peers.workload import condition as answer_of
 
 REFUSED = "ProvisioningRefused"
-_NEEDS_NODES = frozenset({NO_ROOM, NEVER_FITS, REFUSED})
+_NEEDS_NODES = frozenset({NO_ROOM, FAR_BACK, NEVER_FITS, REFUSED})
 _COMES_TOGETHER = frozenset({State.PENDING, State.WAITING, State.STARTING, State.RESTARTING})
 _RETRY = timedelta(minutes=5)  # after a failure
 _LOST = ("BookingExpired", "CapacityRevoked")
