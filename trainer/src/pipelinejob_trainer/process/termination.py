@@ -12,6 +12,7 @@ from pipelinejob.contract.progress import ExitCode, Termination
 from pipelinejob_trainer.base.errors import (
     LayerError,
     LeftError,
+    NotNeededError,
     PeerLostError,
     StoppedError,
     SupersededError,
@@ -88,6 +89,8 @@ def _meaning(error: BaseException) -> tuple[ExitCode, str]:
             return ExitCode.PEER_LOST, "Superseded" if isinstance(error, SupersededError) else "PeerLost"
         case LeftError():
             return ExitCode.LEFT, error.reason
+        case NotNeededError():
+            return ExitCode.OK, "NotNeeded"
         case StoppedError():
             return ExitCode.STOPPED, "Stopped"
         case PipelineJobError():
