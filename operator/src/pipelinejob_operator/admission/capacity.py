@@ -85,11 +85,12 @@ def promise_of(job: Job, admitted: AdmittedPods) -> Promise:
     spec = job.spec
     if spec is None or job.is_finished or not job.is_placed:
         return Promise(uid=job.uid, attempt=job.status.attempt, generation=job.generation)
-    kinds = {kind_of_stage(spec, each.stage) for each in job.status.stages}
+    resizing = job.status.recovery.resizing if job.status.recovery else None
+    ranks = (*job.status.stages, *(resizing.joining if resizing else ()))
+    kinds = {kind_of_stage(spec, each.stage) for each in ranks}
     asked = {kind: pod_requests(admitted.of(job, kind).pod) for kind in kinds}
     claims = {
-        Rank(each.replica, each.stage): Claim(each.node or "", asked[kind_of_stage(spec, each.stage)])
-        for each in job.status.stages
+        Rank(each.replica, each.stage): Claim(each.node or "", asked[kind_of_stage(spec, each.stage)]) for each in ranks
     }
     return Promise(uid=job.uid, attempt=job.status.attempt, generation=job.generation, claims=claims)
 

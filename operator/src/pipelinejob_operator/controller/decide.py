@@ -31,7 +31,7 @@ from pipelinejob_operator.controller.looking_again import (
     seconds_to_next_question,
 )
 from pipelinejob_operator.controller.observing.observe import Observed
-from pipelinejob_operator.controller.turns import remedies, stragglers, transitions
+from pipelinejob_operator.controller.turns import moving, remedies, stragglers, transitions
 from pipelinejob_operator.controller.turns.failing import crashing, replacing
 from pipelinejob_operator.controller.turns.failing.failures import (
     Broken,
@@ -59,7 +59,12 @@ from pipelinejob_operator.controller.turns.failing.starting import (
     overdue_cause,
     refusing_node,
 )
-from pipelinejob_operator.controller.turns.measurements import with_last_words, with_pods, with_progress
+from pipelinejob_operator.controller.turns.measurements import (
+    placement_of,
+    with_last_words,
+    with_pods,
+    with_progress,
+)
 from pipelinejob_operator.controller.turns.not_finite import tell_not_finite
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.controller.turns.waiting import late, provisioning, quota
@@ -67,6 +72,7 @@ from pipelinejob_operator.objects.conditions import Fact
 from pipelinejob_operator.objects.containers import Ending
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, condition, parse_time
+from pipelinejob_operator.objects.making.plan_text import plan_text
 from pipelinejob_operator.objects.ownership import NAMES_TAKEN
 from pipelinejob_operator.objects.pods import Outcome, StagePod
 
@@ -97,7 +103,7 @@ def decide(
         return Decision(status=job.status)
     turn = Turn(job=job, now=now, status=job.status)
     if not job.is_finished:
-        turn = _advance(turn, observed, settings)
+        turn = _advance(turn, observed, settings, planner)
     return complete(turn, observed, settings, planner=planner)
 
 
@@ -115,9 +121,19 @@ def complete(
         change=actions.change,
         patch=dues.patch,
         asks_for_room=_asks_for_room(turn, observed),
-        meets=turn.meets,
+        meets=_with_plan(turn, observed, planner),
         requeue_after_s=min(next_looks(turn, observed, settings), default=None),
     )
+
+
+def _with_plan(turn: Turn, observed: Observed, planner: Callable[[Job], Plan]) -> Incarnation | None:
+    """Return who meets, with the plan by which a gang trains that has other replicas than it began with."""
+    if turn.meets is None or not replacing.recovery_of(turn.status).resizes:
+        return turn.meets
+    plan = planner(replace(observed.job, status=turn.status)).model_copy(
+        update={"placement": placement_of(turn.status)}
+    )
+    return turn.meets.model_copy(update={"plan": plan_text(plan)})
 
 
 def refused(
@@ -131,7 +147,10 @@ def refused(
     """Decide what follows when the cluster refused one of the gang's objects."""
     turn = Turn(job=observed.job, now=now, status=observed.job.status)
     job = observed.job
-    if not job.is_finished and job.has_begun:
+    joining = moving.under_way(turn.status)
+    if not job.is_finished and joining is not None and not joining.decided:
+        turn = moving.give_up(turn, f"the cluster refused an object of the new replicas: {error}")
+    elif not job.is_finished and job.has_begun:
         if isinstance(error, InvalidError) and (job.status.released_time is None or not job.is_placed):
             turn = transitions.fail(
                 turn, "InvalidTemplate", f"the cluster finds an object of the gang invalid: {error}; mend spec.template"
@@ -148,7 +167,7 @@ def refused(
     return complete(turn, observed, settings, planner=planner)
 
 
-def _advance(turn: Turn, observed: Observed, settings: ControllerSettings) -> Turn:
+def _advance(turn: Turn, observed: Observed, settings: ControllerSettings, planner: Callable[[Job], Plan]) -> Turn:
     spec = observed.job.spec
     if observed.errors or spec is None:
         return _refuse(turn, observed)
@@ -163,17 +182,23 @@ def _advance(turn: Turn, observed: Observed, settings: ControllerSettings) -> Tu
     if _is_suspended(turn):
         turn = transitions.resume(turn)
     held = quota.hold(turn, observed)
-    return _proceed(turn, observed, spec, settings) if held is None else held
+    return _proceed(turn, observed, spec, settings, planner) if held is None else held
 
 
-def _proceed(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
+def _proceed(
+    turn: Turn,
+    observed: Observed,
+    spec: PipelineJobSpec,
+    settings: ControllerSettings,
+    planner: Callable[[Job], Plan],
+) -> Turn:
     if observed.job.binds_late and observed.job.has_begun and not observed.job.is_placed:
         return late.watch_binding(turn, observed, settings)
     if not observed.job.is_placed:
         return _make_way(turn, observed, settings)
     if observed.job.status.released_time is None:
         return _gather(turn, observed, settings)
-    return _run(turn, observed, spec, settings)
+    return _run(turn, observed, spec, settings, planner)
 
 
 def _refuse(turn: Turn, observed: Observed) -> Turn:
@@ -206,7 +231,7 @@ def _make_way(turn: Turn, observed: Observed, settings: ControllerSettings) -> T
 
 
 def _endings(observed: Observed) -> list[Ending]:
-    return [pod.ending for pod in observed.pods if pod.ending]
+    return [pod.ending for pod in observed.of_gang.pods if pod.ending]
 
 
 def _gather(turn: Turn, observed: Observed, settings: ControllerSettings) -> Turn:
@@ -220,12 +245,20 @@ def _gather(turn: Turn, observed: Observed, settings: ControllerSettings) -> Tur
     return transitions.release(turn)
 
 
-def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
+def _run(  # noqa: PLR0911 # a list of what may have happened
+    turn: Turn,
+    everything: Observed,
+    spec: PipelineJobSpec,
+    settings: ControllerSettings,
+    planner: Callable[[Job], Plan],
+) -> Turn:
+    observed = everything.of_gang
     current = observed.current
     done = _done_ranks(turn.status, current)
     turn = turn.having(**_reported(with_pods(turn.status, current)))
     # Of a batch the first stage knows when it is done; the others would wait for more.
-    if len(done) == len(observed.job.ranks) or (spec.mode is Mode.BATCH and Rank(0, 0) in done):
+    is_answered = spec.mode is Mode.BATCH and Rank(0, 0) in done
+    if len(done) == len(observed.job.ranks) or is_answered or moving.has_ended(turn.status, observed.job.ranks, done):
         return transitions.succeed(turn)
     seen = replacing.expected([rank for rank in observed.job.ranks if rank not in done], current, turn.status)
     broken = find_breakage(
@@ -244,6 +277,9 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
         hang = find_hang(observed.accounts or observed.progress, seen.pods, attempt=turn.status.attempt)
         broken = None if hang is None else Broken(cause=hang)
     if broken is None:
+        turn, is_all = moving.advance(turn, everything, planner)
+        if is_all:
+            return turn
         turn = turn.having(stages=crashing.with_well_stages(turn.status, current, turn.now).stages)
         stage = crashing.find_crashing(turn.status, current)
         if stage is not None and observed.asker is None:
@@ -252,6 +288,7 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
     if broken.cause is None:
         turn = replace(turn, look_again_s=SOON_S)
         return transitions.start(turn, "a stage lost its peer; waiting to see which one ended first")
+    turn = moving.give_up(turn, "a stage was lost meanwhile")
     replaced = replacing.replace_lost(turn, broken.cause, observed, seen, spec)
     if isinstance(replaced, Turn):
         replaced = leave_out(replaced, refused_nodes(current.values()), settings)

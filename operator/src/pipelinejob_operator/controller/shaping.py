@@ -7,6 +7,7 @@ from pipelinejob.spec.chosen import Chosen, resolved
 from pipelinejob_operator.admission.line.queueing import NO_ROOM
 from pipelinejob_operator.controller.admission.admission_loop import AdmissionLoop
 from pipelinejob_operator.controller.beside_loop import beside_the_loop
+from pipelinejob_operator.controller.from_memory import FromMemory
 from pipelinejob_operator.controller.planning import Planner
 from pipelinejob_operator.controller.turns import resizing
 from pipelinejob_operator.controller.turns.measurements import without_nodes
@@ -17,9 +18,10 @@ from pipelinejob_operator.objects.job import Job, read_job
 class Shaper:
     """Chooses by what is planned, and by what there is room for. Searches may take seconds, in which others go on."""
 
-    def __init__(self, planner: Planner, admissions: AdmissionLoop) -> None:
+    def __init__(self, planner: Planner, admissions: AdmissionLoop, from_memory: FromMemory) -> None:
         self._planner = planner
         self._admissions = admissions
+        self._from_memory = from_memory
 
     async def choose(self, job: Job) -> Chosen:
         """Choose for a job that holds nothing: what is quickest for all replicas, or for as many as have room now.
@@ -42,7 +44,7 @@ class Shaper:
         return first
 
     async def resize(self, turn: Turn) -> Turn:
-        """Begin an attempt with the replicas that a running job is to have, or say why it goes on as it is."""
+        """Begin to have the replicas that a running job is to have, or say why it goes on as it is."""
         job, refusal = turn.job, None
         if job.queue is not None:
             why = f"Kueue's queue {job.queue} admitted these; set suspend to true, and to false again"
@@ -57,7 +59,8 @@ class Shaper:
                 continue
             why_not = await self._why_no_room(job, shape, chosen, grows=chosen.data > running)
             if why_not is None:
-                return resizing.begin(turn, chosen)
+                begun = await self._from_memory.begin(turn, chosen)
+                return resizing.begin(turn, chosen, why=begun) if isinstance(begun, str) else begun
             refusal = refusal or (NO_ROOM, why_not)
         assert refusal is not None, "a job has a shape at least"
         return resizing.hold(turn, *refusal)

@@ -81,7 +81,7 @@ class ProcessExit:
             sys.stderr.write(f"warning: {self._log}: {error.strerror}; the exit code is all that is left\n")
 
 
-def _meaning(error: BaseException) -> tuple[ExitCode, str]:
+def _meaning(error: BaseException) -> tuple[ExitCode, str]:  # noqa: PLR0911 # a list of endings
     match error:
         case UserError():
             return ExitCode.USER_ERROR, error.reason

@@ -55,6 +55,7 @@ class TrainingLoop:
         status: StageStatus,
         stop_request: StopRequest,
         keeping: Keeping | None = None,
+        *,
         moves_to: Callable[[], int] = lambda: 0,
     ) -> None:
         """`keeping` is for recovery in place: the loop may then `rejoin` the gang and `run` again.

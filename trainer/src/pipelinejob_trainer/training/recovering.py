@@ -186,7 +186,8 @@ class Recovering:
     def _move(self, membership: Membership, ring: Ring, loss: Loss, number: int) -> Incarnation | None:
         """Leave an incarnation for another; None where a rank was lost at the last moment, so that all wait."""
         try:
-            _leave(membership, ring)
+            membership.gang.barrier()  # who closes its ring after it says goodbye, and is not taken for lost
+            distributed.destroy_process_group()
         except PeerLostError as error:
             say(f"incarnation {number} cannot begin: {error}")
             self._settle(ring, loss)

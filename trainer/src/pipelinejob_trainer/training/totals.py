@@ -80,7 +80,7 @@ def over_all(gang: Gang, values: torch.Tensor) -> Totals:
 
 
 def common_number(total: float, total_of_squares: float, *, count: int) -> int | None:
-    """Return the number that so many ranks have in common, given sums over all of them; None if they differ, or it is 0.
+    """Return the number that so many ranks have in common, given sums over all of them; None if there is none but 0.
 
     Only equal numbers have no variance, so every rank concludes the same from the same two sums.
     """

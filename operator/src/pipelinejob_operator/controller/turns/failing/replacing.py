@@ -173,7 +173,7 @@ def meet(turn: Turn, observed: Observed) -> Turn:
     incarnation = Incarnation(
         number=number,
         attempt=turn.status.attempt,
-        members=tuple(_member(rank, observed.current[rank], accounts[rank]) for rank in observed.job.ranks),
+        members=tuple(member(rank, observed.current[rank], accounts[rank]) for rank in observed.job.ranks),
         key=derived(observed.secret, "meeting"),
     )
     waited_s = None
@@ -311,7 +311,8 @@ def _describe_handover(left: Mapping[Rank, int]) -> str:
     return f"; {who} had handed over after step {max(left.values())}, from where all go on"
 
 
-def _member(rank: Rank, pod: StagePod, account: Progress) -> Member:
+def member(rank: Rank, pod: StagePod, account: Progress) -> Member:
+    """Return a rank of a meeting, by what its pod and itself say of where it is reached."""
     address = str((pod.raw.get("status") or {}).get("podIP") or "")
     host = f"[{address}]" if ":" in address else address
     return Member(replica=rank.replica, stage=rank.stage, address=f"{host}:{account.control_port}")
