@@ -77,7 +77,7 @@ def _near(
 ) -> Iterator[tuple[str, ...]]:
     """Return where the rank stood, and where those stand, or are about to, that it talks to in its replica."""
     paths: Mapping[Rank, tuple[str, ...]] = {
-        Rank(each.replica, each.stage): (*(each.path.split("/") if each.path else ()), each.node or "")
+        Rank(each.replica, each.stage): tuple((each.path or each.node or "").split("/"))
         for each in observed.job.status.stages
     } | {each: place.path for each, place in found.items()}
     num_stages = spec.parallelism.pipeline or 1

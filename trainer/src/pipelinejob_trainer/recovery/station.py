@@ -59,7 +59,7 @@ class Station:
         except ValidationError as error:
             raise ValueError(f"no incarnation: {error}") from error
         with self._changed:
-            newest = max(self._newest(), *self._at_border)
+            newest = max((self._newest(), *self._at_border))
             if incarnation.attempt != self._attempt or incarnation.number <= newest:
                 raise ValueError(
                     f"incarnation {incarnation.number} of attempt {incarnation.attempt}: this process is of attempt"

@@ -88,7 +88,7 @@ def begin(turn: Turn, chosen: Chosen, places: Mapping[Rank, Place]) -> Turn:
         wanted=turn.job.wanted_replicas or chosen.data,
         layers=kept_layers(turn.status),
         joining=tuple(
-            JoiningRank(replica=rank.replica, stage=rank.stage, node=place.node, path="/".join(place.path[:-1]))
+            JoiningRank(replica=rank.replica, stage=rank.stage, node=place.node, path="/".join(place.path))
             for rank, place in sorted(places.items())
         ),
         since=format_time(turn.now),
@@ -120,7 +120,7 @@ def advance(turn: Turn, observed: Observed, planner: Callable[[Job], Plan]) -> t
     if failed:
         return give_up(turn, failed), False
     if resizing.joining and resizing.released_time is None:
-        is_gathered = all(pod is not None for pod in pods.values())
+        is_gathered = all(pod is not None and not pod.is_terminating for pod in pods.values())
         released = resizing.model_copy(update={"released_time": format_time(turn.now)})
         return (_with(turn, released) if is_gathered else turn), False
     return (_decide(turn, planner), True) if _may_be_decided(turn, observed, resizing) else (turn, False)
@@ -241,8 +241,7 @@ def _crossings(stages: Sequence[StageStatus], before: Mapping[str, int] | None) 
     """Count the boundaries that cross each level, whose names the count before has."""
     replicas = sorted({each.replica for each in stages})
     paths = [
-        [(*(each.path.split("/") if each.path else ()), each.node or "") for each in stages if each.replica == replica]
-        for replica in replicas
+        [tuple((each.path or "").split("/")) for each in stages if each.replica == replica] for replica in replicas
     ]
     counts = [crossings(of_one) for of_one in paths]
     if before is None or any(len(each) != len(before) for each in counts):

@@ -266,7 +266,7 @@ def counted(status: PipelineJobStatus, places: Mapping[Rank, Place]) -> tuple[St
     def changed(each: StageStatus, place: Place | None) -> StageStatus:
         if place is None:
             return each
-        path = each.path if each.node == place.node else "/".join(place.path[:-1])
+        path = each.path if each.node == place.node else "/".join(place.path)
         update = {"restarts": each.restarts + 1, "ready": False, "node": place.node, "path": path}
         return each.model_copy(update=update)
 
