@@ -41,6 +41,7 @@ def holding(*own: int, **copies: tuple[int, ...]) -> Holding:
         ([holding(4, 5), holding(), holding(4, 5, r1=(3, 4))], 3, (4, (0, 2, 2))),  # its last copy had not arrived
         ([holding(4, 5), holding(), holding()], 3, None),  # with its buddy
         ([holding(5), holding(), holding(5), holding(5)], 2, (5, (0, 3, 2, 3))),  # the other replica's stage
+        ([holding(4, 5, r1=(4, 5)), holding(), holding(), holding()], 2, (5, (0, 0, 0, 0))),  # who joins with the lost
         ([holding(), holding()], 2, None),
         ([holding(7), holding(5)], 2, None),
     ],
@@ -328,7 +329,8 @@ def test_an_incarnation_at_a_border_is_no_reason_to_wait_until_the_border_is_rea
     with pytest.raises(PeerLostError, match="no new incarnation"):
         ranks[1].await_newer(0, within_s=0.05, joins=True)
 
-    begun = ranks[0].begin_at_border(2)
+    begun = ranks[0].at_border(2)
+    ranks[0].begin_at_border(2)
     with ranks[0].call(begun, 1, "ring", within_s=HANG_S):
         joined = ranks[1].await_newer(0, within_s=HANG_S, joins=True)
     assert joined == begun

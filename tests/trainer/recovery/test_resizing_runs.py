@@ -19,7 +19,7 @@ MODEL = Model(gpt=GptModel(num_layers=2, hidden_size=16, num_heads=2, dropout=0.
 pytestmark = pytest.mark.xdist_group("gangs")  # one gang at a time is load enough
 
 
-def shared(*layers: int, replicas: int, micro_batches: int, steps: int = STEPS) -> Plan:
+def shared(*layers: int, replicas: int, micro_batches: int, optimizer: str = "AdamW") -> Plan:
     """Return a plan of which a step has so many micro-batches of two sequences, over all replicas."""
     return recovering_plan(
         *layers,
@@ -28,7 +28,7 @@ def shared(*layers: int, replicas: int, micro_batches: int, steps: int = STEPS) 
         schedule=ScheduleSpec(
             name=ScheduleName.ONE_F_ONE_B, micro_batches=micro_batches // replicas, micro_batch_size=2
         ),
-        training={"steps": steps},
+        training={"steps": STEPS, "optimizer": optimizer},
         checkpoint={"interval_steps": 50, "asynchronous": True, "keep": 100},
     )
 
@@ -83,7 +83,8 @@ def test_two_replicas_and_one_again_end_bit_for_bit_as_one_does_where_sums_have_
 def test_one_two_four_and_one_replicas_differ_from_one_by_the_order_of_sums_alone(
     run: Callable[..., tuple[Gang, Operator]],
 ) -> None:
-    plans = [shared(4, replicas=replicas, micro_batches=4) for replicas in (1, 2, 4, 1)]
+    # By SGD, which makes of a difference in the last bits no larger one.
+    plans = [shared(4, replicas=replicas, micro_batches=4, optimizer="SGD") for replicas in (1, 2, 4, 1)]
     undisturbed = run(plans[0])[0].finish()
 
     gang, operator = run(plans[0], waiting=3)
@@ -99,7 +100,7 @@ def test_one_two_four_and_one_replicas_differ_from_one_by_the_order_of_sums_alon
     mine, others = state(gang, STEPS), state(undisturbed, STEPS)
     assert mine.keys() == others.keys()
     for name, tensor in mine.items():
-        torch.testing.assert_close(tensor, others[name], rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(tensor, others[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_a_rank_that_is_lost_after_a_change_of_replicas_is_replaced_as_ever(
@@ -114,4 +115,6 @@ def test_a_rank_that_is_lost_after_a_change_of_replicas_is_replaced_as_ever(
 
     assert operator.replaced == ["job-r0-s1"]
     assert len(gang.losses()) == STEPS
-    assert gang.logs().count("from memory") == 2
+    assert len(gang.steps()) <= STEPS + 1
+    assert "all 4 ranks go on after step" in gang.logs()
+    assert "go back to the last checkpoint" not in gang.logs()

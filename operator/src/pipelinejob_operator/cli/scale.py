@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipelinejob_operator.local.runfolder import RunFolder
-from pipelinejob_operator.local.scaling import scaled
+from pipelinejob_operator.local.scaling import scalable, scaled
 from pipelinejob_operator.validation.validate import validate_change
 
 
@@ -19,7 +19,7 @@ def scale(
 ) -> None:
     """Have a run that goes on train with another number of replicas; what it makes of that, it says itself."""
     run = RunFolder(folder)
-    job = run.read_running_job()
+    job = scalable(run.read_running_job())
     validate_change(job, scaled(job, replicas))
     run.ask_for_replicas(replicas)
     typer.echo(f"{run.relative()}: {replicas} {'replica' if replicas == 1 else 'replicas'} asked for")

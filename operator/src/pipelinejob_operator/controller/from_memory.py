@@ -10,7 +10,6 @@ from pipelinejob_operator.controller.admission.admission_loop import AdmissionLo
 from pipelinejob_operator.controller.beside_loop import beside_the_loop
 from pipelinejob_operator.controller.planning import Planner
 from pipelinejob_operator.controller.turns import moving
-from pipelinejob_operator.controller.turns.failing import replacing
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.job import Job, Rank
 
@@ -27,13 +26,8 @@ class FromMemory:
         self._places = places
 
     async def begin(self, turn: Turn, chosen: Chosen) -> Turn | str:
-        """Begin to go over to these degrees, which have room; or say why that is not done from memory.
-
-        Returns '' where `spec.recovery.inPlace` does not ask for it.
-        """
+        """Begin to go over to these degrees, which have room; or say why that is not done from memory."""
         job = turn.job
-        if job.spec is None or not replacing.is_on(job.spec):
-            return ""  # nobody asked for it
         why_not = moving.why_not(job, chosen)
         if why_not:
             return why_not

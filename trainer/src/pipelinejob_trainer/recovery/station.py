@@ -77,12 +77,15 @@ class Station:
         with self._changed:
             return max(self._at_border, default=0)
 
-    def begin_at_border(self, number: int) -> Incarnation:
-        """Return the incarnation of this number, whose border is reached; from now on it is the newest heard of."""
+    def at_border(self, number: int) -> Incarnation:
+        """Return an incarnation that is to begin at a step border, by its number."""
+        with self._changed:
+            return self._at_border[number]
+
+    def begin_at_border(self, number: int) -> None:
+        """Take the border for reached: from now on this incarnation is the newest heard of."""
         with self._changed:
             self._begin(self._at_border[number])
-            assert self._heard is not None, "it has begun"
-            return self._heard
 
     def await_newer(
         self, number: int, *, within_s: float, is_over: Callable[[], bool] = lambda: False, joins: bool = False

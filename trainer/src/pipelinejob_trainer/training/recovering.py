@@ -185,14 +185,17 @@ class Recovering:
 
     def _move(self, membership: Membership, ring: Ring, loss: Loss, number: int) -> Incarnation | None:
         """Leave an incarnation for another; None where a rank was lost at the last moment, so that all wait."""
+        incarnation = self._station.at_border(number)
         try:
+            keepers = buddies(Plan.from_json(incarnation.plan)) if incarnation.plan else ()
+            self._keeping.entrust(membership.gang, self._status.step, buddies=keepers)
             membership.gang.barrier()  # who closes its ring after it says goodbye, and is not taken for lost
             distributed.destroy_process_group()
         except PeerLostError as error:
             say(f"incarnation {number} cannot begin: {error}")
             self._settle(ring, loss)
             return None
-        incarnation = self._station.begin_at_border(number)
+        self._station.begin_at_border(number)
         self._status.begin_incarnation(number)
         return incarnation
 

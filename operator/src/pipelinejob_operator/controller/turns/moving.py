@@ -35,7 +35,6 @@ from pipelinejob_operator.objects.pods import StagePod
 
 JOINING_FAILED = "JoiningFailed"
 _CHUNK = re.compile(r"(\d+)-(\d+)")
-_FIXED = ("pipeline", "tensor", "schedule", "virtual_stages")
 _ORDERED_OTHERWISE = frozenset({ScheduleName.AUTO, ScheduleName.CUSTOM})
 _UP = frozenset({State.TRAINING, State.DEGRADED})
 
@@ -45,17 +44,22 @@ def under_way(status: PipelineJobStatus) -> Resizing | None:
     return status.recovery.resizing if status.recovery else None
 
 
+def alike(before: Chosen, data: int) -> Chosen | None:
+    """Return the same with so many replicas, which share the same micro-batches; None where they cannot equally."""
+    of_all = before.micro_batches * before.data
+    if before.batch_size is not None or of_all % data:
+        return None
+    return before.model_copy(update={"data": data, "micro_batches": of_all // data})
+
+
 def why_not(job: Job, chosen: Chosen) -> str:
     """Say why a job that runs cannot go over to these degrees from memory; '' if it can, as far as its status tells."""
-    status, before = job.status, job.status.chosen
-    assert job.spec is not None and before is not None, "only what was chosen is chosen anew"  # noqa: PT018 # one fact
+    status = job.status
     recovery = replacing.recovery_of(status)
     reasons = {
         "its stages are not all up and training": (
             status.state not in _UP or not recovery.incarnation or recovery.since is not None
         ),
-        "its schedule or its stages become others": [getattr(before, each) for each in _FIXED]
-        != [getattr(chosen, each) for each in _FIXED],
         f"the order of {chosen.schedule} follows from more than its name": (
             chosen.schedule in _ORDERED_OTHERWISE or FAMILIES[chosen.schedule].is_asynchronous
         ),

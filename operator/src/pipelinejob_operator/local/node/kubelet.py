@@ -152,14 +152,8 @@ class Kubelet:
 
     def _joins_others(self, pod: Object) -> bool:
         """Tell whether others of the pod's attempt are up already: it is of a further replica."""
-        labels = pod["metadata"].get("labels") or {}
-        alike = [labels.get(name) for name in (names.LABEL_JOB, names.LABEL_ATTEMPT)]
-        return any(
-            [rank.pod["metadata"].get("labels", {}).get(name) for name in (names.LABEL_JOB, names.LABEL_ATTEMPT)]
-            == alike
-            and _is_ready(rank.pod)
-            for rank in self.pods.values()
-        )
+        others = (rank.pod for rank in self.pods.values())
+        return any(_gang_of(other) == _gang_of(pod) and _is_ready(other) for other in others)
 
     def _spare_environment(self) -> dict[str, str]:
         return {**self._machine.environment, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
@@ -327,6 +321,10 @@ def _port(port: int | str, pod: Object) -> int:
         if declared.get("name") == port:
             return int(declared["containerPort"])
     return names.PORT_METRICS
+
+
+def _gang_of(pod: Object) -> tuple[str | None, str]:
+    return (pod["metadata"].get("labels") or {}).get(names.LABEL_JOB), local_pod.attempt(pod)
 
 
 def _is_ready(pod: Object) -> bool:
