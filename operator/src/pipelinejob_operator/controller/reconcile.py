@@ -114,7 +114,7 @@ class Controller:
         )
 
         from_memory = FromMemory(self._planner, self.admissions, places=self._places_beside)
-        self._shaper = Shaper(self._planner, self.admissions, from_memory)
+        self._shaper = Shaper(self._planner, self.admissions, from_memory, shares_processors=settings.shares_processors)
         self._services = Services(cluster, settings=settings, statuses=self._statuses, errors=self._errors, clock=clock)
 
     async def reconcile(self, key: Key) -> float | None:

@@ -18,10 +18,14 @@ from pipelinejob_operator.objects.job import Job, read_job
 class Shaper:
     """Chooses by what is planned, and by what there is room for. Searches may take seconds, in which others go on."""
 
-    def __init__(self, planner: Planner, admissions: AdmissionLoop, from_memory: FromMemory) -> None:
+    def __init__(
+        self, planner: Planner, admissions: AdmissionLoop, from_memory: FromMemory, *, shares_processors: bool
+    ) -> None:
+        """`shares_processors`: degrees that are given need no device for each rank, so nothing is searched for them."""
         self._planner = planner
         self._admissions = admissions
         self._from_memory = from_memory
+        self._shares_processors = shares_processors
 
     async def choose(self, job: Job) -> Chosen:
         """Choose for a job that holds nothing: what is quickest for all replicas, or for as many as have room now.
@@ -59,7 +63,8 @@ class Shaper:
             if isinstance(begun, Turn):
                 return begun
             try:
-                chosen = await self._plan(shape)
+                alike = moving.alike(before, shape.spec.parallelism.data or 1) if shape.spec else None
+                chosen = alike if alike and self._shares_processors else await self._plan(shape)
             except (SpecError, NoPlacementError) as error:
                 cannot = f"; nor from memory: {begun}" if begun else ""
                 refusal = refusal or (resizing.CANNOT_BE_PLANNED, f"{error}{cannot}")

@@ -32,6 +32,7 @@ _SETTINGS = ControllerSettings(
     restart_backoff_s=1.0,
     max_restart_backoff_s=30.0,
     keeps_spares=True,
+    shares_processors=True,
 )
 _LOOK_EVERY_S = 0.5
 _RETRY_S = 1.0
