@@ -263,14 +263,26 @@ def test_an_operator_that_is_restarted_at_any_point_goes_on_from_the_status(pass
 
 
 def test_where_memory_does_not_do_it_goes_through_a_checkpoint_and_says_why():
-    world, key = begun(1)
-    for stage in range(2):  # the status is not to be had of a gang that has just lost one
-        says(world, 0, stage, phase=Phase.STARTING, awaits_incarnation=True)
-    world.cluster.edit(key, schedule=SPEC["schedule"] | {"name": "ZB-H1"})
+    world = World(nodes(6, gpus=8))
+    key = world.submit(job(**SPEC, parallelism=shape(1)))
+    world.train()  # but they have not met yet
     scaled(world, key, 2)
     resizing = next(each.message for each in world.cluster.events if each.reason == "Resizing")
-    assert "(not from memory: " in resizing
+    assert "(not from memory: its stages are not all up and training); the stages write a checkpoint" in resizing
     assert world.status(key)["attempt"] == 2
+
+
+def test_a_replica_that_still_stands_at_the_border_does_not_train_yet():
+    world, key = begun(1)
+    scaled(world, key, 2)
+    come_up(world)
+    waits(world, 1)
+    world.settle()
+    trains(world, 0, 2, stands_still=True)
+    trains(world, 1, 2, stands_still=True)
+    world.settle()
+    assert "resizing" in world.status(key)["recovery"]
+    assert "Resized" not in world.told()
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,8 @@ class StageStatus:
     def await_incarnation(self, lost: Sequence[Lost], *, within_s: float) -> None:
         """Note that this rank waits to be told who meets, after it lost these ranks."""
         self._moves_since = None  # it does not go on as it was to
-        self._update(phase=Phase.STARTING, awaits_incarnation=True, lost=tuple(lost))
+        told = {"phase": Phase.STARTING, "awaits_incarnation": True, "lost": tuple(lost)}
+        self._update(**told, stall_s=None, stands_still=False)
         self._expect_within(within_s)
 
     def add_lost(self, lost: Lost) -> None:
@@ -198,6 +199,7 @@ class StageStatus:
     def begin_move(self) -> None:
         """Note that this rank stands still at a step border, as the job gets other replicas."""
         self._moves_since = time.monotonic()
+        self._update(stands_still=True)
 
     def follow(self, plan: Plan) -> None:
         """Show what this plan predicts."""
@@ -209,7 +211,7 @@ class StageStatus:
             stall_s, self._moves_since = time.monotonic() - self._moves_since, None
             self.numbers.resizes.inc()
             self.numbers.resize_stall.set(stall_s)
-            self._update(stall_s=stall_s)
+            self._update(stall_s=stall_s, stands_still=False)
             return
         self.numbers.recoveries[self._recovers_from].inc()
         self._update(recoveries=self._progress.recoveries + 1)

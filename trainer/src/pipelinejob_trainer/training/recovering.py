@@ -134,8 +134,8 @@ class Recovering:
                 " state last, keeps it",
             )
         if incarnation.at_border:
-            self._status.begin_incarnation(incarnation.number)
             self._status.begin_move()
+            self._status.begin_incarnation(incarnation.number)
         return incarnation
 
     def _adopt(self, prepared: Preparation, incarnation: Incarnation) -> None:

@@ -116,10 +116,7 @@ def advance(turn: Turn, observed: Observed, planner: Callable[[Job], Plan]) -> t
         return _go_over(turn, observed, resizing)
     if turn.job.wanted_replicas != resizing.wanted:
         return give_up(turn, "another number is asked for by now"), False
-    pods = {
-        Rank(each.replica, each.stage): observed.current.get(Rank(each.replica, each.stage))
-        for each in resizing.joining
-    }
+    pods = {rank: observed.current.get(rank) for rank in _joining(resizing)}
     failed = _why_failed(turn, pods, resizing, observed.job.spec)
     if failed:
         return give_up(turn, failed), False
@@ -185,9 +182,8 @@ def _why_failed(
 def _may_be_decided(turn: Turn, observed: Observed, resizing: Resizing) -> bool:
     """Tell whether all of the gang train, and all that are to join wait to be called."""
     accounts, recovery = _accounts(observed), replacing.recovery_of(turn.status)
-    joining = _joining(resizing)
     trains = all(_trains(accounts.get(rank), recovery.incarnation) for rank in observed.job.ranks)
-    comes = all(rank in accounts and _waits(accounts[rank]) for rank in joining)
+    comes = all(rank in accounts and _waits(accounts[rank]) for rank in _joining(resizing))
     return trains and comes and recovery.since is None and turn.status.state in _UP
 
 
@@ -257,7 +253,7 @@ def _go_over(turn: Turn, observed: Observed, resizing: Resizing) -> tuple[Turn, 
     """Tell all of the border at which they go over, until they have; a loss meanwhile is recovery's."""
     accounts, recovery = _accounts(observed), replacing.recovery_of(turn.status)
     ranks = observed.job.ranks
-    if all(rank in accounts and _has_gone_over(accounts[rank], resizing) for rank in ranks):
+    if all(rank in accounts and _trains_on(accounts[rank], resizing) for rank in ranks):
         return _done(turn, [accounts[rank] for rank in ranks], resizing), False
     joining = _joining(resizing)
     is_interrupted = any(
@@ -302,6 +298,10 @@ def _all_know(accounts: Mapping[Rank, Progress], number: int, resizing: Resizing
 
 def _has_gone_over(account: Progress, resizing: Resizing) -> bool:
     return account.incarnation > resizing.after and not account.awaits_incarnation
+
+
+def _trains_on(account: Progress, resizing: Resizing) -> bool:
+    return _has_gone_over(account, resizing) and not account.stands_still
 
 
 def _trains(account: Progress | None, incarnation: int) -> bool:
