@@ -7,7 +7,7 @@ from pipelinejob.contract.incarnation import Lost
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import Phase, Progress
 from pipelinejob.spec.status import PipelineJobStatus, PlannedStage, PlanSummary
-from pipelinejob_operator.cluster import ForbiddenError
+from pipelinejob_operator.cluster import ClusterError, ForbiddenError
 from pipelinejob_operator.controller.turns import moving
 from support.clusters.operatorworld import World
 from support.manifests.jobs import job, nodes
@@ -238,27 +238,36 @@ def test_a_stage_that_is_lost_between_the_decision_and_the_border_is_replaced_in
     assert "resizing" not in status["recovery"]
 
 
-@pytest.mark.parametrize("passes", range(1, 8))
-def test_an_operator_that_is_restarted_at_any_point_goes_on_from_the_status(passes):
+@pytest.mark.parametrize("verb", ["refuse", "lose_answer"])
+@pytest.mark.parametrize("deadly", range(1, 10))  # what is written: 3 statuses, 2 pods made, 2 let go, a plan, a number
+def test_at_whatever_write_the_operator_dies_the_next_goes_on_from_the_status(verb, deadly):
     world, key = begun(1)
-    before = pods(world)
+    before, left = pods(world), [deadly]
+
+    def judge(*_):
+        left[0] -= 1
+        return ClusterError("killed") if left[0] == 0 else None
+
+    def settle():
+        for _ in range(2):
+            world.settle()
+            world.restart()
+
+    setattr(world.cluster, verb, judge)
     world.cluster.edit(key, parallelism=shape(2))
-    for _ in range(passes):
-        world.reconcile(key)
-    world.restart()
+    settle()
     come_up(world)
     waits(world, 1)
-    for _ in range(passes):
-        world.reconcile(key)
-    world.restart()
-    world.settle()
+    settle()
     number = world.status(key)["recovery"]["incarnation"]
+    assert left[0] <= 0, "it never died"
     assert all(world.cluster.answers[name].moves_to == number for name in pods(world))
     assert all(Plan.from_json(each.plan) == plan(world) for each in told(world).values())
     for replica in range(2):
         trains(world, replica, number)
-    world.settle()
-    assert world.status(key)["replicas"] == 2
+    settle()
+    status = world.status(key)
+    assert (status["replicas"], status["attempt"], "resizing" in status["recovery"]) == (2, 1, False)
     assert {name: uid for name, uid in pods(world).items() if name in before} == before
 
 
