@@ -41,7 +41,7 @@ def scale(run: Run, replicas: int) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_run_gets_the_replicas_that_it_is_scaled_to_from_memory(start) -> None:
-    run = start("scaled", recovery={"inPlace": True, "spares": 2})
+    run = start("scaled", recovery={"inPlace": True})
     run.until(lambda: run.steps() >= 2)
     before = run.pids()
     for replicas in (2, 1):
