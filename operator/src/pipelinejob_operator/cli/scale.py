@@ -17,7 +17,10 @@ def scale(
         int, typer.Option(min=1, metavar="N", help="How many replicas of the pipeline there are to be.")
     ],
 ) -> None:
-    """Have a run that goes on train with another number of replicas; what it makes of that, it says itself."""
+    """Have a run that goes on train with another number of replicas.
+
+    What it makes of that, it says itself.
+    """
     run = RunFolder(folder)
     job = scalable(run.read_running_job())
     validate_change(job, scaled(job, replicas))
