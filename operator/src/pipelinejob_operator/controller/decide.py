@@ -59,12 +59,7 @@ from pipelinejob_operator.controller.turns.failing.starting import (
     overdue_cause,
     refusing_node,
 )
-from pipelinejob_operator.controller.turns.measurements import (
-    placement_of,
-    with_last_words,
-    with_pods,
-    with_progress,
-)
+from pipelinejob_operator.controller.turns.measurements import with_last_words, with_pods, with_progress
 from pipelinejob_operator.controller.turns.not_finite import tell_not_finite
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.controller.turns.waiting import late, provisioning, quota
@@ -72,7 +67,6 @@ from pipelinejob_operator.objects.conditions import Fact
 from pipelinejob_operator.objects.containers import Ending
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, condition, parse_time
-from pipelinejob_operator.objects.making.plan_text import plan_text
 from pipelinejob_operator.objects.ownership import NAMES_TAKEN
 from pipelinejob_operator.objects.pods import Outcome, StagePod
 
@@ -121,19 +115,9 @@ def complete(
         change=actions.change,
         patch=dues.patch,
         asks_for_room=_asks_for_room(turn, observed),
-        meets=_with_plan(turn, observed, planner),
+        meets=moving.told_plan(turn, observed, planner),
         requeue_after_s=min(next_looks(turn, observed, settings), default=None),
     )
-
-
-def _with_plan(turn: Turn, observed: Observed, planner: Callable[[Job], Plan]) -> Incarnation | None:
-    """Return who meets, with the plan by which a gang trains that has other replicas than it began with."""
-    if turn.meets is None or not replacing.recovery_of(turn.status).resizes:
-        return turn.meets
-    plan = planner(replace(observed.job, status=turn.status)).model_copy(
-        update={"placement": placement_of(turn.status)}
-    )
-    return turn.meets.model_copy(update={"plan": plan_text(plan)})
 
 
 def refused(

@@ -22,7 +22,6 @@ from pipelinejob_trainer.recovery.history import Border
 from pipelinejob_trainer.recovery.keeping import Keeping
 from pipelinejob_trainer.runtime.device_memory import peak_bytes
 from pipelinejob_trainer.runtime.rank import Rank
-from pipelinejob_trainer.runtime.recorder import Recorder
 from pipelinejob_trainer.runtime.runtime import StepResult
 from pipelinejob_trainer.training import totals
 from pipelinejob_trainer.training.checks.adapters import BaseCheck, agreed_base
@@ -75,21 +74,15 @@ class TrainingLoop:
         self._last_loss = 0.0
         self._updates = Updates(prepared.rank, membership.sum_over)
         self._not_finite = NotFinitePolicy(plan.training)
+        self._recorder = prepared.recorder()
         self._untrained = UntrainedState(prepared.rank, membership.sum_over)
         self._parameter_check = ParameterCheck(prepared.rank)
         self._base_check = BaseCheck(prepared.rank)
         self._join(membership, prepared.rank)
 
     def _join(self, membership: Membership, rank: Rank) -> None:
-        config, self._plan = self._prepared.config, self._prepared.plan
-        self._rank = rank
+        self._plan, self._rank = self._prepared.plan, rank
         self._batches, self._evaluation_batches = self._prepared.batches, self._prepared.evaluation_batches
-        self._recorder = Recorder(
-            replica=config.replica,
-            stage=config.stage,
-            device=rank.device,
-            shares_processors=self._plan.shares_processors,
-        )
         self._gang = membership.gang
         check_shapes(self._rank, membership.gang)
         self._order = agreed_order(self._prepared, membership.gang)
@@ -117,6 +110,10 @@ class TrainingLoop:
         """Forget a step that was interrupted, and go on in another incarnation of the gang; `run` comes next."""
         rank = self._prepared.rank.with_new_stages()
         self._updates.optimizer.zero_gradients()
+        if self._prepared.plan is self._plan:
+            self._recorder.restart()
+        else:  # of another number of ranks, that may share processors
+            self._recorder = self._prepared.recorder()
         self._untrained.join(rank, membership.sum_over)
         self._join(membership, rank)
 

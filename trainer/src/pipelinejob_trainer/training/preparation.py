@@ -21,6 +21,7 @@ from pipelinejob_trainer.optimizers.groups import check_groups
 from pipelinejob_trainer.process.config import Config
 from pipelinejob_trainer.process.output import Output, say
 from pipelinejob_trainer.runtime.rank import Rank, build_rank
+from pipelinejob_trainer.runtime.recorder import Recorder
 from pipelinejob_trainer.training.checks import preflight
 from pipelinejob_trainer.training.checks.adapters import check_targets
 from pipelinejob_trainer.training.membership import Membership, choose_device
@@ -52,6 +53,15 @@ class Preparation:
         _refuse_unseen_positions(plan, self.rank)
         self.evaluation_batches = _open_evaluation(plan, self.batches)
         self.text, self.evaluation_text = map(_identity, (self.batches, self.evaluation_batches))
+
+    def recorder(self) -> Recorder:
+        """Return what records this rank's time, as suits how many ranks there are for the processors."""
+        return Recorder(
+            replica=self.config.replica,
+            stage=self.config.stage,
+            device=self.rank.device,
+            shares_processors=self.plan.shares_processors,
+        )
 
     def go_over_to(self, plan: Plan) -> None:
         """Go on by a plan with other replicas: the same layers, text, order, and sequences in a step.

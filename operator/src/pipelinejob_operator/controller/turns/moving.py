@@ -26,10 +26,11 @@ from pipelinejob_operator.admission.pods.substitute import Place
 from pipelinejob_operator.controller.observing.observe import Observed
 from pipelinejob_operator.controller.turns import resizing as to_checkpoint
 from pipelinejob_operator.controller.turns.failing import replacing
-from pipelinejob_operator.controller.turns.measurements import nodes_in_short, summarize
+from pipelinejob_operator.controller.turns.measurements import nodes_in_short, placement_of, summarize
 from pipelinejob_operator.controller.turns.transitions import Turn, resized_facts
 from pipelinejob_operator.objects.conditions import Fact
 from pipelinejob_operator.objects.job import Job, Rank, format_time, parse_time, read_job
+from pipelinejob_operator.objects.making.plan_text import plan_text
 from pipelinejob_operator.objects.making.tokens import derived
 from pipelinejob_operator.objects.pods import StagePod
 
@@ -153,6 +154,16 @@ def has_ended(status: PipelineJobStatus, ranks: Sequence[Rank], done: frozenset[
         return False
     joining = _joining(resizing)
     return bool(done) and {*ranks} <= done | joining
+
+
+def told_plan(turn: Turn, observed: Observed, planner: Callable[[Job], Plan]) -> Incarnation | None:
+    """Return who meets, with the plan by which a gang trains that has other replicas than it began with."""
+    if turn.meets is None or not replacing.recovery_of(turn.status).resizes:
+        return turn.meets
+    plan = planner(replace(observed.job, status=turn.status)).model_copy(
+        update={"placement": placement_of(turn.status)}
+    )
+    return turn.meets.model_copy(update={"plan": plan_text(plan)})
 
 
 def is_decided_now(turn: Turn) -> bool:
