@@ -96,11 +96,11 @@ def test_one_two_four_and_one_replicas_differ_from_one_by_the_order_of_sums_alon
 
     assert stall_s is not None
     assert stall_s < 5
-    assert gang.losses() == pytest.approx(undisturbed.losses(), rel=1e-5)
+    assert gang.losses() == pytest.approx(undisturbed.losses(), rel=1e-6)
     mine, others = state(gang, STEPS), state(undisturbed, STEPS)
     assert mine.keys() == others.keys()
     for name, tensor in mine.items():
-        torch.testing.assert_close(tensor, others[name], rtol=1e-5, atol=1e-5, msg=name)
+        torch.testing.assert_close(tensor, others[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_a_rank_that_is_lost_after_a_change_of_replicas_is_replaced_as_ever(
