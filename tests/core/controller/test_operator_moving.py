@@ -10,7 +10,7 @@ from pipelinejob.spec.status import PipelineJobStatus, PlannedStage, PlanSummary
 from pipelinejob_operator.cluster import ClusterError, ForbiddenError
 from pipelinejob_operator.controller.turns import moving
 from support.clusters.operatorworld import World
-from support.manifests.jobs import job, nodes
+from support.manifests.jobs import job, node, nodes
 
 SPEC = {
     "device": "cpu",
@@ -65,9 +65,9 @@ def plan(world):
     return Plan.from_json(config_map["data"][names.PLAN_FILE])
 
 
-def begun(data):
-    world = World(nodes(6, gpus=8))
-    key = world.submit(job(**SPEC, parallelism=shape(data)))
+def begun(data, cluster=None, **spec):
+    world = World(cluster or nodes(6, gpus=8))
+    key = world.submit(job(**SPEC, parallelism=shape(data), **spec))
     world.train()
     for replica in range(data):
         waits(world, replica)
@@ -118,6 +118,25 @@ def test_more_replicas_come_up_beside_the_gang_and_all_go_over_at_a_border():
     assert {name: uid for name, uid in pods(world).items() if name in before} == before
     (event,) = (each.message for each in world.cluster.events if each.reason == "Resized")
     assert event == "Trains with 2 replicas since about step 7, from memory; training stood still for 0.4 s"
+
+
+def test_a_further_replica_stands_where_its_stages_are_as_near_as_the_job_requires():
+    leaf = "topology.test/leaf"
+    cluster = [node(f"n{n}", labels={leaf: f"leaf-{n // 2}"}, pods="1") for n in range(6)]
+    world, key = begun(1, cluster, topology={"levels": [leaf], "pipeline": {"required": leaf}})
+    scaled(world, key, 3)
+    joining = world.status(key)["recovery"]["resizing"]["joining"]
+    leaves = {
+        replica: {each["path"].split("/")[0] for each in joining if each["replica"] == replica} for replica in (1, 2)
+    }
+    assert [len(each) for each in leaves.values()] == [1, 1]
+    assert leaves[1] != leaves[2]
+
+    come_up(world)
+    for replica in (1, 2):
+        waits(world, replica)
+    world.settle()
+    assert world.status(key)["crossings"] == {leaf: 0, "node": 3}
 
 
 def test_fewer_leave_at_a_border_and_their_end_is_no_failure():
