@@ -3,10 +3,12 @@
 A stage is killed, stopped, or told to stop, against a restart of the whole gang. Lost time is counted from the signal
 to the end of the first step that had not been done before, less that step itself; where a stage is told to stop, and
 all still end the step, it is the longest pause between two steps from then on. Then nothing fails: runs with
-protection, each between two without, by their median step.
+protection, each between two without, by their median step. Then a run is scaled, 1 -> 2 -> 4 -> 1 replicas, from memory
+and through a checkpoint: it "stood still" for the longest pause between two steps from the request until it has trained
+for some steps with the new number, less the median step before; "until then" is from the request to the end of that.
 
 `python tests/bench/trainer/bench_recovery.py [FOLDER]` prints a row for each case; `--protection` the second table
-alone, `--only=told` the cases alone whose names begin so.
+alone, `--replicas` the third, `--only=told` the cases alone whose names begin so.
 """
 
 import json
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +32,12 @@ from pipelinejob.base import names
 STAGES, STEPS, FAILS_AT, INTERVAL = 3, 260, 150, 100
 LIMIT_S = 600.0
 PROTECTED, ROUNDS = (1, 10), 3  # steps between two copies; protected runs for each
+REPLICAS, SETTLED = (1, 2, 4, 1), 60  # steps that are looked at before each request, and trained after each change
+WAYS: dict[str, dict[str, object] | None] = {
+    "from memory": {"inPlace": True},
+    "from memory, warm spares": {"inPlace": True, "spares": 4},
+    "through a checkpoint": None,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,15 +162,80 @@ def process_of(output: Path, *, stage: int) -> int:
     raise LookupError(f"no process of stage {stage}")
 
 
+def scalable(recovery: dict[str, object] | None) -> dict[str, object]:
+    spec = {
+        "device": "cpu",
+        "model": {"gpt": {"numLayers": 4, "hiddenSize": 32, "numHeads": 2}},
+        "data": {"corpus": "python-stdlib", "sequenceLength": 32},
+        "parallelism": {"pipeline": 2, "data": REPLICAS[0]},
+        "schedule": {"name": "1F1B", "globalBatchSize": 8, "microBatchSize": 2},
+        "training": {"steps": 1_000_000},
+        "checkpoint": {"intervalSteps": 1000},
+    } | ({"recovery": recovery} if recovery else {})
+    return {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "bench"}, "spec": spec}
+
+
+def measure_replicas(folder: Path) -> None:
+    print("| replicas | how | stood still | until then | a step before |")
+    print("|---|---|---|---|---|")
+    for number, (way, recovery) in enumerate(WAYS.items()):
+        with start(scalable(recovery), folder / str(number)) as run:
+            threading.Thread(target=run.communicate, daemon=True).start()  # so that it never waits to be read
+            try:
+                for before, replicas in pairwise(REPLICAS):
+                    print(f"| {before} -> {replicas} | {way} {changed(run, folder / str(number) / 'run', replicas)}")
+                    sys.stdout.flush()
+            finally:
+                run.kill()
+
+
+def changed(run: "subprocess.Popen[str]", output: Path, replicas: int) -> str:
+    """Scale a run, and return the rest of its row."""
+    await_steps(run, output, SETTLED)
+    asked_at = time.time()
+    command = [sys.executable, "-m", "pipelinejob", "scale", str(output), "--replicas", str(replicas)]
+    subprocess.run(command, check=True, capture_output=True)
+    until(run, lambda: trains_with(output, replicas))
+    await_steps(run, output, SETTLED)
+    times = [moment for _, moment in records(output / names.STEPS_FILE)]
+    step_s = statistics.median(b - a for a, b in pairwise([each for each in times if each <= asked_at][-SETTLED:]))
+    first = sum(moment <= asked_at for moment in times) - 1
+    pause_s, ended_at = max((b - a, b) for a, b in pairwise(times[first:]))
+    return f"| {pause_s - step_s:.2f} s | {ended_at - asked_at:.1f} s | {1000 * step_s:.0f} ms |"
+
+
+def trains_with(output: Path, replicas: int) -> bool:
+    status = json.loads((output / "job.json").read_text()).get("status") or {}
+    is_under_way = (status.get("recovery") or {}).get("resizing") is not None
+    return status.get("replicas") == replicas and status.get("state") == "Training" and not is_under_way
+
+
+def await_steps(run: "subprocess.Popen[str]", output: Path, count: int) -> None:
+    """Wait for so many further steps."""
+    reached = len(records(output / names.STEPS_FILE)) + count
+    until(run, lambda: len(records(output / names.STEPS_FILE)) >= reached)
+
+
+def until(run: "subprocess.Popen[str]", claim: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not claim():
+        assert run.poll() is None, "the run has ended too early"
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.1)
+
+
 def main() -> None:
     arguments = [each for each in sys.argv[1:] if not each.startswith("--")]
     only = next((each.partition("=")[2] for each in sys.argv if each.startswith("--only=")), "")
     folder = Path(arguments[0]) if arguments else Path(tempfile.mkdtemp())
-    if "--protection" not in sys.argv:
+    alone = {"--protection", "--replicas"} & set(sys.argv)
+    if not alone:
         measure_losses(folder, only)
         print()
-    if not only:
+    if "--protection" in alone or not (alone or only):
         measure_protection(folder / "protection")
+    if "--replicas" in alone or not (alone or only):
+        measure_replicas(folder / "replicas")
 
 
 def measure_losses(folder: Path, only: str) -> None:

@@ -117,6 +117,7 @@ class FakeCluster:
         self.told.append((name, incarnation))
         if name in self.answers:
             heard = {"awaits_incarnation": False, "incarnation": incarnation.number, "lost": ()}
+            heard = {"moves_to": incarnation.number} if incarnation.at_border else heard
             self.answers[name] = self.answers[name].model_copy(update=heard)
 
     async def pod_events(self, pod):

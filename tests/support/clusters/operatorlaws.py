@@ -61,6 +61,11 @@ def check_room(cluster):
             for stage in status["stages"]:
                 if stage["pod"] not in here:
                     used[stage["node"]] += 1  # jobs of these tests take one GPU a stage
+            name = job["metadata"]["name"]
+            resizing = (status.get("recovery") or {}).get("resizing") or {}
+            for each in () if resizing.get("decided") else resizing.get("joining") or ():
+                if names.pod_name(name, replica=each["replica"], stage=each["stage"]) not in here:
+                    used[each["node"]] += 1
     for node in cluster.nodes():
         room = int(node["status"]["allocatable"]["nvidia.com/gpu"])
         assert used[node["metadata"]["name"]] <= room, f"{node['metadata']['name']} was given twice"
@@ -84,7 +89,10 @@ def _judge_status(before, after, seen, *, binds_late=False):
     assert 0 <= after.get("attempt", 0) - before.get("attempt", 0) <= 1, "attempts go up, one by one"
     if after.get("attempt") == before.get("attempt") and _is_placed(before):
         assert _is_placed(after), "a gang was given up without a new attempt"
-        assert _pods(after) == _pods(before), "an attempt was numbered twice"
+        if _resizes(after) == _resizes(before):
+            assert _pods(after) == _pods(before), "an attempt was numbered twice"
+        kept = _pods(after).keys() & _pods(before).keys()
+        assert all(_pods(after)[rank] == _pods(before)[rank] for rank in kept), "a rank got another pod's number"
     if _is_placed(after) and not _is_placed(before):
         older = [pod for pod in seen if not binds_late or _attempt(pod) != after["attempt"]]
         assert not older, "nodes were held while pods of an older attempt were still there"
@@ -101,6 +109,10 @@ def _binds_late(job):
 
 def _pods(status):
     return {(each["replica"], each["stage"]): each["pod"] for each in status["stages"]}
+
+
+def _resizes(status):
+    return (status.get("recovery") or {}).get("resizes", 0)
 
 
 def _is_placed(status):

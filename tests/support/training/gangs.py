@@ -119,6 +119,11 @@ class Gang:
             self._start(replica, stage, port, self.rendezvous)
         return self
 
+    def join(self, replica: int) -> None:
+        """Start the ranks of a further replica, in the same attempt."""
+        for stage, port in enumerate(free_ports(self.plan.parallelism.pipeline)):
+            self._start(replica, stage, port, self.rendezvous)
+
     def restart(self, pod: str) -> None:
         """Start a rank that has ended anew, in the same attempt."""
         replica, stage = (int(part[1:]) for part in pod.rsplit("-", 2)[1:])

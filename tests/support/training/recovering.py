@@ -37,6 +37,9 @@ class Operator:
     coming: set[str] = field(default_factory=set)  # started anew since the last incarnation
     leaves_stopped: bool = False  # whether it starts another beside a silent process, as if its node were cut off
     stale: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    met: set[tuple[int, int]] = field(default_factory=set)  # the members of the last incarnation
+    plan: Plan | None = None  # by which the gang trains now, if not by the one that it began with
+    goal: Plan | None = None  # to which it goes over once all that it needs are there
     is_over: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
 
@@ -55,17 +58,38 @@ class Operator:
             self.look()
 
     def look(self) -> None:
-        reports = {pod: self._progress(pod) for pod in self.gang.processes}
+        processes = {pod: each for pod, each in list(self.gang.processes.items()) if each.poll() != 0}
+        reports = {pod: self._progress(pod) for pod in processes}
         known = [report for report in reports.values() if report is not None]
         silent = {
             names.pod_name("job", replica=lost.replica, stage=lost.stage) for each in known for lost in each.lost
         } & {pod for pod, report in reports.items() if report is None and pod not in self.coming}
-        ended = {pod for pod, process in self.gang.processes.items() if process.poll() not in {None, 0}}
+        ended = {pod for pod, process in processes.items() if process.poll() not in {None, 0}}
         for pod in sorted(silent | ended):
             self.replace(pod)
         waiting = [report for report in known if report.awaits_incarnation]
-        if len(waiting) == len(reports) and not silent | ended:
-            self._name(waiting)
+        if waiting and len(waiting) == len(reports) and not silent | ended:
+            self._name([each for each in waiting if each.replica < self._wanted.parallelism.data])
+        elif self.goal is not None and len(known) == len(reports):
+            self._resize(self.goal, known)
+
+    def resize(self, plan: Plan) -> None:
+        """Have the gang go over to a plan with other replicas, whose processes wait to be called."""
+        self.goal = plan
+        self.gang.until(lambda: self.goal is None, f"{plan.parallelism.data} replicas")
+
+    @property
+    def _wanted(self) -> Plan:
+        return self.plan or self.gang.plan
+
+    def _resize(self, goal: Plan, known: list[Progress]) -> None:
+        is_told = self.plan == goal
+        members = [each for each in known if each.replica < goal.parallelism.data]
+        if is_told and {each.incarnation for each in members} == {self.number}:
+            self.goal = None
+        elif not is_told and all(each.incarnation == self.number or each.awaits_incarnation for each in known):
+            self.plan = goal
+            self._name(members, at_border=True)
 
     def replace(self, pod: str) -> None:
         process = self.gang.processes[pod]
@@ -80,16 +104,24 @@ class Operator:
         self.coming.add(pod)
         self.gang.restart(pod)
 
-    def _name(self, waiting: list[Progress]) -> None:
+    def _name(self, waiting: list[Progress], *, at_border: bool = False) -> None:
         self.number += 1
         self.coming.clear()
         members = tuple(
             Member(replica=each.replica, stage=each.stage, address=f"127.0.0.1:{each.control_port}")
             for each in sorted(waiting, key=lambda each: (each.replica, each.stage))
         )
-        body = Incarnation(number=self.number, attempt=self.gang.attempt, members=members).model_dump_json()
-        for pod in self.gang.processes:
-            self._post(pod, body)
+        body = Incarnation(
+            number=self.number,
+            attempt=self.gang.attempt,
+            members=members,
+            plan=self.plan.to_json() if self.plan else "",
+            at_border=at_border,
+        ).model_dump_json()
+        told = {(each.replica, each.stage) for each in members} | self.met
+        for replica, stage in sorted(told):
+            self._post(names.pod_name("job", replica=replica, stage=stage), body)
+        self.met = {(each.replica, each.stage) for each in members}
 
     def _post(self, pod: str, body: str) -> None:
         url = f"http://127.0.0.1:{self.gang.ports[pod]}/incarnation"

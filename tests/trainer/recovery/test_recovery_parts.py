@@ -25,6 +25,7 @@ from pipelinejob_trainer.recovery.returning import choose_return
 from pipelinejob_trainer.recovery.ring import Edge, Ring
 from pipelinejob_trainer.recovery.station import Station
 from pipelinejob_trainer.recovery.wake import end_all_waits
+from pipelinejob_trainer.training.totals import common_number
 from support.local.processes import HANG_S, wait_until
 
 
@@ -40,6 +41,7 @@ def holding(*own: int, **copies: tuple[int, ...]) -> Holding:
         ([holding(4, 5), holding(), holding(4, 5, r1=(3, 4))], 3, (4, (0, 2, 2))),  # its last copy had not arrived
         ([holding(4, 5), holding(), holding()], 3, None),  # with its buddy
         ([holding(5), holding(), holding(5), holding(5)], 2, (5, (0, 3, 2, 3))),  # the other replica's stage
+        ([holding(4, 5, r1=(4, 5)), holding(), holding(), holding()], 2, (5, (0, 0, 0, 0))),  # who joins with the lost
         ([holding(), holding()], 2, None),
         ([holding(7), holding(5)], 2, None),
     ],
@@ -307,3 +309,51 @@ def test_a_wait_for_a_stopped_rank_is_ended_from_another_thread(kind: str, tmp_p
 
     assert ended == kind
     assert seconds < HANG_S / 10  # milliseconds; without it, the group's own timeout
+
+
+def at_border(number: int, stations: list[Station]) -> Incarnation:
+    return meeting(number, stations).model_copy(update={"at_border": True})
+
+
+def test_an_incarnation_at_a_border_is_no_reason_to_wait_until_the_border_is_reached(
+    station: Callable[..., Station],
+) -> None:
+    ranks = [station(0), station(1)]
+    ranks[0].hear(meeting(1, ranks[:1]).model_dump_json().encode())
+    for each in ranks:
+        each.hear(at_border(2, ranks).model_dump_json().encode())
+
+    assert [each.next_at_border() for each in ranks] == [2, 2]
+    with pytest.raises(PeerLostError, match="no new incarnation"):
+        ranks[0].await_newer(1, within_s=0.05)
+    with pytest.raises(PeerLostError, match="no new incarnation"):
+        ranks[1].await_newer(0, within_s=0.05, joins=True)
+
+    begun = ranks[0].at_border(2)
+    ranks[0].begin_at_border(2)
+    with ranks[0].call(begun, 1, "ring", within_s=HANG_S):
+        joined = ranks[1].await_newer(0, within_s=HANG_S, joins=True)
+    assert joined == begun
+    assert [each.next_at_border() for each in ranks] == [0, 0]
+
+
+def test_a_loss_before_the_border_is_followed_by_another_incarnation(station: Callable[..., Station]) -> None:
+    rank = station(0)
+    rank.hear(at_border(2, [rank]).model_dump_json().encode())
+    with pytest.raises(ValueError, match="heard of incarnation 2"):
+        rank.hear(meeting(2, [rank]).model_dump_json().encode())
+    rank.hear(meeting(3, [rank]).model_dump_json().encode())
+
+    assert rank.next_at_border() == 0
+    heard = rank.await_newer(0, within_s=HANG_S)
+    assert heard is not None
+    assert heard.number == 3
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"), [([0, 0], None), ([4, 4, 4], 4), ([4, 4, 5], None), ([0, 4], None), ([3, 4, 5], None)]
+)
+def test_ranks_go_over_once_all_have_heard_of_the_same(numbers, expected) -> None:
+    found = common_number(sum(numbers), sum(each**2 for each in numbers), count=len(numbers))
+
+    assert found == expected

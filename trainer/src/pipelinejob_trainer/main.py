@@ -133,7 +133,7 @@ def _train_with_recovery(config: Config, plan: Plan, status: StageStatus, stop_r
     station = Station(job=f"{config.namespace}/{config.job}", attempt=config.attempt, rank=rank)
     status.listen(station.port)
     # At once, so that the operator, which asks again soon, does not take this rank for one that still waits.
-    ear = Ear(hear=lambda body: status.hear_incarnation(station.hear(body)), token=config.token)
+    ear = Ear(hear=lambda body: status.hear(station.hear(body)), token=config.token)
     serve(status, config.metrics_port, ear=ear)
 
     from pipelinejob_trainer.training.preparation import Preparation  # noqa: PLC0415  # torch, see above

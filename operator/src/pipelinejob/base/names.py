@@ -22,6 +22,7 @@ LABEL_JOB = f"{GROUP}/name"
 LABEL_STAGE = f"{GROUP}/stage"
 LABEL_REPLICA = f"{GROUP}/replica"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_RESIZES = f"{GROUP}/resizes"  # of a plan: how often its attempt went over to other replicas from memory
 LABEL_ORDINAL = f"{GROUP}/ordinal"  # of a pod that has no rank until it is bound
 LABEL_SERVICE = f"{GROUP}/service"  # of a chain of a job that serves, and of its pods: the job
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"

@@ -2,6 +2,8 @@
 
 The operator POSTs an `Incarnation` to `/incarnation` on each stage's metrics port. It gives a number once, after every
 stage of the attempt has said that it waits for one; a member that hears of a newer number can take part in no older.
+One that is told `at_border` changes who the members are while they train: it begins at the first step border at which
+all of the gang have heard of it, and nobody has to wait for it until then.
 """
 
 from pipelinejob.base.values import Value
@@ -16,12 +18,17 @@ class Member(Value):
 
 
 class Incarnation(Value):
-    """Who meets. Members are all ranks of the job, in order: replica by replica, stage by stage."""
+    """Who meets. Members are all ranks of the job, in order: replica by replica, stage by stage.
+
+    Who hears of it and is no member ends, with exit code 0: the job goes on with fewer replicas.
+    """
 
     number: int  # 1 is the first of an attempt's
     attempt: int
     members: tuple[Member, ...]
     key: str = ""  # known to its members only, who show it when they call one another
+    plan: str = ""  # by which they train, as JSON; empty: the one that each began with
+    at_border: bool = False  # it begins between two steps of the present one
 
 
 class Lost(Value):

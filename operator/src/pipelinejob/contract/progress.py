@@ -77,6 +77,9 @@ class Progress(Value):
     waits: Waits | None = None  # at the moment of the answer; None: it works
     stuck: str | None = None  # what is the matter, where nothing goes on and the stacks are in the log
     recoveries: int = 0  # how often this process went on in place
+    moves_to: int | None = None  # the newest incarnation that begins at a step border, if it was told of one
+    stands_still: bool = False  # at a step border, while it goes over to other replicas of the job
+    stall_s: float | None = None  # how long it stood still for that last; None after a loss
 
 
 class StepRecord(Value):

@@ -11,6 +11,7 @@ from pydantic import Field, WithJsonSchema
 
 from pipelinejob.base.values import Value
 from pipelinejob.spec.chosen import Chosen
+from pipelinejob.spec.resizing import Resizing
 
 Count = Annotated[int, Field(ge=0)]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -268,9 +269,26 @@ class RecoveryStatus(Value):
         ),
     ] = None
 
+    resizes: Annotated[
+        Count, Field(description="How often the present gang went over to another number of replicas from memory.")
+    ] = 0
+    resizing: Annotated[Resizing | None, Field(description="A change of that number which is under way.")] = None
+    layers: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...] | None,
+        Field(
+            max_length=4096,
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+            description="Layers of each stretch, which the present gang keeps as it went over.",
+        ),
+    ] = None
+    stall_seconds: Annotated[
+        Short | None, Field(description="How long training stood still when that number changed last.")
+    ] = None
+
     def of_next_attempt(self) -> "RecoveryStatus":
         """Return what is left when a new attempt begins: its gang has never met."""
-        return self.model_copy(update={"incarnation": 0, "replacing": (), "since": None})
+        gone = {"incarnation": 0, "replacing": (), "since": None, "resizes": 0, "resizing": None, "layers": None}
+        return self.model_copy(update=gone)
 
 
 class PipelineJobStatus(Value):

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from pipelinejob.base import names
 from pipelinejob.base.quantities import Resources, add, resources, subtract
 from pipelinejob.contract.plan import Placement
+from pipelinejob.spec.resizing import JoiningRank
+from pipelinejob.spec.status import StageStatus
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import Job, Rank
@@ -85,11 +87,12 @@ def promise_of(job: Job, admitted: AdmittedPods) -> Promise:
     spec = job.spec
     if spec is None or job.is_finished or not job.is_placed:
         return Promise(uid=job.uid, attempt=job.status.attempt, generation=job.generation)
-    kinds = {kind_of_stage(spec, each.stage) for each in job.status.stages}
+    resizing = job.status.recovery.resizing if job.status.recovery else None
+    ranks: tuple[StageStatus | JoiningRank, ...] = (*job.status.stages, *(resizing.joining if resizing else ()))
+    kinds = {kind_of_stage(spec, each.stage) for each in ranks}
     asked = {kind: pod_requests(admitted.of(job, kind).pod) for kind in kinds}
     claims = {
-        Rank(each.replica, each.stage): Claim(each.node or "", asked[kind_of_stage(spec, each.stage)])
-        for each in job.status.stages
+        Rank(each.replica, each.stage): Claim(each.node or "", asked[kind_of_stage(spec, each.stage)]) for each in ranks
     }
     return Promise(uid=job.uid, attempt=job.status.attempt, generation=job.generation, claims=claims)
 

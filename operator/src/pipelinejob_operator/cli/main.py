@@ -26,6 +26,11 @@ _COMMANDS = (
         ),
     ),
     LazyCommand(
+        "scale",
+        "pipelinejob_operator.cli.scale:scale",
+        summary="Have a run that goes on train with another number of replicas.",
+    ),
+    LazyCommand(
         "plan",
         "pipelinejob_operator.cli.plan:plan",
         summary="Print the plan: stages, layers, predicted step time, bubble and memory, and where it would stand.",

@@ -10,7 +10,8 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import Mode, PipelineJobSpec
 from pipelinejob.spec.status import State
 from pipelinejob_operator.cluster import Change, Object, Reference
-from pipelinejob_operator.controller.observing.observe import Observed
+from pipelinejob_operator.controller.observing.observe import Observed, wanted_plan
+from pipelinejob_operator.controller.turns import moving
 from pipelinejob_operator.controller.turns.failing import replacing
 from pipelinejob_operator.controller.turns.measurements import placement_of
 from pipelinejob_operator.controller.turns.transitions import Turn
@@ -44,9 +45,12 @@ def follow(turn: Turn, observed: Observed, settings: ControllerSettings, *, plan
     if stale or spec is None:
         going = _first_to_go(stale, observed, spec)
         return Actions(delete=tuple(pod.reference for pod in going if not pod.is_terminating))
+    if moving.is_decided_now(turn):
+        return Actions()
     job = replace(observed.job, status=turn.status)
     if observed.in_the_way or not (job.is_placed or (job.binds_late and job.has_begun)):
         return Actions()
+    strays = tuple(pod.reference for pod in moving.strays(job.status, job.ranks, observed.pods))
     ended = tuple(pod.reference for pod in observed.pods if outlived_s(pod, turn.now, settings) == 0)
     if replacing.recovery_of(job.status).replacing:
         # One that is asked to leave gets its grace, unless nobody is left there to let it go.
@@ -54,8 +58,9 @@ def follow(turn: Turn, observed: Observed, settings: ControllerSettings, *, plan
         held = [pod for pod in lost if not pod.is_terminating or pod.node in observed.silent_nodes]
         gently = replacing.asked_to_leave(job.status) if spec.recovery.in_place else frozenset()
         leaving = tuple(pod.reference if pod.rank in gently else replace(pod.reference, grace_s=0) for pod in held)
-        return Actions(delete=leaving, apply=_replacements(job, spec, observed, settings))
-    return replace(_of_gang(job, spec, observed, settings, planner=planner, now=turn.now), delete=ended)
+        return Actions(delete=(*leaving, *strays), apply=_replacements(job, spec, observed, settings))
+    gang = _of_gang(job, spec, observed, settings, planner=planner, now=turn.now)
+    return replace(gang, delete=tuple(dict.fromkeys((*ended, *strays))))
 
 
 def _of_gang(
@@ -75,7 +80,25 @@ def _of_gang(
         return Actions(apply=(*furniture, *missing_pods(job, spec, observed, settings, now=now)))
     if job.status.released_time is None:
         return Actions(apply=(*furniture, *_missing(job, spec, observed, settings)))
-    return Actions(apply=furniture, change=_gated(job, observed))
+    joining = _joining(job, spec, observed, settings)
+    return Actions(apply=(*furniture, *joining.apply), change=(*_gated(job, observed), *joining.change))
+
+
+def _joining(job: Job, spec: PipelineJobSpec, observed: Observed, settings: ControllerSettings) -> Actions:
+    """Make the pods of further replicas, held until all of them stand, and then let them go."""
+    resizing = moving.under_way(job.status)
+    if resizing is None or resizing.decided:
+        return Actions()
+    nodes = {Rank(each.replica, each.stage): each.node for each in resizing.joining}
+    present = {pod.rank for pod in observed.pods}
+    made = (
+        with_token(stage_pod(job, spec, rank, attempt=job.status.attempt, settings=settings), observed.secret)
+        for rank in islice((rank for rank in nodes if rank not in present), _PODS_A_PASS)
+    )
+    held = (pod for pod in observed.pods if pod.rank in nodes and pod.is_gated and not pod.is_terminating)
+    is_let_go = resizing.released_time is not None
+    change = tuple((pod.raw, let_go(pod.raw, nodes[pod.rank])) for pod in held if is_let_go)
+    return Actions(apply=tuple(made), change=change[:_PODS_A_PASS])
 
 
 def _first_to_go(stale: Sequence[StagePod], observed: Observed, spec: PipelineJobSpec | None) -> Sequence[StagePod]:
@@ -120,11 +143,11 @@ def _after_the_end(
 def _furniture(job: Job, observed: Observed, planner: Callable[[Job], Plan]) -> tuple[Object, ...]:
     """Return what pods mount and are named by, where it is not there, or is of an older attempt."""
     services = tuple(each for each in services_of(job) if each["metadata"]["name"] not in observed.services)
-    if observed.plan_attempt == job.status.attempt:
+    if observed.plan_version == wanted_plan(job.status):
         return services
     placement = placement_of(job.status) if job.is_placed else None
     plan = planner(job).model_copy(update={"placement": placement})
-    config_map = plan_config_map(job, plan, attempt=job.status.attempt)
+    config_map = plan_config_map(job, plan, attempt=job.status.attempt, resizes=wanted_plan(job.status)[1])
     return (_exactly(observed.plan_uid, config_map) if observed.plan_uid else config_map, *services)
 
 
@@ -160,6 +183,6 @@ def _replacements(
 def _gated(job: Job, observed: Observed) -> tuple[Change, ...]:
     """Let some of the pods go that are held; these are seen to have gone, and the next pass lets more go."""
     nodes = {Rank(stage.replica, stage.stage): stage.node or "" for stage in job.status.stages}
-    held = (pod for pod in observed.pods if pod.is_gated and not pod.is_terminating)
+    held = (pod for pod in observed.pods if pod.is_gated and not pod.is_terminating and pod.rank in nodes)
     next_to_go = sorted(held, key=lambda pod: pod.rank)[:_PODS_A_PASS]
     return tuple((pod.raw, let_go(pod.raw, nodes[pod.rank])) for pod in next_to_go)

@@ -31,7 +31,7 @@ from pipelinejob_operator.controller.looking_again import (
     seconds_to_next_question,
 )
 from pipelinejob_operator.controller.observing.observe import Observed
-from pipelinejob_operator.controller.turns import remedies, stragglers, transitions
+from pipelinejob_operator.controller.turns import moving, remedies, stragglers, transitions
 from pipelinejob_operator.controller.turns.failing import crashing, replacing
 from pipelinejob_operator.controller.turns.failing.failures import (
     Broken,
@@ -97,7 +97,7 @@ def decide(
         return Decision(status=job.status)
     turn = Turn(job=job, now=now, status=job.status)
     if not job.is_finished:
-        turn = _advance(turn, observed, settings)
+        turn = _advance(turn, observed, settings, planner)
     return complete(turn, observed, settings, planner=planner)
 
 
@@ -115,7 +115,7 @@ def complete(
         change=actions.change,
         patch=dues.patch,
         asks_for_room=_asks_for_room(turn, observed),
-        meets=turn.meets,
+        meets=moving.told_plan(turn, observed, planner),
         requeue_after_s=min(next_looks(turn, observed, settings), default=None),
     )
 
@@ -131,7 +131,10 @@ def refused(
     """Decide what follows when the cluster refused one of the gang's objects."""
     turn = Turn(job=observed.job, now=now, status=observed.job.status)
     job = observed.job
-    if not job.is_finished and job.has_begun:
+    joining = moving.under_way(turn.status)
+    if not job.is_finished and joining is not None and not joining.decided:
+        turn = moving.give_up(turn, f"the cluster refused an object of the new replicas: {error}")
+    elif not job.is_finished and job.has_begun:
         if isinstance(error, InvalidError) and (job.status.released_time is None or not job.is_placed):
             turn = transitions.fail(
                 turn, "InvalidTemplate", f"the cluster finds an object of the gang invalid: {error}; mend spec.template"
@@ -148,7 +151,7 @@ def refused(
     return complete(turn, observed, settings, planner=planner)
 
 
-def _advance(turn: Turn, observed: Observed, settings: ControllerSettings) -> Turn:
+def _advance(turn: Turn, observed: Observed, settings: ControllerSettings, planner: Callable[[Job], Plan]) -> Turn:
     spec = observed.job.spec
     if observed.errors or spec is None:
         return _refuse(turn, observed)
@@ -163,17 +166,23 @@ def _advance(turn: Turn, observed: Observed, settings: ControllerSettings) -> Tu
     if _is_suspended(turn):
         turn = transitions.resume(turn)
     held = quota.hold(turn, observed)
-    return _proceed(turn, observed, spec, settings) if held is None else held
+    return _proceed(turn, observed, spec, settings, planner) if held is None else held
 
 
-def _proceed(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
+def _proceed(
+    turn: Turn,
+    observed: Observed,
+    spec: PipelineJobSpec,
+    settings: ControllerSettings,
+    planner: Callable[[Job], Plan],
+) -> Turn:
     if observed.job.binds_late and observed.job.has_begun and not observed.job.is_placed:
         return late.watch_binding(turn, observed, settings)
     if not observed.job.is_placed:
         return _make_way(turn, observed, settings)
     if observed.job.status.released_time is None:
         return _gather(turn, observed, settings)
-    return _run(turn, observed, spec, settings)
+    return _run(turn, observed, spec, settings, planner)
 
 
 def _refuse(turn: Turn, observed: Observed) -> Turn:
@@ -206,7 +215,7 @@ def _make_way(turn: Turn, observed: Observed, settings: ControllerSettings) -> T
 
 
 def _endings(observed: Observed) -> list[Ending]:
-    return [pod.ending for pod in observed.pods if pod.ending]
+    return [pod.ending for pod in observed.of_gang.pods if pod.ending]
 
 
 def _gather(turn: Turn, observed: Observed, settings: ControllerSettings) -> Turn:
@@ -220,12 +229,20 @@ def _gather(turn: Turn, observed: Observed, settings: ControllerSettings) -> Tur
     return transitions.release(turn)
 
 
-def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
+def _run(  # noqa: PLR0911 # a list of what may have happened
+    turn: Turn,
+    everything: Observed,
+    spec: PipelineJobSpec,
+    settings: ControllerSettings,
+    planner: Callable[[Job], Plan],
+) -> Turn:
+    observed = everything.of_gang
     current = observed.current
     done = _done_ranks(turn.status, current)
     turn = turn.having(**_reported(with_pods(turn.status, current)))
     # Of a batch the first stage knows when it is done; the others would wait for more.
-    if len(done) == len(observed.job.ranks) or (spec.mode is Mode.BATCH and Rank(0, 0) in done):
+    is_answered = spec.mode is Mode.BATCH and Rank(0, 0) in done
+    if len(done) == len(observed.job.ranks) or is_answered or moving.has_ended(turn.status, observed.job.ranks, done):
         return transitions.succeed(turn)
     seen = replacing.expected([rank for rank in observed.job.ranks if rank not in done], current, turn.status)
     broken = find_breakage(
@@ -244,6 +261,9 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
         hang = find_hang(observed.accounts or observed.progress, seen.pods, attempt=turn.status.attempt)
         broken = None if hang is None else Broken(cause=hang)
     if broken is None:
+        turn, is_all = moving.advance(turn, everything, planner)
+        if is_all:
+            return turn
         turn = turn.having(stages=crashing.with_well_stages(turn.status, current, turn.now).stages)
         stage = crashing.find_crashing(turn.status, current)
         if stage is not None and observed.asker is None:
@@ -252,6 +272,7 @@ def _run(turn: Turn, observed: Observed, spec: PipelineJobSpec, settings: Contro
     if broken.cause is None:
         turn = replace(turn, look_again_s=SOON_S)
         return transitions.start(turn, "a stage lost its peer; waiting to see which one ended first")
+    turn = moving.give_up(turn, "a stage was lost meanwhile")
     replaced = replacing.replace_lost(turn, broken.cause, observed, seen, spec)
     if isinstance(replaced, Turn):
         replaced = leave_out(replaced, refused_nodes(current.values()), settings)

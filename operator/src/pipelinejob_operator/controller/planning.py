@@ -188,7 +188,7 @@ class Planner:
         kept = Partition(layers=tuple(end - first for first, end in now.cuts))
         as_it_is = job.spec.model_copy(update={"partition": kept})
         recovery = (job.status.recovery or RecoveryStatus()).model_copy(
-            update={"speeds": tuple(f"{speed:g}" for speed in speeds)}
+            update={"speeds": tuple(f"{speed:g}" for speed in speeds), "layers": None}
         )
         status = job.status.model_copy(update={"recovery": recovery})
         old, new = (
@@ -249,10 +249,11 @@ class Planner:
     def _shape(self, job: Job, ground: Ground) -> Hashable:
         """What jobs have in common that are drafted alike."""
         assert job.spec is not None, "only readable jobs are planned"
+        spec = _kept(job, job.spec)
         kinds = sorted({kind_of_stage(job.spec, rank.stage) for rank in job.ranks})
         pods = tuple(placing(self._admitted.of(job, kind)) for kind in kinds)
         costs = self._costs.version(job), speeds_of(job)
-        return spec_text(job.spec), job.flavors, costs, pods, ground.likeness
+        return spec_text(spec), job.flavors, costs, pods, ground.likeness
 
     def _choose(self, job: Job, ground: Ground) -> Chosen:
         assert job.spec is not None, "only readable jobs are planned"
@@ -278,12 +279,12 @@ class Planner:
         return answer.chosen
 
     def _of(self, job: Job, ground: Ground) -> Hashable:
-        versions = self._costs.version(job), self._admitted.version(job), speeds_of(job)
+        versions = self._costs.version(job), self._admitted.version(job), speeds_of(job), _layers(job)
         return job.uid, job.generation, job.flavors, job.status.chosen, versions, ground.likeness
 
     def _at(self, job: Job) -> Hashable:
         nodes = tuple(stage.node for stage in job.status.stages)
-        return job.uid, job.generation, self._costs.version(job), nodes, speeds_of(job)
+        return job.uid, job.generation, self._costs.version(job), nodes, speeds_of(job), _layers(job)
 
     def _site(self, job: Job, ground: Ground) -> Site:
         """Return the cluster's nodes as the job finds them.
@@ -308,7 +309,7 @@ class Planner:
         site, measured = self._site(job, ground), self._costs.profile(job)
         try:
             draft = site.draft(
-                job.spec,
+                _kept(job, job.spec),
                 namespace=job.key.namespace,
                 name=job.key.name,
                 profile=measured,
@@ -318,6 +319,16 @@ class Planner:
             raise NoPlacementError(str(error)) from error
         _storable(draft.plan)
         return draft
+
+
+def _layers(job: Job) -> tuple[int, ...] | None:
+    return job.status.recovery.layers if job.status.recovery else None
+
+
+def _kept(job: Job, spec: PipelineJobSpec) -> PipelineJobSpec:
+    """Return the spec with the layers where they are, if the job's gang goes on with them in memory."""
+    layers = _layers(job)
+    return spec if layers is None else spec.model_copy(update={"partition": Partition(layers=layers)})
 
 
 def _named(plan: Plan, job: Job) -> Plan:

@@ -1,7 +1,7 @@
 """One pass over one job: observe, decide, apply. Events, the resync timer and the program's start call it alike."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -17,6 +17,7 @@ from pipelinejob_operator.admission.line.verdict import Placed, Refused, Waits
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.admission.pods.alike import AlikePods
 from pipelinejob_operator.admission.pods.fitting import misfits
+from pipelinejob_operator.admission.pods.substitute import Place
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.cluster import Cluster, Event, ForbiddenError, Key, UnavailableError
 from pipelinejob_operator.controller.admission.admission_loop import AdmissionLoop, LoopMetrics
@@ -26,6 +27,7 @@ from pipelinejob_operator.controller.beside_loop import beside_the_loop
 from pipelinejob_operator.controller.chains.services import Services
 from pipelinejob_operator.controller.costs import Costs, ProfileSource
 from pipelinejob_operator.controller.decide import Decision, Refusal, complete, decide, refused
+from pipelinejob_operator.controller.from_memory import FromMemory
 from pipelinejob_operator.controller.observing.memo import Lately, PerGeneration, PerVersion, StagePods
 from pipelinejob_operator.controller.observing.namesakes import furniture_in_the_way
 from pipelinejob_operator.controller.observing.observe import (
@@ -33,8 +35,9 @@ from pipelinejob_operator.controller.observing.observe import (
     ask_events,
     ask_progress,
     observe,
-    plan_attempt,
+    plan_version,
     read_admitted,
+    wanted_plan,
 )
 from pipelinejob_operator.controller.planning import Planner
 from pipelinejob_operator.controller.relocating import find_places
@@ -110,7 +113,8 @@ class Controller:
             metrics=metrics,
         )
 
-        self._shaper = Shaper(self._planner, self.admissions)
+        from_memory = FromMemory(self._planner, self.admissions, places=self._places_beside)
+        self._shaper = Shaper(self._planner, self.admissions, from_memory, shares_processors=settings.shares_processors)
         self._services = Services(cluster, settings=settings, statuses=self._statuses, errors=self._errors, clock=clock)
 
     async def reconcile(self, key: Key) -> float | None:
@@ -212,7 +216,9 @@ class Controller:
         job, _ = read_admitted(self._cluster, stored, self._errors(stored.raw), self._settings)
         if self._errors(stored.raw) or job.spec is None or job.spec.suspend or job.is_finished or job.is_deleting:
             return False
-        if job.has_begun and plan_attempt(self._cluster.furniture(job.key)) == job.status.attempt:
+        if job.has_begun and plan_version(self._cluster.furniture(job.key)) == wanted_plan(job.status):
+            if job.status.recovery and (job.status.recovery.resizing or job.status.recovery.resizes):
+                return not self._planner.knows(job, self.admissions.ground())  # it is told at each meeting, or soon
             self._planner.forget(job.key)  # it stands in the job's config map
             return False
         return not self._planner.knows(job, self.admissions.ground())
@@ -240,6 +246,11 @@ class Controller:
             answers = await ask_progress(self._cluster, observed.current)
             return await self._divide(replace(observed, progress=answers), now)
         return observed
+
+    def _places_beside(self, job: Job, ranks: Sequence[Rank], now: datetime) -> Mapping[Rank, Place]:
+        """Find nodes for further ranks of a job that runs."""
+        observed = observe(self._cluster, job, (), self._settings, read=self._pods)
+        return find_places(ranks, frozenset(), observed=observed, room=self._room, admitted=self._admitted, now=now)
 
     async def _divide(self, observed: Observed, now: datetime) -> Observed:
         """Divide a job's layers anew, by what its stages measured, where it is to be seen whether that pays."""

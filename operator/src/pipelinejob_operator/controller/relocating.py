@@ -28,7 +28,7 @@ def find_places(
     admitted: AdmittedPods,
     now: datetime,
 ) -> dict[Rank, Place]:
-    """Find a node for the next pod of each of these ranks; one for which there is none is left out.
+    """Find a node for the next pod of each of these ranks, lost or new; one for which there is none is left out.
 
     Two that are lost at once do not get the room of one. Nodes that are `avoided` are taken only if there are no others
     in the cluster, whatever room they have.
@@ -57,7 +57,7 @@ def find_places(
         others = room.neighbours(_all_but(job.uid, job.status.attempt, rank))
         pod = admitted.of_rank(job, rank).pod
         names = takers(pod, nodes, free, stay, others)
-        place = nearest(names, topology, list(_near(rank, observed, spec)), spec.topology.pipeline)
+        place = nearest(names, topology, list(_near(rank, observed, spec, found)), spec.topology.pipeline)
         if place is not None:
             found[rank] = place
             stay.append(_at(place.node, pod))
@@ -72,12 +72,14 @@ def _all_but(uid: str, attempt: int, rank: Rank) -> Callable[[Object], bool]:
     return lambda pod: identity(pod) != (uid, attempt, rank)
 
 
-def _near(rank: Rank, observed: Observed, spec: PipelineJobSpec) -> Iterator[tuple[str, ...]]:
-    """Return where the rank stood, and where those stand that it talks to."""
+def _near(
+    rank: Rank, observed: Observed, spec: PipelineJobSpec, found: Mapping[Rank, Place]
+) -> Iterator[tuple[str, ...]]:
+    """Return where the rank stood, and where those stand, or are about to, that it talks to in its replica."""
     paths: Mapping[Rank, tuple[str, ...]] = {
-        Rank(each.replica, each.stage): (*(each.path.split("/") if each.path else ()), each.node or "")
+        Rank(each.replica, each.stage): tuple((each.path or each.node or "").split("/"))
         for each in observed.job.status.stages
-    }
+    } | {each: place.path for each, place in found.items()}
     num_stages = spec.parallelism.pipeline or 1
     for stage in (rank.stage, rank.stage - 1, rank.stage + 1):
         beside = Rank(rank.replica, stage % num_stages)

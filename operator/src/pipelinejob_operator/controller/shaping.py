@@ -7,8 +7,9 @@ from pipelinejob.spec.chosen import Chosen, resolved
 from pipelinejob_operator.admission.line.queueing import NO_ROOM
 from pipelinejob_operator.controller.admission.admission_loop import AdmissionLoop
 from pipelinejob_operator.controller.beside_loop import beside_the_loop
+from pipelinejob_operator.controller.from_memory import FromMemory
 from pipelinejob_operator.controller.planning import Planner
-from pipelinejob_operator.controller.turns import resizing
+from pipelinejob_operator.controller.turns import moving, resizing
 from pipelinejob_operator.controller.turns.measurements import without_nodes
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.job import Job, read_job
@@ -17,9 +18,14 @@ from pipelinejob_operator.objects.job import Job, read_job
 class Shaper:
     """Chooses by what is planned, and by what there is room for. Searches may take seconds, in which others go on."""
 
-    def __init__(self, planner: Planner, admissions: AdmissionLoop) -> None:
+    def __init__(
+        self, planner: Planner, admissions: AdmissionLoop, from_memory: FromMemory, *, shares_processors: bool
+    ) -> None:
+        """`shares_processors`: degrees that are given need no device for each rank, so nothing is searched for them."""
         self._planner = planner
         self._admissions = admissions
+        self._from_memory = from_memory
+        self._shares_processors = shares_processors
 
     async def choose(self, job: Job) -> Chosen:
         """Choose for a job that holds nothing: what is quickest for all replicas, or for as many as have room now.
@@ -36,31 +42,50 @@ class Shaper:
             if not resizing.may_shrink(written) or await self._why_no_room(job, shape, chosen, grows=True) is None:
                 return chosen
             first = first or chosen
+        before = job.status.chosen
+        if first is None and before is not None and before.data == job.wanted_replicas:
+            return before  # it ran so
         if first is None:
             assert error is not None, "a job has a shape at least"
             raise error
         return first
 
     async def resize(self, turn: Turn) -> Turn:
-        """Begin an attempt with the replicas that a running job is to have, or say why it goes on as it is."""
+        """Begin to have the replicas that a running job is to have, or say why it goes on as it is."""
         job, refusal = turn.job, None
         if job.queue is not None:
             why = f"Kueue's queue {job.queue} admitted these; set suspend to true, and to false again"
             return resizing.hold(turn, resizing.BY_KUEUE, why)
-        assert job.status.chosen is not None, "only what was chosen is chosen anew"
-        running = job.status.chosen.data
-        for shape in resizing.shapes(_as_written(job), above=running):
+        before = job.status.chosen
+        assert before is not None, "only what was chosen is chosen anew"
+        for shape in resizing.shapes(_as_written(job), above=before.data):
+            begun = await self._begin_from_memory(turn, shape, before)
+            if isinstance(begun, Turn):
+                return begun
             try:
-                chosen = await self._plan(shape)
+                alike = moving.alike(before, shape.spec.parallelism.data or 1) if shape.spec else None
+                chosen = alike if alike and self._shares_processors else await self._plan(shape)
             except (SpecError, NoPlacementError) as error:
-                refusal = refusal or (resizing.CANNOT_BE_PLANNED, str(error))
+                cannot = f"; nor from memory: {begun}" if begun else ""
+                refusal = refusal or (resizing.CANNOT_BE_PLANNED, f"{error}{cannot}")
                 continue
-            why_not = await self._why_no_room(job, shape, chosen, grows=chosen.data > running)
+            why_not = await self._why_no_room(job, shape, chosen, grows=chosen.data > before.data)
             if why_not is None:
-                return resizing.begin(turn, chosen)
+                return resizing.begin(turn, chosen, why=begun)
             refusal = refusal or (NO_ROOM, why_not)
         assert refusal is not None, "a job has a shape at least"
         return resizing.hold(turn, *refusal)
+
+    async def _begin_from_memory(self, turn: Turn, shape: Job, before: Chosen) -> Turn | str:
+        """Begin to go over to a shape in memory; or say why not, '' where that is not asked for."""
+        assert shape.spec is not None, "only readable jobs are planned"
+        if not shape.spec.recovery.in_place:
+            return ""
+        chosen = moving.alike(before, shape.spec.parallelism.data or 1)
+        if chosen is None:
+            return f"micro-batches of {before.micro_batch_size} sequences do not share a step equally"
+        why_not = await self._why_no_room(turn.job, shape, chosen, grows=chosen.data > before.data)
+        return why_not or await self._from_memory.begin(turn, chosen)
 
     async def _plan(self, shape: Job) -> Chosen:
         return await beside_the_loop(self._planner.choose, shape, self._admissions.ground())

@@ -17,7 +17,7 @@ def write_results(
     folder: RunFolder, *, plan: Plan, profile: Profile, status: PipelineJobStatus, sample: str | None
 ) -> RunSummary:
     """Read what the stages wrote, lay it beside the plan, and write the three files."""
-    steps, measured = folder.read_steps(), folder.read_timelines()
+    steps, measured = folder.read_steps(), _of_plan(folder.read_timelines(), plan)
     predicted, schedule = predicted_timeline(plan, profile), schedule_of(plan)
     summary = summarise(
         plan,
@@ -34,3 +34,9 @@ def write_results(
     folder.write(folder.report, report)
     folder.write(folder.trace, chrome_trace(predicted, measured, schedule))
     return summary
+
+
+def _of_plan(measured: Timeline, plan: Plan) -> Timeline:
+    """Leave out what replicas measured that the run has not any more."""
+    stages = tuple(each for each in measured.stages if each.replica < plan.parallelism.data)
+    return Timeline(source=measured.source, stages=stages)

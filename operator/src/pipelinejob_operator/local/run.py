@@ -20,6 +20,7 @@ from pipelinejob_operator.local.display import Display
 from pipelinejob_operator.local.front import common_front
 from pipelinejob_operator.local.node.machine import Machine
 from pipelinejob_operator.local.runfolder import RunFolder
+from pipelinejob_operator.local.scaling import choice_of, scalable, scaled
 from pipelinejob_operator.objects.job import read_job
 from pipelinejob_operator.report.run_view import Pace, view
 
@@ -31,6 +32,7 @@ _SETTINGS = ControllerSettings(
     restart_backoff_s=1.0,
     max_restart_backoff_s=30.0,
     keeps_spares=True,
+    shares_processors=True,
 )
 _LOOK_EVERY_S = 0.5
 _RETRY_S = 1.0
@@ -158,7 +160,18 @@ class LocalRun:
     async def _watch(self, plan: Plan) -> None:
         while True:
             await self._show(plan)
+            await self._scale()
             await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _scale(self) -> None:
+        """Have the job ask for the number of replicas that `pipelinejob scale` was told."""
+        replicas, job = self._folder.take_asked_replicas(), self._cluster.job(self._key)
+        if replicas is None or job is None:
+            return
+        choice = choice_of(job)
+        if choice is not None:
+            await self._cluster.write_status(job, {**(job.get("status") or {}), "chosen": choice.dump()})
+        await self._cluster.apply(scaled(scalable(job), replicas))
 
     async def _show(self, plan: Plan) -> None:
         accounts = await asyncio.gather(*(self._cluster.progress(pod) for pod in self._pods()))

@@ -172,6 +172,40 @@ class RunFolder:
         """
         return self._read_json(self.job)
 
+    def read_running_job(self) -> dict[str, Any]:
+        """Return the job of the run that goes on here.
+
+        Raises RunFolderError if none does.
+        """
+        job = self.read_job() if self.root.is_dir() else None
+        if job is None or not self._is_locked():
+            raise RunFolderError(f"{self.root}: no run goes on here; name the folder of one that does, as runs/<name>")
+        return job
+
+    def ask_for_replicas(self, replicas: int) -> None:
+        """Ask the run that goes on here for another number of replicas."""
+        self.write(self._replicas, str(replicas))
+
+    def take_asked_replicas(self) -> int | None:
+        """Return the number of replicas that was asked for since this was called last, if any was."""
+        if not self._replicas.exists():
+            return None
+        text = self._replicas.read_text().strip()
+        self._replicas.unlink()
+        return int(text) if text.isdecimal() and int(text) else None
+
+    def _is_locked(self) -> bool:
+        """Tell whether a process works here."""
+        try:
+            with self.lock():
+                return False
+        except RunFolderError:
+            return True
+
+    @property
+    def _replicas(self) -> Path:
+        return self.root / "replicas"
+
     def read_profile(self) -> dict[str, Any] | None:
         """Return the cached costs, or None."""
         return self._read_json(self.profile)

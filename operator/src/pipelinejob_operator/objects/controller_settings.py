@@ -23,5 +23,6 @@ class ControllerSettings:
     max_restart_backoff_s: float = 300.0
     max_disruptions_in_a_row: int = 20  # none of which let the gang run for twice the longest back-off: it ends then
     keeps_spares: bool = False  # warm processes that take a lost stage's place
+    shares_processors: bool = False  # replicas that are asked for need no device for each of their ranks
     move_s: float = 60.0  # what it costs that a healthy stage goes to a node where its image may not be
     node_loss_toleration_s: int = 30  # Kubernetes' own 300 would keep the gang waiting for a dead node

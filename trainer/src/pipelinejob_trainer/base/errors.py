@@ -57,6 +57,18 @@ class PeersLeaveError(PeerLostError):
         self.leaving = leaving
 
 
+class GangMovesError(PipelineJobError):
+    """All ranks leave this incarnation after a step, for the one of this number, which has other members."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class NotNeededError(PipelineJobError):
+    """The job goes on with fewer replicas, and without this rank: its end is no failure."""
+
+
 class StoppedError(PipelineJobError):
     """This stage was asked to stop, and has saved its state first."""
 

@@ -74,6 +74,10 @@ class Dataset:
         """Return the same data after `step` steps, in which `samples` were consumed."""
         return replace(self, first_step=step + 1, samples_before=samples)
 
+    def shared_by(self, replicas: int, *, rows: tuple[int, ...]) -> "Dataset":
+        """Return the same data, divided among so many replicas."""
+        return replace(self, replicas=replicas, rows=rows)
+
     def batch(self, step: int, replica: int, micro_batch: int) -> MicroBatch:
         """Return a micro-batch, (rows[micro_batch], sequence_length).
 

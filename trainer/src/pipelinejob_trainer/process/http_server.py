@@ -13,7 +13,7 @@ from pipelinejob_trainer.base.errors import UserError
 _TEXT = "text/plain; charset=utf-8"
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 _JSON = "application/json"
-_MAX_POSTED_BYTES = 1 << 20
+_MAX_POSTED_BYTES = 4 << 20  # a plan among it, which takes 1 MiB at most, and its quotes
 
 
 class StatusSource(Protocol):

@@ -84,6 +84,13 @@ class Metrics:
             registry=self._registry,
         )
         self.recoveries = {why: recoveries.labels(**self._own, reason=why) for why in (LOST, LEFT)}
+        self.resizes = self._counter(
+            "pipelinejob_resizes", "Times that this process went on from memory with another number of replicas."
+        )
+        self.resize_stall = self._gauge(
+            "pipelinejob_resize_stall_seconds",
+            "How long training stood still at the last of them; 0 if there was none.",
+        )
         self.step = self._gauge("pipelinejob_step", "Optimiser steps completed over all attempts.")
         self.tokens = self._counter(
             "pipelinejob_tokens", "Tokens of the whole job that this process's steps trained on."
@@ -121,28 +128,35 @@ class Metrics:
         )
 
     def _declare_plan(self, plan: Plan, stage: int) -> None:
-        planned = plan.stages[stage]
         if plan.evaluation is not None:
             self.evaluation_loss = self._gauge(
                 "pipelinejob_evaluation_loss",
                 "Mean loss of the last evaluation, in nats per token; NaN before the first.",
             )
             self.evaluation_loss.set(math.nan)
-        self._gauge("pipelinejob_stage_predicted_bubble_ratio", "Bubble that the plan predicts.").set(
-            planned.bubble_ratio
+        self._predicted_bubble = self._gauge(
+            "pipelinejob_stage_predicted_bubble_ratio", "Bubble that the plan predicts."
         )
+        self._predicted_step: Gauge | None = None
         if plan.prediction.is_absolute:
-            self._gauge("pipelinejob_predicted_step_seconds", "Step time that the plan predicts.").set(
-                plan.prediction.step_s
+            self._predicted_step = self._gauge(
+                "pipelinejob_predicted_step_seconds", "Step time that the plan predicts."
             )
+        self.predict(plan, stage)
         Gauge(
             "pipelinejob_stage_info",
             "What this stage is; always 1.",
             (*self._labels, "schedule", "layers", "device"),
             registry=self._registry,
-        ).labels(**self._own, schedule=plan.schedule.name.value, layers=_layers(planned), device=plan.device.value).set(
-            1
-        )
+        ).labels(
+            **self._own, schedule=plan.schedule.name.value, layers=_layers(plan.stages[stage]), device=plan.device.value
+        ).set(1)
+
+    def predict(self, plan: Plan, stage: int) -> None:
+        """Show what a plan predicts, the first one or that of another number of replicas."""
+        self._predicted_bubble.set(plan.stages[stage].bubble_ratio)
+        if self._predicted_step is not None:
+            self._predicted_step.set(plan.prediction.step_s)
 
     def add_timeline(self, timeline: StageTimeline) -> None:
         """Count a step's seconds."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipelinejob.base.timeline import SpanKind, StageTimeline
-from pipelinejob.contract.incarnation import Lost
+from pipelinejob.contract.incarnation import Incarnation, Lost
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import Phase, Progress, Skipped, Spent, Waits
 from pipelinejob_trainer.base.waiting import waits_for
@@ -58,6 +58,7 @@ class StageStatus:
         self._num_stages, self._num_tensor = plan.parallelism.pipeline, plan.parallelism.tensor
         self._patience_s = 0.0
         self._recovers_from = LOST
+        self._moves_since: float | None = None
         self._further: tuple[Callable[[], bytes], ...] = ()
         self._beat()
 
@@ -172,22 +173,46 @@ class StageStatus:
 
     def await_incarnation(self, lost: Sequence[Lost], *, within_s: float) -> None:
         """Note that this rank waits to be told who meets, after it lost these ranks."""
-        self._update(phase=Phase.STARTING, awaits_incarnation=True, lost=tuple(lost))
+        self._moves_since = None  # it does not go on as it was to
+        told = {"phase": Phase.STARTING, "awaits_incarnation": True, "lost": tuple(lost)}
+        self._update(**told, stall_s=None, stands_still=False)
         self._expect_within(within_s)
 
     def add_lost(self, lost: Lost) -> None:
         """Note another rank that is lost."""
         self._update(lost=(*self._progress.lost, lost))
 
-    def hear_incarnation(self, number: int) -> None:
-        """Note that this rank was told who meets."""
+    def hear(self, incarnation: Incarnation) -> None:
+        """Note that this rank was told who meets, now or at a step border to come."""
+        if incarnation.at_border:
+            self._update(moves_to=incarnation.number)
+        else:
+            self.begin_incarnation(incarnation.number)
+
+    def begin_incarnation(self, number: int) -> None:
+        """Note that this rank waits for nobody to tell it who meets any more."""
         lost = self._progress.lost
         self._recovers_from = LEFT if lost and all(each.handed_over is not None for each in lost) else LOST
-        self._update(awaits_incarnation=False, incarnation=number, lost=())
+        self._update(awaits_incarnation=False, incarnation=number, lost=(), moves_to=None)
         self._bytes = {"send": 0, "recv": 0}  # its links are new ones
 
+    def begin_move(self) -> None:
+        """Note that this rank stands still at a step border, as the job gets other replicas."""
+        self._moves_since = time.monotonic()
+        self._update(stands_still=True)
+
+    def follow(self, plan: Plan) -> None:
+        """Show what this plan predicts."""
+        self.numbers.predict(plan, self._progress.stage)
+
     def add_recovery(self) -> None:
-        """Note that training goes on in place."""
+        """Note that training goes on in place: after a loss, or with other replicas."""
+        if self._moves_since is not None:
+            stall_s, self._moves_since = time.monotonic() - self._moves_since, None
+            self.numbers.resizes.inc()
+            self.numbers.resize_stall.set(stall_s)
+            self._update(stall_s=stall_s, stands_still=False)
+            return
         self.numbers.recoveries[self._recovers_from].inc()
         self._update(recoveries=self._progress.recoveries + 1)
 

@@ -12,6 +12,7 @@ from pipelinejob.contract.progress import ExitCode, Termination
 from pipelinejob_trainer.base.errors import (
     LayerError,
     LeftError,
+    NotNeededError,
     PeerLostError,
     StoppedError,
     SupersededError,
@@ -80,7 +81,7 @@ class ProcessExit:
             sys.stderr.write(f"warning: {self._log}: {error.strerror}; the exit code is all that is left\n")
 
 
-def _meaning(error: BaseException) -> tuple[ExitCode, str]:
+def _meaning(error: BaseException) -> tuple[ExitCode, str]:  # noqa: PLR0911 # a list of endings
     match error:
         case UserError():
             return ExitCode.USER_ERROR, error.reason
@@ -88,6 +89,8 @@ def _meaning(error: BaseException) -> tuple[ExitCode, str]:
             return ExitCode.PEER_LOST, "Superseded" if isinstance(error, SupersededError) else "PeerLost"
         case LeftError():
             return ExitCode.LEFT, error.reason
+        case NotNeededError():
+            return ExitCode.OK, "NotNeeded"
         case StoppedError():
             return ExitCode.STOPPED, "Stopped"
         case PipelineJobError():

@@ -9,7 +9,7 @@ from pipelinejob_trainer.recovery import wire
 from pipelinejob_trainer.recovery.copies import Sender
 from pipelinejob_trainer.recovery.history import GENERATIONS, Border, History, Holding, copy_of
 from pipelinejob_trainer.recovery.leaving import Leaving, keepers
-from pipelinejob_trainer.recovery.returning import Return, choose_return, is_copy
+from pipelinejob_trainer.recovery.returning import Return, choose_return, copied, is_copy
 
 
 class Keeping:
@@ -65,6 +65,18 @@ class Keeping:
                 self.history.keep_copy(rank, _take(gang, rank))
         gang.barrier()  # nobody leaves before what he gave has arrived
 
+    def entrust(self, gang: Gang, step: int, *, buddies: Sequence[int]) -> None:
+        """See that a border can be counted on in the next incarnation, before those leave who had it as well.
+
+        `buddies` are that incarnation's; every rank calls it. Raises PeerLostError.
+        """
+        self.await_last()
+        for rank, buddy in enumerate(buddies if not self._buddies else ()):
+            if gang.rank == rank:
+                _give(gang, self.history.border(None, step), buddy)
+            elif gang.rank == buddy:
+                self.history.keep_copy(rank, _take(gang, rank))
+
     def go_back(self, gang: Gang, say: Callable[[str], None]) -> Border | None:
         """Return this rank's state at the newest border that all can go back to; None if there is none.
 
@@ -95,7 +107,9 @@ def _exchange(gang: Gang, history: History, chosen: Return) -> Border:
         if rank == source == gang.rank:
             mine = history.border(None, chosen.step)
         elif source == gang.rank:
-            of = rank if is_copy(rank, source, num_stages=gang.num_stages) else None
+            is_of_another = is_copy(rank, source, num_stages=gang.num_stages)
+            held = history.holding()
+            of = copied(held, rank, chosen.step, num_stages=gang.num_stages) if is_of_another else None
             _give(gang, history.border(of, chosen.step), rank)
         elif rank == gang.rank:
             mine = _take(gang, source)

@@ -18,7 +18,7 @@ def choose_return(holdings: Sequence[Holding], *, num_stages: int) -> Return | N
     """Return the newest border at which every rank's state is still somewhere; None if there is none.
 
     `holdings` are in order of rank. A rank's state is taken from the first of: itself, the same stage of another
-    replica, a rank that keeps a copy.
+    replica, a rank that keeps a copy of either.
     """
     steps = {step for each in holdings for step in (*each.own, *(s for copies in each.copies.values() for s in copies))}
     for step in sorted(steps, reverse=True):
@@ -33,9 +33,18 @@ def is_copy(rank: int, source: int, *, num_stages: int) -> bool:
     return rank % num_stages != source % num_stages
 
 
+def copied(held: Holding, rank: int, step: int, *, num_stages: int) -> int | None:
+    """Return of which rank there is a copy that is this rank's state: of itself, or of its stage in another replica."""
+    of_stage = (each for each in sorted(held.copies) if each % num_stages == rank % num_stages)
+    return next((each for each in of_stage if step in held.copies[each]), None)
+
+
 def _source(rank: int, step: int, holdings: Sequence[Holding], num_stages: int) -> int | None:
     peers = (each for each in range(len(holdings)) if each % num_stages == rank % num_stages and each != rank)
     for candidate in (rank, *peers):
         if step in holdings[candidate].own:
             return candidate
-    return next((each for each, held in enumerate(holdings) if step in held.copies.get(rank, ())), None)
+    keepers = (
+        each for each, held in enumerate(holdings) if copied(held, rank, step, num_stages=num_stages) is not None
+    )
+    return next(keepers, None)

@@ -43,13 +43,14 @@ class Station:
         self._attempt = attempt
         self._changed = threading.Condition()
         self._heard: Incarnation | None = None
+        self._at_border: dict[int, Incarnation] = {}  # those that are to begin at a step border, by number
         self._calls: dict[tuple[int, str, int, str], socket.socket] = {}
         self._listener = socket.create_server(("", 0), backlog=256)
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, name="station", daemon=True).start()
 
-    def hear(self, body: bytes) -> int:
-        """Take in an incarnation, as JSON, that the operator posts; return its number.
+    def hear(self, body: bytes) -> Incarnation:
+        """Take in an incarnation, as JSON, that the operator posts, and return it.
 
         Raises ValueError for one that is no JSON of its shape, of another attempt, or not newer than the last.
         """
@@ -58,28 +59,49 @@ class Station:
         except ValidationError as error:
             raise ValueError(f"no incarnation: {error}") from error
         with self._changed:
-            newest = self._heard.number if self._heard else 0
+            newest = max((self._newest(), *self._at_border))
             if incarnation.attempt != self._attempt or incarnation.number <= newest:
                 raise ValueError(
                     f"incarnation {incarnation.number} of attempt {incarnation.attempt}: this process is of attempt"
                     f" {self._attempt} and has heard of incarnation {newest}"
                 )
-            self._heard = incarnation
-            for old in [each for each in self._calls if each[0] < incarnation.number]:
-                _close(self._calls.pop(old))
+            if incarnation.at_border:
+                self._at_border[incarnation.number] = incarnation
+            else:
+                self._begin(incarnation)
             self._changed.notify_all()
-        return incarnation.number
+        return incarnation
+
+    def next_at_border(self) -> int:
+        """Return the number of the newest incarnation that is to begin at a step border; 0 if there is none."""
+        with self._changed:
+            return max(self._at_border, default=0)
+
+    def at_border(self, number: int) -> Incarnation:
+        """Return an incarnation that is to begin at a step border, by its number."""
+        with self._changed:
+            return self._at_border[number]
+
+    def begin_at_border(self, number: int) -> None:
+        """Take the border for reached: from now on this incarnation is the newest heard of."""
+        with self._changed:
+            self._begin(self._at_border[number])
 
     def await_newer(
-        self, number: int, *, within_s: float, is_over: Callable[[], bool] = lambda: False
+        self, number: int, *, within_s: float, is_over: Callable[[], bool] = lambda: False, joins: bool = False
     ) -> Incarnation | None:
         """Return the first incarnation after this number; None once `is_over`.
 
+        A rank that `joins` a gang which trains begins with it once one of its members calls: it has reached the border.
         Raises PeerLostError if none is heard of in time.
         """
         deadline = time.monotonic() + within_s
         with self._changed:
-            while self._heard is None or self._heard.number <= number:
+            while self._newest() <= number:
+                called = {each for each, *_ in self._calls} & self._at_border.keys() if joins else ()
+                if called:
+                    self._begin(self._at_border[max(called)])
+                    break
                 if is_over():
                     return None
                 if time.monotonic() > deadline:
@@ -139,6 +161,16 @@ class Station:
             for connection in self._calls.values():
                 _close(connection)
 
+    def _newest(self) -> int:
+        return self._heard.number if self._heard else 0
+
+    def _begin(self, incarnation: Incarnation) -> None:
+        """Take part in no older one from now on; whoever holds the lock calls it."""
+        self._heard = incarnation
+        self._at_border = {number: each for number, each in self._at_border.items() if number > incarnation.number}
+        for old in [each for each in self._calls if each[0] < incarnation.number]:
+            _close(self._calls.pop(old))
+
     def _accept(self) -> None:
         while True:
             try:
@@ -156,8 +188,7 @@ class Station:
             _close(connection)
             return
         with self._changed:
-            newest = self._heard.number if self._heard else 0
-            if (call.job, call.attempt) != (self._job, self._attempt) or call.incarnation < newest:
+            if (call.job, call.attempt) != (self._job, self._attempt) or call.incarnation < self._newest():
                 _close(connection)
                 return
             self._calls[call.incarnation, call.purpose, call.rank, call.key] = connection

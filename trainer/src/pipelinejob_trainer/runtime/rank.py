@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.contract.plan import Plan
 from pipelinejob.planning.dimensions import in_halves
 from pipelinejob.spec.job import Precision, Sharding
@@ -78,6 +79,21 @@ class Rank:
                 weights=self.gathering,
             ),
         )
+
+    def under(self, plan: Plan) -> "Rank":
+        """Return the rank with the same layers, and all that is in them, under a plan with other replicas.
+
+        Raises PipelineJobError for a plan by which it would hold other layers, or a part of their state.
+        """
+        layout = layout_of(plan)
+        if layout.cuts != self.layout.cuts or plan.parallelism.pipeline != self.plan.parallelism.pipeline:
+            raise PipelineJobError(
+                f"stage {self.index} has the layers of {self.layout.cuts}, and the plan that it was told has"
+                f" {layout.cuts}; only the number of replicas changes in memory"
+            )
+        assert self.shards is None, "replicas that share their state are not resized in memory"
+        of_rank = buckets(self.part.named_parameters(), layout.shares(self.part))
+        return replace(self, plan=plan, layout=layout, buckets=of_rank).with_new_stages()
 
     def owns(self, name: str) -> bool:
         """Return whether it owns a parameter or buffer, or its part of one, which may be on other ranks too."""

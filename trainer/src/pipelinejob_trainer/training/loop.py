@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
 
 import torch
 
 from pipelinejob.base.timeline import SpanKind
 from pipelinejob.contract.progress import Skipped
 from pipelinejob.schedules.causes import WaitCause
-from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.base.errors import GangMovesError, UserError
 from pipelinejob_trainer.checkpoint import snapshot
 from pipelinejob_trainer.checkpoint.checkpoints import Checkpoints, Resumed
 from pipelinejob_trainer.checkpoint.folder import PartOf
@@ -20,7 +21,7 @@ from pipelinejob_trainer.process.stage_status import StageStatus, StepOutcome, s
 from pipelinejob_trainer.recovery.history import Border
 from pipelinejob_trainer.recovery.keeping import Keeping
 from pipelinejob_trainer.runtime.device_memory import peak_bytes
-from pipelinejob_trainer.runtime.recorder import Recorder
+from pipelinejob_trainer.runtime.rank import Rank
 from pipelinejob_trainer.runtime.runtime import StepResult
 from pipelinejob_trainer.training import totals
 from pipelinejob_trainer.training.checks.adapters import BaseCheck, agreed_base
@@ -53,36 +54,35 @@ class TrainingLoop:
         status: StageStatus,
         stop_request: StopRequest,
         keeping: Keeping | None = None,
+        *,
+        moves_to: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`keeping` is for recovery in place: the loop may then `rejoin` the gang and `run` again."""
+        """`keeping` is for recovery in place: the loop may then `rejoin` the gang and `run` again.
+
+        `moves_to` says which incarnation is to begin at a step border; 0 if none is.
+        """
         config, plan = prepared.config, prepared.plan
-        self._plan = plan
         self._prepared = prepared
         self._keeping = keeping
+        self._moves_to = moves_to
         self._status = status
         self._stop_request = stop_request
         self._output = prepared.output
         self._trackers = prepared.trackers
         self._attempt = config.attempt
-        self._rank = prepared.rank
-        self._batches = prepared.batches
-        self._evaluation_batches = prepared.evaluation_batches
         self._samples = 0
         self._last_loss = 0.0
         self._updates = Updates(prepared.rank, membership.sum_over)
         self._not_finite = NotFinitePolicy(plan.training)
-        self._recorder = Recorder(
-            replica=config.replica,
-            stage=config.stage,
-            device=prepared.rank.device,
-            shares_processors=plan.shares_processors,
-        )
+        self._recorder = prepared.recorder()
         self._untrained = UntrainedState(prepared.rank, membership.sum_over)
         self._parameter_check = ParameterCheck(prepared.rank)
         self._base_check = BaseCheck(prepared.rank)
-        self._join(membership)
+        self._join(membership, prepared.rank)
 
-    def _join(self, membership: Membership) -> None:
+    def _join(self, membership: Membership, rank: Rank) -> None:
+        self._plan, self._rank = self._prepared.plan, rank
+        self._batches, self._evaluation_batches = self._prepared.batches, self._prepared.evaluation_batches
         self._gang = membership.gang
         check_shapes(self._rank, membership.gang)
         self._order = agreed_order(self._prepared, membership.gang)
@@ -107,18 +107,21 @@ class TrainingLoop:
         self._stopping = Stopping(membership.gang, self._stop_request, self._keeping)
 
     def rejoin(self, membership: Membership) -> None:
-        """Forget the step that was interrupted, and go on in another incarnation of the gang; `run` comes next."""
-        self._rank = self._rank.with_new_stages()
+        """Forget a step that was interrupted, and go on in another incarnation of the gang; `run` comes next."""
+        rank = self._prepared.rank.with_new_stages()
         self._updates.optimizer.zero_gradients()
-        self._recorder.restart()
-        self._untrained.join(membership.sum_over)
-        self._join(membership)
+        if self._prepared.plan is self._plan:
+            self._recorder.restart()
+        else:  # of another number of ranks, that may share processors
+            self._recorder = self._prepared.recorder()
+        self._untrained.join(rank, membership.sum_over)
+        self._join(membership, rank)
 
     def run(self) -> None:
         """Train until the last step.
 
         Raises StoppedError after a checkpoint when all ranks stop; where only some do, LeftError on them and
-        PeersLeaveError on the others, that may `rejoin`.
+        PeersLeaveError on the others, that may `rejoin`, as all may after GangMovesError.
         """
         done = self._resume()
         self._say_what_is_read(done + 1)
@@ -250,14 +253,24 @@ class TrainingLoop:
             is_last = step == self._plan.training.steps or leaving.is_all
             with self._recorder.span(SpanKind.CHECKPOINT):
                 self._save(step, waits=is_last or not self._plan.checkpoint.asynchronous)
-        if self._is_border_due(step) or leaving.is_some:
+        moves_to = None if leaving.ranks or step == self._plan.training.steps else total.moves_to
+        if self._is_border_due(step) or leaving.is_some or moves_to is not None:
             with self._recorder.span(SpanKind.CHECKPOINT):
                 self._keep_border(step)
         self._measure()
         if leaving.ranks:
             self._output.write_timelines()
             self._stopping.stop(leaving, step)
+        if moves_to is not None:
+            self._move(step, moves_to)
         return step
+
+    def _move(self, step: int, to: int) -> NoReturn:
+        """Leave nothing behind that only this incarnation can end, and go over to another."""
+        self._status.begin_move()
+        self._saving.publish()
+        self._output.write_timelines()
+        raise GangMovesError(f"after step {step}, all go over to incarnation {to}", to)
 
     def _skipped(self, step: int, total: Totals, decision: Decision) -> Skipped | None:
         """Return why a step updates nothing, and say so."""
@@ -298,6 +311,7 @@ class TrainingLoop:
                 is_stop_requested=self._stop_request.is_set(),
                 num_changes=num_changes,
                 has_written=self._saving.has_written,
+                moves_to=self._moves_to(),
             )
         with self._recorder.span(SpanKind.IDLE, cause=WaitCause.BARRIER):
             return totals.over_all(self._gang, mine)

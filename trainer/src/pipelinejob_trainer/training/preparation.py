@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
+from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.contract.plan import Plan
 from pipelinejob.planning.dimensions import undividable, unrunnable
 from pipelinejob.planning.experts import undividable_experts
@@ -22,6 +23,7 @@ from pipelinejob_trainer.optimizers.groups import check_groups
 from pipelinejob_trainer.process.config import Config
 from pipelinejob_trainer.process.output import Output, say
 from pipelinejob_trainer.runtime.rank import Rank, build_rank
+from pipelinejob_trainer.runtime.recorder import Recorder
 from pipelinejob_trainer.training.checks import preflight
 from pipelinejob_trainer.training.checks.adapters import check_targets
 from pipelinejob_trainer.training.membership import Membership, choose_device
@@ -61,6 +63,30 @@ class Preparation:
         _refuse_unseen_positions(plan, self.rank)
         self.evaluation_batches = _open_evaluation(plan, self.batches)
         self.text, self.evaluation_text = map(_identity, (self.batches, self.evaluation_batches))
+
+    def recorder(self) -> Recorder:
+        """Return what records this rank's time, as suits how many ranks there are for the processors."""
+        return Recorder(
+            replica=self.config.replica,
+            stage=self.config.stage,
+            device=self.rank.device,
+            shares_processors=self.plan.shares_processors,
+        )
+
+    def go_over_to(self, plan: Plan) -> None:
+        """Go on by a plan with other replicas: the same layers, text, order, and sequences in a step.
+
+        Raises PipelineJobError for a plan in which any of these is another.
+        """
+        before, after = (each.schedule.sequences * each.parallelism.data for each in (self.plan, plan))
+        if before != after:
+            raise PipelineJobError(f"a step has {before} sequences, and by the plan that was told {after}")
+        self.rank = self.rank.under(plan)
+        self.plan = plan
+        self.batches, self.evaluation_batches = (
+            None if each is None else each.shared_by(plan.parallelism.data, rows=plan.schedule.micro_batch_sizes)
+            for each in (self.batches, self.evaluation_batches)
+        )
 
 
 def check(prepared: Preparation, membership: Membership) -> None:

@@ -14,7 +14,14 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from pipelinejob.contract.incarnation import Incarnation, Lost
 from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import Recovery
-from pipelinejob_trainer.base.errors import LeftError, PeerLostError, PeersLeaveError, SupersededError
+from pipelinejob_trainer.base.errors import (
+    GangMovesError,
+    LeftError,
+    NotNeededError,
+    PeerLostError,
+    PeersLeaveError,
+    SupersededError,
+)
 from pipelinejob_trainer.process.config import Config, prepare_environment
 from pipelinejob_trainer.process.output import say
 from pipelinejob_trainer.process.signals import StopRequest
@@ -98,26 +105,58 @@ class Recovering:
         """Train until the last step, through as many incarnations as it takes.
 
         Raises what `loop.run` does; PeerLostError when no replacement comes, LeftError when this rank is asked to stop
-        while it waits for one.
+        while it waits for one, NotNeededError when the others go on as fewer replicas.
         """
         number, loss, within_s = 0, Loss(self._plan, self._status), _FIRST_MEETING_S
+        next_: Incarnation | None = None
         with telling_errors(prepared), ExitStack() as watching:
             while not self._is_done:
-                self._status.await_incarnation(loss.lost, within_s=within_s + _MARGIN_S)
-                incarnation = self._station.await_newer(number, within_s=within_s, is_over=self._stop_request.is_set)
-                if incarnation is None:
-                    raise LeftError(
-                        "LeftWhileWaiting",
-                        f"asked to stop while it waited for others after step {self._status.step}; whom it has sent its"
-                        " state last, keeps it",
-                    )
+                incarnation = next_ or self._await(number, loss, within_s)
                 watching.close()  # until now, for others of whom it does not know yet
                 number, within_s = incarnation.number, float(self._recovery.wait_seconds)
+                self._adopt(prepared, incarnation)
                 loss = Loss(self._plan, self._status)
-                self._take_part(prepared, incarnation, loss, watching)
+                next_ = self._take_part(prepared, incarnation, loss, watching)
 
-    def _take_part(self, prepared: Preparation, incarnation: Incarnation, loss: Loss, watching: ExitStack) -> None:
-        """Train in one incarnation, until its end or a loss; what `watching` holds goes on after a loss."""
+    def _await(self, number: int, loss: Loss, within_s: float) -> Incarnation:
+        """Wait to be told who meets, after these were lost; or to be called, by a gang that trains.
+
+        Raises LeftError when this rank is asked to stop meanwhile, PeerLostError when it is not told in time.
+        """
+        self._status.await_incarnation(loss.lost, within_s=within_s + _MARGIN_S)
+        incarnation = self._station.await_newer(
+            number, within_s=within_s, is_over=self._stop_request.is_set, joins=number == 0
+        )
+        if incarnation is None:
+            raise LeftError(
+                "LeftWhileWaiting",
+                f"asked to stop while it waited for others after step {self._status.step}; whom it has sent its"
+                " state last, keeps it",
+            )
+        if incarnation.at_border:
+            self._status.begin_move()
+            self._status.begin_incarnation(incarnation.number)
+        return incarnation
+
+    def _adopt(self, prepared: Preparation, incarnation: Incarnation) -> None:
+        """Go by the plan of an incarnation, if it has one. Raises NotNeededError where this rank is no member."""
+        if self._station.rank >= len(incarnation.members):
+            raise NotNeededError(
+                f"after step {self._status.step} the job goes on with {len(incarnation.members)} ranks, of whom this"
+                " is none"
+            )
+        if incarnation.plan:
+            self._plan = Plan.from_json(incarnation.plan)
+            prepared.go_over_to(self._plan)
+            self._status.follow(self._plan)
+
+    def _take_part(
+        self, prepared: Preparation, incarnation: Incarnation, loss: Loss, watching: ExitStack
+    ) -> Incarnation | None:
+        """Train in one incarnation, until its end or a loss; what `watching` holds goes on after a loss.
+
+        Returns the one that all go over to from a step border, if they do.
+        """
         began, ring = time.monotonic(), None
         with ExitStack() as stack:
             try:
@@ -127,6 +166,10 @@ class Recovering:
                 self._train(prepared, membership)
                 _leave(membership, ring)
                 self._is_done = True
+            except GangMovesError as error:
+                say(str(error))
+                assert ring is not None, "it trained"
+                return self._move(membership, ring, loss, error.number)
             except SupersededError:
                 raise
             except PeersLeaveError as error:
@@ -138,6 +181,23 @@ class Recovering:
             except PeerLostError as error:
                 say(f"step {self._status.step + 1} is interrupted: {error}")
                 self._settle(ring, loss)
+        return None
+
+    def _move(self, membership: Membership, ring: Ring, loss: Loss, number: int) -> Incarnation | None:
+        """Leave an incarnation for another; None where a rank was lost at the last moment, so that all wait."""
+        incarnation = self._station.at_border(number)
+        try:
+            keepers = buddies(Plan.from_json(incarnation.plan)) if incarnation.plan else ()
+            self._keeping.entrust(membership.gang, self._status.step, buddies=keepers)
+            membership.gang.barrier()  # who closes its ring after it says goodbye, and is not taken for lost
+            distributed.destroy_process_group()
+        except PeerLostError as error:
+            say(f"incarnation {number} cannot begin: {error}")
+            self._settle(ring, loss)
+            return None
+        self._station.begin_at_border(number)
+        self._status.begin_incarnation(number)
+        return incarnation
 
     def _settle(self, ring: Ring | None, loss: Loss) -> None:
         """See that all know of it, and that nothing of this incarnation is waited for any more."""
@@ -229,7 +289,14 @@ class Recovering:
                 say(preflighted(prepared.rank, membership))
             if self._status.incarnation == 1:
                 say_compiled(prepared, membership)
-            self._loop = TrainingLoop(prepared, membership, self._status, self._stop_request, self._keeping)
+            self._loop = TrainingLoop(
+                prepared,
+                membership,
+                self._status,
+                self._stop_request,
+                self._keeping,
+                moves_to=self._station.next_at_border,
+            )
         else:
             self._loop.rejoin(membership)
         self._stop_request.start_honouring()

@@ -25,6 +25,7 @@ class Totals:
     targets_per_counted: float
     is_stop_requested: bool
     has_new_changes: bool  # of what passes change besides gradients
+    moves_to: int | None = None  # the incarnation that begins now, as all ranks have heard of it
     num_written: int = 0  # ranks whose part of a checkpoint that is written beside training is there
 
     @property
@@ -45,9 +46,13 @@ def of_rank(
     is_stop_requested: bool,
     num_changes: int,
     has_written: bool = False,
+    moves_to: int = 0,
 ) -> torch.Tensor:
-    """Return what a rank adds to a step's all-reduce, float64 on its device."""
-    values = torch.zeros(7, dtype=torch.float64, device=result.loss_sum.device)
+    """Return what a rank adds to a step's all-reduce, float64 on its device.
+
+    `moves_to` is the incarnation that it is to go over to at a step border; 0 for none.
+    """
+    values = torch.zeros(9, dtype=torch.float64, device=result.loss_sum.device)
     values[0] = squared_norm
     values[1] = result.loss_sum
     values[2] = float(is_stop_requested)
@@ -55,12 +60,13 @@ def of_rank(
     values[4] = result.counted
     values[5] = result.num_targets
     values[6] = float(has_written)
+    values[7], values[8] = moves_to, moves_to**2
     return values
 
 
 def over_all(gang: Gang, values: torch.Tensor) -> Totals:
     """Add up over all ranks what `of_rank` gave on each."""
-    squared_norm, loss, stop, changes, counted, num_targets, num_written = gang.sum(values)
+    squared_norm, loss, stop, changes, counted, num_targets, num_written, moves, squared_moves = gang.sum(values)
     factor = num_targets / counted if counted else 0.0
     return Totals(
         loss=loss * factor,
@@ -68,8 +74,17 @@ def over_all(gang: Gang, values: torch.Tensor) -> Totals:
         targets_per_counted=factor,
         is_stop_requested=stop > 0,
         has_new_changes=changes > 0,
+        moves_to=common_number(moves, squared_moves, count=gang.size),
         num_written=round(num_written),
     )
+
+
+def common_number(total: float, total_of_squares: float, *, count: int) -> int | None:
+    """Return the number that so many ranks have in common, given sums over all of them; None if there is none but 0.
+
+    Only equal numbers have no variance, so every rank concludes the same from the same two sums.
+    """
+    return round(total / count) if total and count * total_of_squares == total**2 else None
 
 
 def check_reached(step: int, total: Totals) -> None:

@@ -4,12 +4,13 @@ import asyncio
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from pipelinejob.base import names
 from pipelinejob.base.errors import SpecError
 from pipelinejob.contract.progress import Progress
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.admission.line.priority import Priorities
 from pipelinejob_operator.admission.line.quota import Quota, quota_of
 from pipelinejob_operator.admission.pods.eligibility import is_node_ready
@@ -23,6 +24,7 @@ from pipelinejob_operator.objects.making.unnumbered import pod_names
 from pipelinejob_operator.objects.ownership import Obstacle, obstacle
 from pipelinejob_operator.objects.pods import StagePod
 
+PlanVersion = tuple[int, int]  # an attempt, and how often its gang went over to another number of replicas
 MAX_QUESTIONS_AT_ONCE = 16
 _MAX_HEARD = 8  # pods of a gang: what keeps it from being up is told by a few
 
@@ -39,7 +41,7 @@ class Observed:
     secret: str  # drawn for this moment alone: what is made by it nobody else can guess
     errors: tuple[SpecError, ...] = ()
     pods: tuple[StagePod, ...] = ()  # of every attempt
-    plan_attempt: int | None = None  # of the config map that stands; None if there is none
+    plan_version: PlanVersion | None = None  # of the config map that stands; None if there is none
     plan_uid: str | None = None  # its uid
     services: frozenset[str] = frozenset()  # by name
     in_the_way: tuple[Obstacle, ...] = ()  # what is another's under names that this job needs
@@ -66,6 +68,17 @@ class Observed:
     def current(self) -> dict[Rank, StagePod]:
         """Return the pods of the present attempt."""
         return {pod.rank: pod for pod in self.pods if pod.attempt == self.job.status.attempt}
+
+    @cached_property
+    def of_gang(self) -> "Observed":
+        """Return the same without what is said and seen of others than its ranks: of replicas that come, or that go."""
+        ranks, attempt = frozenset(self.job.ranks), self.job.status.attempt
+        return replace(
+            self,
+            pods=tuple(pod for pod in self.pods if pod.attempt != attempt or pod.rank in ranks),
+            progress=tuple(each for each in self.progress if Rank(each.replica, each.stage) in ranks),
+            accounts=tuple(each for each in self.accounts if Rank(each.replica, each.stage) in ranks),
+        )
 
     @cached_property
     def is_gathered(self) -> bool:
@@ -106,7 +119,7 @@ def observe(
         secret=secrets.token_urlsafe(24),
         errors=tuple(errors),
         pods=pods,
-        plan_attempt=plan_attempt(furniture),
+        plan_version=plan_version(furniture),
         plan_uid=next(iter(plans), None),
         services=frozenset(item["metadata"]["name"] for item in furniture if item["kind"] == "Service"),
         in_the_way=_in_the_way(cluster, job, {pod.name for pod in pods}),
@@ -166,11 +179,17 @@ def _pod_obstacle(pod: Object, job: Job) -> Obstacle:
     return obstacle(pod, uid=job.uid, name=job.key.name) or lost
 
 
-def plan_attempt(furniture: Iterable[Object]) -> int | None:
-    """Return the attempt whose plan stands in the config map; None if there is none."""
+def plan_version(furniture: Iterable[Object]) -> PlanVersion | None:
+    """Return the attempt whose plan stands in the config map, and how often its gang was resized; None if none does."""
     config_map = next((item for item in furniture if item["kind"] == "ConfigMap"), None)
-    label = (config_map or {}).get("metadata", {}).get("labels", {}).get(names.LABEL_ATTEMPT, "")
-    return int(label) if label.isdecimal() else None
+    labels = (config_map or {}).get("metadata", {}).get("labels", {})
+    attempt, resizes = (labels.get(name, "") for name in (names.LABEL_ATTEMPT, names.LABEL_RESIZES))
+    return (int(attempt), int(resizes) if resizes.isdecimal() else 0) if attempt.isdecimal() else None
+
+
+def wanted_plan(status: PipelineJobStatus) -> PlanVersion:
+    """Return the version of the plan that the config map is to hold."""
+    return status.attempt, status.recovery.resizes if status.recovery else 0
 
 
 def _used(pods: tuple[StagePod, ...]) -> frozenset[str]:

@@ -106,7 +106,7 @@ def with_plan(
             "plan": summarize(plan),
             "stages": stages,
             "stages_ready": f"0/{len(stages)}",
-            "nodes": _nodes(stages),
+            "nodes": nodes_in_short(stages),
             "crossings": plan.placement.crossings,
             "placement": summarize_placement(plan),
             "steps": _steps(plan),
@@ -197,7 +197,9 @@ def is_due(status: PipelineJobStatus, *, now: datetime, interval_s: float) -> bo
 
 def with_progress(status: PipelineJobStatus, reports: Iterable[Progress], *, now: datetime) -> PipelineJobStatus:
     """Write what the trainers of this attempt say of themselves; nothing changes if they say what they said before."""
-    current = {Rank(each.replica, each.stage): each for each in reports if each.attempt == status.attempt}
+    # One that has yet to join the others has done no step, and knows nothing of theirs.
+    told = (each for each in reports if each.attempt == status.attempt and (each.incarnation or each.step))
+    current = {Rank(each.replica, each.stage): each for each in told}
     if not current:
         return status
     measured = status.model_copy(
@@ -226,7 +228,8 @@ def _restarts(status: PipelineJobStatus, rank: Rank) -> int:
     return next((each.restarts for each in status.stages if (each.replica, each.stage) == rank), 0)
 
 
-def _nodes(stages: tuple[StageStatus, ...]) -> str:
+def nodes_in_short(stages: tuple[StageStatus, ...]) -> str:
+    """Name the nodes of these ranks, as many as fit a column."""
     nodes = sorted({stage.node for stage in stages if stage.node})
     shown = ", ".join(nodes[:3])
     return f"{len(nodes)}: {shown}" + (", ..." if len(nodes) > 3 else "")  # noqa: PLR2004  # as many as fit a column

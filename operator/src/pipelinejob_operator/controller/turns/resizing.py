@@ -1,7 +1,8 @@
 """Another number of replicas for a job that runs: asked for by `kubectl scale`, an autoscaler, or a changed manifest.
 
-The new shape is planned, and has room, before anything stops. Then the stages write a checkpoint, and the next attempt
-has the new number of replicas; the sequences of a step, and their order, stay the same.
+The new shape is planned, and has room, before anything stops. Where it can be, it is then taken over from memory
+(`moving`). Else the stages write a checkpoint, and the next attempt has the new number of replicas. The sequences of a
+step, and their order, stay the same.
 """
 
 from collections.abc import Iterator
@@ -42,20 +43,26 @@ def is_asked(job: Job) -> bool:
     """Tell whether a job that holds nodes is to have another number of replicas."""
     if job.spec is None or job.spec.suspend or job.is_finished or job.is_deleting:
         return False
-    return job.has_begun and job.is_resized
+    return job.has_begun and job.is_resized and not _is_under_way(job)
 
 
 def is_withdrawn(job: Job) -> bool:
     """Tell whether the spec asks again for what the job has, after it asked for something else."""
     last = condition(job.status, ConditionType.RESIZED)
+    if _is_under_way(job):
+        return False
     return job.has_begun and not job.is_resized and last is not None and last.status is ConditionStatus.FALSE
 
 
-def begin(turn: Turn, chosen: Chosen) -> Turn:
-    """End the present attempt for one with other degrees; what the stages have done is in their checkpoint."""
+def begin(turn: Turn, chosen: Chosen, *, why: str = "") -> Turn:
+    """End the present attempt for one with other degrees; what the stages have done is in their checkpoint.
+
+    `why` says what keeps it from memory.
+    """
     before = turn.job.status.chosen
     assert before is not None, "only what was chosen is chosen anew"
-    message = f"goes from {before.data} to {chosen.data} replicas; the stages write a checkpoint and stop"
+    cannot = f" (not from memory: {why})" if why else ""
+    message = f"goes from {before.data} to {chosen.data} replicas{cannot}; the stages write a checkpoint and stop"
     turn = give_up(
         turn,
         state=State.RESTARTING,
@@ -81,6 +88,10 @@ def hold(turn: Turn, reason: str, why: str) -> Turn:
 def settle(turn: Turn) -> Turn:
     """Say that the job has what its spec asks for."""
     return turn.finding(_state(turn), {ConditionType.RESIZED: AS_WANTED})
+
+
+def _is_under_way(job: Job) -> bool:
+    return job.status.recovery is not None and job.status.recovery.resizing is not None
 
 
 def _state(turn: Turn) -> State:

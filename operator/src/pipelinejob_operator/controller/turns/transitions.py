@@ -119,7 +119,7 @@ def place(turn: Turn, status: PipelineJobStatus, message: str) -> Turn:
         State.STARTING,
         _ACTIVE
         | _WELL
-        | _resized(turn)
+        | resized_facts(turn)
         | {
             ADMITTED: Fact(True, "Admitted", "there is room for the whole gang"),
             PLACED: Fact(True, "Placed", message),
@@ -139,7 +139,7 @@ def let_bind(turn: Turn, status: PipelineJobStatus) -> Turn:
         preempted_by=None,
         **_scale(turn.job),
     )
-    return await_binding(turn.finding(State.STARTING, _ACTIVE | _WELL | _resized(turn)), message).told(
+    return await_binding(turn.finding(State.STARTING, _ACTIVE | _WELL | resized_facts(turn)), message).told(
         "Released", f"Attempt {turn.status.attempt}: {message}"
     )
 
@@ -362,7 +362,7 @@ def _scale(job: Job) -> dict[str, Any]:
     return {"replicas": job.spec.parallelism.data, "selector": f"{names.LABEL_JOB}={job.key.name}"}
 
 
-def _resized(turn: Turn) -> dict[ConditionType, Fact]:
+def resized_facts(turn: Turn) -> dict[ConditionType, Fact]:
     """Whether a job that is given its place has the replicas it wants; nothing of one that was never asked."""
     job, last = turn.job, condition(turn.status, RESIZED)
     if job.is_resized and job.status.chosen is not None:

@@ -140,7 +140,7 @@ class Kubelet:
         command = local_pod.command(pod, surroundings)
         environment = local_pod.environment(pod, surroundings)
         folder = local_pod.trainer(pod).get("workingDir")
-        if folder is None and self._is_in_place_of_another(pod):
+        if folder is None and (self._is_in_place_of_another(pod) or self._joins_others(pod)):
             spare = self._spares.take(command, environment=environment, log=self._folders.log(pod))
             if spare is not None:
                 return spare
@@ -149,6 +149,11 @@ class Kubelet:
     def _is_in_place_of_another(self, pod: Object) -> bool:
         """Tell whether the pod's attempt had a process under this name already."""
         return self._folders.log(pod).exists()
+
+    def _joins_others(self, pod: Object) -> bool:
+        """Tell whether others of the pod's attempt are up already: it is of a further replica."""
+        others = (rank.pod for rank in self.pods.values())
+        return any(_gang_of(other) == _gang_of(pod) and _is_ready(other) for other in others)
 
     def _spare_environment(self) -> dict[str, str]:
         return {**self._machine.environment, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
@@ -227,7 +232,7 @@ class Kubelet:
             if rank.surroundings is not None
             and (port := local_pod.front_port(rank.pod)) is not None
             and rank.pod["metadata"].get("deletionTimestamp") is None
-            and any(each["type"] == "Ready" and each["status"] == "True" for each in rank.pod["status"]["conditions"])
+            and _is_ready(rank.pod)
         ]
 
     def _set_status(
@@ -316,6 +321,14 @@ def _port(port: int | str, pod: Object) -> int:
         if declared.get("name") == port:
             return int(declared["containerPort"])
     return names.PORT_METRICS
+
+
+def _gang_of(pod: Object) -> tuple[str | None, str]:
+    return (pod["metadata"].get("labels") or {}).get(names.LABEL_JOB), local_pod.attempt(pod)
+
+
+def _is_ready(pod: Object) -> bool:
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"]["conditions"])
 
 
 def now() -> str:

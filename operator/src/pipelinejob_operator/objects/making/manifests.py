@@ -16,10 +16,11 @@ USER_ID = 65532  # "nonroot" of distroless images; any number but 0 would do
 TERMINATION_LOG = "/dev/termination-log"
 
 
-def plan_config_map(job: Job, plan: Plan, *, attempt: int) -> Object:
-    """Render the plan where every stage mounts it; the attempt says whose placement it holds."""
+def plan_config_map(job: Job, plan: Plan, *, attempt: int, resizes: int = 0) -> Object:
+    """Render the plan where every stage mounts it; the attempt, and how often it was resized, say whose it is."""
     metadata = _metadata(job, names.plan_name(job.key.name))
     metadata["labels"] |= {names.LABEL_ATTEMPT: str(attempt)}
+    metadata["labels"] |= {names.LABEL_RESIZES: str(resizes)} if resizes else {}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",

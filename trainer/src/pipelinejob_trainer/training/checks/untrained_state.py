@@ -48,8 +48,7 @@ class UntrainedState:
         self._trained = {name for name, each in rank.part.named_parameters().items() if each.requires_grad}
         self._trained |= rank.part.adapters.base  # they are not, but what changes them is refused: `adapters`
         self._immutable = _immutable(rank)
-        holders = {layer.index: rank.layout.ranks_of(layer.index) for layer in rank.part.layers}
-        self._holders = {layer: ranks for layer, ranks in holders.items() if len(ranks) > 1}
+        self._holders = _holders(rank)
         modules = [inner for layer in rank.part.layers for inner in layer.module.modules()]
         self._slots = [inner._buffers for inner in modules]  # noqa: SLF001 # to see at a glance whether there are more
         self._num_slots = sum(map(len, self._slots))
@@ -136,9 +135,11 @@ class UntrainedState:
         found = {name: each.places[0] for name, each in self._watched.items() if name in self._unkept}
         return {name: place.tensor for name, place in found.items() if not place.is_kept and place.tensor is not None}
 
-    def join(self, sum_over: SumOver) -> None:
-        """Go on in another gang, which has yet to agree on what changes."""
+    def join(self, rank: Rank, sum_over: SumOver) -> None:
+        """Go on in another gang, which has yet to agree on what changes; the rank has the same layers."""
+        self._rank = rank
         self._sum_over = sum_over
+        self._holders = _holders(rank)
         self._agreed.clear()
         self._forms.clear()
         self._spreads = {}
@@ -247,6 +248,12 @@ class _Watched:
         """Return whether its checksum has changed since the last call."""
         before, self._print = self._print, _checksum(self.places[0].tensor)
         return self._print != before
+
+
+def _holders(rank: Rank) -> dict[int, Ranks]:
+    """Return, for each of a rank's layers that others have as well, all that have it."""
+    holders = {layer.index: rank.layout.ranks_of(layer.index) for layer in rank.part.layers}
+    return {layer: ranks for layer, ranks in holders.items() if len(ranks) > 1}
 
 
 def _immutable(rank: Rank) -> Mapping[str, str]:

@@ -173,7 +173,7 @@ def meet(turn: Turn, observed: Observed) -> Turn:
     incarnation = Incarnation(
         number=number,
         attempt=turn.status.attempt,
-        members=tuple(_member(rank, observed.current[rank], accounts[rank]) for rank in observed.job.ranks),
+        members=tuple(member(rank, observed.current[rank], accounts[rank]) for rank in observed.job.ranks),
         key=derived(observed.secret, "meeting"),
     )
     waited_s = None
@@ -266,7 +266,7 @@ def counted(status: PipelineJobStatus, places: Mapping[Rank, Place]) -> tuple[St
     def changed(each: StageStatus, place: Place | None) -> StageStatus:
         if place is None:
             return each
-        path = each.path if each.node == place.node else "/".join(place.path[:-1])
+        path = each.path if each.node == place.node else "/".join(place.path)
         update = {"restarts": each.restarts + 1, "ready": False, "node": place.node, "path": path}
         return each.model_copy(update=update)
 
@@ -311,7 +311,8 @@ def _describe_handover(left: Mapping[Rank, int]) -> str:
     return f"; {who} had handed over after step {max(left.values())}, from where all go on"
 
 
-def _member(rank: Rank, pod: StagePod, account: Progress) -> Member:
+def member(rank: Rank, pod: StagePod, account: Progress) -> Member:
+    """Return a rank of a meeting, by what its pod and itself say of where it is reached."""
     address = str((pod.raw.get("status") or {}).get("podIP") or "")
     host = f"[{address}]" if ":" in address else address
     return Member(replica=rank.replica, stage=rank.stage, address=f"{host}:{account.control_port}")
