@@ -1,6 +1,5 @@
 """Text as it comes token by token: whole characters, no stop, and the bytes of each token."""
 
-
 import pytest
 
 from pipelinejob_trainer.serving.front.text import FolderTokenizer, Unfolding

@@ -63,6 +63,7 @@ class View(Cache):  # type: ignore[misc] # transformers is not read by mypy
             positions[place] = torch.arange(row.start, row.length)
         self.reads = reads.to(device)
         self.writes = self.reads[:, -new:].flatten()
+        self.all_reads = self.reads.flatten()
         self.mask = None if bool(mask.all()) else mask.to(device)
         self.positions = positions.to(device)
         super().__init__(layers=[_Layer(self, pool, layer, longest - new) for layer in range(num_layers)])
@@ -94,7 +95,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc] # transformers is not read 
     def _through(self, held: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """Write new (rows, heads, new, width); return all (rows, heads, positions, width)."""
         held.index_copy_(0, self._view.writes, new.transpose(1, 2).flatten(0, 1))
-        return held[self._view.reads].transpose(1, 2)
+        return held.index_select(0, self._view.all_reads).unflatten(0, self._view.reads.shape).transpose(1, 2)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Do nothing: the pool does it."""
