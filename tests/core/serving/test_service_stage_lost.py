@@ -109,13 +109,17 @@ def test_a_chain_for_whose_stage_no_node_has_room_lets_all_go_and_says_so() -> N
     assert "no node has room for m-0-r0-s1 now" in told[0]
 
 
-def test_a_replacement_that_does_not_come_in_time_restarts_the_chain() -> None:
-    world = served(4, recovery={"waitSeconds": 120})
-    lose(world, "m-0-r0-s1", "deleted at once")
+@pytest.mark.parametrize(("stage", "longest_s"), [(1, 120), (0, 120 + 60)])
+def test_a_replacement_that_does_not_come_in_time_restarts_the_chain(stage: int, longest_s: int) -> None:
+    world = served(4, recovery={"waitSeconds": 120}, serving={"timeoutSeconds": 60})
+    lose(world, f"m-0-r0-s{stage}", "deleted at once")
     world.settle()
-    world.cluster.pass_time(121)
+    world.cluster.pass_time(longest_s - 1)
     world.settle()
+    assert world.status(CHAIN)["attempt"] == 1
 
+    world.cluster.pass_time(2)
+    world.settle()
     assert world.status(CHAIN)["attempt"] == 2
     told = [event.message for event in world.cluster.events if event.reason == "StageFailed"]
     assert "its replacement did not come within 120 s, spec.recovery.waitSeconds" in told[-1]

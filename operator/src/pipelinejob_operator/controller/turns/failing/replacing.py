@@ -221,7 +221,10 @@ def overdue(turn: Turn, spec: PipelineJobSpec) -> Cause | None:
     recovery = recovery_of(turn.status)
     if recovery.since is None or not recovery.replacing:
         return None
-    if (turn.now - parse_time(recovery.since)).total_seconds() < spec.recovery.wait_seconds:
+    # A first stage that serves may end its answers before it goes, and its next pod comes only then.
+    ends_answers = spec.serving is not None and any(each.stage == 0 for each in recovery.replacing)
+    limit_s = spec.recovery.wait_seconds + (spec.serving.timeout_seconds if spec.serving and ends_answers else 0)
+    if (turn.now - parse_time(recovery.since)).total_seconds() < limit_s:
         return None
     rank = Rank(recovery.replacing[0].replica, recovery.replacing[0].stage)
     message = f"its replacement did not come within {spec.recovery.wait_seconds} s, spec.recovery.waitSeconds"
