@@ -108,7 +108,7 @@ def sharing(requests: int, stages: int, pass_s: float) -> dict[str, Any]:
     costs = [PassCost(fixed_s=pass_s, token_s=0.0)] * stages
     one, own = (predict(asked, limits, costs, processors=number) for number in (1, None))
     computes = [Burning(pass_s, is_last=stage == stages - 1) for stage in range(stages)]
-    with serving(computes, **{name: each for name, each in room.items() if name != "block"}) as chain:
+    with serving(computes, **room) as chain:
         while not chain.engine.is_ready:
             time.sleep(0.01)
         began = time.process_time()
@@ -142,7 +142,7 @@ def measured(requests: int, stages: int, pass_s: float, groups: int, size: int) 
     cost = PassCost(fixed_s=pass_s, token_s=0.0)
     found = predict([Asked(prompt=IN, new=OUT)] * requests, Limits(**room, max_waiting=1000), [cost] * stages)
     computes = [Sleeping(pass_s, is_last=stage == stages - 1) for stage in range(stages)]
-    with serving(computes, **{name: each for name, each in room.items() if name != "block"}) as chain:
+    with serving(computes, **room) as chain:
         while not chain.engine.is_ready:
             time.sleep(0.01)
         began = time.perf_counter()

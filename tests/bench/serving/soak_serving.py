@@ -1,15 +1,16 @@
 """A served model under full load while clients leave and stages are killed: no answer is wrong, or lost silently.
 
-    python tests/bench/serving/soak_serving.py [--requests 10000] [--at-once 64] [--kills 20] [--wedges 5] [--leave 0.1]
+    python tests/bench/serving/soak_serving.py [--requests 300] [--at-once 64] [--kills 2] [--wedges 1] [--leave 0.1]
 
 A tiny model, trained nowhere, is saved as a checkpoint and served from it by `pipelinejob serve` over three stages,
 processes of their own. Of the clients a share leaves in the midst of a stream; every so often a stage is killed (the
 first one every fourth time), or a later one wedged: stopped, so that it keeps its connections and says nothing. How
 long until that is noticed and named stands in the result; then the stage goes on. Each answer must be the unsplit
 model's; one that is refused, or cut off with its connection, is asked again, and counted. In the end nothing may be
-in work, in line or in the cache. Prints JSON.
+in work, in line or in the cache. Prints JSON, with what is `amiss`; ends with 1 if anything is.
 
-With `--kills 0 --leave 0 --at-once 1000` it is the crowd of a thousand connections.
+With `--requests 10000 --kills 20 --wedges 5` it is the whole soak; with `--kills 0 --wedges 0 --leave 0 --at-once 1000`
+the crowd of a thousand connections.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -48,7 +51,7 @@ _RETRIED = {0, 429, 503}  # 0: the connection ended before a status came
 def main() -> None:
     """Serve, ask, kill, and count."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("requests", 10_000), ("at-once", 64), ("kills", 20), ("wedges", 5)):
+    for name, default in (("requests", 300), ("at-once", 64), ("kills", 2), ("wedges", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--leave", type=float, default=0.1, help="share of clients that leave in the midst")
     given = parser.parse_args()
@@ -56,10 +59,27 @@ def main() -> None:
         expected, run = _serving(Path(folder), waiting=given.at_once)
         try:
             _until_ready(run)
-            print(json.dumps(asyncio.run(Soak(given, expected, run).go()), indent=1))
+            found = asyncio.run(Soak(given, expected, run).go())
         finally:
             run.interrupt()
             run.wait(60)
+    problems = amiss(found, given)
+    print(json.dumps({**found, "amiss": problems}, indent=1))
+    sys.exit(1 if problems else 0)
+
+
+def amiss(found: Mapping[str, Any], given: argparse.Namespace) -> list[str]:
+    """Return what is not as it must be."""
+    answered, noticed = found.get("right", 0) + found.get("left", 0), found["wedged_stage_noticed_after_s"]
+    checks = {
+        f"{given.requests - answered} requests got no right answer": answered != given.requests,
+        f"{found['left_in_work_line_cache']} are left in work, in line and in the cache": (
+            found["left_in_work_line_cache"] != [0.0, 0.0, 0.0]
+        ),
+        f"{found.get('kills', 0)} stages were killed": found.get("kills", 0) != given.kills,
+        f"{len(noticed)} wedged stages were named": len(noticed) != given.wedges,
+    }
+    return [words for words, holds in checks.items() if holds]
 
 
 def _serving(folder: Path, *, waiting: int) -> tuple[dict[str, str], Run]:
@@ -118,7 +138,7 @@ class Soak:
         self._done = 0
         self._noticed_s: list[float] = []
 
-    async def go(self) -> dict[str, object]:
+    async def go(self) -> dict[str, Any]:
         """Ask all; return the counts."""
         began = time.monotonic()
         killing = asyncio.create_task(self._kill())
@@ -165,18 +185,16 @@ class Soak:
             while self._done < every * (number + 1):
                 await asyncio.sleep(0.05)
             stage = "0" if fault == "kill" and number % 4 == 3 else str(1 + number % 2)
-            found = await asyncio.to_thread(self._run.stages)
-            if stage not in found:
-                continue
+            await self._until_whole()
+            process = (await asyncio.to_thread(self._run.stages))[stage]
             self._counts[f"{fault}s"] += 1
             if fault == "kill":
-                os.kill(found[stage], signal.SIGKILL)
+                os.kill(process, signal.SIGKILL)
             else:
-                await self._wedge(stage, found[stage])
+                await self._wedge(stage, process)
 
     async def _wedge(self, stage: str, process: int) -> None:
         """Stop a stage until the first one has named it, and let it go on."""
-        await self._until_whole()
         named, before = f"stage {stage} is lost: it said nothing", self._first_log()
         began = time.monotonic()
         os.kill(process, signal.SIGSTOP)
@@ -191,7 +209,7 @@ class Soak:
             os.kill(process, signal.SIGCONT)
 
     async def _until_whole(self) -> None:
-        """Wait until all stages are there, so that the one that is wedged is missed."""
+        """Wait until all stages are there, so that the one that is killed or wedged is missed."""
         while True:
             try:
                 if (await asyncio.to_thread(_get, "/readyz")).startswith("ok"):

@@ -7,6 +7,7 @@ import pytest
 from pipelinejob.base import names
 from pipelinejob.contract.progress import Termination
 from pipelinejob_operator.cluster import Key
+from pipelinejob_operator.local.node.kubelet import ends_before, pause_s
 from pipelinejob_operator.validation.validate import defaulted
 from support.clusters.operatorworld import World
 from support.manifests.jobs import nodes, serving
@@ -96,3 +97,8 @@ def test_a_rule_of_the_policy_may_make_it_final(world: World) -> None:
 
     assert world.status(KEY)["state"] == "Failed"
     assert "exit code 3: x is 0" in world.condition(KEY, "Succeeded")["message"]
+
+
+def test_on_this_machine_a_process_begins_again_later_and_later_until_it_was_well_for_a_minute() -> None:
+    assert [pause_s(ends) for ends in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert [ends_before(5, ran_s=seconds) for seconds in (0, 59, 60)] == [5, 5, 0]

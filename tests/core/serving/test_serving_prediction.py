@@ -3,7 +3,7 @@
 import pytest
 
 from pipelinejob.serving.chunks import PassCost
-from pipelinejob.serving.predict import Asked, predict
+from pipelinejob.serving.predict import Asked, best_spread, examples, predict
 from pipelinejob.serving.scheduler import Limits
 
 EVEN = PassCost(fixed_s=1.0, token_s=0.0)
@@ -71,3 +71,20 @@ def test_two_stages_on_one_processor_take_turns_as_can_be_reckoned() -> None:
     # The first stage alone until 1, both stages at half the speed until 3, the second alone until 4.
     assert found.first_token_s == (3.0 + 4.0) / 2
     assert found.utilization == (0.75, 0.75)
+
+
+@pytest.mark.parametrize(("processors", "spread"), [(1, 1), (2, 2), (3, 4), (None, 4)])
+def test_so_many_groups_are_filled_first_as_processors_can_compute_at_once(
+    processors: float | None, spread: int
+) -> None:
+    assert best_spread(limits(3), [EVEN] * 3, processors=processors) == spread
+
+
+def test_a_processor_that_all_share_gives_more_with_one_large_batch_than_with_small_ones() -> None:
+    asked, costs = [Asked(prompt=10, new=60)] * 4, [EVEN] * 3
+    (_, four, _) = examples(limits(3), costs, processors=1)
+    apart = predict(asked, limits(3), costs, processors=1)
+    together = predict(asked, limits(3), costs, processors=1, spread=1)
+
+    assert together.tokens_per_s > 3 * apart.tokens_per_s  # four tokens a pass for one
+    assert four.tokens_per_s > 3 * apart.tokens_per_s

@@ -30,9 +30,9 @@ def alone(answer: Answer) -> list[int]:
 class Chain:
     """Stages that work through passes in order: a cache of tokens, and checks of everything that a pass says."""
 
-    def __init__(self, limits: Limits, cost: PassCost | None = None) -> None:
+    def __init__(self, limits: Limits, cost: PassCost | None = None, *, spread: int | None = None) -> None:
         self.limits = limits
-        self.scheduler = Scheduler(limits, cost)
+        self.scheduler = Scheduler(limits, cost, spread=spread)
         self.cache: dict[int, tuple[int, int]] = {}  # slot -> position and token
         self.flying: list[Pass] = []
         self.told: dict[int, list[int]] = {}
@@ -92,7 +92,8 @@ def test_whatever_comes_each_answer_is_the_one_that_it_is_alone_and_no_block_is_
     """Arrivals, cancellations, full caches, common beginnings, chains that are lost: at random."""
     dice = random.Random(seed)
     limits = limits_of(num_blocks=num_blocks, groups=groups, group_size=size)
-    chain = Chain(limits, PassCost(fixed_s=1, token_s=0.1, attention_s=0.01) if dice.random() < 0.5 else None)
+    cost = PassCost(fixed_s=1, token_s=0.1, attention_s=0.01) if dice.random() < 0.5 else None
+    chain = Chain(limits, cost, spread=dice.randrange(1, groups + 1))
     beginnings = [[dice.randrange(VOCABULARY) for _ in range(12)] for _ in range(2)]
     answers, cancelled = [], set()
     for _ in range(300):
@@ -132,18 +133,23 @@ def test_whatever_comes_each_answer_is_the_one_that_it_is_alone_and_no_block_is_
     assert chain.scheduler.num_active == chain.scheduler.num_waiting == 0
 
 
-def test_requests_are_spread_over_all_groups_not_put_into_one() -> None:
-    chain = Chain(limits_of(groups=4, group_size=8, num_blocks=200))
-    for number in range(8):
-        chain.scheduler.submit(answer(number, [number] * 3, 30))
+@pytest.mark.parametrize(
+    ("requests", "spread", "sizes"),
+    [(8, None, {0: 2, 1: 2, 2: 2, 3: 2}), (8, 2, {0: 4, 1: 4}), (20, 2, {0: 8, 1: 8, 2: 2, 3: 2}), (5, 1, {0: 5})],
+)
+def test_requests_are_spread_over_all_groups_or_fill_some_first(
+    requests: int, spread: int | None, sizes: dict[int, int]
+) -> None:
+    chain = Chain(limits_of(groups=4, group_size=8, num_blocks=400), spread=spread)
+    for number in range(requests):
+        chain.scheduler.submit(answer(number, [number] * 3, 60))
     passes = []
     for _ in range(60):
         while chain.launch():
             passes.append(chain.flying[-1])
         chain.arrive()
 
-    sizes = {each.group: len(each.rows) for each in passes[-8:]}
-    assert sizes == {0: 2, 1: 2, 2: 2, 3: 2}
+    assert {each.group: len(each.rows) for each in passes[-8:]} == sizes
 
 
 def test_chunks_of_one_prompt_follow_each_other_without_waiting_for_a_token() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import openai
 import pytest
 
-from pipelinejob_trainer.serving.front.text import FolderTokenizer, Unfolding
+from pipelinejob_trainer.serving.front.text import FolderTokenizer
+from pipelinejob_trainer.serving.front.wanted import read_chat
 from support.serving.serving_chains import HANG_S, Served, stages_of, tiny_folder
 from support.serving.serving_fronts import front, write_tokenizer
 
@@ -112,6 +113,20 @@ def test_tools_reach_the_template(client: openai.OpenAI) -> None:
     assert with_ - without == len("tools:1;")
 
 
+def test_an_assistant_that_called_a_tool_and_said_nothing_is_read(folder: Path) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    asked = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    messages = read_chat(json.dumps(CHAT | {"messages": asked}).encode()).messages
+
+    assert messages[1]["content"] == ""
+    assert messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+    assert (
+        FolderTokenizer(folder)
+        .decode(FolderTokenizer(folder).encode_chat(messages, (), {}))
+        .endswith("assistant:;assistant:")
+    )
+
+
 def test_logprobs_are_told_in_both_forms(client: openai.OpenAI) -> None:
     chat = client.chat.completions.create(
         model="tiny",
@@ -124,6 +139,8 @@ def test_logprobs_are_told_in_both_forms(client: openai.OpenAI) -> None:
     text = client.completions.create(model="tiny", prompt="a", max_tokens=3, logprobs=2, temperature=0)
 
     entries = chat.choices[0].logprobs.content
+    told = bytes(byte for each in entries for byte in each.bytes)  # which may be parts of characters
+    assert told.decode(errors="replace") == chat.choices[0].message.content
     assert [len(each.top_logprobs) for each in entries] == [4, 4, 4]
     assert all(each.logprob == each.top_logprobs[0].logprob <= 0 for each in entries)
     assert [len(each) for each in text.choices[0].logprobs.top_logprobs] == [2, 2, 2]
@@ -176,6 +193,14 @@ DONE = {"model": "tiny", "prompt": "hi"}
         ("chat/completions", CHAT | {"top_logprobs": 3}, 400, "set logprobs to true"),
         ("chat/completions", CHAT | {"response_format": {"type": "json_object"}}, 400, "response_format"),
         ("chat/completions", CHAT | {"tool_choice": "required"}, 400, "use auto or none"),
+        ("chat/completions", CHAT | {"messages": [{"role": "user"}]}, 400, "messages[0].content: is null"),
+        ("chat/completions", CHAT | {"messages": [{"role": "assistant", "tool_calls": 3}]}, 400, "send a list of"),
+        ("chat/completions", CHAT | {"chat_template_kwargs": {"chat_template": "x"}}, 400, "chat_template: cannot be"),
+        ("chat/completions", CHAT | {"max_completion_tokens": 900}, 400, "max_completion_tokens: 900 tokens after"),
+        ("completions", DONE | {"stop": "x" * 1001}, 400, "stop: one has 1001 characters; use at most 1000"),
+        ("completions", DONE | {"stream": True, "stream_options": {"every": 1}}, 400, "stream_options.every"),
+        ("completions", b'{"model": "tiny", "prompt": ["x", %s]}' % (b"[" * 300 + b"]" * 300), 400, "many levels"),
+        ("completions/", DONE, 404, "there is nothing at this path"),
         ("nothing", {}, 404, "there is nothing at this path"),
     ],
 )  # fmt: skip
@@ -188,6 +213,28 @@ def test_what_is_wrong_is_named_in_openais_form(
     assert says in answer["error"]["message"]
     assert set(answer["error"]) == {"message", "type", "param", "code"}
     assert idle(at[1])
+
+
+def test_what_other_methods_there_are_is_told(at: tuple[str, Served]) -> None:
+    connection = http.client.HTTPConnection(at[0].removeprefix("http://"), timeout=HANG_S)
+    connection.request("OPTIONS", "/v1/chat/completions")
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+
+    assert (response.status, response.headers["allow"]) == (405, "POST")
+
+
+def test_a_fault_of_the_servers_own_is_told_in_openais_form(
+    at: tuple[str, Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(at[1].answering, "prepare", fail)
+    status, _, answer = post(at[0], "/v1/completions", DONE)
+
+    assert (status, answer["error"]["code"], answer["error"]["type"]) == (500, "internal_error", "server_error")
 
 
 def test_a_body_that_is_too_long_is_refused(at: tuple[str, Served]) -> None:
@@ -300,30 +347,6 @@ def test_metrics_tell_of_tokens_times_batches_and_stages(client: openai.OpenAI, 
         assert float(value) >= 4
     for stage in ("0", "1"):
         assert f'pipelinejob_serving_stage_busy_seconds_total{{{OWN},stage="{stage}"}}' in text
-
-
-def test_text_comes_whole_though_its_characters_take_several_tokens(folder: Path) -> None:
-    tokenizer = FolderTokenizer(folder)
-    text = "naïve — 日本語 🙂!"
-    unfolding = Unfolding(tokenizer, ())
-
-    told = [unfolding.add(token) for token in tokenizer.encode(text)] + [unfolding.end()]
-
-    assert "".join(told) == text
-    assert not any("\ufffd" in each for each in told)
-
-
-@pytest.mark.parametrize(("stops", "told"), [(["lo, w"], "Hel"), (["xx", "o,"], "Hell"), (["world!"], "Hello, world")])
-def test_a_stop_is_never_told_not_even_its_beginning(folder: Path, stops: list[str], told: str) -> None:
-    tokenizer = FolderTokenizer(folder)
-    unfolding = Unfolding(tokenizer, stops)
-    found = ""
-    for token in tokenizer.encode("Hello, world"):
-        if not unfolding.is_stopped:
-            found += unfolding.add(token)
-            assert told.startswith(found)
-
-    assert found + unfolding.end() == told
 
 
 def test_answers_of_many_clients_at_once_are_each_their_own(at: tuple[str, Served]) -> None:

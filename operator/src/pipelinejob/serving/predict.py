@@ -4,6 +4,7 @@ Where stages share processors, those that compute at the same time each go slowe
 """
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -49,19 +50,40 @@ def examples(
 
     Of fewer where the cache holds less, or the chain is long. `processors` is as in `predict`.
     """
-    return _examples(limits, tuple(stages), link_s, processors)
+    spread = best_spread(limits, stages, link_s=link_s, processors=processors)
+    return _at_loads(limits, tuple(stages), link_s, processors, spread)
 
 
-@lru_cache(maxsize=64)  # a job is planned again and again while it waits
-def _examples(
-    limits: Limits, stages: tuple[PassCost, ...], link_s: float, processors: float | None
+def best_spread(
+    limits: Limits, stages: Sequence[PassCost], *, link_s: float = 0.0, processors: float | None = None
+) -> int:
+    """Return how many groups are best filled first, by what is foretold for them.
+
+    All, where each stage has a processor. Where there are fewer, as many groups as can be computed at once, or one
+    more, or all.
+    """
+    if processors is None or processors >= len(stages):
+        return limits.groups
+    at_once = max(1, math.ceil(processors))
+    candidates = sorted({min(each, limits.groups) for each in (at_once, at_once + 1, limits.groups)})
+
+    def rate(spread: int) -> float:
+        found = _at_loads(limits, tuple(stages), link_s, processors, spread)
+        return math.prod(each.tokens_per_s for each in found)
+
+    return max(candidates, key=rate)
+
+
+@lru_cache(maxsize=256)  # a job is planned again and again while it waits
+def _at_loads(
+    limits: Limits, stages: tuple[PassCost, ...], link_s: float, processors: float | None, spread: int
 ) -> tuple[ServedAt, ...]:
     tokens = max(_FEWEST, min(_TOKENS, _MOST_HOPS // len(stages)))
     tokens = max(1, min(tokens, limits.cache_tokens // 2))
 
     def at(requests: int) -> ServedAt:
         asked = [Asked(prompt=tokens, new=tokens)] * requests
-        found = predict(asked, limits, stages, link_s=link_s, processors=processors)
+        found = predict(asked, limits, stages, link_s=link_s, processors=processors, spread=spread)
         return ServedAt(**dict(found), requests=requests, tokens=tokens)
 
     return tuple(map(at, LOADS))
@@ -74,14 +96,16 @@ def predict(
     *,
     link_s: float = 0.0,
     processors: float | None = None,
+    spread: int | None = None,
 ) -> Served:
     """Play requests on a chain of stages that take so long, and so long from one to the next and back.
 
     At least one request, each with a prompt and one new token or more, which the cache can hold. The stages share so
     many `processors`, of which a pass keeps one busy; None: each has its own. A stage is busy from a pass's beginning
-    to its end, while it waits for a processor, too, as stages count it themselves.
+    to its end, while it waits for a processor, too, as stages count it themselves. `spread` is the scheduler's.
     """
-    return _Play(asked, limits, stages, link_s, processors).served()
+    scheduler = Scheduler(limits, chunk_cost(stages), spread=spread)
+    return _Play(asked, scheduler, stages, link_s, processors).served()
 
 
 @dataclass(slots=True)
@@ -101,13 +125,13 @@ class _Play:
     def __init__(
         self,
         asked: Sequence[Asked],
-        limits: Limits,
+        scheduler: Scheduler,
         stages: Sequence[PassCost],
         link_s: float,
         processors: float | None,
     ) -> None:
         self._asked = asked
-        self._scheduler = Scheduler(limits, chunk_cost(stages))
+        self._scheduler = scheduler
         self._stages = [_Stage(cost, deque()) for cost in stages]
         self._link_s = link_s
         self._processors = processors

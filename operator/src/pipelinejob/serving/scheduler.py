@@ -1,8 +1,10 @@
 """Which pass comes next: the decisions of serving, without a clock and without a model.
 
 Sequences are spread over groups, one more than there are stages, so that every stage has a pass to work on while the
-tokens of another group are on their way back. A group's next pass waits for its tokens; a chunk of a prompt that is
-not the last one waits for nothing. Passes are given out in one order, in which every stage works through them.
+tokens of another group are on their way back. Where stages share processors, fewer groups are filled first, so that
+passes are larger: what a pass costs whatever is in it is paid less often. A group's next pass waits for its tokens; a
+chunk of a prompt that is not the last one waits for nothing. Passes are given out in one order, in which every stage
+works through them.
 """
 
 from collections.abc import Iterable
@@ -90,11 +92,15 @@ class Progress:
 
 
 class Scheduler:
-    """The state of serving: who waits, who is in work, what is on its way."""
+    """The state of serving: who waits, who is in work, what is on its way.
 
-    def __init__(self, limits: Limits, cost: PassCost | None = None) -> None:
+    So many groups as `spread` are filled before the others are used; all at once if it is None.
+    """
+
+    def __init__(self, limits: Limits, cost: PassCost | None = None, *, spread: int | None = None) -> None:
         self.limits = limits
         self.cost = cost
+        self.spread = spread or limits.groups
         self.blocks = Blocks(count=limits.num_blocks, size=limits.block)
         self._line: Line[Answer] = Line()
         self._known: dict[int, Answer] = {}
@@ -192,8 +198,8 @@ class Scheduler:
     def _admit(self) -> None:
         """Put those whose turn it is into the emptiest groups, while their beginnings find room in the cache."""
         while (first := self._line.first()) is not None:
-            emptiest = min(self._groups, key=len)
-            if len(emptiest) >= self.limits.group_size:
+            number = self._group_to_fill()
+            if number is None:
                 return
             found = self.blocks.take_beginning(first.tokens(0, first.length))
             missing = self.blocks.needed(first.length + 1) - len(found)
@@ -203,8 +209,16 @@ class Scheduler:
             self._line.take()
             first.blocks = found
             first.computed = first.cached = len(found) * self.limits.block
-            first.group = self._groups.index(emptiest)
-            emptiest.append(first)
+            first.group = number
+            self._groups[number].append(first)
+
+    def _group_to_fill(self) -> int | None:
+        """Return the emptiest of the groups that are filled first; once these are full, of the others; or None."""
+        for numbers in (range(self.spread), range(self.spread, self.limits.groups)):
+            emptiest = min(numbers, key=lambda number: len(self._groups[number]), default=None)
+            if emptiest is not None and len(self._groups[emptiest]) < self.limits.group_size:
+                return emptiest
+        return None
 
     def _chunk(self) -> Pass | None:
         """Return the next chunk of the prompt that was begun first."""

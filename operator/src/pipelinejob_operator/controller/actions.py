@@ -177,7 +177,7 @@ def _replacements(
         stage_pod(job, spec, rank, attempt=job.status.attempt, settings=settings, node=nodes[rank])
         for rank in replacing.missing_ranks(observed.pods, job.status)
     )
-    return tuple(with_token(pod, observed.secret) for pod in pods)
+    return tuple(with_token(pod, observed.secret) if spec.recovery.in_place else pod for pod in pods)
 
 
 def _gated(job: Job, observed: Observed) -> tuple[Change, ...]:

@@ -248,7 +248,7 @@ def _run(  # noqa: PLR0911 # a list of what may have happened
     broken = find_breakage(
         seen.ranks,
         seen.pods,
-        _lost_nodes(observed),
+        observed.lost_nodes,
         pod_names={Rank(stage.replica, stage.stage): stage.pod for stage in turn.status.stages},
         now=turn.now,
         root_cause_wait_s=settings.root_cause_wait_s,
@@ -316,20 +316,6 @@ def _fail_or_restart(
     return transitions.restart(turn, cause, is_counted=is_counted, backoff_s=backoff_s, policy=policy)
 
 
-def _lost_nodes(observed: Observed) -> frozenset[str]:
-    """Name the nodes whose stages are lost.
-
-    A kubelet that restarts is silent for moments. Only together with a failed stage does silence mean loss, and not
-    where a stage answers; if the node stays silent, the cluster evicts its pods, and that is seen.
-    """
-    if not any(pod.outcome is Outcome.FAILED for pod in observed.current.values()):
-        return observed.gone_nodes
-    answering = {
-        pod.node for each in observed.accounts if (pod := observed.current.get(Rank(each.replica, each.stage)))
-    }
-    return observed.gone_nodes | (observed.silent_nodes - answering)
-
-
 def _watch(  # noqa: PLR0911 # a list of what may be the matter
     turn: Turn, observed: Observed, spec: PipelineJobSpec, done: frozenset[Rank], settings: ControllerSettings
 ) -> Turn:
@@ -353,11 +339,11 @@ def _watch(  # noqa: PLR0911 # a list of what may be the matter
     measured = with_progress(turn.status, observed.progress, now=turn.now)
     slow, pace = stragglers.look(observed.progress, before=turn.status, measured=measured)
     turn = tell_not_finite(turn.having(**_reported(measured)), turn.status)
+    num_up = sum(rank in done or _is_up(current.get(rank)) for rank in observed.job.ranks)
     if replacing.is_on(spec) and not done:
-        turn = replacing.meet(turn, observed)
+        turn = replacing.reunite(turn, observed, spec, is_whole=num_up == num_ranks)
         if recovers or turn.meets is not None:
             return turn
-    num_up = sum(rank in done or _is_up(current.get(rank)) for rank in observed.job.ranks)
     if num_up == num_ranks:
         acted = remedies.act(turn, pace, slow, observed, spec)
         if isinstance(acted, Turn):

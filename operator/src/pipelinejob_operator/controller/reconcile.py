@@ -237,7 +237,7 @@ class Controller:
             observed = replace(observed, said=await self._hear(observed, now))
         is_progress_due = is_due(status, now=now, interval_s=self._paced().progress_interval_s)
         spec = observed.job.spec
-        if is_running and spec is not None and spec.recovery.in_place:
+        if is_running and spec is not None and replacing.is_on(spec):
             answers = await ask_progress(self._cluster, observed.current, only_ready=False)
             seen = replace(observed, accounts=answers, progress=answers if is_progress_due else ())
             find = partial(find_places, observed=seen, room=self._room, admitted=self._admitted, now=now)

@@ -8,6 +8,7 @@ padded on the left, as `generate` has a batch. Who owns which block is decided b
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -50,21 +51,20 @@ class View(Cache):  # type: ignore[misc] # transformers is not read by mypy
 
     def __init__(self, pool: Pool, rows: Sequence[Row], *, num_layers: int, device: torch.device) -> None:
         (new,) = {len(row.tokens) for row in rows}
-        longest = max(row.length for row in rows)
-        reads = torch.zeros(len(rows), longest, dtype=torch.int64)
-        mask = torch.ones(len(rows), longest, dtype=torch.int64)
-        positions = torch.empty(len(rows), new, dtype=torch.int64)
-        for place, row in enumerate(rows):
-            pad = longest - row.length
-            blocks = torch.tensor(row.blocks, dtype=torch.int64)
-            all_slots = (blocks[:, None] * pool.block + torch.arange(pool.block)).flatten()
-            reads[place, pad:] = all_slots[: row.length]
-            mask[place, :pad] = 0
-            positions[place] = torch.arange(row.start, row.length)
-        self.reads = reads.to(device)
+        lengths = np.array([row.length for row in rows], dtype=np.int64)
+        longest = int(lengths.max())
+        places = np.arange(longest) - (longest - lengths)[:, None]  # the position at each place; below 0: padding
+        blocks = np.zeros((len(rows), max(len(row.blocks) for row in rows)), dtype=np.int64)
+        for number, row in enumerate(rows):
+            blocks[number, : len(row.blocks)] = row.blocks
+        held = np.maximum(places, 0)
+        slots = np.take_along_axis(blocks, held // pool.block, axis=1) * pool.block + held % pool.block
+        is_held = places >= 0
+        self.reads = torch.from_numpy(slots * is_held).to(device)
+        self.all_reads = self.reads.flatten()
         self.writes = self.reads[:, -new:].flatten()
-        self.mask = None if bool(mask.all()) else mask.to(device)
-        self.positions = positions.to(device)
+        self.mask = None if is_held.all() else torch.from_numpy(is_held.astype(np.int64)).to(device)
+        self.positions = torch.from_numpy(places[:, -new:].copy()).to(device)
         super().__init__(layers=[_Layer(self, pool, layer, longest - new) for layer in range(num_layers)])
 
 
@@ -94,7 +94,8 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc] # transformers is not read 
     def _through(self, held: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """Write new (rows, heads, new, width); return all (rows, heads, positions, width)."""
         held.index_copy_(0, self._view.writes, new.transpose(1, 2).flatten(0, 1))
-        return held[self._view.reads].transpose(1, 2)
+        found = held.index_select(0, self._view.all_reads)
+        return found.view(*self._view.reads.shape, *held.shape[1:]).transpose(1, 2)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Do nothing: the pool does it."""

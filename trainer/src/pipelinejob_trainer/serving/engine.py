@@ -13,7 +13,7 @@ from enum import StrEnum
 from pipelinejob.contract.plan import ServedAt
 from pipelinejob.serving.chunks import PassCost
 from pipelinejob.serving.passes import Pass, Sampled
-from pipelinejob.serving.predict import chunk_cost, examples
+from pipelinejob.serving.predict import best_spread, chunk_cost, examples
 from pipelinejob.serving.scheduler import Answer, Limits, Progress, Scheduler
 from pipelinejob_trainer.base.errors import PeerLostError
 from pipelinejob_trainer.process.output import say, warn
@@ -179,9 +179,10 @@ class Engine:
         return self._predictions
 
     def _predict(self) -> None:
-        """Make chunks equal by what stages measured, and foretell what they will give together."""
+        """Make chunks equal, and batches as large as is best, by what stages measured; foretell what they will give."""
         costs = (self._cost, *self._chain.costs)
         self._scheduler.cost = chunk_cost(costs)
+        self._scheduler.spread = best_spread(self._scheduler.limits, costs, processors=self._processors)
         self._predictions = examples(self._scheduler.limits, costs, processors=self._processors)
         for found in self._predictions:
             say(

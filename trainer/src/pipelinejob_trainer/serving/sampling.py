@@ -14,6 +14,7 @@ from pipelinejob.serving.passes import Row, Sampled, Sampling
 from pipelinejob_trainer.base.seeds import mix
 
 _FRACTION = 2.0**-53
+_GREEDY = 1e-5  # at temperatures below, float32 knows the likeliest alone, or not even that
 
 
 def sample(rows: Sequence[Row], logits: torch.Tensor) -> tuple[Sampled, ...]:
@@ -34,7 +35,7 @@ def _sampled(row: Row, sampling: Sampling, logits: torch.Tensor, likeliest: int,
     if sampling.counts_tokens:
         logits = _penalised(logits, sampling, row)
         likeliest = int(logits.argmax())
-    token = likeliest if sampling.temperature == 0 else _drawn(logits, sampling, place=row.length)
+    token = likeliest if sampling.temperature < _GREEDY else _drawn(logits, sampling, place=row.length)
     if sampling.logprobs is None:
         return Sampled(sequence=row.sequence, token=token, margin=margin)
     logprobs = torch.log_softmax(logits, dim=-1)

@@ -22,7 +22,7 @@ from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
 from pipelinejob_operator.objects.making.unnumbered import pod_names
 from pipelinejob_operator.objects.ownership import Obstacle, obstacle
-from pipelinejob_operator.objects.pods import StagePod
+from pipelinejob_operator.objects.pods import Outcome, StagePod
 
 PlanVersion = tuple[int, int]  # an attempt, and how often its gang went over to another number of replicas
 MAX_QUESTIONS_AT_ONCE = 16
@@ -87,6 +87,18 @@ class Observed:
         if not job.is_placed or job.is_finished or job.status.released_time is not None:
             return False
         return all(rank in current and not current[rank].is_terminating for rank in job.ranks)
+
+    @property
+    def lost_nodes(self) -> frozenset[str]:
+        """Name the nodes whose stages are lost.
+
+        A kubelet that restarts is silent for moments. Only together with a failed stage does silence mean loss, and not
+        where a stage answers; if the node stays silent, the cluster evicts its pods, and that is seen.
+        """
+        if not any(pod.outcome is Outcome.FAILED for pod in self.current.values()):
+            return self.gone_nodes
+        answering = {pod.node for each in self.accounts if (pod := self.current.get(Rank(each.replica, each.stage)))}
+        return self.gone_nodes | (self.silent_nodes - answering)
 
     @cached_property
     def older(self) -> tuple[StagePod, ...]:

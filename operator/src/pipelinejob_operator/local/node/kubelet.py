@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ _ANSWER_TIMEOUT_S = 1.0
 _PROBE_PERIOD_S = 0.25
 _PROBE_AGAIN_S = 1.0  # of a stage that serves: it is ready now, and then not, as its chain is whole or not
 _BACKOFF_S, _MOST_BACKOFF_S = 0.5, 30.0  # before a process begins again in its pod
+_WELL_S = 2 * _MOST_BACKOFF_S  # it ran for so long that its next end is counted anew, as kubelets have it
 
 
 @dataclass(slots=True)
@@ -36,6 +38,17 @@ class LocalPod:
     process: StageProcess | None = None
     surroundings: Surroundings | None = None
     task: asyncio.Task[None] | None = None
+    ends: int = 0  # of its process, since one was well
+
+
+def ends_before(ends: int, *, ran_s: float) -> int:
+    """Return how many ends in a row there were before this one, of a process that ran for so long."""
+    return 0 if ran_s >= _WELL_S else ends
+
+
+def pause_s(ends: int) -> float:
+    """Return the seconds before a process begins again that has ended so often in a row before."""
+    return min(_MOST_BACKOFF_S, _BACKOFF_S * 2.0 ** min(ends, 20))
 
 
 class Kubelet:
@@ -159,12 +172,13 @@ class Kubelet:
         return {**self._machine.environment, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
     async def _watch(self, rank: LocalPod, process: StageProcess) -> None:
-        probing = asyncio.create_task(self._probe(rank))
+        probing, began = asyncio.create_task(self._probe(rank)), time.monotonic()
         try:
             code = await process.wait()
         finally:
             probing.cancel()
             process.kill()
+        rank.ends = ends_before(rank.ends, ran_s=time.monotonic() - began)
         if self._begins_again(rank, code) and await self._begun_again(rank, code):
             return
         terminated = {
@@ -188,8 +202,8 @@ class Kubelet:
 
     async def _begun_again(self, rank: LocalPod, code: int) -> bool:
         """Start a pod's process again after a pause; return False if the pod is to end meanwhile."""
-        status = rank.pod["status"]["containerStatuses"][0]
-        wait_s = min(_MOST_BACKOFF_S, _BACKOFF_S * 2 ** status["restartCount"])
+        wait_s = pause_s(rank.ends)
+        rank.ends += 1
         last = {
             "terminated": {"exitCode": code, "message": self._folders.last_words(rank.pod, code), "finishedAt": now()}
         }

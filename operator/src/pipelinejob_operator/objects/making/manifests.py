@@ -100,7 +100,7 @@ def stage_pod(
         "hostname": names.pod_name(job.key.name, replica=rank.replica, stage=rank.stage),
         "subdomain": names.service_name(job.key.name),
     }
-    if spec.mode is Mode.SERVE and rank.stage == 0 and "terminationGracePeriodSeconds" not in template.get("spec", {}):
+    if _may_be_front(job, spec, rank) and "terminationGracePeriodSeconds" not in template.get("spec", {}):
         pod_spec["terminationGracePeriodSeconds"] = max(settings.grace_s, _longest_s(spec) + _LEAVING_S + _MARGIN_S)
     _set_grace(pod_spec)
     pod_spec = _pinned(pod_spec, node) if node else pod_spec | {"schedulingGates": _gates(pod_spec)}
@@ -298,9 +298,14 @@ def _environment(
         names.ENV_METRICS_PORT: str(names.PORT_METRICS),
         names.ENV_CHECKPOINTS: checkpoint_folder(job, spec),
         names.ENV_TERMINATION_LOG: TERMINATION_LOG,
-        **({names.ENV_LEAVING_S: str(_LEAVING_S)} if spec.mode is Mode.SERVE and rank.stage == 0 else {}),
+        **({names.ENV_LEAVING_S: str(_LEAVING_S)} if _may_be_front(job, spec, rank) else {}),
     }
     return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def _may_be_front(job: Job, spec: PipelineJobSpec, rank: Rank) -> bool:
+    """Tell whether clients may come to the pod: each of a late-bound chain may turn out to be the first stage."""
+    return spec.mode is Mode.SERVE and (rank.stage == 0 or job.binds_late)
 
 
 def _longest_s(spec: PipelineJobSpec) -> int:

@@ -130,9 +130,9 @@ class Answering:
         if wanted.max_tokens is not None and wanted.max_tokens > room:
             raise ApiError(
                 400,
-                f"max_tokens: {wanted.max_tokens} tokens after a prompt of {len(prompt)} are more than the"
-                f" {self.longest} that a text may have here; use at most {room}",
-                param="max_tokens",
+                f"{wanted.max_tokens_field}: {wanted.max_tokens} tokens after a prompt of {len(prompt)} are more than"
+                f" the {self.longest} that a text may have here; use at most {room}",
+                param=wanted.max_tokens_field,
                 code="context_length_exceeded",
             )
         return wanted.max_tokens or room

@@ -91,7 +91,8 @@ class Form:
             "logprobs": logprobs,
             "finish_reason": ending,
         }
-        return {**self._head, "object": self._chunk_kind, "choices": [choice]}
+        usage = {"usage": None} if self._prepared.wanted.include_usage else {}  # the last chunk has it
+        return {**self._head, "object": self._chunk_kind, "choices": [choice], **usage}
 
     def _logprobs(self, index: int, sampled: Sequence[Sampled]) -> dict[str, Any] | None:
         if self._prepared.wanted.sampling.logprobs is None:
@@ -115,8 +116,8 @@ class Form:
         return {**self._token(sampled.token, sampled.logprob), "top_logprobs": top}
 
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
-        text = self._text(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        told = self._tokenizer.bytes_of(token)
+        return {"token": told.decode(errors="replace"), "logprob": logprob, "bytes": list(told)}
 
     def _text(self, token: int) -> str:
-        return self._tokenizer.decode([token], skip_special=False)
+        return self._tokenizer.bytes_of(token).decode(errors="replace")

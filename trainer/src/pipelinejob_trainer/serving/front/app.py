@@ -45,7 +45,7 @@ class Front:
 
     def app(self) -> Starlette:
         """Return the application."""
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/v1/completions", self._answered(read_completion), methods=["POST"]),
                 Route("/v1/chat/completions", self._answered(read_chat), methods=["POST"]),
@@ -55,9 +55,11 @@ class Front:
                 Route("/readyz", self._readiness, methods=["GET"]),
                 Route("/metrics", self._metrics, methods=["GET"]),
             ],
-            exception_handlers={ApiError: self._error, HTTPException: self._http_error},
+            exception_handlers={ApiError: self._error, HTTPException: self._http_error, Exception: self._bug},
             middleware=[Middleware(_Leaving, front=self)],
         )
+        app.router.redirect_slashes = False  # to an address that clients behind a proxy may not reach
+        return app
 
     def _answered(self, read: Callable[[bytes], Wanted]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
@@ -170,7 +172,14 @@ class Front:
         sentence = f"{request.method} {request.url.path}: {known.get(error.status_code, error.detail)} this path"
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "error")
         status = error.status_code if error.status_code in known else 400
-        return await self._error(request, ApiError(status, sentence, code=code))
+        response = await self._error(request, ApiError(status, sentence, code=code))
+        response.headers.update(error.headers or {})
+        return response
+
+    async def _bug(self, request: Request, error: Exception) -> Response:
+        """Answer what failed by a fault of ours; it is in the log, too."""
+        sentence = f"the server failed at this request: {type(error).__name__}; its log says where"
+        return await self._error(request, ApiError(500, sentence, code="internal_error"))
 
 
 class _Leaving:
@@ -193,7 +202,9 @@ class _Stream(StreamingResponse):
     """A stream that is closed, and gives back its room, however it ends, even before it began."""
 
     def __init__(self, chunks: AsyncGenerator[bytes], room: contextlib.ExitStack) -> None:
-        super().__init__(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        # The second for nginx, which else keeps events until it has many.
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(chunks, media_type="text/event-stream", headers=headers)
         self._chunks = chunks
         self._room = room
 

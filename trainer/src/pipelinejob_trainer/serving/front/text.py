@@ -1,6 +1,8 @@
 """Tokens to text and back: the folder's tokenizer, its chat template, and text that comes token by token."""
 
+import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +11,9 @@ from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.serving.front.errors import ApiError, wrong
 
 _BROKEN = "\ufffd"  # what stands for bytes that are no text yet
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+_SPACE = "\u2581"
+_MOST_HELD = 16  # tokens without a whole character at their end; more than one has, so that they are no text at all
 
 
 class Tokenizer(Protocol):
@@ -31,6 +36,9 @@ class Tokenizer(Protocol):
     def decode(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
         """Return tokens' text."""
 
+    def bytes_of(self, token: int) -> bytes:
+        """Return what a token adds to a text, which may be a part of a character."""
+
 
 class Bytes:
     """Text whose tokens are its bytes in UTF-8; what is none becomes U+FFFD."""
@@ -51,6 +59,9 @@ class Bytes:
         del skip_special  # no byte is special
         nothing = b"\xff"  # no byte of UTF-8
         return b"".join(bytes((each,)) if each < self.size else nothing for each in tokens).decode(errors="replace")
+
+    def bytes_of(self, token: int) -> bytes:
+        return bytes((token,)) if token < self.size else b""
 
 
 class FolderTokenizer:
@@ -75,6 +86,10 @@ class FolderTokenizer:
                 f" answered: {' '.join(str(error).split())[:200]}; save the model's tokenizer there (save_pretrained)",
             ) from error
         self.ends = frozenset(_ends(folder, self._tokenizer))
+        # What belongs to the call; and a client's own template would be a program of a stranger.
+        self._not_to_give = {*inspect.signature(self._tokenizer.apply_chat_template).parameters, "messages"} - {
+            "kwargs"
+        }
 
     @property
     def size(self) -> int:
@@ -91,6 +106,10 @@ class FolderTokenizer:
         """Return the tokens of a chat, up to where the assistant begins. Raises ApiError."""
         if not self._tokenizer.chat_template:
             raise _no_template()
+        for name in sorted(self._not_to_give & given.keys()):
+            raise wrong(
+                f"chat_template_kwargs.{name}", "cannot be given; it takes what the model's template itself asks for"
+            )
         try:
             text = self._tokenizer.apply_chat_template(
                 list(messages), tools=list(tools) or None, add_generation_prompt=True, tokenize=False, **given
@@ -103,6 +122,30 @@ class FolderTokenizer:
         """Return tokens' text."""
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special)
         return text
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return what a token adds to a text, which may be a part of a character."""
+        raw = self._tokenizer.convert_ids_to_tokens(token)
+        if not isinstance(raw, str) or token in self._tokenizer.all_special_ids:
+            return self.decode([token], skip_special=False).encode()
+        if (byte := _BYTE.fullmatch(raw)) is not None:  # as sentencepiece has bytes that are no text
+            return bytes((int(byte[1], 16),))
+        if raw.startswith(_SPACE):  # the decoder leaves out the first one
+            return raw.replace(_SPACE, " ").encode()
+        text = self.decode([token], skip_special=False)
+        if _BROKEN in text and all(each in _ALPHABET for each in raw):
+            return bytes(_ALPHABET[each] for each in raw)
+        return text.encode()
+
+
+def _alphabet() -> dict[str, int]:
+    """Return the byte that each character stands for in tokens of bytes, as GPT-2's tokenizer introduced them."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [each for each in range(256) if each not in shown]
+    return {chr(each): each for each in shown} | {chr(256 + place): each for place, each in enumerate(hidden)}
+
+
+_ALPHABET = _alphabet()
 
 
 def _no_template() -> ApiError:
@@ -137,7 +180,7 @@ class Unfolding:
         self._tokens.append(token)
         before = self._tokenizer.decode(self._tokens[self._begin : self._read])
         text = self._tokenizer.decode(self._tokens[self._begin :])
-        if text.endswith(_BROKEN):
+        if text.endswith(_BROKEN) and len(self._tokens) - self._read < _MOST_HELD:
             return ""
         self._begin, self._read = self._read, len(self._tokens)
         return self._tell(text[len(before) :])

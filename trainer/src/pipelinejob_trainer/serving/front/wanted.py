@@ -12,7 +12,7 @@ from pipelinejob.serving.passes import Sampling
 from pipelinejob_trainer.serving.front.errors import ApiError, wrong
 
 MOST_CHOICES = 64
-_MOST_STOPS = 16
+_MOST_STOPS, _LONGEST_STOP = 16, 1000
 _MOST_TOP_CHAT, _MOST_TOP = 20, 5
 _HARMLESS = {
     "user",
@@ -61,6 +61,7 @@ class Wanted:
     template: Mapping[str, Any]
     n: int
     max_tokens: int | None
+    max_tokens_field: str = "max_tokens"  # by which it was said
     stop: tuple[str, ...]
     stream: bool
     include_usage: bool
@@ -95,18 +96,18 @@ def read_chat(body: bytes) -> Wanted:
         raise wrong("top_logprobs", "is told only with logprobs; set logprobs to true")
     logprobs = (top or 0) if _flag(fields, "logprobs") else None
     max_tokens = _whole(fields, "max_completion_tokens", _whole(fields, "max_tokens", None, 1, None), 1, None)
+    field = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
     tools = _mappings(fields, "tools", required=False) if fields.get("tool_choice") != "none" else ()
     template = fields.get("chat_template_kwargs") or {}
     if not isinstance(template, dict):
         raise wrong("chat_template_kwargs", f"{_shown(template)} is no object of names and values")
-    return _wanted(fields, logprobs, max_tokens, messages=_messages(fields), tools=tools, template=template)
+    chat = {"messages": _messages(fields), "tools": tools, "template": template, "max_tokens_field": field}
+    return _wanted(fields, logprobs, max_tokens, **chat)
 
 
 def _wanted(fields: Mapping[str, Any], logprobs: int | None, max_tokens: int | None, **others: Any) -> Wanted:
     stream = _flag(fields, "stream")
-    options = fields.get("stream_options") or {}
-    if not isinstance(options, dict) or (options and not stream):
-        raise wrong("stream_options", "is an object, and only for stream: true")
+    options = _stream_options(fields, stream=stream)
     return Wanted(
         **{"template": {}} | others,
         model=_text(fields, "model"),
@@ -114,7 +115,7 @@ def _wanted(fields: Mapping[str, Any], logprobs: int | None, max_tokens: int | N
         max_tokens=max_tokens,
         stop=_stops(fields),
         stream=stream,
-        include_usage=bool(options.get("include_usage")),
+        include_usage=_flag(options, "include_usage"),
         ignore_eos=_flag(fields, "ignore_eos"),
         sampling=Sampling(
             temperature=_number(fields, "temperature", 1.0, 0.0, 100.0),
@@ -128,6 +129,16 @@ def _wanted(fields: Mapping[str, Any], logprobs: int | None, max_tokens: int | N
             logprobs=logprobs,
         ),
     )
+
+
+def _stream_options(fields: Mapping[str, Any], *, stream: bool) -> Mapping[str, Any]:
+    options = fields.get("stream_options", {})
+    if not isinstance(options, dict) or (options and not stream):
+        raise wrong("stream_options", "is an object, and only for stream: true")
+    unknown = sorted(options.keys() - {"include_usage", "include_obfuscation"})
+    if unknown:
+        raise wrong(f"stream_options.{unknown[0]}", "is no field that is known here; leave it out")
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _fields(body: bytes, known: set[str]) -> Mapping[str, Any]:
@@ -174,15 +185,20 @@ def _messages(fields: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     for place, message in enumerate(messages):
         if not isinstance(message.get("role"), str):
             raise wrong(f"messages[{place}].role", f"is {_shown(message.get('role'))}; use system, user or assistant")
-    return tuple(_flat(place, message) for place, message in enumerate(messages))
+    return tuple(_with_calls(place, _flat(place, message)) for place, message in enumerate(messages))
 
 
 def _flat(place: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Join a message's parts of text, which templates take as one."""
+    """Join a message's parts of text, which templates take as one; an assistant that called tools may have said none.
+
+    A template would write what is null as the word None.
+    """
     content = message.get("content")
-    if content is None or isinstance(content, str):
+    if isinstance(content, str):
         return message
     where = f"messages[{place}].content"
+    if content is None and message["role"] == "assistant":
+        return {**message, "content": ""}
     if not isinstance(content, list):
         raise wrong(where, f"is {_shown(content)}; send a text, or a list of parts of text")
     texts = []
@@ -191,6 +207,28 @@ def _flat(place: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
             raise wrong(where, f"has the part {_shown(part)}; only parts of type text are read")
         texts.append(part["text"])
     return {**message, "content": "".join(texts)}
+
+
+def _with_calls(place: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Read the arguments of an assistant's calls of tools: clients send them as text in JSON, templates write them."""
+    calls = message.get("tool_calls")
+    if calls is None:
+        return {name: value for name, value in message.items() if name != "tool_calls"}
+    where = f"messages[{place}].tool_calls"
+    if not isinstance(calls, list) or not all(isinstance(each, dict) for each in calls):
+        raise wrong(where, f"is {_shown(calls)}; send a list of calls")
+    return {**message, "tool_calls": [_with_arguments(where, each) for each in calls]}
+
+
+def _with_arguments(where: str, call: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = orjson.loads(function["arguments"] or "{}")
+    except orjson.JSONDecodeError as error:
+        raise wrong(where, f"the arguments {_shown(function['arguments'])} are no JSON: {error}") from error
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _mappings(fields: Mapping[str, Any], name: str, *, required: bool) -> tuple[Mapping[str, Any], ...]:
@@ -205,6 +243,9 @@ def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
     stops = [given] if isinstance(given, str) else given
     if not isinstance(stops, list) or len(stops) > _MOST_STOPS or not all(isinstance(e, str) and e for e in stops):
         raise wrong("stop", f"{_shown(given)} is no text, nor a list of at most {_MOST_STOPS} texts")
+    longest = max(map(len, stops), default=0)
+    if longest > _LONGEST_STOP:
+        raise wrong("stop", f"one has {longest} characters; use at most {_LONGEST_STOP}")
     return tuple(stops)
 
 
@@ -255,4 +296,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    return orjson.dumps(value).decode()[:80]
+    try:
+        return orjson.dumps(value).decode()[:80]
+    except orjson.JSONEncodeError:  # it takes no more levels than 254, of those that it reads
+        return "a value of very many levels"

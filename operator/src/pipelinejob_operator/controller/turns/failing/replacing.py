@@ -2,7 +2,8 @@
 
 The ranks say in `/progress` that they wait to be told who meets, and whom they lost. The number of a meeting is stored
 in the status before anybody is told of it, and no number is told twice: a pass that dies in between gives a new one,
-and a rank that hears of a newer number takes part in no older.
+and a rank that hears of a newer number takes part in no older. Stages that serve need not be told: their chain is
+whole again once all are up.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from pipelinejob.contract.incarnation import Incarnation, Member
 from pipelinejob.contract.progress import ExitCode, Progress
-from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob.spec.job import Mode, PipelineJobSpec
+from pipelinejob.spec.running.scheduling import Binding
 from pipelinejob.spec.status import (
     ConditionType,
     LostRank,
@@ -51,8 +53,12 @@ def recovery_of(status: PipelineJobStatus) -> RecoveryStatus:
 
 
 def is_on(spec: PipelineJobSpec) -> bool:
-    """Tell whether lost stages are replaced in place."""
-    return spec.recovery.in_place
+    """Tell whether lost stages are replaced in place.
+
+    Not those of a batch: two first stages, of which one is on a node that is silent, would write the same file.
+    """
+    serves = spec.mode is Mode.SERVE and spec.scheduling.binding is not Binding.LATE
+    return spec.recovery.in_place or serves
 
 
 def tell_of_spares(turn: Turn, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
@@ -160,7 +166,12 @@ def replace_lost(turn: Turn, cause: Cause, observed: Observed, seen: Expected, s
     )
 
 
-def meet(turn: Turn, observed: Observed) -> Turn:
+def reunite(turn: Turn, observed: Observed, spec: PipelineJobSpec, *, is_whole: bool) -> Turn:
+    """Bring the gang together again; `is_whole`: all its stages are up."""
+    return _meet(turn, observed) if spec.recovery.in_place else _rejoin(turn, is_whole=is_whole)
+
+
+def _meet(turn: Turn, observed: Observed) -> Turn:
     """Tell all who meets, once all wait for that."""
     accounts = _of_attempt(observed, turn.status)
     recovery, pods = recovery_of(turn.status), expected((), observed.current, turn.status).pods
@@ -181,16 +192,28 @@ def meet(turn: Turn, observed: Observed) -> Turn:
         waited_s = (turn.now - parse_time(recovery.since)).total_seconds()
         message = f"The gang meets again, as incarnation {number}, {waited_s:.0f} s after the loss"
         turn = turn.told("Recovered", message + _describe_handover(left))
-    recovery = recovery.model_copy(
-        update={
-            "incarnation": number,
-            "replacing": (),
-            "since": None,
-            "handed_over": recovery.handed_over + len(left),
-            "last_seconds": recovery.last_seconds if waited_s is None else decimal(waited_s),
-        }
+    recovery = _recovered(recovery, waited_s).model_copy(
+        update={"incarnation": number, "handed_over": recovery.handed_over + len(left)}
     )
     return replace(turn.having(recovery=recovery), meets=incarnation, look_again_s=LOOK_S)
+
+
+def _rejoin(turn: Turn, *, is_whole: bool) -> Turn:
+    """Note that a chain that serves is whole again, if it was not."""
+    recovery = recovery_of(turn.status)
+    if recovery.since is None:
+        return turn
+    if not is_whole:
+        return replace(turn, look_again_s=WATCH_S)
+    waited_s = (turn.now - parse_time(recovery.since)).total_seconds()
+    turn = turn.told("Recovered", f"All stages are there again, {waited_s:.0f} s after the loss")
+    return replace(turn.having(recovery=_recovered(recovery, waited_s)), look_again_s=LOOK_S)
+
+
+def _recovered(recovery: RecoveryStatus, waited_s: float | None) -> RecoveryStatus:
+    """Return what is left of a replacement that has come; `waited_s` is None where nobody waited for one."""
+    last = recovery.last_seconds if waited_s is None else decimal(waited_s)
+    return recovery.model_copy(update={"replacing": (), "since": None, "last_seconds": last})
 
 
 def overdue(turn: Turn, spec: PipelineJobSpec) -> Cause | None:
@@ -198,7 +221,10 @@ def overdue(turn: Turn, spec: PipelineJobSpec) -> Cause | None:
     recovery = recovery_of(turn.status)
     if recovery.since is None or not recovery.replacing:
         return None
-    if (turn.now - parse_time(recovery.since)).total_seconds() < spec.recovery.wait_seconds:
+    # A first stage that serves may end its answers before it goes, and its next pod comes only then.
+    ends_answers = spec.serving is not None and any(each.stage == 0 for each in recovery.replacing)
+    limit_s = spec.recovery.wait_seconds + (spec.serving.timeout_seconds if spec.serving and ends_answers else 0)
+    if (turn.now - parse_time(recovery.since)).total_seconds() < limit_s:
         return None
     rank = Rank(recovery.replacing[0].replica, recovery.replacing[0].stage)
     message = f"its replacement did not come within {spec.recovery.wait_seconds} s, spec.recovery.waitSeconds"
@@ -218,15 +244,16 @@ def _why_not(
     recovery, limit = recovery_of(turn.status), spec.recovery
     codes = {pod.ending.exit_code for pod in _failed(seen) if pod.ending}
     times = within(recovery.replacement_times, limit.replacement_window_seconds, turn.now)
+    trains = spec.mode is Mode.TRAIN
     reasons = {
         "its failure is final": judge(cause, spec.failure_policy, restarts=0) is Verdict.FAIL,
         "its replacement is late": cause.reason == NOT_REPLACED,
-        "the gang had not met yet": not recovery.incarnation,
+        "the gang had not met yet": trains and not recovery.incarnation,
         "a stage has completed already": any(pod.outcome is Outcome.SUCCEEDED for pod in seen.pods.values()),
-        "its peers stop as well": bool(codes & _ALL_STOP),
+        "its peers stop as well": trains and bool(codes & _ALL_STOP),
         "no stage is left that could go on": len(lost) >= len(observed.job.ranks),
         "it failed at this step before, so another try in place would end the same": (
-            not cause.is_disruption and recovery.last_failure == failure
+            trains and not cause.is_disruption and recovery.last_failure == failure
         ),
         f"no replacement is left of spec.recovery.maxReplacements: {limit.max_replacements} within"
         f" {limit.replacement_window_seconds} s": (
@@ -268,6 +295,7 @@ def counted(status: PipelineJobStatus, places: Mapping[Rank, Place]) -> tuple[St
             return each
         path = each.path if each.node == place.node else "/".join(place.path)
         update = {"restarts": each.restarts + 1, "ready": False, "node": place.node, "path": path}
+        update |= {"restarts_when_well": None}  # the next pod's container begins to count anew
         return each.model_copy(update=update)
 
     return tuple(changed(each, places.get(Rank(each.replica, each.stage))) for each in status.stages)
