@@ -54,7 +54,7 @@ def test_each_replica_is_a_chain_of_its_own_behind_one_service() -> None:
     assert chains(world) == ["m-0", "m-1"]
     assert fronts(world) == ["m-0-r0-s0", "m-1-r0-s0"]
     status = world.status(key)
-    assert (status["state"], status["replicas"], status["stagesReady"]) == ("Training", 2, "6/6")
+    assert (status["state"], status["replicas"], status["stagesReady"]) == ("Serving", 2, "6/6")
     assert status["selector"] == f"{names.LABEL_SERVICE}=m,{names.LABEL_STAGE}=0"
     assert world.condition(key, "Ready")["message"] == "2 of 2 chains answer"
     assert not status.get("stages")  # it holds no node itself
@@ -121,7 +121,7 @@ def test_another_folder_is_taken_up_by_a_new_chain_before_the_old_one_drains() -
     drained(world)
     assert chains(world) == ["m-1"]
     assert world.cluster.job(Key("default", "m-1"))["spec"]["model"]["huggingFace"]["path"] == "/models/next"
-    assert world.status(key)["state"] == "Training"
+    assert world.status(key)["state"] == "Serving"
     assert world.condition(key, "Resized")["status"] == "True"
 
 
@@ -133,7 +133,7 @@ def test_where_there_is_room_for_no_more_the_old_chain_drains_first() -> None:
     drained(world)
 
     assert chains(world) == ["m-1"]
-    assert world.status(key)["state"] == "Training"
+    assert world.status(key)["state"] == "Serving"
 
 
 def test_a_chain_that_fails_for_ever_stops_the_exchange_and_a_mended_spec_goes_on() -> None:
@@ -155,7 +155,7 @@ def test_a_chain_that_fails_for_ever_stops_the_exchange_and_a_mended_spec_goes_o
     for _ in range(3):
         drained(world)
     assert len(chains(world)) == 1
-    assert world.status(key)["state"] == "Training"
+    assert world.status(key)["state"] == "Serving"
 
 
 def test_a_job_of_which_every_chain_fails_has_failed() -> None:
@@ -182,7 +182,7 @@ def test_a_suspended_job_has_no_chain_and_comes_back() -> None:
 
     world.cluster.edit(key, suspend=False)
     world.train()
-    assert world.status(key)["state"] == "Training"
+    assert world.status(key)["state"] == "Serving"
     assert world.status(key)["replicas"] == 2
 
 

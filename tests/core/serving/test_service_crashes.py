@@ -69,7 +69,7 @@ def test_a_stage_that_was_well_for_a_minute_begins_to_count_anew(world: World) -
     ends(world, 2, words())
     ends(world, 2, words(), ready=True, up_s=61)
     assert world.condition(KEY, "Degraded")["status"] == "False"
-    assert world.status(KEY)["state"] == "Training"
+    assert world.status(KEY)["state"] == "Serving"
 
     ends(world, 3, words())
     assert "restart 1 of at most 2 in a row" in world.condition(KEY, "Degraded")["message"]
@@ -79,7 +79,7 @@ def test_a_stage_that_comes_back_after_it_was_killed_has_not_crashed(world: Worl
     for times in range(1, 6):
         ends(world, times, KILLED, ready=True)
 
-    assert world.status(KEY)["state"] == "Training"
+    assert world.status(KEY)["state"] == "Serving"
     assert "StageCrashes" not in world.told()
 
 

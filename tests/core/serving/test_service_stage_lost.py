@@ -21,7 +21,7 @@ def served(num_nodes: int, **spec: Any) -> World:
     world = World(nodes(num_nodes))
     world.submit(defaulted(serving(template=TEN_PROCESSORS, parallelism={"pipeline": 3, "data": 1}, **spec)))
     world.train()
-    assert world.status(CHAIN)["state"] == "Training"
+    assert world.status(CHAIN)["state"] == "Serving"
     return world
 
 
@@ -64,14 +64,14 @@ def test_only_the_pod_that_is_lost_is_replaced_and_the_others_keep_theirs(how: s
     assert {name for name in before if before[name] != after.get(name)} == {lost}
     assert (world.cluster.pod(lost)["spec"]["nodeName"] == node) is (how != "node gone")
     status = world.status(CHAIN)
-    assert (status["state"], status["attempt"], status.get("restarts", 0)) == ("Training", 1, 0)
+    assert (status["state"], status["attempt"], status.get("restarts", 0)) == ("Serving", 1, 0)
     assert status["recovery"]["replacements"] == 1
     assert not status["recovery"].get("replacing")
     assert [event for event in world.told() if event in {"Replacing", "Recovered", "Restarting"}] == [
         "Replacing",
         "Recovered",
     ]
-    assert world.status(Key("default", "m"))["state"] == "Training"
+    assert world.status(Key("default", "m"))["state"] == "Serving"
 
 
 def test_a_first_stage_that_is_deleted_keeps_its_grace_to_end_the_answers_in_work() -> None:
@@ -94,7 +94,7 @@ def test_a_replacement_that_is_lost_too_and_two_at_once_are_replaced() -> None:
     come_back(world)
 
     status = world.status(CHAIN)
-    assert (status["state"], status["attempt"], status["recovery"]["replacements"]) == ("Training", 1, 3)
+    assert (status["state"], status["attempt"], status["recovery"]["replacements"]) == ("Serving", 1, 3)
     assert uids(world)["m-0-r0-s0"] == first
 
 
@@ -139,7 +139,7 @@ def test_late_bound_chains_are_behind_the_service_and_restart_as_a_whole() -> No
     assert front["spec"]["terminationGracePeriodSeconds"] == 600 + 5 + 25
     variables = {each["name"]: each.get("value") for each in front["spec"]["containers"][0]["env"]}
     assert variables[names.ENV_LEAVING_S] == "5"
-    assert world.status(CHAIN)["state"] == "Training"
+    assert world.status(CHAIN)["state"] == "Serving"
 
     lose(world, "m-0-p0", "deleted at once")
     world.settle()

@@ -258,7 +258,7 @@ def test_a_batch_ends_well_when_its_first_stage_does_and_the_others_go() -> None
     for name in ("m-r0-s0", "m-r0-s2"):
         world.cluster.set_pod(pods[name], phase="Running", ready=True, containerStatuses=again)
     world.settle()
-    assert (world.status(key)["state"], world.status(key).get("restarts", 0)) == ("Training", 0)
+    assert (world.status(key)["state"], world.status(key).get("restarts", 0)) == ("Serving", 0)
 
     world.cluster.set_pod(pods["m-r0-s0"], phase="Succeeded", code=0)
     world.settle()

@@ -26,7 +26,7 @@ class ConditionType(StrEnum):
     SUCCEEDED = "Succeeded"  # the summary: Unknown while active, then True or False for ever
     ADMITTED = "Admitted"  # the gang may run: it holds what it needs
     PLACED = "Placed"  # every rank has a node
-    READY = "Ready"  # every stage is up and training
+    READY = "Ready"  # every stage is up and at work
     SUSPENDED = "Suspended"  # spec.suspend is honoured: nothing of the job runs
     DEGRADED = "Degraded"  # it runs, but worse than planned (a straggler, a wider placement than preferred)
     STALLED = "Stalled"  # nothing moves and a person has to act
@@ -48,12 +48,16 @@ class State(StrEnum):
     WAITING = "Waiting"  # planned, does not fit now
     STARTING = "Starting"  # placed, stages are coming up
     TRAINING = "Training"
-    DEGRADED = "Degraded"  # training, worse than planned
+    SERVING = "Serving"  # all stages are up, and answer a service's requests or a batch's
+    DEGRADED = "Degraded"  # at work, worse than planned
     RESTARTING = "Restarting"
     SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+
+
+UP = frozenset({State.TRAINING, State.SERVING, State.DEGRADED})  # all stages are there
 
 
 class Condition(Value):

@@ -15,7 +15,7 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Request
 from pipelinejob.spec.job import Mode
-from pipelinejob.spec.status import State
+from pipelinejob.spec.status import UP, State
 from pipelinejob_operator.cli.exits import Exit
 from pipelinejob_operator.cli.given.manifests import FileArgument, GivenJob, given_job, jobs_among, read_documents
 from pipelinejob_operator.cli.given.model_folder import with_its_model
@@ -202,7 +202,7 @@ class _Display(Lines):
             self.note(f"! {event.reason}: {event.message}")
 
     def update(self, view: RunView) -> None:
-        is_running = view.state in {State.TRAINING, State.DEGRADED}
+        is_running = view.state in UP
         if is_running and not self._was_running:
             if self._has_told:
                 self.note("All stages are there again")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob.spec.status import ConditionType, State
+from pipelinejob.spec.status import UP, ConditionType, State
 from pipelinejob_operator.admission.line.queueing import (
     FAR_BACK,
     NEVER_FITS,
@@ -49,7 +49,7 @@ def next_looks(turn: Turn, observed: Observed, settings: ControllerSettings) -> 
 
 
 def _by_state(turn: Turn, observed: Observed, settings: ControllerSettings) -> Iterator[float]:
-    if turn.status.state in {State.TRAINING, State.DEGRADED}:
+    if turn.status.state in UP:
         yield settings.progress_interval_s
     elif observed.in_the_way:  # of whose end no event tells
         yield SOON_S

@@ -70,16 +70,16 @@ def serve(turn: Turn, seen: Seen, spec: PipelineJobSpec, moves: Moves, *, troubl
     )
     is_serving = ready >= max(1, wanted - unavailable)
     failed = [each for each in seen.chains if each.failure is not None]
-    answering = f"{ready} of {wanted} chains answer"
-    state = State.TRAINING if ready >= wanted and not failed else State.DEGRADED if ready else State.STARTING
-    waiting = _waiting(seen, staying)
+    answering = _answering(ready, wanted)
+    state = State.SERVING if ready >= wanted and not failed else State.DEGRADED if ready else State.STARTING
+    waiting, there = _waiting(seen, staying), f"{len(staying)} {'chain' if len(staying) == 1 else 'chains'}"
     facts: dict[ConditionType, Fact] = {
         ConditionType.SUCCEEDED: Fact(None, "Active", "the job has not ended yet"),
         ConditionType.SUSPENDED: Fact(False, "NotSuspended"),
         ConditionType.READY: Fact(is_serving, "ChainsReady" if is_serving else "Starting", answering),
         ConditionType.STALLED: trouble or Fact(False, "AsExpected"),
         ConditionType.DEGRADED: _degraded(seen, failed),
-        **{kind: waiting.get(kind) or Fact(True, "Chains", f"{len(staying)} chains") for kind in _OF_PODS},
+        **{kind: waiting.get(kind) or Fact(True, "Chains", there) for kind in _OF_PODS},
         **_exchange(turn, seen, wanted),
     }
     was_ready = condition(turn.status, ConditionType.READY)
@@ -104,6 +104,10 @@ def suspended(turn: Turn, seen: Seen) -> Turn:
     """Let all chains go, because the spec says so."""
     turn = transitions.suspend(turn, is_still_running=any(not each.has_left for each in seen.chains))
     return turn.having(replicas=0, stages_ready=None)
+
+
+def _answering(ready: int, wanted: int) -> str:
+    return f"{ready} of {wanted} {'chain answers' if wanted == 1 else 'chains answer'}"
 
 
 def _stages_ready(seen: Seen, staying: Iterable[Chain], spec: PipelineJobSpec) -> str:
@@ -150,7 +154,7 @@ def _exchange(turn: Turn, seen: Seen, wanted: int) -> dict[ConditionType, Fact]:
     if leaving or len(new) > wanted:
         return {kind: Fact(False, SHRINKING, f"{wanted} chains stay, {leaving} end the answers in work")}
     if last is not None and answering < wanted and (last.status is not ConditionStatus.TRUE or len(new) < wanted):
-        return {kind: Fact(False, GROWING, f"{answering} of {wanted} chains answer")}
+        return {kind: Fact(False, GROWING, _answering(answering, wanted))}
     if last is None and answering < wanted:
         return {}
     return {kind: AS_WANTED}

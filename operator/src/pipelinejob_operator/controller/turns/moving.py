@@ -21,7 +21,7 @@ from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.chosen import Chosen
 from pipelinejob.spec.job import PipelineJobSpec
 from pipelinejob.spec.resizing import JoiningRank, Resizing
-from pipelinejob.spec.status import ConditionType, PipelineJobStatus, StageStatus, State, decimal
+from pipelinejob.spec.status import UP, ConditionType, PipelineJobStatus, StageStatus, State, decimal
 from pipelinejob_operator.admission.pods.substitute import Place
 from pipelinejob_operator.controller.observing.observe import Observed
 from pipelinejob_operator.controller.turns import resizing as to_checkpoint
@@ -37,7 +37,6 @@ from pipelinejob_operator.objects.pods import StagePod
 JOINING_FAILED = "JoiningFailed"
 _CHUNK = re.compile(r"(\d+)-(\d+)")
 _ORDERED_OTHERWISE = frozenset({ScheduleName.AUTO, ScheduleName.CUSTOM})
-_UP = frozenset({State.TRAINING, State.DEGRADED})
 
 
 def under_way(status: PipelineJobStatus) -> Resizing | None:
@@ -59,7 +58,7 @@ def why_not(job: Job, chosen: Chosen) -> str:
     recovery = replacing.recovery_of(status)
     reasons = {
         "its stages are not all up and training": (
-            status.state not in _UP or not recovery.incarnation or recovery.since is not None
+            status.state not in UP or not recovery.incarnation or recovery.since is not None
         ),
         f"the order of {chosen.schedule} follows from more than its name": (
             chosen.schedule in _ORDERED_OTHERWISE or FAMILIES[chosen.schedule].is_asynchronous
@@ -195,7 +194,7 @@ def _may_be_decided(turn: Turn, observed: Observed, resizing: Resizing) -> bool:
     accounts, recovery = _accounts(observed), replacing.recovery_of(turn.status)
     trains = all(_trains(accounts.get(rank), recovery.incarnation) for rank in observed.job.ranks)
     comes = all(rank in accounts and _waits(accounts[rank]) for rank in _joining(resizing))
-    return trains and comes and recovery.since is None and turn.status.state in _UP
+    return trains and comes and recovery.since is None and turn.status.state in UP
 
 
 def as_decided(job: Job, status: PipelineJobStatus) -> Job:

@@ -13,6 +13,7 @@ from pipelinejob.contract.incarnation import Incarnation
 from pipelinejob.search.found import title
 from pipelinejob.spec.chosen import Chosen
 from pipelinejob.spec.running.failure_policy import FailurePolicy
+from pipelinejob.spec.serving import Mode
 from pipelinejob.spec.status import ConditionType, PipelineJobStatus, State
 from pipelinejob_operator.admission.line.queueing import BLOCKS_NOBODY, PREEMPTED
 from pipelinejob_operator.cluster import Event
@@ -178,8 +179,11 @@ def train(turn: Turn, *, num_stages: int, pace: Fact, beside: str = "") -> Turn:
     is_news = was_ready is None or was_ready.reason != "StagesReady"
     message = f"all {num_stages} stages are up" + (f"; {beside}" if beside else "")
     facts = _WELL | {READY: Fact(True, "StagesReady", message), DEGRADED: pace}
-    turn = turn.finding(State.DEGRADED if pace.holds else State.TRAINING, facts)
-    return turn.told("StagesReady", f"All {num_stages} stages are up and training") if is_news else turn
+    spec = turn.job.spec
+    trains = spec is None or spec.mode is Mode.TRAIN
+    turn = turn.finding(State.DEGRADED if pace.holds else State.TRAINING if trains else State.SERVING, facts)
+    doing = "training" if trains else "answering"
+    return turn.told("StagesReady", f"All {num_stages} stages are up and {doing}") if is_news else turn
 
 
 def start(turn: Turn, message: str) -> Turn:
