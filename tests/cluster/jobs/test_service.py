@@ -53,7 +53,7 @@ def test_a_service_is_scaled_exchanged_and_kept_within_its_budget(
 
     def answers(count: int) -> bool:
         said = condition(api_server, namespace, "m", "Ready")
-        return said["message"] == f"{count} of {count} chains answer"
+        return said["message"].startswith(f"{count} of {count} chain")
 
     def budget() -> int:
         found: int = api_server.get("pdb", "-n", namespace, "m-serve")["spec"]["minAvailable"]
