@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed
 
 from dimensions import EXPERTS, ONE, SAVED, Shape, carried_over, difference, job
 from pipelinejob.contract.plan import Plan
 from pipelinejob.planning.planner import make_plan
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.job import Experts, PipelineJobSpec, Sharding
+from pipelinejob.spec.job import PipelineJobSpec, Sharding
 from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
-from pipelinejob_trainer.communication.expert_group import ExpertGroup
-from pipelinejob_trainer.models.decoder.experts import MixtureOfExperts
-from pipelinejob_trainer.models.expert_parallel import divide_experts
-from pipelinejob_trainer.models.tensor_parallel import Slice
-from pipelinejob_trainer.process.stage_status import StageStatus
-from support.training import loops
 from support.training.loops import Run, train
 from support.training.pipelines import run_processes
+from support.training.ranks import lopsided, told
 
 CLIPPED = 0.3  # of gradients whose norm is 0.36 to 0.44
 # A group; one with halves; two that hold the same experts, and shard these apart from all else; two stages a rank, with
@@ -91,34 +84,6 @@ def test_a_checkpoint_goes_into_any_other_shape_and_back_bit_for_bit(
         assert torch.equal(after.tensor(name), before.tensor(name)), name
 
 
-class Told(StageStatus):
-    """What a rank says of its memory and its links."""
-
-    held: tuple[int, int] = (0, 0)
-    sent = 0
-
-    def set_memory(self, *, peak_bytes: int, parameter_bytes: int, optimizer_bytes: int) -> None:
-        super().set_memory(peak_bytes=peak_bytes, parameter_bytes=parameter_bytes, optimizer_bytes=optimizer_bytes)
-        self.held = parameter_bytes, optimizer_bytes
-
-    def set_bytes(self, direction: str, total: int) -> None:
-        super().set_bytes(direction, total)
-        if direction == "expert":
-            self.sent = total
-
-
-def told(rank: int, plans: list[Plan], folder: Path) -> list[tuple[int, int, int, int]]:
-    """Train plans as one of their ranks; return its stage, the bytes that it sent, and what it held."""
-    torch.set_num_threads(1)
-    found = []
-    for number, plan in enumerate(plans):
-        replica, stage = divmod(rank, plan.parallelism.pipeline)
-        status, own = Told(plan, stage=stage, replica=replica, attempt=1), folder / str(number)
-        loops._trained(plan, loops.config(plan, stage=stage, replica=replica, tensor=0, folder=own), status)
-        found.append((stage, status.sent, *status.held))
-    return found
-
-
 def even(text: Path, *, pipeline: int, data: int, **schedule: object) -> Plan:
     """Return a plan whose tokens meet all experts, so that as many travel as are counted."""
     sizes = {"numLayers": 4, "hiddenSize": 16, "numHeads": 2, "feedForwardSize": 32}
@@ -153,31 +118,6 @@ def test_a_rank_sends_and_holds_what_its_plan_says(text: Path, tmp_path: Path) -
             assert parameters == planned.parameter_bytes
             # Stretches of what is summed together are of whole elements.
             assert moments == pytest.approx(planned.optimizer_bytes, abs=8 * len(plan.cuts) * 4)
-
-
-def lopsided(rank: int) -> list[torch.Tensor]:
-    """Send all tokens of two replicas to one expert of the first; return pairs of what should be equal."""
-    torch.manual_seed(1)
-    whole = MixtureOfExperts(Experts(num=4, per_token=1, auxiliary_loss=0.0), hidden=16, inner=32)
-    with torch.no_grad():
-        for each in whole.parameters():
-            each.normal_()
-        whole.router.weight.fill_(-1.0)[1] = 1.0
-    group = ExpertGroup(rank, 2)
-    group.meet(distributed.group.WORLD)
-    own = copy.deepcopy(whole)
-    divide_experts(own, group)
-    for each in (own.gate_up, own.down):
-        each.data = Slice(0).of(each.data, group)
-    tokens = torch.rand(2, 5, 16)
-    everyones, mine = tokens.clone().requires_grad_(), tokens[rank : rank + 1].clone().requires_grad_()
-    for layer, given in ((whole, everyones), (own, mine)):
-        layer(given)[0].square().sum().backward()
-    assert everyones.grad is not None
-    assert whole.gate_up.grad is not None
-    expected = everyones.grad[rank : rank + 1], Slice(0).of(whole.gate_up.grad, group)
-    return [whole(tokens)[0][rank : rank + 1], own(tokens[rank : rank + 1])[0], expected[0], mine.grad, expected[1],
-            own.gate_up.grad]  # fmt: skip
 
 
 def test_a_replica_whose_experts_no_token_meets_takes_part() -> None:

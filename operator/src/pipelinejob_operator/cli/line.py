@@ -42,7 +42,7 @@ def line(
     context: Annotated[str | None, typer.Option(metavar="NAME", help="The context of --kubeconfig.")] = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Print which jobs of a cluster wait for room, in the order of the line: who is first, and each job's place."""
+    """Print which jobs of a cluster wait for room, in the order of the line."""
     # Only here is the client's library loaded, so that every other use of the command starts fast.
     from pipelinejob_operator.kube.reading import read_line  # noqa: PLC0415
 
