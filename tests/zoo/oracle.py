@@ -34,6 +34,9 @@ from zoo.case import Case
 from zoo.model import layers
 
 RESEED = reseeder(torch.device("cpu"))
+# Of the largest gradient of a tensor in a step: what is no larger is rounding alone, in any direction, of which AdamW
+# makes a step like of all else.
+NOISE = 1e-4
 
 
 @dataclass(kw_only=True)
@@ -47,11 +50,11 @@ class Step:
 
 @dataclass(kw_only=True)
 class Plain:
-    """What came of a case; `second_moments` are by the names that `named_parameters` gives."""
+    """What came of a case; `faint`, by the names that `named_parameters` gives, are entries as said at `NOISE`."""
 
     steps: list[Step]
     module: nn.Module
-    second_moments: dict[str, torch.Tensor]
+    faint: dict[str, torch.Tensor]
 
 
 @dataclass(kw_only=True)
@@ -69,13 +72,15 @@ def train(case: Case, text: Path) -> Plain:
     whole = _made(case)
     optimizer = _optimizer(whole)
     steps: list[Step] = []
+    faint: dict[nn.Parameter, torch.Tensor] = {}
     samples = 0
     for leg in case.legs:
         before = steps[-1].loss if steps else 0.0
-        run = _Run(case, case.plan(leg, text), whole, optimizer, samples=samples, loss_before=before)
+        run = _Run(case, case.plan(leg, text), whole, optimizer, samples=samples, loss_before=before, faint=faint)
         steps += run.steps(len(steps) + 1, leg.until)
         samples = run.samples
-    return Plain(steps=steps, module=whole, second_moments=_second_moments(whole, optimizer))
+    named = whole.named_parameters(remove_duplicate=False)
+    return Plain(steps=steps, module=whole, faint={name: faint[each] for name, each in named if each in faint})
 
 
 def _made(case: Case) -> nn.Module:
@@ -102,11 +107,6 @@ def _optimizer(whole: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, foreach=True)
 
 
-def _second_moments(whole: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
-    named = whole.named_parameters(remove_duplicate=False)
-    return {name: optimizer.state[each]["exp_avg_sq"] for name, each in named if each in optimizer.state}
-
-
 class _Run:
     """One leg, which goes on after so many samples."""
 
@@ -119,8 +119,10 @@ class _Run:
         *,
         samples: int,
         loss_before: float,
+        faint: dict[nn.Parameter, torch.Tensor],
     ) -> None:
         self.samples = samples
+        self._faint = faint
         self._loss_before = loss_before
         self._case = case
         self._plan = plan
@@ -254,6 +256,10 @@ class _Run:
         trained = [each for each in self._whole.parameters() if each.grad is not None]
         if scale != 1.0:
             torch._foreach_mul_([each.grad for each in trained], scale)
+        for each in trained:
+            sizes = each.grad.abs()
+            is_faint = (sizes > 0) & (sizes <= NOISE * sizes.max()) if sizes.numel() else sizes > 0
+            self._faint[each] = self._faint.get(each, torch.zeros_like(is_faint)) | is_faint
         norms = torch.stack([torch._foreach_norm([each.grad])[0].double() for each in trained])
         norm = float(norms.square().sum().sqrt())
         bound = self._plan.training.clip_norm

@@ -19,7 +19,6 @@ from zoo.case import Case
 from zoo.refusals import expected_refusals
 
 BOUNDS = {Precision.FP32: 1e-4, Precision.BF16: 3e-2}
-NOISE = 1e-4
 LAST_BITS = 1e-14  # of float64: the gradient norm, by which all are clipped, is added up rank by rank
 RAISED = "LayerRaised"  # the reason of whatever a user's own code raises
 
@@ -91,7 +90,7 @@ class _Sameness:
     def __init__(self, case: Case, plain: oracle.Plain) -> None:
         self._is_exact = case.is_exact
         self._bound = BOUNDS[case.precision]
-        self._second_moments = plain.second_moments
+        self._faint = plain.faint
 
     def problems(self, here: dict[str, torch.Tensor], there: dict[str, torch.Tensor]) -> Iterator[str]:
         for name, value in here.items():
@@ -107,14 +106,9 @@ class _Sameness:
             return _error(here, there) <= LAST_BITS
         if self._is_exact or not (here.is_floating_point() or here.is_complex()):
             return torch.equal(here, there)
-        moments = self._second_moments.get(name)
-        heard = torch.ones_like(there, dtype=torch.bool) if moments is None else _is_heard(moments)
+        faint = self._faint.get(name)
+        heard = torch.ones_like(there, dtype=torch.bool) if faint is None else ~faint
         return _error(here, there, heard) <= self._bound
-
-
-def _is_heard(second_moments: torch.Tensor) -> torch.Tensor:
-    sizes = torch.view_as_real(second_moments).sum(-1).sqrt() if second_moments.is_complex() else second_moments.sqrt()
-    return (sizes > NOISE * sizes.max()) | (sizes == 0)
 
 
 def _error(here: torch.Tensor, there: torch.Tensor, heard: torch.Tensor | None = None) -> float:
