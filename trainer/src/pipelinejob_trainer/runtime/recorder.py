@@ -200,10 +200,12 @@ class Recorder:
         for state, (start_s, end_s), ends in zip(step.states, moments, marks, strict=True):
             if state.kind in COMPUTE:
                 begins_s = min(start_s + self._clock.waited_s(*ends), end_s)
-                yield from _span(_waiting_for_processor(state), start_s, begins_s)
-                yield from _span(state, begins_s, end_s)
+                if begins_s > start_s:
+                    yield _span(_waiting_for_processor(state), start_s, begins_s)
             else:
-                yield from _span(state, start_s, end_s)
+                begins_s = start_s
+            if end_s > begins_s:
+                yield _span(state, begins_s, end_s)
 
 
 def _clock_of(device: torch.device, *, shares_processors: bool) -> Clock:
@@ -216,13 +218,12 @@ def _waiting_for_processor(state: State) -> State:
     return replace(state, kind=SpanKind.IDLE, cause=WaitCause.PROCESSOR)
 
 
-def _span(state: State, start_s: float, end_s: float) -> Iterator[Span]:
-    if end_s > start_s:
-        yield Span(
-            kind=state.kind,
-            start_s=start_s,
-            end_s=end_s,
-            micro_batch=state.micro_batch,
-            chunk=state.chunk,
-            cause=state.cause,
-        )
+def _span(state: State, start_s: float, end_s: float) -> Span:
+    return Span(
+        kind=state.kind,
+        start_s=start_s,
+        end_s=end_s,
+        micro_batch=state.micro_batch,
+        chunk=state.chunk,
+        cause=state.cause,
+    )

@@ -57,9 +57,9 @@ class LayersRun:
         self._is_split = is_split
         self._judged = last.index if isinstance(loss, OwnLoss) else None  # loss and last layer may agree on more
         self._positioned = first.index if is_first and takes_positions(first.module) else None
-        is_ours = all(type(layer.module).__module__.startswith("pipelinejob_trainer.") for layer in layers)
-        self._reseed = reseeder(device, of_torch_alone=is_ours and not isinstance(loss, OwnLoss))
-        watched = layers if watches_gradients and not is_ours else ()
+        is_known = all(_is_known(module) for layer in layers for module in layer.module.modules())
+        self._reseed = reseeder(device, of_torch_alone=is_known and not isinstance(loss, OwnLoss))
+        watched = layers if watches_gradients and not is_known else ()
         self._watched = {layer.index: tuple(layer.module.parameters()) for layer in watched}
         self._autocast = _autocast(precision, device)
         self._compiles = compiles
@@ -102,8 +102,8 @@ class LayersRun:
         if passing.seed is not None:
             self._reseed(passing.seed, index)
         run = call or self._compiled.get(index, layer)
-        watched = self._watched.get(index, ())
-        before = _gradients(watched)
+        watched = self._watched.get(index)
+        before = _gradients(watched) if watched else None
         try:
             output = run(given, positions=copy_of(passing.positions)) if index == self._positioned else run(given)
         except BaseException as error:  # a user's code may raise anything
@@ -112,7 +112,7 @@ class LayersRun:
             if self._is_split and is_against_hooks(error):
                 raise not_in_halves(index, layer) from error
             forward_raised(error, index, layer, given)
-        if _gradients(watched) != before:
+        if watched and _gradients(watched) != before:
             raise UserError("GradientInForward", f"{named(index, layer)} {_ADDS_IN_FORWARD}")
         if isinstance(output, torch.Tensor) or index == self._judged:
             return output
@@ -167,6 +167,12 @@ def _autocast(precision: Precision, device: torch.device) -> Callable[[], Abstra
         return nullcontext
     # A copy made where no gradient is wanted has none, and would be found by the pass that wants one.
     return lambda: torch.autocast(device.type, torch.bfloat16, cache_enabled=torch.is_grad_enabled())
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Return whether a module's forward pass is torch's or the trainer's, and nobody's hooks are in it."""
+    is_ours = type(module).__module__.startswith(("torch.nn.modules.", "pipelinejob_trainer."))
+    return is_ours and not (module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001 # there is no public way
 
 
 def _gradients(parameters: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
