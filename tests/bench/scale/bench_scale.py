@@ -117,6 +117,7 @@ class Bench:
                 self._grow()
             if "restart" in self.scenarios:
                 await self._take("restart", line.restart(crowded))
+                await crowded.without_added()
             if "head" in self.scenarios:
                 async with operator(crowded.here) as running:
                     await self._take("head", line.head(crowded, running))
@@ -127,6 +128,7 @@ class Bench:
     async def _more(self, crowded: line.Line) -> None:
         async with operator(crowded.here) as running:
             await self._take(f"more, {len(crowded.here.board.jobs)} jobs", line.one_more(crowded, running))
+        await crowded.without_added()
 
     async def _take(self, scenario: str, figures: Awaitable[Figures]) -> None:
         """Wait for the figures of a scenario, show and keep them; one that takes too long leaves none."""

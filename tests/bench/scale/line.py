@@ -110,6 +110,12 @@ class Line:
         await self.here.board.until(lambda: seen.let_go, f"{name} is let go", timeout_s=PATIENCE_S)
         return (seen.let_go or 0.0) - begun
 
+    async def without_added(self) -> None:
+        """Take the jobs away that were added: the next ones of the line are put where these stand."""
+        board = self.here.board
+        added = [name for name in board.jobs if name.startswith(_MORE)]
+        await each(added, self.here.delete_job, at_once=_AT_ONCE)
+
     @staticmethod
     async def _add_nodes(here: World, start: int, stop: int) -> None:
         body = {"metadata": {"labels": {_POOL: "line"}}}
