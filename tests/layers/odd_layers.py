@@ -349,10 +349,18 @@ class Double(Base):
         return x + torch.tanh(self.linear(x.double())).to(x.dtype)
 
 
+def exchanged() -> nn.Module:
+    """Return a layer of torch's, on which another forward pass was put, that draws from Python's dice."""
+    layer = nn.Linear(WIDTH, WIDTH)
+    layer.forward = lambda x: x + torch.tanh(nn.Linear.forward(layer, x)) * random.random()  # type: ignore[method-assign]
+    return layer
+
+
 KINDS: dict[str, Callable[[], nn.Module]] = {kind.__name__: kind for kind in Base.__subclasses__()} | {
     "Base": Base,
     "FrozenNorm": FrozenNorm,
     "Reentrant": Reentrant,
+    "exchanged": exchanged,
 }
 
 

@@ -42,18 +42,6 @@ CASES = (
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text"
-    path.write_bytes(bytes((i * i * 31 + i // 7) % 256 for i in range(20_000)))
-    return path
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def alone(text: Path, folder: Path) -> list[Run]:
     """Train each model in a single process."""
     return train(*(job(text, model, ONE) for model in MODELS), folder=folder / "alone")

@@ -30,18 +30,6 @@ GROUPS = 2  # the case with two
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text"
-    path.write_bytes(bytes((i * i * 31 + i // 7) % 256 for i in range(20_000)))
-    return path
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def alone(text: Path, folder: Path) -> Run:
     (run,) = train(job(text, EXPERTS, ONE, clip_norm=CLIPPED), folder=folder / "alone")
     return run

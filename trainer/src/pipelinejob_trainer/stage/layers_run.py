@@ -170,9 +170,10 @@ def _autocast(precision: Precision, device: torch.device) -> Callable[[], Abstra
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Return whether a module's forward pass is torch's or the trainer's, and nobody's hooks are in it."""
+    """Return whether a module's forward pass is torch's or the trainer's: not exchanged on it, nor with hooks."""
     is_ours = type(module).__module__.startswith(("torch.nn.modules.", "pipelinejob_trainer."))
-    return is_ours and not (module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001 # there is no public way
+    has_hooks = module._forward_hooks or module._forward_pre_hooks  # noqa: SLF001 # there is no public way
+    return is_ours and "forward" not in vars(module) and not has_hooks
 
 
 def _gradients(parameters: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
