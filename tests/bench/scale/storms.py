@@ -1,6 +1,7 @@
 """Everything at once: nodes go and come, a thousand pods are deleted, every watch is cut. How long until all is well.
 
-All is well when every job that ran has all its pods again, let go, and a job created after the storm is let go, too.
+All is well when as many jobs as before have all their pods, let go, and a job created after the storm is let go, too.
+As many, not the same: a job that loses its room stands in line by its age, and an older one may take what is free.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ async def storms(line: Line) -> AsyncIterator[tuple[str, Awaitable[dict[str, flo
 
 async def _weathered(line: Line, running: Operator, storm: Callable[[], Awaitable[None]]) -> dict[str, float]:
     """Let a storm pass, and return how long it had consequences."""
-    ran = set(line.running)
+    num_ran = len(line.running)
     with running.measured() as measured:
         await storm()
         over = time.monotonic()
         await line.one_more()
-        await line.here.board.until(lambda: ran <= line.running.keys(), "all jobs run again", timeout_s=PATIENCE_S)
+        await line.here.board.until(lambda: len(line.running) >= num_ran, "as many jobs run", timeout_s=PATIENCE_S)
         well_s = time.monotonic() - over
     return {"jobs": len(line.here.board.jobs), "well_s": well_s, **await measured.figures()}
 

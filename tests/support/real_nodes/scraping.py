@@ -6,11 +6,11 @@ import contextlib
 import json
 import threading
 import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import nodes
+from support.local.answers import fetch
 
 
 def query(url: str, expression: str) -> float:
@@ -21,9 +21,8 @@ def query(url: str, expression: str) -> float:
 
 
 def get(url: str) -> str:
-    """Return what a URL answers."""
-    with urllib.request.urlopen(url, timeout=30) as response:
-        return str(response.read().decode())
+    """Return what a URL answers; raises as `fetch`, as for a Prometheus that just started."""
+    return fetch(url, timeout_s=30)
 
 
 def configuration(targets: Path) -> dict[str, Any]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -31,6 +29,7 @@ from pipelinejob.spec.job import (
     ScheduleSpec,
     Training,
 )
+from support.local.answers import fetch
 from support.local.processes import HANG_S, free_ports, wait_until
 
 TOKEN = "of-nobody-else"
@@ -201,11 +200,10 @@ class Gang:
         return Termination.model_validate_json((self.folder / f"{pod}.termination").read_bytes())
 
     def get(self, pod: str, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[pod]}{path}", timeout=5) as answer:
-            return str(answer.read().decode())
+        return fetch(f"http://127.0.0.1:{self.ports[pod]}{path}", timeout_s=5)
 
     def progress(self, pod: str) -> Progress:
-        return Progress.model_validate(json.loads(self.get(pod, "/progress")))
+        return Progress.model_validate_json(self.get(pod, "/progress"))
 
     def logs(self) -> str:
         return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')}" for log in self.folder.glob("*.log"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import subprocess
 import threading
 import urllib.request
@@ -18,6 +17,7 @@ from pipelinejob.contract.incarnation import Incarnation, Member
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import Progress
 from pipelinejob.spec.job import Recovery
+from support.local.answers import fetch
 from support.training.gangs import TOKEN, Gang, plan
 
 
@@ -128,16 +128,15 @@ class Operator:
         request = urllib.request.Request(url, data=body.encode(), method="POST")
         request.add_header("Authorization", f"Bearer {TOKEN}")
         try:
-            urllib.request.urlopen(request, timeout=5).close()
-        except (OSError, http.client.HTTPException):  # it has ended meanwhile, or was told already
+            fetch(request, timeout_s=5)
+        except (OSError, RuntimeError, http.client.HTTPException):  # it has ended meanwhile, or was told already
             return
 
     def _progress(self, pod: str) -> Progress | None:
         url = f"http://127.0.0.1:{self.gang.ports[pod]}/progress"
         try:
-            with urllib.request.urlopen(url, timeout=3) as answer:
-                return Progress.model_validate(json.loads(answer.read()))
-        except (OSError, ValueError, http.client.HTTPException):  # it may die in the middle of its answer
+            return Progress.model_validate_json(fetch(url, timeout_s=3))
+        except (OSError, RuntimeError, ValueError, http.client.HTTPException):  # it may die in the middle of its answer
             return None
 
 

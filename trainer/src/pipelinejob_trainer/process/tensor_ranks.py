@@ -202,7 +202,10 @@ def _get(port: int, path: str) -> bytes | None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=_ANSWER_S) as answer:  # ours
             found: bytes = answer.read()
             return found
-    except OSError:  # not up yet, gone, or it says that it is not well
+    except urllib.error.HTTPError as error:
+        error.close()  # holds its connection until then
+        return None
+    except OSError:  # not up yet, or gone
         return None
 
 
@@ -210,7 +213,8 @@ def _complaint(port: int) -> str | None:
     try:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=_ANSWER_S).close()  # as above
     except urllib.error.HTTPError as error:
-        return error.read().decode(errors="replace").strip()
+        with error:
+            return error.read().decode(errors="replace").strip()
     except OSError:  # one that is not up yet is no worse than a stage alone would be
         return None
     return None
