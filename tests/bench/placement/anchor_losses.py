@@ -64,7 +64,7 @@ def _losses(fabric: Fabric, job: JobKind, seed: int) -> Iterable[Loss]:
     before = judge(world, demands, paths, prices)
     for stage, path in enumerate(paths):
         left = [node for node in nodes if node.name != path[-1]]
-        again = repair(demands, fabric.topology, left, before=placed, lost=frozenset({path[-1]}), prices=prices)
+        again = repair(demands, fabric.topology, left, before=placed, prices=prices)
         after_world = World(topology=fabric.topology, nodes=left)
         after = judge(after_world, demands, [each.path for each in again.assignments], prices)
         room = Capacity([node for node in left if node.name not in {each[-1] for each in paths}])

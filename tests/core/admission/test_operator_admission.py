@@ -8,22 +8,7 @@ import pytest
 from pipelinejob_operator.cluster import ClusterError, ConflictError, Key
 from pipelinejob_operator.controller.reconcile import Controller
 from support.clusters.operatorworld import World, check
-from support.manifests.jobs import job, node, nodes
-
-
-def foreign(name, node_name, *, owner="ReplicaSet", **requests):
-    """Build somebody else's running pod."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": name,
-            "namespace": "other",
-            "ownerReferences": [{"kind": owner, "uid": "x", "controller": True}],
-        },
-        "spec": {"nodeName": node_name, "containers": [{"name": "c", "resources": {"requests": requests}}]},
-        "status": {"phase": "Running"},
-    }
+from support.manifests.jobs import foreign, job, node, nodes
 
 
 def test_a_job_without_room_holds_nothing_and_says_what_is_missing():

@@ -38,10 +38,8 @@ def prices(count, *, pod=4.0, leaf=1.0):
 
 def again(nodes, before, *lost, demands=None, **options):
     count = len(before.assignments)
-    topology = Topology.of(nodes, levels=LEVELS)
-    return repair(
-        demands or stages(count), topology, nodes, before=before, lost=frozenset(lost), **options
-    )  # fmt: skip
+    topology, left = Topology.of(nodes, levels=LEVELS), [node for node in nodes if node.name not in lost]
+    return repair(demands or stages(count), topology, left, before=before, **options)
 
 
 def chain(placement, replica=0):
@@ -148,6 +146,16 @@ def test_nodes_that_are_gone_count_as_lost():
     before = placed(nodes, stages(3))
 
     assert chain(again([node for node in nodes if node.name != "Aa1"], before)) == ["Aa0", "Aa3", "Aa2"]
+
+
+def test_of_a_node_that_others_took_a_part_of_as_many_ranks_keep_theirs_as_there_is_room_for():
+    demands = [Demand(replica=0, stage=stage, requests={GPU: 4}) for stage in range(2)]
+    nodes = cluster(Aa=2)
+    before = placed(nodes, demands)
+    assert chain(before) == ["Aa0", "Aa0"]
+    halves = [replace(node, free={GPU: Fraction(4)}) for node in nodes]
+
+    assert sorted(chain(again(halves, before, demands=demands))) == ["Aa0", "Aa1"]
 
 
 def test_unlike_stages_only_go_where_they_may():

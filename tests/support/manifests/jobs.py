@@ -58,3 +58,18 @@ def priority_class(name, value, *, policy="PreemptLowerPriority", default=False,
         "globalDefault": default,
         "preemptionPolicy": policy,
     }
+
+
+def foreign(name, node_name, *, owner="ReplicaSet", **requests):
+    """Build somebody else's running pod."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": "other",
+            "ownerReferences": [{"kind": owner, "uid": "x", "controller": True}],
+        },
+        "spec": {"nodeName": node_name, "containers": [{"name": "c", "resources": {"requests": requests}}]},
+        "status": {"phase": "Running"},
+    }

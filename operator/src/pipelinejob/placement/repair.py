@@ -12,7 +12,7 @@ job anew, with every moved stage's reload.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from heapq import nsmallest
 from itertools import islice
@@ -38,7 +38,6 @@ def repair(
     nodes: Sequence[NodeInfo],
     *,
     before: Placement,
-    lost: frozenset[str],
     scope: TopologyScope | None = None,
     prices: Prices | None = None,
     reload_s: float = inf,
@@ -47,26 +46,24 @@ def repair(
     step_s: float | None = None,
     objective: Objective = Objective.AUTO,
 ) -> Placement:
-    """Place every rank on a node again, after some nodes were lost.
+    """Place every rank on a node again, after some nodes were lost, or some of their room was given to others.
 
     `nodes` are those there are now, with free what would be if the whole job had left. `reload_s` is what a healthy
     stage that moves costs once, to be earned back in `steps_left`; by default none moves unless it must. The rest is as
     with `placement.place`; raises NoPlacementError if the ranks do not fit now.
     """
+    usable = topology.usable(nodes)
     job = Job(
         chains=chains_of(demands),
         topology=topology,
-        nodes=[_unusable(node) if node.name in lost else node for node in topology.usable(nodes)],
+        nodes=usable,
         scope=scope or TopologyScope(),
         given=prices,
         slack=0.0 if prices is None else threshold * (step_s or prices.step_s or 0.0),
         objective=objective,
     )
-    stood = {
-        (each.replica, each.stage): topology.paths[each.node]
-        for each in before.assignments
-        if each.node not in lost and each.node in topology.paths
-    }
+    back = come_back(demands, usable, before=before)
+    stood = {rank: topology.paths[node] for rank, node in back.items() if node in topology.paths}
     search = _Repair(job, stood, reload_s=reload_s, steps_left=steps_left)
     mended = search.mended()
     try:
@@ -80,8 +77,20 @@ def repair(
     return job.described(best, job.least(outcomes))
 
 
-def _unusable(node: NodeInfo) -> NodeInfo:
-    return replace(node, unusable=node.unusable or "was lost")
+def come_back(demands: Sequence[Demand], nodes: Sequence[NodeInfo], *, before: Placement) -> dict[tuple[int, int], str]:
+    """Return the ranks, by replica and stage, that can go back to where they stood, with their nodes.
+
+    A node that is gone, or takes nobody now, takes none back; one on which others stand by now as many as there is
+    room for.
+    """
+    room, found = Capacity(nodes), {}
+    of_rank = {(each.replica, each.stage): each for each in demands}
+    for each in before.assignments:
+        demand = of_rank.get((each.replica, each.stage))
+        if demand is not None and room.fits(demand, each.node):
+            room.take(demand, each.node)
+            found[each.replica, each.stage] = each.node
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +143,6 @@ class _Repair:
             for demand in chain:
                 stood = self._stood.get((demand.replica, demand.stage))
                 if stood is not None:
-                    if not self._room.fits(demand, stood[-1]):
-                        return None  # the node has changed
                     self._room.take(demand, stood[-1])
         replicas = []
         for chain in self._job.chains:

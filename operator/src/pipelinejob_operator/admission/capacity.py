@@ -36,6 +36,13 @@ class Promise:
     generation: int  # of the spec that it was made for
     claims: Mapping[Rank, Claim] = field(default_factory=dict)
 
+    def is_settled_by(self, job: Job) -> bool:
+        """Tell whether the job's status shows the promise by now, or never will."""
+        if job.generation > self.generation:  # it was written before the spec changed, and is seen, or never
+            return True
+        is_same_attempt = job.status.attempt == self.attempt
+        return job.is_finished or job.status.attempt > self.attempt or (is_same_attempt and job.is_placed)
+
 
 def claim(pod: Object) -> Claim | None:
     """Say what a pod takes of which node: the one that it is bound to, pinned to, or about to get; None if of none."""

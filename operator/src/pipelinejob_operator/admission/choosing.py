@@ -14,7 +14,7 @@ from pipelinejob.placement.capacity import Capacity, Demand, Number, kinds_of
 from pipelinejob.placement.fastest_devices import Rate, place_on_fastest
 from pipelinejob.placement.place import place
 from pipelinejob.placement.prices import Prices
-from pipelinejob.placement.repair import repair
+from pipelinejob.placement.repair import come_back, repair
 from pipelinejob.spec.network.objective import Objective
 from pipelinejob_operator.admission.capacity import Claim, Free, allocatable, belongs_to_node, is_stage
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods
@@ -143,7 +143,6 @@ class Chooser:
             topology,
             infos,
             before=before,
-            lost=_lost(demands, before, infos),
             reload_s=move_s,
             steps_left=max(1, job.spec.training.steps - (job.status.last_checkpoint_step or 0)),
             scope=wanted.pipeline,
@@ -167,13 +166,14 @@ class Chooser:
             return None
         try:
             topology = self._topology(job, infos)
+            before = stood(job)
+            back = come_back(demands, topology.usable(infos), before=before) if before else {}
+            if len(back) == len(demands):  # others may have all else
+                return tuple(Claim(back[each.replica, each.stage], _exactly(each)) for each in way.demands)
             placed = place(demands, topology, infos, scope=wanted.pipeline, objective=Objective.PACK)
         except (NoPlacementError, SpecError):
             return None
-        asked = {
-            Rank(each.replica, each.stage): {name: Fraction(amount) for name, amount in each.requests.items()}
-            for each in way.demands
-        }
+        asked = {Rank(each.replica, each.stage): _exactly(each) for each in way.demands}
         return tuple(Claim(each.node, asked[Rank(each.replica, each.stage)]) for each in placed.assignments)
 
     def usable(self, job: Job, free: Free) -> frozenset[str]:
@@ -246,17 +246,8 @@ class Chooser:
         return self._topologies[key]
 
 
-def _lost(demands: Sequence[Demand], before: Placement, infos: Sequence[NodeInfo]) -> frozenset[str]:
-    """Return the nodes that cannot take back what stood there: they are gone, unusable, or others' by now."""
-    room, lost = Capacity(infos), set()
-    of_rank = {Rank(each.replica, each.stage): each for each in demands}
-    for each in before.assignments:
-        demand = of_rank.get(Rank(each.replica, each.stage))
-        if demand is not None and room.fits(demand, each.node):
-            room.take(demand, each.node)
-        else:
-            lost.add(each.node)
-    return frozenset(lost)
+def _exactly(demand: Demand) -> Resources:
+    return {name: Fraction(amount) for name, amount in demand.requests.items()}
 
 
 def _may_fit(demands: Sequence[Demand], infos: Sequence[NodeInfo]) -> bool:

@@ -25,6 +25,7 @@ class Nodes:
         self._free: dict[str, Resources] = {}
         self._empty: dict[str, Resources] = {}
         self._stale: set[str] = set()
+        self._renewed: set[str] = set()  # of these, those that came, or are others themselves
         self._sorted: tuple[Object, ...] | None = ()
         self.version = 0  # goes up with what nodes are, whatever stands on them
         self.empty_version = 0  # with what would be free, were all work done
@@ -39,13 +40,13 @@ class Nodes:
     @property
     def free(self) -> Free:
         """What is free now, for anybody."""
-        self._settle()
+        self.settle()
         return self._free
 
     @property
     def empty(self) -> Free:
         """What would be free, were all work done."""
-        self._settle()
+        self.settle()
         return self._empty
 
     def free_but_for(self, own: Iterable[Hashable], name: str) -> Resources | None:
@@ -75,6 +76,7 @@ class Nodes:
         else:
             known.raw, known.whole = raw, allocatable(raw)
         self._stale.add(name)
+        self._renewed.add(name)
         self._sorted = None
         self.version += 1
         self.empty_version += 1
@@ -105,14 +107,22 @@ class Nodes:
         found = self._nodes.get(name)
         return found if found is not None else self._absent.setdefault(name, _Node({}, {}))
 
-    def _settle(self) -> None:
-        """Reckon what is left on the nodes on which something changed."""
+    def settle(self) -> dict[str, tuple[Resources, Resources]]:
+        """Reckon what is left on the nodes on which something changed; return what was left before, and what is now.
+
+        On a node that came, or is another itself, nothing was: who may stand there now perhaps could not then.
+        """
+        changed: dict[str, tuple[Resources, Resources]] = {}
         for name in self._stale:
             node = self._nodes.get(name)
             if node is not None:
+                before = {} if name in self._renewed else self._free.get(name, {})
                 self._free[name] = what_is_left(node.whole, add(node.taken.values()))
                 self._empty[name] = what_is_left(node.whole, add(node.standing.values()))
+                changed[name] = before, self._free[name]
         self._stale.clear()
+        self._renewed.clear()
+        return changed
 
 
 def _is_same(old: Object, new: Object) -> bool:

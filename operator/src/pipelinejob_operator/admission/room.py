@@ -5,6 +5,7 @@ made anew from the cluster equals the one that was kept, but for promises that t
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import chain
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from pipelinejob_operator.admission.line.standing import Line
 from pipelinejob_operator.admission.nodes import Nodes
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.admission.pods.neighbours import Neighbours
+from pipelinejob_operator.admission.withheld import Withheld
 from pipelinejob_operator.cluster import Cluster, Journal, Key, Named, Object
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
@@ -50,6 +52,7 @@ class Room:
         self._clock = clock
         self._nodes = Nodes()
         self._holdings = Holdings(self._nodes)
+        self._withheld = Withheld(self._nodes)
         self._keys: dict[Key, str] = {}
         self._jobs: dict[str, Job] = {}
         self._unshown: dict[str, Promise] = {}  # promises that the jobs' statuses do not show yet
@@ -74,8 +77,8 @@ class Room:
 
     @property
     def free(self) -> Free:
-        """What is free now, for anybody."""
-        return self._nodes.free
+        """What is free now, for anybody; while the line is worked through, of what was free as that began."""
+        return self.derive("free", self._withheld.free) if self._withheld else self._nodes.free
 
     @property
     def empty(self) -> Free:
@@ -91,11 +94,6 @@ class Room:
     def empty_version(self) -> int:
         """What changes with what would be free, were all work done."""
         return self._nodes.empty_version
-
-    @property
-    def line(self) -> Sequence[str]:
-        """The jobs that want room and have none, by uid, first first, as they stand now."""
-        return self._line.uids
 
     @property
     def waiting(self) -> Iterator[Job]:
@@ -199,11 +197,25 @@ class Room:
 
     # ---- what changes
 
+    @contextmanager
+    def as_it_stands(self) -> Iterator[Sequence[str]]:
+        """Give the line as it stands now, by uid, first first; what comes free until the block ends is withheld.
+
+        It may belong to jobs that come to stand ahead of those whose turn it is by then: such as restart.
+        """
+        self._withheld.begin()
+        try:
+            yield self._line.uids
+        finally:
+            if self._withheld.end():
+                self._changed()
+
     def refresh(self) -> bool:
         """Take up what changed since this was called last; tell whether a decision could notice."""
         before, is_reordered = self.version, False
-        for each in self._journal.take():
-            is_reordered |= self._take(each)
+        with self._withheld.noting():
+            for each in self._journal.take():
+                is_reordered |= self._take(each)
         if is_reordered:
             self._reorder()
         return self.version != before
@@ -218,14 +230,16 @@ class Room:
     def take_back(self, uid: str) -> None:
         """Take back a promise that was certainly not written."""
         if self._unshown.pop(uid, None) is not None:
-            self._put_promise(uid)
+            with self._withheld.noting():
+                self._put_promise(uid)
             if (job := self._jobs.get(uid)) is not None:
                 self._put_in_line(job)
 
     def reconsider(self, uid: str) -> None:
         """Read anew what a job was promised: what its pods ask for has turned out to be something else."""
         if uid in self._jobs:
-            self._put_promise(uid)
+            with self._withheld.noting():
+                self._put_promise(uid)
 
     def state(self) -> dict[str, object]:
         """All that follows from the cluster, to be compared with that of another room."""
@@ -343,7 +357,7 @@ class Room:
         """Have nodes hold what a job was promised, as its status shows it or as it was decided a moment ago."""
         job = self._jobs.get(uid)
         unshown = self._unshown.get(uid)
-        if unshown is not None and (job is None or _shows(job, unshown)):
+        if unshown is not None and (job is None or unshown.is_settled_by(job)):
             del self._unshown[uid]
             unshown = None
         promise = unshown or (self._shown(job) if job is not None else None)
@@ -384,11 +398,3 @@ class Room:
             if self._holdings.promise(uid) is not None:
                 found.setdefault(uid, []).extend(self._holdings.claims(uid))
         return {uid: tuple(claims) for uid, claims in found.items()}
-
-
-def _shows(job: Job, promise: Promise) -> bool:
-    """Tell whether a job's status shows a promise by now, or never will."""
-    if job.generation > promise.generation:  # it was written before the spec changed, and is seen, or never
-        return True
-    is_same_attempt = job.status.attempt == promise.attempt
-    return job.is_finished or job.status.attempt > promise.attempt or (is_same_attempt and job.is_placed)

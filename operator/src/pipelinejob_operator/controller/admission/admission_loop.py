@@ -7,7 +7,7 @@ nothing that a new one could not learn from the cluster within a pass over each 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -207,9 +207,12 @@ class AdmissionLoop:
                 self._metrics.line(self._room.waiting_count, head_since=self._head_since())
 
     async def _work_through(self) -> None:
-        ahead, breath = Ahead(), time.monotonic()
         self._memory.too_little, self._num_new_hurried = set(), 0
-        line = self._room.line
+        with self._room.as_it_stands() as line:
+            await self._go_along(line)
+
+    async def _go_along(self, line: Sequence[str]) -> None:
+        ahead, breath = Ahead(), time.monotonic()
         for number, uid in enumerate(line):
             asked = self._asked.get(uid)
             if asked is not None and self._stands_far_back(asked, ahead):
