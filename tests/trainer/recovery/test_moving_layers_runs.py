@@ -1,11 +1,13 @@
 """Stages come and go, layers move, and the schedule changes while a gang trains, from memory: real processes."""
 
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from pipelinejob.contract.plan import Plan
+from pipelinejob.contract.progress import ExitCode
 from pipelinejob.spec.job import GptModel, Model, ScheduleName, ScheduleSpec
 from support.training.gangs import Gang
 from support.training.recovering import Operator, recovering_plan, state
@@ -59,6 +61,8 @@ def go_over(gang: Gang, operator: Operator, plan: Plan) -> None:
         if f"job-r0-s{stage}" not in have:
             gang.join_stage(stage)
     operator.resize(plan)
+    stages = [f"job-r0-s{stage}" for stage in range(plan.parallelism.pipeline)]
+    gang.until(lambda: not any(gang.progress(pod).stands_still for pod in stages), "all train on")
 
 
 def assert_bit_equal(gang: Gang, other: Gang) -> None:
