@@ -5,7 +5,7 @@ import pytest
 from pipelinejob.base import names
 from pipelinejob.contract.incarnation import Lost
 from pipelinejob.contract.plan import Plan
-from pipelinejob.contract.progress import Phase, Progress
+from pipelinejob.contract.progress import Phase, Progress, Spent
 from pipelinejob_operator.cluster import ClusterError
 from support.clusters.operatorworld import World
 from support.manifests.jobs import job, nodes
@@ -215,6 +215,29 @@ def test_a_stage_lost_once_others_have_left_is_replaced_in_the_new_gang():
     gang.world.settle()
     assert (gang.status()["state"], gang.status()["attempt"]) == ("Training", 1)
     assert "resizing" not in gang.status()["recovery"]
+
+
+def test_a_straggler_is_given_fewer_layers_from_memory():
+    spec = {"recovery": SPEC["recovery"] | {"stragglers": "Repartition"}, "training": {"steps": 10_000}}
+    alike = {"entrypoint": "model:build", "numLayers": 12}
+    gang = Gang(4, model=alike, schedule={"microBatches": 8, "microBatchSize": 1}, **spec)
+    before = gang.pods()
+    for step in (8, 9):
+        for stage, compute in enumerate((0.3, 0.9, 0.3, 0.3)):
+            spent = Spent(step_s=2.0, compute_s=2.0 * compute, waiting_s=0.5)
+            gang.say(stage, incarnation=1, step=step, step_s=2.0, utilization_ratio=compute, spent=spent)
+        gang.cluster.pass_time(60)
+        gang.world.settle()
+
+    (said,) = gang.events("Repartitioning")
+    assert "all go over at the next step border with 4/1/4/3 layers instead of 3/3/3/3: predicted to gain" in said
+    assert layers_of(gang.plan()) == [4, 1, 4, 3]
+    assert {each.at_border for each in gang.told().values()} == {True}
+    gang.train(range(4), 2, stall_s=0.1)
+    gang.world.settle()
+    status = gang.status()
+    assert (status["attempt"], gang.pods()) == (1, before)
+    assert status["recovery"]["speeds"] == ["1", "0.333", "1", "1"]
 
 
 def test_a_wish_that_changes_takes_back_what_came_up_for_it():
