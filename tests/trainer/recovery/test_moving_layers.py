@@ -48,7 +48,7 @@ def test_replicas_that_have_the_same_share_what_there_is_to_give():
 @pytest.mark.parametrize(
     ("stay", "size", "stages", "buddies", "expected"),
     [
-        ([0, 1], 4, 4, (1, 2, 3, 0), {(0, 1), (2, 0), (2, 1), (3, 1)}),  # 3's copy is with its buddy 0 already
+        ([0, 1], 4, 4, (1, 2, 3, 0), {(1, 0), (2, 0), (2, 1), (3, 1)}),  # 3's copy is with its buddy 0 already
         ([0, 1, 2], 3, 3, (1, 2, 0), set()),  # all stay: each has a buddy
         ([0, 1], 4, 2, (), {(0, 1), (1, 0)}),  # one replica of two stays
         ([0], 2, 2, (1, 0), set()),  # the only one that stays keeps the other's copy
