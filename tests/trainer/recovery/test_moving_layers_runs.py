@@ -21,13 +21,17 @@ pytestmark = pytest.mark.xdist_group("gangs")  # one gang at a time is load enou
 
 
 def divided(
-    *layers: int, ranks: int | None = None, replicas: int = 1, name: ScheduleName = ScheduleName.ONE_F_ONE_B
+    *layers: int,
+    ranks: int | None = None,
+    replicas: int = 1,
+    name: ScheduleName = ScheduleName.ONE_F_ONE_B,
+    model: Model = MODEL,
 ) -> Plan:
     """Return a plan of which a step has four micro-batches of two sequences, over all replicas."""
     return recovering_plan(
         *layers,
         ranks=ranks,
-        model=MODEL,
+        model=model,
         replicas=replicas,
         schedule=ScheduleSpec(name=name, micro_batches=4 // replicas, micro_batch_size=2),
         training={"steps": STEPS, **UNCLIPPED},
@@ -152,6 +156,21 @@ def test_stages_that_leave_are_lost_right_after_the_border_and_nothing_is_lost_w
     assert gang.losses() == undisturbed.losses()
     mine, others = state(gang, STEPS), state(undisturbed, STEPS)
     assert all(torch.equal(mine[name], others[name]) for name in others)
+
+
+def test_a_head_that_is_tied_to_the_embedding_moves_with_what_it_shares(
+    run: Callable[..., tuple[Gang, Operator]],
+) -> None:
+    tied = Model(gpt=GptModel(num_layers=4, hidden_size=16, num_heads=2, tie_embeddings=True))
+    two, three = divided(3, 3, model=tied), divided(2, 2, 2, model=tied)
+    undisturbed = run(two)[0].finish()
+
+    gang, operator = run(two)
+    for plan in (three, divided(5, 1, model=tied)):
+        go_over(gang, operator, plan)
+    gang.finish()
+
+    assert_bit_equal(gang, undisturbed)
 
 
 def test_with_replicas_the_layers_move_in_each_of_them(run: Callable[..., tuple[Gang, Operator]]) -> None:

@@ -105,10 +105,9 @@ class Recovering:
     def run(self, prepared: Preparation | None) -> None:
         """Train until the last step, through as many incarnations as it takes.
 
-        What a rank needs is `prepared` once it is told a plan that has it, if the one that it was started with has not.
-
-        Raises what `loop.run` does; PeerLostError when no replacement comes, LeftError when this rank is asked to stop
-        while it waits for one, NotNeededError when the others go on as fewer replicas.
+        Without what is `prepared`, as the plan that it was started with does not have this rank, it waits for one that
+        has. Raises what `loop.run` does; PeerLostError when no replacement comes, LeftError when this rank is asked to
+        stop while it waits for one, NotNeededError when the others go on without it.
         """
         number, loss, within_s = 0, Loss(self._plan, self._status), _FIRST_MEETING_S
         next_: Incarnation | None = None
@@ -128,6 +127,8 @@ class Recovering:
         told = self._station.await_any(within_s=_FIRST_MEETING_S, is_over=self._stop_request.is_set)
         if told is None:
             raise LeftError("LeftWhileWaiting", "asked to stop before it joined the others")
+        if (self._config.replica, self._config.stage) not in _places(told.members) or not told.plan:
+            raise NotNeededError("the others go on without this stage, which was to join them")
         self._plan = Plan.from_json(told.plan)
         self._status.follow(self._plan)
         return Preparation(self._config, self._plan)
