@@ -141,8 +141,9 @@ def test_a_run_gets_the_stages_layers_and_schedule_that_it_is_asked_for_from_mem
     assert set(before) <= set(run.pids())
     assert "Restarting" not in run.said
     assert "StageFailed" not in run.said
+    print(*(line for line in run.said.splitlines() if "stood still" in line or "Resized" in line), sep="\n")
     run.interrupt()
     run.wait()
     status = json.loads((run.output / "job.json").read_text())["status"]
-    assert (status["chosen"]["pipeline"], status["restarts"]) == (2, 0)
+    assert (len(status["stages"]), status["restarts"]) == (2, 0)
     assert float(status["recovery"]["stallSeconds"]) < 5
