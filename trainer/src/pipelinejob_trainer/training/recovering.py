@@ -229,6 +229,9 @@ class Recovering:
             loss.settle(_BREAK_S)
         with contextlib.suppress(ValueError, RuntimeError, AssertionError):  # none was formed
             distributed.destroy_process_group()
+        # torch names groups by a count, and keeps that of one that was interrupted as it formed: with another name
+        # than a rank that is new gives it, the next would never be formed.
+        distributed.distributed_c10d._world.group_count = 0  # noqa: SLF001 # torch resets it nowhere else
 
     @contextmanager
     def _ring(self, incarnation: Incarnation, loss: Loss) -> Iterator[Ring]:
