@@ -146,4 +146,5 @@ def test_a_run_gets_the_stages_layers_and_schedule_that_it_is_asked_for_from_mem
     run.wait()
     status = json.loads((run.output / "job.json").read_text())["status"]
     assert (len(status["stages"]), status["restarts"]) == (2, 0)
+    assert (run.output / "summary.json").exists(), "the report of a run whose stages changed"
     assert float(status["recovery"]["stallSeconds"]) < 5

@@ -98,6 +98,7 @@ class Preparation:
         else:
             del self.rank  # so that the old layers' memory is free for the new ones
             self.rank = self._built(plan)
+            self.output.forget_timelines()
         self.plan = plan
         if self.rank.is_spokesman is not was_spokesman:
             self._speak()

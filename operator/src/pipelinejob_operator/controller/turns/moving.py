@@ -304,7 +304,7 @@ def _go_over(turn: Turn, observed: Observed, resizing: Resizing, planner: Callab
 
 def _done(turn: Turn, accounts: Sequence[Progress], resizing: Resizing) -> Turn:
     stalls = [each.stall_s for each in accounts if each.stall_s is not None]
-    step = min(each.step for each in accounts)
+    step = max(each.step for each in accounts)
     stood = f"; training stood still for {max(stalls):.1f} s" if stalls else ""
     recovery = replacing.recovery_of(turn.status)
     stall_seconds = decimal(max(stalls)) if stalls else recovery.stall_seconds
