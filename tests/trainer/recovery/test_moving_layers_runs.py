@@ -143,7 +143,7 @@ def test_a_rank_that_is_lost_in_the_middle_of_the_move_is_replaced_and_the_layer
     gang.until(lambda: operator.replaced == [lost], "it is replaced")
     gang.until(lambda: "rank 2 takes over" in gang.logs(), "the layers are there")
     train_on(gang)
-    assert_as_undisturbed(gang, operator, lambda: run(two))
+    assert_as_undisturbed(gang, operator, lambda: run(two), repeated=1)  # its last border may not have been copied yet
     assert "with the layers divided anew" in gang.logs()
     assert "go back to the last checkpoint" not in gang.logs()
 
