@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 import nodes
-from support.real_nodes.team_jobs import NAMESPACE, apply_job, containers, job, patch, small, wait_for
+from support.local.processes import wait_until
+from support.real_nodes.team_jobs import NAMESPACE, apply_job, containers, job, patch, pods, small, wait_for
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1800)]
 NAME = "resized"
@@ -35,8 +36,8 @@ def go_over(cluster: nodes.Cluster, change: dict[str, Any], *, ranks: int, resiz
         f"{change} from memory",
     )
     wait_for(cluster, NAME, lambda status: status["stagesReady"] == f"{ranks}/{ranks}", "all are ready")
+    wait_until(lambda: len(pods(cluster, NAME)) == ranks, "those that left are taken away")
     after = containers(cluster, NAME)
-    assert len(after) == ranks
     assert {pod: after[pod] for pod in before if pod in after} == {pod: before[pod] for pod in before if pod in after}
     status = job(cluster, NAME)["status"]
     assert float(status["recovery"]["stallSeconds"]) < 5, status["recovery"]
