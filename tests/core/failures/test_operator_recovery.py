@@ -414,6 +414,98 @@ def test_where_no_other_node_has_room_the_gang_restarts_and_says_so():
     assert "no node has room for gpt-r0-s1 now" in told[0]
 
 
+def waiting_for_room():
+    """Return a job whose lost stage waits for room, and the node that it was on."""
+    recovery = IN_PLACE["recovery"] | {"noRoom": "Wait"}
+    world, key = spread(3, recovery=recovery)
+    before, lost = uids(world), where(world)["s1"]
+    lose_node(world, lost, is_gone=True)
+    world.cluster.answers.pop("gpt-r0-s1")
+    for stage in (0, 2):
+        says(world, stage, step=7, heard=1, lost=[1])
+    world.settle()
+    return world, key, before
+
+
+def test_the_others_wait_for_room_where_the_job_says_so_and_go_on_with_what_they_hold():
+    world, key, before = waiting_for_room()
+    ready = world.condition(key, "Ready")
+    assert (ready["reason"], world.status(key)["attempt"]) == ("AwaitsRoom", 1)
+    assert "no node has room for gpt-r0-s1 now; the others wait with what they hold in memory until" in ready["message"]
+    world.cluster.pass_time(60)
+    world.settle()
+    assert world.told().count("AwaitsRoom") == 1
+
+    world.cluster._put(nodes(5)[-1])
+    come_back(world)
+    all_wait(world, heard=1)
+    world.settle()
+
+    after = uids(world)
+    assert {stage for stage in before if before[stage] != after[stage]} == {"s1"}
+    status = world.status(key)
+    assert (status["attempt"], status["restarts"], status["recovery"]["incarnation"]) == (1, 0, 2)
+
+
+def test_where_no_room_comes_in_time_the_gang_restarts():
+    world, key, _ = waiting_for_room()
+    world.cluster.pass_time(121)
+    world.settle()
+
+    assert world.status(key)["attempt"] == 2
+    told = [event.message for event in world.cluster.events if event.reason == "StageFailed"]
+    assert "nor had any within 120 s, spec.recovery.waitSeconds" in told[-1]
+
+
+def stick(world, stage, reason, message):
+    waits = {"name": "trainer", "state": {"waiting": {"reason": reason, "message": message}}}
+    world.cluster.set_pod(world.cluster.pod(f"gpt-r0-s{stage}"), phase="Pending", containerStatuses=[waits])
+
+
+def stuck_replacement(count, **recovery):
+    """Return a job whose replacement has been stuck for a minute as its image cannot be pulled, and its node."""
+    world, key = spread(count, recovery=IN_PLACE["recovery"] | {"waitSeconds": 600} | recovery)
+    fail(world, 1, 137)
+    world.settle()
+    world.cluster.finish_deletions()
+    world.settle()
+    world.cluster.bind()
+    stick(world, 1, "ImagePullBackOff", "no such host")
+    world.settle()
+    assert world.condition(key, "Degraded")["reason"] == "ImagePullBackOff"
+    node = where(world)["s1"]
+    world.cluster.pass_time(61)
+    world.settle()
+    return world, key, node
+
+
+def test_a_replacement_whose_image_cannot_be_pulled_goes_to_another_node_and_no_other_restarts():
+    world, key, node = stuck_replacement(4)
+    before = uids(world)
+    come_back(world)
+    all_wait(world, heard=1)
+    world.settle()
+
+    after = uids(world)
+    assert where(world)["s1"] != node
+    assert {stage for stage in before if before[stage] != after[stage]} <= {"s1"}
+    status = world.status(key)
+    assert (status["attempt"], status["restarts"], status["recovery"]["replacements"]) == (1, 0, 2)
+    told = [event.message for event in world.cluster.events if event.reason == "StageFailed"]
+    assert any("it did not start within 61 s: ImagePullBackOff: no such host" in message for message in told)
+
+
+def test_where_no_other_node_takes_it_the_replacement_has_its_start_timeout_and_then_all_restart():
+    world, key, _ = stuck_replacement(3)
+    assert (world.status(key)["attempt"], world.status(key)["recovery"]["replacements"]) == (1, 1)
+
+    world.cluster.pass_time(240)
+    world.settle()
+
+    status = world.status(key)
+    assert (status["attempt"], status["restarts"]) == (2, 1)
+
+
 def test_two_that_lose_their_nodes_one_after_the_other_do_not_get_the_room_of_one():
     world, key = spread(5)
     for stage in (1, 2):

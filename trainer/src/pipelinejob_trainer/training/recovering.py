@@ -149,6 +149,8 @@ class Recovering:
             self._plan = Plan.from_json(incarnation.plan)
             prepared.go_over_to(self._plan)
             self._status.follow(self._plan)
+            if self._plan.recovery is not None:
+                self._keeping.follow(self._plan.recovery.interval_steps)
 
     def _take_part(
         self, prepared: Preparation, incarnation: Incarnation, loss: Loss, watching: ExitStack
