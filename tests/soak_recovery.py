@@ -38,7 +38,7 @@ from support.training.soaking.machines import Nodes
 from support.training.soaking.usage import Usage, check_growth
 from support.training.soaking.wires import Disk, Wires
 
-STEPS_A_FAILURE, CHECKPOINT_STEPS = 30, 8
+STEPS_A_FAILURE, CHECKPOINT_STEPS = 20, 8
 SILENCE_S = 4
 NOT_TRAINED = {ScheduleName.AUTO, ScheduleName.CUSTOM, ScheduleName.FORWARD_ONLY}  # made by a planner; no training
 

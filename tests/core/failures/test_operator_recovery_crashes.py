@@ -2,7 +2,8 @@
 
 import pytest
 
-from support.clusters.operatorworld import Mortal
+from pipelinejob_operator.cluster import UnavailableError
+from support.clusters.operatorworld import Mortal, World
 from support.clusters.recoveringworld import (
     IN_PLACE,
     all_wait,
@@ -98,3 +99,59 @@ def test_an_operator_that_dies_at_any_write_ends_with_the_same_gang(story, verb,
 
     with capsys.disabled():
         print(f"\n{story.__name__}: killed at each of {positions} writes ({verb}), no breach of an invariant")
+
+
+class Rivals(World):
+    """Two controllers over one cluster, each with a cache of its own that shows what was before the other's pass."""
+
+    def reconcile(self, key):
+        mine = self.controller
+        self.cache.freeze()
+        try:
+            super().reconcile(key)
+            self.restart()
+            super().reconcile(key)
+        finally:
+            self.controller = mine
+            self.cache.thaw()
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
+def test_two_operators_at_once_end_with_the_gang_that_one_brings_together(story):
+    world, key = spread(4, recovery=IN_PLACE["recovery"] | {"noRoom": "Wait", "waitSeconds": 600})
+    before = uids(world)
+    rivals = Rivals.__new__(Rivals)
+    rivals.__dict__ = world.__dict__
+    story(rivals)
+    for _ in range(3):
+        come_back(rivals)
+    all_wait(world, heard=1)
+    rivals.settle()
+
+    after = uids(world)
+    assert {stage for stage in before if before[stage] != after[stage]} == {"s1"}
+    assert world.status(key)["attempt"] == 1
+    told = [(pod, number) for pod, number, _ in incarnations(world)]
+    assert len(told) == len(set(told)), "a number was told twice"
+
+
+@pytest.mark.parametrize("story", [killed, handed_over, node_lost], ids=lambda story: story.__name__)
+def test_stages_that_die_while_the_api_server_is_away_for_five_minutes_are_replaced_once_it_is_back(story):
+    world, key = spread(4, recovery=IN_PLACE["recovery"] | {"waitSeconds": 600})
+    before = uids(world)
+    world.cluster.refuse = lambda *_: UnavailableError("connection refused")
+    story(world)
+    for _ in range(10):
+        world.settle()
+        world.cluster.pass_time(30)
+    assert uids(world).items() <= before.items()  # nothing could be done
+    world.cluster.refuse = lambda *_: None
+
+    come_back(world)
+    all_wait(world, heard=1)
+    world.settle()
+
+    after = uids(world)
+    assert {stage for stage in before if before[stage] != after[stage]} == {"s1"}
+    status = world.status(key)
+    assert (status["attempt"], status["restarts"], status["recovery"]["incarnation"]) == (1, 0, 2)

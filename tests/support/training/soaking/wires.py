@@ -12,7 +12,7 @@ from pathlib import Path
 _NEW_MOUNTS, _NEW_NETWORK = 0x00020000, 0x40000000
 _BRIDGE, _HOST = "soak", "10.77.0.1"
 INTERFACE = "eth0"
-SLOW = ("tbf", "rate", "1mbit", "burst", "32kbit", "latency", "400ms")  # what does not fit in 400 ms is dropped
+SLOW = ("tbf", "rate", "1mbit", "burst", "32kbit", "latency", "1500ms")  # what does not fit is dropped
 
 
 def why_not() -> str | None:
@@ -28,6 +28,7 @@ def go_apart() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_NEW_MOUNTS | _NEW_NETWORK):
         raise OSError(ctypes.get_errno(), "unshare")
+    os.environ["no_proxy"] = "*"  # no proxy reaches what is in here
     _do("mount", "--make-rprivate", "/")
     Path("/run/netns").mkdir(exist_ok=True)
     _do("mount", "-t", "tmpfs", "none", "/run/netns")
