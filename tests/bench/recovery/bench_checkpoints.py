@@ -1,6 +1,6 @@
 """What a checkpoint costs training, written while it waits and beside it: `pipelinejob run` on this machine.
 
-    python tests/bench/trainer/bench_checkpoints.py [FOLDER]
+    python tests/bench/recovery/bench_checkpoints.py [FOLDER]
 
 Two stages of a GPT of 15 million parameters save every 30 steps, in turns synchronously and asynchronously. "Stood
 still" is the longest pause between two steps from a checkpoint on, less the median step; "longer in all" is what the 25
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "trainer"))
 
 from bench_recovery import LIMIT_S, records, start
 from pipelinejob.base import names

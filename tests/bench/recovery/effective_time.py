@@ -1,6 +1,6 @@
 """How much of its time a large run trains, by what follows a failure: simulated, failure by failure.
 
-    python tests/bench/core/effective_time.py [--gpus 16384] [--step 6] [--restart 600] [--cold 60] [--meet 10]
+    python tests/bench/recovery/effective_time.py [--gpus 16384] [--step 6] [--restart 600] [--cold 60] [--meet 10]
 
 Failures come at random, at a rate for the whole run; none waits until the last one is over. Whatever is not a step
 that counts is lost: noticing, coming together, steps that are done again, copies and checkpoints. A further failure
