@@ -146,7 +146,7 @@ class Checkpoints:
     def publish(self, snapshot: Snapshot, place: TextPosition, written: bytes | CheckpointFailedError) -> None:
         """Publish a checkpoint, given what came of writing this rank's file. Raises what `save` does."""
         failure = written if isinstance(written, CheckpointFailedError) else None
-        rows = [bytes(row.tolist()) for row in self._gang.gather(_row(None if failure else written))]
+        rows = [bytes(row.tolist()) for row in self._gang.gather(_row(written if isinstance(written, bytes) else None))]
         failed = [rank for rank, row in enumerate(rows) if not row[_DIGEST_BYTES]]
         if self._gang.is_leader and not failed:
             try:

@@ -58,9 +58,9 @@ class Saving:
             warn(f"{error}; the checkpoint before it stays, and the next is tried at its step")
             self._status.add_failed_checkpoint(str(error))
             return error
-        self._tell_of_copies(self._checkpoints.take_failures())
         self._not_finite.saved()
         self._status.add_checkpoint(step=step, seconds=time.perf_counter() - began)
+        self._tell_of_copies(self._checkpoints.take_failures())
         return None
 
     def _tell_of_copies(self, failures: Iterable[str]) -> None:
