@@ -116,11 +116,11 @@ def wanted(family: Family, steps: int) -> Plan:
 class Soak:
     """One gang, and what goes wrong with it."""
 
-    def __init__(self, plan: Plan, folder: Path, forks: Forks, dice: random.Random, *, is_root: bool) -> None:
-        self._wires = Wires() if is_root else None
-        self._nodes = Nodes(forks, self._wires)
+    def __init__(self, plan: Plan, folder: Path, forks: Forks, dice: random.Random, cables: Wires | None) -> None:
+        self._wires = cables
+        self._nodes = Nodes(forks, cables)
         self._gang = Gang(folder, plan, machines=self._nodes)
-        self._disk = Disk(self._gang.checkpoints) if is_root else None
+        self._disk = None if cables is None else Disk(self._gang.checkpoints)
         self._operator = Operator(self._gang)
         self._dice = dice
 
@@ -237,7 +237,7 @@ def main() -> None:
     kinds = [each for each in options.only or Failure if why_not is None or each not in OF_ROOT]
     dice, left, began = random.Random(options.seed), options.failures, time.monotonic()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="soak-"))
-    forks = Forks()
+    forks, cables = Forks(), Wires() if why_not is None else None
     print(f"| {' | '.join(COLUMNS)} |")
     print("|---" * len(COLUMNS) + "|", flush=True)
     total: Counter[Failure] = Counter()
@@ -249,8 +249,8 @@ def main() -> None:
         failures = draw(min(left, options.of_a_gang), kinds, dice)
         left -= len(failures)
         plan = wanted(family, steps=STEPS_A_FAILURE * (len(failures) + 1))
-        undisturbed, _ = Soak(plan, folder / f"{number}-undisturbed", forks, dice, is_root=why_not is None).run(())
-        gang, row = Soak(plan, folder / f"{number}", forks, dice, is_root=why_not is None).run(failures)
+        undisturbed, _ = Soak(plan, folder / f"{number}-undisturbed", forks, dice, cables).run(())
+        gang, row = Soak(plan, folder / f"{number}", forks, dice, cables).run(failures)
         assert_same_end(gang, undisturbed, steps=plan.training.steps)
         lost = sum(count for each, count in row.failures.items() if each not in HARMLESS | HANDED_OVER)
         assert row.repeated <= lost, f"{row.repeated} steps were done again"
