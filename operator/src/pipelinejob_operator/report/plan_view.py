@@ -231,7 +231,7 @@ class PlanView:
     def protection_line(self) -> str | None:
         """What recovery in place costs while nothing fails, and what a lost stage costs."""
         found = protection(self.plan)
-        return found and f"recovery: {found.text}"
+        return None if found is None else f"recovery: {found.text}"
 
     @property
     def placement_line(self) -> str | None:
