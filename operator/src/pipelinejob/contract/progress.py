@@ -70,6 +70,8 @@ class Progress(Value):
     spent: Spent | None = None  # of late; None before the first step
     memory_bytes: int | None = None  # peak
     checkpoint_step: int | None = None  # newest verified checkpoint
+    failed_checkpoints: int = 0  # that this process's run could not write, and went on without
+    checkpoint_failure: str | None = None  # why, if the last that was due was one of them
     incarnation: int = 0  # the newest that this process has heard of; 0: of none, or recovery in place is off
     awaits_incarnation: bool = False  # whether it has all it needs to meet the others, and waits to be told of them
     control_port: int | None = None  # where the other ranks reach it, if recovery in place is on

@@ -157,7 +157,13 @@ class StageStatus:
         self.numbers.checkpoint_duration.observe(seconds)
         self.numbers.checkpoint_step.set(step)
         self.numbers.checkpoint_time.set(time.time())
-        self._update(checkpoint_step=step)
+        self._update(checkpoint_step=step, checkpoint_failure=None)
+        self._expect_step()
+
+    def add_failed_checkpoint(self, why: str) -> None:
+        """Note that a checkpoint could not be written, and that training goes on without it."""
+        self.numbers.failed_checkpoints.inc()
+        self._update(failed_checkpoints=self._progress.failed_checkpoints + 1, checkpoint_failure=why)
         self._expect_step()
 
     def set_memory(self, *, peak_bytes: int, parameter_bytes: int, optimizer_bytes: int) -> None:

@@ -99,6 +99,8 @@ class TrainingLoop:
             membership.gang,
             attempt=self._attempt,
             keep=self._plan.checkpoint.keep,
+            keep_s=self._plan.checkpoint.keep_seconds,
+            copies=self._plan.checkpoint.copies,
             warn=warn,
             base=agreed_base(self._rank, membership.gang),
         )
@@ -259,7 +261,7 @@ class TrainingLoop:
         if self._is_checkpoint_due(step) or leaving.is_all:
             is_last = step == self._plan.training.steps or leaving.is_all
             with self._recorder.span(SpanKind.CHECKPOINT):
-                self._save(step, waits=is_last or not self._plan.checkpoint.asynchronous)
+                self._save(step, is_last=is_last)
         moves_to = None if leaving.ranks or step == self._plan.training.steps else total.moves_to
         if self._is_border_due(step) or leaving.is_some or moves_to is not None:
             with self._recorder.span(SpanKind.CHECKPOINT):
@@ -358,7 +360,7 @@ class TrainingLoop:
         state = snapshot.take(self._rank.part, self._updates.optimizer, step=step, extra_buffers=unkept)
         self._keeping.keep(step=step, loss=self._last_loss, samples=self._samples, tensors=state.tensors)
 
-    def _save(self, step: int, *, waits: bool) -> None:
+    def _save(self, step: int, *, is_last: bool) -> None:
         rank = self._rank
         state = snapshot.take(
             rank.part,
@@ -369,7 +371,8 @@ class TrainingLoop:
             is_mine=rank.owns,
             sharded=self._updates.sharded,
         )
-        self._saving.save(state, TextPosition(samples=self._samples, order=self._order), waits=waits)
+        waits = is_last or not self._plan.checkpoint.asynchronous
+        self._saving.save(state, TextPosition(samples=self._samples, order=self._order), waits=waits, is_last=is_last)
 
     def _record(
         self, step: int, total: Totals, rate: float, evaluation_loss: float | None, skipped: Skipped | None

@@ -42,7 +42,7 @@ def print_plan(view: PlanView, *, costs: Profile | None = None) -> None:
     for note in view.notes:
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
     console.print(_stage_table(view, console))
-    for line in (view.memory_line, view.placement_line, view.trade_line, view.room_line):
+    for line in (view.memory_line, view.protection_line, view.placement_line, view.trade_line, view.room_line):
         if line:
             console.print(Text(line), soft_wrap=True)
     for about in About:

@@ -7,6 +7,7 @@ from typing import Any
 from pipelinejob.base import names
 from pipelinejob.contract.plan import Assignment, Placement, Plan, ServedAt
 from pipelinejob.contract.progress import ExitCode, Progress
+from pipelinejob.planning.protection import protection
 from pipelinejob.spec.status import (
     PipelineJobStatus,
     PlacementSummary,
@@ -44,6 +45,7 @@ def summarize(plan: Plan) -> PlanSummary:
         bubble=percent(prediction.bubble_ratio) if trains else None,
         tokens_per_second=decimal(prediction.tokens_per_s) if is_absolute and trains else None,
         source=prediction.source,
+        protection=None if (found := protection(plan)) is None else found.text,
         serving=tuple(_served(each, is_absolute=is_absolute) for each in prediction.serving),
     )
 
@@ -287,6 +289,7 @@ def _totals(status: PipelineJobStatus, reports: tuple[Progress, ...]) -> dict[st
         "last_checkpoint_step": min(saved) if saved else status.last_checkpoint_step,
         "skipped_steps": max(report.not_finite_steps for report in reports) or status.skipped_steps,
         "roll_backs": max(report.roll_backs for report in reports) or status.roll_backs,
+        "failed_checkpoints": max(report.failed_checkpoints for report in reports) or status.failed_checkpoints,
     }
 
 

@@ -225,6 +225,7 @@ def give_up(  # all of it is said of one attempt
             attempt=status.attempt + 1,
             skipped_steps=None,
             roll_backs=None,
+            failed_checkpoints=None,
             released_time=None,
             not_before=until,
             recovery=status.recovery and status.recovery.of_next_attempt(),
