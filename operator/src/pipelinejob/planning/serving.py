@@ -1,15 +1,18 @@
 """What a job that serves will give, and hold, before anything ran: its passes counted, and played by its scheduler."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from pipelinejob.base.timeline import Span, SpanKind, StageTimeline, Timeline
 from pipelinejob.contract.plan import CostSource, ServedAt, StagePlan
 from pipelinejob.costs.layers import Profile, analytic_profile
 from pipelinejob.models.counts import FP32_BYTES
 from pipelinejob.models.decoder import Branch, Role
 from pipelinejob.serving.chunks import PassCost, explained
-from pipelinejob.serving.predict import examples
+from pipelinejob.serving.predict import Asked, Worked, examples, played
 from pipelinejob.serving.scheduler import Limits
 from pipelinejob.spec.job import PipelineJobSpec
+
+_DRAWN = Asked(prompt=16, new=6)  # short, so that a picture of all their passes can be read
 
 
 def foretold(spec: PipelineJobSpec, stages: Sequence[StagePlan], profile: Profile) -> tuple[ServedAt, ...]:
@@ -17,13 +20,58 @@ def foretold(spec: PipelineJobSpec, stages: Sequence[StagePlan], profile: Profil
 
     Of layers that count as equal only the utilization means anything.
     """
+    limits, costs = _limits(spec, stages), _costs(spec, stages, profile)
+    return examples(limits, costs, link_s=_link_s(profile), processors=profile.concurrency)
+
+
+def foretold_timeline(spec: PipelineJobSpec, stages: Sequence[StagePlan], profile: Profile) -> Timeline:
+    """Return the passes of a request for each group, all at once, of few tokens.
+
+    A pass of a group's tokens is a forward span of chunk 0, whose micro-batch is the group; a piece of a prompt is one
+    of chunk 1, and its micro-batch the request.
+    """
+    limits, costs = _limits(spec, stages), _costs(spec, stages, profile)
+    tokens = max(1, min(_DRAWN.prompt, limits.cache_tokens // 2))
+    asked = [Asked(prompt=tokens, new=min(_DRAWN.new, limits.cache_tokens - tokens))] * limits.groups
+    works = played(asked, limits, costs, link_s=_link_s(profile), processors=profile.concurrency)
+    end_s = max(stage[-1].end_s for stage in works)
+    return Timeline(
+        source="predicted",
+        stages=tuple(
+            StageTimeline(stage=number, step=0, spans=tuple(_spans(worked, end_s)))
+            for number, worked in enumerate(works)
+        ),
+    )
+
+
+def _spans(worked: Sequence[Worked], end_s: float) -> Iterator[Span]:
+    before_s = 0.0
+    for each in worked:
+        if each.start_s > before_s:
+            yield Span(kind=SpanKind.IDLE, start_s=before_s, end_s=each.start_s)
+        is_prompt = each.group is None
+        number = each.request if each.group is None else each.group
+        yield Span(
+            kind=SpanKind.FORWARD, start_s=each.start_s, end_s=each.end_s, micro_batch=number, chunk=int(is_prompt)
+        )
+        before_s = each.end_s
+    if end_s > before_s:
+        yield Span(kind=SpanKind.IDLE, start_s=before_s, end_s=end_s)
+
+
+def _limits(spec: PipelineJobSpec, stages: Sequence[StagePlan]) -> Limits:
     assert spec.serving is not None, "a job that serves"
-    limits = Limits.of(spec.serving, num_stages=len(stages))
+    return Limits.of(spec.serving, num_stages=len(stages))
+
+
+def _costs(spec: PipelineJobSpec, stages: Sequence[StagePlan], profile: Profile) -> tuple[PassCost, ...]:
     if profile.source is CostSource.EQUAL:
-        costs = tuple(PassCost(fixed_s=each.forward_s, token_s=0.0) for each in stages)
-        return examples(limits, costs, processors=profile.concurrency)
-    counted = _counted(spec, stages, limits)
-    return examples(limits, counted, link_s=profile.link_s, processors=profile.concurrency)
+        return tuple(PassCost(fixed_s=each.forward_s, token_s=0.0) for each in stages)
+    return _counted(spec, stages, _limits(spec, stages))
+
+
+def _link_s(profile: Profile) -> float:
+    return 0.0 if profile.source is CostSource.EQUAL else profile.link_s
 
 
 def held_bytes(spec: PipelineJobSpec, stage: StagePlan) -> int:
