@@ -143,6 +143,14 @@ class Serving(Value):
         int,
         Field(ge=1, le=65536, description="Tokens of a prompt's first chunk; later ones are as long as cost as much."),
     ] = 256
+    batch_invariant: Annotated[
+        bool,
+        Field(
+            description="true: an answer is the same to the last bit whoever else is answered, whatever the cache "
+            "holds, and though a stage was lost. Sequences of a batch are computed one by one then, and no beginning "
+            "of a prompt is taken from the cache: larger batches gain nothing.",
+        ),
+    ] = False
     max_waiting: Annotated[
         int, Field(ge=0, le=1_000_000, description="Answers that may wait; more requests are refused with 429.")
     ] = 256

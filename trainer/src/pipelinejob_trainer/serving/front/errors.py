@@ -60,6 +60,13 @@ def not_ready(reason: str) -> ApiError:
     return ApiError(503, f"{reason}; send the request again", code="not_ready", retry_after_s=5)
 
 
+def lost_too_often(reason: str) -> ApiError:
+    """Return the error for an answer that may itself be what ends the stages."""
+    return ApiError(
+        500, f"{reason}; it may be this request that ends stages: their logs say why", code="lost_too_often"
+    )
+
+
 def too_slow(limit_s: float) -> ApiError:
     """Return the error for an answer that took too long."""
     return ApiError(
