@@ -8,6 +8,7 @@ import yaml
 
 from pipelinejob.base import names
 from pipelinejob.base.errors import InvalidManifestError
+from pipelinejob.contract.progress import Phase, Progress
 from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Request
 from pipelinejob.spec.serving import Batch, Mode
@@ -268,6 +269,28 @@ def test_a_batch_ends_well_when_its_first_stage_does_and_the_others_go() -> None
     assert world.status(key)["state"] == "Succeeded"
     assert "lastCheckpointStep" not in world.status(key)
     assert [each["metadata"]["name"] for each in world.cluster.all_pods()] == ["m-r0-s0"]
+
+
+def test_a_batch_tells_how_much_of_its_file_is_answered() -> None:
+    world = World(nodes(1, gpus=3))
+    key = world.submit(defaulted(serving(**BATCH)))
+    world.train()
+    shares = []
+    for answered in (0, 50, 119):
+        said = {"replica": 0, "attempt": 1, "phase": Phase.SERVING, "step": 0}
+        world.cluster.answers["m-r0-s0"] = Progress(**said, stage=0, answered=answered, requests=120)
+        world.cluster.answers["m-r0-s1"] = Progress(**said, stage=1)
+        world.cluster.pass_time(60)
+        world.settle()
+        shares.append(world.status(key)["progress"])
+    (first,) = (each for each in world.cluster.all_pods() if each["metadata"]["name"] == "m-r0-s0")
+    world.cluster.set_pod(first, phase="Succeeded", code=0)
+    world.settle()
+
+    assert shares == ["0%", "41%", "99%"]
+    assert world.status(key)["progress"] == "100%"
+    assert "step" not in world.status(key)
+    assert world.condition(key, "Succeeded")["message"] == "all requests are answered"
 
 
 @pytest.mark.parametrize(("code", "is_over"), [(137, False), (75, False), (64, True), (0, True)])

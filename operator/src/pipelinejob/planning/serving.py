@@ -102,6 +102,8 @@ def _counted(spec: PipelineJobSpec, stages: Sequence[StagePlan], limits: Limits)
     """
     chunk, rows = max(2, limits.chunk_tokens), max(2, limits.group_size)
     one, many = _seconds(spec, rows=1, new=1), _seconds(spec, rows=rows, new=1)
+    if limits.batch_invariant:  # they are computed one by one
+        many = tuple(rows * each for each in one)
     first, both = _seconds(spec, rows=1, new=chunk), _seconds(spec, rows=1, new=2 * chunk)
     planned = _seconds(spec, rows=1, new=limits.chunk_tokens)
 

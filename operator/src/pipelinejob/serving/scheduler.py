@@ -77,7 +77,7 @@ class Answer:
     computed: int = 0  # tokens whose keys are in the cache, or will be by a pass that is on its way
     awaits: int = 0  # passes on their way with rows of it
     cached: int = 0  # tokens of the prompt that were found in the cache
-    losses: int = 0  # how often it was lost with a chain since its last token
+    losses: int = 0  # passes of it that were lost with a chain since its last token
 
     @property
     def length(self) -> int:
@@ -179,12 +179,12 @@ class Scheduler:
     def lose_all(self) -> tuple[int, ...]:
         """Note that the chain was lost, with its caches: all in work begin again, from the tokens they have.
 
-        Return those that are forgotten instead: lost so often in a row that they may be the cause.
+        Return those that are forgotten instead: so often in a row in a pass that was lost that they may be the cause.
         """
         self._flying.clear()
         active = sorted((each for group in self._groups for each in group), key=_by_age, reverse=True)
         for sequence in active:
-            sequence.losses += 1
+            sequence.losses += bool(sequence.awaits)
             self._leave(sequence)
             self._line.add_again(sequence)
         self.blocks.forget()

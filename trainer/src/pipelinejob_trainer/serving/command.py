@@ -207,7 +207,8 @@ def _run_batch(
     thread.start()
     while thread.is_alive() and engine.error is None and not is_stopping():
         engine.check_moves()
-        status.begin_serving(is_ready=engine.is_ready)
+        requests = batch.num_requests
+        status.begin_serving(is_ready=engine.is_ready, answered=requests - batch.num_left, requests=requests)
         thread.join(LOOK_S)
     if thread.is_alive():
         loop.call_soon_threadsafe(work.cancel)
