@@ -197,6 +197,19 @@ def test_what_is_foretold_of_it_is_what_clients_will_see_and_no_step() -> None:
     assert "4 groups of 16 answers" in view.shape_line
 
 
+def test_layers_are_shared_for_the_most_tokens_or_for_the_earliest_first_token() -> None:
+    """The head of a large vocabulary takes as long as some blocks for a token, and next to nothing for a chunk."""
+    config = GPT2 | {"vocab_size": 3000, "n_layer": 12}
+    model = {"huggingFace": {"path": "/models/m"}, "numLayers": 14, "config": config}
+    plans = [planned(model=model, serving={"split": split}).plan for split in ("Tokens", "Prompts")]
+
+    last = [sum(end - first for first, end in plan.stages[-1].chunks) for plan in plans]
+    (tokens, prompts) = (plan.prediction.serving[-1] for plan in plans)
+    assert last == [3, 5]
+    assert tokens.tokens_per_s > prompts.tokens_per_s
+    assert tokens.first_token_s > prompts.first_token_s
+
+
 def test_a_stage_holds_its_weights_and_keys_and_values_of_its_blocks() -> None:
     small, large = (
         planned(model=MODEL | {"config": GPT2}, parallelism={"pipeline": 1}, serving={"cacheTokens": tokens})

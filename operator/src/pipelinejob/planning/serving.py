@@ -11,8 +11,23 @@ from pipelinejob.serving.chunks import PassCost, explained
 from pipelinejob.serving.predict import Asked, Worked, examples, played
 from pipelinejob.serving.scheduler import Limits
 from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob.spec.serving import Split
 
 _DRAWN = Asked(prompt=16, new=6)  # short, so that a picture of all their passes can be read
+
+
+def as_served(spec: PipelineJobSpec, profile: Profile) -> Profile:
+    """Return the costs by which the layers of a job that serves are shared among its stages.
+
+    Where chunks of prompts are to take each as long, the head counts with the one token that it computes of a chunk.
+    """
+    if spec.serving is None or spec.serving.split is Split.TOKENS or profile.source is CostSource.EQUAL:
+        return profile
+    *layers, head = profile.layers
+    share = 1 / spec.serving.chunk_tokens
+    parts = ("forward_s", "backward_input_s", "backward_weight_s")
+    less = head.model_copy(update={part: share * getattr(head, part) for part in parts})
+    return profile.model_copy(update={"layers": (*layers, less)})
 
 
 def foretold(spec: PipelineJobSpec, stages: Sequence[StagePlan], profile: Profile) -> tuple[ServedAt, ...]:
@@ -105,7 +120,9 @@ def _counted(spec: PipelineJobSpec, stages: Sequence[StagePlan], limits: Limits)
     if limits.batch_invariant:  # they are computed one by one
         many = tuple(rows * each for each in one)
     first, both = _seconds(spec, rows=1, new=chunk), _seconds(spec, rows=1, new=2 * chunk)
-    planned = _seconds(spec, rows=1, new=limits.chunk_tokens)
+    *blocks, whole_head = _seconds(spec, rows=1, new=limits.chunk_tokens)
+    by_prompts = spec.serving is not None and spec.serving.split is Split.PROMPTS
+    planned = (*blocks, whole_head / limits.chunk_tokens if by_prompts else whole_head)
 
     def cost(stage: StagePlan) -> PassCost:
         held = [index for begin, end in stage.chunks for index in range(begin, end)]
