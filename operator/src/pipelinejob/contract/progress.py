@@ -59,6 +59,8 @@ class Progress(Value):
     skipped_steps: int = 0  # by this process's run: they left weights and optimiser as they were
     not_finite_steps: int = 0  # those of them whose loss or gradients were infinite or no numbers
     roll_backs: int = 0  # of this process's run, to a checkpoint
+    answered: int | None = None  # requests of a batch that have an answer, told by its first stage
+    requests: int | None = None  # all of that batch
     loss: float | None = None  # nats per token that counts, mean over the global batch; the same on every rank
     evaluation_loss: float | None = None  # of the last evaluation
     gradient_norm: float | None = None

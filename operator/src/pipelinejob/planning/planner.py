@@ -23,7 +23,7 @@ from pipelinejob.planning.experts import EXPERT, expert_ranks, undividable_exper
 from pipelinejob.planning.playing import packed, schedule_of
 from pipelinejob.planning.protection import chosen_interval
 from pipelinejob.planning.recomputing import choose
-from pipelinejob.planning.serving import foretold, held_bytes
+from pipelinejob.planning.serving import as_served, foretold, held_bytes
 from pipelinejob.planning.step_prediction import StepPrediction, predict_step, simulated
 from pipelinejob.spec.job import Optimizer, PipelineJobSpec
 from pipelinejob.spec.training import Compile
@@ -57,7 +57,7 @@ def make_plan(
     check_covers(profile, spec)
     if devices is not None:
         profile = on_devices(profile, spec, devices, hardware)
-    profile = slowed(profile, speeds)
+    profile = as_served(spec, slowed(profile, speeds))
     links = _links(placement, network, profile) or links
     return assembled(
         choose(spec, profile, links=links),

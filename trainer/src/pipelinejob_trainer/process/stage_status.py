@@ -82,11 +82,14 @@ class StageStatus:
             self.numbers.loss.set(loss)
         self._expect_within(_STUCK_BEFORE_FIRST_STEP_S)
 
-    def begin_serving(self, *, is_ready: bool) -> None:
-        """Note whether this stage can answer; nothing is a step, so that no deadline counts."""
+    def begin_serving(self, *, is_ready: bool, answered: int | None = None, requests: int | None = None) -> None:
+        """Note whether this stage can answer, and of a batch how many have an answer.
+
+        Nothing is a step, so that no deadline counts.
+        """
         phase = Phase.SERVING if is_ready else Phase.STARTING
-        if self._progress.phase is not phase:
-            self._update(phase=phase)
+        if (self._progress.phase, self._progress.answered) != (phase, answered):
+            self._update(phase=phase, answered=answered, requests=requests)
         self._deadline = None
         self._beat()
 

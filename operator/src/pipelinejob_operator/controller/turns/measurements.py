@@ -199,6 +199,10 @@ def is_due(status: PipelineJobStatus, *, now: datetime, interval_s: float) -> bo
 
 def with_progress(status: PipelineJobStatus, reports: Iterable[Progress], *, now: datetime) -> PipelineJobStatus:
     """Write what the trainers of this attempt say of themselves; nothing changes if they say what they said before."""
+    reports = tuple(reports)
+    batch = next((each for each in reports if each.attempt == status.attempt and each.requests), None)
+    if batch is not None:
+        return _with_answers(status, batch, now=now)
     # One that has yet to join the others has done no step, and knows nothing of theirs.
     told = (each for each in reports if each.attempt == status.attempt and (each.incarnation or each.step))
     current = {Rank(each.replica, each.stage): each for each in told}
@@ -213,6 +217,14 @@ def with_progress(status: PipelineJobStatus, reports: Iterable[Progress], *, now
     if measured == status:
         return status
     return measured.model_copy(update={"progress_time": format_time(now)})
+
+
+def _with_answers(status: PipelineJobStatus, batch: Progress, *, now: datetime) -> PipelineJobStatus:
+    """Write how many requests of a batch have an answer; they are no steps."""
+    progress = progress_share(batch.answered or 0, batch.requests)
+    if progress == status.progress:
+        return status
+    return status.model_copy(update={"progress": progress, "progress_time": format_time(now)})
 
 
 def with_last_words(status: PipelineJobStatus, endings: Iterable[Ending]) -> PipelineJobStatus:

@@ -26,13 +26,14 @@ _WIDE = 32  # a number from here on is a width, where its name says nothing else
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scale:
-    """What numbers become: `old` blocks `layers`, heads `fewer` times fewer and each `by` times narrower.
+    """What numbers become: `old` blocks `layers`, heads `fewer` times fewer and each `by` times narrower than `head`.
 
     `tensor` ranks can share every width.
     """
 
     old: int
     layers: int
+    head: int
     by: int
     fewer: int
     tensor: int = 1
@@ -42,6 +43,10 @@ class _Scale:
 
     def head_width(self, value: int) -> int:
         return max(value // self.by, 2) if value % self.by == 0 else value
+
+    def of_head(self, count: int) -> int:
+        """Return how many entries are left of a list with one for every so many elements of a head."""
+        return max(1, count * self.head_width(self.head) // self.head)
 
     def width(self, value: int) -> int:
         by = self.by * self.fewer
@@ -193,6 +198,7 @@ def _shrink(config: Any, sizes: Sizes, *, old: int, layers: int, tensor: int) ->
     scale = _Scale(
         old=old,
         layers=layers,
+        head=width,
         by=max(1, width // sizes.head_width),
         fewer=max(1, old_heads // sizes.heads),
         tensor=tensor,
@@ -233,7 +239,9 @@ def _shrunk_value(key: str, value: Any, scale: _Scale) -> Any:
 
 
 def _shrunk_list(key: str, value: Sequence[Any], scale: _Scale) -> Any:
-    """Return the entries of the layers that are left; sections of a head's width shrink as that does."""
+    """Return the entries of the layers that are left; sections and factors of a head's width shrink as that does."""
+    if re.fullmatch(r"(short|long)_factor", key):
+        return _alike(value, value[: scale.of_head(len(value))])
     if len(value) == scale.old and scale.old > scale.layers:
         return _alike(value, value[: scale.layers])
     numbers = [each for each in value if isinstance(each, int) and not isinstance(each, bool)]
