@@ -366,7 +366,7 @@ def test_tokens_beyond_the_models_vocabulary_are_refused_before_the_first_step(t
     folder = written(tmp_path / "a", [300])
     gpt = GptModel(num_layers=1, hidden_size=8, num_heads=1, vocabulary_size=300)
 
-    with pytest.raises(UserError, match=r"has token 300, .* the model's vocabulary ends at 299; give") as caught:
+    with pytest.raises(UserError, match=r"has token 300, .* the model's vocabulary ends at 299; prepare") as caught:
         dataset(folder, packing=Packing.CONCATENATE, model=Model(gpt=gpt))
     assert caught.value.reason == "VocabularyTooSmall"
     wide = gpt.model_copy(update={"vocabulary_size": 301})

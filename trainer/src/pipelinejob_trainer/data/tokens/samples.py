@@ -158,6 +158,6 @@ def _check_tokenizers(folders: Sequence[TokenFolder], vocabulary_size: int | Non
                 "VocabularyTooSmall",
                 f"{field}: {folder.path} has token {index.largest_token}, of a tokenizer with"
                 f" {index.tokenizer.vocabulary_size} tokens, but the model's vocabulary ends at {vocabulary_size - 1};"
-                f" give spec.model a vocabularySize of {index.tokenizer.vocabulary_size} or more, or prepare the data"
-                " with the model's own tokenizer",
+                " prepare the data with the model's own tokenizer, or give a built-in model (gpt, decoder) a"
+                f" vocabularySize of {index.tokenizer.vocabulary_size} or more",
             )
