@@ -18,7 +18,6 @@ from torch import distributed, nn
 from torch.distributed import pipelining
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
 
 from harness import TEXT, Player
 from pipelinejob.contract.plan import Plan
@@ -125,7 +124,7 @@ def ours(work: Work, rank: int, losses: Losses, *, sharding: Sharding = Sharding
 
 
 def torchs(work: Work, rank: int, losses: Losses, *, shards: bool = False, reshards: bool = False) -> Player:
-    """Return torch's pipelining, of stages that DistributedDataParallel or, if `shards`, FSDP2 keeps alike."""
+    """Return torch's pipelining; replicas sum gradients where these lie, all at once, or FSDP2 does if it `shards`."""
     wanted, stages = work.plan, work.stages
     replica, stage = divmod(rank, stages)
     mesh = init_device_mesh("cpu", (work.replicas, stages), mesh_dim_names=("data", "pipeline"))
@@ -136,8 +135,6 @@ def torchs(work: Work, rank: int, losses: Losses, *, shards: bool = False, resha
         for layer in module.children():
             fully_shard(layer, mesh=mesh["data"], reshard_after_forward=reshards)
         fully_shard(module, mesh=mesh["data"], reshard_after_forward=False)
-    elif work.replicas > 1:
-        module = DistributedDataParallel(module, process_group=mesh.get_group("data"), gradient_as_bucket_view=True)
     parameters = list(module.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.95))
     micro_batches, batches = work.micro_batches, work.batches()
@@ -156,6 +153,8 @@ def torchs(work: Work, rank: int, losses: Losses, *, shards: bool = False, resha
             losses=found,
             return_outputs=False,
         )
+        if not shards and work.replicas > 1:
+            _averaged(parameters, mesh.get_group("data"), work.replicas)
         nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad()
@@ -165,6 +164,14 @@ def torchs(work: Work, rank: int, losses: Losses, *, shards: bool = False, resha
             losses.note(float(mean) / work.replicas)
 
     return Player(step=step)
+
+
+def _averaged(parameters: list[nn.Parameter], group: distributed.ProcessGroup, replicas: int) -> None:
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    for sums in [distributed.all_reduce(each, group=group, async_op=True) for each in gradients]:
+        sums.wait()
+    for each in gradients:
+        each.div_(replicas)
 
 
 class _Layers(nn.Sequential):
