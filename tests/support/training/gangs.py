@@ -123,6 +123,11 @@ class Gang:
         for stage, port in enumerate(free_ports(self.plan.parallelism.pipeline)):
             self._start(replica, stage, port, self.rendezvous)
 
+    def join_stage(self, stage: int) -> None:
+        """Start a further stage of each replica, in the same attempt."""
+        for replica, port in enumerate(free_ports(self.plan.parallelism.data)):
+            self._start(replica, stage, port, self.rendezvous)
+
     def restart(self, pod: str) -> None:
         """Start a rank that has ended anew, in the same attempt."""
         replica, stage = (int(part[1:]) for part in pod.rsplit("-", 2)[1:])

@@ -69,14 +69,18 @@ class Operator:
             self.replace(pod)
         waiting = [report for report in known if report.awaits_incarnation]
         if waiting and len(waiting) == len(reports) and not silent | ended:
-            self._name([each for each in waiting if each.replica < self._wanted.parallelism.data])
+            self._name([each for each in waiting if _is_of(each, self._wanted)])
         elif self.goal is not None and len(known) == len(reports):
             self._resize(self.goal, known)
 
     def resize(self, plan: Plan) -> None:
-        """Have the gang go over to a plan with other replicas, whose processes wait to be called."""
+        """Have the gang go over to another plan; the processes that it needs besides wait to be called."""
+        self.begin(plan)
+        self.gang.until(lambda: self.goal is None, f"the plan of {plan.parallelism}")
+
+    def begin(self, plan: Plan) -> None:
+        """Have the gang go over to another plan some time."""
         self.goal = plan
-        self.gang.until(lambda: self.goal is None, f"{plan.parallelism.data} replicas")
 
     @property
     def _wanted(self) -> Plan:
@@ -84,7 +88,7 @@ class Operator:
 
     def _resize(self, goal: Plan, known: list[Progress]) -> None:
         is_told = self.plan == goal
-        members = [each for each in known if each.replica < goal.parallelism.data]
+        members = [each for each in known if _is_of(each, goal)]
         if is_told and {each.incarnation for each in members} == {self.number}:
             self.goal = None
         elif not is_told and all(each.incarnation == self.number or each.awaits_incarnation for each in known):
@@ -138,6 +142,10 @@ class Operator:
             return Progress.model_validate_json(fetch(url, timeout_s=3))
         except (OSError, RuntimeError, ValueError, http.client.HTTPException):  # it may die in the middle of its answer
             return None
+
+
+def _is_of(report: Progress, plan: Plan) -> bool:
+    return report.replica < plan.parallelism.data and report.stage < plan.parallelism.pipeline
 
 
 def assert_same_end(gang: Gang, other: Gang, *, steps: int) -> None:

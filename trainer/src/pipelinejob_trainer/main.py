@@ -139,7 +139,9 @@ def _train_with_recovery(config: Config, plan: Plan, status: StageStatus, stop_r
     from pipelinejob_trainer.training.preparation import Preparation  # noqa: PLC0415  # torch, see above
     from pipelinejob_trainer.training.recovering import Recovering  # noqa: PLC0415  # as above
 
-    Recovering(config, plan, station, status, stop_request).run(Preparation(config, plan))
+    # A further stage that the plan does not have yet is told the plan that has it.
+    prepared = Preparation(config, plan) if config.stage < plan.parallelism.pipeline else None
+    Recovering(config, plan, station, status, stop_request).run(prepared)
     station.close()
 
 

@@ -274,9 +274,10 @@ class RecoveryStatus(Value):
     ] = None
 
     resizes: Annotated[
-        Count, Field(description="How often the present gang went over to another number of replicas from memory.")
+        Count,
+        Field(description="How often the present gang went over to other replicas, stages or layers from memory."),
     ] = 0
-    resizing: Annotated[Resizing | None, Field(description="A change of that number which is under way.")] = None
+    resizing: Annotated[Resizing | None, Field(description="Such a change that is under way.")] = None
     layers: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...] | None,
         Field(
@@ -286,7 +287,7 @@ class RecoveryStatus(Value):
         ),
     ] = None
     stall_seconds: Annotated[
-        Short | None, Field(description="How long training stood still when that number changed last.")
+        Short | None, Field(description="How long training stood still at the last such change.")
     ] = None
 
     def of_next_attempt(self) -> "RecoveryStatus":

@@ -197,16 +197,17 @@ class StageStatus:
         self._bytes = {"send": 0, "recv": 0}  # its links are new ones
 
     def begin_move(self) -> None:
-        """Note that this rank stands still at a step border, as the job gets other replicas."""
+        """Note that this rank stands still at a step border, as the job goes over to another plan."""
         self._moves_since = time.monotonic()
         self._update(stands_still=True)
 
     def follow(self, plan: Plan) -> None:
-        """Show what this plan predicts."""
-        self.numbers.predict(plan, self._progress.stage)
+        """Go by this plan, and show what it predicts."""
+        self._num_stages = plan.parallelism.pipeline
+        self.numbers.follow(plan, self._progress.stage)
 
     def add_recovery(self) -> None:
-        """Note that training goes on in place: after a loss, or with other replicas."""
+        """Note that training goes on in place: after a loss, or by another plan."""
         if self._moves_since is not None:
             stall_s, self._moves_since = time.monotonic() - self._moves_since, None
             self.numbers.resizes.inc()

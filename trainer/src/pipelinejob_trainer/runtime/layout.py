@@ -31,6 +31,11 @@ class Layout:
         """Return the layers of each of a rank's chunks, in the order of `Schedule.held_by`."""
         return tuple(self.cuts[held.stage] for held in self.schedule.held_by(rank))
 
+    @property
+    def of_ranks(self) -> tuple[tuple[LayerRange, ...], ...]:
+        """The layers of each rank's chunks."""
+        return tuple(self.stretches(rank) for rank in range(self.schedule.num_ranks))
+
     def shares(self, part: Part) -> dict[str, Share]:
         """Return where each of a rank's parameters is: its stages and ranks."""
         return {name: self._share_of(name, part) for name in part.named_parameters()}

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.contract.plan import Plan
 from pipelinejob.planning.dimensions import in_halves
 from pipelinejob.spec.job import Precision, Sharding
@@ -80,17 +79,20 @@ class Rank:
             ),
         )
 
-    def under(self, plan: Plan) -> "Rank":
-        """Return the rank with the same layers, and all that is in them, under a plan with other replicas.
+    def is_kept_by(self, plan: Plan) -> bool:
+        """Tell whether a plan, but for its replicas, leaves this rank as it is: layers, schedule, and neighbours."""
+        before, after = self.plan, plan
+        return (before.cuts, before.parallelism.pipeline, before.schedule.name, before.schedule_actions) == (
+            after.cuts,
+            after.parallelism.pipeline,
+            after.schedule.name,
+            after.schedule_actions,
+        )
 
-        Raises PipelineJobError for a plan by which it would hold other layers, or a part of their state.
-        """
+    def under(self, plan: Plan) -> "Rank":
+        """Return the rank with the same layers, and all that is in them, under a plan with other replicas."""
+        assert self.is_kept_by(plan), "only the number of replicas changes"
         layout = layout_of(plan)
-        if layout.cuts != self.layout.cuts or plan.parallelism.pipeline != self.plan.parallelism.pipeline:
-            raise PipelineJobError(
-                f"stage {self.index} has the layers of {self.layout.cuts}, and the plan that it was told has"
-                f" {layout.cuts}; only the number of replicas changes in memory"
-            )
         assert self.shards is None, "replicas that share their state are not resized in memory"
         of_rank = buckets(self.part.named_parameters(), layout.shares(self.part))
         return replace(self, plan=plan, layout=layout, buckets=of_rank).with_new_stages()

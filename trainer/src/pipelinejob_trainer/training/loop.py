@@ -1,7 +1,7 @@
 """Training, from a plan to the last step: build, meet the gang, resume, step, evaluate, save."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NoReturn
 
 import torch
@@ -30,7 +30,7 @@ from pipelinejob_trainer.training.checks.parameter_check import ParameterCheck
 from pipelinejob_trainer.training.checks.shape_check import check_shapes
 from pipelinejob_trainer.training.checks.untrained_state import UntrainedState
 from pipelinejob_trainer.training.membership import Membership
-from pipelinejob_trainer.training.not_finite import Decision, NotFinitePolicy, described
+from pipelinejob_trainer.training.not_finite import Decision, described
 from pipelinejob_trainer.training.preparation import (
     Preparation,
     agreed_order,
@@ -62,7 +62,7 @@ class TrainingLoop:
 
         `moves_to` says which incarnation is to begin at a step border; 0 if none is.
         """
-        config, plan = prepared.config, prepared.plan
+        config = prepared.config
         self._prepared = prepared
         self._keeping = keeping
         self._moves_to = moves_to
@@ -74,7 +74,7 @@ class TrainingLoop:
         self._samples = 0
         self._last_loss = 0.0
         self._updates = Updates(prepared.rank, membership.sum_over)
-        self._not_finite = NotFinitePolicy(plan.training)
+        self._not_finite = prepared.not_finite
         self._recorder = prepared.recorder()
         self._untrained = UntrainedState(prepared.rank, membership.sum_over)
         self._parameter_check = ParameterCheck(prepared.rank)
@@ -133,7 +133,7 @@ class TrainingLoop:
 
     def _resume(self) -> int:
         """Go on from what all ranks have in memory, else from the newest checkpoint; return its step."""
-        border = self._keeping.go_back(self._gang, self._say) if self._keeping else None
+        border = self._keeping.go_back(self._gang, self._say, needs=self._needs) if self._keeping else None
         if border is not None:
             return self._return(border)
         resumed = self._checkpoints.resume(*self._restorable())
@@ -182,6 +182,13 @@ class TrainingLoop:
             snapshot.may_hold(part, self._updates.optimizer),
             snapshot.parts(part, sharded=self._updates.sharded),
         )
+
+    def _needs(self, names: Collection[str]) -> frozenset[str] | None:
+        """Return which of these tensors are of this rank's state; None where one of it is missing."""
+        needed, may_hold, _ = self._restorable()
+        if not needed.keys() <= {*names}:
+            return None
+        return frozenset(name for name in names if name in needed or may_hold(name))
 
     def _begin(self, resumed: Resumed | None) -> int:
         """Take over a checkpoint's state, if there is one; return the step after which it was taken."""

@@ -73,8 +73,9 @@ class Recovery(Value):
         Field(
             description="What is done about a stage that holds up the others. Report: it is told of. Replace: its pod "
             "goes to another node in place, and the node is left out for `replacementWindowSeconds`. Repartition: the "
-            "layers are divided anew by what was measured, and all go on from a checkpoint. Either is done once within "
-            "`replacementWindowSeconds`, and only if it pays within the steps that are left."
+            "layers are divided anew by what was measured, and all go on with that, from memory with `inPlace`, else "
+            "from a checkpoint. Either is done once within `replacementWindowSeconds`, and only if it pays within the "
+            "steps that are left."
         ),
     ] = Stragglers.REPORT
     spares: Annotated[
