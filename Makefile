@@ -89,7 +89,8 @@ bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet ma
 	$(BIN)/python tests/bench/core/bench_search.py
 	$(BIN)/python tests/bench/trainer/bench_recompute.py
 	$(BIN)/python tests/bench/trainer/bench_actions.py
-	$(BIN)/python tests/bench/trainer/bench_decoder.py
+	$(BIN)/python tests/bench/models/bench_decoder.py
+	$(BIN)/python tests/bench/models/bench_pipelines.py
 	$(BIN)/python tests/bench/models/bench_generality.py
 	$(BIN)/python tests/bench/trainer/bench_uneven.py
 	$(BIN)/python tests/bench/trainer/bench_truth.py

@@ -165,12 +165,6 @@ def _not_gathered(model: Model, training: Training, schedule: ScheduleName) -> I
             SHARDING,
             "full shards what is trained, and of adapters the model that they stand beside is not; use optimizer",
         )
-    if training.compile is not Compile.OFF:
-        yield SpecError(
-            "spec.training.compile",
-            f"{training.compile} makes one function of a layer, which keeps parameters that sharding: full lets go of;"
-            " use Off, or sharding: optimizer",
-        )
     if schedule in BOTH_WAYS:
         yield SpecError(SHARDING, _held_twice(schedule))
 

@@ -45,6 +45,7 @@ class Resumed:
     step: int
     loss: float | None
     place: TextPosition | None
+    rate: float | None = None
     tensors: Mapping[str, torch.Tensor]
 
 
@@ -173,6 +174,7 @@ class Checkpoints:
             attempt=self._attempt,
             run=self._run,
             loss=snapshot.loss,
+            rate=snapshot.rate,
             place=place,
             base=self._base,
             shards=tuple(shards),
@@ -216,7 +218,7 @@ class Checkpoints:
             checkpoint = self._folder.open(step)
             checkpoint.check_base(self._base)
             manifest, tensors = checkpoint.manifest, checkpoint.read(wanted, is_taken, part_of)
-            resumed = Resumed(step=step, loss=manifest.loss, place=manifest.place, tensors=tensors)
+            resumed = Resumed(step=step, loss=manifest.loss, place=manifest.place, rate=manifest.rate, tensors=tensors)
         except DamagedCheckpointError as error:
             self._warn(f"{error}; the checkpoint before it is used")
         return resumed if self._gang.all_agree(resumed is not None) else None

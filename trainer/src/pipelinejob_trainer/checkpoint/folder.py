@@ -54,6 +54,8 @@ PartOf = Callable[[str, torch.Tensor], torch.Tensor]
 class Manifest(Value):
     """What a checkpoint contains. `run` is the gang that wrote it; each attempt is its own run.
 
+    `rate` is the learning rate of its step, not there in older ones.
+
     `place`, the position in the text, is missing in checkpoints of versions that did not count
     samples. `base` identifies the weights that low-rank adapters belong to, and are not in here.
     """
@@ -63,6 +65,7 @@ class Manifest(Value):
     attempt: int
     run: str
     loss: float | None = None
+    rate: float | None = None
     place: TextPosition | None = None
     base: str | None = None
     shards: tuple[str, ...]

@@ -48,7 +48,7 @@ NOTHING = Sharded()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """State after `step` steps.
+    """State after `step` steps, of which the last had this learning rate.
 
     Tensors by kind and global name, `parameter/layers.3.qkv.weight`; `pieces` says of which wholes some
     are parts.
@@ -57,6 +57,7 @@ class Snapshot:
     step: int
     loss: float | None
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    rate: float | None = None
     pieces: Mapping[str, Piece] = field(default_factory=dict)
 
 
@@ -66,6 +67,7 @@ def take(
     *,
     step: int,
     loss: float | None = None,
+    rate: float | None = None,
     extra_buffers: Mapping[str, torch.Tensor] | None = None,
     is_mine: Callable[[str], bool] = lambda _: True,
     sharded: Sharded = NOTHING,
@@ -86,9 +88,8 @@ def take(
         is_shard = piece is not None and piece.first is not None
         if tensor.numel() if is_shard else is_mine(name.partition("/")[2]):
             mine[name] = tensor.detach()
-    return Snapshot(
-        step=step, loss=loss, tensors=mine, pieces={name: piece for name, piece in pieces.items() if name in mine}
-    )
+    kept = {name: piece for name, piece in pieces.items() if name in mine}
+    return Snapshot(step=step, loss=loss, rate=rate, tensors=mine, pieces=kept)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from pipelinejob_trainer.checkpoint.checkpoints import Checkpoints, Resumed
 from pipelinejob_trainer.checkpoint.folder import PartOf
 from pipelinejob_trainer.data.micro_batch import IGNORED
 from pipelinejob_trainer.data.position import TextPosition, samples_before
+from pipelinejob_trainer.optimizers.rates import changed_rate, learning_rate
 from pipelinejob_trainer.process.output import say, warn
 from pipelinejob_trainer.process.signals import StopRequest
 from pipelinejob_trainer.process.stage_status import StageStatus, StepOutcome, samples_per_step, tokens_per_step
@@ -225,6 +226,8 @@ class TrainingLoop:
         if self._batches is not None:
             self._batches = self._batches.resumed(step=resumed.step, samples=self._samples)
         say(f"resumed from the checkpoint of step {resumed.step}, {where}")
+        if (changed := changed_rate(self._plan.training, resumed.step, resumed.rate)) is not None:
+            self._say(changed)
 
     def _say_what_is_read(self, first: int) -> None:
         """Say how often each source will have been read through when the last step is done."""
@@ -367,6 +370,7 @@ class TrainingLoop:
             self._updates.optimizer,
             step=step,
             loss=self._last_loss,
+            rate=learning_rate(self._plan.training, step),
             extra_buffers=self._untrained.extra_buffers(),
             is_mine=rank.owns,
             sharded=self._updates.sharded,
