@@ -51,7 +51,6 @@ def test_numbers_that_do_not_divide_are_refused(degrees, model, words):
     ("degrees", "training", "schedule", "words"),
     [
         ({"tensor": 2}, {}, "1F1B", "does not go with tensor: 2 yet"),
-        ({"sharding": "full"}, {}, "1F1B", "does not go with sharding: full yet"),
         ({}, {"lora": {"targets": ["all"]}}, "1F1B", "adapters"),
         ({}, {"compile": "Layers"}, "1F1B", "exchange tokens in their midst"),
         ({}, {"optimizer": "Muon"}, "1F1B", "use AdamW or SGD"),
@@ -78,6 +77,20 @@ def test_a_plan_holds_a_part_of_the_experts_and_their_moments_where_copies_are()
     half = 3 * 4 * 3 * 64 * 128 * 4 // 2  # of three blocks' four experts, three matrices each
     assert alike.parameter_bytes - divided.parameter_bytes == half
     assert divided.optimizer_bytes == alike.optimizer_bytes  # two ranks share each expert's, four all else
+
+
+def test_of_sharded_parameters_each_rank_has_as_much_of_its_experts_as_of_all_and_gathers_the_half_that_is_its():
+    alike, divided = (
+        plan_of(spec({"pipeline": 2, "data": 4, "sharding": "full", "expert": each})).stages[0] for each in (1, 2)
+    )
+    alone = plan_of(spec({"pipeline": 2, "data": 2, "sharding": "full", "expert": 2})).stages[0]
+
+    of_a_block = 4 * 3 * 64 * 128 * 4
+    assert divided.weight_bytes == alike.weight_bytes
+    # What is gathered, of two blocks at a time, and the gradients of three, are of a half of the experts.
+    assert alike.memory_bytes - divided.memory_bytes == 2 * of_a_block // 2 + 3 * of_a_block // 2
+    # Experts that one replica holds are whole, so of them nothing is gathered.
+    assert 2 * alone.weight_bytes == alone.parameter_bytes + 3 * of_a_block // 2
 
 
 def test_a_pass_takes_as_long_as_its_tokens_travel_and_only_copies_are_summed():

@@ -162,7 +162,6 @@ RULES = [
     Bad("experts of a model without", {"spec.parallelism": {"pipeline": 4, "data": 2, "expert": 2}}, "spec.parallelism.expert", "this model has none"),
     Bad("experts of a folder's model", hugging_face() | {"spec.parallelism": {"pipeline": 4, "data": 2, "expert": 2}}, "spec.parallelism.expert", "layers that hold all of theirs"),
     Bad("experts divided inside, too", _divided(tensor=2), "spec.parallelism.expert", "use one of them"),
-    Bad("experts whose layers are gathered", _divided(sharding="full"), "spec.parallelism.expert", "does not go with sharding: full yet"),
     Bad("experts among what is searched", _divided(gpus=8), "spec.parallelism.expert", "leave gpus out"),
     Bad("experts beside adapters", _divided() | {"spec.training.lora": {"targets": ["all"]}}, "spec.parallelism.expert", "adapters stand beside all experts"),
     Bad("experts held twice", _divided() | {"spec.schedule.name": "DualPipe"}, "spec.parallelism.expert", "DualPipe updates within a step, or holds each stage on two ranks"),

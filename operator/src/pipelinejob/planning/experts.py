@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pipelinejob.base.errors import SpecError
 from pipelinejob.schedules.families import ASYNCHRONOUS, BOTH_WAYS
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.job import Model, Parallelism, Sharding, Training
+from pipelinejob.spec.job import Model, Parallelism, Training
 from pipelinejob.spec.optimization import Optimizer
 from pipelinejob.spec.training import Compile
 
@@ -42,10 +42,6 @@ def unrunnable_experts(training: Training, schedule: ScheduleName, degrees: Para
         return
     if degrees.tensor not in {None, 1}:
         yield SpecError(EXPERT, f"{degrees.expert} does not go with tensor: {degrees.tensor} yet; use one of them")
-    if degrees.sharding is Sharding.FULL:
-        yield SpecError(
-            EXPERT, "does not go with sharding: full yet, which gathers a layer of all replicas; use optimizer"
-        )
     if training.lora is not None:
         yield SpecError(EXPERT, "divides what is trained, and adapters stand beside all experts; use no adapters, or 1")
     if training.compile is not Compile.OFF:

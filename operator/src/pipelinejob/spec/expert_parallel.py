@@ -42,11 +42,6 @@ EXPERT_RULES = (
         field=_FIELD,
     ),
     Rule(
-        rule=_else("self.parallelism.sharding != 'full'"),
-        message="expert does not go with sharding: full yet, which gathers a layer of all replicas; use optimizer",
-        field=_FIELD,
-    ),
-    Rule(
         rule=_else("!has(self.training.lora)"),
         message="expert divides what is trained, and adapters stand beside all experts; use no adapters, or no expert",
         field=_FIELD,

@@ -203,7 +203,7 @@ def build_rank(
 def _divided(plan: Plan, layout: Layout, part: Part, place: int) -> tuple[tuple[Bucket, ...], Shards | None]:
     """Return what a rank reduces together, and its stretches of that where the plan shards."""
     parameters, shares = part.named_parameters(), layout.shares(part)
-    sharding, replicas = plan.parallelism.sharding, plan.parallelism.data
+    sharding, pipeline = plan.parallelism.sharding, plan.parallelism.pipeline
 
     def place_of(name: str) -> int:
         """Return a layer's number, another for what it shares with later ones: these gather it without the rest."""
@@ -215,7 +215,8 @@ def _divided(plan: Plan, layout: Layout, part: Part, place: int) -> tuple[tuple[
     names = {parameter: name for name, parameter in parameters.items()}
 
     def is_kept(bucket: Bucket) -> bool:
-        return sharding is Sharding.FULL and len(bucket.share.ranks) == replicas
+        """Return whether one rank of each pipeline needs a bucket: several need it at different times."""
+        return sharding is Sharding.FULL and len({each % pipeline for each in bucket.share.ranks}) == 1
 
     return of_rank, Shards(of_rank, names, place, is_kept=is_kept)
 
