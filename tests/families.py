@@ -2,12 +2,14 @@
 
     python tests/families.py [FAMILY ...] [--processes 2] [--record FILE]
     python tests/families.py --tensor 2 [FAMILY ...] [--processes 2] [--record FILE]
+    python tests/families.py --expert 2 [FAMILY ...] [--processes 2] [--record FILE]
 
 For each it prints whether logits and gradients are equal bit for bit, or the model is refused by name, or could not be
 built. It ends with an error if any differs in silence: if stages give other numbers and the check before step 1 does
 not refuse the model. A record keeps what was found: a sweep that was stopped goes on, and what was neither equal nor
 refused is tried again. With `--tensor` each is shared by so many ranks, threads here, as its family's plan says, and
-compared by gradients; one that differs there is refused by the check before step 1.
+compared by gradients; one that differs there is refused by the check before step 1. With `--expert` so many replicas
+divide each block's experts, likewise.
 """
 
 import argparse
@@ -75,14 +77,14 @@ def families() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def verdict(family: str, tensor: int = 1) -> Verdict:
-    """Cut a family's default model, made small, or let ranks share its layers, and compare."""
+def verdict(family: str, tensor: int = 1, expert: int = 1) -> Verdict:
+    """Cut a family's default model, made small, or let ranks share its layers, or its experts, and compare."""
     from pipelinejob_trainer.base.errors import UserError
 
     begun = time.process_time()
     signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
     try:
-        word, sentence, is_tied = _verdict(family) if tensor == 1 else _divided(family, tensor)
+        word, sentence, is_tied = _verdict(family) if tensor == expert == 1 else _divided(family, tensor, expert)
     except UserError as error:
         word = REFUSED if error.reason in {"NotCuttable", "NotDivided"} else UNBUILT
         sentence, is_tied = str(error), False
@@ -117,7 +119,7 @@ def _verdict(family: str) -> tuple[str, str, bool]:
     return EQUAL, f"{layers - 2} blocks, {'tied, ' if is_tied else ''}{apart}", is_tied
 
 
-def _divided(family: str, tensor: int) -> tuple[str, str, bool]:
+def _divided(family: str, tensor: int, expert: int) -> tuple[str, str, bool]:
     import torch
     from transformers import CONFIG_MAPPING
     from transformers.utils import logging
@@ -125,7 +127,7 @@ def _divided(family: str, tensor: int) -> tuple[str, str, bool]:
     from pipelinejob.spec.job import Data, Model
     from pipelinejob.spec.workload import HuggingFaceModel, Weights
     from pipelinejob_trainer.models.huggingface.find import num_blocks
-    from support.training.meetings import gradients_differ
+    from support.training.meetings import gradients_differ, gradients_of_experts_differ
 
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -135,7 +137,8 @@ def _divided(family: str, tensor: int) -> tuple[str, str, bool]:
         config.save_pretrained(folder)
         given = HuggingFaceModel(path=folder, weights=Weights.RANDOM)
         model = Model(hugging_face=given, num_layers=num_blocks(config) + 2)
-        error, name = gradients_differ(model, data, tensor, vocabulary=30)
+        differ, size = (gradients_differ, tensor) if expert == 1 else (gradients_of_experts_differ, expert)
+        error, name = differ(model, data, size, vocabulary=30)
     found = f"largest relative error of a gradient {error:.1e}, of {name}"
     is_tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
     return EQUAL if error <= CLOSE else DIFFERENT, found, is_tied
@@ -157,18 +160,20 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1, help="how many to try at once")
     parser.add_argument("--record", type=Path, help="a file that keeps what was found, to go on from")
     parser.add_argument("--tensor", type=int, default=1, help="how many ranks share each layer")
+    parser.add_argument("--expert", type=int, default=1, help="how many replicas divide each block's experts")
     given = parser.parse_args()
     wanted = given.families or families()
     known = _settled(given.record)
     found = [known[family] for family in wanted if family in known]
     with ProcessPoolExecutor(given.processes, initializer=_settle) as pool:
-        for each in pool.map(partial(verdict, tensor=given.tensor), [each for each in wanted if each not in known]):
+        tried = partial(verdict, tensor=given.tensor, expert=given.expert)
+        for each in pool.map(tried, [each for each in wanted if each not in known]):
             found.append(each)
             print(f"{each.family:24} {each.word:18} {each.seconds:5.1f} s  {each.sentence[:400]}", flush=True)
             if given.record:
                 with given.record.open("a") as record:
                     record.write(json.dumps(asdict(each)) + "\n")
-    return _told(found, is_whole=not given.families, tensor=given.tensor)
+    return _told(found, is_whole=not given.families, is_divided=given.tensor * given.expert > 1)
 
 
 def _settled(record: Path | None) -> dict[str, Verdict]:
@@ -179,10 +184,10 @@ def _settled(record: Path | None) -> dict[str, Verdict]:
     return {each.family: each for each in verdicts if each.word in (EQUAL, REFUSED)}
 
 
-def _told(found: Sequence[Verdict], *, is_whole: bool, tensor: int) -> int:
+def _told(found: Sequence[Verdict], *, is_whole: bool, is_divided: bool) -> int:
     counts = Counter(each.word for each in found)
-    equal = "equal bit for bit" if tensor == 1 else "equal but for rounding"
-    different = "different in silence" if tensor == 1 else "different, and so refused before step 1"
+    equal = "equal bit for bit" if not is_divided else "equal but for rounding"
+    different = "different in silence" if not is_divided else "different, and so refused before step 1"
     print(
         f"{len(found)} families: {counts[EQUAL]} {equal} ({sum(each.is_tied for each in found)} tied),"
         f" {counts[REFUSED]} refused by name, {counts[UNBUILT]} could not be built, {counts[DIFFERENT]} {different}"
@@ -190,7 +195,7 @@ def _told(found: Sequence[Verdict], *, is_whole: bool, tensor: int) -> int:
     is_short = is_whole and counts[EQUAL] + counts[REFUSED] < LEAST
     if is_short:
         print(f"fewer than {LEAST} are settled")
-    return 1 if (counts[DIFFERENT] and tensor == 1) or is_short else 0
+    return 1 if (counts[DIFFERENT] and not is_divided) or is_short else 0
 
 
 if __name__ == "__main__":

@@ -28,8 +28,11 @@ CASES = (
     (Shape(2, 1, 2, Sharding.OPTIMIZER, recomputed=3, expert=2), ScheduleName.ZB_V),
     (Shape(1, 1, 4, Sharding.FULL, expert=2), ScheduleName.ZB_H1),
     (Shape(2, 1, 2, Sharding.FULL, expert=2), ScheduleName.INTERLEAVED),
+    (Shape(1, 2, 2, Sharding.OPTIMIZER, expert=2), ScheduleName.ZB_H1),
+    (Shape(1, 2, 2, Sharding.FULL, sequence_parallel=True, expert=2), ScheduleName.ONE_F_ONE_B),
 )
 GROUPS, GATHERED = 2, 4  # the cases with two
+INSIDE = 6  # one whose experts tensor ranks share, each of them
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +65,13 @@ def test_replicas_that_divide_experts_train_what_a_single_process_does(
         (f"together/plan-{GROUPS}", Shape(2, 1, 4, Sharding.FULL, expert=2)),
         (f"together/plan-{GATHERED}", ONE),
         (f"together/plan-{GATHERED}", Shape(1, 1, 2, Sharding.FULL, expert=2)),
+        (f"together/plan-{INSIDE}", ONE),
+        (f"together/plan-{GROUPS}", Shape(2, 2, 2, Sharding.FULL, expert=2)),
+        (f"together/plan-{INSIDE}", Shape(1, 2, 4, Sharding.FULL, expert=2)),
         ("alone/plan-0", Shape(1, 1, 4, Sharding.OPTIMIZER, expert=2)),
+        ("alone/plan-0", Shape(1, 4, 2, Sharding.OPTIMIZER, expert=2)),
     ],
-    ids=["one", "more", "inside", "gathered", "one-of-gathered", "other-of-gathered", "from-one"],
+    ids=lambda each: str(each).replace("together/plan-", "").replace("/plan-0", ""),
 )
 def test_a_checkpoint_goes_into_any_other_shape_and_back_bit_for_bit(
     written: str, shape: Shape, text: Path, folder: Path, tmp_path: Path
@@ -78,13 +85,21 @@ def test_a_checkpoint_goes_into_any_other_shape_and_back_bit_for_bit(
         assert torch.equal(after.tensor(name), before.tensor(name)), name
 
 
-def even(text: Path, *, pipeline: int, data: int, sharding: Sharding = Sharding.OPTIMIZER, **schedule: object) -> Plan:
+def even(
+    text: Path,
+    *,
+    pipeline: int = 1,
+    tensor: int = 1,
+    data: int,
+    sharding: Sharding = Sharding.OPTIMIZER,
+    **schedule: object,
+) -> Plan:
     """Return a plan whose tokens meet all experts, so that as many travel as are counted."""
     sizes = {"numLayers": NUM_LAYERS - 2, "hiddenSize": 16, "numHeads": 2, "feedForwardSize": 32}
     spec = {
         "model": {"decoder": sizes | {"experts": {"num": 2, "perToken": 2}}},
         "data": {"paths": [str(text)], "sequenceLength": 16},
-        "parallelism": {"pipeline": pipeline, "data": data, "expert": 2, "sharding": sharding},
+        "parallelism": {"pipeline": pipeline, "tensor": tensor, "data": data, "expert": 2, "sharding": sharding},
         "schedule": {"microBatches": 4, "microBatchSize": 2} | schedule,
         "training": {"steps": 2, "preflight": False},
         "checkpoint": {"intervalSteps": 0},
@@ -101,11 +116,12 @@ def exchanged(plan: Plan, stage: int = 0) -> int:
 
 def test_a_rank_sends_and_holds_what_its_plan_says(text: Path, tmp_path: Path) -> None:
     split = even(text, pipeline=2, data=2, name="ZB-H1")
-    once, again = (even(text, pipeline=1, data=4, name="1F1B", recompute=each) for each in (False, True))
+    once, again = (even(text, data=4, name="1F1B", recompute=each) for each in (False, True))
     # Layers that are computed again are run once before all else, to see whether they can be without gradients.
     forward = exchanged(again) - exchanged(once)
-    gathered = even(text, pipeline=1, data=4, name="1F1B", sharding=Sharding.FULL)
-    plans = [split, again, gathered]
+    gathered = even(text, data=4, name="1F1B", sharding=Sharding.FULL)
+    inside = even(text, tensor=2, data=2, name="1F1B", sharding=Sharding.NONE)
+    plans = [split, again, gathered, inside]
     for of_plans in run_processes(told, plans, tmp_path, world=4):
         for plan, (stage, sent, parameters, moments) in zip(plans, of_plans, strict=True):
             planned = plan.stages[stage]
