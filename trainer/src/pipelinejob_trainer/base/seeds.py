@@ -7,9 +7,11 @@ import numpy as np
 _WORD = 2**64 - 1
 
 
-def mix(*values: int) -> int:
-    """Hash integers to 64 bits (splitmix64, folded)."""
-    state = 0
+def mix(*values: int, state: int = 0) -> int:
+    """Hash integers to 64 bits (splitmix64, folded).
+
+    `state` is the hash of those that come before: mix(a, b) is mix(b, state=mix(a)).
+    """
     for value in values:
         state = (state + value + 0x9E3779B97F4A7C15) & _WORD
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _WORD

@@ -134,12 +134,13 @@ class DistributedOutbox:
 
     def release(self, count: int) -> None:
         while self._num_released < count:
-            self._wait(self._pending.popleft()[0])
+            self._ended(self._pending.popleft()[0])  # it has arrived, so nobody is waited for
             self._num_released += 1
 
     def flush(self) -> None:
-        for work, _ in (*self._headers, *self._pending):
-            self._wait(work)
+        with Awaiting(self._channel.peer):
+            for work, _ in (*self._headers, *self._pending):
+                self._ended(work)
         self._headers.clear()
         self._pending.clear()
         self._num_released = 0
@@ -155,10 +156,9 @@ class DistributedOutbox:
         self._shapes.agree(message, spec)
         return spec
 
-    def _wait(self, work: distributed.Work) -> None:
+    def _ended(self, work: distributed.Work) -> None:
         try:
-            with Awaiting(self._channel.peer):
-                work.wait()
+            work.wait()
         except RuntimeError as error:
             _lost(self._channel.peer, error)
 

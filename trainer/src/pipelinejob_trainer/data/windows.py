@@ -44,8 +44,9 @@ class ByteWindows:
         epoch, place = divmod(sequence, num_windows)
         # Each epoch cuts the text elsewhere, so that no token is always the last of its window.
         num_offsets = min(length, self.text.size - num_windows * length)
-        offset = mix(self.seed, epoch) % num_offsets
-        window = shuffled(place, num_windows, key=mix(self.seed, epoch, 1))
+        epoch_key = mix(self.seed, epoch)
+        offset = epoch_key % num_offsets
+        window = shuffled(place, num_windows, key=mix(1, state=epoch_key))
         return self.text.read(offset + window * length, length + 1)
 
     def _check(self, tokens: npt.NDArray[np.int64]) -> None:
