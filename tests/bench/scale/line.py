@@ -32,6 +32,7 @@ _AT_ONCE = 32
 _IDLE_S, _IDLE_CORES = 2.0, 0.2
 _SETTLING_S = 120.0
 _RUNNING, _WAITING, _MORE = "line-runs", "line-waits", "one-more"
+_AHEAD, _RECORDED_WAITS = "ahead", "recorded-waits"  # wait, and are older than most that run
 
 
 class Line:
@@ -51,8 +52,8 @@ class Line:
         """
         await cls._add_nodes(here, 0, 1)
         fillers = [f"filler-{number}" for number in range(_A_NODE - 1)]
-        ahead = [f"ahead-{number}" for number in range(NAMES_THE_HEAD + 1)]  # sorts before the job that is recorded
-        names = ["recorded-placed", *fillers, *ahead, "recorded-waits"]
+        ahead = [f"{_AHEAD}-{number}" for number in range(NAMES_THE_HEAD + 1)]  # sorts before the job that is recorded
+        names = ["recorded-placed", *fillers, *ahead, _RECORDED_WAITS]
         jobs = [small_job(name, **_IN_POOL) for name in names]
         heard_s = ControllerSettings(trainer_image="").hearing_interval_s
         running, *_, waiting = await record(here, *jobs, quiet_s=2 * heard_s)
@@ -112,9 +113,15 @@ class Line:
 
     async def without_added(self) -> None:
         """Take the jobs away that were added: the next ones of the line are put where these stand."""
-        board = self.here.board
-        added = [name for name in board.jobs if name.startswith(_MORE)]
-        await each(added, self.here.delete_job, at_once=_AT_ONCE)
+        await self._without(_MORE)
+
+    async def without_older(self) -> None:
+        """Take the jobs away that wait and are older than those that run, so that who loses its room gets it back."""
+        await self._without(_AHEAD, _RECORDED_WAITS)
+
+    async def _without(self, *prefixes: str) -> None:
+        names = [name for name in self.here.board.jobs if name.startswith(prefixes)]
+        await each(names, self.here.delete_job, at_once=_AT_ONCE)
 
     @staticmethod
     async def _add_nodes(here: World, start: int, stop: int) -> None:

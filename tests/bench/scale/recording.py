@@ -10,7 +10,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,23 @@ class Recording:
         jobs = (each.answer for each in self.writes if each.answer.get("kind") == self.job["kind"])
         return frozenset(stage["node"] for job in jobs for stage in job["status"].get("stages", ()) if "node" in stage)
 
+    def since(self, earlier: Recording) -> Recording:
+        """Return what was written for the same job since an earlier recording of it."""
+        return replace(self, writes=self.writes[len(earlier.writes) :])
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A job that stands for a recorded one: what is written in whose stead."""
+
+    always: dict[str, str]  # by the recorded name, uid and node
+    known: dict[str, dict[str, Any]]  # the metadata of an object, by its recorded uid
+    recorded: dict[str, dict[str, Any]]  # the same as it was recorded last
+
+    def instead(self, uid: str) -> Mapping[str, str]:
+        """Return what is replaced in what is written of an object."""
+        return self.always if uid not in self.known else self.always | _renewed(self.recorded[uid], self.known[uid])
+
 
 class RecordingProxy(FaultProxy):
     """Forwards everything to the API server, and keeps the writes that it accepted."""
@@ -101,26 +118,32 @@ class Writer:
         self._url, self._session = server.url, session
 
     async def repeat(self, recording: Recording, name: str, *, node: str = "", at_once: int = 1) -> None:
-        """Write what was recorded, for a new job of that name; with a node, it is placed there.
+        """Write what was recorded, for a new job of that name; with a node, it is placed there."""
+        await self.go_on(await self.begin(recording, name, node=node), recording, at_once=at_once)
 
-        Of neighbouring writes of one kind, creations of pods for instance, `at_once` are under way together.
-        """
+    async def begin(self, recording: Recording, name: str, *, node: str = "") -> Copy:
+        """Create a job of that name for a recorded one; with a node, it is placed there."""
         old = recording.job["metadata"]
         body = {key: recording.job[key] for key in ("apiVersion", "kind", "spec")}
         made = await self._send("POST", JOBS, orjson.dumps({**body, "metadata": {"name": name}}), "application/json")
         always = {old["name"]: name, old["uid"]: made["metadata"]["uid"]}
         always |= dict.fromkeys(recording.nodes, node) if node else {}
-        known = {old["uid"]: made["metadata"]}  # what became of an object, by its recorded uid
-        recorded = {old["uid"]: old}  # the same as it was recorded last
+        return Copy(always, {old["uid"]: made["metadata"]}, {old["uid"]: old})
+
+    async def go_on(self, copy: Copy, recording: Recording, *, at_once: int = 1) -> None:
+        """Write what was recorded, for the copy of its job.
+
+        Of neighbouring writes of one kind, creations of pods for instance, `at_once` are under way together.
+        """
 
         async def again(write: Write) -> None:
             theirs = write.answer["metadata"]
             uid = theirs["uid"]
-            instead = always if uid not in known else always | _renewed(recorded[uid], known[uid])
+            instead = copy.instead(uid)
             path = _replaced(write.path.encode(), instead).decode()
             answer = await self._send(write.method, path, _replaced(write.body, instead), write.content_type)
             if "resourceVersion" in answer["metadata"]:  # a dry run gives none
-                known[uid], recorded[uid] = answer["metadata"], theirs
+                copy.known[uid], copy.recorded[uid] = answer["metadata"], theirs
 
         for _, alike in groupby(recording.writes, key=lambda write: (write.method, write.answer["kind"])):
             await each(alike, again, at_once=at_once)

@@ -1,7 +1,6 @@
 """Everything at once: nodes go and come, a thousand pods are deleted, every watch is cut. How long until all is well.
 
-All is well when as many jobs as before have all their pods, let go, and a job created after the storm is let go, too.
-As many, not the same: a job that loses its room stands in line by its age, and an older one may take what is free.
+All is well when every job that ran has all its pods again, let go, and a job created after the storm is let go, too.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ _AWAY_S = 5.0  # how long nodes stay away
 
 async def storms(line: Line) -> AsyncIterator[tuple[str, Awaitable[dict[str, float]]]]:
     """Yield each storm's name, and what gives the seconds until it was over and how the operator answered meanwhile."""
+    await line.without_older()
     async with CuttableProxy(line.here.server.port) as proxy:
         kubeconfig = line.here.server.kubeconfig_of("admin", url=proxy.url)
         async with operator(line.here, kubeconfig=kubeconfig, name="operator-in-storms") as running:
@@ -37,12 +37,12 @@ async def storms(line: Line) -> AsyncIterator[tuple[str, Awaitable[dict[str, flo
 
 async def _weathered(line: Line, running: Operator, storm: Callable[[], Awaitable[None]]) -> dict[str, float]:
     """Let a storm pass, and return how long it had consequences."""
-    num_ran = len(line.running)
+    ran = set(line.running)
     with running.measured() as measured:
         await storm()
         over = time.monotonic()
         await line.one_more()
-        await line.here.board.until(lambda: len(line.running) >= num_ran, "as many jobs run", timeout_s=PATIENCE_S)
+        await line.here.board.until(lambda: ran <= line.running.keys(), "all jobs run again", timeout_s=PATIENCE_S)
         well_s = time.monotonic() - over
     return {"jobs": len(line.here.board.jobs), "well_s": well_s, **await measured.figures()}
 

@@ -37,7 +37,7 @@ from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.simulation.result import Simulation
 from pipelinejob_trainer.communication.process_groups import Groups, process_groups
-from pipelinejob_trainer.runtime.tasks import Training
+from pipelinejob_trainer.runtime.tasks import TrainingTasks
 from support.training.pipelines import Job
 
 SHARE_MS = 40
@@ -99,7 +99,7 @@ def recomputing(costs: CostModel, *, ahead: bool) -> CostModel:
 
 def players_of(case: str, job: Job, rank: int, groups: Groups) -> dict[str, Player]:
     """Return our runtime as it is, and one bound to do nothing ahead."""
-    with patch.object(Training, "ahead", return_value=None):
+    with patch.object(TrainingTasks, "ahead", return_value=None):
         behind = ours(job, rank, groups)
     return {f"{case}|ahead": ours(job, rank, groups), f"{case}|behind": behind}
 

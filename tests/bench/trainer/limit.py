@@ -15,7 +15,7 @@ from torch import distributed
 from harness import Player
 from pipelinejob.schedules.actions import Action, ActionKind, Schedule
 from pipelinejob.schedules.costs import CostModel
-from pipelinejob_trainer.communication.messages import Message, awaited, made, neighbours, order
+from pipelinejob_trainer.communication.messages import Message, awaited, neighbours, order, produced
 from pipelinejob_trainer.communication.process_groups import Groups
 from pipelinejob_trainer.models.virtual import Sleeper
 
@@ -61,7 +61,7 @@ class _Bare:
         if got is not None and got.place.rank != self._rank:
             yield partial(self._receive, got.message)
         yield partial(self._work, self._seconds(action))
-        gave = made(self._schedule, self._rank, action)
+        gave = produced(self._schedule, self._rank, action)
         if gave is not None and gave.place.rank != self._rank:
             yield partial(self._send, gave.message, gave.place.rank)
 
