@@ -3,13 +3,15 @@
     python tests/families.py [FAMILY ...] [--processes 2] [--record FILE]
     python tests/families.py --tensor 2 [FAMILY ...] [--processes 2] [--record FILE]
     python tests/families.py --serve [FAMILY ...] [--processes 2] [--record FILE]
+    python tests/families.py --expert 2 [FAMILY ...] [--processes 2] [--record FILE]
 
 For each it prints whether logits and gradients are equal bit for bit, or the model is refused by name, or could not be
 built. It ends with an error if any differs in silence: if stages give other numbers and the check before step 1 does
 not refuse the model. A record keeps what was found: a sweep that was stopped goes on, and what was neither equal nor
 refused is tried again. With `--tensor` each is shared by so many ranks, threads here, as its family's plan says, and
-compared by gradients; one that differs there is refused by the check before step 1. With `--serve` two stages with
-caches, in chunks and batches, are held against the whole without; one that differs is refused before it serves.
+compared by gradients; one that differs there is refused by the check before step 1. With `--expert` so many replicas
+divide each block's experts, likewise. With `--serve` two stages with caches, in chunks and batches, are held against
+the whole without; one that differs is refused before it serves.
 """
 
 import argparse
@@ -77,8 +79,8 @@ def families() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def verdict(family: str, tensor: int = 1, *, serves: bool = False) -> Verdict:
-    """Cut a family's default model, made small, let ranks share its layers, or let it answer, and compare."""
+def verdict(family: str, tensor: int = 1, expert: int = 1, *, serves: bool = False) -> Verdict:
+    """Cut a family's default model, made small, let ranks share its layers or experts, or let it answer; compare."""
     from pipelinejob_trainer.base.errors import UserError
 
     begun = time.process_time()
@@ -87,7 +89,7 @@ def verdict(family: str, tensor: int = 1, *, serves: bool = False) -> Verdict:
         if serves:
             word, sentence, is_tied = _answering(family)
         else:
-            word, sentence, is_tied = _verdict(family) if tensor == 1 else _divided(family, tensor)
+            word, sentence, is_tied = _verdict(family) if tensor == expert == 1 else _divided(family, tensor, expert)
     except UserError as error:
         word = REFUSED if error.reason in {"NotCuttable", "NotDivided", "NotServable"} else UNBUILT
         sentence, is_tied = str(error), False
@@ -136,7 +138,7 @@ def _answering(family: str) -> tuple[str, str, bool]:
     return EQUAL, found.sentence, bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
 
 
-def _divided(family: str, tensor: int) -> tuple[str, str, bool]:
+def _divided(family: str, tensor: int, expert: int) -> tuple[str, str, bool]:
     import torch
     from transformers import CONFIG_MAPPING
     from transformers.utils import logging
@@ -144,7 +146,7 @@ def _divided(family: str, tensor: int) -> tuple[str, str, bool]:
     from pipelinejob.spec.job import Data, Model
     from pipelinejob.spec.workload import HuggingFaceModel, Weights
     from pipelinejob_trainer.models.huggingface.find import num_blocks
-    from support.training.meetings import gradients_differ
+    from support.training.meetings import gradients_differ, gradients_of_experts_differ
 
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -154,7 +156,8 @@ def _divided(family: str, tensor: int) -> tuple[str, str, bool]:
         config.save_pretrained(folder)
         given = HuggingFaceModel(path=folder, weights=Weights.RANDOM)
         model = Model(hugging_face=given, num_layers=num_blocks(config) + 2)
-        error, name = gradients_differ(model, data, tensor, vocabulary=30)
+        differ, size = (gradients_differ, tensor) if expert == 1 else (gradients_of_experts_differ, expert)
+        error, name = differ(model, data, size, vocabulary=30)
     found = f"largest relative error of a gradient {error:.1e}, of {name}"
     is_tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
     return EQUAL if error <= CLOSE else DIFFERENT, found, is_tied
@@ -177,8 +180,9 @@ def main() -> int:
     parser.add_argument("--record", type=Path, help="a file that keeps what was found, to go on from")
     parser.add_argument("--tensor", type=int, default=1, help="how many ranks share each layer")
     parser.add_argument("--serve", action="store_true", help="whether they answer as they should")
+    parser.add_argument("--expert", type=int, default=1, help="how many replicas divide each block's experts")
     given = parser.parse_args()
-    ask = partial(verdict, tensor=given.tensor, serves=given.serve)
+    ask = partial(verdict, tensor=given.tensor, expert=given.expert, serves=given.serve)
     wanted = given.families or families()
     known = _settled(given.record)
     found = [known[family] for family in wanted if family in known]
@@ -189,7 +193,8 @@ def main() -> int:
             if given.record:
                 with given.record.open("a") as record:
                     record.write(json.dumps(asdict(each)) + "\n")
-    return _told(found, is_whole=not given.families, is_exact=given.tensor == 1 and not given.serve)
+    is_exact = given.tensor == given.expert == 1 and not given.serve
+    return _told(found, is_whole=not given.families, is_exact=is_exact)
 
 
 def _settled(record: Path | None) -> dict[str, Verdict]:

@@ -64,7 +64,7 @@ def unrunnable(
     """Return an error for each thing that can be planned with tensor or expert parallelism or sharding, but not run."""
     yield from _uncompiled(training, schedule)
     yield from _unsharded(training, schedule, degrees.sharding)
-    yield from unrunnable_experts(training, schedule, degrees)
+    yield from unrunnable_experts(model, training, schedule, degrees)
     if degrees.sharding is Sharding.FULL:
         yield from _not_gathered(model, training, schedule)
     tensor = degrees.tensor

@@ -17,7 +17,7 @@ from pipelinejob_trainer.models.huggingface.find import find_blocks, num_blocks,
 VOCABULARY = 96
 WINDOW = 4
 _HEADS = 4
-_EXPERTS = 8
+_EXPERTS = 8  # or a multiple of those who divide them
 _LEAST_LAYERS = 3
 _IS_OWN_NUMBER = re.compile(r"idx|index|layer_?id|seed")
 
@@ -28,7 +28,7 @@ _WIDE = 32  # a number from here on is a width, where its name says nothing else
 class _Scale:
     """What numbers become: `old` blocks `layers`, heads `fewer` times fewer and each `by` times narrower than `head`.
 
-    `tensor` ranks can share every width.
+    `tensor` ranks can share every width, and `expert` replicas the experts.
     """
 
     old: int
@@ -37,6 +37,10 @@ class _Scale:
     by: int
     fewer: int
     tensor: int = 1
+    expert: int = 1
+
+    def experts(self, value: int) -> int:
+        return min(value, self.expert * max(1, _EXPERTS // self.expert))
 
     def heads(self, value: int) -> int:
         return max(1, value // self.fewer)
@@ -89,7 +93,7 @@ _RULES: tuple[_Rule, ...] = tuple(
         (r"topk_groups?$|top_k_groups?$|limited_groups?$", _at_most(1)),
         (r"^n_group$|num_expert_groups?$|moe_n_group|^num_groups$|moe_num_group|n_expert_groups", _at_most(2)),
         (r"experts_per_tok|num_selected_experts|moe_topk|top_k|num_experts_per_token|moe_k$", _at_most(2)),
-        (r"^(num_|n_)?(local_|routed_|moe_)*(num_)?experts$", _at_most(_EXPERTS)),
+        (r"^(num_|n_)?(local_|routed_|moe_)*(num_)?experts$", _Scale.experts),
         (r"^(num_blocks|n_blocks)$", _Scale.blocks),
         (r"moe_intermediate|expert_intermediate|moe_ffn", _Scale.aligned),
         (r"window(_size)?$|chunk_size$|attention_window|local_attention$", _at_most(WINDOW)),
@@ -128,11 +132,11 @@ def shrunk(config: Any, *, trust_remote_code: bool = False) -> Iterator[tuple[Si
         yield sizes, _small(config, sizes, layers=layers)
 
 
-def narrowed(config: Any, sizes: Sizes, *, tensor: int = 1) -> Any:
+def narrowed(config: Any, sizes: Sizes, *, tensor: int = 1, expert: int = 1) -> Any:
     """Return a small version of a config that has all of its layers, which so many ranks can share."""
     if tensor > 1:
         sizes = _shareable(config.get_text_config(), sizes, tensor)
-    return _small(config, sizes, layers=num_blocks(config), tensor=tensor)
+    return _small(config, sizes, layers=num_blocks(config), tensor=tensor, expert=expert)
 
 
 def _shareable(text: Any, sizes: Sizes, tensor: int) -> Sizes:
@@ -173,11 +177,11 @@ def _few(kinds: Sequence[str]) -> int:
     return min(len(kinds), max(_LEAST_LAYERS, first))
 
 
-def _small(config: Any, sizes: Sizes, *, layers: int, tensor: int = 1) -> Any:
+def _small(config: Any, sizes: Sizes, *, layers: int, tensor: int = 1, expert: int = 1) -> Any:
     small = copy.deepcopy(config)
     old = num_blocks(config)
     for part in _parts(small):
-        _shrink(part, sizes, old=old, layers=layers, tensor=tensor)
+        _shrink(part, sizes, old=old, layers=layers, tensor=tensor, expert=expert)
     return small
 
 
@@ -189,7 +193,7 @@ def _parts(config: Any) -> Iterator[Any]:
             yield from _parts(inner)
 
 
-def _shrink(config: Any, sizes: Sizes, *, old: int, layers: int, tensor: int) -> None:
+def _shrink(config: Any, sizes: Sizes, *, old: int, layers: int, tensor: int, expert: int) -> None:
     """Shrink one config's own numbers in place."""
     of_layers = _taken_off(config)
     hidden = _number(config, "hidden_size")
@@ -202,6 +206,7 @@ def _shrink(config: Any, sizes: Sizes, *, old: int, layers: int, tensor: int) ->
         by=max(1, width // sizes.head_width),
         fewer=max(1, old_heads // sizes.heads),
         tensor=tensor,
+        expert=expert,
     )
     for key, value in dict(vars(config)).items():
         new = value if key.startswith("_") else _shrunk_value(key, value, scale)
