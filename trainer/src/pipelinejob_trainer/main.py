@@ -21,6 +21,7 @@ from pipelinejob_trainer.checkpoint import command as checkpoints_command
 from pipelinejob_trainer.data.prepare import command as data_command
 from pipelinejob_trainer.process.config import (
     Config,
+    check_place,
     read_config,
     read_plan,
     read_tensor_rank,
@@ -55,6 +56,7 @@ def _run(_: argparse.Namespace) -> NoReturn:
         variables = await_rank(process_exit)
         config, tensor = read_config(variables), read_tensor_rank(variables)
         plan = read_plan(config.plan)
+        check_place(config, plan)
         if tensor is None and plan.parallelism.tensor > 1:
             supervise(config, plan.parallelism.tensor, variables, process_exit)
         if tensor is not None:

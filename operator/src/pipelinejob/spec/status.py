@@ -131,6 +131,10 @@ class PlanSummary(Value):
             "nothing is known of the layers but their number, so only ratios are predicted."
         ),
     ]
+    protection: Annotated[
+        Short | None,
+        Field(description="What recovery in place costs while nothing fails, and a lost stage then; unset: it is off."),
+    ] = None
     serving: Annotated[
         tuple[ServedSummary, ...],
         Field(
@@ -435,6 +439,10 @@ class PipelineJobStatus(Value):
     roll_backs: Annotated[
         Count | None,
         Field(description="Returns to a checkpoint of the present attempt, after steps that were not finite."),
+    ] = None
+    failed_checkpoints: Annotated[
+        Count | None,
+        Field(description="Checkpoints of the present attempt that could not be written, and were gone on without."),
     ] = None
     nodes: Annotated[Short | None, Field(description="The nodes in use, in short: `4: node-a, node-b, ...`.")] = None
     crossings: Annotated[

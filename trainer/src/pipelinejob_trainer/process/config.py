@@ -131,6 +131,24 @@ def read_plan(path: Path) -> Plan:
         ) from error
 
 
+def check_place(config: Config, plan: Plan) -> None:
+    """Raise UserError where a plan has no rank of this number. Replicas that join in memory are not of it yet."""
+    degrees = plan.parallelism
+    places = [
+        (names.ENV_STAGE, config.stage, degrees.pipeline, "pipeline"),
+        (names.ENV_TENSOR, config.tensor, degrees.tensor, "tensor"),
+    ]
+    if plan.recovery is None and plan.serving is None:
+        places.append((names.ENV_REPLICA, config.replica, degrees.data, "data"))
+    for name, number, count, field in places:
+        if number >= count:
+            raise UserError(
+                "BadEnvironment",
+                f"{name}: {number}, but the plan has {field}: {count}, whose last is {count - 1}; plan and pods must be"
+                " of the same job",
+            )
+
+
 def read_trained(path: Path) -> Trained:
     """Read what a job trained.
 

@@ -115,6 +115,9 @@ class Metrics:
 
     def _declare_checkpoints(self) -> None:
         self.checkpoints = self._counter("pipelinejob_checkpoint_saves", "Checkpoints completed by this process.")
+        self.failed_checkpoints = self._counter(
+            "pipelinejob_checkpoint_failures", "Checkpoints that could not be written, and were gone on without."
+        )
         self.checkpoint_duration = Histogram(
             "pipelinejob_checkpoint_duration_seconds",
             "Wall time of writing and verifying a checkpoint.",

@@ -82,11 +82,14 @@ class StageStatus:
             self.numbers.loss.set(loss)
         self._expect_within(_STUCK_BEFORE_FIRST_STEP_S)
 
-    def begin_serving(self, *, is_ready: bool) -> None:
-        """Note whether this stage can answer; nothing is a step, so that no deadline counts."""
+    def begin_serving(self, *, is_ready: bool, answered: int | None = None, requests: int | None = None) -> None:
+        """Note whether this stage can answer, and of a batch how many have an answer.
+
+        Nothing is a step, so that no deadline counts.
+        """
         phase = Phase.SERVING if is_ready else Phase.STARTING
-        if self._progress.phase is not phase:
-            self._update(phase=phase)
+        if (self._progress.phase, self._progress.answered) != (phase, answered):
+            self._update(phase=phase, answered=answered, requests=requests)
         self._deadline = None
         self._beat()
 
@@ -157,7 +160,13 @@ class StageStatus:
         self.numbers.checkpoint_duration.observe(seconds)
         self.numbers.checkpoint_step.set(step)
         self.numbers.checkpoint_time.set(time.time())
-        self._update(checkpoint_step=step)
+        self._update(checkpoint_step=step, checkpoint_failure=None)
+        self._expect_step()
+
+    def add_failed_checkpoint(self, why: str) -> None:
+        """Note that a checkpoint could not be written, and that training goes on without it."""
+        self.numbers.failed_checkpoints.inc()
+        self._update(failed_checkpoints=self._progress.failed_checkpoints + 1, checkpoint_failure=why)
         self._expect_step()
 
     def set_memory(self, *, peak_bytes: int, parameter_bytes: int, optimizer_bytes: int) -> None:

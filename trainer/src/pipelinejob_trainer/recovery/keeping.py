@@ -19,9 +19,10 @@ Needs = Callable[[Collection[str]], Collection[str] | None]
 class Keeping:
     """What the training loop asks of recovery; it outlives incarnations, its sender does not."""
 
-    def __init__(self, *, interval_steps: int) -> None:
+    def __init__(self, *, interval_steps: int | None) -> None:
+        """None is of a plan that says nothing of it: a border is kept after each step."""
         self.history = History()
-        self._interval_steps = interval_steps
+        self._interval_steps = interval_steps or 1
         self._sender: Sender | None = None
         self._buddies: Sequence[int] = ()
         self._on_leaving: Callable[[Leaving, int], None] = lambda *_: None
@@ -36,6 +37,10 @@ class Keeping:
         self._sender = sender
         self._buddies = buddies
         self._on_leaving = on_leaving
+
+    def follow(self, interval_steps: int | None) -> None:
+        """Keep borders at another interval from now on, as all do."""
+        self._interval_steps = interval_steps or 1
 
     def is_due(self, step: int) -> bool:
         """Return whether a border is kept after this step."""

@@ -41,7 +41,7 @@ class Layout:
         return {name: self._share_of(name, part) for name in part.named_parameters()}
 
     def _share_of(self, name: str, part: Part) -> Share:
-        if name in part.by_experts:
+        if part.is_divided(name, part.expert_group):
             return self._share((layer_of(name),), self._with_experts(part.expert_group.rank))
         return self._share(part.shared.get(name, (layer_of(name),)))
 

@@ -14,6 +14,7 @@ from pipelinejob_trainer.communication.expert_group import UNDIVIDED, ExpertGrou
 from pipelinejob_trainer.communication.links import Links
 from pipelinejob_trainer.communication.process_groups import rank_of
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
+from pipelinejob_trainer.models.huggingface.layers import Narrow
 from pipelinejob_trainer.models.identity import layer_of
 from pipelinejob_trainer.models.losses.divided_loss import divided
 from pipelinejob_trainer.models.losses.loss import load_loss, token_cross_entropy
@@ -99,12 +100,13 @@ class Rank:
 
     def owns(self, name: str) -> bool:
         """Return whether it owns a parameter or buffer, or its part of one, which may be on other ranks too."""
-        first = self.part.expert_group.rank if name in self.part.by_experts else 0  # replica that holds it
+        experts = self.part.expert_group
+        first = experts.rank if self.part.is_divided(name, experts) else 0  # replica that holds it
         return self.saves(name) and self.replica == first and self.layout.owner_of(name) == self.index
 
     def saves(self, name: str) -> bool:
         """Return whether, of those that share its layers, it speaks for a tensor, or has a part of its own."""
-        return self.tensor_group.rank == 0 or name in self.part.slices
+        return self.tensor_group.rank == 0 or self.part.is_divided(name, self.tensor_group)
 
     def runtime(
         self,
@@ -157,9 +159,9 @@ def build_rank(
     device: torch.device,
     tensor_group: TensorGroup = ALONE,
     expert_group: ExpertGroup = UNDIVIDED,
-    narrow: int | None = None,
+    narrow: Narrow | None = None,
 ) -> Rank:
-    """Build a rank's layers, or its part of them; of a folder's model narrow ones, for so many ranks, if asked for.
+    """Build a rank's layers, or its part of them; of a folder's model narrow ones, if asked for.
 
     Raises UserError for layers that cannot be built, or that would be trained wrongly.
     """
@@ -205,7 +207,7 @@ def build_rank(
 def _divided(plan: Plan, layout: Layout, part: Part, place: int) -> tuple[tuple[Bucket, ...], Shards | None]:
     """Return what a rank reduces together, and its stretches of that where the plan shards."""
     parameters, shares = part.named_parameters(), layout.shares(part)
-    sharding, replicas = plan.parallelism.sharding, plan.parallelism.data
+    sharding, pipeline = plan.parallelism.sharding, plan.parallelism.pipeline
 
     def place_of(name: str) -> int:
         """Return a layer's number, another for what it shares with later ones: these gather it without the rest."""
@@ -217,7 +219,8 @@ def _divided(plan: Plan, layout: Layout, part: Part, place: int) -> tuple[tuple[
     names = {parameter: name for name, parameter in parameters.items()}
 
     def is_kept(bucket: Bucket) -> bool:
-        return sharding is Sharding.FULL and len(bucket.share.ranks) == replicas
+        """Return whether one rank of each pipeline needs a bucket: several need it at different times."""
+        return sharding is Sharding.FULL and len({each % pipeline for each in bucket.share.ranks}) == 1
 
     return of_rank, Shards(of_rank, names, place, is_kept=is_kept)
 

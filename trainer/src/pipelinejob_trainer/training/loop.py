@@ -15,6 +15,7 @@ from pipelinejob_trainer.checkpoint.checkpoints import Checkpoints, Resumed
 from pipelinejob_trainer.checkpoint.folder import PartOf
 from pipelinejob_trainer.data.micro_batch import IGNORED
 from pipelinejob_trainer.data.position import TextPosition, samples_before
+from pipelinejob_trainer.optimizers.rates import changed_rate, learning_rate
 from pipelinejob_trainer.process.output import say, warn
 from pipelinejob_trainer.process.signals import StopRequest
 from pipelinejob_trainer.process.stage_status import StageStatus, StepOutcome, samples_per_step, tokens_per_step
@@ -99,6 +100,8 @@ class TrainingLoop:
             membership.gang,
             attempt=self._attempt,
             keep=self._plan.checkpoint.keep,
+            keep_s=self._plan.checkpoint.keep_seconds,
+            copies=self._plan.checkpoint.copies,
             warn=warn,
             base=agreed_base(self._rank, membership.gang),
         )
@@ -223,6 +226,8 @@ class TrainingLoop:
         if self._batches is not None:
             self._batches = self._batches.resumed(step=resumed.step, samples=self._samples)
         say(f"resumed from the checkpoint of step {resumed.step}, {where}")
+        if (changed := changed_rate(self._plan.training, resumed.step, resumed.rate)) is not None:
+            self._say(changed)
 
     def _say_what_is_read(self, first: int) -> None:
         """Say how often each source will have been read through when the last step is done."""
@@ -259,7 +264,7 @@ class TrainingLoop:
         if self._is_checkpoint_due(step) or leaving.is_all:
             is_last = step == self._plan.training.steps or leaving.is_all
             with self._recorder.span(SpanKind.CHECKPOINT):
-                self._save(step, waits=is_last or not self._plan.checkpoint.asynchronous)
+                self._save(step, is_last=is_last)
         moves_to = None if leaving.ranks or step == self._plan.training.steps else total.moves_to
         if self._is_border_due(step) or leaving.is_some or moves_to is not None:
             with self._recorder.span(SpanKind.CHECKPOINT):
@@ -358,18 +363,20 @@ class TrainingLoop:
         state = snapshot.take(self._rank.part, self._updates.optimizer, step=step, extra_buffers=unkept)
         self._keeping.keep(step=step, loss=self._last_loss, samples=self._samples, tensors=state.tensors)
 
-    def _save(self, step: int, *, waits: bool) -> None:
+    def _save(self, step: int, *, is_last: bool) -> None:
         rank = self._rank
         state = snapshot.take(
             rank.part,
             self._updates.optimizer,
             step=step,
             loss=self._last_loss,
+            rate=learning_rate(self._plan.training, step),
             extra_buffers=self._untrained.extra_buffers(),
             is_mine=rank.owns,
             sharded=self._updates.sharded,
         )
-        self._saving.save(state, TextPosition(samples=self._samples, order=self._order), waits=waits)
+        waits = is_last or not self._plan.checkpoint.asynchronous
+        self._saving.save(state, TextPosition(samples=self._samples, order=self._order), waits=waits, is_last=is_last)
 
     def _record(
         self, step: int, total: Totals, rate: float, evaluation_loss: float | None, skipped: Skipped | None

@@ -170,6 +170,8 @@ class Recovering:
                 self._loop = None  # what it trained with is kept at the border, and is made anew
             prepared.go_over_to(self._plan)
             self._status.follow(self._plan)
+            if self._plan.recovery is not None:
+                self._keeping.follow(self._plan.recovery.interval_steps)
         self._keeping.history.go_over_to(prepared.rank.layout.of_ranks)
 
     def _take_part(
