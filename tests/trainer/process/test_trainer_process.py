@@ -82,7 +82,7 @@ def test_a_plan_that_cannot_be_read_is_the_users_to_mend(tmp_path: Path, content
     [
         ({"stage": 2}, "PIPELINEJOB_STAGE: 2, but the plan has pipeline: 2, whose last is 1"),
         ({"replica": 3}, "PIPELINEJOB_REPLICA: 3, but the plan has data: 3"),
-        ({"tensor": 4}, "PIPELINEJOB_TENSOR: 4, but the plan has tensor: 4"),
+        ({"tensor": 4}, "PIPELINEJOB_TENSOR_RANK: 4, but the plan has tensor: 4"),
     ],
 )
 def test_a_rank_that_the_plan_does_not_have_is_refused(place: dict[str, int], words: str) -> None:
