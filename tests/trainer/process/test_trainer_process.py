@@ -15,7 +15,7 @@ from pipelinejob.base import names
 from pipelinejob.contract.plan import CostSource
 from pipelinejob.contract.progress import ExitCode, Termination
 from pipelinejob.costs.layers import Profile
-from pipelinejob.spec.job import Model
+from pipelinejob.spec.job import Model, Recovery
 from pipelinejob_trainer.base.errors import PeerLostError, StoppedError, UserError
 from pipelinejob_trainer.communication.liveness import Liveness, neighbours
 from pipelinejob_trainer.process import stage_status, termination
@@ -91,6 +91,13 @@ def test_a_rank_that_the_plan_does_not_have_is_refused(place: dict[str, int], wo
 
     with pytest.raises(UserError, match=words):
         check_place(replace(config, **place), wanted)
+
+
+@pytest.mark.parametrize("place", [{"stage": 2}, {"replica": 3}])
+def test_a_rank_that_joins_in_memory_is_not_of_the_plan_yet(place: dict[str, int]) -> None:
+    recovering = plan(2, 2, replicas=3).model_copy(update={"recovery": Recovery(in_place=True)})
+
+    check_place(replace(read_config(ENVIRONMENT), **place), recovering)
 
 
 def test_a_process_without_environment_says_so_and_ends_with_64(tmp_path: Path) -> None:

@@ -132,14 +132,17 @@ def read_plan(path: Path) -> Plan:
 
 
 def check_place(config: Config, plan: Plan) -> None:
-    """Raise UserError where a plan has no rank of this number. Replicas that join in memory are not of it yet."""
+    """Raise UserError where a plan has no rank of this number.
+
+    Where gangs change in memory, stages and replicas that join are not of the plan yet; of a job that serves each
+    replica is a chain of its own, with a plan of one.
+    """
     degrees = plan.parallelism
-    places = [
-        (names.ENV_STAGE, config.stage, degrees.pipeline, "pipeline"),
-        (names.ENV_TENSOR, config.tensor, degrees.tensor, "tensor"),
-    ]
-    if plan.recovery is None and plan.serving is None:
-        places.append((names.ENV_REPLICA, config.replica, degrees.data, "data"))
+    places = [(names.ENV_TENSOR, config.tensor, degrees.tensor, "tensor")]
+    if plan.recovery is None:
+        places.append((names.ENV_STAGE, config.stage, degrees.pipeline, "pipeline"))
+        if plan.serving is None:
+            places.append((names.ENV_REPLICA, config.replica, degrees.data, "data"))
     for name, number, count, field in places:
         if number >= count:
             raise UserError(
