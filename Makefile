@@ -73,8 +73,9 @@ zoo: .venv/.ready-dev ## 2,000 models of people's habits against plain torch (do
 families: .venv/.ready-dev ## Every causal language model of transformers that can be built small: whole against cut (docs/models.md)
 	$(BIN)/python tests/families.py
 
-real: .venv/.ready-dev ## A real fine-tune: SmolLM2-135M on one, two and three stages, and out again (docs/models.md)
+real: .venv/.ready-dev ## A real model, SmolLM2-135M: fine-tuned on one, two and three stages, and out again; its answers (docs/models.md)
 	$(BIN)/python tests/real.py --output runs/real
+	$(BIN)/python tests/real_answers.py
 
 composed: .venv/.ready-dev ## 200 clusters with obstacles of all kinds, against a real API server (docs/reliability.md)
 	$(BIN)/python tests/toolchain.py apiserver
@@ -88,7 +89,8 @@ bench: .venv/.ready-bench ## The benchmarks of docs/benchmarks.md (on a quiet ma
 	$(BIN)/python tests/bench/core/bench_search.py
 	$(BIN)/python tests/bench/trainer/bench_recompute.py
 	$(BIN)/python tests/bench/trainer/bench_actions.py
-	$(BIN)/python tests/bench/trainer/bench_decoder.py
+	$(BIN)/python tests/bench/models/bench_decoder.py
+	$(BIN)/python tests/bench/models/bench_pipelines.py
 	$(BIN)/python tests/bench/models/bench_generality.py
 	$(BIN)/python tests/bench/trainer/bench_uneven.py
 	$(BIN)/python tests/bench/trainer/bench_truth.py

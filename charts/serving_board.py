@@ -20,6 +20,14 @@ def both(metric: str) -> dict[str, str]:
     return middle_and_slowest(metric, JOB, "namespace, pipelinejob, le", of="{{pipelinejob}}: ")
 
 
+def foretold(metric: str) -> dict[str, str]:
+    """Return the lines of what was predicted, one for each number of requests at once."""
+    by = BY_JOB.replace(")", ", requests)")
+    return {
+        "{{pipelinejob}}: {{requests}} at once (predicted)": f"max {by} (pipelinejob_serving_predicted_{metric}{{{JOB}}})"
+    }
+
+
 def newest(metric: str) -> str:
     """Return a gauge, job by job."""
     return f"max {BY_JOB} ({metric}{{{JOB}}})"
@@ -41,14 +49,15 @@ CLIENTS = Row(
             Chart(
                 title="Time to first token",
                 unit="s",
-                sentence="From a request to its first token, waiting in line included (measured).",
-                queries=both("pipelinejob_serving_time_to_first_token_seconds"),
+                sentence="From a request to its first token, waiting in line included (measured); in dashes the mean of so many at once, predicted before it served.",
+                queries=both("pipelinejob_serving_time_to_first_token_seconds")
+                | foretold("time_to_first_token_seconds"),
             ),
             Chart(
                 title="Time per token",
                 unit="s",
-                sentence="From a token to the next of the same answer (measured).",
-                queries=both("pipelinejob_serving_time_per_token_seconds"),
+                sentence="From a token to the next of the same answer (measured); in dashes the mean of so many at once, predicted before it served.",
+                queries=both("pipelinejob_serving_time_per_token_seconds") | foretold("time_per_token_seconds"),
             ),
             Chart(
                 title="Waiting in line",
@@ -61,8 +70,9 @@ CLIENTS = Row(
             Chart(
                 title="Tokens a second",
                 unit="short",
-                sentence="Tokens generated each second, all answers together (measured).",
-                queries={"{{pipelinejob}}": rate("pipelinejob_serving_generated_tokens_total")},
+                sentence="Tokens generated each second, all answers together (measured); in dashes those of so many at once, predicted before it served.",
+                queries={"{{pipelinejob}}": rate("pipelinejob_serving_generated_tokens_total")}
+                | foretold("tokens_per_second"),
             ),
             Chart(
                 title="Tokens of prompts a second",
@@ -129,8 +139,11 @@ STAGES = Row(
                 title="Utilization of each stage",
                 unit="percentunit",
                 full=1.0,
-                sentence="Share of the time that a stage computes (measured).",
-                queries={STAGE: BUSY},
+                sentence="Share of the time that a stage computes (measured); in dashes with 16 requests at once, predicted before it served.",
+                queries={
+                    STAGE: BUSY,
+                    f"{STAGE} (predicted)": f'max {BY_STAGE} (pipelinejob_serving_predicted_stage_utilization{{{JOB}, requests="16"}})',
+                },
             ),
             Chart(
                 title="Waiting of each stage for other stages",

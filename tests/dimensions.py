@@ -2,12 +2,14 @@
 
     PYTHONPATH=operator/src:trainer/src:tests python tests/dimensions.py     # all shapes and schedules, minutes
     PYTHONPATH=operator/src:trainer/src:tests python tests/dimensions.py full # shapes that shard so
+    PYTHONPATH=operator/src:trainer/src:tests python tests/dimensions.py --expert --models experts # divided
 
 What is compared are the losses of all steps, and all parameters after the last.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
@@ -87,8 +89,10 @@ FOLDERS: dict[str, dict[str, Any]] = {
     "llama": _SIZES | {"tie_word_embeddings": True, "attention_bias": True},
     "qwen3": _SIZES | {"head_dim": 8},
     "mixtral": _SIZES | {"num_local_experts": 4},
+    "qwen3_moe": _SIZES | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8},
     "phi3": _SIZES,
 }
+WITH_EXPERTS = {"experts", "mixtral", "qwen3_moe"}
 _TWO_STAGES_A_RANK = {ScheduleName.INTERLEAVED, ScheduleName.ZB_V, ScheduleName.DUALPIPE_V}
 
 
@@ -131,7 +135,7 @@ def job(
     layers = [_LAYERS // stages] * stages
     chunks = {"virtual_stages": 2} if schedule is ScheduleName.INTERLEAVED else {}
     again = {"recompute_layers": (shape.recomputed,) * shape.pipeline} if shape.recomputed else {}
-    needs_check = model.hugging_face is not None and shape.tensor > 1  # as a manifest must say
+    needs_check = model.hugging_face is not None and max(shape.tensor, shape.expert) > 1  # as a manifest must say
     made = plan(
         *layers,
         ranks=shape.pipeline,
@@ -240,7 +244,8 @@ def difference(run: Run, alone: Run) -> Difference:
 
 
 def main() -> int:
-    """Run the whole grid; print a line each, and return how many are too far from the single process."""
+    """Run the grid, or a part of it; print a line each, and return how many are too far from the single process."""
+    asked = _asked()
     folder = Path(tempfile.mkdtemp(prefix="dimensions-"))
     text = folder / "text"
     text.write_bytes(bytes((i * i * 31 + i // 7) % 256 for i in range(20_000)))
@@ -249,10 +254,10 @@ def main() -> int:
     shapes += [Shape(*shape[:3], each) for each in (Sharding.OPTIMIZER, Sharding.FULL) for shape in sharded]
     shapes += [Shape(4)]
     shapes += [Shape(*shape[:4], sequence_parallel=True) for shape in shapes if shape.tensor > 1]
-    both = (Sharding.NONE, Sharding.OPTIMIZER)
-    shapes += [Shape(pipeline, 1, 2, each, expert=2) for pipeline in (1, 2) for each in both]
-    shapes += [Shape(1, 1, 4, each, expert=expert) for each in both for expert in (2, 4)]
-    shapes = [shape for shape in shapes if shape.sharding in (sys.argv[1:] or list(Sharding))]
+    shapes += [Shape(*degrees, 2, each, expert=2) for degrees in product((1, 2), repeat=2) for each in Sharding]
+    shapes += [Shape(1, 2, 2, each, sequence_parallel=True, expert=2) for each in Sharding]
+    shapes += [Shape(1, 1, 4, each, expert=expert) for each in Sharding for expert in (2, 4)]
+    shapes = [shape for shape in shapes if shape.sharding in asked.sharding and (shape.expert > 1 or not asked.expert)]
     schedules = (
         ScheduleName.GPIPE,
         ScheduleName.ONE_F_ONE_B,
@@ -263,10 +268,11 @@ def main() -> int:
     )
     failures = 0
     built_in = (("gpt", GPT), ("decoder", DECODER), ("experts", EXPERTS))
-    for name, model in (*built_in, *((kind, folder_of(kind, folder)) for kind in FOLDERS)):
+    folders = ((kind, folder_of(kind, folder)) for kind in FOLDERS if kind in asked.models)
+    for name, model in (*(each for each in built_in if each[0] in asked.models), *folders):
         (alone,) = train(job(text, model, ONE), folder=folder / name)
         for shape in shapes:
-            if (shape.sequence_parallel and model.built_in is None) or (shape.expert > 1 and model is not EXPERTS):
+            if (shape.sequence_parallel and model.built_in is None) or (shape.expert > 1 and name not in WITH_EXPERTS):
                 continue
             fitting = [each for each in schedules if shape.pipeline > 1 or each not in _TWO_STAGES_A_RANK]
             if shape.pipeline == 4:
@@ -282,6 +288,16 @@ def main() -> int:
             sys.stdout.write(f"         {time.monotonic() - began:.0f} s\n")
             sys.stdout.flush()
     return failures
+
+
+def _asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "sharding", nargs="*", default=list(Sharding), help="shapes that shard so; all if none is given"
+    )
+    parser.add_argument("--models", nargs="+", default=["gpt", "decoder", "experts", *FOLDERS], help="these alone")
+    parser.add_argument("--expert", action="store_true", help="shapes that divide experts alone")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -2,12 +2,16 @@
 
     python tests/families.py [FAMILY ...] [--processes 2] [--record FILE]
     python tests/families.py --tensor 2 [FAMILY ...] [--processes 2] [--record FILE]
+    python tests/families.py --serve [FAMILY ...] [--processes 2] [--record FILE]
+    python tests/families.py --expert 2 [FAMILY ...] [--processes 2] [--record FILE]
 
 For each it prints whether logits and gradients are equal bit for bit, or the model is refused by name, or could not be
 built. It ends with an error if any differs in silence: if stages give other numbers and the check before step 1 does
 not refuse the model. A record keeps what was found: a sweep that was stopped goes on, and what was neither equal nor
 refused is tried again. With `--tensor` each is shared by so many ranks, threads here, as its family's plan says, and
-compared by gradients; one that differs there is refused by the check before step 1.
+compared by gradients; one that differs there is refused by the check before step 1. With `--expert` so many replicas
+divide each block's experts, likewise. With `--serve` two stages with caches, in chunks and batches, are held against
+the whole without; one that differs is refused before it serves.
 """
 
 import argparse
@@ -75,16 +79,19 @@ def families() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def verdict(family: str, tensor: int = 1) -> Verdict:
-    """Cut a family's default model, made small, or let ranks share its layers, and compare."""
+def verdict(family: str, tensor: int = 1, expert: int = 1, *, serves: bool = False) -> Verdict:
+    """Cut a family's default model, made small, let ranks share its layers or experts, or let it answer; compare."""
     from pipelinejob_trainer.base.errors import UserError
 
     begun = time.process_time()
     signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
     try:
-        word, sentence, is_tied = _verdict(family) if tensor == 1 else _divided(family, tensor)
+        if serves:
+            word, sentence, is_tied = _answering(family)
+        else:
+            word, sentence, is_tied = _verdict(family) if tensor == expert == 1 else _divided(family, tensor, expert)
     except UserError as error:
-        word = REFUSED if error.reason in {"NotCuttable", "NotDivided"} else UNBUILT
+        word = REFUSED if error.reason in {"NotCuttable", "NotDivided", "NotServable"} else UNBUILT
         sentence, is_tied = str(error), False
     except Exception as error:  # noqa: BLE001 # whatever a family's code raises, it is a finding
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -117,7 +124,21 @@ def _verdict(family: str) -> tuple[str, str, bool]:
     return EQUAL, f"{layers - 2} blocks, {'tied, ' if is_tied else ''}{apart}", is_tied
 
 
-def _divided(family: str, tensor: int) -> tuple[str, str, bool]:
+def _answering(family: str) -> tuple[str, str, bool]:
+    import torch
+    from transformers import CONFIG_MAPPING
+    from transformers.utils import logging
+
+    from pipelinejob_trainer.serving.check import check_decoding
+
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    config = CONFIG_MAPPING[family](**_SAID.get(family, {}))
+    found = check_decoding(config)
+    return EQUAL, found.sentence, bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+
+
+def _divided(family: str, tensor: int, expert: int) -> tuple[str, str, bool]:
     import torch
     from transformers import CONFIG_MAPPING
     from transformers.utils import logging
@@ -125,7 +146,7 @@ def _divided(family: str, tensor: int) -> tuple[str, str, bool]:
     from pipelinejob.spec.job import Data, Model
     from pipelinejob.spec.workload import HuggingFaceModel, Weights
     from pipelinejob_trainer.models.huggingface.find import num_blocks
-    from support.training.meetings import gradients_differ
+    from support.training.meetings import gradients_differ, gradients_of_experts_differ
 
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -135,7 +156,8 @@ def _divided(family: str, tensor: int) -> tuple[str, str, bool]:
         config.save_pretrained(folder)
         given = HuggingFaceModel(path=folder, weights=Weights.RANDOM)
         model = Model(hugging_face=given, num_layers=num_blocks(config) + 2)
-        error, name = gradients_differ(model, data, tensor, vocabulary=30)
+        differ, size = (gradients_differ, tensor) if expert == 1 else (gradients_of_experts_differ, expert)
+        error, name = differ(model, data, size, vocabulary=30)
     found = f"largest relative error of a gradient {error:.1e}, of {name}"
     is_tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
     return EQUAL if error <= CLOSE else DIFFERENT, found, is_tied
@@ -157,18 +179,22 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1, help="how many to try at once")
     parser.add_argument("--record", type=Path, help="a file that keeps what was found, to go on from")
     parser.add_argument("--tensor", type=int, default=1, help="how many ranks share each layer")
+    parser.add_argument("--serve", action="store_true", help="whether they answer as they should")
+    parser.add_argument("--expert", type=int, default=1, help="how many replicas divide each block's experts")
     given = parser.parse_args()
+    ask = partial(verdict, tensor=given.tensor, expert=given.expert, serves=given.serve)
     wanted = given.families or families()
     known = _settled(given.record)
     found = [known[family] for family in wanted if family in known]
     with ProcessPoolExecutor(given.processes, initializer=_settle) as pool:
-        for each in pool.map(partial(verdict, tensor=given.tensor), [each for each in wanted if each not in known]):
+        for each in pool.map(ask, [each for each in wanted if each not in known]):
             found.append(each)
             print(f"{each.family:24} {each.word:18} {each.seconds:5.1f} s  {each.sentence[:400]}", flush=True)
             if given.record:
                 with given.record.open("a") as record:
                     record.write(json.dumps(asdict(each)) + "\n")
-    return _told(found, is_whole=not given.families, tensor=given.tensor)
+    is_exact = given.tensor == given.expert == 1 and not given.serve
+    return _told(found, is_whole=not given.families, is_exact=is_exact)
 
 
 def _settled(record: Path | None) -> dict[str, Verdict]:
@@ -179,10 +205,10 @@ def _settled(record: Path | None) -> dict[str, Verdict]:
     return {each.family: each for each in verdicts if each.word in (EQUAL, REFUSED)}
 
 
-def _told(found: Sequence[Verdict], *, is_whole: bool, tensor: int) -> int:
+def _told(found: Sequence[Verdict], *, is_whole: bool, is_exact: bool) -> int:
     counts = Counter(each.word for each in found)
-    equal = "equal bit for bit" if tensor == 1 else "equal but for rounding"
-    different = "different in silence" if tensor == 1 else "different, and so refused before step 1"
+    equal = "equal bit for bit" if is_exact else "equal but for rounding"
+    different = "different in silence" if is_exact else "different, and so refused before step 1"
     print(
         f"{len(found)} families: {counts[EQUAL]} {equal} ({sum(each.is_tied for each in found)} tied),"
         f" {counts[REFUSED]} refused by name, {counts[UNBUILT]} could not be built, {counts[DIFFERENT]} {different}"
@@ -190,7 +216,7 @@ def _told(found: Sequence[Verdict], *, is_whole: bool, tensor: int) -> int:
     is_short = is_whole and counts[EQUAL] + counts[REFUSED] < LEAST
     if is_short:
         print(f"fewer than {LEAST} are settled")
-    return 1 if (counts[DIFFERENT] and tensor == 1) or is_short else 0
+    return 1 if (counts[DIFFERENT] and is_exact) or is_short else 0
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
 """A soak of recovery in place: real processes fail at random moments, and the end is the undisturbed run's.
 
-    python tests/soak_recovery.py [--failures 20] [--seed 1] [--folder FOLDER]
+    python tests/soak_recovery.py [--failures 200] [--seed 1] [--folder FOLDER] [--only killed ...] [--of-a-gang 6]
 
-Gangs of one schedule family after the other lose a rank again and again: killed, stopped for good, told to stop, or
-stopped for a moment, which is no loss. Losses, weights and optimiser must be bit for bit those of a run in which
-nothing happened. One rank of each gang is spared: its descriptors, threads and memory must not grow from one recovery
-to the next. It prints a row for each gang, and ends with an error where anything differs.
+Gangs of one schedule family after the other, four stages, or two of two replicas, fail again and again: a rank is
+killed, stopped for good, told to stop, or its node's cable is pulled; it is killed while no operator is there, and the
+next one knows nothing; or it is stopped for a moment, its link slow, or the disk full, which are no losses. Losses,
+weights and optimiser must be bit for bit those of a run in which nothing happened. One rank of each gang is spared:
+its descriptors, threads and memory must not grow from one recovery to the next. It prints a row for each gang, and ends
+with an error where anything differs. A thousand deaths: `--failures 1000 --only killed --of-a-gang 100`.
+
+Cables and full disks need root, `ip` and `tc`: they are network namespaces and a small file system of this process's
+own. Where these cannot be had, it says so and leaves them out.
 """
 
 import argparse
-import os
 import random
 import signal
 import statistics
@@ -18,205 +22,254 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import cycle
 from pathlib import Path
 
 from pipelinejob.contract.plan import Plan
+from pipelinejob.planning.playing import setting_of
+from pipelinejob.scheduler.catalogue import build
 from pipelinejob.spec.job import GptModel, Model, ScheduleName, ScheduleSpec
 from support.training.gangs import Gang
 from support.training.recovering import Operator, assert_same_end, recovering_plan
+from support.training.soaking import wires
+from support.training.soaking.forking import Forks
+from support.training.soaking.machines import Nodes
+from support.training.soaking.usage import Usage, check_growth
+from support.training.soaking.wires import Disk, Wires
 
-KILLED, STOPPED, TOLD, PAUSED = "killed", "stopped", "told to stop", "paused"
-_SIGNALS = {KILLED: signal.SIGKILL, STOPPED: signal.SIGSTOP, TOLD: signal.SIGTERM, PAUSED: signal.SIGSTOP}
-FAILURES_OF_A_GANG = 7
-STEPS_A_FAILURE = 60
+STEPS_A_FAILURE, CHECKPOINT_STEPS = 20, 8
 SILENCE_S = 4
-TOLERATED_BYTES = 32 << 20  # of allocators' caches; a step's state is kept in less
-DROPOUT = Model(gpt=GptModel(num_layers=2, hidden_size=16, num_heads=2, dropout=0.1, tie_embeddings=True))
+NOT_TRAINED = {ScheduleName.AUTO, ScheduleName.CUSTOM, ScheduleName.FORWARD_ONLY}  # made by a planner; no training
+
+
+class Failure(StrEnum):
+    """What goes wrong."""
+
+    KILLED = "killed"
+    STOPPED = "stopped"
+    TOLD = "told to stop"
+    CUT = "cut off"
+    ALONE = "killed, operator too"
+    PAUSED = "paused"
+    SLOW = "slow link"
+    FULL = "full disk"
+
+
+HARMLESS = {Failure.PAUSED, Failure.SLOW, Failure.FULL}  # nobody is lost
+HANDED_OVER = {Failure.TOLD}  # nothing is done again
+OF_ROOT = {Failure.CUT, Failure.SLOW, Failure.FULL}
+COLUMNS = ("gang", *Failure, "steps done again", "lost time, median", "the spared rank, first and last")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """A schedule, and how its gang is built."""
 
-    name: str
-    layers: tuple[int, ...]
-    schedule: ScheduleSpec
-    replicas: int = 1
+    name: ScheduleName
+    stages: int
+    replicas: int
+
+    def __str__(self) -> str:
+        return f"{self.name.value}, {self.stages} stages" + (f", {self.replicas} replicas" * (self.replicas > 1))
 
 
-def _family(name: ScheduleName, *layers: int, replicas: int = 1) -> Family:
-    schedule = ScheduleSpec(name=name, micro_batches=4, micro_batch_size=2)
-    what = f"{name.value}, {len(layers)} stages" + (f", {replicas} replicas" if replicas > 1 else "")
-    return Family(name=what, layers=layers, schedule=schedule, replicas=replicas)
-
-
-FAMILIES = (
-    _family(ScheduleName.ONE_F_ONE_B, 1, 2, 1),
-    _family(ScheduleName.ZB_H1, 1, 2, 1),
-    _family(ScheduleName.GPIPE, 2, 2, replicas=2),
-    _family(ScheduleName.ZB_2P, 1, 2, 1),
+FAMILIES = tuple(
+    Family(name=name, stages=stages, replicas=replicas)
+    for name in ScheduleName
+    if name not in NOT_TRAINED
+    for stages, replicas in ((4, 1), (2, 2))
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """What a process holds."""
-
-    descriptors: int
-    threads: int
-    memory: int  # bytes, resident
-
-    @classmethod
-    def of(cls, pid: int) -> "Usage":
-        process = Path(f"/proc/{pid}")
-        pages = int((process / "statm").read_text().split()[1])
-        return cls(
-            descriptors=len(list((process / "fd").iterdir())),
-            threads=len(list((process / "task").iterdir())),
-            memory=pages * os.sysconf("SC_PAGE_SIZE"),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """What came of one gang."""
 
-    failures: Counter[str]
+    failures: Counter[Failure]
     repeated: int  # steps that were done again
-    lost_s: tuple[float, ...]  # of each recovery: from the signal to the next step that had not been done
-    usage: tuple[Usage, ...]  # of the rank that was spared, after each recovery
+    lost_s: tuple[float, ...]  # of each recovery: from the failure to the next step that had not been done
+    usage: tuple[Usage, ...]  # of the rank that was spared, after each failure
 
 
 def wanted(family: Family, steps: int) -> Plan:
+    schedule = ScheduleSpec(name=family.name, micro_batches=4, micro_batch_size=2)
+    held = build(family.name, setting_of(schedule, family.stages)).held_by
+    chunks = 1 + max(each.stage for rank in range(family.stages) for each in held(rank))
+    # As many layers as parts: the text's and the head's are two of them.
+    model = Model(
+        gpt=GptModel(num_layers=max(1, chunks - 2), hidden_size=16, num_heads=2, dropout=0.1, tie_embeddings=True)
+    )
+    layers = (2, 1) if chunks == 2 else (1,) * chunks
     return recovering_plan(
-        *family.layers,
-        model=DROPOUT,
+        *layers,
+        ranks=family.stages,
+        model=model,
         replicas=family.replicas,
-        schedule=family.schedule,
+        schedule=schedule,
         training={"steps": steps},
-        checkpoint={"interval_steps": steps},
+        checkpoint={"interval_steps": CHECKPOINT_STEPS},
         recovery={"silence_seconds": SILENCE_S, "max_replacements": 1000},
     )
 
 
-def start(plan: Plan, folder: Path) -> Gang:
-    tests = str(Path(__file__).parent)
-    paths = os.pathsep.join(filter(None, (tests, os.environ.get("PYTHONPATH"))))
-    return Gang(folder, plan, environment={"PYTHONPATH": paths}).start()
+class Soak:
+    """One gang, and what goes wrong with it."""
 
+    def __init__(self, plan: Plan, folder: Path, forks: Forks, dice: random.Random, cables: Wires | None) -> None:
+        self._wires = cables
+        self._nodes = Nodes(forks, cables)
+        self._gang = Gang(folder, plan, machines=self._nodes)
+        self._disk = None if cables is None else Disk(self._gang.checkpoints)
+        self._operator = Operator(self._gang)
+        self._dice = dice
 
-def run(plan: Plan, folder: Path) -> Gang:
-    """Run a gang to its end, undisturbed."""
-    gang = start(plan, folder)
-    operator = Operator(gang).start()
-    try:
-        return gang.finish()
-    finally:
-        operator.stop()
-        gang.kill()
+    def run(self, failures: Sequence[Failure]) -> tuple[Gang, Row]:
+        """Run the gang to its end through these failures, one after the other."""
+        if self._disk is not None:
+            self._disk.mount()
+        self._gang.start()
+        self._operator.start()
+        try:
+            return self._gang, self._disturb(failures)
+        finally:
+            self._operator.stop()
+            for process in self._nodes.started:
+                process.kill()
+                process.wait()
 
+    def _disturb(self, failures: Sequence[Failure]) -> Row:
+        gang, operator = self._gang, self._operator
+        gang.until(lambda: operator.number == 1, "the gang meets")
+        gang.wait_for_step(2)
+        spared, *victims = self._dice.sample(sorted(gang.processes), len(gang.processes))
+        usage, lost_s = [], []
+        for failure in failures:
+            time.sleep(self._dice.random() * 0.05)  # so that it comes at any moment of a step
+            reached, began = self._reached(), time.monotonic()
+            self._fail(failure, self._dice.choice(victims), spared)
+            gang.wait_for_step(max(reached, self._reached()) + 2)
+            if failure not in HARMLESS:
+                lost_s.append(time.monotonic() - began)
+            usage.append(Usage.of(gang.processes[spared].pid))
+        gang.finish()
+        lost = [each for each in failures if each not in HARMLESS]
+        assert operator.replaced.count(spared) == 0, "the rank that was spared was replaced"
+        assert len(operator.replaced) == len(lost), f"{operator.replaced} were replaced, {len(lost)} were lost"
+        return Row(
+            failures=Counter(failures),
+            repeated=len(gang.steps()) - gang.plan.training.steps,
+            lost_s=tuple(lost_s),
+            usage=tuple(usage),
+        )
 
-def soak(plan: Plan, folder: Path, num_failures: int, dice: random.Random) -> tuple[Gang, Row]:
-    """Run a gang to its end through so many failures."""
-    gang = start(plan, folder)
-    operator = Operator(gang).start()
-    try:
-        row = _disturb(gang, operator, num_failures, dice)
-        return gang.finish(), row
-    finally:
-        operator.stop()
-        gang.kill()
-
-
-def _disturb(gang: Gang, operator: Operator, num_failures: int, dice: random.Random) -> Row:
-    spared, *victims = dice.sample(sorted(gang.processes), len(gang.processes))
-    failures: Counter[str] = Counter()
-    usage, lost_s = [], []
-    gang.until(lambda: operator.number == 1, "the gang meets")
-    gang.wait_for_step(2)
-    for _ in range(num_failures):
-        pod, how = dice.choice(victims), dice.choice((KILLED, KILLED, STOPPED, STOPPED, TOLD, PAUSED))
-        time.sleep(dice.random() * 0.05)  # so that it comes at any moment of a step
-        before, reached, began = operator.number, _reached(gang), time.monotonic()
-        failures[how] += 1
-        gang.signal(pod, _SIGNALS[how])
-        if how == PAUSED:
+    def _fail(self, failure: Failure, pod: str, spared: str) -> None:
+        gang, operator = self._gang, self._operator
+        before = operator.number
+        if failure is Failure.PAUSED:
+            gang.signal(pod, signal.SIGSTOP)
             time.sleep(SILENCE_S / 8)
             gang.signal(pod, signal.SIGCONT)
+        elif failure is Failure.SLOW:
+            self._slow_down(pod)
+        elif failure is Failure.FULL:
+            self._fill_disk(spared)
+        elif failure is Failure.ALONE:
+            operator.stop()
+            gang.signal(pod, signal.SIGKILL)
+            gang.until(lambda: gang.progress(spared).awaits_incarnation, "the others wait to be told who meets")
+            operator.forget()
+            operator.start()
+            gang.until(lambda: operator.number > before, f"{pod} was {failure}: the gang meets anew")
         else:
-            gang.until(lambda before=before: operator.number > before, f"{pod} was {how}: the gang meets anew")
-        gang.wait_for_step(max(reached, _reached(gang)) + 2)
-        if how != PAUSED:
-            lost_s.append(time.monotonic() - began)
-        usage.append(Usage.of(gang.processes[spared].pid))
-    assert operator.replaced.count(spared) == 0, "the rank that was spared was replaced"
-    num_lost = failures.total() - failures[PAUSED]
-    gang.finish()
-    assert len(operator.replaced) == num_lost, f"{operator.replaced} were replaced, {num_lost} were lost"
-    return Row(
-        failures=failures,
-        repeated=len(gang.steps()) - gang.plan.training.steps,
-        lost_s=tuple(lost_s),
-        usage=tuple(usage),
-    )
+            self._lose(failure, pod)
+            gang.until(lambda: operator.number > before, f"{pod} was {failure}: the gang meets anew")
+            if self._wires is not None:
+                self._wires.mend()  # who was cut off wakes up, and joins nothing
+        operator.leaves_stopped = False
+
+    def _lose(self, failure: Failure, pod: str) -> None:
+        if failure is Failure.CUT:
+            assert self._wires is not None
+            self._operator.leaves_stopped = True
+            self._wires.cut(pod)
+        else:
+            signals = {Failure.KILLED: signal.SIGKILL, Failure.STOPPED: signal.SIGSTOP, Failure.TOLD: signal.SIGTERM}
+            self._gang.signal(pod, signals[failure])
+
+    def _slow_down(self, pod: str) -> None:
+        assert self._wires is not None
+        self._wires.slow(pod)
+        self._gang.wait_for_step(self._reached() + 3)
+        self._wires.quicken(pod)
+
+    def _fill_disk(self, spared: str) -> None:
+        assert self._disk is not None
+        failed = self._gang.progress(spared).failed_checkpoints
+        self._disk.fill()
+        self._gang.until(lambda: self._gang.progress(spared).failed_checkpoints > failed, "a checkpoint fails")
+        self._disk.free()
+
+    def _reached(self) -> int:
+        return max((record.step for record in self._gang.steps()), default=0)
 
 
-def _reached(gang: Gang) -> int:
-    return max((record.step for record in gang.steps()), default=0)
-
-
-def check_growth(usage: Sequence[Usage]) -> None:
-    """See that what a survivor holds after the last recoveries is what it held after the first.
-
-    A moment may show two meetings at once, one of them about to be let go; what leaks, each later moment shows.
-    """
-    for what, tolerated in (("descriptors", 0), ("threads", 0), ("memory", TOLERATED_BYTES)):
-        first = max(getattr(each, what) for each in usage[:3])
-        last = min(getattr(each, what) for each in usage[-3:])
-        assert last <= first + tolerated, f"{what} grew from {first} to {last}"
+def draw(count: int, kinds: Sequence[Failure], dice: random.Random) -> list[Failure]:
+    """Return failures in random order, of each kind as many as of another, or one more."""
+    some = [kind for _, kind in zip(range(count), cycle(dice.sample(kinds, len(kinds))), strict=False)]
+    return dice.sample(some, len(some))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--failures", type=int, default=20, help="how many, over all gangs")
+    parser.add_argument("--failures", type=int, default=200, help="how many, over all gangs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="for what the runs leave behind; a temporary one if not given")
+    parser.add_argument("--only", type=Failure, nargs="+", choices=list(Failure), help="these kinds alone")
+    parser.add_argument("--of-a-gang", type=int, default=6, help="failures of each")
+    parser.add_argument("--first", type=int, default=0, help="the family that is begun with")
     options = parser.parse_args()
+    why_not = wires.why_not()
+    if why_not is None:
+        wires.go_apart()
+    else:
+        print(f"Without {', '.join(sorted(OF_ROOT))}: {why_not}.\n")
+    kinds = [each for each in options.only or Failure if why_not is None or each not in OF_ROOT]
     dice, left, began = random.Random(options.seed), options.failures, time.monotonic()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="soak-"))
-    undisturbed: dict[tuple[str, int], Gang] = {}
-    print(
-        "| gang | killed | stopped | told to stop | paused | steps done again | lost time, median"
-        " | the spared rank, first and last |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    forks, cables = Forks(), Wires() if why_not is None else None
+    print(f"| {' | '.join(COLUMNS)} |")
+    print("|---" * len(COLUMNS) + "|", flush=True)
+    total: Counter[Failure] = Counter()
     for number, family in enumerate(cycle(FAMILIES)):
         if left <= 0:
             break
-        count = min(left, FAILURES_OF_A_GANG)
-        left -= count
-        plan = wanted(family, steps=STEPS_A_FAILURE * (count + 1))
-        known = family.name, plan.training.steps
-        if known not in undisturbed:
-            undisturbed[known] = run(plan, folder / f"{number}-undisturbed")
-        gang, row = soak(plan, folder / f"{number}", count, dice)
-        assert_same_end(gang, undisturbed[known], steps=plan.training.steps)
-        assert row.repeated <= row.failures[KILLED] + row.failures[STOPPED], f"{row.repeated} steps were done again"
+        if number < options.first:
+            continue
+        failures = draw(min(left, options.of_a_gang), kinds, dice)
+        left -= len(failures)
+        plan = wanted(family, steps=STEPS_A_FAILURE * (len(failures) + 1))
+        undisturbed, _ = Soak(plan, folder / f"{number}-undisturbed", forks, dice, cables).run(())
+        gang, row = Soak(plan, folder / f"{number}", forks, dice, cables).run(failures)
+        assert_same_end(gang, undisturbed, steps=plan.training.steps)
+        lost = sum(count for each, count in row.failures.items() if each not in HARMLESS | HANDED_OVER)
+        assert row.repeated <= lost, f"{row.repeated} steps were done again"
         check_growth(row.usage)
+        total += row.failures
         print(_written(family, row), flush=True)
-    print(f"{options.failures} failures in {time.monotonic() - began:.0f} s: every end was the undisturbed run's")
+    forks.close()
+    counted = ", ".join(f"{count} {each}" for each, count in total.items())
+    print(
+        f"\n{total.total()} failures in {time.monotonic() - began:.0f} s: {counted}."
+        " Every end was the undisturbed run's"
+    )
 
 
 def _written(family: Family, row: Row) -> str:
-    first, last = row.usage[0], row.usage[-1]
-    held = (
-        ", ".join(f"{getattr(first, what)} and {getattr(last, what)} {what}" for what in ("descriptors", "threads"))
-        + f", {first.memory / 2**20:.0f} and {last.memory / 2**20:.0f} MiB"
-    )
     lost = f"{statistics.median(row.lost_s):.1f} s" if row.lost_s else "none"
-    numbers = (row.failures[KILLED], row.failures[STOPPED], row.failures[TOLD], row.failures[PAUSED], row.repeated)
-    return f"| {family.name} | {' | '.join(map(str, numbers))} | {lost} | {held} |"
+    numbers = (*(row.failures[each] for each in Failure), row.repeated)
+    held = f"{row.usage[0]}; {row.usage[-1]}" if row.usage else ""
+    return f"| {family} | {' | '.join(map(str, numbers))} | {lost} | {held} |"
 
 
 if __name__ == "__main__":

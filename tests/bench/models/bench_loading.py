@@ -1,11 +1,13 @@
 """Measures what a stage of a 7B model holds while it reads its weights, beside its own share of them.
 
-    python tests/bench/models/bench_loading.py [--blocks 4] [--stage 4] [--folder DIR] [--output bench-loading.json]
+    python tests/bench/models/bench_loading.py [--blocks 4] [--layers 1 5] [--folder DIR] [--output bench-loading.json]
+    python tests/bench/models/bench_loading.py --folder $(python tests/smollm2.py) --blocks 30 --layers 0 11
 
 Blocks of Llama-2-7B's sizes, embedding and head beside them, random, in bf16, are written into a folder in pieces, as
-a download has them; a process of its own makes a stage of so many of the blocks, as a rank does, and reads them. What
-counts is the peak of its resident memory from then on, less what the process held before, by the stage's parameters in
-fp32. With 4 of its 32 blocks the folder takes 2.1 GB; the others would only lie there. Ends with 1 if it is above 1.1.
+a download has them; a process of its own makes a stage of these layers (0 is the embedding), as a rank does, and reads
+them. What counts is the peak of its resident memory from then on, less what the process held before, by the stage's
+parameters in fp32. With 4 of its 32 blocks the folder takes 2.1 GB; the others would only lie there. Ends with 1 if it
+is above 1.1.
 """
 
 import argparse
@@ -29,9 +31,10 @@ SIZES = {
 }
 
 
-def stage_of(folder: Path, blocks: int, stage: int) -> dict[str, float]:
-    """Make a stage of the first `stage` blocks here, and return bytes and seconds."""
+def stage_of(folder: Path, blocks: int, layers: tuple[int, int]) -> dict[str, float]:
+    """Make a stage of layers [first, end) here, and return bytes and seconds."""
     import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from pipelinejob.spec.job import Data, Model
     from pipelinejob.spec.workload import HuggingFaceModel
@@ -39,12 +42,13 @@ def stage_of(folder: Path, blocks: int, stage: int) -> dict[str, float]:
     from pipelinejob_trainer.models.part import build_part
 
     assert check_with
+    assert AutoModelForCausalLM._model_mapping[type(AutoConfig.from_pretrained(folder))]  # imports its code
     torch.set_num_threads(1)
     model = Model(hugging_face=HuggingFaceModel(path=str(folder)), num_layers=blocks + 2)
     data = Data(corpus="python-stdlib", sequence_length=64)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before, began = _bytes("VmHWM"), time.perf_counter()
-    part = build_part(model, data, stretches=[(1, stage + 1)], seed=0)
+    part = build_part(model, data, stretches=[layers], seed=0)
     seconds, peak = time.perf_counter() - began, _bytes("VmHWM") - before
     return {
         "share": sum(each.nbytes for each in part.named_parameters().values()),
@@ -61,14 +65,14 @@ def _bytes(name: str) -> int:
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--blocks", type=int, default=4, help="of the model's 32, in the folder")
-    options.add_argument("--stage", type=int, default=4, help="blocks of the stage")
+    options.add_argument("--blocks", type=int, default=4, help="of the folder's model; of 32, where it is written here")
+    options.add_argument("--layers", type=int, nargs=2, default=(1, 5), help="the stage's: the first, and what follows")
     options.add_argument("--folder", type=Path, help="to write the weights into, or one that has them")
     options.add_argument("--output", type=Path, default=Path("bench-loading.json"))
     options.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.measure:
-        print(json.dumps(stage_of(given.folder, given.blocks, given.stage)))
+        print(json.dumps(stage_of(given.folder, given.blocks, tuple(given.layers))))
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.folder or Path(scratch)
@@ -78,15 +82,16 @@ def main() -> int:
 
             folder.mkdir(parents=True, exist_ok=True)
             in_pieces(folder, "llama", SIZES | {"num_hidden_layers": given.blocks})
-        numbers = [f"--blocks={given.blocks}", f"--stage={given.stage}", f"--folder={folder}"]
+        numbers = [f"--blocks={given.blocks}", f"--folder={folder}", "--layers", *map(str, given.layers)]
         command = [sys.executable, __file__, "--measure", *numbers]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         found = json.loads(said.splitlines()[-1])
     ratio = found["peak"] / found["share"]
+    what = given.folder.name if given.folder else "Llama-2-7B's sizes"
     print(
-        f"{given.stage} blocks of Llama-2-7B's sizes: {found['share'] / 2**30:.2f} GiB of parameters in fp32, peak"
-        f" {found['peak'] / 2**30:.2f} GiB, {ratio:.3f} times (at most {BOUND}), in {found['seconds']:.0f} s;"
-        f" load {os.getloadavg()[0]:.1f}"
+        f"layers {given.layers[0]} to {given.layers[1] - 1} of {what}: {found['share'] / 2**30:.2f} GiB of parameters"
+        f" in fp32, peak {found['peak'] / 2**30:.2f} GiB, {ratio:.3f} times (at most {BOUND}), in"
+        f" {found['seconds']:.0f} s; load {os.getloadavg()[0]:.1f}"
     )
     given.output.write_text(json.dumps({"load": os.getloadavg(), "ratio": ratio, **found}, indent=2) + "\n")
     return int(ratio > BOUND)

@@ -28,10 +28,12 @@ from pathlib import Path
 import yaml
 
 from pipelinejob.base import names
+from pipelinejob.contract.plan import Plan
+from pipelinejob.planning.protection import protection
 
 STAGES, STEPS, FAILS_AT, INTERVAL = 3, 260, 150, 100
 LIMIT_S = 600.0
-PROTECTED, ROUNDS = (1, 10), 3  # steps between two copies; protected runs for each
+PROTECTED, ROUNDS = (1, None), 3  # steps between two copies, None: as the plan chooses; protected runs for each
 REPLICAS, SETTLED = (1, 2, 4, 1), 60  # steps that are looked at before each request, and trained after each change
 WAYS: dict[str, dict[str, object] | None] = {
     "from memory": {"inPlace": True},
@@ -93,10 +95,10 @@ def protected_step_s(recovery: dict[str, object] | None, folder: Path) -> float:
 
 
 def measure_protection(folder: Path) -> None:
-    print("| protection | a step, median of runs | without, beside them | costs |")
-    print("|---|---|---|---|")
+    print("| protection | a step, median of runs | without, beside them | costs | as the plan predicts |")
+    print("|---|---|---|---|---|")
     for interval in PROTECTED:
-        recovery = {"inPlace": True, "intervalSteps": interval}
+        recovery = {"inPlace": True} | ({"intervalSteps": interval} if interval else {})
         off = [protected_step_s(None, folder / f"off-{interval}-0")]
         on: list[float] = []
         for number in range(1, ROUNDS + 1):
@@ -105,9 +107,12 @@ def measure_protection(folder: Path) -> None:
         # Each protected run against the two beside it: what else the machine does changes slowly.
         ratios = [mine / statistics.mean(off[number : number + 2]) for number, mine in enumerate(on)]
         cost = statistics.median(ratios) - 1
+        planned = protection(Plan.from_json((folder / f"on-{interval}-1" / "run" / names.PLAN_FILE).read_bytes()))
+        assert planned is not None, "the bench's layers are of known cost"
         print(
-            f"| a copy every {interval} steps | {1000 * statistics.median(on):.1f} ms |"
-            f" {1000 * statistics.median(off):.1f} ms | {100 * cost:.0f} % |",
+            f"| a copy every {planned.interval_steps} steps{'' if interval else ', as the plan chooses'} |"
+            f" {1000 * statistics.median(on):.1f} ms | {1000 * statistics.median(off):.1f} ms | {cost:.1%} |"
+            f" {planned.cost:.1%} |",
             flush=True,
         )
 
@@ -241,13 +246,21 @@ def main() -> None:
 def measure_losses(folder: Path, only: str) -> None:
     print("| what happens | noticed after | lost time | steps repeated | a step |")
     print("|---|---|---|---|---|")
+    lost_s: dict[str, float] = {}
     for number, case in enumerate(each for each in CASES if each.name.startswith(only)):
         found = measure(case, folder / str(number))
+        lost_s[case.name] = found["lost_s"]
         print(
             f"| {case.name} | {found['noticed_s']:.1f} s | {found['lost_s']:.1f} s | {found['repeated_steps']} |"
             f" {found['step_s']:.2f} s |",
             flush=True,
         )
+    print()
+    for name, seconds in lost_s.items():
+        what, _, how = name.partition(", ")
+        whole_s = lost_s.get(f"{what}, whole gang restarts")
+        if whole_s and how.startswith("in place"):
+            print(f"{name}: {seconds / whole_s:.2f} of what a restart of the whole gang loses")
 
 
 if __name__ == "__main__":

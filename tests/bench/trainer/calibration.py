@@ -69,7 +69,7 @@ def _passes(seconds: float, sequence_length: int) -> Iterator[tuple[float, float
         gradient = torch.zeros(1, sequence_length, VOCABULARY_SIZE)
         output, forward_s = _timed(lambda x=x: layer(x))
         root, entrance = get_gradient_edge(output), get_gradient_edge(x)
-        _, input_s = _timed(lambda r=root, g=gradient, e=entrance: capture(r, g, (e,)))
+        _, input_s = _timed(lambda r=root, g=gradient, e=entrance: capture((r,), (g,), (e,)))
         _, weight_s = _timed(lambda r=root, g=gradient: accumulate((r,), (g,), (layer.scale,)))
         root = get_gradient_edge(layer(x))
         _, backward_s = _timed(lambda r=root, g=gradient: accumulate((r,), (g,)))

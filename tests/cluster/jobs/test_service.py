@@ -1,4 +1,4 @@
-"""A job that serves, under the real operator and API server: scaled by kubectl, exchanged, within its budget."""
+"""A job that serves, under the real operator and API server: scaled, exchanged, late-bound; and a file of requests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from support.api_server.apiserver import ApiServer
-from support.api_server.fakenodes import add_nodes, node
-from support.api_server.operatorprocess import OperatorProcess, condition
+from support.api_server.fakenodes import add_nodes, finish_pod, node
+from support.api_server.operatorprocess import OperatorProcess, condition, pods
 from support.local.processes import Process, wait_until
 
 pytestmark = pytest.mark.xdist_group("life")
@@ -27,7 +27,7 @@ def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory):
         assert operator.alive
 
 
-def manifest(namespace: str) -> dict[str, Any]:
+def manifest(namespace: str, **spec: Any) -> dict[str, Any]:
     return {
         "apiVersion": "pipelinejob.io/v1alpha1",
         "kind": "PipelineJob",
@@ -37,8 +37,22 @@ def manifest(namespace: str) -> dict[str, Any]:
             "model": {"huggingFace": {"path": "/models/a"}, "numLayers": 4},
             "parallelism": {"pipeline": 2, "data": 1},
             "device": "cpu",
+            **spec,
         },
     }
+
+
+def status(server: ApiServer, namespace: str, name: str = "m") -> dict[str, Any]:
+    found: dict[str, Any] = server.get("pipelinejob", "-n", namespace, name).get("status", {})
+    return found
+
+
+def fronts(server: ApiServer, namespace: str) -> list[dict[str, Any]]:
+    """Return the pods that the Service leads to."""
+    selector = server.get("service", "-n", namespace, "m-serve")["spec"]["selector"]
+    chosen = ",".join(f"{label}={value}" for label, value in selector.items())
+    found: list[dict[str, Any]] = server.get("pods", "-n", namespace, "-l", chosen)["items"]
+    return found
 
 
 def test_a_service_is_scaled_exchanged_and_kept_within_its_budget(
@@ -94,3 +108,87 @@ def test_the_documented_autoscaler_is_taken_by_the_api_server(api_server: ApiSer
     api_server.apply(autoscaler)
     stored = api_server.get("hpa", "-n", namespace, autoscaler["metadata"]["name"])
     assert stored["spec"]["metrics"][0]["pods"]["metric"]["name"] == "pipelinejob_serving_requests_waiting"
+
+
+def test_late_bound_chains_answer_behind_their_service_and_one_that_loses_a_pod_begins_anew(
+    api_server: ApiServer, operator: OperatorProcess, kwok: Process, namespace: str
+) -> None:
+    own = {"fabric": namespace[-6:]}
+    add_nodes(api_server, [node(f"late-{namespace[-6:]}-{number}", labels=own) for number in range(3)])
+    late = {"scheduling": {"binding": "Late"}, "template": {"spec": {"nodeSelector": own}}}
+    api_server.apply(manifest(namespace, parallelism={"pipeline": 3, "data": 2}, **late))
+
+    def answers() -> bool:
+        return condition(api_server, namespace, "m", "Ready")["message"].startswith("2 of 2 chain")
+
+    wait_until(answers, "two chains answer")
+    first = fronts(api_server, namespace)
+    assert {each["metadata"]["annotations"]["pipelinejob.io/rank"] for each in first} == {"0/0"}
+    assert {each["metadata"]["labels"]["pipelinejob.io/name"] for each in first} == {"m-0", "m-1"}
+    for chain in ("m-0", "m-1"):
+        found = pods(api_server, namespace, chain)
+        assert {each["metadata"]["annotations"]["pipelinejob.io/rank"] for each in found} == {"0/0", "0/1", "0/2"}
+        assert all(each["spec"]["nodeName"].startswith("late-") for each in found)
+
+    lost = next(each for each in pods(api_server, namespace, "m-0") if _rank(each) == "0/1")
+    api_server.kubectl("delete", "pod", "-n", namespace, lost["metadata"]["name"], "--wait=false")
+    wait_until(lambda: status(api_server, namespace, "m-0")["attempt"] == 2, "its chain begins anew")
+    wait_until(lambda: status(api_server, namespace, "m-0")["state"] == "Serving", "it answers again")
+    wait_until(answers, "two chains answer again")
+    wait_until(lambda: len(fronts(api_server, namespace)) == 2, "both are behind the service")
+    assert status(api_server, namespace, "m-1")["attempt"] == 1
+
+
+def _rank(pod: dict[str, Any]) -> str:
+    rank: str = pod["metadata"]["annotations"]["pipelinejob.io/rank"]
+    return rank
+
+
+def test_a_batch_is_a_job_that_ends_with_its_first_stage_and_begins_anew_with_a_lost_pod(
+    api_server: ApiServer, operator: OperatorProcess, kwok: Process, namespace: str
+) -> None:
+    add_nodes(api_server, [node(f"batch-{namespace[-6:]}")])
+    mounted = [{"name": "trainer", "volumeMounts": [{"name": "work", "mountPath": "/work"}]}]
+    batch = {
+        "mode": "Batch",
+        "parallelism": {"pipeline": 3},
+        "serving": {"batch": {"input": "/work/in.jsonl", "output": "/work/out.jsonl"}},
+        "template": {"spec": {"containers": mounted, "volumes": [{"name": "work", "emptyDir": {}}]}},
+    }
+    api_server.apply(manifest(namespace, **batch))
+
+    wait_until(lambda: status(api_server, namespace).get("state") == "Serving", "it answers")
+    found = pods(api_server, namespace, "m")
+    assert {each["metadata"]["name"] for each in found} == {"m-r0-s0", "m-r0-s1", "m-r0-s2"}
+    assert {each["spec"]["restartPolicy"] for each in found} == {"OnFailure"}
+    assert {each["metadata"]["name"] for each in api_server.get("services", "-n", namespace)["items"]} == {"m"}
+
+    api_server.kubectl("delete", "pod", "-n", namespace, "m-r0-s1", "--wait=false")
+    wait_until(lambda: status(api_server, namespace)["attempt"] == 2, "all begin anew")
+    wait_until(lambda: status(api_server, namespace)["state"] == "Serving", "it goes on")
+
+    finish_pod(api_server, namespace, "m-r0-s0", exit_code=0)
+    wait_until(lambda: status(api_server, namespace)["state"] == "Succeeded", "all are answered")
+    assert condition(api_server, namespace, "m", "Succeeded")["message"] == "all requests are answered"
+    assert status(api_server, namespace)["progress"] == "100%"
+    wait_until(
+        lambda: {each["metadata"]["name"] for each in pods(api_server, namespace, "m")} == {"m-r0-s0"},
+        "the other stages let their nodes go",
+    )
+
+
+def test_a_batch_whose_file_is_wrong_fails_in_its_own_words(
+    api_server: ApiServer, operator: OperatorProcess, kwok: Process, namespace: str
+) -> None:
+    add_nodes(api_server, [node(f"wrong-{namespace[-6:]}")])
+    batch = {"mode": "Batch", "serving": {"batch": {"input": "/in.jsonl", "output": "/out.jsonl"}}}
+    api_server.apply(manifest(namespace, **batch))
+    wait_until(lambda: status(api_server, namespace).get("state") == "Serving", "it is up")
+
+    said = "spec.serving.batch.input: /in.jsonl, line 3 is no JSON; nothing was answered, mend it first"
+    words = {"exitCode": 64, "reason": "BadRequests", "message": said, "step": 0}
+    finish_pod(api_server, namespace, "m-r0-s0", exit_code=64, message=json.dumps(words))
+
+    wait_until(lambda: status(api_server, namespace)["state"] == "Failed", "it fails")
+    assert said in condition(api_server, namespace, "m", "Succeeded")["message"]
+    assert status(api_server, namespace).get("restarts", 0) == 0

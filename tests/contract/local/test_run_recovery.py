@@ -39,7 +39,7 @@ def test_a_killed_and_a_stopped_stage_are_replaced_alone_and_the_losses_are_the_
     undisturbed = start("undisturbed")
     assert undisturbed.wait() == 0, undisturbed.said
 
-    run = start("disturbed", recovery={"inPlace": True, "spares": 1})
+    run = start("disturbed", recovery={"inPlace": True, "spares": 1, "intervalSteps": 1})
     run.until(lambda: run.steps() >= 10)
     before = run.stages()
     os.kill(before["0"], signal.SIGKILL)
@@ -77,7 +77,7 @@ def test_a_stage_that_hangs_is_named_and_replaced_alone_and_all_go_on(start, tmp
         "hanging",
         model={"entrypoint": "layers.faulty_models:hanging_once", "numLayers": 4},
         parallelism={"pipeline": 2},
-        recovery={"inPlace": True},
+        recovery={"inPlace": True, "intervalSteps": 1},
         failurePolicy={"hangTimeoutSeconds": 10},
         environment={
             "PYTHONPATH": os.pathsep.join((TESTS, os.environ.get("PYTHONPATH", ""))),

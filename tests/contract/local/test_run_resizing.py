@@ -102,3 +102,49 @@ def test_a_run_gets_the_replicas_that_it_is_scaled_to_from_memory(start) -> None
     gone = scale(run, 2)
     assert gone.returncode == 5
     assert "no run goes on here" in gone.stderr
+
+
+def reshaped(run: Run, *options: str, what: str) -> None:
+    """Ask a run for another shape, and wait until it trains so."""
+    command = [sys.executable, "-m", "pipelinejob", "scale", str(run.output), *options]
+    before = run.said.count(what)
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert asked.returncode == 0, asked.stderr
+    run.until(lambda: run.said.count(what) > before)
+
+
+def test_stages_come_and_go_beside_those_that_keep_their_processes(start) -> None:
+    run = start("stages-standing-in", stands_in=True)
+    run.until(lambda: "StagesReady" in run.said)
+    before = set(run.pids())
+    for stages in (3, 4, 2):
+        reshaped(run, "--stages", str(stages), what=f"Trains with {stages} stages of")
+        assert before <= set(run.pids())
+    reshaped(run, "--schedule", "ZB-H1", what="layers, ZB-H1, since")
+    assert before <= set(run.pids())
+    assert "Restarting" not in run.said
+    assert "StageFailed" not in run.said
+    run.interrupt()
+    run.wait()
+
+
+def test_a_run_gets_the_stages_layers_and_schedule_that_it_is_asked_for_from_memory(start) -> None:
+    run = start("reshaped")
+    run.until(lambda: run.steps() >= 2)
+    before = run.pids()
+    reshaped(run, "--stages", "3", what="Trains with 3 stages of")
+    reached = run.steps()
+    run.until(lambda: run.steps() > reached + 2)
+    reshaped(run, "--stages", "2", "--schedule", "ZB-H1", what="Trains with 2 stages of")
+    reached = run.steps()
+    run.until(lambda: run.steps() > reached + 2)
+    assert set(before) <= set(run.pids())
+    assert "Restarting" not in run.said
+    assert "StageFailed" not in run.said
+    print(*(line for line in run.said.splitlines() if "stood still" in line or "Resized" in line), sep="\n")
+    run.interrupt()
+    run.wait()
+    status = json.loads((run.output / "job.json").read_text())["status"]
+    assert (len(status["stages"]), status["restarts"]) == (2, 0)
+    assert (run.output / "summary.json").exists(), "the report of a run whose stages changed"
+    assert float(status["recovery"]["stallSeconds"]) < 5

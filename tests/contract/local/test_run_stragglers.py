@@ -83,3 +83,13 @@ def test_layers_are_divided_anew_by_what_was_measured_once_that_pays(start, undi
     assert (status["state"], status["restarts"]) == ("Succeeded", 0)
     assert run.steps() == STEPS  # the checkpoint was taken where they stopped
     assert losses(run) == pytest.approx(undisturbed, rel=1e-6)  # the gradient norm adds up in another order
+
+
+def test_with_recovery_in_place_they_are_divided_anew_from_memory(start, undisturbed) -> None:
+    run = start("divided-in-place", recovery={"inPlace": True, "stragglers": "Repartition"}, **{SLOW_STAGE: "1"})
+
+    assert run.wait() == 0, run.said
+    assert "all go over at the next step border with 7/1 layers instead of 4/4: predicted to gain" in words(run)
+    assert "Restarting" not in run.said
+    assert run.steps() == STEPS
+    assert losses(run) == pytest.approx(undisturbed, rel=1e-6)  # as above

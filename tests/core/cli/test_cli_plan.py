@@ -409,7 +409,10 @@ def test_of_a_job_that_serves_answers_are_foretold_and_no_step(call, tmp_path: P
         assert "first token" in text
         assert "keys and values" in text
         assert "bubble" not in text
-    assert drawn.code == 2
-    assert "--gantt: draws a step of training, and default/m serves" in drawn.err
+    assert drawn.code == 0
+    assert "passes of a short request for each group, all at once (predicted)" in drawn.out
+    stages = [line for line in drawn.out.splitlines() if line.startswith("stage ") and "f0" in line]
+    assert len(stages) == len(set(stages)) == 3
+    assert all("F" in line for line in stages)
     assert "stages busy" in unknown.out
     assert " ms " not in unknown.out

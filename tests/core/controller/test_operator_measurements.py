@@ -145,6 +145,30 @@ def test_steps_that_were_skipped_or_undone_are_told_as_they_come(world):
     )
 
 
+def test_checkpoints_that_could_not_be_written_are_told_with_why():
+    world = World(nodes(3))
+    key = world.submit(job(training={"steps": 100}))
+    world.train()
+
+    def save(**counts):
+        world.cluster.pass_time(10)
+        stages = range(len(world.status(key)["stages"]))
+        world.cluster.answers = {f"gpt-r0-s{stage}": report(stage=stage, **counts) for stage in stages}
+        world.settle()
+
+    save(step=10, checkpoint_step=10)
+    full = {"failed_checkpoints": 1, "checkpoint_failure": "step 20: cannot write: No space left on device"}
+    save(step=20, checkpoint_step=10, **full)
+    save(step=25, checkpoint_step=10, **full)
+    save(step=30, checkpoint_step=30, failed_checkpoints=1)
+
+    assert world.told().count("CheckpointFailed") == 1
+    assert world.status(key)["failedCheckpoints"] == 1
+    event = next(event for event in world.cluster.events if event.reason == "CheckpointFailed")
+    assert event.type == "Warning"
+    assert "No space left on device. Training goes on; the last is of step 10, and the next" in event.message
+
+
 def test_a_stage_that_was_planned_to_do_more_is_no_straggler():
     world = World(nodes(3))
     key = world.submit(job(parallelism={"pipeline": 3}, partition={"layers": [1, 6, 1]}))

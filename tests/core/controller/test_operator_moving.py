@@ -8,7 +8,7 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import Phase, Progress
 from pipelinejob.spec.status import PipelineJobStatus, PlannedStage, PlanSummary
 from pipelinejob_operator.cluster import ClusterError, ForbiddenError
-from pipelinejob_operator.controller.turns import moving
+from pipelinejob_operator.controller.turns import shapes
 from support.clusters.operatorworld import World
 from support.manifests.jobs import job, node, nodes
 
@@ -326,4 +326,4 @@ def test_a_replica_that_still_stands_at_the_border_does_not_train_yet():
 def test_the_layers_of_each_stretch_are_read_from_what_the_status_says_of_the_stages(texts, layers):
     stages = tuple(PlannedStage(stage=number, layers=text) for number, text in enumerate(texts))
     summary = PlanSummary(stages=stages, source="analytic")
-    assert moving.kept_layers(PipelineJobStatus(plan=summary)) == layers
+    assert shapes.kept_layers(PipelineJobStatus(plan=summary)) == layers

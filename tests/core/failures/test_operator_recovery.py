@@ -5,82 +5,33 @@ from dataclasses import replace
 import pytest
 
 from pipelinejob.base.errors import InvalidManifestError
-from pipelinejob.contract.incarnation import Lost
-from pipelinejob.contract.progress import Phase, Progress, Termination
 from pipelinejob_operator.controller import reconcile
 from pipelinejob_operator.objects.making.tokens import authorization
 from pipelinejob_operator.validation.validate import validate
 from support.clusters.fakecluster import pinned_node
-from support.clusters.operatorworld import SETTINGS, Mortal, World
+from support.clusters.operatorworld import SETTINGS, World
+from support.clusters.recoveringworld import (
+    IN_PLACE,
+    all_train,
+    all_wait,
+    come_back,
+    fail,
+    hand_over,
+    incarnations,
+    lose_node,
+    says,
+    spread,
+    stick,
+    submitted,
+    uids,
+    where,
+)
 from support.manifests.jobs import job, nodes
-
-IN_PLACE = {"device": "cpu", "parallelism": {"pipeline": 3}, "recovery": {"inPlace": True, "waitSeconds": 120}}
 
 
 @pytest.fixture
 def world():
     return World(nodes(4, gpus=8))
-
-
-def says(world, stage, *, step=0, waits=True, heard=0, lost=(), attempt=1, handed_over=None):
-    world.cluster.answers[f"gpt-r0-s{stage}"] = Progress(
-        replica=0,
-        stage=stage,
-        attempt=attempt,
-        phase=Phase.STARTING if waits else Phase.TRAINING,
-        step=step,
-        awaits_incarnation=waits,
-        incarnation=heard,
-        control_port=5000 + stage,
-        lost=tuple(Lost(replica=0, stage=each, why="no heartbeat for 2.1 s", handed_over=handed_over) for each in lost),
-    )
-
-
-def submitted(world, **changes):
-    """Return a job of three stages that trains, as incarnation 1."""
-    key = world.submit(job(**(IN_PLACE | changes)))
-    world.train()
-    all_wait(world)
-    world.settle()
-    all_train(world, heard=1)
-    world.settle()
-    assert world.status(key)["state"] == "Training"
-    return key
-
-
-def all_wait(world, **account):
-    for stage in range(3):
-        says(world, stage, **account)
-
-
-def all_train(world, **account):
-    for stage in range(3):
-        says(world, stage, waits=False, step=7, **account)
-
-
-def fail(world, stage, code, message=""):
-    name = f"gpt-r0-s{stage}"
-    world.cluster.set_pod(world.cluster.pod(name), phase="Failed", code=code, message=message)
-    world.cluster.answers.pop(name, None)
-    for each in {0, 1, 2} - {stage}:
-        says(world, each, step=7, heard=1, lost=[stage])
-
-
-def uids(world):
-    return {pod["metadata"]["name"][-2:]: pod["metadata"]["uid"] for pod in world.cluster.all_pods()}
-
-
-def come_back(world):
-    """Let deletions end, and replacements come up."""
-    world.settle()
-    world.cluster.finish_deletions()
-    world.settle()
-    world.cluster.bind()
-    world.cluster.start()
-
-
-def incarnations(world):
-    return [(pod, told.number, len(told.members)) for pod, told in world.cluster.told]
 
 
 def test_a_gang_is_told_who_meets_once_all_of_it_waits(world):
@@ -184,18 +135,6 @@ def test_a_drain_stops_all_after_a_checkpoint_and_counts_against_no_limit(world,
 
     status = world.status(key)
     assert (status["attempt"], status["restarts"], status["disruptions"]) == (2, 0, 1)
-
-
-def hand_over(world, stage, *, step):
-    """Let a stage that was told to stop leave, and the others say so."""
-    name = f"gpt-r0-s{stage}"
-    words = Termination(exit_code=76, reason="HandedOver", message=f"asked to stop; step {step} is done", step=step)
-    world.cluster.set_pod(
-        world.cluster.pod(name), phase="Failed", code=76, message=words.model_dump_json(by_alias=True)
-    )
-    world.cluster.answers.pop(name, None)
-    for each in {0, 1, 2} - {stage}:
-        says(world, each, step=step, heard=1, lost=[stage], handed_over=step)
 
 
 @pytest.mark.parametrize("is_seen", [True, False])  # whether its deletion is seen before it has left
@@ -339,30 +278,6 @@ def test_who_asks_for_spares_where_none_are_kept_is_told(kept_here, says_so):
 
 # Another node
 
-TEN_PROCESSORS = {"spec": {"containers": [{"name": "trainer", "resources": {"requests": {"cpu": "10"}}}]}}
-SPREAD = IN_PLACE | {"template": TEN_PROCESSORS}  # of a node's 16
-
-
-def spread(count, **changes):
-    """Return a world of so many nodes that take a stage each, and a job that trains there."""
-    world = World(nodes(count))
-    return world, submitted(world, **(SPREAD | changes))
-
-
-def where(world):
-    return {pod["metadata"]["name"][-2:]: pinned_node(pod) for pod in world.cluster.all_pods()}
-
-
-def lose_node(world, name, *, is_gone):
-    """Let a node fall silent, or go together with its pods."""
-    if is_gone:
-        world.cluster.objects.pop(("Node", "", name))
-        for pod in world.cluster.all_pods():
-            if pinned_node(pod) == name:
-                world.cluster.objects.pop(("Pod", "default", pod["metadata"]["name"]))
-        return
-    world.cluster.lose_node(name)
-
 
 @pytest.mark.parametrize("is_gone", [True, False])
 def test_a_stage_whose_node_is_lost_goes_to_another_and_the_others_keep_their_pods(is_gone):
@@ -414,6 +329,93 @@ def test_where_no_other_node_has_room_the_gang_restarts_and_says_so():
     assert "no node has room for gpt-r0-s1 now" in told[0]
 
 
+def waiting_for_room():
+    """Return a job whose lost stage waits for room, and the node that it was on."""
+    recovery = IN_PLACE["recovery"] | {"noRoom": "Wait"}
+    world, key = spread(3, recovery=recovery)
+    before, lost = uids(world), where(world)["s1"]
+    lose_node(world, lost, is_gone=True)
+    world.cluster.answers.pop("gpt-r0-s1")
+    for stage in (0, 2):
+        says(world, stage, step=7, heard=1, lost=[1])
+    world.settle()
+    return world, key, before
+
+
+def test_the_others_wait_for_room_where_the_job_says_so_and_go_on_with_what_they_hold():
+    world, key, before = waiting_for_room()
+    ready = world.condition(key, "Ready")
+    assert (ready["reason"], world.status(key)["attempt"]) == ("AwaitsRoom", 1)
+    assert "no node has room for gpt-r0-s1 now; the others wait with what they hold in memory until" in ready["message"]
+    world.cluster.pass_time(60)
+    world.settle()
+    assert world.told().count("AwaitsRoom") == 1
+
+    world.cluster._put(nodes(5)[-1])
+    come_back(world)
+    all_wait(world, heard=1)
+    world.settle()
+
+    after = uids(world)
+    assert {stage for stage in before if before[stage] != after[stage]} == {"s1"}
+    status = world.status(key)
+    assert (status["attempt"], status["restarts"], status["recovery"]["incarnation"]) == (1, 0, 2)
+
+
+def test_where_no_room_comes_in_time_the_gang_restarts():
+    world, key, _ = waiting_for_room()
+    world.cluster.pass_time(121)
+    world.settle()
+
+    assert world.status(key)["attempt"] == 2
+    told = [event.message for event in world.cluster.events if event.reason == "StageFailed"]
+    assert "nor had any within 120 s, spec.recovery.waitSeconds" in told[-1]
+
+
+def stuck_replacement(count, **recovery):
+    """Return a job whose replacement has been stuck for a minute as its image cannot be pulled, and its node."""
+    world, key = spread(count, recovery=IN_PLACE["recovery"] | {"waitSeconds": 600} | recovery)
+    fail(world, 1, 137)
+    world.settle()
+    world.cluster.finish_deletions()
+    world.settle()
+    world.cluster.bind()
+    stick(world, 1, "ImagePullBackOff", "no such host")
+    world.settle()
+    assert world.condition(key, "Degraded")["reason"] == "ImagePullBackOff"
+    node = where(world)["s1"]
+    world.cluster.pass_time(61)
+    world.settle()
+    return world, key, node
+
+
+def test_a_replacement_whose_image_cannot_be_pulled_goes_to_another_node_and_no_other_restarts():
+    world, key, node = stuck_replacement(4)
+    before = uids(world)
+    come_back(world)
+    all_wait(world, heard=1)
+    world.settle()
+
+    after = uids(world)
+    assert where(world)["s1"] != node
+    assert {stage for stage in before if before[stage] != after[stage]} <= {"s1"}
+    status = world.status(key)
+    assert (status["attempt"], status["restarts"], status["recovery"]["replacements"]) == (1, 0, 2)
+    told = [event.message for event in world.cluster.events if event.reason == "StageFailed"]
+    assert any("it did not start within 61 s: ImagePullBackOff: no such host" in message for message in told)
+
+
+def test_where_no_other_node_takes_it_the_replacement_has_its_start_timeout_and_then_all_restart():
+    world, key, _ = stuck_replacement(3)
+    assert (world.status(key)["attempt"], world.status(key)["recovery"]["replacements"]) == (1, 1)
+
+    world.cluster.pass_time(240)
+    world.settle()
+
+    status = world.status(key)
+    assert (status["attempt"], status["restarts"]) == (2, 1)
+
+
 def test_two_that_lose_their_nodes_one_after_the_other_do_not_get_the_room_of_one():
     world, key = spread(5)
     for stage in (1, 2):
@@ -456,30 +458,6 @@ def test_a_stage_on_a_silent_node_that_answers_is_not_lost_with_another():
 
     assert {stage for stage in before if before[stage] != uids(world).get(stage)} == {"s1"}
     assert world.status(key)["recovery"]["replacements"] == 1
-
-
-@pytest.mark.parametrize("verb", ["refuse", "lose_answer"])
-@pytest.mark.parametrize("deadly", range(1, 8))
-def test_an_operator_that_dies_at_any_write_ends_with_the_same_gang(verb, deadly):
-    world = World(nodes(4, gpus=8))
-    key = submitted(world)
-    mortal = Mortal.__new__(Mortal)
-    mortal.__dict__ = world.__dict__
-    mortal.deadly = deadly
-    setattr(world.cluster, verb, mortal.judge)
-    before = uids(world)
-    fail(world, 1, 137)
-    for _ in range(3):
-        come_back(mortal)
-    all_wait(world, heard=1)
-    mortal.settle()
-
-    after = uids(world)
-    assert {stage for stage in before if before[stage] != after[stage]} == {"s1"}
-    assert world.status(key)["attempt"] == 1
-    told = [(pod, number) for pod, number, _ in incarnations(world)]
-    assert len(told) == len(set(told)), "a number was told twice"
-    assert world.status(key)["recovery"]["incarnation"] == max(number for _, number in told) >= 2
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,10 @@ def test_a_boundarys_price_is_what_the_simulator_says_of_it(schedule, boundary):
     assert prices.chain[boundary][0] == pytest.approx(longer)
 
 
-@pytest.mark.parametrize("shared", [{}, {"sharding": "full"}, {"expert": 2}], ids=["none", "full", "experts"])
+SHARED = [{}, {"sharding": "full"}, {"expert": 2}, {"sharding": "full", "expert": 2}]
+
+
+@pytest.mark.parametrize("shared", SHARED, ids=["none", "full", "experts", "both"])
 def test_a_rings_price_is_what_the_simulator_says_of_it(shared):
     plan, profile = planned(4, data=4, **shared)
     prices = prices_of(plan, profile, NETWORK)

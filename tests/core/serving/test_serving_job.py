@@ -8,6 +8,7 @@ import yaml
 
 from pipelinejob.base import names
 from pipelinejob.base.errors import InvalidManifestError
+from pipelinejob.contract.progress import Phase, Progress
 from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Request
 from pipelinejob.spec.serving import Batch, Mode
@@ -196,6 +197,19 @@ def test_what_is_foretold_of_it_is_what_clients_will_see_and_no_step() -> None:
     assert "4 groups of 16 answers" in view.shape_line
 
 
+def test_layers_are_shared_for_the_most_tokens_or_for_the_earliest_first_token() -> None:
+    """The head of a large vocabulary takes as long as some blocks for a token, and next to nothing for a chunk."""
+    config = GPT2 | {"vocab_size": 3000, "n_layer": 12}
+    model = {"huggingFace": {"path": "/models/m"}, "numLayers": 14, "config": config}
+    plans = [planned(model=model, serving={"split": split}).plan for split in ("Tokens", "Prompts")]
+
+    last = [sum(end - first for first, end in plan.stages[-1].chunks) for plan in plans]
+    (tokens, prompts) = (plan.prediction.serving[-1] for plan in plans)
+    assert last == [3, 5]
+    assert tokens.tokens_per_s > prompts.tokens_per_s
+    assert tokens.first_token_s > prompts.first_token_s
+
+
 def test_a_stage_holds_its_weights_and_keys_and_values_of_its_blocks() -> None:
     small, large = (
         planned(model=MODEL | {"config": GPT2}, parallelism={"pipeline": 1}, serving={"cacheTokens": tokens})
@@ -268,6 +282,28 @@ def test_a_batch_ends_well_when_its_first_stage_does_and_the_others_go() -> None
     assert world.status(key)["state"] == "Succeeded"
     assert "lastCheckpointStep" not in world.status(key)
     assert [each["metadata"]["name"] for each in world.cluster.all_pods()] == ["m-r0-s0"]
+
+
+def test_a_batch_tells_how_much_of_its_file_is_answered() -> None:
+    world = World(nodes(1, gpus=3))
+    key = world.submit(defaulted(serving(**BATCH)))
+    world.train()
+    shares = []
+    for answered in (0, 50, 119):
+        said = {"replica": 0, "attempt": 1, "phase": Phase.SERVING, "step": 0}
+        world.cluster.answers["m-r0-s0"] = Progress(**said, stage=0, answered=answered, requests=120)
+        world.cluster.answers["m-r0-s1"] = Progress(**said, stage=1)
+        world.cluster.pass_time(60)
+        world.settle()
+        shares.append(world.status(key)["progress"])
+    (first,) = (each for each in world.cluster.all_pods() if each["metadata"]["name"] == "m-r0-s0")
+    world.cluster.set_pod(first, phase="Succeeded", code=0)
+    world.settle()
+
+    assert shares == ["0%", "41%", "99%"]
+    assert world.status(key)["progress"] == "100%"
+    assert "step" not in world.status(key)
+    assert world.condition(key, "Succeeded")["message"] == "all requests are answered"
 
 
 @pytest.mark.parametrize(("code", "is_over"), [(137, False), (75, False), (64, True), (0, True)])

@@ -11,6 +11,8 @@ from pipelinejob.base import names
 from pipelinejob.contract.incarnation import Incarnation, Lost
 from pipelinejob.contract.progress import Phase, Progress
 
+_BORDER_S = 0.1
+
 
 class Stage:
     """One stage, at an address of its own on the port of all stages; it answers once it says something."""
@@ -18,6 +20,7 @@ class Stage:
     def __init__(self, address: str, number: int) -> None:
         self.address, self.number = address, number
         self.heard: list[Incarnation] = []
+        self.has_left = threading.Event()  # as the others go on without it
         self.token: str | None = None  # of the pod whose process this is
         self._said: Progress | None = None
         self._server = ThreadingHTTPServer((address, names.PORT_METRICS), self._handler())
@@ -33,6 +36,24 @@ class Stage:
     def train(self, *, step: int) -> None:
         """Have met, and go on."""
         self._say(step=step, phase=Phase.TRAINING)
+
+    def hear(self, told: Incarnation, *, step: int) -> None:
+        """Be told who meets, now or at a border that comes soon; who is no member then ends."""
+        if not told.at_border:
+            self.heard.append(told)
+            self.train(step=step)
+            return
+        assert self._said is not None, "it was asked"
+        self._said = self._said.model_copy(update={"moves_to": told.number})
+        threading.Timer(_BORDER_S, self._go_over, [told, step + 1]).start()
+
+    def _go_over(self, told: Incarnation, step: int) -> None:
+        self.heard.append(told)
+        if self.number in {each.stage for each in told.members}:
+            self._say(step=step, phase=Phase.TRAINING, stall_s=_BORDER_S)
+        else:
+            self.die()
+            self.has_left.set()
 
     def die(self) -> None:
         """Answer nothing any more."""
@@ -62,8 +83,7 @@ class Stage:
                 if self.headers.get("Authorization") != f"Bearer {stage.token}" or said is None:
                     self._answer(403, b"")
                     return
-                stage.heard.append(Incarnation.model_validate_json(body))
-                stage.train(step=said.step)
+                stage.hear(Incarnation.model_validate_json(body), step=said.step)
                 self._answer(200, b"")
 
             def _answer(self, code: int, body: bytes) -> None:

@@ -25,8 +25,22 @@ class Change:
 
 
 SERVES = hugging_face() | {"spec.mode": "Serve", "spec.data": ABSENT, "spec.schedule": ABSENT, "spec.training": ABSENT}
+IN_PLACE = {
+    "spec.recovery": {"inPlace": True},
+    "spec.parallelism": {"pipeline": 4, "data": 1},
+    "spec.schedule": {"name": "1F1B", "globalBatchSize": 8, "microBatchSize": 1},
+}
 
 CHANGES = [
+    Change("more stages with recovery in place", IN_PLACE, IN_PLACE | {"spec.parallelism": {"pipeline": 5, "data": 1}}, None),
+    Change("more stages in place, and replicas", IN_PLACE, IN_PLACE | {"spec.parallelism": {"pipeline": 5, "data": 2}}, None),
+    Change("another schedule with recovery in place", IN_PLACE,
+           IN_PLACE | {"spec.schedule": {"name": "Interleaved1F1B", "globalBatchSize": 8, "microBatchSize": 1, "virtualStages": 2}}, None),
+    Change("a partition with recovery in place", IN_PLACE, IN_PLACE | {"spec.partition.layers": [3, 2, 2, 3]}, None),
+    Change("another batch with recovery in place", IN_PLACE,
+           IN_PLACE | {"spec.schedule": {"name": "1F1B", "globalBatchSize": 16, "microBatchSize": 1}}, "spec.schedule", "but for name, virtualStages"),
+    Change("other devices with recovery in place", IN_PLACE, IN_PLACE | {"spec.parallelism": {"pipeline": 4, "data": 1, "gpus": 8}},
+           "spec.parallelism", "but for data"),
     Change("another folder of a job that serves", SERVES, SERVES | hugging_face(huggingFace={"path": "/other"}), None),
     Change("more replicas and stages of a job that serves", SERVES, SERVES | {"spec.parallelism": {"pipeline": 3, "data": 4}}, None),
     Change("another cache of a job that serves", SERVES, SERVES | {"spec.serving.cacheTokens": 512}, None),

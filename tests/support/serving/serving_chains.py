@@ -18,7 +18,7 @@ from pipelinejob.spec.job import Model
 from pipelinejob_trainer.process.config import Address
 from pipelinejob_trainer.serving.engine import Engine, Failed
 from pipelinejob_trainer.serving.later_stage import LaterStage
-from pipelinejob_trainer.serving.meter import Meter
+from pipelinejob_trainer.serving.meter import LONGEST_PASS_S, Meter
 from pipelinejob_trainer.serving.stage_model import load_stage
 
 HANG_S = 180.0
@@ -56,7 +56,7 @@ def tiny_folder(family: str, to: Path, **sizes: Any) -> tuple[Path, Any]:
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    config = CONFIG_MAPPING[family](**_SIZES | TINY[family] | sizes)
+    config = CONFIG_MAPPING[family](**_SIZES | TINY.get(family, {}) | sizes)
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -151,12 +151,26 @@ class Served:
 
 
 @contextmanager
-def serving(computes: Sequence[Any], *, weights: str = "", begins: bool = True, **limits: int) -> Iterator[Served]:
+def serving(
+    computes: Sequence[Any],
+    *,
+    weights: str = "",
+    begins: bool = True,
+    longest_pass_s: float = LONGEST_PASS_S,
+    **limits: int,
+) -> Iterator[Served]:
     """Serve with these stages."""
     given = {"groups": len(computes) + 1, "group_size": 4, "chunk_tokens": 5, "block": BLOCK, "num_blocks": 64}
     scheduler = Scheduler(Limits(**given | {"max_waiting": 1000} | limits))
     engine = Engine(
-        scheduler, computes[0], num_stages=len(computes), port=0, cost=COST, silence_s=HANG_S, weights=weights
+        scheduler,
+        computes[0],
+        num_stages=len(computes),
+        port=0,
+        cost=COST,
+        silence_s=HANG_S,
+        weights=weights,
+        longest_pass_s=longest_pass_s,
     )
     engine.start()
     served = Served(engine, computes, begins=begins)

@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipelinejob.base import names
 from pipelinejob.contract.plan import CostSource, Plan, Prediction, StagePlan
@@ -92,6 +92,50 @@ def _stage(stage: int, chunks: tuple[tuple[int, int], ...], spec: ScheduleSpec) 
     )
 
 
+class Running(Protocol):
+    """A rank's process, as `subprocess.Popen` shows it."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def kill(self) -> None: ...
+    def send_signal(self, number: int) -> None: ...
+
+
+class Machines(Protocol):
+    """Where ranks run."""
+
+    def address(self, pod: str) -> str:
+        """Return where the others reach a rank."""
+
+    def rendezvous(self) -> str:
+        """Return an address of this process that the ranks reach."""
+
+    def launch(self, pod: str, environment: Mapping[str, str], log: Path) -> Running:
+        """Start a rank's process."""
+
+
+class Here:
+    """This machine, with a new interpreter for each rank."""
+
+    def address(self, pod: str) -> str:
+        return "127.0.0.1"
+
+    def rendezvous(self) -> str:
+        return "127.0.0.1"
+
+    def launch(self, pod: str, environment: Mapping[str, str], log: Path) -> Running:
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                [sys.executable, "-m", "pipelinejob_trainer", "run"],
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+
 @dataclass(slots=True)
 class Gang:
     """All ranks of a plan, in a folder; `start` may be called again, for the next attempt."""
@@ -100,7 +144,8 @@ class Gang:
     plan: Plan
     attempt: int = 0
     environment: dict[str, str] = field(default_factory=dict)
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    machines: Machines = field(default_factory=Here)
+    processes: dict[str, Running] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
     rendezvous: int = 0
 
@@ -123,6 +168,11 @@ class Gang:
         for stage, port in enumerate(free_ports(self.plan.parallelism.pipeline)):
             self._start(replica, stage, port, self.rendezvous)
 
+    def join_stage(self, stage: int) -> None:
+        """Start a further stage of each replica, in the same attempt."""
+        for replica, port in enumerate(free_ports(self.plan.parallelism.data)):
+            self._start(replica, stage, port, self.rendezvous)
+
     def restart(self, pod: str) -> None:
         """Start a rank that has ended anew, in the same attempt."""
         replica, stage = (int(part[1:]) for part in pod.rsplit("-", 2)[1:])
@@ -139,7 +189,7 @@ class Gang:
             names.ENV_STAGE: stage,
             names.ENV_REPLICA: replica,
             names.ENV_ATTEMPT: self.attempt,
-            names.ENV_RENDEZVOUS: f"127.0.0.1:{rendezvous}",
+            names.ENV_RENDEZVOUS: f"{self.machines.rendezvous()}:{rendezvous}",
             names.ENV_METRICS_PORT: port,
             names.ENV_CHECKPOINTS: self.checkpoints,
             names.ENV_OUTPUT: self.folder,
@@ -149,14 +199,8 @@ class Gang:
             "OMP_NUM_THREADS": 1,
             **self.environment,
         }
-        with (self.folder / f"{pod}.log").open("ab") as log:
-            self.processes[pod] = subprocess.Popen(
-                [sys.executable, "-m", "pipelinejob_trainer", "run"],
-                env=os.environ | {name: str(value) for name, value in variables.items()},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        environment = os.environ | {name: str(value) for name, value in variables.items()}
+        self.processes[pod] = self.machines.launch(pod, environment, self.folder / f"{pod}.log")
 
     def wait(self, *, timeout_s: float = HANG_S) -> dict[str, int]:
         """Wait for all ends; give exit codes as a container runtime would."""
@@ -200,7 +244,10 @@ class Gang:
         return Termination.model_validate_json((self.folder / f"{pod}.termination").read_bytes())
 
     def get(self, pod: str, path: str) -> str:
-        return fetch(f"http://127.0.0.1:{self.ports[pod]}{path}", timeout_s=5)
+        return fetch(f"{self.url(pod)}{path}", timeout_s=5)
+
+    def url(self, pod: str) -> str:
+        return f"http://{self.machines.address(pod)}:{self.ports[pod]}"
 
     def progress(self, pod: str) -> Progress:
         return Progress.model_validate_json(self.get(pod, "/progress"))

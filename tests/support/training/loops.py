@@ -148,7 +148,7 @@ def tensor_rank(rank: int, plan: Plan, folder: Path) -> tuple[list[float], loop.
 
 
 def ranks_of_plans(rank: int, plans: Sequence[Plan], folder: Path) -> tuple[str, str] | None:
-    """Train as one of the ranks that share all layers, each by a plan of its own; give what it was refused for."""
+    """Train as one of the ranks that have all layers, each by a plan of its own; give what it was refused for."""
     torch.set_num_threads(1)
     return _train(rank, plans[rank], folder).refused
 
@@ -214,5 +214,5 @@ def replicated(rank: int, wanted: Plan, folder: Path) -> tuple[list[float], dict
     """Train; return losses, and the parameters that all ranks hold whole."""
     losses, prepared = tensor_rank(rank, wanted, folder)
     part = prepared.rank.part
-    whole = {name: each.detach() for name, each in part.named_parameters().items() if name not in part.slices}
+    whole = {name: each.detach() for name, each in part.named_parameters().items() if name not in part.portions}
     return losses, whole

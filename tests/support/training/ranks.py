@@ -120,9 +120,10 @@ def told(rank: int, plans: list[Plan], folder: Path) -> list[tuple[int, int, int
     torch.set_num_threads(1)
     found = []
     for number, plan in enumerate(plans):
-        replica, stage = divmod(rank, plan.parallelism.pipeline)
+        place, tensor = divmod(rank, plan.parallelism.tensor)
+        replica, stage = divmod(place, plan.parallelism.pipeline)
         status, own = Told(plan, stage=stage, replica=replica, attempt=1), folder / str(number)
-        loops._trained(plan, loops.config(plan, stage=stage, replica=replica, tensor=0, folder=own), status)
+        loops._trained(plan, loops.config(plan, stage=stage, replica=replica, tensor=tensor, folder=own), status)
         found.append((stage, status.sent, *status.held))
     return found
 

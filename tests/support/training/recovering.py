@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import subprocess
 import threading
 import urllib.request
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import Progress
 from pipelinejob.spec.job import Recovery
 from support.local.answers import fetch
-from support.training.gangs import TOKEN, Gang, plan
+from support.training.gangs import TOKEN, Gang, Running, plan
 
 
 def recovering_plan(*layers: int, recovery: dict[str, Any] | None = None, **changes: Any) -> Plan:
@@ -36,7 +35,7 @@ class Operator:
     codes: set[int] = field(default_factory=set)  # of those that ended before it replaced them
     coming: set[str] = field(default_factory=set)  # started anew since the last incarnation
     leaves_stopped: bool = False  # whether it starts another beside a silent process, as if its node were cut off
-    stale: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    stale: list[Running] = field(default_factory=list)
     met: set[tuple[int, int]] = field(default_factory=set)  # the members of the last incarnation
     plan: Plan | None = None  # by which the gang trains now, if not by the one that it began with
     goal: Plan | None = None  # to which it goes over once all that it needs are there
@@ -52,6 +51,13 @@ class Operator:
         self.is_over.set()
         assert self.thread is not None
         self.thread.join()
+
+    def forget(self) -> None:
+        """Know nothing any more, as one that is killed and started again: what it is to know, the ranks say."""
+        self.number = 0
+        self.coming.clear()
+        self.met.clear()
+        self.is_over.clear()
 
     def _run(self) -> None:
         while not self.is_over.wait(0.05):
@@ -69,14 +75,18 @@ class Operator:
             self.replace(pod)
         waiting = [report for report in known if report.awaits_incarnation]
         if waiting and len(waiting) == len(reports) and not silent | ended:
-            self._name([each for each in waiting if each.replica < self._wanted.parallelism.data])
+            self._name([each for each in waiting if _is_of(each, self._wanted)])
         elif self.goal is not None and len(known) == len(reports):
             self._resize(self.goal, known)
 
     def resize(self, plan: Plan) -> None:
-        """Have the gang go over to a plan with other replicas, whose processes wait to be called."""
+        """Have the gang go over to another plan; the processes that it needs besides wait to be called."""
+        self.begin(plan)
+        self.gang.until(lambda: self.goal is None, f"the plan of {plan.parallelism}")
+
+    def begin(self, plan: Plan) -> None:
+        """Have the gang go over to another plan some time."""
         self.goal = plan
-        self.gang.until(lambda: self.goal is None, f"{plan.parallelism.data} replicas")
 
     @property
     def _wanted(self) -> Plan:
@@ -84,7 +94,7 @@ class Operator:
 
     def _resize(self, goal: Plan, known: list[Progress]) -> None:
         is_told = self.plan == goal
-        members = [each for each in known if each.replica < goal.parallelism.data]
+        members = [each for each in known if _is_of(each, goal)]
         if is_told and {each.incarnation for each in members} == {self.number}:
             self.goal = None
         elif not is_told and all(each.incarnation == self.number or each.awaits_incarnation for each in known):
@@ -105,10 +115,10 @@ class Operator:
         self.gang.restart(pod)
 
     def _name(self, waiting: list[Progress], *, at_border: bool = False) -> None:
-        self.number += 1
+        self.number = max(self.number, *(each.incarnation for each in waiting)) + 1
         self.coming.clear()
         members = tuple(
-            Member(replica=each.replica, stage=each.stage, address=f"127.0.0.1:{each.control_port}")
+            Member(replica=each.replica, stage=each.stage, address=f"{self._address(each)}:{each.control_port}")
             for each in sorted(waiting, key=lambda each: (each.replica, each.stage))
         )
         body = Incarnation(
@@ -123,8 +133,11 @@ class Operator:
             self._post(names.pod_name("job", replica=replica, stage=stage), body)
         self.met = {(each.replica, each.stage) for each in members}
 
+    def _address(self, rank: Progress) -> str:
+        return self.gang.machines.address(names.pod_name("job", replica=rank.replica, stage=rank.stage))
+
     def _post(self, pod: str, body: str) -> None:
-        url = f"http://127.0.0.1:{self.gang.ports[pod]}/incarnation"
+        url = f"{self.gang.url(pod)}/incarnation"
         request = urllib.request.Request(url, data=body.encode(), method="POST")
         request.add_header("Authorization", f"Bearer {TOKEN}")
         try:
@@ -133,11 +146,15 @@ class Operator:
             return
 
     def _progress(self, pod: str) -> Progress | None:
-        url = f"http://127.0.0.1:{self.gang.ports[pod]}/progress"
+        url = f"{self.gang.url(pod)}/progress"
         try:
             return Progress.model_validate_json(fetch(url, timeout_s=3))
         except (OSError, RuntimeError, ValueError, http.client.HTTPException):  # it may die in the middle of its answer
             return None
+
+
+def _is_of(report: Progress, plan: Plan) -> bool:
+    return report.replica < plan.parallelism.data and report.stage < plan.parallelism.pipeline
 
 
 def assert_same_end(gang: Gang, other: Gang, *, steps: int) -> None:

@@ -1,6 +1,7 @@
 """A folder of checkpoints, listed, verified and pruned by the command."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,16 @@ def test_pruning_keeps_the_newest_whole_ones(folder: CheckpointFolder) -> None:
     listing.prune(folder, keep=2, is_dry=False)
     assert folder.steps() == [40, 30, 20], "the damaged one is left to be looked at, and counts for none"
     assert not list(folder.root.glob(".*"))
+
+
+def test_pruning_by_age_keeps_younger_ones(folder: CheckpointFolder) -> None:
+    before = folder.steps()
+    listing.prune(folder, keep=1, is_dry=False, older_s=3600)
+    assert folder.steps() == before
+
+    os.utime(folder.path(before[-1]) / "SHA256SUMS", (0, 0))
+    listing.prune(folder, keep=1, is_dry=False, older_s=3600)
+    assert folder.steps() == before[:-1]
 
 
 def test_nothing_is_deleted_where_nothing_is_whole(folder: CheckpointFolder) -> None:

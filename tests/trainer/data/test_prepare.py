@@ -6,6 +6,8 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -78,7 +80,16 @@ def test_every_text_comes_back_token_for_token(tmp_path: Path, tokenizer: Path) 
     assert not (tmp_path / "tokens/.preparing").exists()
 
 
-@pytest.mark.parametrize("kind", ["lines", "gzip", "parquet", "files", "separated"])
+def save_data_set(folder: Path, given_texts: Sequence[str], *, rows_of_batch: int) -> None:
+    """Write what `datasets` does: streams that state.json names, and beside them one that it kept of other work."""
+    table, names = pa.table({"id": range(len(given_texts)), "text": given_texts}), ["data-00000-of-00001.arrow"]
+    for name in (*names, "cache-123.arrow"):
+        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table, max_chunksize=rows_of_batch)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+
+
+@pytest.mark.parametrize("kind", ["lines", "gzip", "parquet", "saved", "files", "separated"])
 def test_each_kind_of_file_gives_the_same_documents(tmp_path: Path, tokenizer: Path, kind: str) -> None:
     given_texts = texts(4)
     reference = prepared(tmp_path / "reference", tokenizer, given_texts)
@@ -94,6 +105,8 @@ def test_each_kind_of_file_gives_the_same_documents(tmp_path: Path, tokenizer: P
     elif kind == "parquet":
         table = pa.table({"id": [1, 2, 3, 4], "text": given_texts})
         parquet.write_table(table, source / "a.parquet", row_group_size=2)
+    elif kind == "saved":
+        save_data_set(source, given_texts, rows_of_batch=2)
     elif kind == "files":
         for number, text in enumerate(given_texts):
             (source / f"{number}.txt").write_text(text, encoding="utf-8")
@@ -343,6 +356,7 @@ UNREADABLE = [
     ("a.jsonl.gz", b"no gzip", "cannot be read to its end: Not a gzipped file"),
     ("a.txt", b"caf\xe9", "no UTF-8 .* at its byte 3"),
     ("a.parquet", b"PAR1 no parquet", "is no parquet file"),
+    ("a.arrow", b"no arrow", "is no whole Arrow file"),
     ("a.csv", b"a,b", "is CSV; write it as parquet or jsonl"),
     ("a.json", b"[]", "is JSON, not one document a line"),
     ("a.jsonl", b'{"text": ""}\n', "no document is left to train on .1 empty."),
@@ -366,6 +380,38 @@ def test_a_parquet_file_without_the_column_names_those_it_has(tmp_path: Path, to
     with pytest.raises(UserError, match=r"has no column 'text', but 'content', 'id'; name one") as caught:
         prepare(Request(sources=(f"{tmp_path}/a.parquet",), tokenizer=tokenizer, target=tmp_path / "tokens", workers=1))
     assert caught.value.reason == "NoColumn"
+
+
+def test_a_saved_data_set_says_which_splits_it_has_and_what_is_missing(tmp_path: Path, tokenizer: Path) -> None:
+    for split in ("test", "train"):
+        (tmp_path / split).mkdir()
+        save_data_set(tmp_path / split, ["x", "y"], rows_of_batch=1)
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    (tmp_path / "test/data-00000-of-00001.arrow").unlink()
+    request = Request(sources=(str(tmp_path),), tokenizer=tokenizer, target=tmp_path / "tokens", workers=1)
+
+    with pytest.raises(UserError, match=r"the splits test, train; name one of them, as in --from .*/test"):
+        prepare(request)
+    with pytest.raises(UserError, match=r"state.json names data-00000-of-00001.arrow, which is not there"):
+        prepare(replace(request, sources=(f"{tmp_path}/test",)))
+    with pytest.raises(UserError, match=r"has no column 'body', but 'id', 'text'; name one of them"):
+        prepare(replace(request, sources=(f"{tmp_path}/train",), text_column="body"))
+
+
+def test_batches_of_an_arrow_file_are_shared_out(tmp_path: Path) -> None:
+    save_data_set(tmp_path, [letter * 400_000 for letter in "abcdef"], rows_of_batch=2)
+
+    (file,) = inputs.found_files([str(tmp_path)])
+    made = inputs.pieces(inputs.as_inputs([file]), separator=None)
+    read = [
+        value[0]
+        for piece in made
+        for part in piece.parts
+        for _, value in documents(part, column="text", separator=None)
+    ]
+
+    assert [(each.parts[0].begin, each.parts[0].end) for each in made] == [(0, 1), (1, 2), (2, 3)]
+    assert read == list("abcdef")
 
 
 def test_tokenizers_that_cannot_do_it_are_named(tmp_path: Path, tokenizer: Path) -> None:

@@ -248,6 +248,16 @@ def test_sources_take_turns_by_weight_and_say_how_often_they_are_read(two_source
     assert "25.0% of the sequences, 6.25 epochs of 16 sequences" in second
 
 
+def test_documents_that_are_cut_are_said(tmp_path: Path) -> None:
+    folder = written(tmp_path / "a", [5, 6, 3, 12])
+
+    (first, second), (alone,) = dataset(folder, length=4).describe(9), dataset(folder, length=16).describe(9)
+
+    assert "epochs of 6 sequences" in first
+    assert "2 documents are longer than 4 tokens and are cut: what comes after a cut" in second
+    assert "longer than" not in alone
+
+
 def test_the_last_twentieth_of_the_documents_is_evaluated_on_and_not_trained_on(tmp_path: Path) -> None:
     folder = written(tmp_path / "a", [3] * 40)
     evaluation = Evaluation(interval_steps=1)
@@ -356,7 +366,7 @@ def test_tokens_beyond_the_models_vocabulary_are_refused_before_the_first_step(t
     folder = written(tmp_path / "a", [300])
     gpt = GptModel(num_layers=1, hidden_size=8, num_heads=1, vocabulary_size=300)
 
-    with pytest.raises(UserError, match=r"has token 300, .* the model's vocabulary ends at 299; give") as caught:
+    with pytest.raises(UserError, match=r"has token 300, .* the model's vocabulary ends at 299; prepare") as caught:
         dataset(folder, packing=Packing.CONCATENATE, model=Model(gpt=gpt))
     assert caught.value.reason == "VocabularyTooSmall"
     wide = gpt.model_copy(update={"vocabulary_size": 301})

@@ -12,7 +12,7 @@ import pytest
 from dimensions import EXPERTS, Shape, job
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import ExitCode
-from pipelinejob.spec.job import Data, DecoderModel, Model, Sharding
+from pipelinejob.spec.job import Data, DecoderModel, Experts, Model, Sharding
 from support.local.processes import wait_until
 from support.training.gangs import Gang, plan
 from support.training.loops import ranks_of_plans
@@ -59,10 +59,14 @@ def test_a_tensor_rank_that_hangs_in_a_collective_is_named(text: Path, make: Cal
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), "no rank is left behind")
 
 
-@pytest.mark.parametrize("shared", [{"sharding": Sharding.FULL}, {"expert": 2}], ids=["layers", "experts"])
-def test_a_replica_that_is_killed_ends_the_one_that_works_with_it(
-    shared: dict[str, object], text: Path, make: Callable[[Plan], Gang]
-) -> None:
+SHARED = pytest.mark.parametrize(
+    "shared",
+    [{"sharding": Sharding.FULL}, {"expert": 2}, {"sharding": Sharding.FULL, "expert": 2}],
+    ids=["layers", "experts", "both"],
+)
+
+
+def two_replicas(text: Path, shared: dict[str, object]) -> Plan:
     alone = plan(
         8,
         replicas=2,
@@ -71,14 +75,35 @@ def test_a_replica_that_is_killed_ends_the_one_that_works_with_it(
         training={"steps": 1_000_000},
         checkpoint={"interval_steps": 0},
     )
-    degrees = alone.parallelism.model_copy(update=shared)
-    gang = make(alone.model_copy(update={"parallelism": degrees}))
+    return alone.model_copy(update={"parallelism": alone.parallelism.model_copy(update=shared)})
+
+
+@SHARED
+def test_a_replica_that_is_killed_ends_the_one_that_works_with_it(
+    shared: dict[str, object], text: Path, make: Callable[[Plan], Gang]
+) -> None:
+    gang = make(two_replicas(text, shared))
     gang.wait_for_step(2)
 
     gang.signal("job-r1-s0", signal.SIGKILL)
 
     assert gang.wait() == {"job-r0-s0": ExitCode.PEER_LOST, "job-r1-s0": 137}
     assert gang.termination("job-r0-s0").reason == "PeerLost"
+
+
+def test_a_replica_that_hangs_in_an_exchange_of_tokens_ends_the_one_that_waits_for_it(
+    text: Path, make: Callable[[Plan], Gang]
+) -> None:
+    gang = make(two_replicas(text, {"sharding": Sharding.FULL, "expert": 2}))
+    gang.wait_for_step(2)
+
+    gang.signal("job-r1-s0", signal.SIGSTOP)
+
+    gang.until(lambda: gang.processes["job-r0-s0"].poll() is not None, "the other ends")
+    assert gang.processes["job-r0-s0"].returncode == ExitCode.PEER_LOST
+    assert "stage 0 of replica 1" in gang.termination("job-r0-s0").message
+    gang.signal("job-r1-s0", signal.SIGKILL)
+    gang.wait()
 
 
 def test_ranks_that_disagree_on_a_shape_are_refused_by_its_name(text: Path, tmp_path: Path) -> None:
@@ -94,3 +119,16 @@ def test_ranks_that_disagree_on_a_shape_are_refused_by_its_name(text: Path, tmp_
     assert reason == "ShapesDiffer"
     assert "tensor rank 1 of stage 0 of replica 0 has layers.1.feed_forward.gate.weight of shape (24, 16)" in words
     assert "tensor rank 0 of stage 0 of replica 0 of shape (32, 16)" in words
+
+
+def test_replicas_that_disagree_on_their_experts_are_refused_by_the_tensors_name(text: Path, tmp_path: Path) -> None:
+    decoder = EXPERTS.decoder
+    assert decoder is not None
+    of_four, of_two = (Model(decoder=decoder.model_copy(update={"experts": Experts(num=num)})) for num in (4, 2))
+    plans = [job(text, model, Shape(1, 1, 2, expert=2), steps=2) for model in (of_four, of_two)]
+
+    (reason, words), of_other = run_processes(ranks_of_plans, plans, tmp_path, world=2)
+
+    assert (reason, words) == of_other
+    assert reason == "ShapesDiffer"
+    assert "stage 0 of replica 1 has layers.1.feed_forward." in words

@@ -19,6 +19,7 @@ from pipelinejob_trainer.base.nesting import Passed
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
 from pipelinejob_trainer.models.huggingface import division
 from pipelinejob_trainer.models.huggingface.files import safetensors_file
+from pipelinejob_trainer.models.huggingface.layers import Narrow
 from pipelinejob_trainer.models.losses.divided_loss import divided
 from pipelinejob_trainer.models.losses.loss import token_cross_entropy
 from pipelinejob_trainer.models.part import Part, build_part
@@ -87,22 +88,22 @@ def test_a_family_s_own_plan_is_not_followed_unchecked(tensor: int, preflight: b
     assert [error.path for error in errors] == ["spec.training.preflight"] * refused
 
 
-def part_of(model: Model, group: TensorGroup = ALONE, *, narrow: int | None = None) -> Part:
+def part_of(model: Model, group: TensorGroup = ALONE, *, narrow: Narrow | None = None) -> Part:
     return build_part(model, DATA, stretches=[(0, LAYERS)], seed=1, tensor_group=group, narrow=narrow)
 
 
-@pytest.mark.parametrize("narrow", [None, 2], ids=["folder", "narrow"])
+@pytest.mark.parametrize("narrow", [None, Narrow(2)], ids=["folder", "narrow"])
 @pytest.mark.parametrize("kind", ["llama", "mixtral"])
-def test_parts_make_up_the_whole(kind: str, narrow: int | None, root: Path) -> None:
+def test_parts_make_up_the_whole(kind: str, narrow: Narrow | None, root: Path) -> None:
     model = folder_of(kind, root)
     whole = part_of(model, narrow=narrow).named_parameters()
     seen = {name: torch.full_like(each, torch.nan) for name, each in whole.items()}
     for rank in range(2):
         part = part_of(model, TensorGroup(rank, 2), narrow=narrow)
         for name, each in part.named_parameters().items():
-            if name in part.slices:
+            if name in part.portions:
                 assert each.numel() < seen[name].numel()
-                part.slices[name].put(each.detach(), seen[name], part.tensor_group)
+                part.portions[name].put(each.detach(), seen[name])
             else:
                 seen[name] = each.detach()
     for name, each in whole.items():

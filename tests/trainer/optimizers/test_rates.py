@@ -7,7 +7,7 @@ import torch
 from transformers import optimization
 
 from pipelinejob.spec.job import Training
-from pipelinejob_trainer.optimizers.rates import learning_rate
+from pipelinejob_trainer.optimizers.rates import changed_rate, learning_rate
 
 STEPS, WARMUP = 40, 6
 
@@ -78,3 +78,17 @@ def test_constant_is_transformers() -> None:
     expected = theirs(optimization.get_constant_schedule_with_warmup, num_warmup_steps=WARMUP)
 
     assert ours({"kind": "Constant"}) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_rate_that_jumps_where_a_run_goes_on_is_said() -> None:
+    short, long = (
+        Training.model_validate({"steps": steps, "warmupSteps": 0, "learningRate": 1.0}) for steps in (10, 20)
+    )
+
+    said = changed_rate(long, 10, learning_rate(short, 10))
+
+    assert said is not None
+    assert said.startswith("step 10 was done at a learning rate of 0.1;")
+    assert said.endswith("it would have been 0.55, and step 11 has 0.48")
+    assert changed_rate(short, 10, learning_rate(short, 10)) is None
+    assert changed_rate(short, 10, None) is None

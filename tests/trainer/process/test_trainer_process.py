@@ -4,6 +4,7 @@ import http.client
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from pipelinejob.base import names
 from pipelinejob.contract.plan import CostSource
 from pipelinejob.contract.progress import ExitCode, Termination
 from pipelinejob.costs.layers import Profile
-from pipelinejob.spec.job import Model
+from pipelinejob.spec.job import Model, Recovery
 from pipelinejob_trainer.base.errors import PeerLostError, StoppedError, UserError
 from pipelinejob_trainer.communication.liveness import Liveness, neighbours
 from pipelinejob_trainer.process import stage_status, termination
-from pipelinejob_trainer.process.config import read_config, read_plan
+from pipelinejob_trainer.process.config import check_place, read_config, read_plan
 from pipelinejob_trainer.process.http_server import Ear, serve
 from pipelinejob_trainer.process.stage_status import StageStatus
 from pipelinejob_trainer.process.termination import ProcessExit
@@ -74,6 +75,29 @@ def test_a_plan_that_cannot_be_read_is_the_users_to_mend(tmp_path: Path, content
         read_plan(file)
 
     assert error.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ({"stage": 2}, "PIPELINEJOB_STAGE: 2, but the plan has pipeline: 2, whose last is 1"),
+        ({"replica": 3}, "PIPELINEJOB_REPLICA: 3, but the plan has data: 3"),
+        ({"tensor": 4}, "PIPELINEJOB_TENSOR_RANK: 4, but the plan has tensor: 4"),
+    ],
+)
+def test_a_rank_that_the_plan_does_not_have_is_refused(place: dict[str, int], words: str) -> None:
+    wanted, config = plan(2, 2, replicas=3, tensor=4), read_config(ENVIRONMENT)
+    check_place(config, wanted)
+
+    with pytest.raises(UserError, match=words):
+        check_place(replace(config, **place), wanted)
+
+
+@pytest.mark.parametrize("place", [{"stage": 2}, {"replica": 3}])
+def test_a_rank_that_joins_in_memory_is_not_of_the_plan_yet(place: dict[str, int]) -> None:
+    recovering = plan(2, 2, replicas=3).model_copy(update={"recovery": Recovery(in_place=True)})
+
+    check_place(replace(read_config(ENVIRONMENT), **place), recovering)
 
 
 def test_a_process_without_environment_says_so_and_ends_with_64(tmp_path: Path) -> None:

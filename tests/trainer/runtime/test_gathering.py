@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 from dimensions import DECODER, GPT, Shape, job
+from pipelinejob.contract.plan import Plan
 from pipelinejob.planning.planner import counted, division_of, make_plan
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import Model, PipelineJobSpec, Sharding
+from pipelinejob.spec.training import Compile
 from pipelinejob_trainer.communication.tensor_group import TensorGroup
 from pipelinejob_trainer.data.micro_batch import Inputs
 from pipelinejob_trainer.runtime.gathering import Gathering
@@ -60,18 +63,27 @@ def played(rank: Rank, *, is_split: bool) -> dict[str, torch.Tensor]:
     return {name: each.grad for name, each in rank.part.named_parameters().items() if each.grad is not None}
 
 
+def compiling(plan: Plan, compile_: Compile) -> Plan:
+    return plan.model_copy(update={"training": plan.training.model_copy(update={"compile": compile_})})
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the tracer reads it within torch
 @pytest.mark.parametrize("model", [GPT, DECODER], ids=["tied", "decoder"])
-@pytest.mark.parametrize("schedule", [ScheduleName.ONE_F_ONE_B, ScheduleName.ZB_H1])
+@pytest.mark.parametrize("schedule", [ScheduleName.ONE_F_ONE_B, ScheduleName.ZB_H1, "compiled"])
 @pytest.mark.parametrize("recomputes", [False, True], ids=["", "again"])
 def test_two_layers_are_there_at_most_and_give_the_same_gradients(
-    model: Model, schedule: ScheduleName, recomputes: bool, text: Path
+    model: Model, schedule: str, recomputes: bool, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    compile_ = Compile.LAYERS if schedule == "compiled" else Compile.OFF
+    name = ScheduleName.ONE_F_ONE_B if schedule == "compiled" else ScheduleName(schedule)
     whole, sharded = (
-        job(text, model, Shape(1, 1, 2, sharding), schedule) for sharding in (Sharding.NONE, Sharding.FULL)
+        compiling(job(text, model, Shape(1, 1, 2, sharding), name), compile_)
+        for sharding in (Sharding.NONE, Sharding.FULL)
     )
     stages = tuple(each.model_copy(update={"recompute": recomputes}) for each in sharded.stages)
     sharded, whole = (each.model_copy(update={"stages": stages}) for each in (sharded, whole))
-    is_split = schedule is ScheduleName.ZB_H1
+    is_split = name is ScheduleName.ZB_H1
     ranks = [build_rank(sharded, index=0, replica=replica, device=CPU) for replica in range(2)]
     exchange, gathering = Both(ranks), ranks[0].gathering
     assert isinstance(gathering, Gathering)

@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from pipelinejob.serving.chunks import PassCost, explained
+from pipelinejob.serving.chunks import Late, PassCost, explained
 from pipelinejob.serving.passes import Row, Sampling
 from pipelinejob.serving.scheduler import Limits
-from pipelinejob_trainer.base.errors import PeerLostError, UserError
+from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.serving.calibration import measured_cost
 from pipelinejob_trainer.serving.chain import Chain
 from pipelinejob_trainer.serving.check import check_decoding
 from pipelinejob_trainer.serving.sampling import sample
+from pipelinejob_trainer.serving.stage_model import load_stage
 from pipelinejob_trainer.serving.wire import Frame, Kind, send
-from support.serving.serving_chains import BLOCK, COST, HANG_S, TINY, Told, serving, stages_of, tiny_folder
+from support.serving.serving_chains import BLOCK, COST, HANG_S, TINY, Told, serving, spec_of, stages_of, tiny_folder
+from support.serving.serving_faults import Fragile
 
 NEW = 12
 PROMPTS = [[5, 9, 33, 7], [11, 4], [70, 3, 3, 8, 21, 40, 41, 42, 43, 9, 10, 12, 50], [1], [5, 9, 33, 7, 60, 61]]
@@ -60,40 +62,22 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return tiny_folder(request.param, tmp_path_factory.mktemp(request.param) / "model")
 
 
-def test_greedy_answers_are_those_of_generate_on_2_3_and_4_stages_batched_and_alone_chunked_and_whole(
-    family: tuple[Path, Any],
+@pytest.mark.parametrize("stages", [2, 3, 4])
+def test_greedy_answers_are_those_of_generate_batched_and_alone_chunked_and_whole(
+    family: tuple[Path, Any], stages: int
 ) -> None:
     folder, model = family
     expected = [generated(model, prompt) for prompt in PROMPTS]
     near: list[float | None] = []
-    for stages in (2, 3, 4):
-        with serving(stages_of(folder, stages), chunk_tokens=5 if stages != 3 else 64, group_size=2) as served:
-            alone = served.submit(PROMPTS[2], NEW)
-            near.append(parted(alone, expected[2]))
+    for chunk in (5, 64):
+        with serving(stages_of(folder, stages), chunk_tokens=chunk, group_size=2) as served:
+            near += [parted(served.submit(prompt, NEW), one) for prompt, one in zip(PROMPTS, expected, strict=True)]
             together = [served.submit(prompt, NEW) for prompt in PROMPTS]
             near += [parted(told, one) for told, one in zip(together, expected, strict=True)]
 
     margins = [each for each in near if each is not None]
     print(f"{len(margins)} of {len(near)} answers part from generate's at near ties, by margins {margins}")
     assert all(margin < NEAR for margin in margins)
-
-
-class Fragile:
-    """A stage that can be told to lose its memory and its place in the chain, as a process that dies does."""
-
-    def __init__(self, forward: Any) -> None:
-        self.forward = forward
-        self.dies_at: int | None = None
-        self.passes = 0
-
-    def run(self, rows: Any, received: Any) -> torch.Tensor:
-        self.passes += 1
-        if self.passes == self.dies_at:
-            with torch.inference_mode():
-                for each in (each for pair in self.forward._pool._layers.values() for each in pair):
-                    each.fill_(float("nan"))
-            raise PeerLostError("it died")
-        return self.forward.run(rows, received)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +190,20 @@ def test_models_whose_memory_is_no_cache_of_keys_are_refused_by_name(family: str
         check_decoding(CONFIG_MAPPING[family]())
 
 
+def test_texts_stay_within_the_length_beyond_which_one_of_them_would_change_the_others(tmp_path: Path) -> None:
+    turned = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    original = {"original_max_position_embeddings": 32}
+    folder, model = tiny_folder("phi3", tmp_path / "m", rope_parameters=turned | original, **original)
+
+    found = load_stage(spec_of(folder), (0, 6), num_blocks=64, block=BLOCK)
+    with serving(stages_of(folder, 2)) as served:
+        near = [parted(served.submit(prompt, NEW), generated(model, prompt)) for prompt in PROMPTS]
+
+    assert found.positions == 32
+    assert "texts are at most 32 tokens long, not 128" in found.remarks[-1]
+    assert near == [None] * len(PROMPTS)
+
+
 def test_a_stage_that_falls_silent_is_named_within_seconds_and_taken_in_again() -> None:
     """The stage is played: it joins, beats once, and says no more."""
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -240,8 +238,9 @@ def test_who_is_no_stage_is_sent_away() -> None:
         chain.close()
 
 
-def test_costs_are_solved_from_four_passes() -> None:
-    cost = PassCost(fixed_s=0.5, row_s=0.02, token_s=0.03, attention_s=0.0004)
+@pytest.mark.parametrize(("held_s", "late"), [(0.0, False), (0.0, True), (0.01, True)])
+def test_costs_are_solved_from_passes(held_s: float, late: bool) -> None:
+    cost = PassCost(fixed_s=0.5, row_s=0.02, held_s=held_s, token_s=0.03, attention_s=0.0004)
 
     found = explained(
         cost.seconds(rows=1, past=0, new=1),
@@ -250,6 +249,7 @@ def test_costs_are_solved_from_four_passes() -> None:
         cost.seconds(rows=1, past=64, new=64),
         rows=8,
         chunk=64,
+        late=Late(past=500, seconds=cost.seconds(rows=1, past=500, new=1)) if late else None,
     )
 
     assert found.dump() == pytest.approx(cost.dump())

@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from pipelinejob.planning.planner import make_plan
 from pipelinejob.spec.job import Data, GptModel, Model, Parallelism, PipelineJobSpec, Precision, ScheduleSpec, Training
-from pipelinejob_trainer.models.part import LayerEntry
+from pipelinejob.spec.workload import HuggingFaceModel, Weights
+from pipelinejob_trainer.models.part import LayerEntry, build_part
+from pipelinejob_trainer.profile.layers import Text, layer_costs
+from pipelinejob_trainer.profile.lockstep import Alone
 from pipelinejob_trainer.profile.memory import layer_memory
+from pipelinejob_trainer.profile.stopwatch import Stopwatch
 from pipelinejob_trainer.profile.workers import Worker, first_worker
 from pipelinejob_trainer.runtime.device_memory import watching
 from pipelinejob_trainer.stage.stage import Stage
@@ -27,12 +32,12 @@ OUTPUT = 4 * ROWS * WIDTH  # bytes of what a layer gives
 
 
 def plan(**others):
+    given = {"model": Model(gpt=GptModel(num_layers=2, hidden_size=32, num_heads=2)), "device": "cpu"}
     spec = PipelineJobSpec(
-        model=Model(gpt=GptModel(num_layers=2, hidden_size=32, num_heads=2)),
         data=Data(corpus="python-stdlib", sequence_length=32),
         schedule=ScheduleSpec(name="1F1B", micro_batches=4, micro_batch_size=2),
         training=Training(steps=1),
-        **{"parallelism": Parallelism(pipeline=2), "device": "cpu", **others},
+        **{"parallelism": Parallelism(pipeline=2), **given, **others},
     )
     return make_plan(namespace="default", name="job", spec=spec)
 
@@ -88,6 +93,29 @@ def test_a_layer_keeps_what_its_gradients_need() -> None:
     # the gradient of what it gave is counted as its own while it works, and it makes others of that size
     assert all(2 * OUTPUT <= layer.working <= 4 * OUTPUT for layer in (*whole, *split))
     assert output.shape == (ROWS, WIDTH)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
+def test_what_goes_around_the_blocks_of_a_folders_model_is_measured_by_itself(tmp_path: Path, kind: str) -> None:
+    sizes = {"vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    AutoConfig.for_model(kind, **sizes, bos_token_id=0, eos_token_id=0).save_pretrained(tmp_path)
+    model = Model(hugging_face=HuggingFaceModel(path=str(tmp_path), weights=Weights.RANDOM), num_layers=4)
+    made = plan(model=model)
+    tokens = torch.zeros(2, 32, dtype=torch.int64)
+    (layers,) = build_part(model, made.data, stretches=[(0, 4)], seed=1).chunks
+    embedded = layers[0].module(tokens)
+    usual = layers[1].module(embedded)
+
+    with layers[1].runner.hollow(1):
+        assert torch.equal(layers[1].module(embedded), embedded)
+    assert torch.equal(layers[1].module(embedded), usual)
+
+    text = Text(tokens=tokens, targets=tokens)
+    costs = layer_costs(made, text, Stopwatch(CPU, shares_processors=False), is_split=False, neighbours=Alone())
+
+    assert len(costs.layers) == 4
+    assert costs.around_s > 0
+    assert all(layer.forward_s >= 0 for layer in costs.layers)
 
 
 def test_seats_are_written_as_they_are_read() -> None:

@@ -21,6 +21,7 @@ from pipelinejob_trainer.checkpoint import command as checkpoints_command
 from pipelinejob_trainer.data.prepare import command as data_command
 from pipelinejob_trainer.process.config import (
     Config,
+    check_place,
     read_config,
     read_plan,
     read_tensor_rank,
@@ -55,6 +56,7 @@ def _run(_: argparse.Namespace) -> NoReturn:
         variables = await_rank(process_exit)
         config, tensor = read_config(variables), read_tensor_rank(variables)
         plan = read_plan(config.plan)
+        check_place(config, plan)
         if tensor is None and plan.parallelism.tensor > 1:
             supervise(config, plan.parallelism.tensor, variables, process_exit)
         if tensor is not None:
@@ -139,7 +141,9 @@ def _train_with_recovery(config: Config, plan: Plan, status: StageStatus, stop_r
     from pipelinejob_trainer.training.preparation import Preparation  # noqa: PLC0415  # torch, see above
     from pipelinejob_trainer.training.recovering import Recovering  # noqa: PLC0415  # as above
 
-    Recovering(config, plan, station, status, stop_request).run(Preparation(config, plan))
+    # A further stage that the plan does not have yet is told the plan that has it.
+    prepared = Preparation(config, plan) if config.stage < plan.parallelism.pipeline else None
+    Recovering(config, plan, station, status, stop_request).run(prepared)
     station.close()
 
 

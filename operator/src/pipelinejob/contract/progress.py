@@ -59,6 +59,8 @@ class Progress(Value):
     skipped_steps: int = 0  # by this process's run: they left weights and optimiser as they were
     not_finite_steps: int = 0  # those of them whose loss or gradients were infinite or no numbers
     roll_backs: int = 0  # of this process's run, to a checkpoint
+    answered: int | None = None  # requests of a batch that have an answer, told by its first stage
+    requests: int | None = None  # all of that batch
     loss: float | None = None  # nats per token that counts, mean over the global batch; the same on every rank
     evaluation_loss: float | None = None  # of the last evaluation
     gradient_norm: float | None = None
@@ -70,6 +72,8 @@ class Progress(Value):
     spent: Spent | None = None  # of late; None before the first step
     memory_bytes: int | None = None  # peak
     checkpoint_step: int | None = None  # newest verified checkpoint
+    failed_checkpoints: int = 0  # that this process's run could not write, and went on without
+    checkpoint_failure: str | None = None  # why, if the last that was due was one of them
     incarnation: int = 0  # the newest that this process has heard of; 0: of none, or recovery in place is off
     awaits_incarnation: bool = False  # whether it has all it needs to meet the others, and waits to be told of them
     control_port: int | None = None  # where the other ranks reach it, if recovery in place is on

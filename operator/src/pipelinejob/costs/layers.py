@@ -169,6 +169,7 @@ def analytic_profile(
             layers=tuple(map(_equal_layer, layer_names(model))),
             optimizer=training.optimizer,
             table_moments=training.table_moments,
+            expert=expert,
         )
     known = hardware or default()
     kind = known.reckoned_as(device, product)

@@ -14,6 +14,7 @@ from pipelinejob.contract.plan import LayerRange
 from pipelinejob.costs.layers import LayerCost, Profile
 from pipelinejob.costs.links import Links
 from pipelinejob.costs.memory import StageBytes, ahead_bytes, peak_bytes, stage_bytes
+from pipelinejob.costs.shares import from_others, holders, mean_share, share
 from pipelinejob.schedules.actions import Route, Schedule
 from pipelinejob.schedules.costs import Costs, Link
 from pipelinejob.schedules.families import family
@@ -128,17 +129,23 @@ class Division:
 
     def _gather_s(self, stage: int, layer: LayerCost) -> float:
         """Return the seconds, at the speed of the costs, in which the replicas of a stage gather a layer."""
-        bandwidth, num_bytes = self.ring_bytes_per_s(stage), self._gathered_bytes(layer)
-        if not bandwidth or not num_bytes:
+        bandwidth, of_experts = self.ring_bytes_per_s(stage), self._gathered_experts(layer)
+        alike = self._gathered_bytes(layer) - of_experts
+        if not bandwidth or not alike + of_experts:
             return 0.0
         hops = ceil(log2(self.weight_shards))
-        share = (self.weight_shards - 1) / self.weight_shards
-        return (share * num_bytes / bandwidth + hops * self.ring_latency_s(stage)) * self.speed(self.routes[0][stage])
+        come = from_others(alike, of_experts, shards=self.weight_shards, expert=self.expert)
+        return (come / bandwidth + hops * self.ring_latency_s(stage)) * self.speed(self.routes[0][stage])
 
     def _gathered_bytes(self, layer: LayerCost) -> int:
-        """Return what is gathered of a layer: all that is trained, but a table that stands on two ranks."""
+        """Return what is gathered of a layer: what is trained, but a table on two ranks, and experts on one replica."""
         is_end = layer is self.profile.layers[0] or layer is self.profile.layers[-1]
-        return layer.parameter_bytes - (self._tied_trained if is_end and self.is_tied_apart else 0)
+        always_whole = layer.expert_bytes - self._gathered_experts(layer)
+        return layer.parameter_bytes - always_whole - (self._tied_trained if is_end and self.is_tied_apart else 0)
+
+    def _gathered_experts(self, layer: LayerCost) -> int:
+        """Return what is gathered of a layer's divided experts."""
+        return layer.expert_bytes if holders(self.weight_shards, self.expert) > 1 else 0
 
     def _rerun_s(self, stage: int) -> float:
         """Return the seconds in which a stage runs layers again, for which it needs no gradient."""
@@ -226,7 +233,9 @@ class Division:
         """The bytes that a rank holds of its trained parameters between passes: its share, and a table on two ranks."""
         is_end = any(rank in (route[0], route[-1]) for route in self.routes)
         whole = self._tied_trained if is_end and self.is_tied_apart else 0
-        return whole - (whole - self.parameter_bytes(rank)) // self.weight_shards
+        of_experts = sum(layer.expert_bytes for layer in self.held_layers(rank))
+        alike = self.parameter_bytes(rank) - whole - of_experts
+        return whole + share(alike, of_experts, shards=self.weight_shards, expert=self.expert)
 
     def gathered_bytes(self, rank: int) -> int:
         """The most bytes that are gathered at a time of a rank's layers: of one that works, and of the next."""
@@ -247,12 +256,7 @@ class Division:
         layers = self.held_layers(rank)
         of_experts = round(sum(layer.moment_bytes * layer.expert_share for layer in layers))
         alike = sum(layer.moment_bytes for layer in layers) - shared - of_experts
-        return -(-alike // self.shards) - (-of_experts // self.expert_shards)
-
-    @property
-    def expert_shards(self) -> int:
-        """The ranks that divide the optimiser's state of the same experts: of one replica in each group."""
-        return max(1, self.shards // self.expert)
+        return share(alike, of_experts, shards=self.shards, expert=self.expert)
 
     @property
     def _tied_trained(self) -> int:
@@ -274,7 +278,7 @@ class Division:
     def optimizer_s(self, rank: int) -> float:
         """Return the seconds of a rank's update."""
         seconds = (
-            layer.optimizer_s * ((1 - layer.expert_share) / self.shards + layer.expert_share / self.expert_shards)
+            layer.optimizer_s * mean_share(layer.expert_share, shards=self.shards, expert=self.expert)
             for layer in self.held_layers(rank)
         )
         return sum(seconds) / self.speed(rank)
@@ -374,12 +378,8 @@ class Division:
         )
 
     def _stage_bytes(self, rank: int, stage: int, *, is_split: bool) -> StageBytes:
-        return stage_bytes(
-            self.layers(stage),
-            received=self.input_bytes(stage),
-            is_split=is_split,
-            recomputed=self.recomputed(rank, stage),
-        )
+        again = self.recomputed(rank, stage)
+        return stage_bytes(self.layers(stage), received=self.input_bytes(stage), is_split=is_split, recomputed=again)
 
     def _ahead_bytes(self, rank: int) -> int:
         """Return what receives posted ahead take; activations that come are as large as the gradients that go."""

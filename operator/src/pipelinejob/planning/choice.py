@@ -13,8 +13,9 @@ from functools import cache, cached_property, lru_cache, partial
 import numpy as np
 
 from pipelinejob.base.errors import SpecError, TooLargeError
-from pipelinejob.costs.layers import Profile
+from pipelinejob.costs.layers import LayerCost, Profile
 from pipelinejob.costs.links import Links
+from pipelinejob.costs.shares import mean_share
 from pipelinejob.costs.stages import Cuts, Division
 from pipelinejob.planning.chunks import partition_chunks
 from pipelinejob.planning.dimensions import shards, weight_shards
@@ -308,7 +309,7 @@ class _Chooser:
         budget = self._budget
         if budget is None:
             return None, None
-        layers = self._profile.layers
+        layers, degrees = self._profile.layers, self._spec.parallelism
         memory = []
         for rank in range(self._num_ranks):
             again = self._share_again(rank)  # of which one micro-batch is held; what was received beside it is small
@@ -317,14 +318,18 @@ class _Chooser:
             memory.append(
                 [
                     layer.state_bytes
-                    - (layer.moment_bytes - layer.moment_bytes / shards(self._spec.parallelism))
-                    - (layer.parameter_bytes - layer.parameter_bytes / weight_shards(self._spec.parallelism))
+                    - layer.moment_bytes * (1 - self._share(layer, shards(degrees)))
+                    - layer.parameter_bytes * (1 - self._share(layer, weight_shards(degrees)))
                     + further * layer.parameter_bytes
                     + held * layer.activation_bytes
                     for layer in layers
                 ]
             )
         return memory, list(budget.limits)
+
+    def _share(self, layer: LayerCost, shards: int) -> float:
+        """Return what a rank has of a layer's state that so many replicas shard."""
+        return float(mean_share(layer.expert_share, shards=shards, expert=self._spec.parallelism.expert))
 
     def _speed(self, rank: int) -> float:
         """Return a rank's speed relative to the profile; one that recomputes runs forward passes twice."""

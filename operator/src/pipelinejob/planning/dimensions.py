@@ -64,7 +64,7 @@ def unrunnable(
     """Return an error for each thing that can be planned with tensor or expert parallelism or sharding, but not run."""
     yield from _uncompiled(training, schedule)
     yield from _unsharded(training, schedule, degrees.sharding)
-    yield from unrunnable_experts(training, schedule, degrees)
+    yield from unrunnable_experts(model, training, schedule, degrees)
     if degrees.sharding is Sharding.FULL:
         yield from _not_gathered(model, training, schedule)
     tensor = degrees.tensor
@@ -164,12 +164,6 @@ def _not_gathered(model: Model, training: Training, schedule: ScheduleName) -> I
         yield SpecError(
             SHARDING,
             "full shards what is trained, and of adapters the model that they stand beside is not; use optimizer",
-        )
-    if training.compile is not Compile.OFF:
-        yield SpecError(
-            "spec.training.compile",
-            f"{training.compile} makes one function of a layer, which keeps parameters that sharding: full lets go of;"
-            " use Off, or sharding: optimizer",
         )
     if schedule in BOTH_WAYS:
         yield SpecError(SHARDING, _held_twice(schedule))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pipelinejob.base.errors import SpecError
 from pipelinejob.schedules.families import ASYNCHRONOUS, BOTH_WAYS
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.job import Model, Parallelism, Sharding, Training
+from pipelinejob.spec.job import Model, Parallelism, Training
 from pipelinejob.spec.optimization import Optimizer
 from pipelinejob.spec.training import Compile
 
@@ -25,26 +25,29 @@ def undividable_experts(model: Model, degrees: Parallelism) -> Iterator[SpecErro
         yield SpecError(
             EXPERT, f"{data} replicas make no whole groups of {expert} that divide experts; use a divisor of {data}"
         )
-    if model.decoder is None or model.decoder.experts is None:
+    nums = _numbers_of_experts(model)
+    if not nums:
         yield SpecError(
             EXPERT,
-            f"{expert} replicas are to divide the experts of spec.model.decoder, and this model has none, or is made of"
-            " layers that hold all of theirs; leave it out",
+            f"{expert} replicas are to divide the experts of spec.model.decoder, or of a folder's model, and this model"
+            " has none, or is made of layers that hold all of theirs; leave it out",
         )
-    elif model.decoder.experts.num % expert:
-        num = model.decoder.experts.num
-        yield SpecError(EXPERT, f"{expert} replicas cannot share {num} experts equally; use a divisor of {num}")
+    for num in nums:
+        if num % expert:
+            yield SpecError(EXPERT, f"{expert} replicas cannot share {num} experts equally; use a divisor of {num}")
 
 
-def unrunnable_experts(training: Training, schedule: ScheduleName, degrees: Parallelism) -> Iterator[SpecError]:
+def unrunnable_experts(
+    model: Model, training: Training, schedule: ScheduleName, degrees: Parallelism
+) -> Iterator[SpecError]:
     """Return an error for each thing that divided experts do not go with."""
     if degrees.expert == 1:
         return
-    if degrees.tensor not in {None, 1}:
-        yield SpecError(EXPERT, f"{degrees.expert} does not go with tensor: {degrees.tensor} yet; use one of them")
-    if degrees.sharding is Sharding.FULL:
+    if model.hugging_face is not None and not training.preflight:
         yield SpecError(
-            EXPERT, "does not go with sharding: full yet, which gathers a layer of all replicas; use optimizer"
+            "spec.training.preflight",
+            f"with {EXPERT} = {degrees.expert}, a Hugging Face model's experts are divided by its family's own plan,"
+            " which only the preflight holds against the whole model; leave it on, or leave expert out",
         )
     if training.lora is not None:
         yield SpecError(EXPERT, "divides what is trained, and adapters stand beside all experts; use no adapters, or 1")
@@ -87,3 +90,18 @@ def _held_twice(schedule: str) -> str:
         f"{schedule} holds each stage on two ranks of a pipeline, and experts are divided over replicas of one; use"
         f" {ScheduleName.DUALPIPE_V}, or expert: 1"
     )
+
+
+def _numbers_of_experts(model: Model) -> tuple[int, ...]:
+    """Return how many experts a model's blocks have, each number once; 0 of a folder that nothing is known of."""
+    try:
+        decoder = model.layer_sizes(1)
+    except SpecError:  # of a config that lacks a size, which others say
+        return (0,)
+    if decoder is None:
+        return (0,) if model.hugging_face is not None else ()
+    if model.decoder is None and model.hugging_face is None:
+        return ()
+    blocks = dict.fromkeys(decoder.blocks)
+    matrices = (matrix for block in blocks for branch in block for matrix in branch.matrices)
+    return tuple(dict.fromkeys(matrix.copies for matrix in matrices if matrix.is_experts))

@@ -21,8 +21,9 @@ from pipelinejob.planning.choice import Choice
 from pipelinejob.planning.dimensions import shards, undividable, unrunnable, weight_shards
 from pipelinejob.planning.experts import EXPERT, expert_ranks, undividable_experts
 from pipelinejob.planning.playing import packed, schedule_of
+from pipelinejob.planning.protection import chosen_interval
 from pipelinejob.planning.recomputing import choose
-from pipelinejob.planning.serving import foretold, held_bytes
+from pipelinejob.planning.serving import as_served, foretold, held_bytes
 from pipelinejob.planning.step_prediction import StepPrediction, predict_step, simulated
 from pipelinejob.spec.job import Optimizer, PipelineJobSpec
 from pipelinejob.spec.training import Compile
@@ -56,7 +57,7 @@ def make_plan(
     check_covers(profile, spec)
     if devices is not None:
         profile = on_devices(profile, spec, devices, hardware)
-    profile = slowed(profile, speeds)
+    profile = as_served(spec, slowed(profile, speeds))
     links = _links(placement, network, profile) or links
     return assembled(
         choose(spec, profile, links=links),
@@ -116,8 +117,17 @@ def assembled(
         placement=placement,
         links=division.links.planned() if division.links else (),
     )
+    plan = _protected(plan)
     _check_size(plan)
     return plan
+
+
+def _protected(plan: Plan) -> Plan:
+    """Choose how often states are copied, where recovery in place is on and nobody has said it."""
+    if plan.recovery is None or plan.recovery.interval_steps is not None:
+        return plan
+    chosen = plan.recovery.model_copy(update={"interval_steps": chosen_interval(plan)})
+    return plan.model_copy(update={"recovery": chosen})
 
 
 def counted(

@@ -1,15 +1,33 @@
 """What a job that serves will give, and hold, before anything ran: its passes counted, and played by its scheduler."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from pipelinejob.base.timeline import Span, SpanKind, StageTimeline, Timeline
 from pipelinejob.contract.plan import CostSource, ServedAt, StagePlan
 from pipelinejob.costs.layers import Profile, analytic_profile
 from pipelinejob.models.counts import FP32_BYTES
 from pipelinejob.models.decoder import Branch, Role
 from pipelinejob.serving.chunks import PassCost, explained
-from pipelinejob.serving.predict import examples
+from pipelinejob.serving.predict import Asked, Worked, examples, played
 from pipelinejob.serving.scheduler import Limits
 from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob.spec.serving import Split
+
+_DRAWN = Asked(prompt=16, new=6)  # short, so that a picture of all their passes can be read
+
+
+def as_served(spec: PipelineJobSpec, profile: Profile) -> Profile:
+    """Return the costs by which the layers of a job that serves are shared among its stages.
+
+    Where chunks of prompts are to take each as long, the head counts with the one token that it computes of a chunk.
+    """
+    if spec.serving is None or spec.serving.split is Split.TOKENS or profile.source is CostSource.EQUAL:
+        return profile
+    *layers, head = profile.layers
+    share = 1 / spec.serving.chunk_tokens
+    parts = ("forward_s", "backward_input_s", "backward_weight_s")
+    less = head.model_copy(update={part: share * getattr(head, part) for part in parts})
+    return profile.model_copy(update={"layers": (*layers, less)})
 
 
 def foretold(spec: PipelineJobSpec, stages: Sequence[StagePlan], profile: Profile) -> tuple[ServedAt, ...]:
@@ -17,13 +35,58 @@ def foretold(spec: PipelineJobSpec, stages: Sequence[StagePlan], profile: Profil
 
     Of layers that count as equal only the utilization means anything.
     """
+    limits, costs = _limits(spec, stages), _costs(spec, stages, profile)
+    return examples(limits, costs, link_s=_link_s(profile), processors=profile.concurrency)
+
+
+def foretold_timeline(spec: PipelineJobSpec, stages: Sequence[StagePlan], profile: Profile) -> Timeline:
+    """Return the passes of a request for each group, all at once, of few tokens.
+
+    A pass of a group's tokens is a forward span of chunk 0, whose micro-batch is the group; a piece of a prompt is one
+    of chunk 1, and its micro-batch the request.
+    """
+    limits, costs = _limits(spec, stages), _costs(spec, stages, profile)
+    tokens = max(1, min(_DRAWN.prompt, limits.cache_tokens // 2))
+    asked = [Asked(prompt=tokens, new=min(_DRAWN.new, limits.cache_tokens - tokens))] * limits.groups
+    works = played(asked, limits, costs, link_s=_link_s(profile), processors=profile.concurrency)
+    end_s = max(stage[-1].end_s for stage in works)
+    return Timeline(
+        source="predicted",
+        stages=tuple(
+            StageTimeline(stage=number, step=0, spans=tuple(_spans(worked, end_s)))
+            for number, worked in enumerate(works)
+        ),
+    )
+
+
+def _spans(worked: Sequence[Worked], end_s: float) -> Iterator[Span]:
+    before_s = 0.0
+    for each in worked:
+        if each.start_s > before_s:
+            yield Span(kind=SpanKind.IDLE, start_s=before_s, end_s=each.start_s)
+        is_prompt = each.group is None
+        number = each.request if each.group is None else each.group
+        yield Span(
+            kind=SpanKind.FORWARD, start_s=each.start_s, end_s=each.end_s, micro_batch=number, chunk=int(is_prompt)
+        )
+        before_s = each.end_s
+    if end_s > before_s:
+        yield Span(kind=SpanKind.IDLE, start_s=before_s, end_s=end_s)
+
+
+def _limits(spec: PipelineJobSpec, stages: Sequence[StagePlan]) -> Limits:
     assert spec.serving is not None, "a job that serves"
-    limits = Limits.of(spec.serving, num_stages=len(stages))
+    return Limits.of(spec.serving, num_stages=len(stages))
+
+
+def _costs(spec: PipelineJobSpec, stages: Sequence[StagePlan], profile: Profile) -> tuple[PassCost, ...]:
     if profile.source is CostSource.EQUAL:
-        costs = tuple(PassCost(fixed_s=each.forward_s, token_s=0.0) for each in stages)
-        return examples(limits, costs, processors=profile.concurrency)
-    counted = _counted(spec, stages, limits)
-    return examples(limits, counted, link_s=profile.link_s, processors=profile.concurrency)
+        return tuple(PassCost(fixed_s=each.forward_s, token_s=0.0) for each in stages)
+    return _counted(spec, stages, _limits(spec, stages))
+
+
+def _link_s(profile: Profile) -> float:
+    return 0.0 if profile.source is CostSource.EQUAL else profile.link_s
 
 
 def held_bytes(spec: PipelineJobSpec, stage: StagePlan) -> int:
@@ -54,8 +117,12 @@ def _counted(spec: PipelineJobSpec, stages: Sequence[StagePlan], limits: Limits)
     """
     chunk, rows = max(2, limits.chunk_tokens), max(2, limits.group_size)
     one, many = _seconds(spec, rows=1, new=1), _seconds(spec, rows=rows, new=1)
+    if limits.batch_invariant:  # they are computed one by one
+        many = tuple(rows * each for each in one)
     first, both = _seconds(spec, rows=1, new=chunk), _seconds(spec, rows=1, new=2 * chunk)
-    planned = _seconds(spec, rows=1, new=limits.chunk_tokens)
+    *blocks, whole_head = _seconds(spec, rows=1, new=limits.chunk_tokens)
+    by_prompts = spec.serving is not None and spec.serving.split is Split.PROMPTS
+    planned = (*blocks, whole_head / limits.chunk_tokens if by_prompts else whole_head)
 
     def cost(stage: StagePlan) -> PassCost:
         held = [index for begin, end in stage.chunks for index in range(begin, end)]

@@ -141,8 +141,8 @@ def summing_s(division: Division, stage: int, replicas: int) -> float:
     own = sum(layer.parameter_bytes for layer in division.layers(stage)) - tied - of_experts
     ways = 1 if division.weight_shards > 1 else 2
     hops = 2 * ceil(log2(2 * copies)) if tied else ways * ceil(log2(copies))
-    num_bytes = _ring(copies) * own * ways / 2 + _ring(2 * copies) * tied
-    num_bytes += _ring(copies // division.expert) * of_experts
+    summed = _ring(copies) * own + _ring(copies // division.expert) * of_experts
+    num_bytes = summed * ways / 2 + _ring(2 * copies) * tied
     return num_bytes / bandwidth + hops * division.ring_latency_s(stage)
 
 

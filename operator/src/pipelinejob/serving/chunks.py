@@ -8,38 +8,57 @@ from pipelinejob.base.values import Value
 class PassCost(Value):
     """Seconds of a stage for `new` tokens after `past` ones of each of `rows` sequences.
 
-    t = fixed + row * rows + token * rows * new + attention * rows * (2 * past * new + new ** 2)
+    t = fixed + rows * (row + held * past + token * new + attention * (2 * past * new + new ** 2))
     """
 
     fixed_s: float
     row_s: float = 0.0
+    held_s: float = 0.0  # of a token before, whose keys and values are gathered from the cache, once a pass
     token_s: float
     attention_s: float = 0.0  # of a token that attends to one before it, counted twice
 
     def seconds(self, *, rows: int, past: float, new: int) -> float:
         """Return the seconds of a pass."""
         attended = 2 * past * new + new**2
-        return self.fixed_s + rows * (self.row_s + self.token_s * new + self.attention_s * attended)
+        each_s = self.row_s + self.held_s * past + self.token_s * new + self.attention_s * attended
+        return self.fixed_s + rows * each_s
 
 
-def explained(one: float, many: float, first: float, second: float, *, rows: int, chunk: int) -> PassCost:
-    """Return the cost that explains the seconds of four passes: a token, one of many rows, a first chunk and a second.
+class Late(Value):
+    """The seconds of a pass of one token that `past` ones came before."""
 
-    No term is below 0.
+    past: int
+    seconds: float
+
+
+def explained(
+    one: float, many: float, first: float, second: float, *, rows: int, chunk: int, late: Late | None = None
+) -> PassCost:
+    """Return the cost that explains the seconds of passes: a token, one of many rows, a first chunk and a second.
+
+    With `late` what is gathered from the cache is told from what is computed of it. No term is below 0.
     """
-    attention_s = max(0.0, (second - first) / (2 * chunk**2))
+    of_chunk_s = (second - first) / chunk  # held + 2 * attention * chunk
+    of_one_s = 0.0 if late is None else max(0.0, (late.seconds - one) / late.past)  # held + 2 * attention
+    attention_s = max(0.0, (of_chunk_s - of_one_s) / (2 * (chunk - (late is not None))))
+    held_s = max(0.0, of_one_s - 2 * attention_s)
     each_s = max(0.0, (many - one) / (rows - 1))
     token_s = max(0.0, (first - one - attention_s * (chunk**2 - 1)) / (chunk - 1))
     row_s = max(0.0, each_s - token_s - attention_s)
     return PassCost(
-        fixed_s=max(0.0, one - row_s - token_s - attention_s), row_s=row_s, token_s=token_s, attention_s=attention_s
+        fixed_s=max(0.0, one - row_s - token_s - attention_s),
+        row_s=row_s,
+        held_s=held_s,
+        token_s=token_s,
+        attention_s=attention_s,
     )
 
 
 def chunk_length(cost: PassCost | None, *, past: int, left: int, most: int) -> int:
     """Return how many of `left` tokens the next chunk takes, after `past` ones.
 
-    The first chunk of a prompt may have `most` tokens; each later one as many as take as long as that one did.
+    The first chunk of a prompt may have `most` tokens; each later one as many as take as long as that one did, but for
+    what is gathered from the cache, which chunks pay however short they are.
     """
     length = min(left, most)
     if cost is None or past == 0 or cost.attention_s <= 0:

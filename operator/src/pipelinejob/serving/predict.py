@@ -7,7 +7,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
 from statistics import mean
@@ -38,6 +38,7 @@ def chunk_cost(stages: Iterable[PassCost]) -> PassCost:
     return PassCost(
         fixed_s=sum(each.fixed_s for each in stages),
         row_s=sum(each.row_s for each in stages),
+        held_s=sum(each.held_s for each in stages),
         token_s=sum(each.token_s for each in stages),
         attention_s=sum(each.attention_s for each in stages),
     )
@@ -108,12 +109,38 @@ def predict(
     return _Play(asked, scheduler, stages, link_s, processors).served()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worked:
+    """A stretch of a stage's time: a pass of a group's tokens, or, without a group, a chunk of a request's prompt."""
+
+    start_s: float
+    end_s: float
+    group: int | None
+    request: int
+
+
+def played(
+    asked: Sequence[Asked],
+    limits: Limits,
+    stages: Sequence[PassCost],
+    *,
+    link_s: float = 0.0,
+    processors: float | None = None,
+) -> tuple[tuple[Worked, ...], ...]:
+    """Return what each stage works on when, in order; all is as in `predict`, with the best spread."""
+    spread = best_spread(limits, stages, link_s=link_s, processors=processors)
+    play = _Play(asked, Scheduler(limits, chunk_cost(stages), spread=spread), stages, link_s, processors)
+    play.served()
+    return play.worked()
+
+
 @dataclass(slots=True)
 class _Stage:
-    """A stage in the play: the passes that have come, the one that is worked on, and since when."""
+    """A stage in the play: the passes that have come, the one that is worked on, and since when; what it has done."""
 
     cost: PassCost
     waiting: deque[Pass]
+    worked: list[Worked] = field(default_factory=list)
     working_on: Pass | None = None
     since_s: float = 0.0
     busy_s: float = 0.0
@@ -150,6 +177,9 @@ class _Play:
             if not self._events or self._events[0][0] > self._now_s:
                 self._launch()
         return self._summed()
+
+    def worked(self) -> tuple[tuple[Worked, ...], ...]:
+        return tuple(tuple(stage.worked) for stage in self._stages)
 
     def _advance(self) -> None:
         """Go to whatever happens next, and let it happen."""
@@ -194,6 +224,8 @@ class _Play:
         given, stage.working_on = stage.working_on, None
         assert given is not None, "it was worked on"
         stage.busy_s += self._now_s - stage.since_s
+        request = given.rows[0].sequence
+        stage.worked.append(Worked(start_s=stage.since_s, end_s=self._now_s, group=given.group, request=request))
         self._put(self._now_s + self._link_s, (given, number + 1))
         self._begin(number)
 

@@ -18,9 +18,14 @@ from pipelinejob.serving.line import Line
 from pipelinejob.serving.passes import Pass, Row, Sampled, Sampling
 from pipelinejob.spec.serving import Serving
 
+_MOST_LOSSES = 3  # of an answer without a token between them, after which it may be what ends the stages
+
 
 class Limits(Value):
-    """What may be in work at once. `groups` passes may be on their way, each of `group_size` sequences at most."""
+    """What may be in work at once. `groups` passes may be on their way, each of `group_size` sequences at most.
+
+    With `batch_invariant` the passes of a sequence are the same whatever else is in work, and whatever was lost.
+    """
 
     groups: int
     group_size: int
@@ -28,6 +33,7 @@ class Limits(Value):
     block: int
     num_blocks: int
     max_waiting: int
+    batch_invariant: bool = False
 
     @classmethod
     def of(cls, serving: Serving, *, num_stages: int) -> "Limits":
@@ -39,6 +45,7 @@ class Limits(Value):
             block=serving.block_tokens,
             num_blocks=serving.cache_tokens // serving.block_tokens,
             max_waiting=serving.max_waiting,
+            batch_invariant=serving.batch_invariant,
         )
 
     @property
@@ -70,6 +77,7 @@ class Answer:
     computed: int = 0  # tokens whose keys are in the cache, or will be by a pass that is on its way
     awaits: int = 0  # passes on their way with rows of it
     cached: int = 0  # tokens of the prompt that were found in the cache
+    losses: int = 0  # passes of it that were lost with a chain since its last token
 
     @property
     def length(self) -> int:
@@ -168,17 +176,26 @@ class Scheduler:
                 sequence.awaits -= 1
         return [self._grown(self._known[each.sequence], each) for each in sampled if each.sequence in self._known]
 
-    def lose_all(self) -> None:
-        """Note that the chain was lost, with its caches: all in work begin again, from the tokens they have."""
+    def lose_all(self) -> tuple[int, ...]:
+        """Note that the chain was lost, with its caches: all in work begin again, from the tokens they have.
+
+        Return those that are forgotten instead: so often in a row in a pass that was lost that they may be the cause.
+        """
         self._flying.clear()
         active = sorted((each for group in self._groups for each in group), key=_by_age, reverse=True)
         for sequence in active:
+            sequence.losses += bool(sequence.awaits)
             self._leave(sequence)
             self._line.add_again(sequence)
         self.blocks.forget()
+        hopeless = tuple(each.number for each in active if each.losses >= _MOST_LOSSES)
+        for number in hopeless:
+            self.cancel(number)
+        return hopeless
 
     def _grown(self, sequence: Answer, sampled: Sampled) -> Progress:
         sequence.generated.append(sampled.token)
+        sequence.losses = 0
         ending = None
         if sampled.token in sequence.ends:
             ending = Ending.STOP
@@ -201,7 +218,7 @@ class Scheduler:
             number = self._group_to_fill()
             if number is None:
                 return
-            found = self.blocks.take_beginning(first.tokens(0, first.length))
+            found = [] if self.limits.batch_invariant else self.blocks.take_beginning(first.tokens(0, first.length))
             missing = self.blocks.needed(first.length + 1) - len(found)
             if missing > self.blocks.num_free and self.num_active:
                 self.blocks.let_go(found)
@@ -224,12 +241,25 @@ class Scheduler:
         """Return the next chunk of the prompt that was begun first."""
         begun = [each for group in self._groups for each in group if self._is_to_chunk(each)]
         for sequence in sorted(begun, key=_by_age):
-            left = sequence.length - sequence.computed
-            count = chunk_length(self.cost, past=sequence.computed, left=left, most=self.limits.chunk_tokens)
-            row = self._row(sequence, count)
+            if sequence.group is None:  # it has just made room for an older one, though not enough
+                continue
+            row = self._row(sequence, self._chunk_length(sequence))
             if row is not None:
                 return self._pass((row,), group=None)
         return None
+
+    def _chunk_length(self, sequence: Answer) -> int:
+        """Return how many tokens go into a sequence's next chunk.
+
+        Where passes must not depend on others, chunks of a prompt end at multiples of their length, and tokens that
+        were generated before the cache was lost are computed one by one, as they were.
+        """
+        most = self.limits.chunk_tokens
+        if not self.limits.batch_invariant:
+            left = sequence.length - sequence.computed
+            return chunk_length(self.cost, past=sequence.computed, left=left, most=most)
+        of_prompt = len(sequence.prompt) - sequence.computed
+        return min(of_prompt, most) if of_prompt > 0 else 1
 
     def _is_to_chunk(self, sequence: Answer) -> bool:
         """Whether tokens are known that no pass has computed, beyond the one that was sampled last."""

@@ -49,6 +49,25 @@ class Chosen(Value):
         return self.pipeline * self.data * self.tensor
 
 
+def decided(spec: PipelineJobSpec) -> Chosen:
+    """Return what a spec says that leaves nothing open."""
+    assert not spec.is_open, "nothing is chosen for it"
+    schedule, degrees = spec.schedule, spec.parallelism
+    return Chosen(
+        pipeline=degrees.pipeline or 1,
+        data=degrees.data or 1,
+        tensor=degrees.tensor or 1,
+        schedule=schedule.name,
+        virtual_stages=schedule.virtual_stages,
+        micro_batches=schedule.micro_batches,
+        micro_batch_size=schedule.micro_batch_size,
+        batch_size=schedule.batch_size,
+        recompute=bool(schedule.recompute),
+        recompute_stages=schedule.recompute_stages,
+        recompute_layers=schedule.recompute_layers,
+    )
+
+
 def resolved(spec: PipelineJobSpec, chosen: Chosen) -> PipelineJobSpec:
     """Return the spec with everything chosen in its place; it is open no more."""
     degrees = {"gpus": None, "pipeline": chosen.pipeline, "data": chosen.data, "tensor": chosen.tensor}

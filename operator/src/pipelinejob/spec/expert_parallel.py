@@ -6,6 +6,7 @@ from pipelinejob.spec.schedules.facts import ASYNCHRONOUS, BOTH_WAYS
 
 _FIELD = ".parallelism.expert"
 _HAS_EXPERTS = "has(self.model.decoder) && has(self.model.decoder.experts)"
+_MAY_HAVE_EXPERTS = f"{_HAS_EXPERTS} || has(self.model.huggingFace)"
 
 
 def _else(rule: str) -> str:
@@ -15,10 +16,16 @@ def _else(rule: str) -> str:
 
 EXPERT_RULES = (
     Rule(
-        rule=_else(_HAS_EXPERTS),
-        message="expert divides the experts of spec.model.decoder; this model has none, or is made of layers that hold "
-        "all of theirs; leave expert out",
+        rule=_else(_MAY_HAVE_EXPERTS),
+        message="expert divides the experts of spec.model.decoder, or of a folder's model; this model has none, or is "
+        "made of layers that hold all of theirs; leave expert out",
         field=_FIELD,
+    ),
+    Rule(
+        rule=_else("!has(self.model.huggingFace) || !has(self.training.preflight) || self.training.preflight"),
+        message="with expert, a Hugging Face model's experts are divided by its family's own plan, which only the "
+        "preflight holds against the whole model: leave preflight on, or expert out",
+        field=".training.preflight",
     ),
     Rule(
         rule=_else(f"!({_HAS_EXPERTS}) || self.model.decoder.experts.num % self.parallelism.expert == 0"),
@@ -34,16 +41,6 @@ EXPERT_RULES = (
     Rule(
         rule=_else("!has(self.parallelism.gpus)"),
         message="a search of degrees does not look at expert yet: give pipeline and data, and leave gpus out",
-        field=_FIELD,
-    ),
-    Rule(
-        rule=_else("!has(self.parallelism.tensor) || self.parallelism.tensor == 1"),
-        message="expert does not go with tensor yet, which divides each expert inside: use one of them",
-        field=_FIELD,
-    ),
-    Rule(
-        rule=_else("self.parallelism.sharding != 'full'"),
-        message="expert does not go with sharding: full yet, which gathers a layer of all replicas; use optimizer",
         field=_FIELD,
     ),
     Rule(

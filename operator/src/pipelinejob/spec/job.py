@@ -23,6 +23,7 @@ from pipelinejob.spec.network.topology import Topology, TopologyScope
 from pipelinejob.spec.optimization import Optimizer
 from pipelinejob.spec.rules import (
     IS_ROLLED,
+    RESHAPING_RULES,
     RESIZING_RULE,
     Reason,
     Rule,
@@ -280,11 +281,10 @@ class PipelineJobSpec(Value):
         *while_training(WORKLOAD_RULES),
         *SERVING_RULES,
         RESIZING_RULE,
+        *RESHAPING_RULES,
         *map(
             changing_only_while_suspended,
             (
-                "schedule",
-                "partition",
                 "topology",
                 "serving",
                 "training",

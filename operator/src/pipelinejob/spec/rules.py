@@ -83,11 +83,12 @@ def unchanging(field: str, *, why: str, unless: str | None = None) -> Rule:
     )
 
 
-def changing_only_while_suspended(field: str) -> Rule:
-    """Refuse a change of a spec's `field` while stages run by it."""
+def changing_only_while_suspended(field: str, *, unless: str | None = None, but: str = "") -> Rule:
+    """Refuse a change of a spec's `field` while stages run by it, but where the CEL `unless` holds; `but` says when."""
+    or_else = f" || ({unless})" if unless else ""
     return Rule(
-        rule=f"oldSelf.suspend || {IS_ROLLED} || {same(field)}",
-        message=f"{field} cannot change while stages run by it; set suspend to true, apply, then change it",
+        rule=f"oldSelf.suspend || {IS_ROLLED} || {same(field)}{or_else}",
+        message=f"{field} cannot change while stages run by it{but}; set suspend to true, apply, then change it",
         field=f".{field}",
         reason=Reason.FORBIDDEN,
     )
@@ -100,19 +101,37 @@ def same(field: str) -> str:
 
 
 # A running job takes another number of replicas (`kubectl scale`) where that changes none of its numbers: the sequences
-# of a step are then given for all replicas together.
+# of a step are then given for all replicas together. With recovery in place it takes other stages, too.
+_OF_ALL_REPLICAS = (
+    "has(self.schedule) && has(oldSelf.schedule)"
+    " && has(self.schedule.globalBatchSize) && has(oldSelf.schedule.globalBatchSize)"
+)
+_IN_PLACE = "self.recovery.inPlace && oldSelf.recovery.inPlace"
 _SCALES = " && ".join(
     (
-        "has(self.schedule) && has(oldSelf.schedule)",
-        "has(self.schedule.globalBatchSize) && has(oldSelf.schedule.globalBatchSize)",
+        _OF_ALL_REPLICAS,
         "has(self.parallelism.data) && has(oldSelf.parallelism.data)",
-        *(same(f"parallelism.{field}") for field in ("gpus", "pipeline", "tensor", "expert")),
+        *(same(f"parallelism.{field}") for field in ("gpus", "tensor", "expert", "sharding")),
+        f"({same('parallelism.pipeline')} || ({_IN_PLACE} && has(self.parallelism.pipeline)))",
     )
 )
 RESIZING_RULE = Rule(
     rule=f"oldSelf.suspend || {IS_ROLLED} || {same('parallelism')} || ({_SCALES})",
-    message="parallelism cannot change while stages run by it, but for data, where schedule.globalBatchSize is given; "
-    "set suspend to true, apply, then change it",
+    message="parallelism cannot change while stages run by it, but for data, where schedule.globalBatchSize is given, "
+    "and for pipeline, where recovery.inPlace is true as well; set suspend to true, apply, then change it",
     field=".parallelism",
     reason=Reason.FORBIDDEN,
+)
+_RESHAPES = f"{_IN_PLACE} && {_OF_ALL_REPLICAS}"
+_KEPT = ("microBatches", "microBatchSize", "batchSize", "globalBatchSize", "memoryCap", "updateInterval", "actions")
+_REORDERS = " && ".join((_RESHAPES, *(same(f"schedule.{field}") for field in _KEPT)))
+RESHAPING_RULES = (
+    changing_only_while_suspended(
+        "schedule",
+        unless=_REORDERS,
+        but=", but for name, virtualStages and what is recomputed, with recovery.inPlace and globalBatchSize",
+    ),
+    changing_only_while_suspended(
+        "partition", unless=_RESHAPES, but=", but with recovery.inPlace and schedule.globalBatchSize"
+    ),
 )

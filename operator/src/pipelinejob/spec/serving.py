@@ -21,6 +21,13 @@ class Mode(StrEnum):
     BATCH = "Batch"
 
 
+class Split(StrEnum):
+    """By which passes layers are shared among stages."""
+
+    TOKENS = "Tokens"
+    PROMPTS = "Prompts"
+
+
 class Batch(Value):
     """Where the requests of mode Batch are, and where their answers go: files as the first stage sees them."""
 
@@ -143,6 +150,22 @@ class Serving(Value):
         int,
         Field(ge=1, le=65536, description="Tokens of a prompt's first chunk; later ones are as long as cost as much."),
     ] = 256
+    split: Annotated[
+        Split,
+        Field(
+            description="How layers are shared among stages. Tokens: so that passes of tokens take each as long, for "
+            "the most tokens a second. Prompts: so that chunks of prompts do, of which the head computes the last "
+            "token alone, for the earliest first token of long prompts.",
+        ),
+    ] = Split.TOKENS
+    batch_invariant: Annotated[
+        bool,
+        Field(
+            description="true: an answer is the same to the last bit whoever else is answered, whatever the cache "
+            "holds, and though a stage was lost. Sequences of a batch are computed one by one then, and no beginning "
+            "of a prompt is taken from the cache: larger batches gain nothing.",
+        ),
+    ] = False
     max_waiting: Annotated[
         int, Field(ge=0, le=1_000_000, description="Answers that may wait; more requests are refused with 429.")
     ] = 256

@@ -131,6 +131,10 @@ class PlanSummary(Value):
             "nothing is known of the layers but their number, so only ratios are predicted."
         ),
     ]
+    protection: Annotated[
+        Short | None,
+        Field(description="What recovery in place costs while nothing fails, and a lost stage then; unset: it is off."),
+    ] = None
     serving: Annotated[
         tuple[ServedSummary, ...],
         Field(
@@ -274,9 +278,10 @@ class RecoveryStatus(Value):
     ] = None
 
     resizes: Annotated[
-        Count, Field(description="How often the present gang went over to another number of replicas from memory.")
+        Count,
+        Field(description="How often the present gang went over to other replicas, stages or layers from memory."),
     ] = 0
-    resizing: Annotated[Resizing | None, Field(description="A change of that number which is under way.")] = None
+    resizing: Annotated[Resizing | None, Field(description="Such a change that is under way.")] = None
     layers: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...] | None,
         Field(
@@ -286,7 +291,7 @@ class RecoveryStatus(Value):
         ),
     ] = None
     stall_seconds: Annotated[
-        Short | None, Field(description="How long training stood still when that number changed last.")
+        Short | None, Field(description="How long training stood still at the last such change.")
     ] = None
 
     def of_next_attempt(self) -> "RecoveryStatus":
@@ -434,6 +439,10 @@ class PipelineJobStatus(Value):
     roll_backs: Annotated[
         Count | None,
         Field(description="Returns to a checkpoint of the present attempt, after steps that were not finite."),
+    ] = None
+    failed_checkpoints: Annotated[
+        Count | None,
+        Field(description="Checkpoints of the present attempt that could not be written, and were gone on without."),
     ] = None
     nodes: Annotated[Short | None, Field(description="The nodes in use, in short: `4: node-a, node-b, ...`.")] = None
     crossings: Annotated[

@@ -267,6 +267,32 @@ class Checkpoint(Value):
         ),
     ] = False
     keep: Annotated[int, Field(ge=1, le=1000, description="Verified checkpoints kept; older ones are deleted.")] = 2
+    keep_seconds: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=31_536_000,
+            description="Older ones than the newest `keep` stay for so many seconds from when they were written.",
+        ),
+    ] = 0
+    copies: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...],
+        Field(
+            max_length=4,
+            description="Where each checkpoint is copied to, beside training: URLs that fsspec knows, such as "
+            "`s3://bucket/run` or `file:///second-volume/run`, of a bucket or a mount of `template`. A run whose "
+            "volume has none so new goes on from the newest whole copy. Each place keeps the newest `keep`.",
+            json_schema_extra={
+                "x-kubernetes-list-type": "set",
+                **rules_extra(
+                    Rule(
+                        rule="self.all(each, each.matches('^[a-z][a-z0-9+.-]*://.'))",
+                        message="each is a URL with its scheme, such as s3://bucket/run or file:///volume/run",
+                    )
+                ),
+            },
+        ),
+    ] = ()
     path: Annotated[
         str | None,
         Field(

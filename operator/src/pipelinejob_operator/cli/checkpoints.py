@@ -36,10 +36,14 @@ def prune(
     folder: FolderArgument,
     *,
     keep: Annotated[int, typer.Option(min=1, metavar="N", help="How many whole ones stay, the newest.")],
+    older_than: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Delete only those that were written so long ago.")
+    ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> None:
     """Delete old checkpoints, while a job trains, too. Damaged ones count for none of those that stay."""
-    _trainer("prune", f"--keep={keep}", *(["--dry-run"] if dry_run else []), "--", str(_checkpoints(folder)))
+    options = [f"--keep={keep}", f"--older-than={older_than}", *(["--dry-run"] if dry_run else [])]
+    _trainer("prune", *options, "--", str(_checkpoints(folder)))
 
 
 def _checkpoints(folder: Path) -> Path:

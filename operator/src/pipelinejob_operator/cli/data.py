@@ -33,7 +33,7 @@ def prepare(
         typer.Option(
             "--from",
             metavar="PATHS...",
-            help="Files, globs or folders: text, jsonl, parquet; text and jsonl also with .gz.",
+            help="Files, globs or folders: text, jsonl, parquet, saved data sets; text and jsonl also with .gz.",
             rich_help_panel=_WHAT,
         ),
     ] = None,

@@ -53,6 +53,7 @@ from pipelinejob_operator.controller.turns.failing.giving_back import (
 )
 from pipelinejob_operator.controller.turns.failing.hanging import find_hang
 from pipelinejob_operator.controller.turns.failing.starting import (
+    Hindrance,
     describe_hindrance,
     find_hindrance,
     is_worth_telling,
@@ -61,6 +62,7 @@ from pipelinejob_operator.controller.turns.failing.starting import (
 )
 from pipelinejob_operator.controller.turns.measurements import with_last_words, with_pods, with_progress
 from pipelinejob_operator.controller.turns.not_finite import tell_not_finite
+from pipelinejob_operator.controller.turns.saving import tell_of_failed_checkpoints
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.controller.turns.waiting import late, provisioning, quota
 from pipelinejob_operator.objects.conditions import Fact
@@ -276,7 +278,7 @@ def _run(  # noqa: PLR0911 # a list of what may have happened
     replaced = replacing.replace_lost(turn, broken.cause, observed, seen, spec)
     if isinstance(replaced, Turn):
         replaced = leave_out(replaced, refused_nodes(current.values()), settings)
-        return replace(replaced, look_again_s=replacing.LOOK_S)
+        return replace(replaced, look_again_s=replaced.look_again_s or replacing.LOOK_S)
     cause = broken.cause
     if replaced:
         message = f"{cause.message or cause.reason} (the whole gang restarts: {replaced})"
@@ -330,15 +332,13 @@ def _watch(  # noqa: PLR0911 # a list of what may be the matter
         message = why_unbound(unbound, num_ranks, settings) + say_left_out(turn)
         return take_back(turn, "GangTimeout", message, settings)
     hindrance = find_hindrance(turn, observed, spec.failure_policy, settings)
-    if hindrance is not None and hindrance.is_overdue(turn.now):
-        return _fail_or_restart(turn, overdue_cause(hindrance), spec, settings, refused=refusing_node(hindrance))
-    if hindrance is not None and hindrance.is_told:
-        words = describe_hindrance(hindrance)
-        turn = replace(turn, look_again_s=seconds_to_next_question(turn, current, hindrance, settings))
-        return transitions.stick(turn, hindrance.reason, words[0].upper() + words[1:])
+    hindered = None if hindrance is None else _hindered(turn, hindrance, observed, spec, settings)
+    if hindered is not None:
+        return hindered
     measured = with_progress(turn.status, observed.progress, now=turn.now)
     slow, pace = stragglers.look(observed.progress, before=turn.status, measured=measured)
-    turn = tell_not_finite(turn.having(**_reported(measured)), turn.status)
+    before, turn = turn.status, turn.having(**_reported(measured))
+    turn = tell_of_failed_checkpoints(tell_not_finite(turn, before), before, observed.progress)
     num_up = sum(rank in done or _is_up(current.get(rank)) for rank in observed.job.ranks)
     if replacing.is_on(spec) and not done:
         turn = replacing.reunite(turn, observed, spec, is_whole=num_up == num_ranks)
@@ -354,6 +354,25 @@ def _watch(  # noqa: PLR0911 # a list of what may be the matter
         turn = replace(turn, look_again_s=seconds_to_next_question(turn, current, hindrance, settings))
     why = f"; {describe_hindrance(hindrance)}" if hindrance and is_worth_telling(turn, settings) else ""
     return transitions.start(turn, f"{num_up} of {num_ranks} stages are up{why}")
+
+
+def _hindered(
+    turn: Turn, hindrance: Hindrance, observed: Observed, spec: PipelineJobSpec, settings: ControllerSettings
+) -> Turn | None:
+    """Say what follows from what keeps a stage; None if it may still come up by itself."""
+    recovers = replacing.recovery_of(turn.status).since is not None
+    if recovers and hindrance.is_worth_another_node(turn.now):
+        moved = replacing.try_elsewhere(turn, overdue_cause(hindrance, turn.now), observed, spec)
+        if moved is not None:
+            return replace(leave_out(moved, refusing_node(hindrance), settings), look_again_s=replacing.LOOK_S)
+    if hindrance.is_overdue(turn.now):
+        cause = overdue_cause(hindrance, turn.now)
+        return _fail_or_restart(turn, cause, spec, settings, refused=refusing_node(hindrance))
+    if not hindrance.is_told:
+        return None
+    words = describe_hindrance(hindrance)
+    turn = replace(turn, look_again_s=seconds_to_next_question(turn, observed.current, hindrance, settings))
+    return transitions.stick(turn, hindrance.reason, words[0].upper() + words[1:])
 
 
 def _is_up(pod: StagePod | None) -> bool:
@@ -378,7 +397,7 @@ def _done_ranks(status: PipelineJobStatus, current: dict[Rank, StagePod]) -> fro
 
 def _reported(status: PipelineJobStatus) -> dict[str, object]:
     fields = ("stages", "stages_ready", "step", "progress", "loss", "tokens_per_second", "bubble")
-    more = ("last_checkpoint_step", "progress_time", "skipped_steps", "roll_backs")
+    more = ("last_checkpoint_step", "progress_time", "skipped_steps", "roll_backs", "failed_checkpoints")
     return {name: getattr(status, name) for name in (*fields, *more)}
 
 

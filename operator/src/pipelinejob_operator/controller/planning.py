@@ -284,7 +284,8 @@ class Planner:
 
     def _at(self, job: Job) -> Hashable:
         nodes = tuple(stage.node for stage in job.status.stages)
-        return job.uid, job.generation, self._costs.version(job), nodes, speeds_of(job), _layers(job)
+        costs = self._costs.version(job)
+        return job.uid, job.generation, job.status.chosen, costs, nodes, speeds_of(job), _layers(job)
 
     def _site(self, job: Job, ground: Ground) -> Site:
         """Return the cluster's nodes as the job finds them.

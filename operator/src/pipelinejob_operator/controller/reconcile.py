@@ -190,7 +190,7 @@ class Controller:
         return job is None or job.status.chosen is not None
 
     async def _resize(self, key: Key) -> None:
-        """Begin an attempt with the replicas that the spec asks for now, once they can be planned and have room."""
+        """Begin to have the shape that the spec asks for now, once it can be planned and has room."""
         job, now = self._job(key), self._clock()
         if job is None or self._errors(job.raw):
             return
@@ -402,7 +402,7 @@ class Controller:
 def _is_to_be_chosen(job: Job) -> bool:
     if not job.leaves_open or job.spec is None or job.spec.suspend or job.is_finished or job.is_deleting:
         return False
-    if not job.has_begun and (job.is_resized or resizing.may_shrink(job)):
+    if not job.has_begun and (resizing.is_another(job) or resizing.may_shrink(job)):
         return True
     is_from_scratch = not job.has_begun and not job.status.last_checkpoint_step and job.queue is None
     return job.status.chosen is None or is_from_scratch

@@ -9,7 +9,7 @@ from pipelinejob_operator.controller.admission.admission_loop import AdmissionLo
 from pipelinejob_operator.controller.beside_loop import beside_the_loop
 from pipelinejob_operator.controller.from_memory import FromMemory
 from pipelinejob_operator.controller.planning import Planner
-from pipelinejob_operator.controller.turns import moving, resizing
+from pipelinejob_operator.controller.turns import resizing, shapes
 from pipelinejob_operator.controller.turns.measurements import without_nodes
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.job import Job, read_job
@@ -33,7 +33,7 @@ class Shaper:
         Raises SpecError if nothing can be planned, NoPlacementError if nothing of it finds a place.
         """
         written, first, error = _as_written(job), None, None
-        for shape in resizing.shapes(written):
+        for shape in resizing.with_replicas(written):
             try:
                 chosen = await self._plan(shape)
             except (SpecError, NoPlacementError) as raised:
@@ -58,12 +58,14 @@ class Shaper:
             return resizing.hold(turn, resizing.BY_KUEUE, why)
         before = job.status.chosen
         assert before is not None, "only what was chosen is chosen anew"
-        for shape in resizing.shapes(_as_written(job), above=before.data):
+        if shapes.is_asked(job):
+            return await self._reshape(turn, before)
+        for shape in resizing.with_replicas(_as_written(job), above=before.data):
             begun = await self._begin_from_memory(turn, shape, before)
             if isinstance(begun, Turn):
                 return begun
             try:
-                alike = moving.alike(before, shape.spec.parallelism.data or 1) if shape.spec else None
+                alike = shapes.alike(before, shape.spec.parallelism.data or 1) if shape.spec else None
                 chosen = alike if alike and self._shares_processors else await self._plan(shape)
             except (SpecError, NoPlacementError) as error:
                 cannot = f"; nor from memory: {begun}" if begun else ""
@@ -76,12 +78,33 @@ class Shaper:
         assert refusal is not None, "a job has a shape at least"
         return resizing.hold(turn, *refusal)
 
+    async def _reshape(self, turn: Turn, before: Chosen) -> Turn:
+        """Begin to have the stages, layers or schedule that the spec asks for now, with the replicas that it asks for.
+
+        Where memory does not do it, the stages write a checkpoint, once what is asked for can be planned.
+        """
+        job = turn.job
+        goal = shapes.reshaped(job) or before
+        chosen = shapes.alike(goal, job.wanted_replicas or goal.data) or goal
+        assert job.written is not None, "only readable jobs are shaped"
+        shape = replace(_as_written(job), spec=resolved(job.written, chosen))
+        undivided = shapes.undivided(job.status)
+        grows = chosen.data * chosen.pipeline > before.data * before.pipeline
+        try:
+            why_not = await self._why_no_room(replace(job, status=undivided), shape, chosen, grows=grows)
+        except SpecError as error:
+            return resizing.hold(turn, resizing.CANNOT_BE_PLANNED, str(error))
+        if why_not is not None:
+            return resizing.hold(turn, NO_ROOM, why_not)
+        begun = await self._from_memory.begin(turn, chosen, divides=True)
+        return begun if isinstance(begun, Turn) else resizing.begin(turn, chosen, why=begun)
+
     async def _begin_from_memory(self, turn: Turn, shape: Job, before: Chosen) -> Turn | str:
         """Begin to go over to a shape in memory; or say why not, '' where that is not asked for."""
         assert shape.spec is not None, "only readable jobs are planned"
         if not shape.spec.recovery.in_place:
             return ""
-        chosen = moving.alike(before, shape.spec.parallelism.data or 1)
+        chosen = shapes.alike(before, shape.spec.parallelism.data or 1)
         if chosen is None:
             return f"micro-batches of {before.micro_batch_size} sequences do not share a step equally"
         why_not = await self._why_no_room(turn.job, shape, chosen, grows=chosen.data > before.data)

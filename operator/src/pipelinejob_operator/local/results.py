@@ -37,6 +37,7 @@ def write_results(
 
 
 def _of_plan(measured: Timeline, plan: Plan) -> Timeline:
-    """Leave out what replicas measured that the run has not any more."""
-    stages = tuple(each for each in measured.stages if each.replica < plan.parallelism.data)
+    """Leave out what replicas and stages measured that the run has not any more."""
+    degrees = plan.parallelism
+    stages = tuple(each for each in measured.stages if each.replica < degrees.data and each.stage < degrees.pipeline)
     return Timeline(source=measured.source, stages=stages)

@@ -20,7 +20,7 @@ from pipelinejob_operator.local.display import Display
 from pipelinejob_operator.local.front import common_front
 from pipelinejob_operator.local.node.machine import Machine
 from pipelinejob_operator.local.runfolder import RunFolder
-from pipelinejob_operator.local.scaling import choice_of, scalable, scaled
+from pipelinejob_operator.local.scaling import Wish, choice_of, scalable, scaled
 from pipelinejob_operator.objects.job import read_job
 from pipelinejob_operator.report.run_view import Pace, view
 
@@ -164,14 +164,14 @@ class LocalRun:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _scale(self) -> None:
-        """Have the job ask for the number of replicas that `pipelinejob scale` was told."""
-        replicas, job = self._folder.take_asked_replicas(), self._cluster.job(self._key)
-        if replicas is None or job is None:
+        """Have the job ask for the shape that `pipelinejob scale` was told."""
+        wish, job = self._folder.take_wish(), self._cluster.job(self._key)
+        if wish is None or job is None:
             return
         choice = choice_of(job)
         if choice is not None:
             await self._cluster.write_status(job, {**(job.get("status") or {}), "chosen": choice.dump()})
-        await self._cluster.apply(scaled(scalable(job), replicas))
+        await self._cluster.apply(scaled(scalable(job), Wish.model_validate_json(wish)))
 
     async def _show(self, plan: Plan) -> None:
         accounts = await asyncio.gather(*(self._cluster.progress(pod) for pod in self._pods()))
@@ -181,7 +181,8 @@ class LocalRun:
     def _latest(self, plan: Plan) -> Plan:
         """Return the plan that the stages run by, where it has other layers or replicas than the first."""
         now = self._cluster.plan(self._key)
-        is_other = now is not None and (now.cuts, now.parallelism) != (plan.cuts, plan.parallelism)
+        shape = (plan.cuts, plan.parallelism, plan.schedule)
+        is_other = now is not None and (now.cuts, now.parallelism, now.schedule) != shape
         return now if now is not None and is_other else plan
 
     def _status(self) -> PipelineJobStatus:

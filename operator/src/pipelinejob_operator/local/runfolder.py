@@ -182,17 +182,17 @@ class RunFolder:
             raise RunFolderError(f"{self.root}: no run goes on here; name the folder of one that does, as runs/<name>")
         return job
 
-    def ask_for_replicas(self, replicas: int) -> None:
-        """Ask the run that goes on here for another number of replicas."""
-        self.write(self._replicas, str(replicas))
+    def ask_for(self, wish: str) -> None:
+        """Ask the run that goes on here for another shape, as JSON."""
+        self.write(self._wish, wish)
 
-    def take_asked_replicas(self) -> int | None:
-        """Return the number of replicas that was asked for since this was called last, if any was."""
-        if not self._replicas.exists():
+    def take_wish(self) -> str | None:
+        """Return what was asked for since this was called last, if anything was."""
+        if not self._wish.exists():
             return None
-        text = self._replicas.read_text().strip()
-        self._replicas.unlink()
-        return int(text) if text.isdecimal() and int(text) else None
+        text = self._wish.read_text()
+        self._wish.unlink()
+        return text
 
     def _is_locked(self) -> bool:
         """Tell whether a process works here."""
@@ -203,8 +203,8 @@ class RunFolder:
             return True
 
     @property
-    def _replicas(self) -> Path:
-        return self.root / "replicas"
+    def _wish(self) -> Path:
+        return self.root / "wish.json"
 
     def read_profile(self) -> dict[str, Any] | None:
         """Return the cached costs, or None."""

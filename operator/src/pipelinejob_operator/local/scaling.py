@@ -1,4 +1,4 @@
-"""Another number of replicas for a job on this machine: what `kubectl scale` writes in a cluster.
+"""Another shape for a job on this machine: what `kubectl scale`, or an editor, writes in a cluster.
 
 A run trains a job of which all is decided. One that is to be scaled says instead how many sequences a step has over
 all replicas, and its status says what was decided for those that there are.
@@ -7,14 +7,47 @@ all replicas, and its status says what was decided for those that there are.
 from collections.abc import Mapping
 from typing import Any
 
-from pipelinejob.spec.chosen import Chosen
+from pipelinejob.base.values import Value
+from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.spec.chosen import Chosen, decided
 from pipelinejob.spec.job import PipelineJobSpec
 
 
-def scaled(job: Mapping[str, Any], replicas: int) -> dict[str, Any]:
-    """Return a job, `scalable` as it is, with so many replicas."""
+class Wish(Value):
+    """What a run is asked for; None: as it is."""
+
+    replicas: int | None = None
+    stages: int | None = None
+    layers: tuple[int, ...] | None = None
+    schedule: ScheduleName | None = None
+
+    @property
+    def words(self) -> str:
+        """What is asked for, for people."""
+        layers = "/".join(map(str, self.layers or ()))
+        words = {
+            _counted(self.replicas or 0, "replica"): self.replicas,
+            _counted(self.stages or 0, "stage"): self.stages,
+            f"{layers} layers": self.layers,
+            f"{self.schedule}": self.schedule,
+        }
+        return ", ".join(word for word, is_asked in words.items() if is_asked)
+
+
+def scaled(job: Mapping[str, Any], wish: Wish) -> dict[str, Any]:
+    """Return a job, `scalable` as it is, with what is asked for; layers that would not fit are divided by cost."""
     spec = job["spec"]
-    return {**job, "spec": {**spec, "parallelism": {**spec["parallelism"], "data": replicas}}}
+    degrees = {"data": wish.replicas, "pipeline": wish.stages}
+    parallelism = {**spec["parallelism"], **{key: each for key, each in degrees.items() if each is not None}}
+    schedule, partition = dict(spec["schedule"]), dict(spec.get("partition") or {})
+    if wish.schedule is not None and wish.schedule != schedule.get("name"):
+        schedule = {**{key: each for key, each in schedule.items() if key != "virtualStages"}, "name": wish.schedule}
+    if wish.layers is not None:
+        partition["layers"] = list(wish.layers)
+    elif (wish.stages, wish.schedule) != (None, None):
+        partition.pop("layers", None)
+    changes = {"parallelism": parallelism, "schedule": schedule, "partition": partition}
+    return {**job, "spec": {**spec, **changes}}
 
 
 def scalable(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,20 +66,11 @@ def choice_of(job: Mapping[str, Any]) -> Chosen | None:
     spec = PipelineJobSpec.model_validate(job["spec"])
     if spec.is_open:
         return None
-    schedule, degrees = spec.schedule, spec.parallelism
-    return Chosen(
-        pipeline=degrees.pipeline or 1,
-        data=degrees.data or 1,
-        tensor=degrees.tensor or 1,
-        schedule=schedule.name,
-        virtual_stages=schedule.virtual_stages,
-        micro_batches=schedule.micro_batches,
-        micro_batch_size=schedule.micro_batch_size,
-        batch_size=schedule.batch_size,
-        recompute=bool(schedule.recompute),
-        recompute_stages=schedule.recompute_stages,
-        recompute_layers=schedule.recompute_layers,
-    )
+    return decided(spec)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _sequences(spec: PipelineJobSpec) -> int:

@@ -43,6 +43,7 @@ class Job:
     flavors: tuple[str, ...] = ()  # of Kueue's nodes that it was admitted to; `spec` has what they add to its pods
     leaves_open: bool = False  # the spec as written; `spec` has what the status says was chosen
     wanted_replicas: int | None = None  # that the spec asks for as it is written; None where they are to be chosen
+    written: PipelineJobSpec | None = None  # the spec without what was chosen
 
     @cached_property
     def ranks(self) -> tuple[Rank, ...]:
@@ -110,6 +111,7 @@ def read_job(raw: Object) -> Job:
         status=status,
         raw=raw,
         leaves_open=leaves_open,
+        written=written,
         wanted_replicas=written.parallelism.data if written else None,
         is_deleting=metadata.get("deletionTimestamp") is not None,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pipelinejob.contract.plan import CostSource, Placement, Plan, StagePlan
+from pipelinejob.planning.protection import protection
 from pipelinejob.search.reasons import Rejected
 from pipelinejob.serving.scheduler import Limits
 from pipelinejob.siting.alternatives import Alternative
@@ -225,6 +226,12 @@ class PlanView:
             f"gradients {gib(parts.gradients)}, optimizer {gib(parts.optimizer)}, "
             f"activations and work space {gib(parts.activations)}"
         )
+
+    @property
+    def protection_line(self) -> str | None:
+        """What recovery in place costs while nothing fails, and what a lost stage costs."""
+        found = protection(self.plan)
+        return None if found is None else f"recovery: {found.text}"
 
     @property
     def placement_line(self) -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from pipelinejob_trainer.checkpoint.checkpoints import Checkpoints
+from pipelinejob_trainer.checkpoint.checkpoints import CheckpointFailedError, Checkpoints
 from pipelinejob_trainer.checkpoint.snapshot import Snapshot
 from pipelinejob_trainer.data.position import TextPosition
 
@@ -18,7 +18,7 @@ class BackgroundSave:
         copied = {name: _copy(tensor) for name, tensor in snapshot.tensors.items()}
         self._snapshot = replace(snapshot, tensors=copied)
         self._place = place
-        self._digest = b""
+        self._written: bytes | CheckpointFailedError = b""
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
         self._thread.start()
@@ -37,11 +37,13 @@ class BackgroundSave:
         self._thread.join()
         if self._error is not None:
             raise self._error
-        self._checkpoints.publish(self._snapshot, self._place, self._digest)
+        self._checkpoints.publish(self._snapshot, self._place, self._written)
 
     def _write(self) -> None:
         try:
-            self._digest = self._checkpoints.write(self._snapshot)
+            self._written = self._checkpoints.write(self._snapshot)
+        except CheckpointFailedError as error:
+            self._written = error
         except BaseException as error:  # noqa: BLE001  # raised where it is waited for
             self._error = error
 

@@ -6,14 +6,16 @@ docs/decisions/0004-checkpoints.md.
 """
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from pipelinejob.base.errors import PipelineJobError
 from pipelinejob_trainer.base.errors import SupersededError
+from pipelinejob_trainer.checkpoint.copies import Copies
 from pipelinejob_trainer.checkpoint.folder import (
+    Checkpoint,
     CheckpointFolder,
     DamagedCheckpointError,
     Fence,
@@ -43,6 +45,7 @@ class Resumed:
     step: int
     loss: float | None
     place: TextPosition | None
+    rate: float | None = None
     tensors: Mapping[str, torch.Tensor]
 
 
@@ -57,12 +60,17 @@ class Checkpoints:
         attempt: int,
         keep: int,
         warn: Callable[[str], None],
+        keep_s: float = 0.0,
+        copies: Sequence[str] = (),
         base: str | None = None,
     ) -> None:
+        """Keep the newest `keep`, and older ones for `keep_s`; `copies` are URLs of where else each is written."""
         self._folder = folder
         self._gang = gang
         self._attempt = attempt
         self._keep = keep
+        self._keep_s = keep_s
+        self._copies = Copies(copies, folder, keep=keep, warn=warn)
         self._warn = warn
         self._base = base  # of adapters
         self._run = ""
@@ -77,12 +85,27 @@ class Checkpoints:
 
         Returns None if there is none. Raises UserError when it is of another model.
         """
+        if self._gang.is_leader:
+            self._fetch_copies()
         resumed = next(
             (found for step in self._agreed_candidates() if (found := self._read(step, wanted, is_taken, part_of))),
             None,
         )
         self.take_over(resumed.step if resumed else 0)
         return resumed
+
+    def _fetch_copies(self) -> None:
+        newest = max((found.step for found in self._folder.candidates() if isinstance(found, Checkpoint)), default=0)
+        self._copies.fetch_newer(newest, is_allowed=self._folder.is_of_history)
+
+    def await_copies(self) -> list[str]:
+        """Wait for copies that are being written; return why any could not be since the last call."""
+        self._copies.wait()
+        return self.take_failures()
+
+    def take_failures(self) -> list[str]:
+        """Return why copies could not be written since the last call."""
+        return self._copies.take_failures()
 
     def take_over(self, step: int) -> None:
         """Fence off earlier attempts, and those who went on from here before, as this gang goes on from a step."""
@@ -95,10 +118,15 @@ class Checkpoints:
         """Write a checkpoint.
 
         On return it is complete, verified and published, as every rank has confirmed. Raises
-        CheckpointFailedError when this rank could not write, SupersededError when a newer attempt
-        has taken over, PeerLostError when another rank failed.
+        CheckpointFailedError on all ranks when one could not write, SupersededError when a newer
+        attempt has taken over, PeerLostError when another rank went away.
         """
-        self.publish(snapshot, place, self.write(snapshot))
+        written: bytes | CheckpointFailedError
+        try:
+            written = self.write(snapshot)
+        except CheckpointFailedError as error:
+            written = error
+        self.publish(snapshot, place, written)
 
     def write(self, snapshot: Snapshot) -> bytes:
         """Write this rank's file; return its digest, empty where another replica writes the same.
@@ -116,12 +144,23 @@ class Checkpoints:
             ) from error
         return b""
 
-    def publish(self, snapshot: Snapshot, place: TextPosition, digest: bytes) -> None:
-        """Publish a checkpoint of which every rank has written its file. Raises what `save` does."""
-        digests = self._gang.gather(_row(digest))
+    def publish(self, snapshot: Snapshot, place: TextPosition, written: bytes | CheckpointFailedError) -> None:
+        """Publish a checkpoint, given what came of writing this rank's file. Raises what `save` does."""
+        failure = written if isinstance(written, CheckpointFailedError) else None
+        rows = [bytes(row.tolist()) for row in self._gang.gather(_row(written if isinstance(written, bytes) else None))]
+        failed = [rank for rank, row in enumerate(rows) if not row[_DIGEST_BYTES]]
+        if self._gang.is_leader and not failed:
+            try:
+                self._publish(snapshot, place, [row[:_DIGEST_BYTES].hex() for row in rows])
+            except CheckpointFailedError as error:
+                failure = error
+        if self._gang.all_agree(failure is None and not failed):
+            return
         if self._gang.is_leader:
-            self._publish(snapshot, place, [bytes(row.tolist()).hex() for row in digests])
-        self._gang.barrier()
+            self._folder.abandon(snapshot.step, run=self._run)  # it may be what the volume lacks
+        who = ", ".join(f"rank {rank}" for rank in failed or (0,))
+        others = f"step {snapshot.step}: {who} could not write a checkpoint, and says why"
+        raise failure or CheckpointFailedError(others)
 
     def _publish(self, snapshot: Snapshot, place: TextPosition, digests: list[str]) -> None:
         fence = self._folder.fence()
@@ -135,13 +174,21 @@ class Checkpoints:
             attempt=self._attempt,
             run=self._run,
             loss=snapshot.loss,
+            rate=snapshot.rate,
             place=place,
             base=self._base,
             shards=tuple(shards),
         )
         try:
             self._folder.publish(self._folder.begin(snapshot.step, run=self._run), manifest, shards)
-            self._folder.prune(newest=snapshot.step, keep=self._keep, run=self._run)
+            self._folder.prune(
+                newest=snapshot.step,
+                keep=self._keep,
+                keep_s=self._keep_s,
+                run=self._run,
+                spared=self._copies.in_use(),
+            )
+            self._copies.begin(snapshot.step)
         except OSError as error:
             raise CheckpointFailedError(
                 f"step {snapshot.step}: cannot publish a checkpoint in {self._folder.root}: {error}; free space there"
@@ -171,7 +218,7 @@ class Checkpoints:
             checkpoint = self._folder.open(step)
             checkpoint.check_base(self._base)
             manifest, tensors = checkpoint.manifest, checkpoint.read(wanted, is_taken, part_of)
-            resumed = Resumed(step=step, loss=manifest.loss, place=manifest.place, tensors=tensors)
+            resumed = Resumed(step=step, loss=manifest.loss, place=manifest.place, rate=manifest.rate, tensors=tensors)
         except DamagedCheckpointError as error:
             self._warn(f"{error}; the checkpoint before it is used")
         return resumed if self._gang.all_agree(resumed is not None) else None
@@ -183,5 +230,6 @@ def _shard_of(gang: Gang, rank: int) -> str:
     return shard_name(stage, replica=replica, tensor=tensor)
 
 
-def _row(digest: bytes) -> torch.Tensor:
-    return torch.tensor(list(digest or bytes(_DIGEST_BYTES)), dtype=torch.uint8)
+def _row(digest: bytes | None) -> torch.Tensor:
+    """Return a digest, and whether the file could be written, as bytes."""
+    return torch.tensor([*(digest or bytes(_DIGEST_BYTES)), digest is not None], dtype=torch.uint8)

@@ -24,6 +24,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     prune = kinds.add_parser("prune", help="delete all but the newest ones")
     prune.add_argument("folder", type=Path)
     prune.add_argument("--keep", type=int, required=True, help="how many whole ones stay")
+    prune.add_argument("--older-than", type=float, default=0.0, metavar="SECONDS", help="only those so old")
     prune.add_argument("--dry-run", action="store_true", help="only say what would go")
     prune.set_defaults(command=_prune)
 
@@ -43,7 +44,11 @@ def _verify(options: argparse.Namespace) -> None:
 def _prune(options: argparse.Namespace) -> None:
     from pipelinejob_trainer.checkpoint import listing  # noqa: PLC0415  # as above
 
-    _end(lambda: listing.prune(listing.folder_at(options.folder), keep=options.keep, is_dry=options.dry_run))
+    _end(
+        lambda: listing.prune(
+            listing.folder_at(options.folder), keep=options.keep, is_dry=options.dry_run, older_s=options.older_than
+        )
+    )
 
 
 def _end(work: Callable[[], None]) -> None:

@@ -14,9 +14,12 @@ pickle, so reading a checkpoint runs no code from it.
 """
 
 import hashlib
+import math
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +37,9 @@ from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.checkpoint.pieces import Contents
 from pipelinejob_trainer.data.position import TextPosition
 
-_STEP = re.compile(r"step-(\d{8,})")
+STEP = re.compile(r"step-(\d{8,})")
 _MANIFEST = "manifest.json"
-_SUMS = "SHA256SUMS"
+SUMS = "SHA256SUMS"
 _FENCE = "fence.json"
 
 
@@ -51,6 +54,8 @@ PartOf = Callable[[str, torch.Tensor], torch.Tensor]
 class Manifest(Value):
     """What a checkpoint contains. `run` is the gang that wrote it; each attempt is its own run.
 
+    `rate` is the learning rate of its step, not there in older ones.
+
     `place`, the position in the text, is missing in checkpoints of versions that did not count
     samples. `base` identifies the weights that low-rank adapters belong to, and are not in here.
     """
@@ -60,6 +65,7 @@ class Manifest(Value):
     attempt: int
     run: str
     loss: float | None = None
+    rate: float | None = None
     place: TextPosition | None = None
     base: str | None = None
     shards: tuple[str, ...]
@@ -195,7 +201,7 @@ class CheckpointFolder:
         """List the steps that have a folder, newest first."""
         if not self.root.is_dir():
             return []
-        found = (_STEP.fullmatch(entry.name) for entry in self.root.iterdir())
+        found = (STEP.fullmatch(entry.name) for entry in self.root.iterdir())
         return sorted((int(match[1]) for match in found if match), reverse=True)
 
     def open(self, step: int) -> Checkpoint:
@@ -205,7 +211,7 @@ class CheckpointFolder:
         """
         path = self.path(step)
         with _damage(path):
-            digests = _parse_sums((path / _SUMS).read_text(encoding="utf-8", errors="replace"))
+            digests = parse_sums((path / SUMS).read_text(encoding="utf-8", errors="replace"))
             content = (path / _MANIFEST).read_bytes()
         if hashlib.sha256(content).hexdigest() != digests.get(_MANIFEST):
             raise DamagedCheckpointError(f"{path / _MANIFEST} is not as it was written: its SHA-256 differs")
@@ -220,15 +226,19 @@ class CheckpointFolder:
         A checkpoint that an older run published after a newer run had begun is skipped: it is not
         part of the newer run's history.
         """
-        fence = self.fence()
         for step in self.steps():
             try:
                 checkpoint = self.open(step)
             except DamagedCheckpointError as error:
                 yield error
                 continue
-            if fence is None or checkpoint.manifest.run == fence.run or step <= fence.step:
+            if self.is_of_history(step, checkpoint.manifest.run):
                 yield checkpoint
+
+    def is_of_history(self, step: int, run: str) -> bool:
+        """Tell whether a step that a run wrote belongs to what the newest run went on from, or has done."""
+        fence = self.fence()
+        return fence is None or run == fence.run or step <= fence.step
 
     def fence(self) -> Fence | None:
         """Return which run may publish; None if there was none yet."""
@@ -243,16 +253,20 @@ class CheckpointFolder:
 
     def begin(self, step: int, *, run: str) -> Path:
         """Make the folder in which a checkpoint is assembled; several ranks may call it."""
-        path = self.root / f".{self.path(step).name}.{run}"
+        path = self._assembled(step, run)
         path.mkdir(exist_ok=True)
         return path
+
+    def abandon(self, step: int, *, run: str) -> None:
+        """Delete what was assembled of a checkpoint that cannot be completed."""
+        shutil.rmtree(self._assembled(step, run), ignore_errors=True)
 
     def publish(self, gathered: Path, manifest: Manifest, digests: Mapping[str, str]) -> Path:
         """Publish an assembled checkpoint by one rename, replacing an earlier run's."""
         content = manifest.model_dump_json(by_alias=True, exclude_none=True).encode()
         write_durably(gathered / _MANIFEST, content)
         sums = dict(digests) | {_MANIFEST: hashlib.sha256(content).hexdigest()}
-        write_durably(gathered / _SUMS, "".join(f"{each}  {name}\n" for name, each in sums.items()).encode())
+        write_durably(gathered / SUMS, "".join(f"{each}  {name}\n" for name, each in sums.items()).encode())
         sync(gathered)
         target = self.path(manifest.step)
         if target.exists():
@@ -261,11 +275,17 @@ class CheckpointFolder:
         sync(self.root)
         return target
 
-    def prune(self, *, newest: int, keep: int, run: str) -> None:
-        """Delete all checkpoints but the last `keep` up to the verified checkpoint `newest`."""
+    def prune(
+        self, *, newest: int, keep: int, run: str, keep_s: float = 0.0, spared: AbstractSet[int] = frozenset()
+    ) -> None:
+        """Delete all checkpoints but the last `keep` up to the verified checkpoint `newest`.
+
+        Older ones stay until they are `keep_s` old, those of steps that are `spared` in any case.
+        """
         older = [step for step in self.steps() if step < newest]
         abandoned = [step for step in self.steps() if step > newest and not self._is_by(step, run)]
-        for step in older[keep - 1 :] + abandoned:
+        outdated = [step for step in older[keep - 1 :] if self.age_s(step) >= keep_s]
+        for step in {*outdated, *abandoned} - spared:
             with suppress(FileNotFoundError):  # somebody else deleted it meanwhile
                 self._set_aside(step)
         self.sweep()
@@ -274,6 +294,26 @@ class CheckpointFolder:
         """Delete one checkpoint, unless it is gone already. Raises OSError."""
         with suppress(FileNotFoundError):
             shutil.rmtree(self._set_aside(step))
+
+    def age_s(self, step: int) -> float:
+        """Return how long ago a checkpoint was published, in seconds; infinite for one that is gone."""
+        try:
+            return time.time() - (self.path(step) / SUMS).stat().st_mtime
+        except FileNotFoundError:
+            return math.inf
+
+    def adopt(self, fetched: Path, step: int) -> None:
+        """Publish a whole checkpoint that was written elsewhere, and stands below the folder under another name."""
+        target = self.path(step)
+        if target.exists():  # a damaged one
+            target.rename(fetched.with_name(f"{fetched.name}.replaced"))
+        fetched.rename(target)
+        sync(self.root)
+
+    @staticmethod
+    def run_of(path: Path) -> str:
+        """Return the run that wrote a checkpoint. Raises UserError for one of another version."""
+        return _parse_manifest(path, (path / _MANIFEST).read_bytes()).run
 
     def _set_aside(self, step: int) -> Path:
         """Rename a checkpoint, so that no process reads one that is half deleted."""
@@ -289,6 +329,9 @@ class CheckpointFolder:
     def path(self, step: int) -> Path:
         """Return a step's folder."""
         return self.root / f"step-{step:08d}"
+
+    def _assembled(self, step: int, run: str) -> Path:
+        return self.root / f".{self.path(step).name}.{run}"
 
     def _is_by(self, step: int, run: str) -> bool:
         try:
@@ -362,7 +405,8 @@ def _parse_manifest(path: Path, content: bytes) -> Manifest:
         ) from error
 
 
-def _parse_sums(text: str) -> dict[str, str]:
+def parse_sums(text: str) -> dict[str, str]:
+    """Read a file of sums; return each file's digest by its name."""
     pairs = (line.split("  ", 1) for line in text.splitlines() if "  " in line)
     return {name: digest for digest, name in pairs}
 

@@ -105,8 +105,8 @@ def _row(each: Found) -> str:
     return f"{each.step:>10}  {attempt:>7}  {loss:>8}  {stages:>5}  {size:>9}  {each.written}{damage}"
 
 
-def prune(folder: CheckpointFolder, *, keep: int, is_dry: bool) -> None:
-    """Delete all but the newest whole checkpoints. Damaged ones that are newer than these stay to be looked at.
+def prune(folder: CheckpointFolder, *, keep: int, is_dry: bool, older_s: float = 0.0) -> None:
+    """Delete all but the newest whole checkpoints, if they are so old. Damaged newer ones stay to be looked at.
 
     Raises UserError.
     """
@@ -116,7 +116,7 @@ def prune(folder: CheckpointFolder, *, keep: int, is_dry: bool) -> None:
     if not whole:
         raise UserError("NoCheckpoint", f"{folder.root}: none of its checkpoints is whole, so none is deleted")
     oldest = whole[:keep][-1]
-    gone = [step for step in folder.steps() if step < oldest]
+    gone = [step for step in folder.steps() if step < oldest and folder.age_s(step) >= older_s]
     if not is_dry:
         for step in gone:
             folder.delete(step)

@@ -14,29 +14,51 @@ from safetensors import SafetensorError, safe_open
 
 from pipelinejob.base.values import Value
 from pipelinejob_trainer.communication.layer_group import LayerGroup
+from pipelinejob_trainer.models.portions import Portion
 from pipelinejob_trainer.models.tensor_parallel import Slice
 
 _KEY = "pieces"  # of a file's metadata
 
 
-class Piece(Value):
-    """What part of a whole tensor a piece is.
+class Cut(Value):
+    """Rank `rank` of a group of `size` has a part of a tensor: along `dim`, of each of `blocks` stretches."""
 
-    `shape` is the whole's. Of it, rank `rank` of a group of `size` has a part: along `dim`, of each of `blocks`
-    stretches. Where that is sharded, the piece is a stretch of it, flattened, from element `first` on.
-    """
-
-    shape: tuple[int, ...]
     dim: int = 0
     blocks: int = 1
     rank: int = 0
     size: int = 1
+
+    @property
+    def way(self) -> tuple[Slice, LayerGroup]:
+        """How the tensor is divided, and over which group."""
+        return Slice(self.dim, self.blocks), LayerGroup(self.rank, self.size)
+
+
+class Piece(Cut):
+    """What part of a whole tensor, of this shape, a piece is.
+
+    Where a second group divides the part, the piece is what `within` says of it. Where that is sharded, it
+    is a stretch of it, flattened, from element `first` on.
+    """
+
+    shape: tuple[int, ...]
+    within: Cut | None = None
     first: int | None = None
 
     @property
-    def slice(self) -> Slice:
-        """How the whole is divided."""
-        return Slice(self.dim, self.blocks, self.shape)
+    def portion(self) -> Portion:
+        """The portion of the whole that the piece is, or is a stretch of."""
+        cuts = (self, self.within)
+        return Portion(self.shape, tuple(each.way for each in cuts if each is not None and each.size > 1))
+
+
+def piece_of(portion: Portion, first: int | None = None) -> Piece:
+    """Return what a rank's portion is, at most twice divided; or its stretch of that, from element `first` on."""
+    cuts = [
+        {"dim": cut.dim, "blocks": cut.blocks, "rank": group.rank, "size": group.size} for cut, group in portion.cuts
+    ]
+    outer, within = (*cuts, {}, {})[:2]
+    return Piece(shape=portion.shape, within=Cut(**within) if within else None, first=first, **outer)
 
 
 class Contents:
@@ -86,14 +108,11 @@ def _assembled(name: str, pieces: Sequence[tuple[Piece, torch.Tensor]]) -> torch
     whole = torch.empty(shape, dtype=pieces[0][1].dtype) if pieces else torch.empty(0)
     if sum(each.numel() for _, each in pieces) != whole.numel() or any(piece.shape != shape for piece, _ in pieces):
         raise SafetensorError(f"{name} is not whole: its pieces do not make up {tuple(shape)}")
-    parts: dict[int, list[tuple[Piece, torch.Tensor]]] = {}
+    parts: dict[Piece, list[tuple[Piece, torch.Tensor]]] = {}  # by what their stretches make up
     for piece, tensor in pieces:
-        parts.setdefault(piece.rank, []).append((piece, tensor))
-    for rank, of_rank in parts.items():
-        piece, group = of_rank[0][0], LayerGroup(rank, of_rank[0][0].size)
-        stretches = [each.flatten() for _, each in sorted(of_rank, key=lambda each: each[0].first or 0)]
-        part = torch.cat(stretches)
-        if piece.size == 1:
-            return part.view(shape)
-        piece.slice.put(part.view(piece.slice.part_shape(group)), whole, group)
+        parts.setdefault(piece.model_copy(update={"first": None}), []).append((piece, tensor))
+    for part, of_part in parts.items():
+        stretches = [each.flatten() for _, each in sorted(of_part, key=lambda each: each[0].first or 0)]
+        portion = part.portion
+        portion.put(torch.cat(stretches).view(portion.own_shape), whole)
     return whole

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 import torch
 
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.checkpoint.pieces import Piece
+from pipelinejob_trainer.checkpoint.pieces import Piece, piece_of
 from pipelinejob_trainer.models.identity import layer_of
 from pipelinejob_trainer.models.part import Part
+from pipelinejob_trainer.models.portions import Portion
 from pipelinejob_trainer.optimizers.optimizer import Optimizer
 
 _PARAMETER = "parameter"
@@ -48,7 +49,7 @@ NOTHING = Sharded()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """State after `step` steps.
+    """State after `step` steps, of which the last had this learning rate.
 
     Tensors by kind and global name, `parameter/layers.3.qkv.weight`; `pieces` says of which wholes some
     are parts.
@@ -57,6 +58,7 @@ class Snapshot:
     step: int
     loss: float | None
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    rate: float | None = None
     pieces: Mapping[str, Piece] = field(default_factory=dict)
 
 
@@ -66,6 +68,7 @@ def take(
     *,
     step: int,
     loss: float | None = None,
+    rate: float | None = None,
     extra_buffers: Mapping[str, torch.Tensor] | None = None,
     is_mine: Callable[[str], bool] = lambda _: True,
     sharded: Sharded = NOTHING,
@@ -81,14 +84,13 @@ def take(
     mine = {}
     for name, tensor in all_.items():
         piece = pieces.get(name)
-        if part.group_of(name.partition("/")[2]).rank and (piece is None or piece.size == 1):
-            continue  # what it has as all of its group have, the first of them saves
+        if _is_anothers(part, name):
+            continue
         is_shard = piece is not None and piece.first is not None
         if tensor.numel() if is_shard else is_mine(name.partition("/")[2]):
             mine[name] = tensor.detach()
-    return Snapshot(
-        step=step, loss=loss, tensors=mine, pieces={name: piece for name, piece in pieces.items() if name in mine}
-    )
+    kept = {name: piece for name, piece in pieces.items() if name in mine}
+    return Snapshot(step=step, loss=loss, rate=rate, tensors=mine, pieces=kept)
 
 
 @torch.no_grad()
@@ -112,10 +114,10 @@ def restore(
 
 def wanted(part: Part) -> dict[str, torch.Size]:
     """Return the names of the tensors that `restore` needs, and the shapes of the wholes that they are parts of."""
-    slices = part.slices
+    portions = part.portions
     shapes = {name: tensor.shape for name, tensor in _tensors(part, None).items()}
     return {
-        name: torch.Size(slices[of].shape) if (of := name.partition("/")[2]) in slices else shape
+        name: torch.Size(portions[of].shape) if (of := name.partition("/")[2]) in portions else shape
         for name, shape in shapes.items()
     }
 
@@ -125,8 +127,8 @@ def parts(part: Part, *, sharded: Sharded = NOTHING) -> Callable[[str, torch.Ten
 
     def part_of(name: str, whole: torch.Tensor) -> torch.Tensor:
         of = name.partition("/")[2]
-        cut = part.slices.get(of)
-        mine = part.own(of, whole) if cut is not None and whole.shape == cut.shape else whole
+        portion = part.portions.get(of)
+        mine = portion.of(whole) if portion is not None and whole.shape == portion.shape else whole
         if sharded.first_of(name) is None:
             return mine
         first, end = sharded.stretches[of]
@@ -149,13 +151,18 @@ def may_hold(part: Part, optimizer: Optimizer | None = None) -> Callable[[str], 
 
 def _piece(part: Part, name: str, sharded: Sharded) -> Piece | None:
     kind, _, of = name.partition("/")
-    cut, group = part.slices.get(of), part.group_of(of)
-    first = sharded.first_of(name)
-    if kind == _COUNT or (cut is None and first is None):
+    portion, first = part.portions.get(of), sharded.first_of(name)
+    if kind == _COUNT or (portion is None and first is None):
         return None
-    if cut is None:
-        return Piece(shape=tuple(part.named_parameters()[of].shape), first=first)
-    return Piece(shape=cut.shape, dim=cut.dim, blocks=cut.blocks, rank=group.rank, size=group.size, first=first)
+    whole = Portion(tuple(part.named_parameters()[of].shape), ()) if portion is None else portion
+    return piece_of(whole, first)
+
+
+def _is_anothers(part: Part, name: str) -> bool:
+    """Return whether this rank has a tensor as all of a group have it, of whom the first saves it."""
+    kind, _, of = name.partition("/")
+    holders = [part.tensor_group, part.expert_group] if part.is_divided(of, part.expert_group) else [part.tensor_group]
+    return any(group.rank and (kind == _COUNT or not part.is_divided(of, group)) for group in holders)
 
 
 def _is_state(kind: str) -> bool:

@@ -7,7 +7,7 @@ all with all; on the way back gradients take the same two, so that these belong 
 backward pass. What arrives is sorted by experts, so that one grouped product multiplies all of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,12 @@ from torch import nn
 
 from pipelinejob_trainer.communication.expert_group import ExpertGroup
 
+Products = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""What a rank's experts give for copies of tokens, (copies, hidden), sorted by expert; `ends` of each, (experts,)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dispatch:
+class _Dispatch:
     """Where the rows of one pass go.
 
     A rank gives `given` rows to each rank of the group, and takes `taken` from each. `order` sorts those
@@ -41,14 +44,38 @@ class Dispatch:
         return _exchanged(rows, self.group, self.taken, self.given)
 
 
-def dispatch(counts: torch.Tensor, group: ExpertGroup) -> Dispatch:
+def from_experts(
+    tokens: torch.Tensor, chosen: torch.Tensor, counts: torch.Tensor, group: ExpertGroup, products: Products
+) -> torch.Tensor:
+    """Return what the experts that each token chose give for it, (tokens, per token, hidden).
+
+    `chosen` are their numbers, (tokens, per token), and `counts` how many chose each; `products` are those of
+    this rank's experts.
+    """
+    order = chosen.flatten().argsort(stable=True)
+    inverse = order.argsort()
+    copies = tokens[:, None].expand(-1, chosen.shape[1], -1).flatten(0, 1)
+    given = _permuted(_given(_permuted(copies, order, inverse), counts, group, products), inverse, order)
+    return given.view(*chosen.shape, -1)
+
+
+def _given(copies: torch.Tensor, counts: torch.Tensor, group: ExpertGroup, products: Products) -> torch.Tensor:
+    """Return what experts give for copies of tokens, (copies, hidden), sorted by expert, `counts` of each."""
+    if not group.is_split:
+        return products(copies, counts.cumsum(0, dtype=torch.int32))
+    way = _dispatch(counts, group)
+    arrived = _permuted(way.sent(copies), way.order, way.inverse)
+    return way.returned(_permuted(products(arrived, way.ends), way.inverse, way.order))
+
+
+def _dispatch(counts: torch.Tensor, group: ExpertGroup) -> _Dispatch:
     """Return where this rank's rows go, given how many it has for each expert, (experts,) int64."""
     announced = group.announced(counts)  # (ranks, own experts)
     to_and_from = torch.stack((counts.view(group.size, -1).sum(1), announced.sum(1))).tolist()
     given, taken = map(tuple, to_and_from)
     experts = torch.arange(announced.shape[1], device=counts.device).repeat(group.size)
     order = experts.repeat_interleave(announced.flatten(), output_size=sum(taken)).argsort(stable=True)
-    return Dispatch(
+    return _Dispatch(
         group=group,
         given=given,
         taken=taken,
@@ -81,3 +108,22 @@ class _Exchanged(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         return ctx.group.exchanged(gradients[0].contiguous(), ctx.taken, ctx.given), None, None, None
+
+
+def _permuted(rows: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    permuted: torch.Tensor = _Permutation.apply(rows, order, inverse)
+    return permuted
+
+
+class _Permutation(torch.autograd.Function):
+    """Rows in another order; torch's own backward pass of it adds row by row, as if rows could repeat."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(inverse)
+        return rows[order]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradients[0][inverse], None, None

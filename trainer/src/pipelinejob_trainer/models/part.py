@@ -12,9 +12,9 @@ and what is refused.
 """
 
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -22,20 +22,19 @@ from torch import nn
 
 from pipelinejob.spec.families.family import BuiltIn
 from pipelinejob.spec.job import Data, Lora, Model
-from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.seeds import mix, seed_python_and_numpy
 from pipelinejob_trainer.base.user_code import preparing
 from pipelinejob_trainer.communication.expert_group import UNDIVIDED, ExpertGroup
 from pipelinejob_trainer.communication.layer_group import LayerGroup
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
-from pipelinejob_trainer.models.expert_parallel import divide_experts
+from pipelinejob_trainer.models.dividing import divide
 from pipelinejob_trainer.models.families import family_of
 from pipelinejob_trainer.models.huggingface import layers as huggingface
 from pipelinejob_trainer.models.identity import Made, Place, fill, immutable, layer_of, new_buffer, of_layer, places
 from pipelinejob_trainer.models.lora import Adapters, adapt, digest_of, hold_short
 from pipelinejob_trainer.models.master_weights import to_masters, to_training
 from pipelinejob_trainer.models.own import entrypoint
-from pipelinejob_trainer.models.tensor_parallel import Slice, share
+from pipelinejob_trainer.models.portions import Portion
 from pipelinejob_trainer.models.walk import Runner, Walk, one_after_another
 
 
@@ -72,8 +71,8 @@ class Part:
     change to the reason. A layer in two chunks is the same object in both, and so is a shared
     tensor. `elsewhere` are trained parameters of other ranks' layers, if a user's function made
     them here. `adapters` is what low-rank adapters were given to, if there are any. `remarks` are for
-    the user's eyes. `slices` says how tensors are divided over the tensor group, or, those `by_experts`, over
-    the expert group, by global name: this rank holds its part of them, and all of the others. Of so many
+    the user's eyes. `portions` are what this rank holds of tensors that the tensor group divides, or the
+    expert group, or both, by global name; it holds all of the others. Of so many
     tokens, `vocabulary`, it gives the logits of its part; None where nothing says how many there are.
     """
 
@@ -83,19 +82,18 @@ class Part:
     elsewhere: Mapping[str, weakref.ref[torch.Tensor]] = field(default_factory=dict)
     adapters: Adapters = field(default_factory=Adapters)
     remarks: tuple[str, ...] = ()
-    slices: Mapping[str, Slice] = field(default_factory=dict)
-    by_experts: frozenset[str] = frozenset()
+    portions: Mapping[str, Portion] = field(default_factory=dict)
     vocabulary: int | None = None
     tensor_group: TensorGroup = ALONE
     expert_group: ExpertGroup = UNDIVIDED
 
-    def group_of(self, name: str) -> LayerGroup:
-        """Return the ranks that divide a tensor, or hold it alike, but for replicas that have the same of it."""
-        return self.expert_group if name in self.by_experts else self.tensor_group
+    def is_divided(self, name: str, group: LayerGroup) -> bool:
+        """Return whether a group divides a tensor."""
+        return name in self.portions and self.portions[name].is_over(group)
 
     def own(self, name: str, whole: torch.Tensor) -> torch.Tensor:
         """Return what this rank holds of a whole tensor: all of one that is not divided."""
-        return self.slices[name].of(whole, self.group_of(name)) if name in self.slices else whole
+        return self.portions[name].of(whole) if name in self.portions else whole
 
     @property
     def layers(self) -> Iterator[LayerEntry]:
@@ -177,19 +175,19 @@ def build_part(
     stretches: Sequence[tuple[int, int]],
     seed: int,
     lora: Lora | None = None,
-    narrow: int | None = None,
+    narrow: huggingface.Narrow | None = None,
     tensor_group: TensorGroup = ALONE,
     expert_group: ExpertGroup = UNDIVIDED,
 ) -> Part:
     """Make the layers of a rank's chunks, each a stretch [first, end) of the global list.
 
     With `lora` they have adapters, and are frozen otherwise. A folder's model may be made narrow: as
-    many layers, of few hidden units, which so many ranks can share. Of tensors that a tensor group
+    many layers, of few hidden units, which so many can share. Of tensors that a tensor group
     divides, or an expert group, this rank's part is kept. Raises UserError when the user's entry point or
     folder cannot be used, what a target names cannot be adapted, or layers cannot be divided.
     """
     own = frozenset(index for first, end in stretches for index in range(first, end))
-    source = _source(model, data, seed, own, narrow=narrow, tensor_group=tensor_group)
+    source = _source(model, data, seed, own, narrow=narrow, tensor_group=tensor_group, expert_group=expert_group)
     entries = {index: source.entry(index) for first, end in stretches for index in range(first, end)}
     _borrow(entries, source)
     _unite(entries.values())
@@ -197,12 +195,9 @@ def build_part(
     tied = {mine: theirs for entry in entries.values() for mine, theirs in entry.tied.items()}
     fixed = immutable(((index, entry.module) for index, entry in entries.items()), tied)
     here = _by_name(entries.values())
-    slices = divide(model, entries, tensor_group, source.slices) if tensor_group.is_split else {}
-    of_experts = _divide_experts(model, entries, expert_group) if expert_group.is_split else {}
     return Part(
         chunks=tuple(tuple(entries[index] for index in range(first, end)) for first, end in stretches),
-        slices={**slices, **of_experts},
-        by_experts=frozenset(of_experts),
+        portions=divide(model, entries, source.portions, tensor_group=tensor_group, expert_group=expert_group),
         vocabulary=source.vocabulary,
         tensor_group=tensor_group,
         expert_group=expert_group,
@@ -227,7 +222,7 @@ class _Source:
     trained: Mapping[str, weakref.ref[torch.Tensor]] = field(default_factory=dict)
     runner: Runner | None = None
     remarks: tuple[str, ...] = ()
-    slices: Mapping[str, Slice] | None = None  # by own global names, of layers that are made divided
+    portions: Mapping[str, Portion] | None = None  # by own global names, of layers that are made divided
     vocabulary: int | None = None
 
     def entry(self, index: int) -> LayerEntry:
@@ -245,13 +240,25 @@ class _Source:
 
 
 def _source(
-    model: Model, data: Data, seed: int, own: frozenset[int], *, narrow: int | None, tensor_group: TensorGroup
+    model: Model,
+    data: Data,
+    seed: int,
+    own: frozenset[int],
+    *,
+    narrow: huggingface.Narrow | None,
+    tensor_group: TensorGroup,
+    expert_group: ExpertGroup,
 ) -> _Source:
     if model.built_in is not None:
         return _built_in(model.built_in, data.sequence_length, seed)
     if model.hugging_face is not None:
         cut = huggingface.layers_of(
-            model, own, sequence_length=data.sequence_length, narrow=narrow, tensor_group=tensor_group
+            model,
+            own,
+            sequence_length=data.sequence_length,
+            narrow=narrow,
+            tensor_group=tensor_group,
+            expert_group=expert_group,
         )
         return _Source(
             parts=cut.parts,
@@ -259,7 +266,7 @@ def _source(
             seed=seed,
             runner=cut.runner,
             remarks=cut.remarks,
-            slices=cut.slices,
+            portions=cut.portions,
             vocabulary=cut.vocabulary,
         )
     assert model.entrypoint is not None, "the spec demands a built-in family, an entrypoint or huggingFace"
@@ -278,57 +285,6 @@ def _built_in(sizes: BuiltIn, sequence_length: int, seed: int) -> _Source:
     decoder = sizes.decoder(sequence_length)
     parts = [(name, partial(made, index)) for index, name in enumerate(decoder.layer_names)]
     return _Source(parts=parts, tied=tied, seed=seed, vocabulary=decoder.vocabulary)
-
-
-def divide(
-    model: Model, entries: Mapping[int, LayerEntry], group: TensorGroup, made: Mapping[str, Slice] | None
-) -> dict[str, Slice]:
-    """Keep this rank's part of each parameter that its layers divide; return how, by global name.
-
-    Layers may be `made` divided: how, by their parameters' own names. Raises UserError for layers of
-    which nobody knows how.
-    """
-    if made is not None:
-        named = (each for entry in entries.values() for each in entry.places())
-        return {name: made[place.name] for name, place in named if place.name in made}
-    sizes = model.built_in
-    slices_of = None if sizes is None else family_of(sizes).slices
-    if sizes is None or slices_of is None:
-        raise UserError(
-            "NotDivided",
-            f"spec.parallelism.tensor: {group.size} ranks are to share each layer, and how is known of built-in models"
-            " (spec.model.gpt, spec.model.decoder) and of Hugging Face folders; use tensor: 1 and more pipeline stages"
-            " or replicas",
-        )
-    found: dict[str, Slice] = {}
-    for index, entry in entries.items():
-        share(entry.module, group)
-        found |= _cut(entry, slices_of(sizes, index), group, found)
-    return found
-
-
-def _divide_experts(model: Model, entries: Mapping[int, LayerEntry], group: ExpertGroup) -> dict[str, Slice]:
-    """Keep this rank's experts of each layer; return how they are divided, by global name."""
-    sizes = model.built_in
-    assert sizes is not None, "other layers are refused before"
-    slices_of = family_of(sizes).expert_slices
-    assert slices_of is not None, "families without experts are refused before"
-    found: dict[str, Slice] = {}
-    for index, entry in entries.items():
-        divide_experts(entry.module, group)
-        found |= _cut(entry, slices_of(sizes, index), group, found)
-    return found
-
-
-def _cut(entry: LayerEntry, slices: Mapping[str, Slice], group: LayerGroup, done: Collection[str]) -> dict[str, Slice]:
-    """Keep this rank's part of a layer's tensors, but of those that were `done` as another layer's."""
-    found: dict[str, Slice] = {}
-    for name, place in entry.places():
-        if place.local in slices and name not in done and name not in found:
-            assert place.tensor is not None, "a built-in layer's slots are filled"
-            found[name] = replace(slices[place.local], shape=tuple(place.tensor.shape))
-            place.tensor.data = found[name].of(place.tensor.data, group)
-    return found
 
 
 def _adapted(entries: Mapping[int, LayerEntry], source: _Source, lora: Lora, *, head: int | None) -> Adapters:

@@ -5,6 +5,7 @@ whose error it is, and marks where halves of a backward pass meet.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import nn
@@ -24,6 +25,9 @@ class Runner(Protocol):
 
     def compile(self, index: int) -> None:
         """Compile a layer, where it is one that is run by itself."""
+
+    def hollow(self, index: int) -> AbstractContextManager[None]:
+        """Let a layer between the first and the last pass on what it is given: what is left is what goes around it."""
 
 
 Walk = Callable[[Any, Through], Any]

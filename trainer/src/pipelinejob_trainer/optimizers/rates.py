@@ -20,6 +20,17 @@ def learning_rate(training: Training, step: float) -> float:
     return training.learning_rate * _share(decay, step - training.warmup_steps, after=after)
 
 
+def changed_rate(training: Training, step: int, rate: float | None) -> str | None:
+    """Return what to say where a step was done at another rate than it would have now; None where it was not."""
+    now = learning_rate(training, step)
+    if rate is None or math.isclose(rate, now, rel_tol=1e-6, abs_tol=1e-12):
+        return None
+    return (
+        f"step {step} was done at a learning rate of {rate:.3g}; as spec.training has learningRate, warmupSteps, decay"
+        f" and steps now it would have been {now:.3g}, and step {step + 1} has {learning_rate(training, step + 1):.3g}"
+    )
+
+
 def clip_factor(norm: float, clip_norm: float) -> float:
     """Return the factor for gradients of a global norm; a maximum of 0 clips nothing."""
     return 1.0 if clip_norm == 0 or norm <= clip_norm else clip_norm / norm

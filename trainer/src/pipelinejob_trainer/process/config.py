@@ -131,6 +131,27 @@ def read_plan(path: Path) -> Plan:
         ) from error
 
 
+def check_place(config: Config, plan: Plan) -> None:
+    """Raise UserError where a plan has no rank of this number.
+
+    Where gangs change in memory, stages and replicas that join are not of the plan yet; of a job that serves each
+    replica is a chain of its own, with a plan of one.
+    """
+    degrees = plan.parallelism
+    places = [(names.ENV_TENSOR, config.tensor, degrees.tensor, "tensor")]
+    if plan.recovery is None:
+        places.append((names.ENV_STAGE, config.stage, degrees.pipeline, "pipeline"))
+        if plan.serving is None:
+            places.append((names.ENV_REPLICA, config.replica, degrees.data, "data"))
+    for name, number, count, field in places:
+        if number >= count:
+            raise UserError(
+                "BadEnvironment",
+                f"{name}: {number}, but the plan has {field}: {count}, whose last is {count - 1}; plan and pods must be"
+                " of the same job",
+            )
+
+
 def read_trained(path: Path) -> Trained:
     """Read what a job trained.
 

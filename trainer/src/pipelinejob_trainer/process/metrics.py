@@ -85,7 +85,8 @@ class Metrics:
         )
         self.recoveries = {why: recoveries.labels(**self._own, reason=why) for why in (LOST, LEFT)}
         self.resizes = self._counter(
-            "pipelinejob_resizes", "Times that this process went on from memory with another number of replicas."
+            "pipelinejob_resizes",
+            "Times that this process went on from memory with other replicas, stages, layers or schedule.",
         )
         self.resize_stall = self._gauge(
             "pipelinejob_resize_stall_seconds",
@@ -114,6 +115,9 @@ class Metrics:
 
     def _declare_checkpoints(self) -> None:
         self.checkpoints = self._counter("pipelinejob_checkpoint_saves", "Checkpoints completed by this process.")
+        self.failed_checkpoints = self._counter(
+            "pipelinejob_checkpoint_failures", "Checkpoints that could not be written, and were gone on without."
+        )
         self.checkpoint_duration = Histogram(
             "pipelinejob_checkpoint_duration_seconds",
             "Wall time of writing and verifying a checkpoint.",
@@ -142,19 +146,23 @@ class Metrics:
             self._predicted_step = self._gauge(
                 "pipelinejob_predicted_step_seconds", "Step time that the plan predicts."
             )
-        self.predict(plan, stage)
-        Gauge(
+        self._info = Gauge(
             "pipelinejob_stage_info",
             "What this stage is; always 1.",
             (*self._labels, "schedule", "layers", "device"),
             registry=self._registry,
-        ).labels(
-            **self._own, schedule=plan.schedule.name.value, layers=_layers(plan.stages[stage]), device=plan.device.value
-        ).set(1)
+        )
+        if stage < len(plan.stages):  # else it joins a gang that goes over to a plan with more stages
+            self.follow(plan, stage)
 
-    def predict(self, plan: Plan, stage: int) -> None:
-        """Show what a plan predicts, the first one or that of another number of replicas."""
-        self._predicted_bubble.set(plan.stages[stage].bubble_ratio)
+    def follow(self, plan: Plan, stage: int) -> None:
+        """Show what this stage is by a plan, the first one or another, and what that predicts."""
+        planned = plan.stages[stage]
+        self._info.clear()
+        self._info.labels(
+            **self._own, schedule=plan.schedule.name.value, layers=_layers(planned), device=plan.device.value
+        ).set(1)
+        self._predicted_bubble.set(planned.bubble_ratio)
         if self._predicted_step is not None:
             self._predicted_step.set(plan.prediction.step_s)
 

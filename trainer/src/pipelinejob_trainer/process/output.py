@@ -65,6 +65,12 @@ class Output:
         temporary.write_text(timeline.model_dump_json(by_alias=True, exclude_none=True), encoding="utf-8")
         temporary.replace(self._timelines)
 
+    def forget_timelines(self) -> None:
+        """Drop what was measured by another schedule."""
+        self._last.clear()
+        if self._timelines is not None:
+            self._timelines.unlink(missing_ok=True)
+
     def _record(self, outcome: StepOutcome) -> StepRecord:
         return StepRecord(
             step=outcome.step,

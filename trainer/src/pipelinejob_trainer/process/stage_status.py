@@ -82,11 +82,14 @@ class StageStatus:
             self.numbers.loss.set(loss)
         self._expect_within(_STUCK_BEFORE_FIRST_STEP_S)
 
-    def begin_serving(self, *, is_ready: bool) -> None:
-        """Note whether this stage can answer; nothing is a step, so that no deadline counts."""
+    def begin_serving(self, *, is_ready: bool, answered: int | None = None, requests: int | None = None) -> None:
+        """Note whether this stage can answer, and of a batch how many have an answer.
+
+        Nothing is a step, so that no deadline counts.
+        """
         phase = Phase.SERVING if is_ready else Phase.STARTING
-        if self._progress.phase is not phase:
-            self._update(phase=phase)
+        if (self._progress.phase, self._progress.answered) != (phase, answered):
+            self._update(phase=phase, answered=answered, requests=requests)
         self._deadline = None
         self._beat()
 
@@ -157,7 +160,13 @@ class StageStatus:
         self.numbers.checkpoint_duration.observe(seconds)
         self.numbers.checkpoint_step.set(step)
         self.numbers.checkpoint_time.set(time.time())
-        self._update(checkpoint_step=step)
+        self._update(checkpoint_step=step, checkpoint_failure=None)
+        self._expect_step()
+
+    def add_failed_checkpoint(self, why: str) -> None:
+        """Note that a checkpoint could not be written, and that training goes on without it."""
+        self.numbers.failed_checkpoints.inc()
+        self._update(failed_checkpoints=self._progress.failed_checkpoints + 1, checkpoint_failure=why)
         self._expect_step()
 
     def set_memory(self, *, peak_bytes: int, parameter_bytes: int, optimizer_bytes: int) -> None:
@@ -197,16 +206,17 @@ class StageStatus:
         self._bytes = {"send": 0, "recv": 0}  # its links are new ones
 
     def begin_move(self) -> None:
-        """Note that this rank stands still at a step border, as the job gets other replicas."""
+        """Note that this rank stands still at a step border, as the job goes over to another plan."""
         self._moves_since = time.monotonic()
         self._update(stands_still=True)
 
     def follow(self, plan: Plan) -> None:
-        """Show what this plan predicts."""
-        self.numbers.predict(plan, self._progress.stage)
+        """Go by this plan, and show what it predicts."""
+        self._num_stages = plan.parallelism.pipeline
+        self.numbers.follow(plan, self._progress.stage)
 
     def add_recovery(self) -> None:
-        """Note that training goes on in place: after a loss, or with other replicas."""
+        """Note that training goes on in place: after a loss, or by another plan."""
         if self._moves_since is not None:
             stall_s, self._moves_since = time.monotonic() - self._moves_since, None
             self.numbers.resizes.inc()

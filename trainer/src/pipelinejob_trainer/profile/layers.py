@@ -3,7 +3,7 @@
 Each layer is a stage of its own, and forwards and backwards of micro-batches alternate, so that a
 pass finds the caches as in a run, filled by other layers and the pass before. The cost of a stage's
 call itself is measured with a layer that does almost nothing, and subtracted: a stage of ten layers
-pays it once, not ten times.
+pays it once, not ten times. So is what a Hugging Face model's own forward takes around its blocks.
 """
 
 import time
@@ -37,6 +37,7 @@ _STRETCH = 4  # layers
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 12
 _BUDGET_S = 1.5  # for each way of playing a stretch
 _EMPTY_ROUNDS = 30
+_HOLLOW_ROUNDS = 8
 _CACHE_BYTES = 1 << 26  # more than a core's share of any last-level cache
 
 
@@ -72,16 +73,34 @@ class Passes(NamedTuple):
         return Passes(*(max(mine - theirs, 0.0) for mine, theirs in zip(self, other, strict=True)))
 
 
-def layer_costs(plan: Plan, text: Text, watch: Stopwatch, *, is_split: bool, neighbours: Neighbours) -> list[LayerCost]:
+class Costs(NamedTuple):
+    """What layers cost, and what a forward pass through blocks takes around them, however many there are."""
+
+    layers: list[LayerCost]
+    around_s: float = 0.0
+
+
+def layer_costs(plan: Plan, text: Text, watch: Stopwatch, *, is_split: bool, neighbours: Neighbours) -> Costs:
     """Measure all layers of a plan's model; of a built-in model's equal blocks only a few."""
     total = num_layers(plan.model)
     costs: dict[int, LayerCost] = {}
+    around_s: float | None = None
     received: Received = text.inputs
     for indices in _stretches(plan, total):
         stretch = _Stretch(plan, indices, received, text, watch)
         costs |= dict(zip(indices, stretch.measure(is_split=is_split, neighbours=neighbours), strict=True))
         received = stretch.output
-    return _with_equal_blocks(costs, total) if _has_equal_blocks(plan) else [costs[index] for index in range(total)]
+        around_s = stretch.around_s() if around_s is None else around_s
+    if _has_equal_blocks(plan):
+        return Costs(_with_equal_blocks(costs, total))
+    layers = [costs[index] for index in range(total)]
+    return Costs(
+        [layers[0], *(_without(block, around_s or 0.0) for block in layers[1:-1]), layers[-1]], around_s or 0.0
+    )
+
+
+def _without(block: LayerCost, around_s: float) -> LayerCost:
+    return block.model_copy(update={"forward_s": max(block.forward_s - around_s, 0.0)})
 
 
 def empty_action_s(watch: Stopwatch, *, is_split: bool) -> float:
@@ -280,6 +299,21 @@ class _Stretch:
             )
             for layer in range(len(self._entries))
         ]
+
+    def around_s(self) -> float | None:
+        """Measure what the model's own forward takes around blocks; None where no block here is run by one."""
+        place = next((place for place, each in enumerate(self._entries) if self._is_run_by_another(each)), None)
+        if place is None:
+            return None
+        block, chain = self._entries[place], _Chain(self._entries[: place + 1], self._watch, total=self._total)
+        assert block.runner is not None, "it is run by one"
+        with block.runner.hollow(block.index):
+            rounds = [chain.play(self._received, None, is_split=False) for _ in range(_HOLLOW_ROUNDS)]
+        typical = _Round.typical(rounds[1:], place, micro_batches=_HOLLOW_ROUNDS)
+        return (typical - _empty_passes(self._watch, is_split=False)).forward_s
+
+    def _is_run_by_another(self, layer: LayerEntry) -> bool:
+        return layer.runner is not None and 0 < layer.index < self._total - 1
 
     def _cost(
         self, layer: int, whole: Passes | None, halves: Passes, optimizer_s: float, memory: LayerMemory

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from statistics import median
 
 from pipelinejob.contract.plan import CostSource, Plan
-from pipelinejob.costs.layers import LayerCost, Profile
+from pipelinejob.costs.layers import Profile
 from pipelinejob.planning.playing import schedule_of
 from pipelinejob.spec.training import Compile
 from pipelinejob_trainer.data.dataset import Dataset, open_dataset
-from pipelinejob_trainer.profile.layers import Text, empty_action_s, layer_costs
+from pipelinejob_trainer.profile.layers import Costs, Text, empty_action_s, layer_costs
 from pipelinejob_trainer.profile.lockstep import Alone, Lockstep, joined
 from pipelinejob_trainer.profile.overheads import Overheads, nominal_overheads, played_overheads
 from pipelinejob_trainer.profile.stopwatch import Stopwatch
@@ -54,9 +54,11 @@ def measure(plan: Plan, lockstep: Lockstep | None = None) -> Profile | None:
         seed=plan.training.seed,
         model=plan.model,
     )
+    is_split = schedule_of(plan).is_split
     process_bytes = peak_bytes(choose_device(plan))  # nothing is built yet
     watch = Stopwatch(choose_device(plan), shares_processors=_shares_processors(plan))
-    layers = _layers(plan, data, watch, lockstep) if lockstep is None or lockstep.measures_layers else []
+    is_measuring = lockstep is None or lockstep.measures_layers
+    layers, around_s = _layers(plan, data, watch, lockstep) if is_measuring else Costs([])
     overheads = _overheads(plan, lockstep, max((layer.output_bytes for layer in layers[:-1]), default=0))
     if lockstep is not None and lockstep.rank > 0:
         return None
@@ -69,7 +71,7 @@ def measure(plan: Plan, lockstep: Lockstep | None = None) -> Profile | None:
         availability=watch.availability,
         link_s=overheads.link_s,
         link_bytes_per_s=overheads.link_bytes_per_s,
-        action_s=empty_action_s(watch, is_split=schedule_of(plan).is_split) + overheads.action_s,
+        action_s=empty_action_s(watch, is_split=is_split) + overheads.action_s + around_s / (3 if is_split else 2),
         step_overhead_s=reading_s + overheads.step_s,
         process_bytes=process_bytes,
         optimizer=plan.training.optimizer,
@@ -83,7 +85,7 @@ def _shares_processors(plan: Plan) -> bool:
     return at_once is not None and at_once < plan.parallelism.pipeline * plan.parallelism.data
 
 
-def _layers(plan: Plan, data: Dataset, watch: Stopwatch, lockstep: Lockstep | None) -> list[LayerCost]:
+def _layers(plan: Plan, data: Dataset, watch: Stopwatch, lockstep: Lockstep | None) -> Costs:
     read = data.batch(1, 0, 0)
     tokens, targets = read.tokens.to(watch.device), read.targets.to(watch.device)
     positions = None if read.positions is None else read.positions.to(watch.device)

@@ -83,6 +83,7 @@ class Keeper:
         self._connection = connection
         self._rank = rank
         self._history = history
+        self._layout = history.layout
         connection.settimeout(None)
         threading.Thread(target=self._run, name="keeper", daemon=True).start()
 
@@ -93,7 +94,7 @@ class Keeper:
     def _run(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # the ring tells of a rank that is lost
             while (border := wire.receive(self._connection)) is not None:
-                self._history.keep_copy(self._rank, border)
+                self._history.keep_copy(self._rank, border, layout=self._layout)
                 self._connection.sendall(_ACK)
 
 

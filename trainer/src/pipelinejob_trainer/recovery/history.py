@@ -1,15 +1,18 @@
 """What a rank remembers of step borders: its own state at the last two, and copies that it keeps for another rank.
 
-Two, because a rank may be lost between "I have ended step k" and "all have": the others stand at either.
+Two, because a rank may be lost between "I have ended step k" and "all have": the others stand at either. Where the
+layers are divided among the ranks anew, what was kept by the old layout stays until a step is done by the new one.
 """
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
 GENERATIONS = 2
+Layers = tuple[tuple[tuple[int, int], ...], ...]
+"""A layout: the stretches of layers [first, end) that each stage's rank has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +32,11 @@ class Border:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
-    """Which borders a rank has: its own, and copies of others' by their ranks; steps."""
+    """Which borders a rank has: its own, copies of others' by their ranks, and those by an earlier layout; steps."""
 
     own: tuple[int, ...]
     copies: Mapping[int, tuple[int, ...]]
+    earlier: tuple[int, ...] = ()
 
 
 class History:
@@ -42,36 +46,74 @@ class History:
         self._lock = threading.Lock()
         self._own: dict[int, Border] = {}
         self._copies: dict[int, dict[int, Border]] = {}
+        self._layout: Layers = ()
+        self._earlier: list[Border] = []
+
+    @property
+    def layout(self) -> Layers:
+        """By which layout borders are kept now."""
+        with self._lock:
+            return self._layout
+
+    def go_over_to(self, layout: Layers) -> None:
+        """Keep borders by another layout from now on, and what there is until a step is done by it."""
+        with self._lock:
+            if layout != self._layout:
+                self._earlier += [*self._own.values(), *(each for of in self._copies.values() for each in of.values())]
+                self._own, self._copies, self._layout = {}, {}, layout
 
     def keep(self, border: Border) -> None:
         """Keep this rank's own state at a border, and forget the oldest."""
         with self._lock:
             _keep(self._own, border)
+            if all(border.step > each.step for each in self._earlier):
+                self._earlier.clear()
 
-    def keep_copy(self, rank: int, border: Border) -> None:
-        """Keep another rank's state at a border."""
+    def keep_copy(self, rank: int, border: Border, *, layout: Layers | None = None) -> None:
+        """Keep another rank's state at a border, by the present layout or the one that it was sent by."""
         with self._lock:
-            _keep(self._copies.setdefault(rank, {}), border)
+            if layout is None or layout == self._layout:
+                _keep(self._copies.setdefault(rank, {}), border)
+            else:
+                self._earlier.append(border)
 
     def holding(self) -> Holding:
         """Return what there is."""
         with self._lock:
             copies = {rank: tuple(sorted(borders)) for rank, borders in self._copies.items()}
-            return Holding(own=tuple(sorted(self._own)), copies=copies)
+            earlier = tuple(sorted({each.step for each in self._earlier}))
+            return Holding(own=tuple(sorted(self._own)), copies=copies, earlier=earlier)
 
     def border(self, rank: int | None, step: int) -> Border:
         """Return a rank's state at a border; this rank's own for None."""
         with self._lock:
             return (self._own if rank is None else self._copies[rank])[step]
 
+    def names(self) -> dict[int, tuple[str, ...]]:
+        """Return the names of all tensors that there are of each step, by whatever layout, whosever they are."""
+        with self._lock:
+            found: dict[int, set[str]] = {}
+            for border in self._all():
+                found.setdefault(border.step, set()).update(border.tensors)
+            return {step: tuple(sorted(names)) for step, names in found.items()}
+
+    def part(self, step: int, names: Collection[str]) -> Border:
+        """Return these tensors as they were after a step, at which this rank has them all."""
+        with self._lock:
+            borders = [each for each in self._all() if each.step == step]
+        tensors = {name: each.tensors[name] for each in borders for name in names if name in each.tensors}
+        return replace(borders[0], tensors=tensors)
+
     def go_back(self, step: int) -> None:
-        """Forget this rank's own borders after a step: it will come to them anew."""
+        """Forget this rank's own borders after a step, and all by an earlier layout: it will come to them anew."""
         with self._lock:
             self._own = {each: border for each, border in self._own.items() if each <= step}
+            self._earlier = [border for border in self._earlier if border.step <= step]
 
     def forget_before(self, step: int) -> None:
         """Forget other ranks' borders before a step: nobody goes back so far any more."""
         with self._lock:
+            self._earlier = [border for border in self._earlier if border.step >= step]
             newer = {rank: _from(borders, step) for rank, borders in self._copies.items()}
             self._copies = {rank: borders for rank, borders in newer.items() if borders}
 
@@ -80,6 +122,11 @@ class History:
         with self._lock:
             self._own.clear()
             self._copies.clear()
+            self._earlier.clear()
+
+    def _all(self) -> list[Border]:
+        copies = (each for of in self._copies.values() for each in of.values())
+        return [*self._own.values(), *copies, *self._earlier]
 
 
 def copy_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """A rank's part in keeping borders: when one is due, that it is copied to a buddy, and how all go back to one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -8,16 +9,20 @@ from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.recovery import wire
 from pipelinejob_trainer.recovery.copies import Sender
 from pipelinejob_trainer.recovery.history import GENERATIONS, Border, History, Holding, copy_of
-from pipelinejob_trainer.recovery.leaving import Leaving, keepers
+from pipelinejob_trainer.recovery.leaving import Leaving, entrusted, keepers
+from pipelinejob_trainer.recovery.moving_layers import Moves, all_names, choose_moves, described
 from pipelinejob_trainer.recovery.returning import Return, choose_return, copied, is_copy
+
+Needs = Callable[[Collection[str]], Collection[str] | None]
 
 
 class Keeping:
     """What the training loop asks of recovery; it outlives incarnations, its sender does not."""
 
-    def __init__(self, *, interval_steps: int) -> None:
+    def __init__(self, *, interval_steps: int | None) -> None:
+        """None is of a plan that says nothing of it: a border is kept after each step."""
         self.history = History()
-        self._interval_steps = interval_steps
+        self._interval_steps = interval_steps or 1
         self._sender: Sender | None = None
         self._buddies: Sequence[int] = ()
         self._on_leaving: Callable[[Leaving, int], None] = lambda *_: None
@@ -32,6 +37,10 @@ class Keeping:
         self._sender = sender
         self._buddies = buddies
         self._on_leaving = on_leaving
+
+    def follow(self, interval_steps: int | None) -> None:
+        """Keep borders at another interval from now on, as all do."""
+        self._interval_steps = interval_steps or 1
 
     def is_due(self, step: int) -> bool:
         """Return whether a border is kept after this step."""
@@ -65,25 +74,31 @@ class Keeping:
                 self.history.keep_copy(rank, _take(gang, rank))
         gang.barrier()  # nobody leaves before what he gave has arrived
 
-    def entrust(self, gang: Gang, step: int, *, buddies: Sequence[int]) -> None:
+    def entrust(self, gang: Gang, step: int, *, stay: Sequence[int]) -> None:
         """See that a border can be counted on in the next incarnation, before those leave who had it as well.
 
-        `buddies` are that incarnation's; every rank calls it. Raises PeerLostError.
+        `stay` are the ranks that are members of that one, too; every rank calls it. Raises PeerLostError.
         """
         self.await_last()
-        for rank, buddy in enumerate(buddies if not self._buddies else ()):
+        pairs = entrusted(stay, size=gang.size, num_stages=gang.num_stages, buddies=self._buddies)
+        for rank, keeper in pairs:
             if gang.rank == rank:
-                _give(gang, self.history.border(None, step), buddy)
-            elif gang.rank == buddy:
+                _give(gang, self.history.border(None, step), keeper)
+            elif gang.rank == keeper:
                 self.history.keep_copy(rank, _take(gang, rank))
 
-    def go_back(self, gang: Gang, say: Callable[[str], None]) -> Border | None:
+    def go_back(self, gang: Gang, say: Callable[[str], None], *, needs: Needs = lambda _: None) -> Border | None:
         """Return this rank's state at the newest border that all can go back to; None if there is none.
 
-        Every rank calls it, at the same point. Raises PeerLostError.
+        `needs` tells which of the tensors that there are are this rank's; None where one is missing. Every rank calls
+        it, at the same point. Raises PeerLostError.
         """
         holdings = gang.gather_values(self.history.holding())
         chosen = choose_return(holdings, num_stages=gang.num_stages)
+        if chosen is None and any(each.earlier for each in holdings):
+            moved = self._move_layers(gang, say, needs)
+            if moved is not None:
+                return moved
         if chosen is None:
             self.history.clear()
             if any(_has_any(each) for each in holdings):
@@ -98,6 +113,23 @@ class Keeping:
                 say(f"rank {rank} takes over {what} rank {source} has of step {chosen.step}")
         say(f"all {gang.size} ranks go on after step {chosen.step}, from memory")
         return mine
+
+    def _move_layers(self, gang: Gang, say: Callable[[str], None], needs: Needs) -> Border | None:
+        """Gather this rank's state by the names of its tensors, from whoever has them."""
+        held = gang.gather_values(self.history.names())
+        mine = {step: found for step, names in all_names(held).items() if (found := needs(names)) is not None}
+        moves = choose_moves(held, gang.gather_values(mine))
+        if moves is None:
+            return None
+        border = _gather(gang, self.history, moves)
+        self.history.go_back(moves.step)
+        self.history.keep(border)
+        for rank, sources in enumerate(moves.sources):
+            for source, names in sources.items():
+                if source != rank:
+                    say(f"rank {rank} takes over {described(names)}, of which rank {source} has step {moves.step}")
+        say(f"all {gang.size} ranks go on after step {moves.step}, from memory, with the layers divided anew")
+        return border
 
 
 def _exchange(gang: Gang, history: History, chosen: Return) -> Border:
@@ -115,6 +147,19 @@ def _exchange(gang: Gang, history: History, chosen: Return) -> Border:
             mine = _take(gang, source)
     assert mine is not None, "every rank has a source"
     return mine
+
+
+def _gather(gang: Gang, history: History, moves: Moves) -> Border:
+    """Give to other ranks what they need of what this one has; return what this one needs, put together."""
+    own = moves.sources[gang.rank].get(gang.rank, ())
+    parts = [history.part(moves.step, own)] if own else []
+    for rank, sources in enumerate(moves.sources):
+        for source, names in sources.items():
+            if source == gang.rank != rank:
+                _give(gang, history.part(moves.step, names), rank)
+            elif rank == gang.rank != source:
+                parts.append(_take(gang, source))
+    return replace(parts[0], tensors={name: each for part in parts for name, each in part.tensors.items()})
 
 
 def _give(gang: Gang, border: Border, to: int) -> None:
@@ -143,4 +188,4 @@ def _size(count: int) -> torch.Tensor:
 
 
 def _has_any(holding: Holding) -> bool:
-    return bool(holding.own or holding.copies)
+    return bool(holding.own or holding.copies or holding.earlier)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 LOOK_S = 0.1
 _QUIET_LOOKS = 10  # in which no further rank was asked: a second
+_HOLDERS = 2  # of each state: one may be lost
 _HURRY_S = 5.0  # of the grace of one that leaves: then there is no more time to look
 
 
@@ -40,6 +41,24 @@ def who_leaves(looks: Sequence[Sequence[float]]) -> Leaving | None:
     found = Leaving(ranks=asked[-1], size=len(looks[-1]))
     is_quiet = len(looks) > _QUIET_LOOKS and asked[-1 - _QUIET_LOOKS] == asked[-1]
     return found if found.is_all or is_quiet or min(looks[-1]) < _HURRY_S else None
+
+
+def entrusted(
+    stay: Sequence[int], *, size: int, num_stages: int, buddies: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """Return who gives his state to whom, so that each is with two of those that stay, or with the only one.
+
+    A state is with all ranks of its stage, and with their buddies, where there are any.
+    """
+    pairs = []
+    for stage in range(num_stages):
+        own = range(stage, size, num_stages)
+        has = {rank for rank in stay if rank in own or (buddies and rank in {buddies[each] for each in own})}
+        giver = next((rank for rank in own if rank in stay), stage)
+        later = [*(rank for rank in stay if rank > giver), *(rank for rank in stay if rank < giver)]
+        lacking = [rank for rank in later if rank not in has]
+        pairs += [(giver, keeper) for keeper in lacking[: max(0, _HOLDERS - len(has))]]
+    return tuple(pairs)
 
 
 def keepers(leaving: Leaving, *, num_stages: int, buddies: Sequence[int]) -> Mapping[int, int]:

@@ -72,6 +72,22 @@ class Station:
             self._changed.notify_all()
         return incarnation
 
+    def await_any(self, *, within_s: float, is_over: Callable[[], bool]) -> Incarnation | None:
+        """Return the newest incarnation as soon as one is heard of, to begin now or later; None once `is_over`.
+
+        Raises PeerLostError if none is heard of in time.
+        """
+        deadline = time.monotonic() + within_s
+        with self._changed:
+            while True:
+                if self._at_border or self._heard is not None:
+                    return self._at_border[max(self._at_border)] if self._at_border else self._heard
+                if is_over():
+                    return None
+                if time.monotonic() > deadline:
+                    raise PeerLostError(f"no incarnation of the gang was heard of within {within_s:g} s")
+                self._changed.wait(0.1)
+
     def next_at_border(self) -> int:
         """Return the number of the newest incarnation that is to begin at a step border; 0 if there is none."""
         with self._changed:

@@ -31,12 +31,17 @@ class Layout:
         """Return the layers of each of a rank's chunks, in the order of `Schedule.held_by`."""
         return tuple(self.cuts[held.stage] for held in self.schedule.held_by(rank))
 
+    @property
+    def of_ranks(self) -> tuple[tuple[LayerRange, ...], ...]:
+        """The layers of each rank's chunks."""
+        return tuple(self.stretches(rank) for rank in range(self.schedule.num_ranks))
+
     def shares(self, part: Part) -> dict[str, Share]:
         """Return where each of a rank's parameters is: its stages and ranks."""
         return {name: self._share_of(name, part) for name in part.named_parameters()}
 
     def _share_of(self, name: str, part: Part) -> Share:
-        if name in part.by_experts:
+        if part.is_divided(name, part.expert_group):
             return self._share((layer_of(name),), self._with_experts(part.expert_group.rank))
         return self._share(part.shared.get(name, (layer_of(name),)))
 

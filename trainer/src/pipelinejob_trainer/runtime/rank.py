@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.contract.plan import Plan
 from pipelinejob.planning.dimensions import in_halves
 from pipelinejob.spec.job import Precision, Sharding
@@ -15,6 +14,7 @@ from pipelinejob_trainer.communication.expert_group import UNDIVIDED, ExpertGrou
 from pipelinejob_trainer.communication.links import Links
 from pipelinejob_trainer.communication.process_groups import rank_of
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
+from pipelinejob_trainer.models.huggingface.layers import Narrow
 from pipelinejob_trainer.models.identity import layer_of
 from pipelinejob_trainer.models.losses.divided_loss import divided
 from pipelinejob_trainer.models.losses.loss import load_loss, token_cross_entropy
@@ -80,29 +80,33 @@ class Rank:
             ),
         )
 
-    def under(self, plan: Plan) -> "Rank":
-        """Return the rank with the same layers, and all that is in them, under a plan with other replicas.
+    def is_kept_by(self, plan: Plan) -> bool:
+        """Tell whether a plan, but for its replicas, leaves this rank as it is: layers, schedule, and neighbours."""
+        before, after = self.plan, plan
+        return (before.cuts, before.parallelism.pipeline, before.schedule.name, before.schedule_actions) == (
+            after.cuts,
+            after.parallelism.pipeline,
+            after.schedule.name,
+            after.schedule_actions,
+        )
 
-        Raises PipelineJobError for a plan by which it would hold other layers, or a part of their state.
-        """
+    def under(self, plan: Plan) -> "Rank":
+        """Return the rank with the same layers, and all that is in them, under a plan with other replicas."""
+        assert self.is_kept_by(plan), "only the number of replicas changes"
         layout = layout_of(plan)
-        if layout.cuts != self.layout.cuts or plan.parallelism.pipeline != self.plan.parallelism.pipeline:
-            raise PipelineJobError(
-                f"stage {self.index} has the layers of {self.layout.cuts}, and the plan that it was told has"
-                f" {layout.cuts}; only the number of replicas changes in memory"
-            )
         assert self.shards is None, "replicas that share their state are not resized in memory"
         of_rank = buckets(self.part.named_parameters(), layout.shares(self.part))
         return replace(self, plan=plan, layout=layout, buckets=of_rank).with_new_stages()
 
     def owns(self, name: str) -> bool:
         """Return whether it owns a parameter or buffer, or its part of one, which may be on other ranks too."""
-        first = self.part.expert_group.rank if name in self.part.by_experts else 0  # replica that holds it
+        experts = self.part.expert_group
+        first = experts.rank if self.part.is_divided(name, experts) else 0  # replica that holds it
         return self.saves(name) and self.replica == first and self.layout.owner_of(name) == self.index
 
     def saves(self, name: str) -> bool:
         """Return whether, of those that share its layers, it speaks for a tensor, or has a part of its own."""
-        return self.tensor_group.rank == 0 or name in self.part.slices
+        return self.tensor_group.rank == 0 or self.part.is_divided(name, self.tensor_group)
 
     def runtime(
         self,
@@ -155,9 +159,9 @@ def build_rank(
     device: torch.device,
     tensor_group: TensorGroup = ALONE,
     expert_group: ExpertGroup = UNDIVIDED,
-    narrow: int | None = None,
+    narrow: Narrow | None = None,
 ) -> Rank:
-    """Build a rank's layers, or its part of them; of a folder's model narrow ones, for so many ranks, if asked for.
+    """Build a rank's layers, or its part of them; of a folder's model narrow ones, if asked for.
 
     Raises UserError for layers that cannot be built, or that would be trained wrongly.
     """
@@ -203,7 +207,7 @@ def build_rank(
 def _divided(plan: Plan, layout: Layout, part: Part, place: int) -> tuple[tuple[Bucket, ...], Shards | None]:
     """Return what a rank reduces together, and its stretches of that where the plan shards."""
     parameters, shares = part.named_parameters(), layout.shares(part)
-    sharding, replicas = plan.parallelism.sharding, plan.parallelism.data
+    sharding, pipeline = plan.parallelism.sharding, plan.parallelism.pipeline
 
     def place_of(name: str) -> int:
         """Return a layer's number, another for what it shares with later ones: these gather it without the rest."""
@@ -215,7 +219,8 @@ def _divided(plan: Plan, layout: Layout, part: Part, place: int) -> tuple[tuple[
     names = {parameter: name for name, parameter in parameters.items()}
 
     def is_kept(bucket: Bucket) -> bool:
-        return sharding is Sharding.FULL and len(bucket.share.ranks) == replicas
+        """Return whether one rank of each pipeline needs a bucket: several need it at different times."""
+        return sharding is Sharding.FULL and len({each % pipeline for each in bucket.share.ranks}) == 1
 
     return of_rank, Shards(of_rank, names, place, is_kept=is_kept)
 

@@ -13,7 +13,7 @@ from pipelinejob_trainer.process.output import say
 from pipelinejob_trainer.serving.batch_files import Answers, Request, read_ids, requests_of
 from pipelinejob_trainer.serving.front.answering import Answering, Usage
 from pipelinejob_trainer.serving.front.answers import Form
-from pipelinejob_trainer.serving.front.errors import ApiError, wrong
+from pipelinejob_trainer.serving.front.errors import LOST_TOO_OFTEN, ApiError, wrong
 from pipelinejob_trainer.serving.front.wanted import read_chat, read_completion
 
 _OK = 200
@@ -36,6 +36,11 @@ class Batch:
         self._told_s = 0.0
         if not self.num_left:
             self._answers.close()
+
+    @property
+    def num_requests(self) -> int:
+        """Count all requests."""
+        return self._count
 
     @property
     def num_left(self) -> int:
@@ -74,7 +79,7 @@ async def _answered(answering: Answering, request: Request) -> Mapping[str, Any]
         try:
             return _line(request, _OK, await _body(answering, request))
         except ApiError as error:
-            if error.status not in {_FULL, _NOT_READY}:
+            if error.status not in {_FULL, _NOT_READY} and error.code != LOST_TOO_OFTEN:
                 return _line(request, error.status, error.body)
         await asyncio.sleep(_AGAIN_S)
 

@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 import torch
 
-from pipelinejob.serving.chunks import PassCost, explained
+from pipelinejob.serving.chunks import Late, PassCost, explained
 from pipelinejob.serving.passes import Row
 from pipelinejob.serving.scheduler import Limits
 from pipelinejob_trainer.serving.later_stage import Compute
 
+_LATE_CHUNKS = 8  # before the token that shows what the cache costs
 _TIMES = 3  # of which the shortest counts: what is longer was disturbed
 
 
@@ -24,7 +25,7 @@ def measured_cost(
     longest: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> PassCost:
-    """Measure four kinds of passes on the stage's own cache, which must be idle.
+    """Measure five kinds of passes on the stage's own cache, which must be idle.
 
     `width` is that of the hidden state that the stage receives; None: it receives tokens. Passes are
     no longer than `longest` positions and than the cache. Where stages share processors, and measure at the same
@@ -39,7 +40,9 @@ def measured_cost(
 
     one, many = seconds(rows=1, past=0, new=1), seconds(rows=rows, past=0, new=1)
     first, second = seconds(rows=1, past=0, new=chunk), seconds(rows=1, past=chunk, new=chunk)
-    return explained(one, many, first, second, rows=rows, chunk=chunk)
+    past = max(1, min(room - 1, _LATE_CHUNKS * chunk))
+    late = Late(past=past, seconds=seconds(rows=1, past=past, new=1))
+    return explained(one, many, first, second, rows=rows, chunk=chunk, late=late)
 
 
 def _seconds(

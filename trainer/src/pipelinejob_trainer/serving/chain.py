@@ -14,10 +14,8 @@ from pipelinejob.serving.chunks import PassCost
 from pipelinejob.serving.passes import Outcome, Pass
 from pipelinejob_trainer.base.errors import PeerLostError, UserError
 from pipelinejob_trainer.serving.later_stage import SILENCE_S
-from pipelinejob_trainer.serving.meter import Reading
+from pipelinejob_trainer.serving.meter import LONGEST_PASS_S, Reading, StuckError, check_moves
 from pipelinejob_trainer.serving.wire import Frame, Kind, outcome_of, receive, send
-
-_LONGEST_PASS_S = 60.0  # a stage that works on one pass for longer is taken for stuck
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +198,7 @@ class Chain:
                 return
             stage, port = int(hello["stage"]), int(hello["port"])
             cost = PassCost.model_validate(hello["cost"])
+            longest_s = float(hello.get("longest_s", LONGEST_PASS_S))
         except (PeerLostError, AttributeError, KeyError, TypeError, ValueError):
             connection.close()
             return
@@ -214,7 +213,9 @@ class Chain:
                     self._events.put(Returned(connection, outcome_of(frame.header)))
                 elif frame.kind is Kind.BEAT:
                     self._readings[stage] = reading = Reading(**frame.header)
-                    _check_moves(reading)
+                    check_moves(reading, longest_s)
+        except StuckError as error:
+            self._events.put(Left(stage, connection, f"it {error}"))
         except PeerLostError as error:
             silent = isinstance(error.__cause__, TimeoutError)
             reason = f"it said nothing for {self._silence_s:g} s" if silent else str(error)
@@ -227,8 +228,3 @@ class Chain:
         with contextlib.suppress(PeerLostError):
             send(connection, Frame(Kind.HELLO, {"weights": self._weights}))
         connection.close()
-
-
-def _check_moves(reading: Reading) -> None:
-    if reading.in_pass_s > _LONGEST_PASS_S:
-        raise PeerLostError(f"it has worked on one pass for {reading.in_pass_s:.0f} s")

@@ -27,7 +27,7 @@ from pipelinejob_trainer.serving.front.metrics import Metrics
 from pipelinejob_trainer.serving.front.server import LOOK_S, Ending, listening, run_front
 from pipelinejob_trainer.serving.front.text import Bytes, FolderTokenizer, Tokenizer
 from pipelinejob_trainer.serving.later_stage import LaterStage, asked_step, tell_gone
-from pipelinejob_trainer.serving.meter import Meter
+from pipelinejob_trainer.serving.meter import Meter, check_moves, longest_pass_s
 from pipelinejob_trainer.serving.stage_model import StageModel, load_stage, trusts_code
 from pipelinejob_trainer.serving.trained_weights import TrainedWeights, of_step
 
@@ -57,6 +57,7 @@ def serve_rank(config: Config, plan: Plan, status: StageStatus, is_stopping: Cal
             meter=Meter(),
             cost=cost,
             weights=weights,
+            longest_pass_s=longest_pass_s(cost, Limits.of(serving, num_stages=plan.parallelism.pipeline)),
         )
         _serve_later(later, status, is_stopping)
     else:
@@ -103,7 +104,14 @@ def _trained(config: Config, plan: Plan, serving: Serving, is_stopping: Callable
 def _load(plan: Plan, stage: int, serving: Serving, trained: TrainedWeights | None) -> tuple[StageModel, PassCost]:
     (stretch,) = plan.stages[stage].chunks
     limits = Limits.of(serving, num_stages=plan.parallelism.pipeline)
-    loaded = load_stage(plan.model, stretch, num_blocks=limits.num_blocks, block=limits.block, trained=trained)
+    loaded = load_stage(
+        plan.model,
+        stretch,
+        num_blocks=limits.num_blocks,
+        block=limits.block,
+        trained=trained,
+        apart=limits.batch_invariant,
+    )
     for remark in loaded.remarks:
         say(remark)
     say(f"stage {stage} has layers {stretch[0]} to {stretch[1] - 1}")
@@ -137,6 +145,7 @@ def _serve_later(later: LaterStage, status: StageStatus, is_stopping: Callable[[
     thread.start()
     status.begin_serving(is_ready=True)
     while thread.is_alive() and not is_stopping():
+        check_moves(later.meter.read(), later.longest_pass_s)
         thread.join(LOOK_S)
     stop.set()
     if failed:
@@ -159,6 +168,7 @@ def _answering(
         cost=cost,
         weights=weights,
         processors=plan.prediction.concurrency,
+        longest_pass_s=longest_pass_s(cost, limits),
     )
     answering = Answering(
         engine,
@@ -196,7 +206,9 @@ def _run_batch(
     engine.start()
     thread.start()
     while thread.is_alive() and engine.error is None and not is_stopping():
-        status.begin_serving(is_ready=engine.is_ready)
+        engine.check_moves()
+        requests = batch.num_requests
+        status.begin_serving(is_ready=engine.is_ready, answered=requests - batch.num_left, requests=requests)
         thread.join(LOOK_S)
     if thread.is_alive():
         loop.call_soon_threadsafe(work.cancel)

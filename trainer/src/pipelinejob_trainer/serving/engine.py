@@ -19,7 +19,7 @@ from pipelinejob_trainer.base.errors import PeerLostError
 from pipelinejob_trainer.process.output import say, warn
 from pipelinejob_trainer.serving.chain import Chain, Gone, Joined, Left, Returned
 from pipelinejob_trainer.serving.later_stage import SILENCE_S, Compute
-from pipelinejob_trainer.serving.meter import Meter, Reading
+from pipelinejob_trainer.serving.meter import LONGEST_PASS_S, Meter, Reading, check_moves
 from pipelinejob_trainer.serving.sampling import sample
 
 _WAKE_S = 1.0
@@ -27,10 +27,11 @@ _WAKE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An answer ends without an ending; the same request may be sent again."""
+    """An answer ends without an ending; the same request may be sent again, but where it may be the cause itself."""
 
     sequence: int
     reason: str
+    may_be_the_cause: bool = False
 
 
 def _nobody_listens(_: float) -> None:
@@ -79,7 +80,8 @@ class Engine:
 
     `patience_s` is how long answers wait for a chain that is broken before they fail; `silence_s`
     after what silence a stage is lost. `weights` says which the stages must have. `processors` are those
-    that the stages share, for predictions; None: each has its own.
+    that the stages share, for predictions; None: each has its own. A stage that works on one pass for more than
+    `longest_pass_s` is stuck.
     """
 
     def __init__(
@@ -94,7 +96,9 @@ class Engine:
         silence_s: float = SILENCE_S,
         weights: str = "",
         processors: float | None = None,
+        longest_pass_s: float = LONGEST_PASS_S,
     ) -> None:
+        self._longest_pass_s = longest_pass_s
         self._processors = processors
         self._scheduler = scheduler
         self._compute = compute
@@ -102,6 +106,7 @@ class Engine:
         self._patience_s = patience_s
         self._cost = cost
         self._predictions: tuple[ServedAt, ...] = ()
+        self._costs: tuple[PassCost, ...] = ()
         self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._chain = Chain(num_stages - 1, port=port, events=self._events, silence_s=silence_s, weights=weights)
         self._listeners: dict[int, Listener] = {}
@@ -134,6 +139,10 @@ class Engine:
     def is_ready(self) -> bool:
         """Whether all stages are there."""
         return self._chain.is_whole and self._error is None and not self._closing.is_set()
+
+    def check_moves(self) -> None:
+        """Raise StuckError where the pass that this stage works on has taken too long."""
+        check_moves(self.meter.read(), self._longest_pass_s)
 
     def start(self) -> None:
         """Begin."""
@@ -174,13 +183,17 @@ class Engine:
         """Return what each stage has counted, the first one included."""
         return {0: self.meter.read(), **self._chain.readings}
 
+    def costs(self) -> tuple[PassCost, ...]:
+        """Return what a pass costs each stage, as they measured it; nothing before all are there."""
+        return self._costs
+
     def predictions(self) -> tuple[ServedAt, ...]:
         """Return what was predicted when the chain was formed, at several loads."""
         return self._predictions
 
     def _predict(self) -> None:
         """Make chunks equal, and batches as large as is best, by what stages measured; foretell what they will give."""
-        costs = (self._cost, *self._chain.costs)
+        self._costs = costs = (self._cost, *self._chain.costs)
         self._scheduler.cost = chunk_cost(costs)
         self._scheduler.spread = best_spread(self._scheduler.limits, costs, processors=self._processors)
         self._predictions = examples(self._scheduler.limits, costs, processors=self._processors)
@@ -261,7 +274,11 @@ class Engine:
 
     def _lost(self, why: str) -> None:
         warn(f"{why}; {self._scheduler.num_active} answers in work go on from their tokens once it is back")
-        self._scheduler.lose_all()
+        for number in self._scheduler.lose_all():
+            warn(f"answer {number} was lost with its chain again and again without a token between, and is given up")
+            self._submitted_s.pop(number, None)
+            listener = self._listeners.pop(number)
+            listener(Failed(number, "each time its chain was lost before the next token", may_be_the_cause=True))
         if not self._chain.is_whole:
             self._broken_since = time.monotonic()
 

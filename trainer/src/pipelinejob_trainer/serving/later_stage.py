@@ -24,7 +24,7 @@ from pipelinejob.serving.passes import Outcome, Row
 from pipelinejob_trainer.base.errors import PeerLostError, StoppedError
 from pipelinejob_trainer.process.config import Address
 from pipelinejob_trainer.process.output import warn
-from pipelinejob_trainer.serving.meter import Meter
+from pipelinejob_trainer.serving.meter import LONGEST_PASS_S, Meter
 from pipelinejob_trainer.serving.sampling import sample
 from pipelinejob_trainer.serving.wire import Frame, Kind, pass_of, receive, send
 
@@ -48,7 +48,10 @@ class Compute(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaterStage:
-    """A stage's place, and what it computes with; `weights` says which, where there are several."""
+    """A stage's place, and what it computes with; `weights` says which, where there are several.
+
+    Where it works on one pass for more than `longest_pass_s`, it is stuck.
+    """
 
     stage: int
     front: Address
@@ -56,6 +59,7 @@ class LaterStage:
     meter: Meter
     cost: PassCost
     weights: str = ""
+    longest_pass_s: float = LONGEST_PASS_S
 
     def serve(self, stop: threading.Event) -> None:
         """Serve in chain after chain, until `stop`.
@@ -93,6 +97,7 @@ class LaterStage:
             "port": listener.getsockname()[1],
             "cost": self.cost.dump(),
             "weights": self.weights,
+            "longest_s": self.longest_pass_s,
         }
 
     def _told(self, control: "_Control", stop: threading.Event) -> Any:

@@ -29,15 +29,19 @@ class OwnForward:
     """Layers [first, end) of a cut model, filled and in evaluation mode.
 
     `mixes_lengths` is whether sequences of different lengths may be in one pass; else each runs by
-    itself. Raises UserError for a model that takes no cache of keys and values.
+    itself, and with `apart` whatever their lengths. Raises UserError for a model that takes no cache of
+    keys and values.
     """
 
-    def __init__(self, cut: Cut, first: int, end: int, pool: Pool, *, mixes_lengths: bool = True) -> None:
+    def __init__(
+        self, cut: Cut, first: int, end: int, pool: Pool, *, mixes_lengths: bool = True, apart: bool = False
+    ) -> None:
         self._cut = cut
         self._first = first
         self._end = end
         self._pool = pool
         self._mixes_lengths = mixes_lengths
+        self._apart = apart
         self._accepts = set(inspect.signature(cut.model.forward).parameters)
         if "cache" not in self._accepts:
             raise UserError(
@@ -70,7 +74,7 @@ class OwnForward:
 
         `received` is the stage before's output; None where this stage holds the embedding.
         """
-        if self._mixes_lengths or len({row.length for row in rows}) == 1:
+        if len(rows) == 1 or (not self._apart and (self._mixes_lengths or len({row.length for row in rows}) == 1)):
             return self._forward(rows, received)
         parts = [
             self._forward((row,), None if received is None else received[place : place + 1])

@@ -1,6 +1,7 @@
 """One stage of a model that is served: its own weights alone, and its part of the cache."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -31,17 +32,41 @@ class StageModel:
 
 
 def load_stage(
-    model: Model, stretch: tuple[int, int], *, num_blocks: int, block: int, trained: TrainedWeights | None = None
+    model: Model,
+    stretch: tuple[int, int],
+    *,
+    num_blocks: int,
+    block: int,
+    trained: TrainedWeights | None = None,
+    apart: bool = False,
 ) -> StageModel:
     """Make layers [first, end) of a model, with the values of its folder, or of what was trained.
 
-    Raises UserError for a model that cannot be served, or not be read.
+    With `apart` sequences of a pass are computed one by one. Raises UserError for a model that cannot be served, or not
+    be read.
     """
+    filled = _of_checkpoint(model, stretch, trained) if trained else _of_folder(model, stretch)
+    text = filled.cut.config.get_text_config()
     pool = Pool(num_blocks=num_blocks, block=block)
-    return _of_checkpoint(model, stretch, pool, trained) if trained else _of_folder(model, stretch, pool)
+    positions, limit = _positions(text)
+    return StageModel(
+        forward=OwnForward(filled.cut, *stretch, pool, mixes_lengths=filled.servable.mixes_lengths, apart=apart),
+        width=text.hidden_size,
+        positions=positions,
+        remarks=(*filled.remarks, filled.servable.sentence, *limit),
+    )
 
 
-def _of_folder(model: Model, stretch: tuple[int, int], pool: Pool) -> StageModel:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Filled:
+    """Layers with their values, and what was found out of them."""
+
+    cut: Cut
+    servable: Servable
+    remarks: tuple[str, ...]
+
+
+def _of_folder(model: Model, stretch: tuple[int, int]) -> _Filled:
     if model.hugging_face is None:
         raise UserError(
             "NotServable",
@@ -54,26 +79,37 @@ def _of_folder(model: Model, stretch: tuple[int, int], pool: Pool) -> StageModel
     part.settle(torch.device("cpu"))
     runner = part.chunks[0][0].runner
     assert isinstance(runner, Runner), "a Hugging Face model's"
-    return _stage(runner.cut, stretch, pool, servable, part.remarks)
+    return _Filled(cut=runner.cut, servable=servable, remarks=tuple(part.remarks))
 
 
-def _of_checkpoint(model: Model, stretch: tuple[int, int], pool: Pool, trained: TrainedWeights) -> StageModel:
+def _of_checkpoint(model: Model, stretch: tuple[int, int], trained: TrainedWeights) -> _Filled:
     trusts, config = trusts_code(model), trained.config
     servable = check_decoding(config, trust_remote_code=trusts)
     cut = build(config, *stretch, trust_remote_code=trusts)
     trained.fill(cut, *stretch)
-    return _stage(cut, stretch, pool, servable, (f"weights of step {trained.step}",))
+    return _Filled(cut=cut, servable=servable, remarks=(f"weights of step {trained.step}",))
 
 
-def _stage(cut: Cut, stretch: tuple[int, int], pool: Pool, servable: Servable, remarks: tuple[str, ...]) -> StageModel:
-    text = cut.config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None)
-    return StageModel(
-        forward=OwnForward(cut, *stretch, pool, mixes_lengths=servable.mixes_lengths),
-        width=text.hidden_size,
-        positions=positions if isinstance(positions, int) else None,
-        remarks=(*remarks, servable.sentence),
+def _positions(text: Any) -> tuple[int | None, tuple[str, ...]]:
+    """Return how long a text may be, None if nothing says, and a remark where that is less than the model's most.
+
+    Positions of the kind `longrope` are turned otherwise once a text is longer than in pretraining: all in a batch, as
+    soon as one is, while keys in the cache stay as they were turned. Within that length nobody feels the others.
+    """
+    most = getattr(text, "max_position_embeddings", None)
+    parameters = getattr(text, "rope_parameters", None) or {}
+    each = [one for one in (parameters, *parameters.values()) if isinstance(one, dict)]
+    originals = [one["original_max_position_embeddings"] for one in each if one.get("rope_type") == "longrope"]
+    known = [one for one in (most, *originals) if isinstance(one, int)]
+    if not known:
+        return None, ()
+    if min(known) == most:
+        return most, ()
+    remark = (
+        f"texts are at most {min(known)} tokens long, not {most}: positions of the kind longrope are turned otherwise"
+        " beyond, for all in a batch once one is longer, and a cache does not follow"
     )
+    return min(known), (remark,)
 
 
 def trusts_code(model: Model) -> bool:

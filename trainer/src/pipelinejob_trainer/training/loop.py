@@ -1,7 +1,7 @@
 """Training, from a plan to the last step: build, meet the gang, resume, step, evaluate, save."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NoReturn
 
 import torch
@@ -15,6 +15,7 @@ from pipelinejob_trainer.checkpoint.checkpoints import Checkpoints, Resumed
 from pipelinejob_trainer.checkpoint.folder import PartOf
 from pipelinejob_trainer.data.micro_batch import IGNORED
 from pipelinejob_trainer.data.position import TextPosition, samples_before
+from pipelinejob_trainer.optimizers.rates import changed_rate, learning_rate
 from pipelinejob_trainer.process.output import say, warn
 from pipelinejob_trainer.process.signals import StopRequest
 from pipelinejob_trainer.process.stage_status import StageStatus, StepOutcome, samples_per_step, tokens_per_step
@@ -29,7 +30,7 @@ from pipelinejob_trainer.training.checks.parameter_check import ParameterCheck
 from pipelinejob_trainer.training.checks.shape_check import check_shapes
 from pipelinejob_trainer.training.checks.untrained_state import UntrainedState
 from pipelinejob_trainer.training.membership import Membership
-from pipelinejob_trainer.training.not_finite import Decision, NotFinitePolicy, described
+from pipelinejob_trainer.training.not_finite import Decision, described
 from pipelinejob_trainer.training.preparation import (
     Preparation,
     agreed_order,
@@ -61,7 +62,7 @@ class TrainingLoop:
 
         `moves_to` says which incarnation is to begin at a step border; 0 if none is.
         """
-        config, plan = prepared.config, prepared.plan
+        config = prepared.config
         self._prepared = prepared
         self._keeping = keeping
         self._moves_to = moves_to
@@ -73,7 +74,7 @@ class TrainingLoop:
         self._samples = 0
         self._last_loss = 0.0
         self._updates = Updates(prepared.rank, membership.sum_over)
-        self._not_finite = NotFinitePolicy(plan.training)
+        self._not_finite = prepared.not_finite
         self._recorder = prepared.recorder()
         self._untrained = UntrainedState(prepared.rank, membership.sum_over)
         self._parameter_check = ParameterCheck(prepared.rank)
@@ -99,6 +100,8 @@ class TrainingLoop:
             membership.gang,
             attempt=self._attempt,
             keep=self._plan.checkpoint.keep,
+            keep_s=self._plan.checkpoint.keep_seconds,
+            copies=self._plan.checkpoint.copies,
             warn=warn,
             base=agreed_base(self._rank, membership.gang),
         )
@@ -132,7 +135,7 @@ class TrainingLoop:
 
     def _resume(self) -> int:
         """Go on from what all ranks have in memory, else from the newest checkpoint; return its step."""
-        border = self._keeping.go_back(self._gang, self._say) if self._keeping else None
+        border = self._keeping.go_back(self._gang, self._say, needs=self._needs) if self._keeping else None
         if border is not None:
             return self._return(border)
         resumed = self._checkpoints.resume(*self._restorable())
@@ -182,6 +185,13 @@ class TrainingLoop:
             snapshot.parts(part, sharded=self._updates.sharded),
         )
 
+    def _needs(self, names: Collection[str]) -> frozenset[str] | None:
+        """Return which of these tensors are of this rank's state; None where one of it is missing."""
+        needed, may_hold, _ = self._restorable()
+        if not needed.keys() <= {*names}:
+            return None
+        return frozenset(name for name in names if name in needed or may_hold(name))
+
     def _begin(self, resumed: Resumed | None) -> int:
         """Take over a checkpoint's state, if there is one; return the step after which it was taken."""
         step = resumed.step if resumed else 0
@@ -216,6 +226,8 @@ class TrainingLoop:
         if self._batches is not None:
             self._batches = self._batches.resumed(step=resumed.step, samples=self._samples)
         say(f"resumed from the checkpoint of step {resumed.step}, {where}")
+        if (changed := changed_rate(self._plan.training, resumed.step, resumed.rate)) is not None:
+            self._say(changed)
 
     def _say_what_is_read(self, first: int) -> None:
         """Say how often each source will have been read through when the last step is done."""
@@ -252,7 +264,7 @@ class TrainingLoop:
         if self._is_checkpoint_due(step) or leaving.is_all:
             is_last = step == self._plan.training.steps or leaving.is_all
             with self._recorder.span(SpanKind.CHECKPOINT):
-                self._save(step, waits=is_last or not self._plan.checkpoint.asynchronous)
+                self._save(step, is_last=is_last)
         moves_to = None if leaving.ranks or step == self._plan.training.steps else total.moves_to
         if self._is_border_due(step) or leaving.is_some or moves_to is not None:
             with self._recorder.span(SpanKind.CHECKPOINT):
@@ -351,18 +363,20 @@ class TrainingLoop:
         state = snapshot.take(self._rank.part, self._updates.optimizer, step=step, extra_buffers=unkept)
         self._keeping.keep(step=step, loss=self._last_loss, samples=self._samples, tensors=state.tensors)
 
-    def _save(self, step: int, *, waits: bool) -> None:
+    def _save(self, step: int, *, is_last: bool) -> None:
         rank = self._rank
         state = snapshot.take(
             rank.part,
             self._updates.optimizer,
             step=step,
             loss=self._last_loss,
+            rate=learning_rate(self._plan.training, step),
             extra_buffers=self._untrained.extra_buffers(),
             is_mine=rank.owns,
             sharded=self._updates.sharded,
         )
-        self._saving.save(state, TextPosition(samples=self._samples, order=self._order), waits=waits)
+        waits = is_last or not self._plan.checkpoint.asynchronous
+        self._saving.save(state, TextPosition(samples=self._samples, order=self._order), waits=waits, is_last=is_last)
 
     def _record(
         self, step: int, total: Totals, rate: float, evaluation_loss: float | None, skipped: Skipped | None

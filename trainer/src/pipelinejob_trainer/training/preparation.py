@@ -11,6 +11,7 @@ from pipelinejob.planning.dimensions import undividable, unrunnable
 from pipelinejob.planning.experts import undividable_experts
 from pipelinejob.spec.workload import Packing, packing_of
 from pipelinejob_trainer.base.errors import LayerError, UserError
+from pipelinejob_trainer.checkpoint.copies import Copies
 from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
 from pipelinejob_trainer.communication.expert_group import ExpertGroup
 from pipelinejob_trainer.communication.gang import Gang
@@ -27,6 +28,7 @@ from pipelinejob_trainer.runtime.recorder import Recorder
 from pipelinejob_trainer.training.checks import preflight
 from pipelinejob_trainer.training.checks.adapters import check_targets
 from pipelinejob_trainer.training.membership import Membership, choose_device
+from pipelinejob_trainer.training.not_finite import NotFinitePolicy
 from pipelinejob_trainer.training.tracking import Trackers
 from pipelinejob_trainer.training.warm_up import compile_layers
 
@@ -39,6 +41,18 @@ class Preparation:
         self.plan = plan
         self.folder = CheckpointFolder(config.checkpoints)
         self.folder.prepare(who=config.process)
+        if config.stage == config.replica == config.tensor == 0:  # who copies
+            Copies(plan.checkpoint.copies, self.folder, keep=plan.checkpoint.keep, warn=say).prepare()
+        self.not_finite = NotFinitePolicy(plan.training)
+        self.rank = self._built(plan)
+        for remark in self.rank.part.remarks if config.stage == config.tensor == 0 else ():
+            say(remark)
+        self.output = Output(config, is_spokesman=self.rank.is_spokesman, num_steps=plan.training.steps)
+        self.trackers = Trackers(plan.training.tracking, config, is_spokesman=self.rank.is_spokesman)
+        self._open_text()
+
+    def _built(self, plan: Plan) -> Rank:
+        config = self.config
         degrees = plan.parallelism
         group = TensorGroup(config.tensor, degrees.tensor, divides_tokens=degrees.sequence_parallel)
         device = choose_device(plan, group.rank)
@@ -47,7 +61,7 @@ class Preparation:
             raise UserError("NotDivided", str(error))
         for error in unrunnable(plan.model, plan.training, plan.schedule.name, degrees, plan.data):
             raise UserError("NotRunnable", str(error))
-        self.rank = build_rank(
+        return build_rank(
             plan,
             index=config.stage,
             replica=config.replica,
@@ -55,13 +69,12 @@ class Preparation:
             tensor_group=group,
             expert_group=experts,
         )
-        for remark in self.rank.part.remarks if config.stage == group.rank == 0 else ():
-            say(remark)
-        self.output = Output(config, is_spokesman=self.rank.is_spokesman, num_steps=plan.training.steps)
-        self.trackers = Trackers(plan.training.tracking, config, is_spokesman=self.rank.is_spokesman)
-        self.batches = _open_data(plan) if self.rank.needs_text else None
-        _refuse_unseen_positions(plan, self.rank)
-        self.evaluation_batches = _open_evaluation(plan, self.batches)
+
+    def _open_text(self) -> None:
+        """Open the text where the rank needs it; let go of it where it does not."""
+        self.batches = _open_data(self.plan) if self.rank.needs_text else None
+        _refuse_unseen_positions(self.plan, self.rank)
+        self.evaluation_batches = _open_evaluation(self.plan, self.batches)
         self.text, self.evaluation_text = map(_identity, (self.batches, self.evaluation_batches))
 
     def recorder(self) -> Recorder:
@@ -74,19 +87,37 @@ class Preparation:
         )
 
     def go_over_to(self, plan: Plan) -> None:
-        """Go on by a plan with other replicas: the same layers, text, order, and sequences in a step.
+        """Go on by another plan with the same text, order, and sequences in a step.
 
-        Raises PipelineJobError for a plan in which any of these is another.
+        Where it has other layers or another schedule for this rank, these are made anew, and still without a state.
+        Raises PipelineJobError for a plan with other sequences, UserError where the layers cannot be made.
         """
         before, after = (each.schedule.sequences * each.parallelism.data for each in (self.plan, plan))
         if before != after:
             raise PipelineJobError(f"a step has {before} sequences, and by the plan that was told {after}")
-        self.rank = self.rank.under(plan)
+        was_spokesman = self.rank.is_spokesman
+        if self.rank.is_kept_by(plan):
+            self.rank = self.rank.under(plan)
+        else:
+            del self.rank  # so that the old layers' memory is free for the new ones
+            self.rank = self._built(plan)
+            self.output.forget_timelines()
         self.plan = plan
+        if self.rank.is_spokesman is not was_spokesman:
+            self._speak()
+        if self.rank.needs_text is not (self.batches is not None):
+            self._open_text()
         self.batches, self.evaluation_batches = (
             None if each is None else each.shared_by(plan.parallelism.data, rows=plan.schedule.micro_batch_sizes)
             for each in (self.batches, self.evaluation_batches)
         )
+
+    def _speak(self) -> None:
+        """Begin to tell of the job's steps, or leave it to another rank."""
+        is_spokesman, training = self.rank.is_spokesman, self.plan.training
+        self.output = Output(self.config, is_spokesman=is_spokesman, num_steps=training.steps)
+        self.trackers.close()
+        self.trackers = Trackers(training.tracking, self.config, is_spokesman=is_spokesman)
 
 
 def check(prepared: Preparation, membership: Membership) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -11,7 +11,7 @@ from typing import TypeVar
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # torch re-exports them silently
 
-from pipelinejob.contract.incarnation import Incarnation, Lost
+from pipelinejob.contract.incarnation import Incarnation, Lost, Member
 from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import Recovery
 from pipelinejob_trainer.base.errors import (
@@ -99,16 +99,19 @@ class Recovering:
         self._stop_request = stop_request
         self._keeping = Keeping(interval_steps=plan.recovery.interval_steps)
         self._loop: TrainingLoop | None = None
+        self._members: Sequence[Member] = ()  # of the present incarnation
         self._is_done = False
 
-    def run(self, prepared: Preparation) -> None:
+    def run(self, prepared: Preparation | None) -> None:
         """Train until the last step, through as many incarnations as it takes.
 
-        Raises what `loop.run` does; PeerLostError when no replacement comes, LeftError when this rank is asked to stop
-        while it waits for one, NotNeededError when the others go on as fewer replicas.
+        Without what is `prepared`, as the plan that it was started with does not have this rank, it waits for one that
+        has. Raises what `loop.run` does; PeerLostError when no replacement comes, LeftError when this rank is asked to
+        stop while it waits for one, NotNeededError when the others go on without it.
         """
         number, loss, within_s = 0, Loss(self._plan, self._status), _FIRST_MEETING_S
         next_: Incarnation | None = None
+        prepared = prepared or self._prepare_as_told()
         with telling_errors(prepared), ExitStack() as watching:
             while not self._is_done:
                 incarnation = next_ or self._await(number, loss, within_s)
@@ -117,6 +120,18 @@ class Recovering:
                 self._adopt(prepared, incarnation)
                 loss = Loss(self._plan, self._status)
                 next_ = self._take_part(prepared, incarnation, loss, watching)
+
+    def _prepare_as_told(self) -> Preparation:
+        """Build what a further stage needs as soon as it is told the plan that has it, and the others train on."""
+        self._status.await_incarnation((), within_s=_FIRST_MEETING_S + _MARGIN_S)
+        told = self._station.await_any(within_s=_FIRST_MEETING_S, is_over=self._stop_request.is_set)
+        if told is None:
+            raise LeftError("LeftWhileWaiting", "asked to stop before it joined the others")
+        if (self._config.replica, self._config.stage) not in _places(told.members) or not told.plan:
+            raise NotNeededError("the others go on without this stage, which was to join them")
+        self._plan = Plan.from_json(told.plan)
+        self._status.follow(self._plan)
+        return Preparation(self._config, self._plan)
 
     def _await(self, number: int, loss: Loss, within_s: float) -> Incarnation:
         """Wait to be told who meets, after these were lost; or to be called, by a gang that trains.
@@ -140,15 +155,24 @@ class Recovering:
 
     def _adopt(self, prepared: Preparation, incarnation: Incarnation) -> None:
         """Go by the plan of an incarnation, if it has one. Raises NotNeededError where this rank is no member."""
-        if self._station.rank >= len(incarnation.members):
+        places = _places(incarnation.members)
+        mine = self._config.replica, self._config.stage
+        if mine not in places:
             raise NotNeededError(
                 f"after step {self._status.step} the job goes on with {len(incarnation.members)} ranks, of whom this"
                 " is none"
             )
+        self._station.rank = places.index(mine)
+        self._members = incarnation.members
         if incarnation.plan:
             self._plan = Plan.from_json(incarnation.plan)
+            if not prepared.rank.is_kept_by(self._plan):
+                self._loop = None  # what it trained with is kept at the border, and is made anew
             prepared.go_over_to(self._plan)
             self._status.follow(self._plan)
+            if self._plan.recovery is not None:
+                self._keeping.follow(self._plan.recovery.interval_steps)
+        self._keeping.history.go_over_to(prepared.rank.layout.of_ranks)
 
     def _take_part(
         self, prepared: Preparation, incarnation: Incarnation, loss: Loss, watching: ExitStack
@@ -187,8 +211,9 @@ class Recovering:
         """Leave an incarnation for another; None where a rank was lost at the last moment, so that all wait."""
         incarnation = self._station.at_border(number)
         try:
-            keepers = buddies(Plan.from_json(incarnation.plan)) if incarnation.plan else ()
-            self._keeping.entrust(membership.gang, self._status.step, buddies=keepers)
+            goes_on = {*_places(incarnation.members)}
+            stay = [rank for rank, place in enumerate(_places(self._members)) if place in goes_on]
+            self._keeping.entrust(membership.gang, self._status.step, stay=stay)
             membership.gang.barrier()  # who closes its ring after it says goodbye, and is not taken for lost
             distributed.destroy_process_group()
         except PeerLostError as error:
@@ -206,6 +231,9 @@ class Recovering:
             loss.settle(_BREAK_S)
         with contextlib.suppress(ValueError, RuntimeError, AssertionError):  # none was formed
             distributed.destroy_process_group()
+        # torch names groups by a count, and keeps that of one that was interrupted as it formed: with another name
+        # than a rank that is new gives it, the next would never be formed.
+        distributed.distributed_c10d._world.group_count = 0  # noqa: SLF001 # torch resets it nowhere else
 
     @contextmanager
     def _ring(self, incarnation: Incarnation, loss: Loss) -> Iterator[Ring]:
@@ -301,6 +329,10 @@ class Recovering:
             self._loop.rejoin(membership)
         self._stop_request.start_honouring()
         self._loop.run()
+
+
+def _places(members: Sequence[Member]) -> list[tuple[int, int]]:
+    return [(each.replica, each.stage) for each in members]
 
 
 def _leave(membership: Membership, ring: Ring) -> None:

@@ -1,11 +1,13 @@
 """Checkpoints within the training loop: written while it waits, or beside it and published a few steps later."""
 
 import time
+from collections.abc import Callable, Iterable
 
 from pipelinejob_trainer.checkpoint.background import BackgroundSave
-from pipelinejob_trainer.checkpoint.checkpoints import Checkpoints
+from pipelinejob_trainer.checkpoint.checkpoints import CheckpointFailedError, Checkpoints
 from pipelinejob_trainer.checkpoint.snapshot import Snapshot
 from pipelinejob_trainer.data.position import TextPosition
+from pipelinejob_trainer.process.output import warn
 from pipelinejob_trainer.process.stage_status import StageStatus
 from pipelinejob_trainer.training.not_finite import NotFinitePolicy
 
@@ -24,29 +26,43 @@ class Saving:
         """Whether this rank's file of a checkpoint to be published is there, or could not be written."""
         return self._unpublished is not None and self._unpublished.is_written()
 
-    def save(self, state: Snapshot, place: TextPosition, *, waits: bool) -> None:
+    def save(self, state: Snapshot, place: TextPosition, *, waits: bool, is_last: bool) -> None:
         """Save the state, or begin to, beside training; what was begun before is published first.
 
-        Raises CheckpointFailedError, PeerLostError.
+        One that could not be written is told of and passed over; if it is the last, CheckpointFailedError is raised.
+        Raises PeerLostError.
         """
         self.publish()
         self._status.begin_checkpoint()
-        began = time.perf_counter()
         if not waits:
             self._unpublished = BackgroundSave(self._checkpoints, state, place)
             return
-        self._checkpoints.save(state, place)
-        self._saved(state.step, began)
+        failure = self._finish(state.step, lambda: self._checkpoints.save(state, place))
+        if is_last and failure is not None:
+            raise failure
+        if is_last:
+            self._tell_of_copies(self._checkpoints.await_copies())
 
     def publish(self) -> None:
-        """Publish the checkpoint that was written beside training, if there is one. Raises as `save` does."""
+        """Publish the checkpoint that was written beside training, if there is one. Raises PeerLostError."""
         if self._unpublished is None:
             return
-        began, save = time.perf_counter(), self._unpublished
-        save.publish()
-        self._unpublished = None
-        self._saved(save.step, began)
+        save, self._unpublished = self._unpublished, None
+        self._finish(save.step, save.publish)
 
-    def _saved(self, step: int, began: float) -> None:
+    def _finish(self, step: int, work: Callable[[], None]) -> CheckpointFailedError | None:
+        began = time.perf_counter()
+        try:
+            work()
+        except CheckpointFailedError as error:
+            warn(f"{error}; the checkpoint before it stays, and the next is tried at its step")
+            self._status.add_failed_checkpoint(str(error))
+            return error
         self._not_finite.saved()
         self._status.add_checkpoint(step=step, seconds=time.perf_counter() - began)
+        self._tell_of_copies(self._checkpoints.take_failures())
+        return None
+
+    def _tell_of_copies(self, failures: Iterable[str]) -> None:
+        for failure in failures:
+            self._status.add_failed_checkpoint(failure)

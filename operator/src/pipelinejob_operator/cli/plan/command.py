@@ -7,6 +7,9 @@ from typing import Any
 
 import typer
 
+from pipelinejob.base.timeline import Timeline
+from pipelinejob.planning.planner import predicted_timeline
+from pipelinejob.planning.serving import foretold_timeline
 from pipelinejob_operator.cli.exits import Exit, complain
 from pipelinejob_operator.cli.given.costs import ProfileOption
 from pipelinejob_operator.cli.given.filling import fill
@@ -80,21 +83,23 @@ def plan(
     if write_sizes:
         fill(file, "--write")
     every = plans(file, asked)
-    for shown in every:
-        refuse(
-            given=gantt and shown.view.serves,
-            option="--gantt",
-            why=f"draws a step of training, and {shown.view.name} serves; leave it out",
-        )
     if manifests:
         _write_objects([each for shown in every for each in _objects(shown, settings)], output)
     for shown in every:
         if not manifests:
-            costs = shown.costs if gantt else None
-            write(document(shown.view), output, partial(print_plan, shown.view, costs=costs))
+            timeline = _timeline(shown) if gantt else None
+            write(document(shown.view), output, partial(print_plan, shown.view, timeline=timeline))
     if html is not None:
         write_text(html, "--html", plan_page([(shown.view, shown.costs) for shown in every]))
     _end(every)
+
+
+def _timeline(shown: Shown) -> Timeline:
+    """Return the timeline that is predicted: of a step, or of passes where a job serves."""
+    plan = shown.view.plan
+    if shown.view.serves:
+        return foretold_timeline(shown.job.spec, plan.stages, shown.costs)
+    return predicted_timeline(plan, shown.costs)
 
 
 def _refuse_contradictions(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelinejob.contract.plan import Plan, ServedAt, StagePlan
+from pipelinejob.planning.protection import Protection, protection
 from pipelinejob.siting.alternatives import Alternative
 from pipelinejob_operator.cli.given.manifests import GivenJob
 from pipelinejob_operator.cli.plan.inventory import as_stored
@@ -31,6 +32,7 @@ def document(view: PlanView) -> dict[str, Any]:
         "parallelism": plan.parallelism.dump(),
         "schedule": plan.schedule.dump(),
         "stages": [_rank(view, rank) for rank in view.ranks],
+        "protection": None if (found := protection(plan)) is None else _protection(found),
         "placement": _placement(view),
         "alternatives": [_alternative(each) for each in view.alternatives],
         "rejected": [{"what": each.what, "why": each.why} for each in view.rejected],
@@ -51,6 +53,10 @@ def _prediction(view: PlanView) -> dict[str, Any]:
         "bubble": prediction.bubble_ratio,
         "source": prediction.source.value,
     }
+
+
+def _protection(found: Protection) -> dict[str, Any]:
+    return {"intervalSteps": found.interval_steps, "cost": found.cost, "lostSeconds": found.lost_s}
 
 
 def _at_load(each: ServedAt, *, is_absolute: bool) -> dict[str, Any]:

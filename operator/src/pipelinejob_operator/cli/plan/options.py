@@ -93,7 +93,9 @@ Write = Annotated[
         rich_help_panel=_WHAT,
     ),
 ]
-Gantt = Annotated[bool, typer.Option("--gantt", help="Draw the predicted timeline of one step.")]
+Gantt = Annotated[
+    bool, typer.Option("--gantt", help="Draw the predicted timeline of one step, or of passes of requests.")
+]
 Html = Annotated[
     Path | None,
     typer.Option(

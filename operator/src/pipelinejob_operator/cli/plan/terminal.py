@@ -5,9 +5,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipelinejob.base.timeline import Timeline
 from pipelinejob.contract.plan import StagePlan
-from pipelinejob.costs.layers import Profile
-from pipelinejob.planning.planner import predicted_timeline
 from pipelinejob.planning.playing import schedule_of
 from pipelinejob.siting.alternatives import About, Alternative
 from pipelinejob_operator.cli.shown.console import chart_width, console_for_people, is_unbounded
@@ -19,6 +18,10 @@ from pipelinejob_operator.report.run_view import layers
 _MOST_NODES = 4  # named in a cell
 _MOST_REJECTED = 8
 _WIDE = 100  # columns of a terminal that has room for all that is known of alternatives
+_OF_PASSES = (
+    "passes of a short request for each group, all at once (predicted): {tone}, a request's prompt; F, a token of each"
+    " answer of a group"
+)
 _HEADINGS = {
     About.CONFIGURATION: "other configurations, and what a step would take (predicted)",
     About.PLACEMENT: "other places, and what a step would take (predicted)",
@@ -26,8 +29,8 @@ _HEADINGS = {
 }
 
 
-def print_plan(view: PlanView, *, costs: Profile | None = None) -> None:
-    """Print it; with `costs`, draw the predicted timeline of one step too."""
+def print_plan(view: PlanView, *, timeline: Timeline | None = None) -> None:
+    """Print it, and draw a timeline that is predicted, too."""
     console = console_for_people()
     console.print(Text.assemble((view.name, "bold"), f"  {view.shape_line}"), soft_wrap=True)
     console.print(Text(view.prediction_line), soft_wrap=True)
@@ -42,15 +45,15 @@ def print_plan(view: PlanView, *, costs: Profile | None = None) -> None:
     for note in view.notes:
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
     console.print(_stage_table(view, console))
-    for line in (view.memory_line, view.placement_line, view.trade_line, view.room_line):
+    for line in (view.memory_line, view.protection_line, view.placement_line, view.trade_line, view.room_line):
         if line:
             console.print(Text(line), soft_wrap=True)
     for about in About:
         found = [each for each in view.alternatives if each.about is about]
         _print_alternatives(console, about, found, serves=view.serves)
     _print_rejected(console, view)
-    if costs:
-        _print_gantt(console, view, costs)
+    if timeline:
+        _print_gantt(console, view, timeline)
 
 
 def _loads_table(view: PlanView) -> Table:
@@ -140,13 +143,18 @@ def _print_rejected(console: Console, view: PlanView) -> None:
         console.print(Text(f"  and {further} more; -o json lists them all", style="dim"))
 
 
-def _print_gantt(console: Console, view: PlanView, costs: Profile) -> None:
+def _print_gantt(console: Console, view: PlanView, timeline: Timeline) -> None:
+    has_colours = console.color_system is not None
+    if view.serves:
+        console.print(
+            Text(_OF_PASSES.format(tone="in another shade" if has_colours else "f"), style="dim"), soft_wrap=True
+        )
     drawn = gantt_lines(
-        predicted_timeline(view.plan, costs),
+        timeline,
         chart_width(console),
-        schedule=schedule_of(view.plan),
+        schedule=None if view.serves else schedule_of(view.plan),
         has_scale=view.is_absolute,
-        has_colours=console.color_system is not None,
+        has_colours=has_colours,
     )
     for line in drawn:
         console.print(line, markup=False, no_wrap=True, crop=False)

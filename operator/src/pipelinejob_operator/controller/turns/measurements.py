@@ -7,6 +7,7 @@ from typing import Any
 from pipelinejob.base import names
 from pipelinejob.contract.plan import Assignment, Placement, Plan, ServedAt
 from pipelinejob.contract.progress import ExitCode, Progress
+from pipelinejob.planning.protection import protection
 from pipelinejob.spec.status import (
     PipelineJobStatus,
     PlacementSummary,
@@ -44,6 +45,7 @@ def summarize(plan: Plan) -> PlanSummary:
         bubble=percent(prediction.bubble_ratio) if trains else None,
         tokens_per_second=decimal(prediction.tokens_per_s) if is_absolute and trains else None,
         source=prediction.source,
+        protection=None if (found := protection(plan)) is None else found.text,
         serving=tuple(_served(each, is_absolute=is_absolute) for each in prediction.serving),
     )
 
@@ -197,6 +199,10 @@ def is_due(status: PipelineJobStatus, *, now: datetime, interval_s: float) -> bo
 
 def with_progress(status: PipelineJobStatus, reports: Iterable[Progress], *, now: datetime) -> PipelineJobStatus:
     """Write what the trainers of this attempt say of themselves; nothing changes if they say what they said before."""
+    reports = tuple(reports)
+    batch = next((each for each in reports if each.attempt == status.attempt and each.requests), None)
+    if batch is not None:
+        return _with_answers(status, batch, now=now)
     # One that has yet to join the others has done no step, and knows nothing of theirs.
     told = (each for each in reports if each.attempt == status.attempt and (each.incarnation or each.step))
     current = {Rank(each.replica, each.stage): each for each in told}
@@ -211,6 +217,14 @@ def with_progress(status: PipelineJobStatus, reports: Iterable[Progress], *, now
     if measured == status:
         return status
     return measured.model_copy(update={"progress_time": format_time(now)})
+
+
+def _with_answers(status: PipelineJobStatus, batch: Progress, *, now: datetime) -> PipelineJobStatus:
+    """Write how many requests of a batch have an answer; they are no steps."""
+    progress = progress_share(batch.answered or 0, batch.requests)
+    if progress == status.progress:
+        return status
+    return status.model_copy(update={"progress": progress, "progress_time": format_time(now)})
 
 
 def with_last_words(status: PipelineJobStatus, endings: Iterable[Ending]) -> PipelineJobStatus:
@@ -287,6 +301,7 @@ def _totals(status: PipelineJobStatus, reports: tuple[Progress, ...]) -> dict[st
         "last_checkpoint_step": min(saved) if saved else status.last_checkpoint_step,
         "skipped_steps": max(report.not_finite_steps for report in reports) or status.skipped_steps,
         "roll_backs": max(report.roll_backs for report in reports) or status.roll_backs,
+        "failed_checkpoints": max(report.failed_checkpoints for report in reports) or status.failed_checkpoints,
     }
 
 

@@ -1,12 +1,13 @@
-"""Another number of replicas from memory: the stages that stay keep their processes, and what they hold.
+"""Other replicas, stages, layers or another schedule from memory: who stays keeps the process, and what it holds.
 
-First the further replicas come up beside the gang, which trains on: gated until all their pods are there, and not a
+First the further ranks come up beside the gang, which trains on: gated until all their pods are there, and not a
 part of it. Once all of them wait to be called it is **decided**: the status has the new ranks and the new plan's
 version, then the config map has that plan, then all are told of an incarnation that begins at the next step border.
-From then on whatever happens is recovery in place, of the new gang; before, the job simply stays as it is.
+From then on whatever happens is recovery in place, of the new gang; before, the job simply stays as it is. Only where
+stages leave that hold layers which no other has, and one is lost before the border, is it decided back: the gang
+recovers as it was, and the change is begun anew later.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -16,15 +17,15 @@ from pipelinejob.contract.incarnation import Incarnation
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import Progress
 from pipelinejob.placement.job import crossings
-from pipelinejob.schedules.families import FAMILIES
-from pipelinejob.schedules.names import ScheduleName
+from pipelinejob.search.found import schedule_title
 from pipelinejob.spec.chosen import Chosen
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob.spec.resizing import JoiningRank, Resizing
+from pipelinejob.spec.resizing import JoiningRank, Resizing, Shape
 from pipelinejob.spec.status import UP, ConditionType, PipelineJobStatus, StageStatus, State, decimal
 from pipelinejob_operator.admission.pods.substitute import Place
 from pipelinejob_operator.controller.observing.observe import Observed
 from pipelinejob_operator.controller.turns import resizing as to_checkpoint
+from pipelinejob_operator.controller.turns import shapes
 from pipelinejob_operator.controller.turns.failing import replacing
 from pipelinejob_operator.controller.turns.measurements import nodes_in_short, placement_of, summarize
 from pipelinejob_operator.controller.turns.transitions import Turn, resized_facts
@@ -32,79 +33,49 @@ from pipelinejob_operator.objects.conditions import Fact
 from pipelinejob_operator.objects.job import Job, Rank, format_time, parse_time, read_job
 from pipelinejob_operator.objects.making.plan_text import plan_text
 from pipelinejob_operator.objects.making.tokens import derived
-from pipelinejob_operator.objects.pods import StagePod
+from pipelinejob_operator.objects.pods import Outcome, StagePod
 
 JOINING_FAILED = "JoiningFailed"
-_CHUNK = re.compile(r"(\d+)-(\d+)")
-_ORDERED_OTHERWISE = frozenset({ScheduleName.AUTO, ScheduleName.CUSTOM})
 
 
 def under_way(status: PipelineJobStatus) -> Resizing | None:
-    """Return the change of the number of replicas that is under way."""
+    """Return the change that is under way."""
     return status.recovery.resizing if status.recovery else None
 
 
-def alike(before: Chosen, data: int) -> Chosen | None:
-    """Return the same with so many replicas, which share the same micro-batches; None where they cannot equally."""
-    of_all = before.micro_batches * before.data
-    if before.batch_size is not None or of_all % data:
-        return None
-    return before.model_copy(update={"data": data, "micro_batches": of_all // data})
+def begin(turn: Turn, chosen: Chosen, places: Mapping[Rank, Place], layers: shapes.Layers = ()) -> Turn:
+    """Keep room for further ranks, if there are any, and have their pods made; the gang trains on.
 
-
-def why_not(job: Job, chosen: Chosen) -> str:
-    """Say why a job that runs cannot go over to these degrees from memory; '' if it can, as far as its status tells."""
-    status = job.status
-    recovery = replacing.recovery_of(status)
-    reasons = {
-        "its stages are not all up and training": (
-            status.state not in UP or not recovery.incarnation or recovery.since is not None
-        ),
-        f"the order of {chosen.schedule} follows from more than its name": (
-            chosen.schedule in _ORDERED_OTHERWISE or FAMILIES[chosen.schedule].is_asynchronous
-        ),
-        "the status does not say which layers its stages have": not kept_layers(status),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), "")
-
-
-def kept_layers(status: PipelineJobStatus) -> tuple[int, ...]:
-    """Return the layers of each stretch as the gang runs now, first to last; none where the status does not say."""
-    held = [each.layers for each in (status.plan.stages if status.plan else ())]
-    stretches = sorted({(int(first), int(last) + 1) for each in held for first, last in _CHUNK.findall(each)})
-    is_whole = [first for first, _ in stretches] == [0, *(end for _, end in stretches[:-1])]
-    return tuple(end - first for first, end in stretches) if is_whole else ()
-
-
-def new_ranks(job: Job, chosen: Chosen) -> list[Rank]:
-    """Return the ranks that these degrees have and the job has not."""
-    have = set(job.ranks)
-    ranks = (Rank(replica, stage) for replica in range(chosen.data) for stage in range(chosen.pipeline))
-    return [rank for rank in ranks if rank not in have]
-
-
-def begin(turn: Turn, chosen: Chosen, places: Mapping[Rank, Place]) -> Turn:
-    """Keep room for further replicas, if there are any, and have their pods made; the gang trains on."""
-    before = turn.job.status.chosen
-    assert before is not None, "only what was chosen is chosen anew"
+    `layers` are those of each stretch, where they do not stay.
+    """
+    before, now = shapes.present(turn.job), shapes.kept_layers(turn.status)
+    assert before is not None, "a gang that trains has been decided"
     resizing = Resizing(
         chosen=chosen,
         wanted=turn.job.wanted_replicas or chosen.data,
-        layers=kept_layers(turn.status),
+        layers=layers or now,
         joining=tuple(
             JoiningRank(replica=rank.replica, stage=rank.stage, node=place.node, path="/".join(place.path))
             for rank, place in sorted(places.items())
         ),
         since=format_time(turn.now),
+        asked=shapes.in_short(turn.job),
+        before=_before(turn, before, chosen, now) if layers else None,
     )
     how = (
-        f"{len(places)} more stages come up, and join at a step border; the others train on until then"
+        f"{_coming(len(places))} at a step border; the others train on until then"
         if places
         else "the others leave at the next step border"
+        if (chosen.data, chosen.pipeline) < (before.data, before.pipeline)
+        else "all go over at the next step border"
     )
-    message = f"goes from {before.data} to {chosen.data} replicas from memory: {how}"
+    message = f"goes {shapes.described(before, chosen, (now, resizing.layers))} from memory: {how}"
     turn = turn.finding(_state(turn), {ConditionType.RESIZED: Fact(False, "Resizing", message)})
     return _with(turn, resizing).told("Resizing", f"G{message[1:]}")
+
+
+def _coming(number: int) -> str:
+    return "1 more stage comes up, and joins" if number == 1 else f"{number} more stages come up, and join"
 
 
 def advance(turn: Turn, observed: Observed, planner: Callable[[Job], Plan]) -> tuple[Turn, bool]:
@@ -113,9 +84,9 @@ def advance(turn: Turn, observed: Observed, planner: Callable[[Job], Plan]) -> t
     if resizing is None:
         return turn, False
     if resizing.decided:
-        return _go_over(turn, observed, resizing)
-    if turn.job.wanted_replicas != resizing.wanted:
-        return give_up(turn, "another number is asked for by now"), False
+        return _go_over(turn, observed, resizing, planner)
+    if (turn.job.wanted_replicas or resizing.wanted, shapes.in_short(turn.job)) != (resizing.wanted, resizing.asked):
+        return give_up(turn, "another shape is asked for by now"), False
     pods = {rank: observed.current.get(rank) for rank in _joining(resizing)}
     failed = _why_failed(turn, pods, resizing, observed.job.spec)
     if failed:
@@ -128,7 +99,7 @@ def advance(turn: Turn, observed: Observed, planner: Callable[[Job], Plan]) -> t
 
 
 def give_up(turn: Turn, why: str) -> Turn:
-    """Stay with the replicas that there are; what came up for more is taken away. It is tried again later."""
+    """Stay with what there is; what came up for more is taken away. It is tried again later."""
     resizing = under_way(turn.status)
     if resizing is None or resizing.decided:
         return turn
@@ -186,7 +157,7 @@ def _why_failed(
             return f"{rank}, which was to join, was taken away"
     waited_s = (turn.now - parse_time(resizing.since)).total_seconds()
     limit_s = spec.recovery.wait_seconds if spec else 0
-    return f"the new replicas were not up within {limit_s} s, spec.recovery.waitSeconds" if waited_s > limit_s else ""
+    return f"the further stages were not up within {limit_s} s, spec.recovery.waitSeconds" if waited_s > limit_s else ""
 
 
 def _may_be_decided(turn: Turn, observed: Observed, resizing: Resizing) -> bool:
@@ -197,12 +168,15 @@ def _may_be_decided(turn: Turn, observed: Observed, resizing: Resizing) -> bool:
     return trains and comes and recovery.since is None and turn.status.state in UP
 
 
-def as_decided(job: Job, status: PipelineJobStatus) -> Job:
-    """Return a job whose status begins a change as it will be read once that is decided."""
+def as_decided(job: Job, status: PipelineJobStatus, *, divides: bool = False) -> Job:
+    """Return a job whose status begins a change as it will be read once that is decided.
+
+    Where it `divides` them, which layers go where is still to be planned.
+    """
     recovery, resizing = replacing.recovery_of(status), under_way(status)
     assert resizing is not None, "it has begun"
     decided = resizing.model_copy(update={"decided": True, "after": recovery.incarnation})
-    changes = {"resizing": decided, "resizes": recovery.resizes + 1, "layers": resizing.layers}
+    changes = {"resizing": decided, "resizes": recovery.resizes + 1, "layers": None if divides else resizing.layers}
     of_ranks = _of_ranks(job, status, resizing)
     written = of_ranks.model_copy(update={"recovery": recovery.model_copy(update=changes)})
     return read_job({**job.raw, "status": written.dump()})
@@ -220,9 +194,10 @@ def _decide(turn: Turn, planner: Callable[[Job], Plan]) -> Turn:
 
 
 def _of_ranks(job: Job, status: PipelineJobStatus, resizing: Resizing) -> PipelineJobStatus:
-    """Return the status with the ranks of the new number of replicas."""
-    stages = (
-        *(each for each in status.stages if each.replica < resizing.chosen.data),
+    """Return the status with the ranks that it goes over to."""
+    goal = resizing.chosen
+    unordered = (
+        *(each for each in status.stages if each.replica < goal.data and each.stage < goal.pipeline),
         *(
             StageStatus(
                 replica=each.replica,
@@ -234,6 +209,7 @@ def _of_ranks(job: Job, status: PipelineJobStatus, resizing: Resizing) -> Pipeli
             for each in resizing.joining
         ),
     )
+    stages = tuple(sorted(unordered, key=lambda each: (each.replica, each.stage)))
     return status.model_copy(
         update={
             "chosen": resizing.chosen,
@@ -259,7 +235,42 @@ def _crossings(stages: Sequence[StageStatus], before: Mapping[str, int] | None) 
     return {level: sum(each[depth] for each in counts) for depth, level in enumerate(before)}
 
 
-def _go_over(turn: Turn, observed: Observed, resizing: Resizing) -> tuple[Turn, bool]:
+def _before(turn: Turn, before: Chosen, after: Chosen, layers: shapes.Layers) -> Shape:
+    """Return what a gang trains with whose layers are about to move."""
+    leaving = (
+        JoiningRank(replica=each.replica, stage=each.stage, node=each.node or "", path=each.path or "")
+        for each in turn.status.stages
+        if each.replica >= after.data or each.stage >= after.pipeline
+    )
+    return Shape(chosen=before, layers=layers, leaving=tuple(leaving))
+
+
+def _can_return(observed: Observed, accounts: Mapping[Rank, Progress], resizing: Resizing) -> bool:
+    """Tell whether a gang that was interrupted on the way still has all stages that it had, and none went over."""
+    if resizing.before is None or not resizing.before.leaving:
+        return False
+    leaving = {Rank(each.replica, each.stage) for each in resizing.before.leaving}
+    left = any(pod.outcome is Outcome.SUCCEEDED for rank, pod in observed.current.items() if rank in leaving)
+    return not left and not any(_has_gone_over(each, resizing) for each in accounts.values())
+
+
+def _return(turn: Turn, resizing: Resizing, planner: Callable[[Job], Plan]) -> Turn:
+    """Decide back: the gang is what it was, and recovers so."""
+    before = resizing.before
+    assert before is not None, "the layers move"
+    back = Resizing(
+        chosen=before.chosen,
+        wanted=resizing.wanted,
+        layers=before.layers,
+        joining=before.leaving,
+        since=resizing.since,
+        asked=resizing.asked,
+        returns=True,
+    )
+    return _decide(_with(turn, back), planner)
+
+
+def _go_over(turn: Turn, observed: Observed, resizing: Resizing, planner: Callable[[Job], Plan]) -> tuple[Turn, bool]:
     """Tell all of the border at which they go over, until they have; a loss meanwhile is recovery's."""
     accounts, recovery = _accounts(observed), replacing.recovery_of(turn.status)
     ranks = observed.job.ranks
@@ -270,6 +281,8 @@ def _go_over(turn: Turn, observed: Observed, resizing: Resizing) -> tuple[Turn, 
         each.awaits_incarnation and (rank not in joining or each.incarnation > resizing.after)
         for rank, each in accounts.items()
     )
+    if is_interrupted and _can_return(observed, accounts, resizing):
+        return _return(turn, resizing, planner), True
     if is_interrupted:
         return turn, False
     turn = replace(turn, look_again_s=replacing.LOOK_S)
@@ -291,15 +304,22 @@ def _go_over(turn: Turn, observed: Observed, resizing: Resizing) -> tuple[Turn, 
 
 def _done(turn: Turn, accounts: Sequence[Progress], resizing: Resizing) -> Turn:
     stalls = [each.stall_s for each in accounts if each.stall_s is not None]
-    step = min(each.step for each in accounts)
+    step = max(each.step for each in accounts)
     stood = f"; training stood still for {max(stalls):.1f} s" if stalls else ""
     recovery = replacing.recovery_of(turn.status)
     stall_seconds = decimal(max(stalls)) if stalls else recovery.stall_seconds
     changes = {"resizing": None, "stall_seconds": stall_seconds, "replacing": (), "since": None}
     turn = turn.having(recovery=recovery.model_copy(update=changes))
+    if resizing.returns:
+        why = "a stage was lost before the border at which others were to leave"
+        return to_checkpoint.hold(turn, JOINING_FAILED, f"{why}; all go on as they were")
     turn = turn.finding(_state(turn), resized_facts(turn))
-    number = "1 replica" if resizing.chosen.data == 1 else f"{resizing.chosen.data} replicas"
-    return turn.told("Resized", f"Trains with {number} since about step {step}, from memory{stood}")
+    what = f"{shapes.counted(resizing.chosen.data, 'replica')}"
+    if resizing.before is not None:
+        goal = resizing.chosen
+        stages = f"{shapes.counted(goal.pipeline, 'stage')} of {shapes.listed(resizing.layers)} layers"
+        what = f"{stages}, {schedule_title(goal)},"
+    return turn.told("Resized", f"Trains with {what} since about step {step}, from memory{stood}")
 
 
 def _all_know(accounts: Mapping[Rank, Progress], number: int, resizing: Resizing) -> bool:

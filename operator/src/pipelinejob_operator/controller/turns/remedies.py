@@ -3,7 +3,6 @@
 What is gained is predicted from measured spans; what a remedy costs is how long the last one, or the last start, took.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -13,6 +12,7 @@ from pipelinejob.spec.status import ConditionStatus, ConditionType, LostRank, Pi
 from pipelinejob_operator.admission.refusals import with_refusals
 from pipelinejob_operator.controller.observing.divided import Divided
 from pipelinejob_operator.controller.observing.observe import Observed
+from pipelinejob_operator.controller.turns import moving, shapes
 from pipelinejob_operator.controller.turns.failing import replacing
 from pipelinejob_operator.controller.turns.failing.budget import within
 from pipelinejob_operator.controller.turns.failing.giving_back import since_release_s
@@ -96,23 +96,32 @@ def replace_slow(turn: Turn, slow: Slow, observed: Observed, spec: PipelineJobSp
 
 
 def repartition(turn: Turn, slow: Slow, divided: Divided | None) -> Turn | str:
-    """End the attempt for one with the layers divided anew; or say why it goes on as it is."""
+    """Have the layers divided anew, from memory or else by the next attempt; or say why it goes on as it is."""
     if divided is None:
         return "no other partition could be planned"
     if divided.layers == divided.before:
-        return f"no partition is predicted to be quicker than {_listed(divided.before)} layers"
+        return f"no partition is predicted to be quicker than {shapes.listed(divided.before)} layers"
     cost_s, source = _start_cost(turn.status)
     gain_s = (slow.step_s or 0.0) * (1 - divided.step_ratio)
     worth = weigh(gain_s, steps_left=_steps_left(turn), cost_s=cost_s, source=source)
     if not worth.pays:
-        return f"Repartition to {_listed(divided.layers)} layers does not pay: {worth.words}"
+        return f"Repartition to {shapes.listed(divided.layers)} layers does not pay: {worth.words}"
+    chosen = shapes.present(turn.job)
+    in_place = turn.job.spec is not None and turn.job.spec.recovery.in_place
+    why_not = shapes.why_not(turn.job, chosen) if in_place and chosen is not None else None
+    from_memory = why_not == ""
+    cannot = f" (not from memory: {why_not})" if why_not else ""
+    how = "all go over at the next step border" if from_memory else "the stages write a checkpoint, and go on from it"
     message = (
-        f"{slow.sentence}; the stages write a checkpoint, and go on from it with {_listed(divided.layers)} layers"
-        f" instead of {_listed(divided.before)}: {worth.words}"
+        f"{slow.sentence}; {how} with {shapes.listed(divided.layers)} layers"
+        f" instead of {shapes.listed(divided.before)}{cannot}: {worth.words}"
     )
-    turn = give_up(
-        turn, state=State.RESTARTING, reason="Repartitioning", message=message, backoff_s=0.0, comes_back=True
-    )
+    if from_memory and chosen is not None:
+        turn = moving.begin(turn, chosen, {}, divided.layers)
+    else:
+        turn = give_up(
+            turn, state=State.RESTARTING, reason="Repartitioning", message=message, backoff_s=0.0, comes_back=True
+        )
     changes = {
         "last_remedy_time": format_time(turn.now),
         "speeds": tuple(f"{speed:g}" for speed in divided.speeds),
@@ -155,7 +164,3 @@ def _start_cost(status: PipelineJobStatus) -> tuple[float, str]:
 
 def _steps_left(turn: Turn) -> int:
     return max(0, (turn.status.steps or 0) - (turn.status.step or 0))
-
-
-def _listed(layers: Sequence[int]) -> str:
-    return "/".join(map(str, layers))

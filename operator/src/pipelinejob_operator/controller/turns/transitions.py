@@ -225,6 +225,7 @@ def give_up(  # all of it is said of one attempt
             attempt=status.attempt + 1,
             skipped_steps=None,
             roll_backs=None,
+            failed_checkpoints=None,
             released_time=None,
             not_before=until,
             recovery=status.recovery and status.recovery.of_next_attempt(),
@@ -327,9 +328,9 @@ def succeed(turn: Turn) -> Turn:
         completion_time=format_time(turn.now),
         step=steps or turn.status.step,
         last_checkpoint_step=steps or turn.status.last_checkpoint_step,  # the last step always ends with one
-        progress=progress_share(steps, steps) if steps else turn.status.progress,
+        progress=progress_share(1, 1),
     )
-    message = f"all stages completed {steps} steps" if steps else "all stages completed"
+    message = f"all stages completed {steps} steps" if steps else "all requests are answered"
     facts = {
         SUCCEEDED: Fact(True, "Completed", message),
         READY: Fact(False, "Completed", message),

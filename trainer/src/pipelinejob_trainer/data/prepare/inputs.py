@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipelinejob.base.values import Value
 from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.data.prepare.arrow import record_batches, saved_files
 from pipelinejob_trainer.data.tokens.index import InputFile
 
 _SMALLEST_PIECE, _LARGEST_PIECE = 2**20, 2**28  # bytes
@@ -23,10 +24,11 @@ class Kind(StrEnum):
     TEXT = "text"
     LINES = "lines"  # of JSON
     PARQUET = "parquet"
+    ARROW = "arrow"
 
 
 class Part(Value):
-    """A part of a file: bytes [begin, end) of lines, row groups [begin, end) of parquet, else all of it."""
+    """A part of a file: bytes [begin, end) of lines, row groups [begin, end) of parquet, batches of Arrow, else all."""
 
     path: str
     kind: Kind
@@ -44,11 +46,11 @@ class Piece(Value):
 
 
 _KINDS = {".jsonl": Kind.LINES, ".ndjson": Kind.LINES, ".parquet": Kind.PARQUET, ".txt": Kind.TEXT, ".md": Kind.TEXT}
+_ARROW = ".arrow"  # in folders: those of a saved data set alone
 _UNREAD = {
     ".json": "is JSON, not one document a line; write it so: jq -c '.[]' < FILE > FILE.jsonl",
     ".csv": "is CSV; write it as parquet or jsonl, with pandas or datasets (docs/data.md)",
     ".tsv": "is CSV; write it as parquet or jsonl, with pandas or datasets (docs/data.md)",
-    ".arrow": "is an Arrow file of datasets; write it with load_from_disk(...).to_parquet(...) (docs/data.md)",
     ".zst": "is compressed with zstd; use gzip, or unpack it",
     ".bz2": "is compressed with bzip2; use gzip, or unpack it",
     ".xz": "is compressed with xz; use gzip, or unpack it",
@@ -83,11 +85,11 @@ def kind_of(file: Path) -> tuple[Kind, bool]:
     is_compressed = bool(suffixes) and suffixes[-1] == ".gz"
     suffix = (suffixes[-2] if is_compressed and len(suffixes) > 1 else "" if is_compressed else file.suffix).lower()
     why = _UNREAD.get(suffix)
-    if why is None and is_compressed and suffix == ".parquet":
-        why = "is parquet within gzip; unpack it: parquet is compressed by itself"
+    if why is None and is_compressed and suffix in (".parquet", _ARROW):
+        why = f"is {suffix.removeprefix('.')} within gzip; unpack it"
     if why is not None:
         raise UserError("DataUnreadable", f"--from {file}: {why}")
-    return _KINDS.get(suffix, Kind.TEXT), is_compressed
+    return Kind.ARROW if suffix == _ARROW else _KINDS.get(suffix, Kind.TEXT), is_compressed
 
 
 def as_inputs(files: Sequence[Path]) -> tuple[InputFile, ...]:
@@ -122,12 +124,15 @@ def overlaps_itself(separator: bytes) -> bool:
 def _named(name: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
+        saved = saved_files(path)
+        if saved is not None:
+            return saved
         files = sorted(file for file in path.rglob("*") if file.is_file() and _is_data(file, path))
         if not files:
             raise UserError(
                 "DataNotFound",
-                f"--from {name}: the folder holds no file that ends with {', '.join(_KINDS)}, or these and .gz; name"
-                " the files",
+                f"--from {name}: the folder holds no file that ends with {', '.join(_KINDS)}, or these and .gz, and"
+                " is no data set that datasets has saved; name the files",
             )
         return files
     matches = [each for each in map(Path, sorted(glob.glob(name, recursive=True))) if each.is_file()]  # noqa: PTH207
@@ -146,8 +151,11 @@ def _is_data(file: Path, folder: Path) -> bool:
 
 def _parts(file: InputFile, size: int, separator: str | None) -> Iterator[tuple[Part, int]]:
     kind, is_compressed = kind_of(Path(file.path))
-    if kind is Kind.PARQUET:
-        yield from _row_groups(file, size)
+    if kind in (Kind.PARQUET, Kind.ARROW):
+        weights = _row_groups(file) if kind is Kind.PARQUET else [each.nbytes for each in record_batches(file.path)]
+        for begin, end in _stretches(weights, size):
+            part = Part(path=file.path, kind=kind, is_compressed=False, begin=begin, end=end)
+            yield part, sum(weights[begin:end])
         return
     is_cut = kind is Kind.LINES or (separator is not None and not overlaps_itself(separator.encode()))
     step = size if is_cut and not is_compressed else max(1, file.bytes)
@@ -157,25 +165,24 @@ def _parts(file: InputFile, size: int, separator: str | None) -> Iterator[tuple[
         yield part, end - begin
 
 
-def _row_groups(file: InputFile, size: int) -> Iterator[tuple[Part, int]]:
+def _row_groups(file: InputFile) -> list[int]:
     import pyarrow as pa  # noqa: PLC0415  # takes long to import
     from pyarrow import parquet  # noqa: PLC0415  # as above
 
     try:
         with parquet.ParquetFile(file.path) as opened:
-            count = opened.metadata.num_row_groups
-            weights = [opened.metadata.row_group(group).total_byte_size for group in range(count)]
+            return [opened.metadata.row_group(group).total_byte_size for group in range(opened.metadata.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
         raise UserError("DataUnreadable", f"--from {file.path}: is no parquet file: {error}") from error
-    begin, weight = 0, 0
+
+
+def _stretches(weights: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
+    """Cut groups of rows into stretches of about `size` bytes, of one group at least."""
+    begin = weight = 0
     for group, its in enumerate(weights):
         if group > begin and weight + its > size:
-            yield _groups(file, begin, group), weight
+            yield begin, group
             begin, weight = group, 0
         weight += its
-    if begin < count:
-        yield _groups(file, begin, count), weight
-
-
-def _groups(file: InputFile, begin: int, end: int) -> Part:
-    return Part(path=file.path, kind=Kind.PARQUET, is_compressed=False, begin=begin, end=end)
+    if begin < len(weights):
+        yield begin, len(weights)

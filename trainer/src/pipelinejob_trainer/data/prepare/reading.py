@@ -1,13 +1,14 @@
-"""Documents out of files: whole texts, texts between separators, lines of JSON, rows of parquet."""
+"""Documents out of files: whole texts, texts between separators, lines of JSON, rows of parquet and Arrow."""
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import orjson
 
 from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.data.prepare.arrow import record_batches
 from pipelinejob_trainer.data.prepare.errors import BadDocumentError
 from pipelinejob_trainer.data.prepare.inputs import Kind, Part
 
@@ -28,6 +29,8 @@ def documents(part: Part, *, column: str, separator: str | None) -> Iterator[Fou
     try:
         if part.kind is Kind.PARQUET:
             yield from _rows(part, column)
+        elif part.kind is Kind.ARROW:
+            yield from _rows_of_batches(part, column)
         elif part.kind is Kind.LINES:
             for offset, line in _between(part, b"\n"):
                 if line.strip():
@@ -120,13 +123,7 @@ def _rows(part: Part, column: str) -> Iterator[Found]:
 
     try:
         with parquet.ParquetFile(part.path) as file:
-            there = file.schema_arrow.names
-            if column not in there:
-                raise UserError(
-                    "NoColumn",
-                    f"--from {part.path}: has no column {column!r}, but {', '.join(map(repr, there))}; name one of them"
-                    " with --text-column or --messages-column",
-                )
+            _check_column(part, column, file.schema_arrow.names)
             row = sum(file.metadata.row_group(group).num_rows for group in range(part.begin))
             groups = list(range(part.begin, part.end))
             for batch in file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=[column]):
@@ -135,3 +132,26 @@ def _rows(part: Part, column: str) -> Iterator[Found]:
                     row += 1
     except pa.ArrowException as error:
         raise UserError("DataUnreadable", f"--from {part.path}: cannot be read: {error}") from error
+
+
+def _rows_of_batches(part: Part, column: str) -> Iterator[Found]:
+    row = 0
+    for number, batch in enumerate(record_batches(part.path)):
+        if number >= part.end:
+            return
+        if number >= part.begin:
+            _check_column(part, column, batch.schema.names)
+            values = batch.column(column)
+            for first in range(0, len(values), _ROWS):
+                for place, value in enumerate(values.slice(first, _ROWS).to_pylist(), start=row + first):
+                    yield f"{part.path}, row {place}", value
+        row += batch.num_rows
+
+
+def _check_column(part: Part, column: str, there: Sequence[str]) -> None:
+    if column not in there:
+        raise UserError(
+            "NoColumn",
+            f"--from {part.path}: has no column {column!r}, but {', '.join(map(repr, there))}; name one of them with"
+            " --text-column or --messages-column",
+        )

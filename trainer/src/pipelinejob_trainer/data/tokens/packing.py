@@ -88,6 +88,7 @@ class Pieces:
         self._filler = documents.folder.index.tokenizer.end_of_text or 0
         self._is_shared = is_shared
         begins, pairs = _documents(documents)
+        self.num_cut = int((pairs > length).sum())  # documents that no sequence holds
         self._whole = _whole_pieces(begins, pairs, length)  # rows that one piece fills
         rest_begins, rest_pairs = begins + pairs // length * length, pairs % length
         rows = _together(rest_pairs, length) if is_shared else ([each] for each in np.flatnonzero(rest_pairs).tolist())

@@ -99,6 +99,12 @@ class TokenSamples:
                 f"{source.path}: {share / sum(self._turns.shares):.1%} of the sequences, {its / documents.size:.2f}"
                 f" epochs of {documents.size} sequences ({self._reading.packing}{filled})"
             )
+            if isinstance(documents, Pieces) and documents.num_cut:
+                yield (
+                    f"{source.path}: {documents.num_cut} documents are longer than {self._reading.sequence_length}"
+                    " tokens and are cut: what comes after a cut, an answer's end too, does not see what came before"
+                    " it; a larger spec.data.sequenceLength cuts fewer"
+                )
 
     def _opened(self, folder: TokenFolder) -> Packed:
         documents = _part(folder, self._reading)
@@ -152,6 +158,6 @@ def _check_tokenizers(folders: Sequence[TokenFolder], vocabulary_size: int | Non
                 "VocabularyTooSmall",
                 f"{field}: {folder.path} has token {index.largest_token}, of a tokenizer with"
                 f" {index.tokenizer.vocabulary_size} tokens, but the model's vocabulary ends at {vocabulary_size - 1};"
-                f" give spec.model a vocabularySize of {index.tokenizer.vocabulary_size} or more, or prepare the data"
-                " with the model's own tokenizer",
+                " prepare the data with the model's own tokenizer, or give a built-in model (gpt, decoder) a"
+                f" vocabularySize of {index.tokenizer.vocabulary_size} or more",
             )

@@ -6,8 +6,6 @@ product multiplies each stretch with its expert's matrix. Where replicas divide 
 travel to these and back in between (`expert_parallel.py`).
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -15,7 +13,7 @@ from torch.nn import functional
 from pipelinejob.spec.job import Experts
 from pipelinejob_trainer.communication.expert_group import UNDIVIDED, ExpertGroup
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
-from pipelinejob_trainer.models.expert_parallel import dispatch
+from pipelinejob_trainer.models.expert_parallel import from_experts
 from pipelinejob_trainer.models.tensor_parallel import entered_beside, left, with_all_gradients
 
 
@@ -47,7 +45,9 @@ class MixtureOfExperts(nn.Module):
         if self.is_normalized:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         counts = functional.one_hot(chosen, self.num).sum((0, 1))
-        mixed = self._mixed(inside.flatten(0, -2), with_all_gradients(weights, group), chosen, counts)
+        given = from_experts(inside.flatten(0, -2), chosen, counts, self.expert_group, self._products)
+        # A sum, not an addition by index, whose order is left to chance on a GPU.
+        mixed = (given * with_all_gradients(weights, group)[..., None]).sum(1)
         is_balanced = self.coefficient and self.training
         balance = self.coefficient * imbalance(probabilities, counts) if is_balanced else None
         return left(mixed.view(inside.shape), group), balance
@@ -56,25 +56,6 @@ class MixtureOfExperts(nn.Module):
         """Return (tokens, experts), in fp32 always (Fedus et al. 2021, section 2.4)."""
         with torch.autocast(tokens.device.type, enabled=False):
             return torch.softmax(self.router(tokens.float()), dim=-1)
-
-    def _mixed(
-        self, tokens: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, counts: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the weighted sum of what each token's experts give, (tokens, hidden)."""
-        order = chosen.flatten().argsort(stable=True)
-        inverse = order.argsort()
-        copies = tokens[:, None].expand(-1, self.per_token, -1).flatten(0, 1)
-        given = _permuted(self._given(_permuted(copies, order, inverse), counts), inverse, order)
-        # A sum, not an addition by index, whose order is left to chance on a GPU.
-        return (given.view(*chosen.shape, -1) * weights[..., None]).sum(1)
-
-    def _given(self, copies: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """Return what experts give for copies of tokens, (copies, hidden), sorted by expert, `counts` of each."""
-        if not self.expert_group.is_split:
-            return self._products(copies, counts.cumsum(0, dtype=torch.int32))
-        way = dispatch(counts, self.expert_group)
-        arrived = _permuted(way.sent(copies), way.order, way.inverse)
-        return way.returned(_permuted(self._products(arrived, way.ends), way.inverse, way.order))
 
     def _products(self, copies: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         """Return what this rank's experts give, (copies, hidden); the copies of each end at `ends`."""
@@ -103,22 +84,3 @@ def _grouped(tokens: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -
         dtype = torch.get_autocast_dtype(kind)
         tokens, matrices = tokens.to(dtype), matrices.to(dtype)
     return functional.grouped_mm(tokens, matrices.transpose(1, 2), offs=ends)
-
-
-def _permuted(rows: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    permuted: torch.Tensor = _Permutation.apply(rows, order, inverse)
-    return permuted
-
-
-class _Permutation(torch.autograd.Function):
-    """Rows in another order; torch's own backward pass of it adds row by row, as if rows could repeat."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(inverse)
-        return rows[order]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return gradients[0][inverse], None, None

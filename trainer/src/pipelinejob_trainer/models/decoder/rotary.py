@@ -40,6 +40,9 @@ def rotate(heads: torch.Tensor, by: Turns) -> torch.Tensor:
 
 def turns(waves: Waves, length: int, positions: torch.Tensor | None, device: torch.device) -> Turns:
     """Return what turns tokens at `positions` (rows, length), or at 0, 1, ... where None."""
+    if torch.compiler.is_compiling():  # a compiled layer makes its own: what layers share is no part of a function
+        places = torch.arange(length, device=device) if positions is None else positions
+        return _turns(places, _frequencies(waves, device))
     if positions is None:
         table = _table(waves, 1 << (length - 1).bit_length(), device)
         return Turns(table.cosines[:length], table.sines[:length])
@@ -61,12 +64,15 @@ def attention_mask(
     device = like.device
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else like.dtype
     window = None if window is None or window >= length else window
+    if positions is None and window is None:
+        return None
+    if torch.compiler.is_compiling():  # as above
+        return _mask(length, window, positions, dtype, device)
     if positions is None:
-        return None if window is None else _window_mask(length, window, dtype, device)
+        return _shared_mask(length, window, dtype, device)
     known = _masks_of.setdefault(positions, {})
     if (window, dtype) not in known:
-        sees = _sees(length, window, device) & _same_document(positions)
-        known[window, dtype] = _added(sees[:, None], dtype)
+        known[window, dtype] = _mask(length, window, positions, dtype, device)
     return known[window, dtype]
 
 
@@ -106,8 +112,17 @@ def _frequencies(waves: Waves, device: torch.device) -> torch.Tensor:
 
 
 @lru_cache(maxsize=16)
-def _window_mask(length: int, window: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return _added(_sees(length, window, device), dtype)
+def _shared_mask(length: int, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return _mask(length, window, None, dtype, device)
+
+
+def _mask(
+    length: int, window: int | None, positions: torch.Tensor | None, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    sees = _sees(length, window, device)
+    if positions is not None:
+        sees = (sees & _same_document(positions))[:, None]
+    return torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill_(~sees, -math.inf)
 
 
 def _sees(length: int, window: int | None, device: torch.device) -> torch.Tensor:
@@ -121,7 +136,3 @@ def _same_document(positions: torch.Tensor) -> torch.Tensor:
     begins = positions[:, 1:] != positions[:, :-1] + 1
     document = functional.pad(begins.cumsum(1), (1, 0))
     return document[:, :, None] == document[:, None, :]
-
-
-def _added(sees: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, -math.inf)

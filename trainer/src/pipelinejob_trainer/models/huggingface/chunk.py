@@ -13,7 +13,8 @@ padding's own targets do not count.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
@@ -103,6 +104,21 @@ class Runner:
             )
         block = self.cut.blocks[index - 1]
         block.forward = partial(self._called, index, block, torch.compile(self._forwards[index], dynamic=False))
+
+    @contextmanager
+    def hollow(self, index: int) -> Iterator[None]:
+        """Let a block pass on what it is given: what is left is the model's own forward around it."""
+        block = self.cut.blocks[index - 1]
+        own = block.forward
+
+        def nothing(hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+            return self._answer(block, hidden_states * 1)
+
+        block.forward = partial(self._called, index, block, nothing)
+        try:
+            yield
+        finally:
+            block.forward = own
 
     def reads_tokens(self) -> bool:
         """Return whether what runs begins with the tokens; else the model embeds them in vain."""

@@ -8,16 +8,17 @@ the blocks are computed on every rank.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipelinejob_trainer.models.huggingface.anatomy import Anatomy, check_answers
-from pipelinejob_trainer.models.huggingface.division import Division
 from pipelinejob_trainer.models.huggingface.find import find_blocks, refused, skeleton
 from pipelinejob_trainer.models.huggingface.names import Names
 from pipelinejob_trainer.models.identity import Place, of_layer, places, ties
+from pipelinejob_trainer.models.portions import Portion
 
 CPU = torch.device("cpu")
 
@@ -98,10 +99,10 @@ def cut(config: Any, own: Iterable[int], anatomy: Anatomy, *, trust_remote_code:
 
 
 @torch.no_grad()
-def materialise(cut: Cut, index: int, division: Division | None = None) -> nn.Module:
+def materialise(cut: Cut, index: int, portions: Mapping[str, Portion] = MappingProxyType({})) -> nn.Module:
     """Give a layer's tensors memory, without values; those tied to an earlier layer stay on meta.
 
-    Of what a division divides, it is memory for this rank's part.
+    Of tensors that are divided, by their full names, it is memory for this rank's portion.
     """
     layer = cut.layers[index]
     elsewhere = of_layer(index, cut.tied)
@@ -114,7 +115,8 @@ def materialise(cut: Cut, index: int, division: Division | None = None) -> nn.Mo
             place.put(torch.empty_like(tensor, device=CPU))
             continue
         if name not in made:
-            shape = tensor.shape if division is None else division.shape_of(cut.names.full(place.name), tensor.shape)
+            portion = portions.get(cut.names.full(place.name))
+            shape = tensor.shape if portion is None else portion.own_shape
             empty = torch.empty(shape, dtype=tensor.dtype, device=CPU)
             made[name] = nn.Parameter(empty, requires_grad=tensor.requires_grad)
         place.put(made[name])

@@ -16,7 +16,7 @@ Other styles are refused by name, and so is a model whose embedding or head the 
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,14 +67,6 @@ class Division:
     vocabulary: int
     remark: str | None = None  # for the user's eyes
 
-    def shape_of(self, name: str, whole: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape of what a rank holds of a parameter of this full name."""
-        return self.slices[name].part_shape(self.group, whole) if name in self.slices else tuple(whole)
-
-    def of(self, name: str, whole: torch.Tensor) -> torch.Tensor:
-        """Return what a rank holds of a parameter of this full name."""
-        return self.slices[name].of(whole, self.group) if name in self.slices else whole
-
 
 def division_of(model: nn.Module, config: Any, group: TensorGroup) -> Division:
     """Find out how a model on the meta device is divided.
@@ -84,7 +76,7 @@ def division_of(model: nn.Module, config: Any, group: TensorGroup) -> Division:
     """
     plan: Mapping[str, str] = getattr(model, "_tp_plan", None) or {}
     named = dict(model.named_modules())
-    styles = {name: style for name in named if (style := plan.get(_pattern(name))) is not None}
+    styles = {name: style for name in named if (style := plan.get(pattern_of(name))) is not None}
     _check_ends(model, config, group, named, styles)
     whole = dict(model.named_parameters(remove_duplicate=False))
     slices = {
@@ -111,8 +103,8 @@ def _remark(config: Any, parameters: Mapping[str, torch.Tensor], slices: Mapping
     if share < _FEW:
         return None
     return (
-        f"{FIELD}: transformers' plan for a {config.model_type} leaves {few(dict.fromkeys(map(_pattern, whole)))} whole"
-        f" on every rank, {share:.0%} of its parameters; what is planned counts them as divided"
+        f"{FIELD}: transformers' plan for a {config.model_type} leaves {few(dict.fromkeys(map(pattern_of, whole)))}"
+        f" whole on every rank, {share:.0%} of its parameters; what is planned counts them as divided"
     )
 
 
@@ -229,7 +221,8 @@ def _with_all_gradients(module: nn.Module, group: TensorGroup) -> Callable[..., 
     return forward
 
 
-def _pattern(name: str) -> str:
+def pattern_of(name: str) -> str:
+    """Return what a plan calls a module or parameter of this full name."""
     return re.sub(r"\d+", "*", name)
 
 
@@ -267,7 +260,7 @@ def _slice(
 ) -> Slice | None:
     """Return how a parameter is divided; None where it is not."""
     owner, _, slot = name.rpartition(".")
-    own = plan.get(_pattern(name))
+    own = plan.get(pattern_of(name))
     if own is not None:
         if own not in _OF_PARAMETERS or parameter.ndim < 2:  # noqa: PLR2004 # a matrix, or several
             raise _unknown(config, name, own)
@@ -311,7 +304,7 @@ def _check_sizes(config: Any, group: TensorGroup, styles: Mapping[str, str], sli
     if any(style == "colwise" and "attn" in name.rpartition(".")[0] for name, style in styles.items()):
         counts = {what: value for name, what in _COUNTS.items() if isinstance(value := getattr(text, name, None), int)}
     for name, cut in slices.items():
-        counts.setdefault(f"columns of {_pattern(name)}", cut.shape[cut.dim] // cut.blocks)
+        counts.setdefault(f"columns of {pattern_of(name)}", cut.shape[cut.dim] // cut.blocks)
     if all(count % group.size == 0 for count in counts.values()):
         return
     common = math.gcd(*counts.values())

@@ -6,38 +6,45 @@ Nothing here imports transformers before such a model is asked for: it takes sec
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
 from pipelinejob.spec.job import Model, Weights
+from pipelinejob_trainer.communication.expert_group import UNDIVIDED, ExpertGroup
 from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
 from pipelinejob_trainer.models.huggingface.files.folder import ModelFolder, open_folder
 from pipelinejob_trainer.models.huggingface.files.weights import FolderWeights
 from pipelinejob_trainer.models.huggingface.positions import check_length
 from pipelinejob_trainer.models.identity import Made, Place, of_layer, places
-from pipelinejob_trainer.models.tensor_parallel import Slice
+from pipelinejob_trainer.models.portions import Portion, portions
 from pipelinejob_trainer.models.walk import Runner
 
 if TYPE_CHECKING:
     from pipelinejob_trainer.models.huggingface.cut import Cut
-    from pipelinejob_trainer.models.huggingface.division import Division
+
+
+class Narrow(NamedTuple):
+    """How many ranks can share each layer of a narrow copy, and how many replicas its experts."""
+
+    tensor: int = 1
+    expert: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
     """Each layer's name and factory, which tensors are tied, and what runs a rank's layers together.
 
-    `remarks` are for the user's eyes. `slices` says how a tensor group divides tensors, by their own
-    global names, and `vocabulary` of how many tokens the logits are that it divides.
+    `remarks` are for the user's eyes. `portions` are what this rank holds of tensors that are divided, by
+    their own global names, and `vocabulary` of how many tokens the logits are that a tensor group divides.
     """
 
     parts: Sequence[tuple[str, Callable[[], Made]]]
     tied: Mapping[str, str]
     runner: Runner
     remarks: tuple[str, ...] = ()
-    slices: Mapping[str, Slice] = field(default_factory=dict)
+    portions: Mapping[str, Portion] = field(default_factory=dict)
     vocabulary: int | None = None
 
 
@@ -46,13 +53,14 @@ def layers_of(
     own: frozenset[int],
     *,
     sequence_length: int,
-    narrow: int | None = None,
+    narrow: Narrow | None = None,
     tensor_group: TensorGroup = ALONE,
+    expert_group: ExpertGroup = UNDIVIDED,
 ) -> Layers:
     """Return the layers of a folder's model, of which this rank holds `own`, or its part of them.
 
     A narrow one has as many layers, with few hidden units and random weights, as the check before
-    step 1 has them; so many ranks can share them.
+    step 1 has them.
 
     Raises UserError where the folder cannot be used, or its model not be cut or not be divided.
     """
@@ -67,6 +75,7 @@ def layers_of(
         narrow=narrow,
         remarks=folder.remarks,
         tensor_group=tensor_group,
+        expert_group=expert_group,
     )
 
 
@@ -77,9 +86,10 @@ def layers_of_config(
     trust_remote_code: bool = False,
     folder: ModelFolder | None = None,
     sequence_length: int = 1,
-    narrow: int | None = None,
+    narrow: Narrow | None = None,
     remarks: tuple[str, ...] = (),
     tensor_group: TensorGroup = ALONE,
+    expert_group: ExpertGroup = UNDIVIDED,
 ) -> Layers:
     """Return the layers of a model of this config, with a folder's weights, or random ones.
 
@@ -89,55 +99,60 @@ def layers_of_config(
     from pipelinejob_trainer.models.huggingface.chunk import Runner as OwnForward  # noqa: PLC0415  # as above
     from pipelinejob_trainer.models.huggingface.cut import cut  # noqa: PLC0415  # as above
     from pipelinejob_trainer.models.huggingface.division import division_of, install  # noqa: PLC0415  # as above
+    from pipelinejob_trainer.models.huggingface.experts import divided_experts, install_experts  # noqa: PLC0415  # as above
     from pipelinejob_trainer.models.huggingface.shrink import narrowed  # noqa: PLC0415  # as above
 
     found = checked(config, trust_remote_code=trust_remote_code)
     if narrow is not None:
-        config = narrowed(config, found.sizes, tensor=narrow)
+        config = narrowed(config, found.sizes, tensor=narrow.tensor, expert=narrow.expert)
     make = partial(cut, config, anatomy=found.anatomy, trust_remote_code=trust_remote_code)
     here = make(own)
     length = check_length(here.model, config, sequence_length)
     division = division_of(here.model, config, tensor_group) if tensor_group.is_split else None
-    slices = _slices(here, division) if division else {}
-    weights = FolderWeights(folder, here.model, division) if folder else None
+    experts = divided_experts(here.model, config, expert_group) if expert_group.is_split else None
+    held = portions(*((each.slices, each.group) for each in (experts, division) if each))
+    weights = FolderWeights(folder, here.model, held) if folder else None
     runner = OwnForward(here, takes_documents=found.keeps_documents_apart)
+    modules = frozenset(module for index in own for module in here.layers[index].modules())
+    if experts:
+        install_experts(experts, here.model, modules)
     if division:
-        modules = frozenset(module for index in own for module in here.layers[index].modules())
         install(division, here.model, modules, runner.reads_tokens)
     said = (*remarks, found.sentence, length, *(each.remark for each in (weights, division) if each))
 
     def made(index: int) -> Made:
         # Another rank's layer is made to take a tied tensor from it, and must leave nothing behind.
-        return _made(here if index in own else make({index}), index, weights, division)
+        return _made(here if index in own else make({index}), index, weights, held)
 
     return Layers(
         parts=[(here.layer_name(index), partial(made, index)) for index in range(len(here.layers))],
         tied=here.tied,
         runner=runner,
         remarks=tuple(remark for remark in said if remark),
-        slices=slices,
+        portions=_by_own_names(here, held),
         vocabulary=division.vocabulary if division else None,
     )
 
 
-def _slices(cut: "Cut", division: "Division") -> dict[str, Slice]:
-    """Return how parameters are divided, by their own global names."""
+def _by_own_names(cut: "Cut", held: Mapping[str, Portion]) -> dict[str, Portion]:
+    """Return what a rank holds of parameters that are divided, by their own global names."""
     names = (place.name for index, layer in enumerate(cut.layers) for place in places(index, layer))
-    return {name: division.slices[full] for name in names if (full := cut.names.full(name)) in division.slices}
+    return {name: held[full] for name in names if (full := cut.names.full(name)) in held}
 
 
-def _made(cut: "Cut", index: int, weights: FolderWeights | None, division: "Division | None") -> Made:
+def _made(cut: "Cut", index: int, weights: FolderWeights | None, held: Mapping[str, Portion]) -> Made:
     from pipelinejob_trainer.models.huggingface.cut import initialise, materialise  # noqa: PLC0415  # as above
 
     if weights is not None:
-        module = materialise(cut, index, division)
+        module = materialise(cut, index, held)
         weights.fill({cut.names.full(place.name): tensor for place, tensor in _filled(index, module)})
         return Made(module=module, tied=of_layer(index, cut.tied))
     module = materialise(cut, index)
     initialise(cut, index)  # whole, so that all shapes start from the same values
-    if division is not None:
-        for place, tensor in _filled(index, module):
-            tensor.data = division.of(cut.names.full(place.name), tensor.data)
+    for place, tensor in _filled(index, module) if held else ():
+        portion = held.get(cut.names.full(place.name))
+        if portion is not None:
+            tensor.data = portion.of(tensor.data)
     return Made(module=module, tied=of_layer(index, cut.tied))
 
 

@@ -17,7 +17,7 @@ from pipelinejob_trainer.models.huggingface.find import find_blocks, num_blocks,
 VOCABULARY = 96
 WINDOW = 4
 _HEADS = 4
-_EXPERTS = 8
+_EXPERTS = 8  # or a multiple of those who divide them
 _LEAST_LAYERS = 3
 _IS_OWN_NUMBER = re.compile(r"idx|index|layer_?id|seed")
 
@@ -26,22 +26,31 @@ _WIDE = 32  # a number from here on is a width, where its name says nothing else
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scale:
-    """What numbers become: `old` blocks `layers`, heads `fewer` times fewer and each `by` times narrower.
+    """What numbers become: `old` blocks `layers`, heads `fewer` times fewer and each `by` times narrower than `head`.
 
-    `tensor` ranks can share every width.
+    `tensor` ranks can share every width, and `expert` replicas the experts.
     """
 
     old: int
     layers: int
+    head: int
     by: int
     fewer: int
     tensor: int = 1
+    expert: int = 1
+
+    def experts(self, value: int) -> int:
+        return min(value, self.expert * max(1, _EXPERTS // self.expert))
 
     def heads(self, value: int) -> int:
         return max(1, value // self.fewer)
 
     def head_width(self, value: int) -> int:
         return max(value // self.by, 2) if value % self.by == 0 else value
+
+    def of_head(self, count: int) -> int:
+        """Return how many entries are left of a list with one for every so many elements of a head."""
+        return max(1, count * self.head_width(self.head) // self.head)
 
     def width(self, value: int) -> int:
         by = self.by * self.fewer
@@ -84,7 +93,7 @@ _RULES: tuple[_Rule, ...] = tuple(
         (r"topk_groups?$|top_k_groups?$|limited_groups?$", _at_most(1)),
         (r"^n_group$|num_expert_groups?$|moe_n_group|^num_groups$|moe_num_group|n_expert_groups", _at_most(2)),
         (r"experts_per_tok|num_selected_experts|moe_topk|top_k|num_experts_per_token|moe_k$", _at_most(2)),
-        (r"^(num_|n_)?(local_|routed_|moe_)*(num_)?experts$", _at_most(_EXPERTS)),
+        (r"^(num_|n_)?(local_|routed_|moe_)*(num_)?experts$", _Scale.experts),
         (r"^(num_blocks|n_blocks)$", _Scale.blocks),
         (r"moe_intermediate|expert_intermediate|moe_ffn", _Scale.aligned),
         (r"window(_size)?$|chunk_size$|attention_window|local_attention$", _at_most(WINDOW)),
@@ -123,11 +132,11 @@ def shrunk(config: Any, *, trust_remote_code: bool = False) -> Iterator[tuple[Si
         yield sizes, _small(config, sizes, layers=layers)
 
 
-def narrowed(config: Any, sizes: Sizes, *, tensor: int = 1) -> Any:
+def narrowed(config: Any, sizes: Sizes, *, tensor: int = 1, expert: int = 1) -> Any:
     """Return a small version of a config that has all of its layers, which so many ranks can share."""
     if tensor > 1:
         sizes = _shareable(config.get_text_config(), sizes, tensor)
-    return _small(config, sizes, layers=num_blocks(config), tensor=tensor)
+    return _small(config, sizes, layers=num_blocks(config), tensor=tensor, expert=expert)
 
 
 def _shareable(text: Any, sizes: Sizes, tensor: int) -> Sizes:
@@ -168,11 +177,11 @@ def _few(kinds: Sequence[str]) -> int:
     return min(len(kinds), max(_LEAST_LAYERS, first))
 
 
-def _small(config: Any, sizes: Sizes, *, layers: int, tensor: int = 1) -> Any:
+def _small(config: Any, sizes: Sizes, *, layers: int, tensor: int = 1, expert: int = 1) -> Any:
     small = copy.deepcopy(config)
     old = num_blocks(config)
     for part in _parts(small):
-        _shrink(part, sizes, old=old, layers=layers, tensor=tensor)
+        _shrink(part, sizes, old=old, layers=layers, tensor=tensor, expert=expert)
     return small
 
 
@@ -184,7 +193,7 @@ def _parts(config: Any) -> Iterator[Any]:
             yield from _parts(inner)
 
 
-def _shrink(config: Any, sizes: Sizes, *, old: int, layers: int, tensor: int) -> None:
+def _shrink(config: Any, sizes: Sizes, *, old: int, layers: int, tensor: int, expert: int) -> None:
     """Shrink one config's own numbers in place."""
     of_layers = _taken_off(config)
     hidden = _number(config, "hidden_size")
@@ -193,9 +202,11 @@ def _shrink(config: Any, sizes: Sizes, *, old: int, layers: int, tensor: int) ->
     scale = _Scale(
         old=old,
         layers=layers,
+        head=width,
         by=max(1, width // sizes.head_width),
         fewer=max(1, old_heads // sizes.heads),
         tensor=tensor,
+        expert=expert,
     )
     for key, value in dict(vars(config)).items():
         new = value if key.startswith("_") else _shrunk_value(key, value, scale)
@@ -233,7 +244,9 @@ def _shrunk_value(key: str, value: Any, scale: _Scale) -> Any:
 
 
 def _shrunk_list(key: str, value: Sequence[Any], scale: _Scale) -> Any:
-    """Return the entries of the layers that are left; sections of a head's width shrink as that does."""
+    """Return the entries of the layers that are left; sections and factors of a head's width shrink as that does."""
+    if re.fullmatch(r"(short|long)_factor", key):
+        return _alike(value, value[: scale.of_head(len(value))])
     if len(value) == scale.old and scale.old > scale.layers:
         return _alike(value, value[: scale.layers])
     numbers = [each for each in value if isinstance(each, int) and not isinstance(each, bool)]

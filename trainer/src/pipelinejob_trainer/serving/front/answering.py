@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pipelinejob.serving.passes import Sampled
 from pipelinejob.serving.scheduler import Answer, Ending, Limits, Progress
 from pipelinejob_trainer.serving.engine import Engine, Failed
-from pipelinejob_trainer.serving.front.errors import ApiError, full, not_ready, too_slow, wrong
+from pipelinejob_trainer.serving.front.errors import ApiError, full, lost_too_often, not_ready, too_slow, wrong
 from pipelinejob_trainer.serving.front.metrics import Metrics
 from pipelinejob_trainer.serving.front.text import Tokenizer, Unfolding
 from pipelinejob_trainer.serving.front.wanted import MOST_CHOICES, Wanted
@@ -174,7 +174,9 @@ class Answering:
                 while any(choice.is_open for choice in choices.values()):
                     progress = await said.get()
                     if isinstance(progress, Failed):
-                        raise not_ready(f"the answer was lost: {progress.reason}")
+                        raise (lost_too_often if progress.may_be_the_cause else not_ready)(
+                            f"the answer was lost: {progress.reason}"
+                        )
                     choice = choices[progress.sequence]
                     if choice.is_open:
                         watches[progress.sequence].token()

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+LOST_TOO_OFTEN = "lost_too_often"
+
 
 class ApiError(Exception):
     """A request is answered with an error; `retry_after_s` says when the same one may be sent again."""
@@ -58,6 +60,11 @@ def full(retry_after_s: int) -> ApiError:
 def not_ready(reason: str) -> ApiError:
     """Return the error while stages are missing, or when an answer was lost with them."""
     return ApiError(503, f"{reason}; send the request again", code="not_ready", retry_after_s=5)
+
+
+def lost_too_often(reason: str) -> ApiError:
+    """Return the error for an answer that may itself be what ends the stages."""
+    return ApiError(500, f"{reason}; it may be this request that ends stages: their logs say why", code=LOST_TOO_OFTEN)
 
 
 def too_slow(limit_s: float) -> ApiError:

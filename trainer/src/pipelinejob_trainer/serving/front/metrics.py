@@ -109,7 +109,7 @@ class _OfEngine(Collector):
             family = GaugeMetricFamily(name, help_, labels=_LABELS)
             family.add_metric(self._own, value)
             yield family
-        yield from (self._idle(), *self._predicted(), *self._of_stages())
+        yield from (self._idle(), self._costs(), *self._predicted(), *self._of_stages())
 
     def _idle(self) -> Metric:
         family = CounterMetricFamily(
@@ -120,6 +120,19 @@ class _OfEngine(Collector):
         )
         for cause, seconds in self._engine.idle_s.items():
             family.add_metric((*self._own, cause), seconds)
+        return family
+
+    def _costs(self) -> Metric:
+        """Return what predictions are made of, so that others can be made outside."""
+        family = GaugeMetricFamily(
+            "pipelinejob_serving_stage_cost_seconds",
+            "What a pass costs a stage, as it measured before it served: fixed + rows * (row + held * past"
+            " + token * new + attention * (2 * past * new + new ** 2)), for `new` tokens after `past` ones.",
+            labels=(*_LABELS, "stage", "term"),
+        )
+        for stage, cost in enumerate(self._engine.costs()):
+            for term, seconds in dict(cost).items():
+                family.add_metric((*self._own, str(stage), term.removesuffix("_s")), seconds)
         return family
 
     def _of_stages(self) -> tuple[Metric, ...]:
@@ -163,4 +176,15 @@ class _OfEngine(Collector):
             predicted = (found.first_token_s, found.per_token_s, found.tokens_per_s)
             for family, number in zip(families, predicted, strict=True):
                 family.add_metric((*self._own, str(found.requests)), number)
-        return families
+        return (*families, self._predicted_utilization())
+
+    def _predicted_utilization(self) -> Metric:
+        family = GaugeMetricFamily(
+            "pipelinejob_serving_predicted_stage_utilization",
+            "Predicted share of the time that a stage works on passes, of so many requests at once.",
+            labels=(*_LABELS, "stage", "requests"),
+        )
+        for found in self._engine.predictions():
+            for stage, share in enumerate(found.utilization):
+                family.add_metric((*self._own, str(stage), str(found.requests)), share)
+        return family

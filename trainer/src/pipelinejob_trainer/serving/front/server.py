@@ -55,7 +55,10 @@ def run_front(
     is_stopping: Callable[[], bool],
     ending: Ending,
 ) -> None:
-    """Answer until asked to stop, then end what is in work. Raises what ended the engine against its will."""
+    """Answer until asked to stop, then end what is in work.
+
+    Raises what ended the engine against its will, and StuckError where it computes without end.
+    """
     server = uvicorn.Server(
         uvicorn.Config(
             front.app(),
@@ -71,6 +74,7 @@ def run_front(
     thread.start()
     was_ready = False
     while thread.is_alive() and engine.error is None and not is_stopping():
+        engine.check_moves()
         status.begin_serving(is_ready=engine.is_ready)
         if engine.is_ready and not was_ready:
             say(f"serving {front.model} on port {listener.getsockname()[1]}")

@@ -30,6 +30,7 @@ from pipelinejob_trainer.base.user_code import through_layer
 from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.data.micro_batch import MicroBatch
 from pipelinejob_trainer.models.first_layer import extra_inputs
+from pipelinejob_trainer.models.huggingface.layers import Narrow
 from pipelinejob_trainer.models.lora import stirred
 from pipelinejob_trainer.models.losses.auxiliary_loss import Gathering, with_terms
 from pipelinejob_trainer.models.losses.counted_loss import loss_of
@@ -78,7 +79,7 @@ def check(rank: Rank, membership: Membership) -> str:
             device=rank.device,
             tensor_group=rank.tensor_group,
             expert_group=rank.part.expert_group,
-            narrow=rank.tensor_group.size,
+            narrow=_narrow(rank),
         )
         batches = _Noise(small.plan)
         with _without_a_trace(small.part), _stirred(small.part, small.plan):
@@ -175,6 +176,10 @@ def _shares_of_updates(small: Rank) -> list[float]:
     return shares
 
 
+def _narrow(rank: Rank) -> Narrow:
+    return Narrow(tensor=rank.tensor_group.size, expert=rank.part.expert_group.size)
+
+
 def _plain(small: Rank, batches: _Noise) -> Gradients:
     """Train the whole model without stages or runtime, one micro-batch after the other.
 
@@ -183,7 +188,7 @@ def _plain(small: Rank, batches: _Noise) -> Gradients:
     """
     plan = small.plan
     stretches, training = [(0, num_layers(plan.model))], plan.training
-    narrow = small.tensor_group.size
+    narrow = _narrow(small)
     whole = build_part(
         plan.model, plan.data, stretches=stretches, seed=training.seed, lora=training.lora, narrow=narrow
     )

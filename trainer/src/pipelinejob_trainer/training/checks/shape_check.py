@@ -43,9 +43,9 @@ def check_shapes(rank: Rank, gang: Gang) -> None:
 
 def _shapes(rank: Rank) -> dict[str, list[int]]:
     """Return the shapes of whole parameters, of which a rank may have a part."""
-    slices = rank.part.slices
+    portions = rank.part.portions
     return {
-        name: list(slices[name].shape if name in slices else each.shape)
+        name: list(portions[name].shape if name in portions else each.shape)
         for name, each in rank.part.named_parameters().items()
     }
 

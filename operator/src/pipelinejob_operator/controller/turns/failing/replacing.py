@@ -7,11 +7,14 @@ whole again once all are up.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from pipelinejob.contract.incarnation import Incarnation, Member
 from pipelinejob.contract.progress import ExitCode, Progress
 from pipelinejob.spec.job import Mode, PipelineJobSpec
+from pipelinejob.spec.running.recovery import NoRoom
 from pipelinejob.spec.running.scheduling import Binding
 from pipelinejob.spec.status import (
     ConditionType,
@@ -124,8 +127,19 @@ def find_silent(observed: Observed, current: Mapping[Rank, StagePod], status: Pi
     return None
 
 
-def replace_lost(turn: Turn, cause: Cause, observed: Observed, seen: Expected, spec: PipelineJobSpec) -> Turn | str:
-    """Replace what is lost, in place; or say why the whole gang has to restart. '' if recovery in place is off."""
+def replace_lost(
+    turn: Turn,
+    cause: Cause,
+    observed: Observed,
+    seen: Expected,
+    spec: PipelineJobSpec,
+    *,
+    avoided: AbstractSet[str] = frozenset(),
+) -> Turn | str:
+    """Replace what is lost, in place; or say why the whole gang has to restart. '' if recovery in place is off.
+
+    `avoided` are nodes that are taken only where there are no others.
+    """
     if not is_on(spec):
         return ""
     recovery = recovery_of(turn.status)
@@ -134,10 +148,10 @@ def replace_lost(turn: Turn, cause: Cause, observed: Observed, seen: Expected, s
     why_not = _why_not(turn, cause, observed, seen, spec, lost=lost, failure=failure)
     if why_not:
         return why_not
-    places = observed.places([*lost], frozenset())
+    places = observed.places([*lost], avoided)
     if len(places) < len(lost):
         homeless = ", ".join(_name(rank, turn.status) for rank in lost if rank not in places)
-        return f"no node has room for {homeless} now"
+        return _await_room(turn, cause, spec, f"no node has room for {homeless} now")
     moves = _moves(places, turn.status)
     now = format_time(turn.now)
     entries = (LostRank(replica=rank.replica, stage=rank.stage, uid=uid) for rank, uid in lost.items())
@@ -164,6 +178,42 @@ def replace_lost(turn: Turn, cause: Cause, observed: Observed, seen: Expected, s
         "Replacing",
         f"Only {pods} is replaced{moves}; {others}",
     )
+
+
+def _await_room(turn: Turn, cause: Cause, spec: PipelineJobSpec, message: str) -> Turn | str:
+    """Let the others wait for room if the job is to; return why the gang restarts, if not, or if that took too long."""
+    limit = spec.recovery
+    if limit.no_room is not NoRoom.WAIT:
+        return message
+    recovery = recovery_of(turn.status)
+    since = parse_time(recovery.since) if recovery.since else turn.now
+    if (turn.now - since).total_seconds() >= limit.wait_seconds:
+        return f"{message}, nor had any within {limit.wait_seconds} s, spec.recovery.waitSeconds"
+    if recovery.since is None:
+        turn = turn.told("StageFailed", describe(cause), warning=True)
+        turn = turn.told("AwaitsRoom", f"{message}: the others wait with what they hold in memory", warning=True)
+    until = format_time(since + timedelta(seconds=limit.wait_seconds))
+    words = (
+        f"{describe(cause)}; {message}; the others wait with what they hold in memory until {until}, then all restart"
+    )
+    turn = turn.having(recovery=recovery.model_copy(update={"since": recovery.since or format_time(turn.now)}))
+    turn = turn.finding(State.STARTING, {ConditionType.READY: Fact(False, "AwaitsRoom", words)})
+    return replace(turn, look_again_s=WATCH_S)
+
+
+def try_elsewhere(turn: Turn, cause: Cause, observed: Observed, spec: PipelineJobSpec) -> Turn | None:
+    """Give a replacement that cannot start another node; None where it is none, or nothing else takes it."""
+    if not _replacing(turn.status).get(cause.rank):
+        return None
+    node = _node_of(cause.rank, turn.status)
+    place = observed.places([cause.rank], frozenset({node or ""})).get(cause.rank)
+    if place is None or place.node == node:
+        return None
+    seen = expected(observed.job.ranks, observed.current, turn.status)
+    # Nothing ran: it is no failure of the stage at its step.
+    unstarted = replace(cause, is_disruption=True)
+    moved = replace_lost(turn, unstarted, observed, seen, spec, avoided=frozenset({node or ""}))
+    return moved if isinstance(moved, Turn) else None
 
 
 def reunite(turn: Turn, observed: Observed, spec: PipelineJobSpec, *, is_whole: bool) -> Turn:

@@ -29,6 +29,9 @@ _SILENT = "NotTakenUp"
 _OF_THE_NODE = frozenset(
     {"FailedCreatePodSandBox", "FailedAttachVolume", "FailedMapVolume", "NetworkNotReady", _SILENT}
 )
+# Another node may have the image, or reach the registry.
+_OF_THE_IMAGE = frozenset({"ImagePullBackOff", "ErrImageNeverPull"})
+_ELSEWHERE_S = 60.0  # while a whole gang waits for one stage, and the kubelet has tried three times
 _MISSING = re.compile("not found|references non-existent")  # what a volume is made of, so on every node
 _WORD = re.compile("[A-Za-z]([A-Za-z0-9_]*)")  # what a condition's reason may be
 
@@ -46,6 +49,12 @@ class Hindrance:
     def is_overdue(self, now: datetime) -> bool:
         """Tell whether it has lasted too long."""
         return self.since is not None and (now - self.since).total_seconds() >= self.limit_s
+
+    def is_worth_another_node(self, now: datetime) -> bool:
+        """Tell whether another node may do better, and it has been tried here for long enough."""
+        is_of_node = self.trouble.reason in _OF_THE_IMAGE or bool(refusing_node(self))
+        is_tried = self.since is not None and (now - self.since).total_seconds() >= _ELSEWHERE_S
+        return self.is_told and is_of_node and is_tried
 
     @property
     def reason(self) -> str:
@@ -82,10 +91,11 @@ def describe_hindrance(hindrance: Hindrance) -> str:
     return f"{sentence}; {_remedy(pod)} until {until}, or spec.failurePolicy says what follows"
 
 
-def overdue_cause(hindrance: Hindrance) -> Cause:
+def overdue_cause(hindrance: Hindrance, now: datetime) -> Cause:
     """Return the cause of a gang's end that did not start in time. No exit code: nothing ran."""
     pod = hindrance.pod
-    message = f"it did not start within {hindrance.limit_s:.0f} s: {hindrance.trouble}"
+    waited_s = hindrance.limit_s if hindrance.since is None else (now - hindrance.since).total_seconds()
+    message = f"it did not start within {min(waited_s, hindrance.limit_s):.0f} s: {hindrance.trouble}"
     return Cause(rank=pod.rank, pod=pod.name, reason=hindrance.reason, message=message)
 
 

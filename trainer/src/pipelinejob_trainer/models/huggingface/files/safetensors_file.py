@@ -18,9 +18,8 @@ from typing import Any
 import torch
 
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.communication.tensor_group import TensorGroup
 from pipelinejob_trainer.models.huggingface.files.folder import bad, few
-from pipelinejob_trainer.models.tensor_parallel import Slice
+from pipelinejob_trainer.models.portions import Portion
 
 _PIECE_BYTES = 2**20
 _LENGTH_BYTES = 8
@@ -54,10 +53,10 @@ class Stored:
     start: int
     runs: tuple[tuple[int, int], ...] | None = None
 
-    def part(self, cut: Slice, group: TensorGroup) -> "Stored":
-        """Return a rank's part of a whole tensor, of which nothing else is read."""
-        runs = tuple(cut.runs(group, self.shape))
-        return replace(self, shape=cut.part_shape(group, self.shape), runs=runs)
+    def part(self, portion: Portion) -> "Stored":
+        """Return a rank's portion of a whole tensor, of which nothing else is read."""
+        own = replace(portion, shape=self.shape)
+        return replace(self, shape=own.own_shape, runs=tuple(own.runs()))
 
     @property
     def dtype(self) -> torch.dtype:

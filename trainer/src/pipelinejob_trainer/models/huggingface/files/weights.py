@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from pipelinejob_trainer.base.user_code import error_text
-from pipelinejob_trainer.models.huggingface.division import Division
 from pipelinejob_trainer.models.huggingface.files.checkpoint_files import CheckpointFiles
 from pipelinejob_trainer.models.huggingface.files.folder import CONFIG, ModelFolder, bad, few
 from pipelinejob_trainer.models.huggingface.files.safetensors_file import Stored
+from pipelinejob_trainer.models.portions import Portion
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,10 +44,10 @@ class _Conversion:
 class FolderWeights:
     """The weights of a folder for one model, of which other ranks' layers may be stubs."""
 
-    def __init__(self, folder: ModelFolder, model: nn.Module, division: Division | None = None) -> None:
+    def __init__(self, folder: ModelFolder, model: nn.Module, portions: Mapping[str, Portion]) -> None:
         """Find out what the folder holds for the model, whose values do not matter.
 
-        Of tensors that a division divides, this rank's part is read.
+        Of tensors that are divided, by their full names, this rank's portion is read.
 
         Opens the index, or the one file. Raises UserError if there is nothing to read, or if it is
         another model's.
@@ -60,7 +60,7 @@ class FolderWeights:
         self._unexpected: list[str] = []
         self._sort_out()
         self._ties = _ties(model)
-        self._division = division
+        self._portions = portions
         if not self._by_target:
             raise bad(
                 f"{self._files.described} holds no tensor of a {self._kind}, but {few(self._files.names)}; these are "
@@ -174,27 +174,29 @@ class FolderWeights:
             return
         if _is_by_expert(conversion):
             (target,) = conversion.targets
-            for index, sources in enumerate(zip(*conversion.sources.values(), strict=True)):
+            all_sources = list(zip(*conversion.sources.values(), strict=True))
+            portion = self._portions.get(target, Portion((len(all_sources),), ()))
+            experts, of_each = portion.of_first()
+            for index, expert in enumerate(experts):
+                sources = zip(conversion.sources, all_sources[expert], strict=True)
                 one = _Conversion(
                     targets=conversion.targets,
                     converter=conversion.converter,
-                    sources={pattern: [name] for pattern, name in zip(conversion.sources, sources, strict=True)},
+                    sources={pattern: [name] for pattern, name in sources},
                 )
-                self._copy(one, {target: wanted[target][index : index + 1]})
+                self._copy(one, {target: wanted[target][index : index + 1]}, {target: of_each})
             return
-        self._copy(conversion, wanted)
+        self._copy(conversion, wanted, self._portions)
 
-    def _copy(self, conversion: _Conversion, into: Mapping[str, torch.Tensor]) -> None:
+    def _copy(self, conversion: _Conversion, into: Mapping[str, torch.Tensor], portions: Mapping[str, Portion]) -> None:
         reads = {name: partial(_as_master, self._files.stored(name)) for name in conversion.source_names}
         for target, tensor in self._made(conversion, reads).items():
             if target in into:
-                into[target].detach().copy_(tensor if self._division is None else self._division.of(target, tensor))
+                into[target].detach().copy_(portions[target].of(tensor) if target in portions else tensor)
 
     def _part_of(self, target: str, stored: Stored) -> Stored:
         """Return where this rank's part of a tensor is."""
-        if self._division is None or target not in self._division.slices:
-            return stored
-        return stored.part(self._division.slices[target], self._division.group)
+        return stored.part(self._portions[target]) if target in self._portions else stored
 
     def _made(self, conversion: _Conversion, reads: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Let transformers convert what `reads` return, by the folder's names."""

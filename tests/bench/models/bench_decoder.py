@@ -1,6 +1,6 @@
 """Measures one block of the built-in decoder against transformers' own Llama layer, forward and backward.
 
-    python tests/bench/trainer/bench_decoder.py [--rounds 15]
+    python tests/bench/models/bench_decoder.py [--rounds 15]
 
 One thread, fp32, the same sizes; theirs with scaled_dot_product_attention and rotary tables made
 beforehand, as its model does. The two alternate within each round; the figure is the median over
