@@ -57,7 +57,9 @@ def make_plan(
     check_covers(profile, spec)
     if devices is not None:
         profile = on_devices(profile, spec, devices, hardware)
-    profile = as_served(spec, slowed(profile, speeds))
+    profile = slowed(profile, speeds)
+    if spec.serving is not None:
+        profile = as_served(spec.serving, profile)
     links = _links(placement, network, profile) or links
     return assembled(
         choose(spec, profile, links=links),

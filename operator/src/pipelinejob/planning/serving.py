@@ -11,20 +11,20 @@ from pipelinejob.serving.chunks import PassCost, explained
 from pipelinejob.serving.predict import Asked, Worked, examples, played
 from pipelinejob.serving.scheduler import Limits
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob.spec.serving import Split
+from pipelinejob.spec.serving import Serving, Split
 
 _DRAWN = Asked(prompt=16, new=6)  # short, so that a picture of all their passes can be read
 
 
-def as_served(spec: PipelineJobSpec, profile: Profile) -> Profile:
+def as_served(serving: Serving, profile: Profile) -> Profile:
     """Return the costs by which the layers of a job that serves are shared among its stages.
 
     Where chunks of prompts are to take each as long, the head counts with the one token that it computes of a chunk.
     """
-    if spec.serving is None or spec.serving.split is Split.TOKENS or profile.source is CostSource.EQUAL:
+    if serving.split is Split.TOKENS or profile.source is CostSource.EQUAL:
         return profile
     *layers, head = profile.layers
-    share = 1 / spec.serving.chunk_tokens
+    share = 1 / serving.chunk_tokens
     parts = ("forward_s", "backward_input_s", "backward_weight_s")
     less = head.model_copy(update={part: share * getattr(head, part) for part in parts})
     return profile.model_copy(update={"layers": (*layers, less)})

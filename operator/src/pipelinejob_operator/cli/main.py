@@ -28,7 +28,7 @@ _COMMANDS = (
     LazyCommand(
         "scale",
         "pipelinejob_operator.cli.scale:scale",
-        summary="Have a run that goes on train with another number of replicas.",
+        summary="Have a run that goes on train with other replicas, stages, layers or another schedule.",
     ),
     LazyCommand(
         "plan",
