@@ -32,7 +32,7 @@ def weights_of(folder: Path, *, blocks: int = BLOCKS) -> tuple[FolderWeights, nn
     read = open_folder(Model(hugging_face=HuggingFaceModel(path=str(folder)), num_layers=blocks + 2))
     with torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
-    return FolderWeights(read, model), model
+    return FolderWeights(read, model, portions={}), model
 
 
 def room_for(model: nn.Module, *, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, torch.Tensor]:
