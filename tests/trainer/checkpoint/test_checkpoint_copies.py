@@ -10,7 +10,7 @@ import pytest
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import Progress
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.checkpoint.copies import Copies
+from pipelinejob_trainer.checkpoint.copies import Copies, places_of
 from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
 from support.training.gangs import plan
 from support.training.threadgangs import Trained, train
@@ -34,14 +34,14 @@ def job(*urls: str, steps: int = STEPS, **checkpoint: Any) -> Plan:
 
 
 def copied(url: str) -> list[str]:
-    files, root = fsspec.url_to_fs(url)
+    files, root = fsspec.url_to_fs(*places_of(job(url)))
     return sorted(each.rstrip("/").rpartition("/")[2] for each in files.ls(root, detail=False))
 
 
 def trained_and_copied(folder: Path, url: str) -> None:
     """Train, and copy every checkpoint but the last."""
     train(job(keep=9), folder)
-    copies = Copies((url,), CheckpointFolder(folder / "checkpoints"), keep=9, warn=pytest.fail)
+    copies = Copies(places_of(job(url)), CheckpointFolder(folder / "checkpoints"), keep=9, warn=pytest.fail)
     for step in range(INTERVAL, STEPS, INTERVAL):
         copies.begin(step)
         copies.wait()
@@ -75,13 +75,13 @@ def test_a_run_whose_volume_is_lost_goes_on_from_the_newest_copy(tmp_path: Path,
 
 def test_a_copy_that_was_changed_or_is_half_there_is_passed_over_aloud(tmp_path: Path, url: str) -> None:
     trained_and_copied(tmp_path / "first", url)
-    files, root = fsspec.url_to_fs(url)
+    files, root = fsspec.url_to_fs(*places_of(job(url)))
     files.pipe_file(f"{root}/step-00000006/stage-00000.safetensors", b"else")
     files.rm_file(f"{root}/step-00000004/SHA256SUMS")
     folder = empty(tmp_path / "empty")
     said: list[str] = []
 
-    Copies((url,), folder, keep=2, warn=said.append).fetch_newer(0, is_allowed=lambda *_: True)
+    Copies(places_of(job(url)), folder, keep=2, warn=said.append).fetch_newer(0, is_allowed=lambda *_: True)
 
     assert folder.steps() == [2]
     assert "stage-00000.safetensors is not as it was written" in said[0]
@@ -93,13 +93,39 @@ def test_a_copy_of_another_history_is_not_fetched(tmp_path: Path, url: str) -> N
     trained_and_copied(tmp_path / "first", url)
     folder = empty(tmp_path / "empty")
 
-    Copies((url,), folder, keep=2, warn=lambda _: None).fetch_newer(0, is_allowed=lambda step, run: False)
+    Copies(places_of(job(url)), folder, keep=2, warn=lambda _: None).fetch_newer(0, is_allowed=lambda step, run: False)
 
     assert folder.steps() == []
 
 
+def test_jobs_that_copy_to_one_place_leave_each_others_copies_alone(tmp_path: Path, url: str) -> None:
+    trained_and_copied(tmp_path / "first", url)
+    mine = copied(url)
+
+    train(job(url).model_copy(update={"name": "other"}), tmp_path / "other")
+
+    assert copied(url) == mine
+
+
+def test_a_copy_whose_sums_name_a_file_elsewhere_is_passed_over(tmp_path: Path, url: str) -> None:
+    trained_and_copied(tmp_path / "first", url)
+    files, root = fsspec.url_to_fs(*places_of(job(url)))
+    for step in (2, 4, 6):
+        files.pipe_file(f"{root}/step-{step:08d}/SHA256SUMS", b"0" * 64 + b"  ../../elsewhere\n")
+    said: list[str] = []
+
+    folder = empty(tmp_path / "empty")
+    Copies(places_of(job(url)), folder, keep=2, warn=said.append).fetch_newer(0, is_allowed=lambda *_: True)
+
+    assert folder.steps() == []
+    assert all("names ../../elsewhere, which is no file of the copy" in each for each in said)
+    assert len(said) == 3
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_the_first_step(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"spec.checkpoint.copies: nowhere://a/b: .*; give the trainer's image what"):
+    with pytest.raises(
+        UserError, match=r"spec.checkpoint.copies: nowhere://a/b/\S+: .*; give the trainer's image what"
+    ):
         train(job("nowhere://a/b"), tmp_path / "run")
 
 

@@ -1,6 +1,8 @@
 """Copies of published checkpoints in other places: volumes, or object stores that fsspec knows.
 
-    <url>/step-00000100/     the files of the folder; SHA256SUMS is written last, so that what has none is half a copy
+    <url>/<namespace>/<job>/step-00000100/     the files of the folder
+
+SHA256SUMS is written last, so that what has none is half a copy.
 
 One process copies, beside training. An object store has no rename, which is why a copy is only ever read through its
 sums: it is fetched into the folder under a name of its own, verified, and published there as a checkpoint is.
@@ -15,6 +17,7 @@ from typing import Any
 
 import fsspec
 
+from pipelinejob.contract.plan import Plan
 from pipelinejob_trainer.base.disk import sync
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.checkpoint.folder import (
@@ -25,6 +28,11 @@ from pipelinejob_trainer.checkpoint.folder import (
     file_digest,
     parse_sums,
 )
+
+
+def places_of(plan: Plan) -> tuple[str, ...]:
+    """Return the URLs below which a job's copies are, no other job's: as on the volume, by namespace and name."""
+    return tuple(f"{url.rstrip('/')}/{plan.namespace}/{plan.name}" for url in plan.checkpoint.copies)
 
 
 class Copies:
@@ -122,6 +130,8 @@ class Copies:
         shutil.rmtree(here, ignore_errors=True)
         here.mkdir(parents=True)
         for name, digest in sums.items():
+            if Path(name).name != name:
+                raise DamagedCheckpointError(f"{SUMS} names {name}, which is no file of the copy")
             files.get_file(f"{there}/{name}", str(here / name))
             if file_digest(here / name) != digest:
                 raise DamagedCheckpointError(f"{name} is not as it was written: its SHA-256 differs")

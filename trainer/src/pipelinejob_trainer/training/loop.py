@@ -12,6 +12,7 @@ from pipelinejob.schedules.causes import WaitCause
 from pipelinejob_trainer.base.errors import GangMovesError, UserError
 from pipelinejob_trainer.checkpoint import snapshot
 from pipelinejob_trainer.checkpoint.checkpoints import Checkpoints, Resumed
+from pipelinejob_trainer.checkpoint.copies import places_of
 from pipelinejob_trainer.checkpoint.folder import PartOf
 from pipelinejob_trainer.data.micro_batch import IGNORED
 from pipelinejob_trainer.data.position import TextPosition, samples_before
@@ -101,7 +102,7 @@ class TrainingLoop:
             attempt=self._attempt,
             keep=self._plan.checkpoint.keep,
             keep_s=self._plan.checkpoint.keep_seconds,
-            copies=self._plan.checkpoint.copies,
+            copies=places_of(self._plan),
             warn=warn,
             base=agreed_base(self._rank, membership.gang),
         )

@@ -11,7 +11,7 @@ from pipelinejob.planning.dimensions import undividable, unrunnable
 from pipelinejob.planning.experts import undividable_experts
 from pipelinejob.spec.workload import Packing, packing_of
 from pipelinejob_trainer.base.errors import LayerError, UserError
-from pipelinejob_trainer.checkpoint.copies import Copies
+from pipelinejob_trainer.checkpoint.copies import Copies, places_of
 from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
 from pipelinejob_trainer.communication.expert_group import ExpertGroup
 from pipelinejob_trainer.communication.gang import Gang
@@ -42,7 +42,7 @@ class Preparation:
         self.folder = CheckpointFolder(config.checkpoints)
         self.folder.prepare(who=config.process)
         if config.stage == config.replica == config.tensor == 0:  # who copies
-            Copies(plan.checkpoint.copies, self.folder, keep=plan.checkpoint.keep, warn=say).prepare()
+            Copies(places_of(plan), self.folder, keep=plan.checkpoint.keep, warn=say).prepare()
         self.not_finite = NotFinitePolicy(plan.training)
         self.rank = self._built(plan)
         for remark in self.rank.part.remarks if config.stage == config.tensor == 0 else ():
