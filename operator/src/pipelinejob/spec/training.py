@@ -281,7 +281,8 @@ class Checkpoint(Value):
             max_length=4,
             description="Where each checkpoint is copied to, beside training: URLs that fsspec knows, such as "
             "`s3://bucket/run` or `file:///second-volume/run`, of a bucket or a mount of `template`. A run whose "
-            "volume has none so new goes on from the newest whole copy. Each place keeps the newest `keep`.",
+            "volume has none so new goes on from the newest whole copy. Each place keeps the newest `keep`, below "
+            "`<namespace>/<name>`.",
             json_schema_extra={
                 "x-kubernetes-list-type": "set",
                 **rules_extra(
