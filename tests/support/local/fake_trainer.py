@@ -82,6 +82,7 @@ wanted_stage, _, code = os.environ.get("FAKE_EXIT", ":").partition(":")
 while step < STEPS:
     time.sleep(0.02)
     step += 1
+    print(f"at step {step}", flush=True)
     if len(PLAN["stages"]) - 1 == STAGE:
         write_step()
     if wanted_stage == str(STAGE) and ATTEMPT == 1 and step == 3:

@@ -113,6 +113,11 @@ def first_steps(output: Path, stage: int) -> list[int]:
     return [int(step) for log in logs for step in re.findall(r"from step (\d+)", log.read_text())]
 
 
+def has_trained(output: Path, stage: int) -> bool:
+    """Say whether the fake trainer's stage has trained a step; its stages do not wait for each other."""
+    return any("at step" in log.read_text() for log in (output / "logs").glob(f"*-s{stage}.*.log"))
+
+
 def tiny_manifest(path: Path, *, fake: bool = True, **spec: Any) -> Path:
     """Write a job of two tiny stages; `fake`: of the trainer that only pretends."""
     content: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """Where nothing goes on any more: each stage says for whom it waits, and writes its stacks to its log."""
 
 import contextlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,4 +67,28 @@ def test_a_wait_within_a_wait_is_the_one_that_counts_and_the_outer_comes_back() 
         outer = waits_for()
     assert outer is not None
     assert outer.peer == 1
+    assert waits_for() is None
+
+
+def test_waits_of_several_threads_are_kept_apart_and_the_longest_is_told() -> None:
+    entered, may_leave = threading.Event(), threading.Event()
+
+    def wait_for_rank_5() -> None:
+        with Awaiting(5):
+            entered.set()
+            may_leave.wait()
+
+    with Awaiting(4):
+        other = threading.Thread(target=wait_for_rank_5)
+        other.start()
+        entered.wait()
+        both = waits_for()
+    one = waits_for()
+    may_leave.set()
+    other.join()
+
+    assert both is not None
+    assert both.peer == 4
+    assert one is not None
+    assert one.peer == 5
     assert waits_for() is None

@@ -1,9 +1,10 @@
 """For whom this process's training waits at this moment: what is asked of it where nothing goes on any more.
 
-One thread trains, so that there is one answer; other threads read it.
+One thread trains in a process of its own; where several wait, the one that has waited longest is told.
 """
 
 import time
+from threading import get_ident
 from typing import NamedTuple
 
 
@@ -19,12 +20,12 @@ class Waiting(NamedTuple):
         return time.monotonic() - self.began
 
 
-_now: Waiting | None = None
+_innermost: dict[int, Waiting] = {}  # by thread; others read it
 
 
 def waits_for() -> Waiting | None:
     """Return the wait that goes on now; None if this process waits for nobody."""
-    return _now
+    return min(_innermost.copy().values(), key=lambda wait: wait.began, default=None)
 
 
 class Awaiting:
@@ -33,16 +34,18 @@ class Awaiting:
     A class and no generator: two are entered for each action.
     """
 
-    __slots__ = ("_before", "_peer")
+    __slots__ = ("_outer", "_peer", "_thread")
 
     def __init__(self, peer: int | None) -> None:
         self._peer = peer
-        self._before: Waiting | None = None
 
     def __enter__(self) -> None:
-        global _now  # one of a process, as said above
-        self._before, _now = _now, Waiting(self._peer, time.monotonic())
+        self._thread = get_ident()
+        self._outer = _innermost.get(self._thread)
+        _innermost[self._thread] = Waiting(self._peer, time.monotonic())
 
     def __exit__(self, *_: object) -> None:
-        global _now  # noqa: PLW0603  # as above
-        _now = self._before
+        if self._outer is None:
+            del _innermost[self._thread]
+        else:
+            _innermost[self._thread] = self._outer
