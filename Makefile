@@ -5,6 +5,8 @@ BIN := .venv/bin
 # The system's certificates, as pip trusts them: company proxies have their own.
 UV := $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt
 EXAMPLE ?= examples/stdlib-gpt.yaml
+# Where this is set, each process compiles torch, kubernetes and the rest anew: half of a process's start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup run serve test check format generate pictures e2e zoo families real composed bench clean
 

@@ -2,7 +2,7 @@
 
 from pipelinejob.base.errors import SpecError
 from pipelinejob.contract.plan import Placement, Plan
-from pipelinejob.spec.status import ConditionStatus, ConditionType
+from pipelinejob.spec.reported.conditions import ConditionStatus, ConditionType
 from pipelinejob_operator.admission.line.queueing import NO_PLAN
 from pipelinejob_operator.admission.line.verdict import Placed, Refused, Waits
 from pipelinejob_operator.controller.turns import transitions
