@@ -24,6 +24,7 @@ from pipelinejob_trainer.data.prepare.inputs import Kind, Part
 from pipelinejob_trainer.data.prepare.prepare import Request, prepare
 from pipelinejob_trainer.data.prepare.reading import documents
 from pipelinejob_trainer.data.tokens.folder import TokenFolder
+from support.examples import examples
 from support.local.processes import HANG_S
 from support.tokens import preparing
 from support.tokens.preparing import (
@@ -95,7 +96,7 @@ def test_each_kind_of_file_gives_the_same_documents(tmp_path: Path, tokenizer: P
     assert documents_of(TokenFolder(tmp_path / kind, field="test")) == documents_of(reference)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @example(pieces=["", ""], separator="a|", borders=[1])
 @given(
     pieces=st.lists(st.text(alphabet="ab\n|", max_size=6), min_size=1, max_size=12),

@@ -19,6 +19,7 @@ from pipelinejob_trainer.data.position import Order, TextPosition, samples_befor
 from pipelinejob_trainer.data.tokens.folder import TokenFolder
 from pipelinejob_trainer.data.tokens.mixture import turns
 from pipelinejob_trainer.data.tokens.packing import Documents, Pieces, packed
+from support.examples import examples
 from support.tokens.prepared_tokens import dataset, written
 
 
@@ -32,7 +33,7 @@ def pairs_of(rows: list[tuple[torch.Tensor, torch.Tensor]]) -> Counter[tuple[int
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 23), min_size=1, max_size=30),
     length=st.integers(1, 12),
@@ -120,7 +121,7 @@ def test_targets_that_do_not_count_stay_out_in_every_packing(tmp_path: Path, pac
         assert targets == counted - {1, 10, 19, 30}  # a document's first token is nobody's target
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.one_of(st.integers(1, 50), st.floats(0.01, 100)), min_size=1, max_size=8), st.data())
 def test_no_stretch_of_a_mixture_drifts_from_its_weights(weights: list[float], draw: st.DataObject) -> None:
     mixture = turns([float(weight) for weight in weights])
@@ -145,7 +146,7 @@ def test_weights_in_whole_numbers_are_kept_exactly() -> None:
     assert mixture.taken(9 * 10**12) == (6 * 10**12, 2 * 10**12, 10**12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     micro_batches=st.integers(1, 5),
     size=st.integers(1, 4),
