@@ -16,7 +16,7 @@ from safetensors import safe_open
 from pipelinejob.contract.trained import Trained
 from pipelinejob.spec.lora import Lora
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.checkpoint.folder import DamagedCheckpointError, write_shard
+from pipelinejob_trainer.checkpoint.shards import DamagedCheckpointError, write_shard
 from pipelinejob_trainer.export.families import target_of
 from pipelinejob_trainer.export.request import Request
 from pipelinejob_trainer.export.source import Source, open_checkpoint
