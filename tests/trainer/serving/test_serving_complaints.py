@@ -4,7 +4,6 @@ import http.client
 import json
 import re
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pipelinejob_trainer.serving.front.errors import ApiError
 from pipelinejob_trainer.serving.front.server import Ending, http_server
 from pipelinejob_trainer.serving.front.text import FolderTokenizer
 from support.serving.serving_chains import BLOCK, HANG_S
+from support.serving.serving_faults import Gate
 from support.serving.serving_fronts import front, write_tokenizer
 from support.serving.serving_scripts import Scripted, write_word_tokenizer
 
@@ -162,29 +162,17 @@ def test_logits_that_are_no_numbers_are_an_error_and_no_text(
         assert requests_counted(url) == ({"200": 2} if stream else {"200": 1, "500": 1})
 
 
-class Shut:
-    """A stage that works only while it is open."""
-
-    def __init__(self, compute: Any) -> None:
-        self._compute = compute
-        self.opened = threading.Event()
-
-    def run(self, rows: Any, received: Any) -> Any:
-        assert self.opened.wait(HANG_S)
-        return self._compute.run(rows, received)
-
-
 def test_an_answer_that_took_too_long_is_not_asked_for_again_by_openais_client(
     folder: Path, tokenizer: FolderTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients that retry what timed out treble the load that it timed out for."""
-    shut = Shut(Scripted(tokenizer.encode(TEXT)))
-    with front([shut], folder, groups=1, num_blocks=200) as (url, served):
+    gate = Gate(Scripted(tokenizer.encode(TEXT)))
+    with front([gate], folder, groups=1, num_blocks=200) as (url, served):
         monkeypatch.setattr(served.answering, "_timeout_s", 0.05)
         with pytest.raises(openai.InternalServerError, match=r"took longer than the 0\.05 s"):
             open_client(url).completions.create(**ASKED, prompt="He", max_tokens=2)
         counted = requests_counted(url)
-        shut.opened.set()
+        gate.opened.set()
 
     assert counted == {"504": 1}
 
@@ -194,16 +182,14 @@ def test_a_stream_that_waits_says_that_it_lives(
 ) -> None:
     """vllm 47647, llama.cpp 23994: proxies close what is silent for a minute, in line or in a long prompt."""
     monkeypatch.setattr(app, "_SILENCE_S", 0.02)
-    shut = Shut(Scripted(tokenizer.encode(TEXT)))
-    with front([shut], folder, groups=1, num_blocks=200) as (url, _):
-        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=HANG_S)
-        body = json.dumps(ASKED | {"prompt": "Hel", "max_tokens": 2, "stream": True})
-        connection.request("POST", "/v1/completions", body)
-        answer = connection.getresponse()
-        said = [answer.readline() for _ in range(4)]
-        asked = threading.Timer(0.1, shut.opened.set)
-        asked.start()
+    gate = Gate(Scripted(tokenizer.encode(TEXT)))
+    with front([gate], folder, groups=1, group_size=1, num_blocks=200) as (url, _):
         stream = open_client(url).completions.create(**ASKED, prompt="Hel", max_tokens=2, stream=True)
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=HANG_S)
+        connection.request("POST", "/v1/completions", json.dumps(ASKED | {"prompt": "Hel", "stream": True}))
+        answer = connection.getresponse()
+        said = [answer.readline() for _ in range(4)]  # to one in line; the stream has had some, too
+        gate.opened.set()
         text = "".join(each.choices[0].text for each in stream)
         connection.close()
 
