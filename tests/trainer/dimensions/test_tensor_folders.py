@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ from pipelinejob.models.counts import Batch, count
 from pipelinejob.planning.dimensions import unrunnable
 from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.spec.job import Model, Parallelism, Precision, Sharding, Training
-from pipelinejob.spec.workload import HuggingFaceModel
+from pipelinejob.spec.workload import HuggingFaceModel, Weights
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.nesting import Passed
 from pipelinejob_trainer.communication.tensor_group import TensorGroup
 from pipelinejob_trainer.models.huggingface import division
+from pipelinejob_trainer.models.huggingface.files.folder import with_sizes
 from pipelinejob_trainer.models.huggingface.layers import Narrow
 from pipelinejob_trainer.models.losses.divided_loss import divided
 from pipelinejob_trainer.models.losses.loss import token_cross_entropy
 from pipelinejob_trainer.stage.stage import Stage
+from pipelinejob_trainer.training.preparation import Preparation
 from support.training.divided_folders import (
     DATA,
     LATENT,
@@ -33,7 +36,7 @@ from support.training.divided_folders import (
     bytes_of,
     part_of,
 )
-from support.training.loops import Run, train
+from support.training.loops import Run, config, train
 from support.training.meetings import Unmet, gradients_differ
 
 CPU = torch.device("cpu")
@@ -149,6 +152,21 @@ def test_what_cannot_be_divided_is_refused_by_name(
     with pytest.raises(UserError, match=words) as raised:
         part_of(folder_of(kind, root, **changes), TensorGroup(0, ranks))
     assert raised.value.reason == "NotDivided"
+
+
+def test_tokens_beyond_a_vocabulary_that_is_seen_in_the_layers_alone_are_refused(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 128}  # one is missing
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"} | sizes))
+    given = Model(hugging_face=HuggingFaceModel(path=str(folder), weights=Weights.RANDOM), num_layers=4)
+    wanted = job(root / "text", given, Shape(1, 2), layers=(4,))
+    prepared = Preparation(config(wanted, stage=0, replica=0, tensor=0, folder=tmp_path), wanted)
+
+    assert with_sizes(given).config is None
+    assert prepared.batches is not None
+    with pytest.raises(UserError, match="the vocabulary ends at 127"):
+        prepared.batches.batch(1, 0, 0)
 
 
 def test_what_a_plan_leaves_whole_is_said(root: Path) -> None:

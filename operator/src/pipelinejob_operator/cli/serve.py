@@ -37,7 +37,7 @@ def serve(
     *,
     model: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="The model's folder, instead of the manifest's.", file_okay=False),
+        typer.Option(metavar="FOLDER", help="The model's folder, or its GGUF file, instead of the manifest's."),
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port of the HTTP front, instead of the manifest's.")
