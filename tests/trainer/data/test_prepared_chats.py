@@ -7,12 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from support.training.preparing import CHATML, tokenizer_folder
 from tokenizers import Tokenizer
 
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.data.prepare.prepare import Request, prepare
 from pipelinejob_trainer.data.tokens.folder import TokenFolder
+from support.tokens.preparing import CHATML, tokenizer_folder
 
 TOOLED = (
     "{% if tools %}{{ '<|start|>tools\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|end|>\n' }}"

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.training.preparing import CHATML, END, MARKED, prepared, texts, tokenizer_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 
 from pipelinejob.contract.trained import Trained
@@ -14,6 +13,7 @@ from pipelinejob.spec.workload import HuggingFaceModel
 from pipelinejob_trainer.data.prepare.tokenizer import load_tokenizer
 from pipelinejob_trainer.export.export import main
 from pipelinejob_trainer.export.request import Request
+from support.tokens.preparing import CHATML, END, MARKED, prepared, texts, tokenizer_folder
 from support.training.saved_models import moved, saved, whole
 
 SIZES = {"vocab_size": 2000, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
