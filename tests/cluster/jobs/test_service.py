@@ -22,13 +22,6 @@ pytestmark = pytest.mark.xdist_group("life")
 DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
 
 
-@pytest.fixture(scope="module")
-def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory):
-    with OperatorProcess(api_server.kubeconfig, tmp_path_factory.mktemp("operator")) as operator:
-        yield operator
-        assert operator.alive
-
-
 def manifest(namespace: str, **spec: Any) -> dict[str, Any]:
     return {
         "apiVersion": "pipelinejob.io/v1alpha1",
