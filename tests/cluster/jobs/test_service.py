@@ -122,7 +122,9 @@ def test_the_documented_inference_pool_is_taken_by_the_api_server_and_has_the_se
 
     api_server.apply(served, pool)
 
-    wait_until(lambda: status(api_server, namespace).get("state") == "Serving", "the job serves")
+    wait_until(
+        lambda: condition(api_server, namespace, "m", "Ready")["message"].startswith("1 of 1 chain"), "a chain answers"
+    )
     stored = api_server.get("inferencepools.inference.networking.k8s.io", "-n", namespace, "m")
     chosen = ",".join(f"{name}={value}" for name, value in stored["spec"]["selector"]["matchLabels"].items())
     found = api_server.get("pods", "-n", namespace, "-l", chosen)["items"]
