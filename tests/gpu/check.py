@@ -28,7 +28,7 @@ from pipelinejob.fabric.hardware import default
 from pipelinejob.spec.job import Data, DecoderModel, Device, Experts, GptModel, Model, Precision, ScheduleSpec
 from pipelinejob_trainer.models.losses.loss import cross_entropy
 from pipelinejob_trainer.runtime.rank import build_rank
-from support.training.gangs import Gang, plan
+from support.training.gangs import FromScratch, Gang, plan
 
 HAS_GPU = torch.cuda.is_available()
 NUM_GPUS = torch.cuda.device_count() if HAS_GPU else 0
@@ -82,7 +82,7 @@ def job(
 
 
 def trained(folder: Path, wanted: Plan) -> Gang:
-    gang = Gang(folder, wanted)
+    gang = Gang(folder, wanted, machines=FromScratch())
     try:
         return gang.start().finish()
     finally:

@@ -7,34 +7,19 @@ from __future__ import annotations
 
 import pytest
 
-from support.api_server.answering_stages import Stages
 from support.api_server.apiserver import ApiServer
-from support.api_server.fakenodes import add_nodes, node
 from support.api_server.operatorprocess import OperatorProcess
-from support.api_server.recovering_gang import Gang
+from support.api_server.recovering_gang import Gang, gang_in_training
 from support.local.processes import Process, wait_until
 
 pytestmark = pytest.mark.xdist_group("life")  # one operator at a time
 
 
-@pytest.fixture(scope="module")
-def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory):
-    with OperatorProcess(api_server.kubeconfig, tmp_path_factory.mktemp("operator")) as operator:
-        yield operator
-        assert operator.alive
-
-
 @pytest.fixture
 def gang(api_server: ApiServer, kwok: Process, operator: OperatorProcess, namespace: str):
     """A job of three stages that trains on three of four nodes, each of which has room for one."""
-    labels = {"test": namespace[-6:]}
-    nodes = [f"recovering-{namespace[-6:]}-{n}" for n in range(4)]
-    add_nodes(api_server, [node(name, labels=labels, cpu="1") for name in nodes])
-    with Stages(3) as stages:
-        gang = Gang(api_server, namespace, stages, nodes)
-        gang.submit(labels)
+    with gang_in_training(api_server, namespace, num_nodes=4) as gang:
         yield gang
-    api_server.kubectl("delete", "node", "--ignore-not-found", *nodes)
 
 
 def changed(before: dict[int, str], after: dict[int, str]) -> set[int]:

@@ -122,7 +122,9 @@ class Preparation:
 
 def check(prepared: Preparation, membership: Membership) -> None:
     """Check what only all ranks together can tell. Raises UserError."""
-    check_targets(prepared.rank, membership.gang)
+    remark = check_targets(prepared.rank, membership.gang)
+    if remark is not None and prepared.rank.is_spokesman:
+        say(remark)
     check_groups(prepared.plan.training.groups, prepared.rank.part.named_parameters(), membership.gang)
     _refuse_untrainable(prepared.rank, membership.gang)
 
