@@ -106,7 +106,7 @@ def test_a_replica_that_hangs_in_an_exchange_of_tokens_ends_the_one_that_waits_f
     gang.signal("job-r1-s0", signal.SIGSTOP)
 
     gang.until(lambda: gang.processes["job-r0-s0"].poll() is not None, "the other ends")
-    assert gang.processes["job-r0-s0"].returncode == ExitCode.PEER_LOST
+    assert gang.processes["job-r0-s0"].poll() == ExitCode.PEER_LOST
     assert "stage 0 of replica 1" in gang.termination("job-r0-s0").message
     gang.signal("job-r1-s0", signal.SIGKILL)
     gang.wait()
