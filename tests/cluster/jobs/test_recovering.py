@@ -5,8 +5,12 @@ The tests write what a kubelet would, and answer as the trainers would; kwok onl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
+from pipelinejob.base import names
 from support.api_server.answering_stages import Stages
 from support.api_server.apiserver import ApiServer
 from support.api_server.fakenodes import add_nodes, node
@@ -27,12 +31,18 @@ def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def gang(api_server: ApiServer, kwok: Process, operator: OperatorProcess, namespace: str):
     """A job of three stages that trains on three of four nodes, each of which has room for one."""
+    with gang_of_three(api_server, namespace) as gang:
+        yield gang
+
+
+@contextmanager
+def gang_of_three(api_server: ApiServer, namespace: str, *, processes: int = 3, **spec: object) -> Iterator[Gang]:
     labels = {"test": namespace[-6:]}
     nodes = [f"recovering-{namespace[-6:]}-{n}" for n in range(4)]
     add_nodes(api_server, [node(name, labels=labels, cpu="1") for name in nodes])
-    with Stages(3) as stages:
+    with Stages(processes) as stages:
         gang = Gang(api_server, namespace, stages, nodes)
-        gang.submit(labels)
+        gang.submit(labels, **spec)
         yield gang
     api_server.kubectl("delete", "node", "--ignore-not-found", *nodes)
 
@@ -81,3 +91,35 @@ def test_a_killed_an_evicted_and_a_homeless_stage_are_replaced_alone_by_operator
     assert [each["node"] for each in status["stages"]] == [gang.node_of(stage) for stage in range(3)]
     wait_until(lambda: len(gang.events("Replacing")) == 3, "three events")
     assert any(f"instead of {lost}" in each for each in gang.events("Replacing"))
+
+
+def test_a_spare_takes_a_lost_stages_place_and_another_is_made_by_operators_that_die_in_between(
+    api_server: ApiServer, kwok: Process, operator: OperatorProcess, namespace: str
+) -> None:
+    recovery = {"inPlace": True, "waitSeconds": 300, "spares": 1}
+    with gang_of_three(api_server, namespace, processes=4, recovery=recovery) as gang:
+        process, gang.stages = gang.stages[3], gang.stages[:3]
+        before, there = gang.uids(), gang.node_of(1)
+        gang.warm(0, process)
+        spare = gang.spare(0)
+        assert spare is not None
+        assert spare["spec"]["nodeName"] not in {gang.node_of(stage) for stage in range(3)}
+
+        gang.fail(1, 137)
+        operator.process.stop(9)
+        operator.start()
+        gang.replaced_by(1, 0, process)
+        operator.process.stop(9)
+        operator.start()
+        gang.meet(2)
+
+        after = gang.uids()
+        assert (after[0], after[1], after[2]) == (before[0], spare["metadata"]["uid"], before[2])
+        labels = (gang.pod(1) or {})["metadata"]["labels"]
+        assert (labels[names.LABEL_REPLICA], labels[names.LABEL_STAGE]) == ("0", "1")
+        wait_until(lambda: gang.spare(1) is not None, "another spare is bound")
+        assert (gang.spare(1) or {})["spec"]["nodeName"] == there
+        status = gang.status()
+        assert (status["attempt"], status["restarts"], status["recovery"]["sparesUsed"]) == (1, 0, 1)
+        assert any("by gpt-spare-0" in each for each in gang.events("Replacing"))
+        assert "gpt-r0-s1" not in {each["metadata"]["name"] for each in gang.all()}

@@ -12,6 +12,7 @@ from pydantic import Field, WithJsonSchema
 from pipelinejob.base.values import Value
 from pipelinejob.spec.chosen import Chosen
 from pipelinejob.spec.resizing import Resizing
+from pipelinejob.spec.sparing import Spare
 
 Count = Annotated[int, Field(ge=0)]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -173,6 +174,9 @@ class StageStatus(Value):
     replica: Annotated[Count, Field(description="The replica's number, from 0.")]
     stage: Annotated[Count, Field(description="The stage's number, from 0.")]
     pod: Annotated[Short, Field(description="Name of its pod.")]
+    spare: Annotated[
+        Count | None, Field(description="Number of the spare whose pod it is; unset where it was made for the stage.")
+    ] = None
     node: Annotated[Short | None, Field(description="The node it was given.")] = None
     path: Annotated[
         str | None,
@@ -277,6 +281,22 @@ class RecoveryStatus(Value):
         ),
     ] = None
 
+    spares: Annotated[
+        tuple[Spare, ...],
+        Field(
+            max_length=64,
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+            description="The pods that are kept to take a lost stage's place at once.",
+        ),
+    ] = ()
+    spares_used: Annotated[Count, Field(description="Replacements for which a spare took the place.")] = 0
+    spare_failed_time: Annotated[
+        Time | None, Field(description="When a spare failed last; the next is made a minute later.")
+    ] = None
+    fewer_spares: Annotated[
+        str | None, Field(max_length=1024, description="Why there are fewer than `spec.recovery.spares`.")
+    ] = None
+
     resizes: Annotated[
         Count,
         Field(description="How often the present gang went over to other replicas, stages or layers from memory."),
@@ -297,6 +317,7 @@ class RecoveryStatus(Value):
     def of_next_attempt(self) -> "RecoveryStatus":
         """Return what is left when a new attempt begins: its gang has never met."""
         gone = {"incarnation": 0, "replacing": (), "since": None, "resizes": 0, "resizing": None, "layers": None}
+        gone |= {"spares": (), "fewer_spares": None}
         return self.model_copy(update=gone)
 
 

@@ -36,8 +36,9 @@ class Applier:
             return error
         for item, status in decision.patch:
             await self._cluster.patch_status(item, status)
+        await _at_once(self._cluster.tell_rank(pod, rank) for pod, rank in decision.given)
         if decision.meets is not None:
-            members = [pod.raw for pod in observed.current.values()]
+            members = [pod.raw for rank, pod in observed.current.items() if not rank.is_spare]
             await _at_once(self._cluster.tell(pod, decision.meets) for pod in members)
         return None
 

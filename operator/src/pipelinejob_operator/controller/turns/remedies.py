@@ -83,8 +83,10 @@ def replace_slow(turn: Turn, slow: Slow, observed: Observed, spec: PipelineJobSp
         "since": now,
         "replacements": recovery.replacements + 1,
         "last_remedy_time": now,
+        "spares": replacing.unused(recovery.spares, {slow.rank: place}),
+        "spares_used": recovery.spares_used + (place.spare is not None),
     }
-    stages = replacing.counted(turn.status, {slow.rank: place})
+    stages = replacing.counted(turn, {slow.rank: place})
     turn = turn.having(recovery=recovery.model_copy(update=changes), stages=stages)
     if is_elsewhere and slow.node is not None:
         for_s = float(spec.recovery.replacement_window_seconds)

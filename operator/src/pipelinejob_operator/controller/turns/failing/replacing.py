@@ -11,11 +11,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from pipelinejob.base import names
 from pipelinejob.contract.incarnation import Incarnation, Member
 from pipelinejob.contract.progress import ExitCode, Progress
 from pipelinejob.spec.job import Mode, PipelineJobSpec
 from pipelinejob.spec.running.recovery import NoRoom
 from pipelinejob.spec.running.scheduling import Binding
+from pipelinejob.spec.sparing import Spare
 from pipelinejob.spec.status import (
     ConditionType,
     LostRank,
@@ -31,7 +33,6 @@ from pipelinejob_operator.controller.turns.failing.budget import within
 from pipelinejob_operator.controller.turns.failing.failures import Cause, Verdict, describe, judge
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.conditions import Fact
-from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Rank, format_time, parse_time
 from pipelinejob_operator.objects.making.tokens import derived
 from pipelinejob_operator.objects.pods import Outcome, StagePod
@@ -64,29 +65,18 @@ def is_on(spec: PipelineJobSpec) -> bool:
     return spec.recovery.in_place or serves
 
 
-def tell_of_spares(turn: Turn, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
-    """Say of a job that asks for warm spares that none are kept here."""
-    count = spec.recovery.spares
-    if not (is_on(spec) and count) or settings.keeps_spares:
-        return turn
-    message = (
-        f"spec.recovery.spares: {count} is kept by `pipelinejob run` alone: on a cluster a replacement starts cold, "
-        "and the others wait for that; leave it 0"
-    )
-    return turn.told("NoSpares", message, warning=True)
-
-
 def expected(ranks: Sequence[Rank], current: Mapping[Rank, StagePod], status: PipelineJobStatus) -> Expected:
-    """Leave out pods that are being replaced, and ranks whose next pod is not there yet."""
+    """Leave out pods that are being replaced, and ranks whose next pod is not there yet: that of a spare is."""
     replacing = _replacing(status)
+    coming = {rank for rank in replacing if _spare_of(rank, status) is None}
     pods = {rank: pod for rank, pod in current.items() if not _is_old(pod, replacing.get(rank))}
-    return Expected(ranks=tuple(rank for rank in ranks if rank in pods or rank not in replacing), pods=pods)
+    return Expected(ranks=tuple(rank for rank in ranks if rank in pods or rank not in coming), pods=pods)
 
 
 def old_pods(pods: Sequence[StagePod], status: PipelineJobStatus) -> tuple[StagePod, ...]:
     """Return the pods that are to go."""
-    replacing = _replacing(status)
-    return tuple(pod for pod in pods if _is_old(pod, replacing.get(pod.rank)))
+    uids = {lost.uid for lost in _replacing(status).values()}
+    return tuple(pod for pod in pods if pod.reference.uid in uids)
 
 
 def asked_to_leave(status: PipelineJobStatus) -> frozenset[Rank]:
@@ -95,9 +85,10 @@ def asked_to_leave(status: PipelineJobStatus) -> frozenset[Rank]:
 
 
 def missing_ranks(pods: Sequence[StagePod], status: PipelineJobStatus) -> tuple[Rank, ...]:
-    """Return the ranks whose pod is gone and is to be made anew."""
-    present = {pod.rank for pod in pods}
-    return tuple(rank for rank in sorted(_replacing(status)) if rank not in present)
+    """Return the ranks whose pod is gone and is to be made anew; a spare that took the place is there."""
+    present, replacing = {pod.name for pod in pods}, _replacing(status)
+    missing = (each for each in status.stages if each.spare is None and each.pod not in present)
+    return tuple(sorted(rank for each in missing if (rank := Rank(each.replica, each.stage)) in replacing))
 
 
 def was_stopped(seen: Expected) -> bool:
@@ -152,7 +143,7 @@ def replace_lost(
     if len(places) < len(lost):
         homeless = ", ".join(_name(rank, turn.status) for rank in lost if rank not in places)
         return _await_room(turn, cause, spec, f"no node has room for {homeless} now")
-    moves = _moves(places, turn.status)
+    moves = _moves(places, turn)
     now = format_time(turn.now)
     entries = (LostRank(replica=rank.replica, stage=rank.stage, uid=uid) for rank, uid in lost.items())
     kept = tuple(each for each in recovery.replacing if Rank(each.replica, each.stage) not in lost)
@@ -161,6 +152,8 @@ def replace_lost(
             "replacing": (*kept, *entries),
             "since": recovery.since or now,
             "replacements": recovery.replacements + len(lost),
+            "spares": unused(recovery.spares, places),
+            "spares_used": recovery.spares_used + sum(place.spare is not None for place in places.values()),
             "replacement_times": (
                 *within(recovery.replacement_times, spec.recovery.replacement_window_seconds, turn.now),
                 *(now for _ in lost if not cause.is_announced),
@@ -172,7 +165,7 @@ def replace_lost(
     num_kept = len(observed.job.ranks) - len(lost)
     others = "1 stage keeps its process" if num_kept == 1 else f"{num_kept} stages keep their processes"
     message = f"{describe(cause)}; only {pods} is replaced{moves}, and the others wait with what they hold in memory"
-    turn = turn.having(recovery=recovery, stages=counted(turn.status, places))
+    turn = turn.having(recovery=recovery, stages=counted(turn, places))
     turn = turn.finding(State.STARTING, {ConditionType.READY: Fact(False, "Replacing", message)})
     return turn.told("StageFailed", describe(cause), warning=True).told(
         "Replacing",
@@ -337,8 +330,9 @@ def _step(observed: Observed, status: PipelineJobStatus) -> int:
     return max((each.step for each in observed.accounts), default=status.step or 0)
 
 
-def counted(status: PipelineJobStatus, places: Mapping[Rank, Place]) -> tuple[StageStatus, ...]:
-    """Count a restart of each of these ranks, and write where it goes."""
+def counted(turn: Turn, places: Mapping[Rank, Place]) -> tuple[StageStatus, ...]:
+    """Count a restart of each of these ranks, and write where it goes, and which pod it is then."""
+    job = turn.job.key.name
 
     def changed(each: StageStatus, place: Place | None) -> StageStatus:
         if place is None:
@@ -346,18 +340,33 @@ def counted(status: PipelineJobStatus, places: Mapping[Rank, Place]) -> tuple[St
         path = each.path if each.node == place.node else "/".join(place.path)
         update = {"restarts": each.restarts + 1, "ready": False, "node": place.node, "path": path}
         update |= {"restarts_when_well": None}  # the next pod's container begins to count anew
-        return each.model_copy(update=update)
+        own = names.pod_name(job, replica=each.replica, stage=each.stage)
+        pod = own if place.spare is None else names.spare_pod_name(job, number=place.spare)
+        return each.model_copy(update=update | {"pod": pod, "spare": place.spare})
 
-    return tuple(changed(each, places.get(Rank(each.replica, each.stage))) for each in status.stages)
+    return tuple(changed(each, places.get(Rank(each.replica, each.stage))) for each in turn.status.stages)
 
 
-def _moves(places: Mapping[Rank, Place], status: PipelineJobStatus) -> str:
+def unused(spares: tuple[Spare, ...], places: Mapping[Rank, Place]) -> tuple[Spare, ...]:
+    """Return the spares that take none of these places."""
+    used = {place.spare for place in places.values()}
+    return tuple(each for each in spares if each.number not in used)
+
+
+def _moves(places: Mapping[Rank, Place], turn: Turn) -> str:
+    job, status = turn.job.key.name, turn.status
+    spares = [names.spare_pod_name(job, number=each.spare) for each in places.values() if each.spare is not None]
     moved = [
         f"{place.node} instead of {before}"
         for rank, place in sorted(places.items())
         if place.node != (before := _node_of(rank, status))
     ]
-    return f" (on {', '.join(moved)})" if moved else ""
+    by = f", by {' and '.join(sorted(spares))}" if spares else ""
+    return by + (f" (on {', '.join(moved)})" if moved else "")
+
+
+def _spare_of(rank: Rank, status: PipelineJobStatus) -> int | None:
+    return next((each.spare for each in status.stages if (each.replica, each.stage) == rank), None)
 
 
 def _node_of(rank: Rank, status: PipelineJobStatus) -> str | None:
