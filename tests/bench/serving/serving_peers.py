@@ -143,10 +143,16 @@ class Ours:
     def costs(self) -> tuple[PassCost, ...]:
         """Return what a pass costs each stage, as it measured."""
         found: list[dict[str, float]] = [{} for _ in range(self.num_stages)]
+        few: list[dict[int, float]] = [{} for _ in range(self.num_stages)]
         said = r'^pipelinejob_serving_stage_cost_seconds{[^}]*stage="(\d+)",term="(\w+)"} (\S+)$'
         for stage, term, seconds in re.findall(said, self._get("/metrics"), re.MULTILINE):
-            found[int(stage)][f"{term}_s"] = float(seconds)
-        return tuple(PassCost(**each) for each in found)
+            if term.startswith("few_"):
+                few[int(stage)][int(term.removeprefix("few_"))] = float(seconds)
+            else:
+                found[int(stage)][f"{term}_s"] = float(seconds)
+        return tuple(
+            PassCost(**terms, few_s=tuple(sorted(points.items()))) for terms, points in zip(found, few, strict=True)
+        )
 
     def predicted(self, costs: Sequence[PassCost], number: int, *, shared: bool = True) -> float:
         """Return the tokens a second that the scheduler gives on stages of these costs."""

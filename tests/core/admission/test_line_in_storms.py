@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 
 from pipelinejob_operator.cluster import ClusterError
 from pipelinejob_operator.controller.admission import admission_loop
-from support.clusters.awake import Awake
+from support.clusters.awake import SETTINGS, Awake
 from support.manifests.jobs import foreign, node
 
 FIRST = 1  # attempt
@@ -212,6 +212,29 @@ async def test_one_whose_room_others_took_says_that_its_node_is_full_and_not_tha
     message = world.placed(first)["message"]
     assert "the closest, n0, has 0 nvidia.com/gpu free" in message
     assert "lost" not in message
+
+
+async def test_room_that_came_free_is_kept_for_an_older_one_that_did_not_ask_yet():
+    world = FullPool(2)
+    await world.fill()
+    first, *_, last = world.older
+    (stood,) = set(world.nodes_of(last))
+    world.lose_pods(last)
+    world.cluster._put(foreign("busy", stood, **{"nvidia.com/gpu": "1"}))
+    await world.settle()
+    world.cluster.pass_time(SETTINGS.waiting_retry_s)
+    await world.settle()
+    assert world.cluster.job(last)["status"]["waitsFor"] == [str(first)]
+
+    world.cluster.remove(world.cluster.pod("busy", "other"), at_once=True)
+    world.start()
+    for key in world.younger:
+        await world.do_pass(key)
+    await world.controller.admissions.cycle()
+
+    world.nobody_is_out_of_turn()
+    await world.settle()
+    assert world.placed_of(world.older) == world.older
 
 
 @given(

@@ -8,7 +8,9 @@ from pipelinejob_operator.admission.line.telling import NAMES_THE_HEAD, tell
 from pipelinejob_operator.cluster import Key
 from pipelinejob_operator.controller.reconcile import Controller, ControllerSettings
 from pipelinejob_operator.objects.job import read_job
+from support.clusters.failing_pods import fail
 from support.clusters.fakecluster import FakeCluster
+from support.clusters.operatorworld import World
 from support.manifests.jobs import job, nodes
 
 ORDER = Order(priorities=Priorities(classes={"high": Priority(value=10)}))
@@ -81,6 +83,23 @@ async def test_the_statuses_that_a_move_of_the_head_writes_do_not_grow_with_the_
     assert max(writes) <= BESIDE_A_MOVE
     assert cluster.job(keys[3])["status"]["state"] == "Starting"
     assert {_told(cluster, key) for key in keys[13:]} == {"FarBack"}
+
+
+def test_a_gang_that_restarts_is_told_why_it_waits_once_that_lasts():
+    world = World(nodes(2))
+    key = world.submit(job())
+    world.train()
+    world.cluster.cordon("n1")
+    fail(world, "gpt-r0-s1", 1)
+    world.settle()
+    world.cluster.finish_deletions()
+    world.settle()
+    assert (world.status(key)["state"], world.condition(key, "Placed")["reason"]) == ("Restarting", "Restarting")
+
+    world.cluster.pass_time(world.settings.waiting_retry_s)
+    world.settle()
+
+    assert (world.status(key)["state"], world.condition(key, "Placed")["reason"]) == ("Waiting", "NeverFits")
 
 
 async def _settle(controller, cluster, woken):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelinejob.serving.chunks import Late, PassCost, explained
+from pipelinejob.serving.chunks import Late, PassCost, all_costs, explained
 from pipelinejob.serving.passes import Row, Sampling
 from pipelinejob.serving.scheduler import Limits
 from pipelinejob_trainer.base.errors import UserError
@@ -252,7 +252,19 @@ def test_costs_are_solved_from_passes(held_s: float, late: bool) -> None:
         late=Late(past=500, seconds=cost.seconds(rows=1, past=500, new=1)) if late else None,
     )
 
-    assert found.dump() == pytest.approx(cost.dump())
+    assert found.model_dump(exclude={"few_s"}) == pytest.approx(cost.model_dump(exclude={"few_s"}))
+
+
+def test_passes_of_few_tokens_cost_what_was_measured() -> None:
+    measured = {1: 6.0, 2: 10.0, 4: 18.0, 8: 21.0, 16: 27.0}
+    few = {rows: measured[rows] for rows in (2, 4, 8)}
+
+    found = explained(measured[1], measured[16], 40.0, 41.0, rows=16, chunk=64, few=few)
+
+    assert {rows: found.seconds(rows=rows, past=0, new=1) for rows in measured} == pytest.approx(measured)
+    assert found.seconds(rows=3, past=0, new=1) == pytest.approx(14.0)  # half-way
+    assert found.seconds(rows=1, past=0, new=64) == pytest.approx(40.0)  # many tokens of one
+    assert all_costs([found, found]).seconds(rows=4, past=0, new=1) == pytest.approx(2 * measured[4])
 
 
 def test_a_stage_measures_its_passes_on_its_own_cache(llama: tuple[Path, Any]) -> None:

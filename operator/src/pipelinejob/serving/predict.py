@@ -6,14 +6,14 @@ Where stages share processors, those that compute at the same time each go slowe
 import heapq
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
 from statistics import mean
 
 from pipelinejob.contract.plan import Served, ServedAt
-from pipelinejob.serving.chunks import PassCost
+from pipelinejob.serving.chunks import PassCost, all_costs
 from pipelinejob.serving.passes import Pass, Sampled, Sampling
 from pipelinejob.serving.scheduler import Answer, Limits, Scheduler
 from pipelinejob.simulation.clock import shared_rate
@@ -30,18 +30,6 @@ class Asked:
     at_s: float = 0.0
     prompt: int
     new: int
-
-
-def chunk_cost(stages: Iterable[PassCost]) -> PassCost:
-    """Return what a pass costs in all stages together, by which chunks are made equal."""
-    stages = tuple(stages)
-    return PassCost(
-        fixed_s=sum(each.fixed_s for each in stages),
-        row_s=sum(each.row_s for each in stages),
-        held_s=sum(each.held_s for each in stages),
-        token_s=sum(each.token_s for each in stages),
-        attention_s=sum(each.attention_s for each in stages),
-    )
 
 
 def examples(
@@ -105,7 +93,7 @@ def predict(
     many `processors`, of which a pass keeps one busy; None: each has its own. A stage is busy from a pass's beginning
     to its end, while it waits for a processor, too, as stages count it themselves. `spread` is the scheduler's.
     """
-    scheduler = Scheduler(limits, chunk_cost(stages), spread=spread)
+    scheduler = Scheduler(limits, all_costs(stages), spread=spread)
     return _Play(asked, scheduler, stages, link_s, processors).served()
 
 
@@ -129,7 +117,7 @@ def played(
 ) -> tuple[tuple[Worked, ...], ...]:
     """Return what each stage works on when, in order; all is as in `predict`, with the best spread."""
     spread = best_spread(limits, stages, link_s=link_s, processors=processors)
-    play = _Play(asked, Scheduler(limits, chunk_cost(stages), spread=spread), stages, link_s, processors)
+    play = _Play(asked, Scheduler(limits, all_costs(stages), spread=spread), stages, link_s, processors)
     play.served()
     return play.worked()
 

@@ -313,11 +313,11 @@ class Controller:
         match self.admissions.verdict(job):
             case Placed() as placed:
                 return await self._take(turn, placed, observed)
-            case Waits() as waits:
+            case Waits() as waits if not self.admissions.may_wait_untold(turn.status, waits):
                 return await self._finish(provisioning.tell(turn, follow_waits(turn, waits), observed), observed)
             case Refused() as verdict:
                 return await self._finish(follow_refused(turn, verdict), observed)
-        await self._carry_out(observed, decision)  # it is woken once it was decided
+        await self._carry_out(observed, decision)  # it is woken once it was decided, or looks again
         return decision.requeue_after_s
 
     async def _finish(self, turn: Turn, observed: Observed) -> float | None:

@@ -14,6 +14,7 @@ from pipelinejob.serving.scheduler import Limits
 from pipelinejob_trainer.serving.later_stage import Compute
 
 _LATE_CHUNKS = 8  # before the token that shows what the cache costs
+_FEW = (2, 4, 8)  # sequences of a pass, between one and as many as it may have
 _TIMES = 3  # of which the shortest counts: what is longer was disturbed
 
 
@@ -25,7 +26,7 @@ def measured_cost(
     longest: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> PassCost:
-    """Measure five kinds of passes on the stage's own cache, which must be idle.
+    """Measure some kinds of passes on the stage's own cache, which must be idle.
 
     `width` is that of the hidden state that the stage receives; None: it receives tokens. Passes are
     no longer than `longest` positions and than the cache. Where stages share processors, and measure at the same
@@ -42,7 +43,8 @@ def measured_cost(
     first, second = seconds(rows=1, past=0, new=chunk), seconds(rows=1, past=chunk, new=chunk)
     past = max(1, min(room - 1, _LATE_CHUNKS * chunk))
     late = Late(past=past, seconds=seconds(rows=1, past=past, new=1))
-    return explained(one, many, first, second, rows=rows, chunk=chunk, late=late)
+    few = {number: seconds(rows=number, past=0, new=1) for number in _FEW if number < rows}
+    return explained(one, many, first, second, rows=rows, chunk=chunk, late=late, few=few)
 
 
 def _seconds(

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pipelinejob.contract.plan import ServedAt
-from pipelinejob.serving.chunks import PassCost
+from pipelinejob.serving.chunks import PassCost, all_costs
 from pipelinejob.serving.passes import Pass, Sampled
-from pipelinejob.serving.predict import best_spread, chunk_cost, examples
+from pipelinejob.serving.predict import best_spread, examples
 from pipelinejob.serving.scheduler import Answer, Limits, Progress, Scheduler
 from pipelinejob_trainer.base.errors import PeerLostError
 from pipelinejob_trainer.process.output import say, warn
@@ -194,7 +194,7 @@ class Engine:
     def _predict(self) -> None:
         """Make chunks equal, and batches as large as is best, by what stages measured; foretell what they will give."""
         self._costs = costs = (self._cost, *self._chain.costs)
-        self._scheduler.cost = chunk_cost(costs)
+        self._scheduler.cost = all_costs(costs)
         self._scheduler.spread = best_spread(self._scheduler.limits, costs, processors=self._processors)
         self._predictions = examples(self._scheduler.limits, costs, processors=self._processors)
         for found in self._predictions:

@@ -17,6 +17,7 @@ import structlog
 
 from pipelinejob.base.errors import NoPlacementError, SpecError
 from pipelinejob.siting.site import Draft
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.admission import deciding
 from pipelinejob_operator.admission.backfill import Ahead
 from pipelinejob_operator.admission.capacity import claims_of, has_room
@@ -32,6 +33,7 @@ from pipelinejob_operator.controller.admission.untold import Untold
 from pipelinejob_operator.controller.admission.views import Views
 from pipelinejob_operator.controller.beside_loop import beside_the_loop
 from pipelinejob_operator.controller.planning import Ground, Planner
+from pipelinejob_operator.controller.turns.waiting.admission import is_told, may_wait_untold
 from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, parse_time
 
@@ -92,6 +94,7 @@ class AdmissionLoop:
         self._planner = planner
         self._admitted = admitted
         self._settings = settings
+        self._clock = clock
         self._wake = wake
         self._metrics = metrics
         self._asked: dict[str, _Asked] = {}
@@ -121,6 +124,10 @@ class AdmissionLoop:
         """What became of a job that asks; None if that is not decided yet."""
         known = self._asked.get(job.uid)
         return known.verdict if known is not None and known.likeness == self._likeness(job) else None
+
+    def may_wait_untold(self, status: PipelineJobStatus, verdict: Waits) -> bool:
+        """Say whether why a job waits may stay unsaid for now: it gave up its place a moment ago."""
+        return may_wait_untold(status, verdict, now=self._clock(), patience_s=self._settings.waiting_retry_s)
 
     def writing(self, job: Job) -> None:
         """Take note that the place of a job is about to be written: from now on nobody knows that it was not."""
@@ -355,12 +362,15 @@ class AdmissionLoop:
         if self._wake is None:
             self._untold.clear()
             return
-        for key in self._untold.take(self._verdict_on):
+        for key in self._untold.take(self._is_untold):
             self._wake(key)
 
-    def _verdict_on(self, uid: str) -> Verdict | None:
-        asked = self._asked.get(uid)
-        return asked.verdict if asked is not None else None
+    def _is_untold(self, job: Job) -> bool:
+        """Whether a job is to be told now why it waits."""
+        asked = self._asked.get(job.uid)
+        if asked is None or not isinstance(asked.verdict, Waits) or is_told(job, asked.verdict):
+            return False
+        return not self.may_wait_untold(job.status, asked.verdict)
 
     def _call(self, key: Key) -> None:
         if self._wake:

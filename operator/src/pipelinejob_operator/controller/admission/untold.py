@@ -4,10 +4,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from pipelinejob_operator.admission.line.verdict import Verdict, Waits
 from pipelinejob_operator.admission.room import Room
 from pipelinejob_operator.cluster import Key
-from pipelinejob_operator.controller.turns.waiting.admission import is_told
+from pipelinejob_operator.objects.job import Job
 
 _PER_S: Final = 25.0
 _AT_ONCE: Final = 50.0
@@ -37,7 +36,7 @@ class Untold:
         """Let go of all."""
         self._uids.clear()
 
-    def take(self, verdict_of: Callable[[str], Verdict | None]) -> Iterator[Key]:
+    def take(self, is_untold: Callable[[Job], bool]) -> Iterator[Key]:
         """Name those whose turn it is now, as long as the budget lasts; whose status says it already costs nothing."""
         now = time.monotonic()
         self._tokens = min(_AT_ONCE, self._tokens + (now - self._filled) * _PER_S)
@@ -46,8 +45,8 @@ class Untold:
             if self._tokens < 1:
                 return
             del self._uids[uid]
-            job, verdict = self._room.job(uid), verdict_of(uid)
-            if job is not None and isinstance(verdict, Waits) and not is_told(job, verdict):
+            job = self._room.job(uid)
+            if job is not None and is_untold(job):
                 self._tokens -= 1
                 yield job.key
 

@@ -127,11 +127,13 @@ class _OfEngine(Collector):
         family = GaugeMetricFamily(
             "pipelinejob_serving_stage_cost_seconds",
             "What a pass costs a stage, as it measured before it served: fixed + rows * (row + held * past"
-            " + token * new + attention * (2 * past * new + new ** 2)), for `new` tokens after `past` ones.",
+            " + token * new + attention * (2 * past * new + new ** 2)), for `new` tokens after `past` ones; and, on the"
+            " straight lines between them, what a pass of `few_<n>` tokens takes beside that.",
             labels=(*_LABELS, "stage", "term"),
         )
         for stage, cost in enumerate(self._engine.costs()):
-            for term, seconds in dict(cost).items():
+            few = {f"few_{tokens}": seconds for tokens, seconds in cost.few_s}
+            for term, seconds in {**cost.model_dump(exclude={"few_s"}), **few}.items():
                 family.add_metric((*self._own, str(stage), term.removesuffix("_s")), seconds)
         return family
 

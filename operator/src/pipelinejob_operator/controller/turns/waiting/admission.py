@@ -1,14 +1,16 @@
 """What admission decided, taken up into a job's status."""
 
+from datetime import datetime
+
 from pipelinejob.base.errors import SpecError
 from pipelinejob.contract.plan import Placement, Plan
-from pipelinejob.spec.status import ConditionStatus, ConditionType
+from pipelinejob.spec.status import ConditionStatus, ConditionType, PipelineJobStatus, State
 from pipelinejob_operator.admission.line.queueing import NO_PLAN
 from pipelinejob_operator.admission.line.verdict import Placed, Refused, Waits
 from pipelinejob_operator.controller.turns import transitions
 from pipelinejob_operator.controller.turns.measurements import with_plan
 from pipelinejob_operator.controller.turns.transitions import Turn
-from pipelinejob_operator.objects.job import Job, condition
+from pipelinejob_operator.objects.job import Job, condition, parse_time
 
 
 def follow_placed(turn: Turn, plan: Plan, verdict: Placed) -> Turn:
@@ -24,6 +26,19 @@ def follow_waits(turn: Turn, verdict: Waits) -> Turn:
     for event in verdict.events:
         turn = turn.told(event.reason, event.message)
     return transitions.wait(turn, verdict.reason, verdict.message, stalled=verdict.is_stalled)
+
+
+def may_wait_untold(status: PipelineJobStatus, verdict: Waits, *, now: datetime, patience_s: float) -> bool:
+    """Say whether why a job waits may stay unsaid: it gave up its place a moment ago, and mostly gets one at once.
+
+    Where many gangs restart together this halves what is written; the status says meanwhile why the job restarts.
+    """
+    placed = condition(status, ConditionType.PLACED)
+    if status.state is not State.RESTARTING or placed is None:
+        return False
+    if (status.preempts, status.waits_for) != (verdict.preempts, verdict.waits_for):
+        return False  # others act on these
+    return (now - parse_time(placed.last_transition_time)).total_seconds() < patience_s
 
 
 def follow_refused(turn: Turn, verdict: Refused) -> Turn:
