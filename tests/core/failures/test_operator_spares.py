@@ -11,8 +11,9 @@ from pipelinejob_operator.objects.making.tokens import authorization
 from support.clusters.fakecluster import pinned_node
 from support.clusters.operatorworld import SETTINGS, Mortal, World
 from support.clusters.played_kueue import Kueue, queued
+from support.clusters.priorities import HIGH, submit
 from support.clusters.recoveringworld import SPREAD, all_train, all_wait, fail, incarnations, lose_node, says, submitted
-from support.manifests.jobs import job, nodes
+from support.manifests.jobs import nodes, priority_class
 
 ONE = {"recovery": {"inPlace": True, "waitSeconds": 120, "spares": 1}}
 _STAGES_AND_ONE = 4  # nodes that take a stage each
@@ -129,24 +130,28 @@ def test_a_lost_stage_without_a_spare_is_replaced_as_ever():
     assert pod_names(world) == ["gpt-r0-s0", "gpt-r0-s1", "gpt-r0-s2"]
 
 
-def test_a_spare_holds_its_node_and_lets_those_go_first_that_wait_ahead():
-    world = World(nodes(_STAGES_AND_ONE))
-    other = job("one", parallelism={"pipeline": 1}, **{key: SPREAD[key] for key in ("device", "template")})
-    key = submitted(world, **(SPREAD | ONE))
+def test_a_spare_holds_its_node_as_a_stage_does():
+    world, key = spared()
     warm(world)
-    waits = world.submit(other)
-    world.settle()
-    assert world.status(waits)["state"] == "Waiting"
 
-    first = World(nodes(_STAGES_AND_ONE))
-    two = other | {"spec": other["spec"] | {"parallelism": {"pipeline": 2}}}
-    ahead = first.submit(two)
-    first.train()
-    late = first.submit(job(**(SPREAD | ONE)))
-    first.settle()
-    assert first.status(ahead)["state"] == "Starting" or first.status(ahead)["state"] == "Training"
-    assert first.status(late)["state"] == "Waiting"
-    assert spares(world, key) == [(0, pinned_node(world.cluster.pod("gpt-spare-0")), True)]
+    waits = submit(world, "one", stages=1, device="cpu", template=SPREAD["template"])
+
+    assert world.status(waits)["state"] == "Waiting"
+    assert [number for number, _, _ in spares(world, key)] == [0]
+
+
+def test_a_job_that_stands_ahead_in_line_has_the_room_before_a_spare():
+    world = World(nodes(_STAGES_AND_ONE))
+    world.cluster._put(priority_class(HIGH, 1000, policy="Never"))
+    key = submitted(world, **SPREAD)
+    ahead = submit(world, "two", stages=2, priority=HIGH, device="cpu", template=SPREAD["template"])
+    assert world.status(ahead)["state"] == "Waiting"
+
+    world.cluster.edit(key, **ONE)
+    world.settle()
+
+    assert spares(world, key) == []
+    assert recovery(world, key)["fewerSpares"] == ("default/two, which has priority 1000 over 0, waits for room itself")
 
 
 def test_a_spare_that_dies_is_made_anew_after_a_pause():

@@ -84,7 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:  # likewise
         size = int(self.headers.get("Content-Length") or 0)
         if self.listens is None or self.path != self.listens.path or size > _MAX_POSTED_BYTES:
-            self._send(404, _TEXT, b"post an incarnation to /incarnation, where recovery in place is on\n")
+            where = self.listens.path if self.listens else "/incarnation, where recovery in place is on"
+            self._send(404, _TEXT, f"nothing is taken here now but what the operator posts to {where}\n".encode())
             return
         body = self.rfile.read(size)  # before any answer: a client that still writes would not read it
         if not self.listens.knows(self.headers.get("Authorization")):

@@ -11,26 +11,23 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from pipelinejob.base import names
 from pipelinejob.contract.incarnation import Incarnation, Member
 from pipelinejob.contract.progress import ExitCode, Progress
 from pipelinejob.spec.job import Mode, PipelineJobSpec
 from pipelinejob.spec.running.recovery import NoRoom
 from pipelinejob.spec.running.scheduling import Binding
-from pipelinejob.spec.sparing import Spare
 from pipelinejob.spec.status import (
     ConditionType,
     LostRank,
     PipelineJobStatus,
     RecoveryStatus,
-    StageStatus,
     State,
     decimal,
 )
-from pipelinejob_operator.admission.pods.substitute import Place
 from pipelinejob_operator.controller.observing.observe import Observed
 from pipelinejob_operator.controller.turns.failing.budget import within
 from pipelinejob_operator.controller.turns.failing.failures import Cause, Verdict, describe, judge
+from pipelinejob_operator.controller.turns.failing.next_places import moves, node_of, placed_anew, unused
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.conditions import Fact
 from pipelinejob_operator.objects.job import Rank, format_time, parse_time
@@ -105,8 +102,8 @@ def find_silent(observed: Observed, current: Mapping[Rank, StagePod], status: Pi
     told = {Rank(lost.replica, lost.stage): lost for each in observed.accounts for lost in each.lost}
     for rank in sorted(_replacing(status)):
         pod = current.get(rank)
-        if pod is not None and rank not in answers and _node_of(rank, status) in observed.silent_nodes:
-            message = f"its node {_node_of(rank, status)} is gone or not ready"
+        if pod is not None and rank not in answers and node_of(rank, status) in observed.silent_nodes:
+            message = f"its node {node_of(rank, status)} is gone or not ready"
             return Cause(rank=rank, pod=pod.name, reason="NodeLost", message=message, is_disruption=True)
     for rank, lost in sorted(told.items()):
         pod = current.get(rank)
@@ -143,7 +140,7 @@ def replace_lost(
     if len(places) < len(lost):
         homeless = ", ".join(_name(rank, turn.status) for rank in lost if rank not in places)
         return _await_room(turn, cause, spec, f"no node has room for {homeless} now")
-    moves = _moves(places, turn)
+    where = moves(places, turn)
     now = format_time(turn.now)
     entries = (LostRank(replica=rank.replica, stage=rank.stage, uid=uid) for rank, uid in lost.items())
     kept = tuple(each for each in recovery.replacing if Rank(each.replica, each.stage) not in lost)
@@ -164,12 +161,12 @@ def replace_lost(
     pods = ", ".join(_name(rank, turn.status) for rank in lost)
     num_kept = len(observed.job.ranks) - len(lost)
     others = "1 stage keeps its process" if num_kept == 1 else f"{num_kept} stages keep their processes"
-    message = f"{describe(cause)}; only {pods} is replaced{moves}, and the others wait with what they hold in memory"
-    turn = turn.having(recovery=recovery, stages=counted(turn, places))
+    message = f"{describe(cause)}; only {pods} is replaced{where}, and the others wait with what they hold in memory"
+    turn = turn.having(recovery=recovery, stages=placed_anew(turn, places))
     turn = turn.finding(State.STARTING, {ConditionType.READY: Fact(False, "Replacing", message)})
     return turn.told("StageFailed", describe(cause), warning=True).told(
         "Replacing",
-        f"Only {pods} is replaced{moves}; {others}",
+        f"Only {pods} is replaced{where}; {others}",
     )
 
 
@@ -198,7 +195,7 @@ def try_elsewhere(turn: Turn, cause: Cause, observed: Observed, spec: PipelineJo
     """Give a replacement that cannot start another node; None where it is none, or nothing else takes it."""
     if not _replacing(turn.status).get(cause.rank):
         return None
-    node = _node_of(cause.rank, turn.status)
+    node = node_of(cause.rank, turn.status)
     place = observed.places([cause.rank], frozenset({node or ""})).get(cause.rank)
     if place is None or place.node == node:
         return None
@@ -330,47 +327,8 @@ def _step(observed: Observed, status: PipelineJobStatus) -> int:
     return max((each.step for each in observed.accounts), default=status.step or 0)
 
 
-def counted(turn: Turn, places: Mapping[Rank, Place]) -> tuple[StageStatus, ...]:
-    """Count a restart of each of these ranks, and write where it goes, and which pod it is then."""
-    job = turn.job.key.name
-
-    def changed(each: StageStatus, place: Place | None) -> StageStatus:
-        if place is None:
-            return each
-        path = each.path if each.node == place.node else "/".join(place.path)
-        update = {"restarts": each.restarts + 1, "ready": False, "node": place.node, "path": path}
-        update |= {"restarts_when_well": None}  # the next pod's container begins to count anew
-        own = names.pod_name(job, replica=each.replica, stage=each.stage)
-        pod = own if place.spare is None else names.spare_pod_name(job, number=place.spare)
-        return each.model_copy(update=update | {"pod": pod, "spare": place.spare})
-
-    return tuple(changed(each, places.get(Rank(each.replica, each.stage))) for each in turn.status.stages)
-
-
-def unused(spares: tuple[Spare, ...], places: Mapping[Rank, Place]) -> tuple[Spare, ...]:
-    """Return the spares that take none of these places."""
-    used = {place.spare for place in places.values()}
-    return tuple(each for each in spares if each.number not in used)
-
-
-def _moves(places: Mapping[Rank, Place], turn: Turn) -> str:
-    job, status = turn.job.key.name, turn.status
-    spares = [names.spare_pod_name(job, number=each.spare) for each in places.values() if each.spare is not None]
-    moved = [
-        f"{place.node} instead of {before}"
-        for rank, place in sorted(places.items())
-        if place.node != (before := _node_of(rank, status))
-    ]
-    by = f", by {' and '.join(sorted(spares))}" if spares else ""
-    return by + (f" (on {', '.join(moved)})" if moved else "")
-
-
 def _spare_of(rank: Rank, status: PipelineJobStatus) -> int | None:
     return next((each.spare for each in status.stages if (each.replica, each.stage) == rank), None)
-
-
-def _node_of(rank: Rank, status: PipelineJobStatus) -> str | None:
-    return next((each.node for each in status.stages if (each.replica, each.stage) == rank), None)
 
 
 def _name(rank: Rank, status: PipelineJobStatus) -> str:
