@@ -283,7 +283,7 @@ def test_what_a_new_operator_finds_half_done_it_finishes():
     world, key = spared()
     warm(world)
     fail(world, 1, 137)
-    world.cluster.refuse = lambda verb, item: RuntimeError("killed") if verb in {"delete", "change"} else None
+    world.cluster.refuse = lambda verb, item: RuntimeError("killed") if verb == "delete" else None
     with pytest.raises(RuntimeError):
         world.reconcile(key)
     world.cluster.refuse = lambda verb, item: None
@@ -363,3 +363,22 @@ def test_kueue_counts_spares_with_the_stages_and_no_more_are_kept_than_it_admitt
     assert recovery(world, key)["fewerSpares"] == (
         "Kueue's queue team-a admitted the job with 1; set suspend to true, and to false again"
     )
+
+
+def test_where_the_cluster_forbids_the_labels_the_spare_becomes_the_stage_all_the_same():
+    world, key = spared()
+    warm(world)
+    world.cluster.refuse = lambda verb, item: ForbiddenError("no labels may change") if verb == "change" else None
+    fail(world, 1, 137)
+    world.reconcile(key)
+    become(world, 0, 1)
+    world.reconcile(key)
+    all_train(world, heard=2)
+    become(world, 0, 1, waits=False, step=7, heard=2)
+    for _ in range(5):
+        world.reconcile(key)
+
+    status = world.status(key)
+    assert (status["state"], status["attempt"]) == ("Training", 1)
+    assert [each["pod"] for each in status["stages"]] == ["gpt-r0-s0", "gpt-spare-0", "gpt-r0-s2"]
+    assert pod_names(world) == ["gpt-r0-s0", "gpt-r0-s2", "gpt-spare-0", "gpt-spare-1"]

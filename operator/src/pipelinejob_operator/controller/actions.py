@@ -66,7 +66,6 @@ def follow(turn: Turn, observed: Observed, settings: ControllerSettings, *, plan
         return Actions(
             delete=(*leaving, *(each for each in strays if each.uid not in known)),
             apply=_replacements(job, spec, observed, settings),
-            change=sparing.labelled(job.status, observed),
         )
     gang = _of_gang(job, spec, observed, settings, planner=planner, now=turn.now)
     return replace(gang, delete=tuple(dict.fromkeys((*ended, *strays))))
@@ -92,7 +91,7 @@ def _of_gang(
     joining = _joining(job, spec, observed, settings)
     return Actions(
         apply=(*furniture, *joining.apply, *_spares(job, spec, observed, settings)),
-        change=(*_gated(job, observed), *joining.change, *sparing.labelled(job.status, observed)),
+        change=(*_gated(job, observed), *joining.change),
     )
 
 

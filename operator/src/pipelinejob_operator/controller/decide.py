@@ -77,7 +77,7 @@ Refusal = ForbiddenError | InvalidError | NameTakenError  # of one of a gang's o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What one pass does, in this order: the status, deletions, applications, changes of pods."""
+    """What one pass does, in this order: the status, deletions, applications, changes of pods, what stages are told."""
 
     status: PipelineJobStatus
     events: tuple[Event, ...] = ()
@@ -88,6 +88,7 @@ class Decision:
     asks_for_room: bool = False
     meets: Incarnation | None = None  # of which the gang's stages are to be told
     given: tuple[tuple[Object, GivenRank], ...] = ()  # spares that are to be told whose place they take
+    label: tuple[Change, ...] = ()  # of such, for people and selectors: nothing is decided by them
     requeue_after_s: float | None = None
 
 
@@ -121,6 +122,7 @@ def complete(
         asks_for_room=_asks_for_room(turn, observed),
         meets=moving.told_plan(turn, observed, planner),
         given=sparing.given(turn.status, observed),
+        label=sparing.labelled(turn.status, observed),
         requeue_after_s=min(next_looks(turn, observed, settings), default=None),
     )
 

@@ -49,7 +49,7 @@ def let_go(turn: Turn) -> Turn:
 def unmade(job: Job, status: PipelineJobStatus, observed: Observed) -> tuple[Spare, ...]:
     """Return the spares whose pods are to be made: their nodes were looked at again since they were written."""
     known, recovery = replacing.recovery_of(observed.job.status), replacing.recovery_of(status)
-    if recovery.replacing or recovery.since is not None:
+    if recovery.replacing or recovery.since is not None or recovery.resizing is not None:
         return ()
     return tuple(each for each in recovery.spares if each in known.spares and _pod(each, job, observed) is None)
 
