@@ -5,8 +5,10 @@ BIN := .venv/bin
 # The system's certificates, as pip trusts them: company proxies have their own.
 UV := $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt
 EXAMPLE ?= examples/stdlib-gpt.yaml
+# Where this is set, each process compiles torch, kubernetes and the rest anew: half of a process's start.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup run serve test check format generate pictures e2e zoo families real composed bench clean
+.PHONY: help setup run serve test nightly check format generate pictures e2e zoo families real composed bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -66,6 +68,10 @@ e2e: .venv/.ready-dev ## Tests on real nodes: kubelets, containers, helm, Promet
 	$(BIN)/python tests/toolchain.py kueue
 	$(BIN)/python tests/images.py
 	$(BIN)/python -Im pytest -m "nodes or kueue" tests/e2e tests/cluster/admission/test_kueue.py
+
+nightly: .venv/.ready-dev ## Every property with ten times the examples of `make test`, other ones each time
+	$(BIN)/python tests/toolchain.py apiserver
+	$(BIN)/python -Im pytest -m hypothesis --hypothesis-profile=nightly -n 2 --dist loadgroup
 
 zoo: .venv/.ready-dev ## 2,000 models of people's habits against plain torch (docs/reliability.md)
 	$(BIN)/python -Im pytest tests/trainer/models/test_zoo.py --hypothesis-profile=zoo -n 2 -q

@@ -7,5 +7,6 @@ from hypothesis import settings
 # tried with `pytest --hypothesis-profile=explore` (and by `make zoo`); a failing one becomes an @example.
 settings.register_profile("pipelinejob", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
+settings.register_profile("nightly", deadline=None, max_examples=1000)  # see support/examples.py
 settings.register_profile("zoo", deadline=None)  # what `make zoo` asks for: all of tests/trainer/models/test_zoo.py
 settings.load_profile("pipelinejob")

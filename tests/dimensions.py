@@ -4,7 +4,8 @@
     PYTHONPATH=operator/src:trainer/src:tests python tests/dimensions.py full # shapes that shard so
     PYTHONPATH=operator/src:trainer/src:tests python tests/dimensions.py --expert --models experts # divided
 
-What is compared are the losses of all steps, and all parameters after the last.
+What is compared are losses and gradient norms of all steps, the losses of two evaluations, and all parameters after
+the last step.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ from safetensors.torch import save_file
 
 from pipelinejob.contract.plan import Plan
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.job import Data, DecoderModel, GptModel, Model, ScheduleSpec, Sharding
+from pipelinejob.spec.job import Data, DecoderModel, Evaluation, GptModel, Model, ScheduleSpec, Sharding
 from pipelinejob.spec.optimization import AdamWSettings
 from pipelinejob.spec.workload import HuggingFaceModel
 from pipelinejob_trainer.checkpoint import snapshot
@@ -41,6 +43,7 @@ STEPS = 20
 SAVED = 10
 SEQUENCES = 16  # of a step's global batch
 LOSS = 1e-6  # relative; sums in another order differ in their last bits
+NORM = 5e-6  # relative; that of gradients, each of which differs so
 # AdamW moves an element whose gradient is rounding alone as far as any other, one way or the other; a larger epsilon
 # leaves such elements where they are, and the difference to the single process is that of sums.
 ADAMW = AdamWSettings(epsilon=1e-4)
@@ -129,10 +132,11 @@ def job(
     *,
     steps: int = STEPS,
     clip_norm: float = 1.0,  # which the gradients here hardly reach
+    layers: Sequence[int] = (),
 ) -> Plan:
-    """Return a plan of this shape; all of a model train the same sequences."""
+    """Return a plan of this shape, with `layers` for each stage, else equally many; all train the same sequences."""
     stages = shape.pipeline * (2 if schedule in _TWO_STAGES_A_RANK else 1)
-    layers = [_LAYERS // stages] * stages
+    layers = layers or [_LAYERS // stages] * stages
     chunks = {"virtual_stages": 2} if schedule is ScheduleName.INTERLEAVED else {}
     again = {"recompute_layers": (shape.recomputed,) * shape.pipeline} if shape.recomputed else {}
     needs_check = model.hugging_face is not None and max(shape.tensor, shape.expert) > 1  # as a manifest must say
@@ -144,7 +148,7 @@ def job(
         model=model,
         data=Data(paths=(str(text),), sequence_length=16),
         schedule=ScheduleSpec(
-            name=schedule, micro_batches=SEQUENCES // 2 // shape.data, micro_batch_size=2, **chunks, **again
+            name=schedule, micro_batches=max(SEQUENCES // 2 // shape.data, 1), micro_batch_size=2, **chunks, **again
         ),
         training={
             "steps": steps,
@@ -154,6 +158,7 @@ def job(
             "clip_norm": clip_norm,
         },
         checkpoint={"interval_steps": SAVED, "keep": 5},
+        evaluation=Evaluation(interval_steps=SAVED),
     )
     divided = {"sharding": shape.sharding, "sequence_parallel": shape.sequence_parallel, "expert": shape.expert}
     degrees = made.parallelism.model_copy(update=divided)
@@ -221,26 +226,38 @@ def folder_of(kind: str, root: Path, **changes: Any) -> Model:
 
 
 class Difference(NamedTuple):
-    """The largest of the losses, relative, and of the parameters, absolute."""
+    """The largest of the losses, evaluations included, and of gradient norms, relative; of the parameters, absolute."""
 
     loss: float
+    norm: float
     weight: float
 
     @property
+    def told(self) -> str:
+        return f"loss {self.loss:.1e} norm {self.norm:.1e} weights {self.weight:.1e}"
+
+    @property
     def is_small(self) -> bool:
-        return self.loss <= LOSS and self.weight <= WEIGHT
+        return self.loss <= LOSS and self.norm <= NORM and self.weight <= WEIGHT
 
 
 def difference(run: Run, alone: Run) -> Difference:
     """Compare a run with the single process's, step by step and name by name."""
     assert run.refused is None, run.refused
-    assert len(run.losses) == len(alone.losses) == STEPS
-    of_run, of_one = run.kept[STEPS], alone.kept[STEPS]
+    assert len(run.losses) == len(alone.losses) > 0
+    assert len(run.evaluations) == len(alone.evaluations) > 0
+    last = len(run.losses)
+    of_run, of_one = run.kept[last], alone.kept[last]
     assert of_run.keys() == of_one.keys()
     return Difference(
-        max(abs(one - other) / other for one, other in zip(run.losses, alone.losses, strict=True)),
+        _furthest(run.losses + run.evaluations, alone.losses + alone.evaluations),
+        _furthest(run.norms, alone.norms),
         max(float((of_run[name] - of_one[name]).abs().max()) for name in of_one if name.startswith("parameter/")),
     )
+
+
+def _furthest(found: Sequence[float], expected: Sequence[float]) -> float:
+    return max(abs(one - other) / (other or 1.0) for one, other in zip(found, expected, strict=True))
 
 
 def main() -> int:
@@ -283,7 +300,7 @@ def main() -> int:
                 found = difference(run, alone)
                 failures += not found.is_small
                 verdict = "ok" if found.is_small else "TOO FAR"
-                line = f"{name:8} {shape!s:22} {schedule:18} loss {found.loss:.1e} weights {found.weight:.1e} {verdict}"
+                line = f"{name:9} {shape!s:38} {schedule:15} {found.told} {verdict}"
                 sys.stdout.write(line + "\n")
             sys.stdout.write(f"         {time.monotonic() - began:.0f} s\n")
             sys.stdout.flush()

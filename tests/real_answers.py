@@ -24,9 +24,9 @@ import torch
 
 import smollm2
 from pipelinejob_trainer.serving.stage_model import load_stage
-from support.serving.serving_chains import HANG_S, Told, cuts, serving, spec_of
+from support.serving.greedy import NEAR, Greedy, bits, generated, parted
+from support.serving.serving_chains import HANG_S, cuts, serving, spec_of
 
-NEAR = 1e-3
 BLOCKS, BLOCK, NUM_BLOCKS = 30, 16, 256
 QUESTIONS = (
     "The capital of France is",
@@ -72,34 +72,18 @@ def _prompts(folder: Path, count: int) -> list[list[int]]:
 _models: dict[Path, Any] = {}
 
 
-def _generated(folder: Path, prompt: Sequence[int], new: int) -> tuple[list[int], list[float]]:
-    """Return what generate says, and the margin of each choice."""
+def _generated(folder: Path, prompt: Sequence[int], new: int) -> Greedy:
     from transformers import AutoModelForCausalLM
 
     if folder not in _models:
         _models[folder] = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True
         ).eval()
-    tokens = torch.tensor([prompt])
-    with torch.inference_mode():
-        said = _models[folder].generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=new,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-    best = [each[0].topk(2).values for each in said.logits]
-    return said.sequences[0, len(prompt) :].tolist(), [float(one - other) for one, other in best]
+    return generated(_models[folder], prompt, new)
 
 
-def _compared(
-    folder: Path, stages: int, prompts: Sequence[list[int]], expected: Sequence[tuple[list[int], list[float]]]
-) -> dict[str, Any]:
-    new, begun = len(expected[0][0]), time.perf_counter()
+def _compared(folder: Path, stages: int, prompts: Sequence[list[int]], expected: Sequence[Greedy]) -> dict[str, Any]:
+    new, begun = len(expected[0].tokens), time.perf_counter()
     margins: list[float] = []
     room = {"block": BLOCK, "num_blocks": NUM_BLOCKS}
     forwards = _stages(folder, stages, apart=False)
@@ -111,9 +95,8 @@ def _compared(
                 alone.append(served.submit(prompt, new))
                 assert alone[-1].done.wait(HANG_S)
             together = [served.submit(prompt, new) for prompt in prompts]
-            assert all(told.done.wait(HANG_S) for told in together)
-        for told, one in zip([*alone, *together], [*expected, *expected], strict=True):
-            margins += _parted(told, one)
+            near = [parted(told, one) for told, one in zip([*alone, *together], [*expected, *expected], strict=True)]
+        margins += (each for each in near if each is not None)
     return {
         "stages": stages,
         "answers": 4 * len(prompts),
@@ -132,11 +115,6 @@ def _stages(folder: Path, stages: int, *, apart: bool) -> list[Any]:
     ]
 
 
-def _parted(told: Told, expected: tuple[list[int], list[float]]) -> list[float]:
-    tokens, margins = expected
-    return [margin for mine, theirs, margin in zip(told.tokens, tokens, margins, strict=True) if mine != theirs][:1]
-
-
 def _same_bits(forwards: list[Any], prompts: Sequence[list[int]], new: int, room: dict[str, int]) -> bool:
     with serving(forwards, chunk_tokens=16, batch_invariant=True, **room) as served:
         together = [served.submit(prompt, new, logprobs=0) for prompt in prompts]
@@ -144,13 +122,9 @@ def _same_bits(forwards: list[Any], prompts: Sequence[list[int]], new: int, room
         for prompt, told in zip(prompts[:3], together, strict=False):
             alone = served.submit(prompt, new, logprobs=0)
             assert alone.done.wait(HANG_S)
-            if _bits(alone) != _bits(told):
+            if bits(alone) != bits(told):
                 return False
     return True
-
-
-def _bits(told: Told) -> list[tuple[int, float, float]]:
-    return [(each.token, each.logprob, each.margin) for each in told.sampled]
 
 
 if __name__ == "__main__":

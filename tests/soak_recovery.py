@@ -30,10 +30,10 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob.planning.playing import setting_of
 from pipelinejob.scheduler.catalogue import build
 from pipelinejob.spec.job import GptModel, Model, ScheduleName, ScheduleSpec
+from support.training.forking.forks import Forks
 from support.training.gangs import Gang
 from support.training.recovering import Operator, assert_same_end, recovering_plan
 from support.training.soaking import wires
-from support.training.soaking.forking import Forks
 from support.training.soaking.machines import Nodes
 from support.training.soaking.usage import Usage, check_growth
 from support.training.soaking.wires import Disk, Wires

@@ -30,27 +30,31 @@ KWOK = "0.8.0"
 COREDNS = "1.12.4"
 ETCD = "3.6.16"
 KUEUE = "0.19.2"
+INFERENCE_POOL = "1.6.0"  # of the Gateway API's inference extension
 GO_AT_LEAST = (1, 26)
 
 # kube-apiserver is nine tenths of the work; scheduler and controller-manager share its packages and come nearly free.
+# Only a module's manifests, as one file: its controllers are not run.
+INFERENCE_POOL_CRD = f"inference-pool-{INFERENCE_POOL}.yaml"
 APISERVER_TIER = ("kube-apiserver", "kube-scheduler", "kube-controller-manager", "kubectl", "helm", "kwok", "etcd")
 NODES_TIER = (*APISERVER_TIER, "kubelet", "kube-proxy", "coredns")
 # Its version stands in its name, so that another does not make the whole folder build anew.
 KUEUE_MANAGER = f"kueue-{KUEUE}"
 KUEUE_TIER = (*APISERVER_TIER, KUEUE_MANAGER)
-_TIERS = {"apiserver": APISERVER_TIER, "kueue": KUEUE_TIER, "nodes": NODES_TIER}
+_TIERS = {"apiserver": (*APISERVER_TIER, INFERENCE_POOL_CRD), "kueue": KUEUE_TIER, "nodes": NODES_TIER}
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a binary is built: `package` of `module` at `version`, with what the linker is told.
 
-    `manifests` is a folder of the module whose YAML files are kept beside the binary, as one file.
+    `manifests` is a folder of the module whose YAML files are kept beside the binary, as one file; alone where there
+    is no package.
     """
 
     module: str
     version: str
-    package: str
+    package: str = ""
     linker: str = ""
     manifests: str = ""
 
@@ -82,6 +86,9 @@ RECIPES = {
         f"v{KUEUE}",
         "sigs.k8s.io/kueue/cmd/kueue",
         manifests="config/components/crd/bases",
+    ),
+    INFERENCE_POOL_CRD: Recipe(
+        "sigs.k8s.io/gateway-api-inference-extension", f"v{INFERENCE_POOL}", manifests="config/crd/bases"
     ),
 }  # fmt: skip
 
@@ -144,6 +151,11 @@ def _build(names: list[str]) -> None:
     began = time.monotonic()
     print(f"toolchain: building {', '.join(names)} (once; kept in {cache()})", flush=True)
     recipes = [RECIPES[name] for name in names]
+    if not recipes[0].package:
+        with tempfile.TemporaryDirectory(dir=cache(), prefix=".build-") as folder:
+            for name in names:
+                _place(_joined(Path(folder) / name, RECIPES[name]))
+        return
     with tempfile.TemporaryDirectory(dir=cache(), prefix=".build-") as folder:
         work = Path(folder)
         (work / "bin").mkdir()

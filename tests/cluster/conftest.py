@@ -13,6 +13,7 @@ import pytest
 import toolchain
 from support.api_server.apiserver import ApiServer
 from support.api_server.fakenodes import start_kwok
+from support.api_server.operatorprocess import OperatorProcess
 from support.local.processes import Process, wait_until
 
 _CRDS = Path(__file__).parents[2] / "crds"
@@ -46,6 +47,14 @@ def _is_established(server: ApiServer, plural: str) -> bool:
 def kwok(api_server: ApiServer) -> Process:
     """Kubelets that only pretend, for all nodes of the server (`fakenodes.add_nodes`)."""
     return start_kwok(api_server)
+
+
+@pytest.fixture(scope="module")
+def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    """The real operator for the tests of a file, which it must outlive."""
+    with OperatorProcess(api_server.kubeconfig, tmp_path_factory.mktemp("operator")) as operator:
+        yield operator
+        assert operator.alive
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """What only a GPU shows of a stage: `check.sh` runs it, and says how it ended.
 
-Each part is a question with an answer in figures. One that needs what this machine lacks is skipped, by name.
+Each part is a question with an answer in figures. One that needs what this machine lacks is skipped, by name; one
+that breaks does not keep the others from being asked, and figures are written as they come. Without a GPU all but the
+skipped ones run in small on processors, by the same lines.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -21,15 +25,17 @@ from pipelinejob.base import names
 from pipelinejob.contract.plan import Plan
 from pipelinejob.costs.layers import analytic_profile
 from pipelinejob.fabric.hardware import default
-from pipelinejob.spec.job import Data, Device, GptModel, Model, Precision, ScheduleSpec
+from pipelinejob.spec.job import Data, DecoderModel, Device, Experts, GptModel, Model, Precision, ScheduleSpec
 from pipelinejob_trainer.models.losses.loss import cross_entropy
 from pipelinejob_trainer.runtime.rank import build_rank
-from support.training.gangs import Gang, plan
+from support.training.gangs import FromScratch, Gang, plan
 
 HAS_GPU = torch.cuda.is_available()
 NUM_GPUS = torch.cuda.device_count() if HAS_GPU else 0
 DEVICE = torch.device("cuda", 0) if HAS_GPU else torch.device("cpu")
+OURS = Device.GPU if HAS_GPU else Device.CPU
 SMALL = GptModel(num_layers=2, hidden_size=64, num_heads=4, vocabulary_size=512)
+MIXTURE = DecoderModel(num_layers=2, hidden_size=64, num_heads=4, feed_forward_size=128, experts=Experts(num=4))
 LARGE = GptModel(num_layers=12, hidden_size=2048, num_heads=16, vocabulary_size=51200) if HAS_GPU else SMALL
 LENGTH, ROWS, ROUNDS = (2048, 2, 10) if HAS_GPU else (64, 2, 3)
 STEPS = 10
@@ -54,13 +60,20 @@ def need(gpus: int) -> None:
         raise Skipped(f"needs {gpus} GPU{'s' * (gpus > 1)}, of which there are {NUM_GPUS}")
 
 
-def job(folder: Path, *, device: Device, precision: Precision = Precision.FP32, tensor: int = 1) -> Plan:
+def job(
+    folder: Path,
+    *,
+    device: Device,
+    precision: Precision = Precision.FP32,
+    tensor: int = 1,
+    model: Model = Model(gpt=SMALL),  # noqa: B008 # a value
+) -> Plan:
     text = folder / "text"
     text.write_bytes(bytes((i * i * 31 + i // 7) % 256 for i in range(50_000)))
     made = plan(
         SMALL.num_layers + 2,
         tensor=tensor,
-        model=Model(gpt=SMALL),
+        model=model,
         data=Data(paths=(str(text),), sequence_length=64),
         schedule=ScheduleSpec(micro_batches=4, micro_batch_size=2),
         training={"steps": STEPS, "precision": precision, "learning_rate": 1e-3},
@@ -69,7 +82,7 @@ def job(folder: Path, *, device: Device, precision: Precision = Precision.FP32, 
 
 
 def trained(folder: Path, wanted: Plan) -> Gang:
-    gang = Gang(folder, wanted)
+    gang = Gang(folder, wanted, machines=FromScratch())
     try:
         return gang.start().finish()
     finally:
@@ -82,29 +95,39 @@ def worst(of: Gang, other: Gang) -> float:
 
 def a_stage_trains(folder: Path) -> Figures:
     """Train one stage by the trainer's own process: streams, events, NCCL of one rank, checkpoints."""
-    alone = trained(folder / "cpu", job(folder, device=Device.CPU))
-    if not HAS_GPU:
-        assert len(alone.losses()) == STEPS
-        return {"loss": alone.losses()[-1]}
+    found = _against_a_processor(folder, Model(gpt=SMALL))
+    timeline = json.loads((folder / "bf16" / names.TIMELINES_FOLDER / "job-r0-s0.json").read_text())
+    kinds = {span["kind"] for stage in timeline["stages"] for span in stage["spans"]}
+    assert {"forward", "backward_input"} <= kinds, kinds
+    return found
+
+
+def experts_train(folder: Path) -> Figures:
+    """Train a stage whose blocks have experts: grouped products, in fp32 and bf16."""
+    return _against_a_processor(folder, Model(decoder=MIXTURE))
+
+
+def _against_a_processor(folder: Path, model: Model) -> Figures:
+    """Train in fp32 and bf16; return the largest relative difference of a loss to those of a processor in fp32."""
+    alone = trained(folder / "cpu", job(folder, device=Device.CPU, model=model))
+    assert len(alone.losses()) == STEPS
     found = {
         precision.value: worst(
-            trained(folder / precision.value, job(folder, device=Device.GPU, precision=precision)), alone
+            trained(folder / precision.value, job(folder, device=OURS, precision=precision, model=model)), alone
         )
         for precision in (Precision.FP32, Precision.BF16)
     }
     assert found["fp32"] <= OF_FP32, found
     assert found["bf16"] <= OF_BF16, found
-    timeline = json.loads((folder / "bf16" / names.TIMELINES_FOLDER / "job-r0-s0.json").read_text())
-    kinds = {span["kind"] for stage in timeline["stages"] for span in stage["spans"]}
-    assert {"forward", "backward_input"} <= kinds, kinds
     return {f"loss_{name}": value for name, value in found.items()}
 
 
 def tensor_ranks_share_a_stage(folder: Path) -> Figures:
     """Share a stage's layers over two GPUs of this machine, by NCCL."""
-    need(2)
+    if HAS_GPU:
+        need(2)
     alone = trained(folder / "cpu", job(folder, device=Device.CPU))
-    found = worst(trained(folder / "gpu", job(folder, device=Device.GPU, tensor=2)), alone)
+    found = worst(trained(folder / "two", job(folder, device=OURS, tensor=2)), alone)
     assert found <= OF_FP32, found
     return {"loss_fp32": found}
 
@@ -118,22 +141,22 @@ def stages_share_a_gpu(folder: Path) -> Figures:
 def memory_is_as_counted(folder: Path) -> Figures:
     """Hold the peak of one stage's step against what is counted."""
     need(1)
-    peak, counted = _step(folder).peak, _step(folder).counted
-    ratio = peak / counted
+    del folder
+    taken = _step()
+    ratio = taken.peak / taken.counted
     assert 0.8 <= ratio <= 1.25, ratio
-    return {"peak_gib": peak / 2**30, "counted_gib": counted / 2**30}
+    return {"peak_gib": taken.peak / 2**30, "counted_gib": taken.counted / 2**30}
 
 
 def a_stage_is_as_fast_as_a_plain_loop(folder: Path) -> Figures:
     """Compare a stage's passes with a plain loop: tokens a second, and the share of what the device attains."""
-    taken = _step(folder)
+    del folder
+    taken = _step()
     seconds = {"stage": taken.stage_s, "plain": taken.plain_s}
     figures = {f"{name}_tokens_per_s": taken.tokens / each for name, each in seconds.items()}
+    kind = default().reckoned_as(OURS, torch.cuda.get_device_name().replace(" ", "-") if HAS_GPU else "")
+    figures["stage_share_of_attained"] = taken.flops / taken.stage_s / kind.attained_flops(Precision.BF16)
     assert taken.stage_s <= 1.1 * taken.plain_s or not HAS_GPU, figures
-    if HAS_GPU:
-        kind = default().reckoned_as(Device.GPU, torch.cuda.get_device_name().replace(" ", "-"))
-        peak = kind.attained_flops(Precision.BF16)
-        figures["stage_share_of_attained"] = taken.flops / taken.stage_s / peak
     return figures
 
 
@@ -146,8 +169,11 @@ class _Taken(NamedTuple):
     counted: int
 
 
-def _step(folder: Path) -> _Taken:
-    wanted = job(folder, device=Device.GPU if HAS_GPU else Device.CPU, precision=Precision.BF16)
+@cache
+def _step() -> _Taken:
+    """Play one micro-batch's passes of a large stage and of a plain loop, in turn; both are asked of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = job(Path(folder), device=OURS, precision=Precision.BF16)
     model = Model(gpt=LARGE)
     layers = LARGE.num_layers + 2
     wanted = wanted.model_copy(
@@ -176,10 +202,11 @@ def _step(folder: Path) -> _Taken:
         loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
 
     through_stage()
-    if HAS_GPU:
-        torch.cuda.reset_peak_memory_stats()
-    stage_s, plain_s = [], []
+    plainly()
+    stage_s, plain_s, peak = [], [], 0
     for _ in range(ROUNDS):  # in turn, so that a slow moment falls on both
+        if HAS_GPU:
+            torch.cuda.reset_peak_memory_stats()
         stage_s.append(_timed(through_stage))
         peak = torch.cuda.max_memory_allocated() if HAS_GPU else 0
         plain_s.append(_timed(plainly))
@@ -202,6 +229,7 @@ def _timed(work: Callable[[], None]) -> float:
 
 PARTS = (
     Part("a stage trains", a_stage_trains),
+    Part("experts train", experts_train),
     Part("a stage is as fast as a plain loop", a_stage_is_as_fast_as_a_plain_loop),
     Part("memory is as counted", memory_is_as_counted),
     Part("tensor ranks share a stage", tensor_ranks_share_a_stage),
@@ -210,27 +238,33 @@ PARTS = (
 
 
 def main() -> int:
-    """Ask all questions; return how many have a wrong answer."""
+    """Ask all questions; return how many have a wrong answer, or none."""
     where = torch.cuda.get_device_name() if HAS_GPU else "processors (no GPU)"
     sys.stdout.write(f"on {where}, torch {torch.__version__}\n")
     found: dict[str, Figures | str] = {"device": where, "torch": torch.__version__}
     failures = 0
     for part in PARTS:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                figures = part.answer(Path(folder))
-            except Skipped as why:
-                found[part.name] = f"skipped: {why}"
-            except AssertionError as error:
-                failures += 1
-                found[part.name] = f"WRONG: {error}"
-            else:
-                found[part.name] = figures
-        sys.stdout.write(f"{part.name}: {found[part.name]}\n")
+        began = time.perf_counter()
+        found[part.name], is_wrong = _asked(part)
+        failures += is_wrong
+        sys.stdout.write(f"{part.name} ({time.perf_counter() - began:.0f} s): {found[part.name]}\n")
         sys.stdout.flush()
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(found, indent=2) + "\n")
+        if len(sys.argv) > 1:
+            Path(sys.argv[1]).write_text(json.dumps(found, indent=2) + "\n")
     return failures
+
+
+def _asked(part: Part) -> tuple[Figures | str, bool]:
+    """Return a part's answer, and whether it is wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return part.answer(Path(folder)), False
+        except Skipped as why:
+            return f"skipped: {why}", False
+        except AssertionError as error:
+            return f"WRONG: {error}", True
+        except Exception:  # noqa: BLE001 # told, and the next part is asked
+            return f"BROKEN: {traceback.format_exc()}", True
 
 
 if __name__ == "__main__":

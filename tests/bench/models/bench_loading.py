@@ -6,8 +6,9 @@
 Blocks of Llama-2-7B's sizes, embedding and head beside them, random, in bf16, are written into a folder in pieces, as
 a download has them; a process of its own makes a stage of these layers (0 is the embedding), as a rank does, and reads
 them. What counts is the peak of its resident memory from then on, less what the process held before, by the stage's
-parameters in fp32. With 4 of its 32 blocks the folder takes 2.1 GB; the others would only lie there. Ends with 1 if it
-is above 1.1.
+parameters in fp32. It has imported all that it needs and has checked a cut of that model once by then, so that the
+libraries' code is in memory: their pages are those of files, and no stage's share. With 4 of its 32 blocks the folder
+takes 2.1 GB; the others would only lie there. Ends with 1 if it is above 1.1.
 """
 
 import argparse
@@ -38,12 +39,13 @@ def stage_of(folder: Path, blocks: int, layers: tuple[int, int]) -> dict[str, fl
 
     from pipelinejob.spec.job import Data, Model
     from pipelinejob.spec.workload import HuggingFaceModel
-    from pipelinejob_trainer.models.huggingface.check import check_with  # what is imported counts for nobody
+    from pipelinejob_trainer.models.huggingface.check import check
     from pipelinejob_trainer.models.part import build_part
 
-    assert check_with
-    assert AutoModelForCausalLM._model_mapping[type(AutoConfig.from_pretrained(folder))]  # imports its code
     torch.set_num_threads(1)
+    config = AutoConfig.from_pretrained(folder)
+    assert AutoModelForCausalLM._model_mapping[type(config)]  # imports its code
+    check(config)  # runs code that was not in memory before, which counts for nobody
     model = Model(hugging_face=HuggingFaceModel(path=str(folder)), num_layers=blocks + 2)
     data = Data(corpus="python-stdlib", sequence_length=64)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here

@@ -18,7 +18,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parents[1] / "trainer"))
 
 from harness import load, parser, write
-from support.training.preparing import texts, tokenizer_folder
+from support.tokens.preparing import texts, tokenizer_folder
 
 FILES = 8
 

@@ -12,20 +12,13 @@ import pytest
 
 from support.api_server.apiserver import ApiServer
 from support.api_server.fakenodes import add_nodes, node
-from support.api_server.operatorprocess import OperatorProcess, condition, is_placed, job, pods
+from support.api_server.operatorprocess import condition, is_placed, job, pods
 from support.local.processes import Process, wait_until
 
 pytestmark = pytest.mark.xdist_group("life")
 
 _POOL = "test.pipelinejob.io/pool"
 _ALLOCATE = "test.pipelinejob.io/sandbox"
-
-
-@pytest.fixture(scope="module")
-def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory):
-    with OperatorProcess(api_server.kubeconfig, tmp_path_factory.mktemp("operator")) as operator:
-        yield operator
-        assert operator.alive
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,20 +9,13 @@ import pytest
 from support.api_server.apiclient import Client
 from support.api_server.apiserver import ApiServer
 from support.api_server.fakenodes import add_nodes, node
-from support.api_server.operatorprocess import OperatorProcess, condition, is_placed, job, pods
+from support.api_server.operatorprocess import condition, is_placed, job, pods
 from support.local.processes import Process, wait_until
 
 # One worker for all: they share an operator, or fight over its processor time.
 pytestmark = pytest.mark.xdist_group("many-jobs")
 
 RACK = "topology.kubernetes.io/rack"
-
-
-@pytest.fixture(scope="module")
-def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
-    with OperatorProcess(api_server.kubeconfig, tmp_path_factory.mktemp("operator")) as operator:
-        yield operator
-        assert operator.alive
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from pipelinejob_operator.validation.manifest_files import load_manifests
 from pipelinejob_operator.validation.validate import _errors, defaulted, validate
 from support.api_server.apiclient import BAD_REQUEST, CREATED, JOBS, UNPROCESSABLE, Client
 from support.api_server.apiserver import ApiServer
+from support.examples import examples
 from support.local.processes import wait_until
 from support.manifests.badinput import ENVELOPES, FIELDS, GOOD, RULES, Bad
 from support.manifests.building import fields, manifest, values, with_value
@@ -113,7 +114,10 @@ def test_kubectl_get_shows_how_a_job_does(client, api_server):
 
 
 @settings(
-    max_examples=300, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(300),
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(path=st.sampled_from([path for path, _ in fields("spec", root_schema()["properties"]["spec"])]), value=values())
 def test_whatever_stands_in_a_field_gets_the_same_verdict_from_both(path, value, client):

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import aiohttp
 import pytest
 
-from pipelinejob.spec.status import PipelineJobStatus, StageStatus
+from pipelinejob.spec.reported.stage_status import StageStatus
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.cluster import InvalidError, TooLargeError
 from pipelinejob_operator.controller.status_writing import StatusWriter
 from pipelinejob_operator.kube.api import Api, load_configuration

@@ -14,18 +14,11 @@ from pipelinejob_operator.kube.caching.reactions import Hooks
 from pipelinejob_operator.kube.cluster import KubeCluster
 from support.api_server.apiserver import ApiServer
 from support.api_server.fakenodes import add_nodes, node
-from support.api_server.operatorprocess import OperatorProcess, condition, is_placed, job, pods
+from support.api_server.operatorprocess import condition, is_placed, job, pods
 from support.local.processes import Process, wait_until
 
 # With the tests of a job's life: one operator serves both.
 pytestmark = pytest.mark.xdist_group("life")
-
-
-@pytest.fixture(scope="module")
-def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory):
-    with OperatorProcess(api_server.kubeconfig, tmp_path_factory.mktemp("operator")) as operator:
-        yield operator
-        assert operator.alive
 
 
 @pytest.fixture

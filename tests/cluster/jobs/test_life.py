@@ -27,13 +27,6 @@ pytestmark = pytest.mark.xdist_group("life")
 STAGES = 4
 
 
-@pytest.fixture(scope="module")
-def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory):
-    with OperatorProcess(api_server.kubeconfig, tmp_path_factory.mktemp("operator")) as operator:
-        yield operator
-        assert operator.alive
-
-
 @pytest.fixture
 def new_node(api_server: ApiServer, kwok: Process, namespace: str):
     """Makes the test's nodes; they go with the test."""

@@ -5,46 +5,22 @@ The tests write what a kubelet would, and answer as the trainers would; kwok onl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 
 from pipelinejob.base import names
-from support.api_server.answering_stages import Stages
 from support.api_server.apiserver import ApiServer
-from support.api_server.fakenodes import add_nodes, node
 from support.api_server.operatorprocess import OperatorProcess
-from support.api_server.recovering_gang import Gang
+from support.api_server.recovering_gang import Gang, gang_in_training
 from support.local.processes import Process, wait_until
 
 pytestmark = pytest.mark.xdist_group("life")  # one operator at a time
 
 
-@pytest.fixture(scope="module")
-def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory):
-    with OperatorProcess(api_server.kubeconfig, tmp_path_factory.mktemp("operator")) as operator:
-        yield operator
-        assert operator.alive
-
-
 @pytest.fixture
 def gang(api_server: ApiServer, kwok: Process, operator: OperatorProcess, namespace: str):
     """A job of three stages that trains on three of four nodes, each of which has room for one."""
-    with gang_of_three(api_server, namespace) as gang:
+    with gang_in_training(api_server, namespace, num_nodes=4) as gang:
         yield gang
-
-
-@contextmanager
-def gang_of_three(api_server: ApiServer, namespace: str, *, processes: int = 3, **spec: object) -> Iterator[Gang]:
-    labels = {"test": namespace[-6:]}
-    nodes = [f"recovering-{namespace[-6:]}-{n}" for n in range(4)]
-    add_nodes(api_server, [node(name, labels=labels, cpu="1") for name in nodes])
-    with Stages(processes) as stages:
-        gang = Gang(api_server, namespace, stages, nodes)
-        gang.submit(labels, **spec)
-        yield gang
-    api_server.kubectl("delete", "node", "--ignore-not-found", *nodes)
 
 
 def changed(before: dict[int, str], after: dict[int, str]) -> set[int]:
@@ -97,7 +73,7 @@ def test_a_spare_takes_a_lost_stages_place_and_another_is_made_by_operators_that
     api_server: ApiServer, kwok: Process, operator: OperatorProcess, namespace: str
 ) -> None:
     recovery = {"inPlace": True, "waitSeconds": 300, "spares": 1}
-    with gang_of_three(api_server, namespace, processes=4, recovery=recovery) as gang:
+    with gang_in_training(api_server, namespace, num_nodes=4, processes=4, recovery=recovery) as gang:
         process, gang.stages = gang.stages[3], gang.stages[:3]
         before, there = gang.uids(), gang.node_of(1)
         gang.warm(0, process)

@@ -8,36 +8,22 @@ from __future__ import annotations
 import pytest
 
 from pipelinejob.contract.plan import Plan
-from support.api_server.answering_stages import Stages
 from support.api_server.apiserver import ApiServer
-from support.api_server.fakenodes import add_nodes, node
 from support.api_server.operatorprocess import OperatorProcess, condition
-from support.api_server.recovering_gang import Gang
+from support.api_server.recovering_gang import Gang, gang_in_training
 from support.local.processes import Process, wait_until
 
 pytestmark = pytest.mark.xdist_group("life")  # one operator at a time
 SCHEDULE = {"name": "1F1B", "globalBatchSize": 4, "microBatchSize": 1}
 
 
-@pytest.fixture(scope="module")
-def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory):
-    with OperatorProcess(api_server.kubeconfig, tmp_path_factory.mktemp("operator")) as operator:
-        yield operator
-        assert operator.alive
-
-
 @pytest.fixture
 def gang(api_server: ApiServer, kwok: Process, operator: OperatorProcess, namespace: str):
     """A job of two stages that trains on two of three nodes, each of which has room for one."""
-    labels = {"test": namespace[-6:]}
-    nodes = [f"reshaping-{namespace[-6:]}-{n}" for n in range(3)]
-    add_nodes(api_server, [node(name, labels=labels, cpu="1") for name in nodes])
     model = {"gpt": {"numLayers": 4, "hiddenSize": 64, "numHeads": 4}}
-    with Stages(3) as stages:
-        gang = Gang(api_server, namespace, stages, nodes)
-        gang.submit(labels, stages=2, model=model, schedule=SCHEDULE, parallelism={"pipeline": 2, "data": 1})
+    spec = {"model": model, "schedule": SCHEDULE, "parallelism": {"pipeline": 2, "data": 1}}
+    with gang_in_training(api_server, namespace, num_nodes=3, stages=2, **spec) as gang:
         yield gang
-    api_server.kubectl("delete", "node", "--ignore-not-found", *nodes)
 
 
 def is_bound(gang: Gang, stage: int) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import toolchain
 from support.api_server.apiserver import ApiServer
 from support.api_server.fakenodes import add_nodes, finish_pod, node
 from support.api_server.operatorprocess import OperatorProcess, condition, pods
@@ -18,13 +20,6 @@ from support.local.processes import Process, wait_until
 pytestmark = pytest.mark.xdist_group("life")
 
 DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
-
-
-@pytest.fixture(scope="module")
-def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory):
-    with OperatorProcess(api_server.kubeconfig, tmp_path_factory.mktemp("operator")) as operator:
-        yield operator
-        assert operator.alive
 
 
 def manifest(namespace: str, **spec: Any) -> dict[str, Any]:
@@ -108,6 +103,36 @@ def test_the_documented_autoscaler_is_taken_by_the_api_server(api_server: ApiSer
     api_server.apply(autoscaler)
     stored = api_server.get("hpa", "-n", namespace, autoscaler["metadata"]["name"])
     assert stored["spec"]["metrics"][0]["pods"]["metric"]["name"] == "pipelinejob_serving_requests_waiting"
+
+
+def test_the_documented_inference_pool_is_taken_by_the_api_server_and_has_the_services_pods(
+    api_server: ApiServer, operator: OperatorProcess, kwok: Process, namespace: str
+) -> None:
+    toolchain.provide((toolchain.INFERENCE_POOL_CRD,))
+    api_server.kubectl("apply", "--server-side", "-f", toolchain.find(toolchain.INFERENCE_POOL_CRD))
+    blocks = re.findall(r"(?:^    .*\n|^\n)+", DOCS.read_text(), re.MULTILINE)
+    (text,) = [block for block in blocks if "kind: InferencePool" in block]
+    pool, job = yaml.safe_load_all(textwrap.dedent(text).replace("smollm2", "m"))
+    for each in (pool, job):
+        each["metadata"]["namespace"] = namespace
+    served = manifest(namespace, template=job["spec"]["template"], serving={"port": 8123})
+    wait_until(lambda: "inferencepools" in api_server.kubectl("api-resources", "-o", "name"), "pools are served")
+    add_nodes(api_server, [node(f"pool-{namespace[-6:]}")])
+    pool["spec"]["targetPorts"] = [{"number": 8123}]
+
+    api_server.apply(served, pool)
+
+    wait_until(lambda: status(api_server, namespace).get("state") == "Serving", "the job serves")
+    stored = api_server.get("inferencepools.inference.networking.k8s.io", "-n", namespace, "m")
+    chosen = ",".join(f"{name}={value}" for name, value in stored["spec"]["selector"]["matchLabels"].items())
+    found = api_server.get("pods", "-n", namespace, "-l", chosen)["items"]
+    ports = [port["containerPort"] for each in found for port in each["spec"]["containers"][0].get("ports", ())]
+    assert [each["metadata"]["name"] for each in found] == [
+        each["metadata"]["name"] for each in fronts(api_server, namespace)
+    ]
+    assert found[0]["metadata"]["labels"]["llm-d.ai/engine-type"] == "pipelinejob"
+    assert 8123 in ports
+    assert stored["spec"]["endpointPickerRef"]["failureMode"] == "FailClose"
 
 
 def test_late_bound_chains_answer_behind_their_service_and_one_that_loses_a_pod_begins_anew(

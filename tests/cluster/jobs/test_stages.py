@@ -13,7 +13,7 @@ import pytest
 
 from support.api_server.apiserver import ApiServer
 from support.api_server.fakenodes import HOLD, add_nodes, node
-from support.api_server.operatorprocess import OperatorProcess, condition, is_placed, job, pods
+from support.api_server.operatorprocess import condition, is_placed, job, pods
 from support.local.processes import Process, wait_until
 
 # With the tests of a job's life: one operator serves both.
@@ -26,13 +26,6 @@ LOG_SHIPPER = {
     "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
 }
 RUNNING = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
-
-
-@pytest.fixture(scope="module")
-def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory):
-    with OperatorProcess(api_server.kubeconfig, tmp_path_factory.mktemp("operator")) as operator:
-        yield operator
-        assert operator.alive
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 import yaml
 
 from support.local.local_cli import Run
-from support.training import preparing
-from support.training.preparing import texts, tokenizer_folder
+from support.tokens import preparing
+from support.tokens.preparing import texts, tokenizer_folder
 
 COMMAND = [sys.executable, "-c", "from pipelinejob_operator.cli import main; main()"]
 

@@ -9,7 +9,8 @@ import pytest
 
 from pipelinejob.spec.job import GptModel, Model
 from pipelinejob_trainer.checkpoint import snapshot
-from pipelinejob_trainer.checkpoint.folder import CheckpointFolder, Fence, Manifest, shard_name, write_shard
+from pipelinejob_trainer.checkpoint.folder import CheckpointFolder, Fence, Manifest
+from pipelinejob_trainer.checkpoint.shards import shard_name, write_shard
 from pipelinejob_trainer.models.part import build_part
 from support.training.gangs import plan
 

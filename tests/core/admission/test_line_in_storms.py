@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from pipelinejob_operator.cluster import ClusterError
 from pipelinejob_operator.controller.admission import admission_loop
 from support.clusters.awake import SETTINGS, Awake
+from support.examples import examples
 from support.manifests.jobs import foreign, node
 
 FIRST = 1  # attempt
@@ -241,7 +242,7 @@ async def test_room_that_came_free_is_kept_for_an_older_one_that_did_not_ask_yet
     num_nodes=st.integers(1, 2),
     happenings=st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 15)), max_size=60),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=list(HealthCheck))
 def test_in_any_storm_room_goes_to_the_older_first(num_nodes, happenings):
     async def weather():
         world = FullPool(num_nodes)

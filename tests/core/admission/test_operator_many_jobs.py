@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from pipelinejob_operator.cluster import ClusterError, Key
 from support.clusters.fakecluster import phase
 from support.clusters.operatorworld import World, check
+from support.examples import examples
 from support.manifests.jobs import job, node, priority_class
 
 RACK = "topology.kubernetes.io/rack"
@@ -97,7 +98,7 @@ def fits_empty(each, *, num_nodes):
     return 2 * (rack // each["stages"]) >= each["replicas"]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     num_nodes=st.integers(1, 3),
     jobs=st.lists(sizes, min_size=3, max_size=8),
@@ -135,7 +136,7 @@ def test_n_jobs_that_race_for_room_for_fewer_all_finish(num_nodes, jobs, deaths)
     assert {each["status"].get("restarts", 0) for each in world.cluster.jobs()} <= {0}
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(8), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     passers=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=12), big=st.integers(2, 6)
 )
@@ -163,7 +164,7 @@ def test_a_large_job_starts_once_those_that_ran_before_it_have_ended_whoever_goe
     assert world.status(large)["state"] == "Training"
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(10), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_nobody_who_made_way_makes_the_other_leave_again(data):
     """Until the higher jobs end, a lower one leaves at most once for each of them."""

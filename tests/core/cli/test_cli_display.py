@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from pipelinejob.contract.progress import Phase, Progress
-from pipelinejob.spec.status import PipelineJobStatus, State
+from pipelinejob.spec.reported.conditions import State
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.cluster import Event
 from pipelinejob_operator.local.display import LineDisplay, LiveDisplay, display_for, picture, print_summary
 from pipelinejob_operator.report.run_view import Pace, RunView, layers, view

@@ -1,6 +1,7 @@
 """`validate --fill` and `plan --write`: a manifest takes over what its model's folder says, and stays its author's."""
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,38 @@ def test_a_folder_that_is_no_models_gets_a_sentence_and_the_manifest_stays(call,
     assert (result.code, file.read_text()) == (code, before)
     assert f"spec.model.huggingFace.path: {tmp_path / 'model'}" in result.err
     assert words in result.err
+
+
+def gguf(file: Path, *fields: tuple[str, int, bytes]) -> None:
+    told = [text(name) + struct.pack("<I", kind) + value for name, kind, value in fields]
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(fields)) + b"".join(told))
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def test_a_gguf_file_says_how_many_layers_there_are(call, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    letters = struct.pack("<IQ", 8, 2) + text("a") + text("bc")
+    gguf(
+        tmp_path / "model" / "q4.gguf",
+        ("general.architecture", 8, text("llama")),
+        ("tokenizer.ggml.tokens", 9, letters),
+        ("tokenizer.ggml.scores", 9, struct.pack("<IQ2f", 6, 2, 0.5, 1.5)),
+        ("llama.attention.layer_norm_rms_epsilon", 6, struct.pack("<f", 1e-5)),
+        ("llama.block_count", 4, struct.pack("<I", 30)),
+    )
+    file = job(tmp_path, "    huggingFace: {path: FOLDER}")
+
+    result = call("validate", "--fill", file)
+
+    assert result.code == 0
+    assert yaml.safe_load(file.read_text())["spec"]["model"]["numLayers"] == 32
+    assert "planned as one of unknown costs: q4.gguf is GGUF" in result.err
+
+    gguf(tmp_path / "model" / "q4.gguf", ("general.architecture", 8, text("llama")))
+    assert "q4.gguf says no number of blocks" in call("validate", "--fill", file).err
 
 
 def test_run_takes_what_a_manifest_lacks_and_leaves_what_it_says(

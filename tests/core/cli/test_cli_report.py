@@ -9,7 +9,8 @@ from pipelinejob.base.timeline import Span, SpanKind, StageTimeline, Timeline
 from pipelinejob.contract.plan import CostSource
 from pipelinejob.scheduler.catalogue import FAMILIES
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.status import PipelineJobStatus, State
+from pipelinejob.spec.reported.conditions import State
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.report.looks import BACKWARD, INPUT, LOOKS, WEIGHT
 from pipelinejob_operator.report.marks import row
 from pipelinejob_operator.report.numbers import plain

@@ -9,6 +9,7 @@ from pipelinejob_operator.cluster import ClusterError, ConflictError, ForbiddenE
 from pipelinejob_operator.objects.job import read_job
 from support.clusters.fakecluster import phase
 from support.clusters.operatorworld import World, check
+from support.examples import examples
 from support.manifests.jobs import job, node, nodes
 
 CODES = [1, 64, 75, 137, 143]
@@ -236,5 +237,5 @@ def _key(manifest):
 
 TestAdversity = Adversity.TestCase
 TestAdversity.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(150), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -6,7 +6,9 @@ import pytest
 
 from pipelinejob.base.errors import SpecError
 from pipelinejob.contract.plan import Assignment, LinkPlan, Placement, Plan
-from pipelinejob.spec.status import PipelineJobStatus, PlannedStage, PlanSummary, StageStatus
+from pipelinejob.spec.reported.plan_summary import PlannedStage, PlanSummary
+from pipelinejob.spec.reported.stage_status import StageStatus
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.cluster import Key, TooLargeError
 from pipelinejob_operator.objects.making.plan_text import MAX_BYTES, plan_text
 from pipelinejob_operator.objects.status_size import MAX_SENTENCES_BYTES, MAX_STATUS_BYTES, bounded, size

@@ -6,7 +6,8 @@ from pipelinejob.base import names
 from pipelinejob.contract.incarnation import Lost
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import Phase, Progress
-from pipelinejob.spec.status import PipelineJobStatus, PlannedStage, PlanSummary
+from pipelinejob.spec.reported.plan_summary import PlannedStage, PlanSummary
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.cluster import ClusterError, ForbiddenError
 from pipelinejob_operator.controller.turns import shapes
 from support.clusters.operatorworld import World

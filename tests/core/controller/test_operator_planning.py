@@ -119,6 +119,17 @@ def test_tensor_parallelism_that_cannot_be_is_refused_with_the_way_out():
     assert not world.cluster.all_pods()
 
 
+def test_more_gpus_for_a_stage_than_any_node_has_are_refused_with_the_way_out():
+    world = World(nodes(4, gpus=2))
+    key = world.submit(job(parallelism={"pipeline": 2, "tensor": 4}))
+    world.settle()
+
+    told = world.condition(key, "Stalled")
+    assert (told["status"], told["reason"]) == ("True", "NeverFits")
+    assert "4 nvidia.com/gpu on one node; the closest, n0, has 2 nvidia.com/gpu free" in told["message"]
+    assert told["message"].endswith("ask for less, or add a larger node")
+
+
 def test_a_stages_pod_asks_for_the_gpus_that_share_its_layers():
     world = World(nodes(2, gpus=2))
     world.submit(job(parallelism={"pipeline": 2, "tensor": 2}))

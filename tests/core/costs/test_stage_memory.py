@@ -89,3 +89,18 @@ def test_further_weight_versions_are_of_what_is_trained():
     versions = {"optimizer_bytes": 120, "num_versions": 3, "is_asynchronous": True}
 
     assert peak([F(0), B(0)], one, **versions) == 60 + 120 + 2 * 60 + 60 + 70
+
+
+def test_what_layers_of_a_stage_share_they_keep_once():
+    one = layer(activation_bytes=50, shared_bytes=20, working_bytes=7)
+
+    # three times 30 and once 20; the first layer works when the others' 30 are gone
+    assert peak([F(0), B(0)], one, one, one) == 3 * 30 + 20 + 7
+    assert peak([F(0), F(1), B(0), B(1)], one, one, one) == 2 * 110 + 7
+
+
+def test_layers_that_are_computed_again_share_nothing_with_those_that_are_not():
+    one = layer(activation_bytes=50, shared_bytes=20, working_bytes=7)
+
+    # two micro-batches of 4 received and the last layer's 50; the first one's 50 while a backward pass lasts
+    assert peak([F(0), F(1), B(0), B(1)], one, one, received=4, recomputed=1) == 2 * 54 + 50 + 7

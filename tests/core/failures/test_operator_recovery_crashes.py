@@ -9,6 +9,8 @@ from support.clusters.operatorworld import Mortal, World
 from support.clusters.recoveringworld import (
     IN_PLACE,
     all_wait,
+    assert_no_number_is_told_twice,
+    changed,
     come_back,
     fail,
     hand_over,
@@ -92,12 +94,11 @@ def test_an_operator_that_dies_at_any_write_ends_with_the_same_gang(story, verb,
     for deadly in range(1, positions + 1):
         world, key, before, _ = live(story, verb=verb, deadly=deadly)
 
-        after = uids(world)
-        assert {stage for stage in before if before[stage] != after[stage]} == {"s1"}, f"killed at write {deadly}"
+        assert changed(world, before) == {"s1"}, f"killed at write {deadly}"
         assert world.status(key)["attempt"] == 1, f"killed at write {deadly}"
-        told = [(pod, number) for pod, number, _ in incarnations(world)]
-        assert len(told) == len(set(told)), "a number was told twice"
-        assert world.status(key)["recovery"]["incarnation"] == max(number for _, number in told) >= 2
+        assert_no_number_is_told_twice(world)
+        last = max(number for _, number, _ in incarnations(world))
+        assert world.status(key)["recovery"]["incarnation"] == last >= 2
 
     with capsys.disabled():
         print(f"\n{story.__name__}: killed at each of {positions} writes ({verb}), no breach of an invariant")
@@ -130,11 +131,9 @@ def test_two_operators_at_once_end_with_the_gang_that_one_brings_together(story)
     all_wait(world, heard=1)
     rivals.settle()
 
-    after = uids(world)
-    assert {stage for stage in before if before[stage] != after[stage]} == {"s1"}
+    assert changed(world, before) == {"s1"}
     assert world.status(key)["attempt"] == 1
-    told = [(pod, number) for pod, number, _ in incarnations(world)]
-    assert len(told) == len(set(told)), "a number was told twice"
+    assert_no_number_is_told_twice(world)
 
 
 @pytest.mark.parametrize("story", [killed, handed_over, node_lost], ids=lambda story: story.__name__)
@@ -154,7 +153,6 @@ def test_stages_that_die_while_the_api_server_is_away_for_five_minutes_are_repla
     all_wait(world, heard=1)
     world.settle()
 
-    after = uids(world)
-    assert {stage for stage in before if before[stage] != after[stage]} == {"s1"}
+    assert changed(world, before) == {"s1"}
     status = world.status(key)
     assert (status["attempt"], status["restarts"], status["recovery"]["incarnation"]) == (1, 0, 2)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from pipelinejob_operator.validation.stored import StoredErrors, find_errors
+from support.examples import examples
 from support.manifests.jobs import job
 
 SPECS = [
@@ -34,7 +35,7 @@ def test_the_samples_are_wrong_in_different_ways(spec):
     assert not find_errors(stored("gpt", SPECS[0]))
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(SPECS)), min_size=2, max_size=12))
 def test_in_whatever_order_jobs_come_each_has_its_own_errors(jobs):
     errors = StoredErrors()

@@ -13,6 +13,7 @@ from pipelinejob.base.errors import NoPlacementError
 from pipelinejob.fabric.topology import Topology
 from pipelinejob.placement.capacity import Demand
 from pipelinejob.placement.place import place
+from support.examples import examples
 from support.plans.gpu_nodes import GPU, LEAF, POD, gpu_node, placed, refusal, stages
 
 # A fabric in use at a GPU cloud: 64 nodes, two superpods, fifteen leaves of unlike size.
@@ -147,7 +148,7 @@ def fewest_crossings(count, nodes):
     return best
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(nodes=small_clusters(), count=st.integers(1, 4))
 def test_no_chain_of_like_stages_crosses_less(nodes, count):
     assume(len(nodes) <= 8)
@@ -159,7 +160,7 @@ def test_no_chain_of_like_stages_crosses_less(nodes, count):
         assert tuple(placed(stages(count, gpus=1), nodes).crossings.values()) == best
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     nodes=small_clusters(),
     count=st.integers(1, 4),
@@ -190,7 +191,7 @@ def any_demands(draw, nodes):
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(data=st.data(), nodes=small_clusters(), level=st.sampled_from([None, "superpod", "leaf", "node"]))
 def test_no_node_is_overcommitted_and_every_rank_or_none_is_placed(data, nodes, level):
     demands = data.draw(any_demands(nodes))
@@ -213,7 +214,7 @@ def test_no_node_is_overcommitted_and_every_rank_or_none_is_placed(data, nodes, 
         assert placement.crossings[level] == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(data=st.data(), nodes=small_clusters())
 def test_unlike_stages_find_a_place_if_there_is_one(data, nodes):
     demands = [demand for demand in data.draw(any_demands(nodes)) if demand.replica == 0]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pipelinejob.base.errors import SpecError
 from pipelinejob.planning.partition import partition
+from support.examples import examples
 
 
 def widths(cuts):
@@ -31,7 +32,7 @@ def problems(draw):
     return costs, num_stages, speeds
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(problems())
 def test_no_partition_has_a_less_busy_busiest_stage_nor_is_more_even(problem):
     costs, num_stages, speeds = problem
@@ -45,7 +46,7 @@ def test_no_partition_has_a_less_busy_busiest_stage_nor_is_more_even(problem):
     assert score(chosen) == pytest.approx(min(map(score, every_partition(len(costs), num_stages))))
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(problems(), st.data())
 def test_memory_is_kept_within_wherever_that_is_possible(problem, data):
     costs, num_stages, _ = problem

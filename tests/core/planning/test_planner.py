@@ -10,6 +10,7 @@ from pipelinejob.contract.plan import CostSource, Plan
 from pipelinejob.costs.layers import LayerCost, Profile
 from pipelinejob.planning.planner import make_plan, predicted_timeline
 from pipelinejob.spec.job import PipelineJobSpec
+from support.examples import examples
 
 GPT = {"gpt": {"numLayers": 6, "hiddenSize": 128, "numHeads": 4}}
 GPT3 = {"gpt": {"numLayers": 96, "hiddenSize": 12288, "numHeads": 96, "vocabularySize": 50257}}
@@ -247,7 +248,7 @@ def test_what_cannot_be_planned_is_refused_with_the_way_out(given, costs, proble
 times = st.floats(0.001, 5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     costs=st.lists(st.builds(layer, forward_s=times, backward_s=times, optimizer_s=times), min_size=8, max_size=8),
     schedule=st.sampled_from(["GPipe", "1F1B"]),
@@ -268,7 +269,7 @@ def test_a_plan_reads_back_equal_and_its_timeline_keeps_its_promises(costs, sche
     assert max(stage.spans[-1].end_s for stage in timeline.stages) + 0.5 == pytest.approx(plan.prediction.step_s)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(
     costs=st.lists(st.builds(layer, forward_s=times, backward_s=times), min_size=8, max_size=8),
     schedule=st.sampled_from(["GPipe", "1F1B"]),

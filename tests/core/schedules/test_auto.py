@@ -29,6 +29,7 @@ from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.text import parse, render
 from pipelinejob.schedules.validate import validate
 from pipelinejob.simulation.simulate import simulate
+from support.examples import examples
 from support.plans.exact import least_makespan
 from support.plans.random_profiles import best_named_s, random_profile
 
@@ -165,7 +166,7 @@ def any_setting(draw) -> Setting:
 
 
 @given(setting=any_setting())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_what_auto_gives_is_valid_whatever_it_is_asked_for(setting):
     found = search(setting, named)
 

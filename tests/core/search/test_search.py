@@ -18,6 +18,7 @@ from pipelinejob.search.space import Space
 from pipelinejob.search.step_bounds import Joined, Table, chain_floor_s, option_floor_s
 from pipelinejob.spec.chosen import Chosen, resolved
 from pipelinejob.spec.job import PipelineJobSpec
+from support.examples import examples
 
 HARDWARE = hardware.default()
 H100 = HARDWARE.devices["H100-SXM"]
@@ -74,7 +75,7 @@ NAMED = [
 ]
 
 
-@settings(max_examples=5, phases=[Phase.generate])
+@settings(max_examples=examples(5), phases=[Phase.generate])
 @given(
     gpus=st.sampled_from([2, 3, 4]),
     layers=st.integers(2, 6),
@@ -98,7 +99,7 @@ def test_no_configuration_that_could_have_been_chosen_is_quicker(gpus, layers, w
         assert found.best.step_s <= seconds * (1 + 1e-9), each
 
 
-@settings(max_examples=5, phases=[Phase.generate])
+@settings(max_examples=examples(5), phases=[Phase.generate])
 @given(gpus=st.sampled_from([2, 4]), layers=st.integers(2, 6), vocabulary=st.sampled_from([256, 50304]))
 def test_a_search_for_one_schedule_finds_what_trying_everything_finds(gpus, layers, vocabulary):
     spec = spec_of({"gpus": gpus}, {"name": "1F1B", "globalBatchSize": 8}, layers=layers, vocabulary=vocabulary)
@@ -110,7 +111,7 @@ def test_a_search_for_one_schedule_finds_what_trying_everything_finds(gpus, laye
     assert found.best.step_s == pytest.approx(min(map(step_s, fitting)), rel=1e-9)
 
 
-@settings(max_examples=12, phases=[Phase.generate])
+@settings(max_examples=examples(12), phases=[Phase.generate])
 @given(
     name=st.sampled_from([*NAMED, ScheduleName.ZB_1P, ScheduleName.CHIMERA, ScheduleName.INTERLEAVED]),
     pipeline=st.sampled_from([2, 4]),

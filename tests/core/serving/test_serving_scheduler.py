@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pipelinejob.serving.chunks import PassCost, chunk_length
 from pipelinejob.serving.passes import Pass, Row, Sampled, Sampling
 from pipelinejob.serving.scheduler import Answer, Ending, Limits, Scheduler
+from support.examples import examples
 
 VOCABULARY = 13
 
@@ -92,7 +93,7 @@ def answer(number: int, prompt: Sequence[int], max_new: int, client: str = "", *
     return Answer(number=number, client=client, prompt=tuple(prompt), max_new=max_new, sampling=Sampling(), **given)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @example(seed=3, num_blocks=8, groups=3, size=3)  # one that made room, in vain, for an older one is in no pass
 @given(seed=st.integers(0, 2**32), num_blocks=st.integers(8, 40), groups=st.integers(1, 5), size=st.integers(1, 4))
 def test_whatever_comes_each_answer_is_the_one_that_it_is_alone_and_no_block_is_left(

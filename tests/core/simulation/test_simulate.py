@@ -17,6 +17,7 @@ from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.schedules.setting import Setting
 from pipelinejob.schedules.text import parse
 from pipelinejob.simulation.simulate import shared_seconds, simulate
+from support.examples import examples
 
 seconds = st.floats(0.001, 10)
 NAMES = sorted(name for name in FAMILIES if name is not ScheduleName.AUTO)  # which test_auto.py plays
@@ -68,7 +69,7 @@ def random_setting(name, stages, m, link, *, ahead=0.0):
     return schedule, replace(costs, ahead_s=tuple(ahead * each for each in costs.input_s))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     name=st.sampled_from(NAMES),
     stages=stage_lists,
@@ -90,7 +91,7 @@ def test_every_second_of_every_rank_is_in_exactly_one_span(name, stages, m, link
             assert bubble_ratio(stage.spans) == pytest.approx(ratio, abs=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     name=st.sampled_from(NAMES),
     stages=stage_lists,
@@ -111,7 +112,7 @@ def test_idle_seconds_by_cause_and_computing_add_up_to_the_step(name, stages, m,
         assert concurrency is not None or idle[WaitCause.PROCESSOR] == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(name=st.sampled_from(NAMES), stages=stage_lists, m=st.integers(1, 8), link=links, ahead=shares_ahead)
 def test_both_ways_of_playing_agree_where_they_must(name, stages, m, link, ahead):
     """Ranks that share almost as many processors as there are ranks are as fast as ranks with one each."""
@@ -123,7 +124,7 @@ def test_both_ways_of_playing_agree_where_they_must(name, stages, m, link, ahead
     assert shared.makespan_s == pytest.approx(apart.makespan_s, rel=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(name=st.sampled_from(NAMES), stages=stage_lists, m=st.integers(1, 8), link=links)
 def test_what_needs_no_gradient_is_as_good_as_done_sooner_and_never_skipped(name, stages, m, link):
     schedule, costs = random_setting(name, stages, m, link, ahead=0.5)
@@ -167,7 +168,7 @@ def test_what_is_too_short_for_the_clock_to_tell_is_done_ahead_once():
     assert played("F0 B0\nF0 B0", **costs, concurrency=1.5).makespan_s == pytest.approx(2e6 + 4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(name=st.sampled_from(NAMES), stages=stage_lists, m=st.integers(1, 8), concurrency=st.integers(1, 3))
 def test_shared_cores_lose_nothing_and_win_nothing(name, stages, m, concurrency):
     """All work is done, k cores do at most k seconds of it a second, and sharing is never faster than not sharing."""

@@ -23,6 +23,7 @@ from pipelinejob_operator.cli.given.decided import decided
 from pipelinejob_operator.cli.given.manifests import given_job
 from pipelinejob_operator.local.node.machine import Machine
 from support.clusters.operatorworld import World
+from support.examples import examples
 from support.manifests.jobs import job, node
 
 ZONE, PRODUCT = "topology.kubernetes.io/zone", "nvidia.com/gpu.product"
@@ -30,7 +31,7 @@ PRODUCTS = ("NVIDIA-H100-80GB-HBM3", "NVIDIA-A100-SXM4-80GB", "Tesla-T4")
 
 # Each example is planned twice, some by a search of a second.
 few = settings(
-    max_examples=8,
+    max_examples=examples(8),
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink one takes minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pipelinejob.base import names
-from support.api_server.answering_stages import Stage
+from support.api_server.answering_stages import Stage, Stages
 from support.api_server.apiserver import ApiServer
-from support.api_server.fakenodes import HOLD
+from support.api_server.fakenodes import HOLD, add_nodes, node
 from support.api_server.operatorprocess import is_placed, job, pods
 from support.local.processes import wait_until
 
@@ -183,3 +185,18 @@ class Gang:
         self.server.kubectl(
             "patch", "pod", "-n", self.namespace, name, "--subresource=status", "--type=merge", "-p", patch
         )
+
+
+@contextmanager
+def gang_in_training(
+    server: ApiServer, namespace: str, *, num_nodes: int, stages: int = 3, processes: int = 3, **spec: Any
+) -> Iterator[Gang]:
+    """Bring a job to training on nodes of its own, each of which has room for one stage, for so many processes."""
+    labels = {"test": namespace[-6:]}
+    nodes = [f"training-{namespace[-6:]}-{n}" for n in range(num_nodes)]
+    add_nodes(server, [node(name, labels=labels, cpu="1") for name in nodes])
+    with Stages(processes) as answering:
+        gang = Gang(server, namespace, answering, nodes)
+        gang.submit(labels, stages=stages, **spec)
+        yield gang
+    server.kubectl("delete", "node", "--ignore-not-found", *nodes)

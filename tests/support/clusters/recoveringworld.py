@@ -59,6 +59,12 @@ def uids(world):
     return {pod["metadata"]["name"][-2:]: pod["metadata"]["uid"] for pod in world.cluster.all_pods()}
 
 
+def changed(world, before):
+    """Return the stages that no longer have the pod that they had."""
+    after = uids(world)
+    return {stage for stage, uid in before.items() if after.get(stage) != uid}
+
+
 def come_back(world):
     """Let deletions end, and replacements come up."""
     world.settle()
@@ -70,6 +76,11 @@ def come_back(world):
 
 def incarnations(world):
     return [(pod, told.number, len(told.members)) for pod, told in world.cluster.told]
+
+
+def assert_no_number_is_told_twice(world):
+    told = [(pod, number) for pod, number, _ in incarnations(world)]
+    assert len(told) == len(set(told)), "a number was told twice"
 
 
 def spread(count, **changes):

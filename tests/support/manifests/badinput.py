@@ -60,6 +60,7 @@ RULES = [
     Bad("groups that are not equal", decoder(numKeyValueHeads=3), "spec.model.decoder.numKeyValueHeads", "4 heads cannot share 3 keys and values equally"),
     Bad("a decoder's vocabulary below a byte", decoder(vocabularySize=100), "spec.model.decoder.vocabularySize", "use 256 or more"),
     Bad("more experts than there are", decoder(experts={"num": 4, "perToken": 5}), "spec.model.decoder.experts.perToken", "a token cannot meet 5 of 4 experts; use at most 4"),
+    Bad("a router that the loss would not train", decoder(experts={"num": 4, "perToken": 1}), "spec.model.decoder.experts.normalized", "use normalized: false"),
     Bad("experts of an odd width", decoder(feedForwardSize=100, experts={"num": 4}), "spec.model.decoder.feedForwardSize", "100 is no multiple of 8"),
     Bad("scaling that fades in backwards", decoder(ropeScaling={"kind": "llama3", "factor": 8, "lowFrequencyFactor": 4}), "spec.model.decoder.ropeScaling.lowFrequencyFactor", "must be less than highFrequencyFactor"),
     Bad("a decoder's tied weights that drift apart", _ASYNCHRONOUS | decoder(tieEmbeddings=True), "spec.model.decoder.tieEmbeddings",

@@ -16,7 +16,8 @@ from pipelinejob.schedules.setting import Setting
 from pipelinejob.simulation.result import Simulation
 from pipelinejob.simulation.simulate import simulate
 from pipelinejob.spec.job import Checkpoint, Data, Device, GptModel, Model, Parallelism, ScheduleSpec, Training
-from pipelinejob.spec.status import PipelineJobStatus, State
+from pipelinejob.spec.reported.conditions import State
+from pipelinejob.spec.status import PipelineJobStatus
 
 NUM_STAGES = 4
 MICRO_BATCHES = 8

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pipelinejob_trainer.base.errors import PeerLostError
+from support.serving.serving_chains import HANG_S
 
 
 class Fragile:
@@ -38,6 +39,19 @@ class Allergic:
     def run(self, rows: Any, received: Any) -> torch.Tensor:
         if any(self._token in row.tokens for row in rows):
             raise PeerLostError("it cannot bear this token")
+        output: torch.Tensor = self._forward.run(rows, received)
+        return output
+
+
+class Gate:
+    """A stage that works only while it is open."""
+
+    def __init__(self, forward: Any) -> None:
+        self._forward = forward
+        self.opened = threading.Event()
+
+    def run(self, rows: Any, received: Any) -> torch.Tensor:
+        assert self.opened.wait(HANG_S)
         output: torch.Tensor = self._forward.run(rows, received)
         return output
 

@@ -31,6 +31,7 @@ from pipelinejob.spec.job import (
 )
 from support.local.answers import fetch
 from support.local.processes import HANG_S, free_ports, wait_until
+from support.training.forking.forks import forks_of_this_process
 
 TOKEN = "of-nobody-else"
 TINY = Model(gpt=GptModel(num_layers=2, hidden_size=16, num_heads=2))
@@ -117,13 +118,20 @@ class Machines(Protocol):
 
 
 class Here:
-    """This machine, with a new interpreter for each rank."""
+    """This machine, with each rank forked from a process that has imported torch."""
 
     def address(self, pod: str) -> str:
         return "127.0.0.1"
 
     def rendezvous(self) -> str:
         return "127.0.0.1"
+
+    def launch(self, pod: str, environment: Mapping[str, str], log: Path) -> Running:
+        return forks_of_this_process().fork(environment, log)
+
+
+class FromScratch(Here):
+    """This machine, with a new interpreter for each rank, as in a pod: seconds of processor time each."""
 
     def launch(self, pod: str, environment: Mapping[str, str], log: Path) -> Running:
         with log.open("ab") as file:
@@ -215,6 +223,10 @@ class Gang:
 
     def wait_for_step(self, step: int) -> None:
         self.until(lambda: any(record.step >= step for record in self.steps()), f"step {step}")
+
+    def train_on(self) -> None:
+        """Wait until it has trained two further steps."""
+        self.wait_for_step(2 + max((record.step for record in self.steps()), default=0))
 
     def until(self, claim: Callable[[], object], what: str, timeout_s: float = HANG_S) -> None:
         try:

@@ -1,9 +1,9 @@
 """The trainer's own loop, played by processes that have met already; and the same model, trained the plain way."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -30,13 +30,16 @@ from pipelinejob_trainer.training.membership import Membership
 from support.training.pipelines import run_processes
 
 NOWHERE = Address(host="127.0.0.1", port=1)
+Change = Callable[[loop.Preparation], None]
 
 
 @dataclass(kw_only=True)
 class Run:
-    """What a run gave: each step's loss, its checkpoints' tensors by step, and what it was refused for."""
+    """What a run gave: each step's loss and norm, its evaluations, its checkpoints' tensors by step; or a refusal."""
 
     losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    evaluations: list[float] = field(default_factory=list)
     kept: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     refused: tuple[str, str] | None = None
 
@@ -44,19 +47,24 @@ class Run:
 class _Losses(StageStatus):
     def __init__(self, plan: Plan, *, rank: int) -> None:
         super().__init__(plan, stage=rank, replica=0, attempt=1)
-        self.losses: list[float] = []
+        self.run = Run()
 
     def add_step(self, outcome: StepOutcome) -> None:
         super().add_step(outcome)
-        self.losses.append(outcome.loss)
+        self.run.losses.append(outcome.loss)
+        self.run.norms.append(outcome.gradient_norm)
+
+    def add_evaluation(self, loss: float) -> None:
+        super().add_evaluation(loss)
+        self.run.evaluations.append(loss)
 
 
-def train(*plans: Plan, folder: Path) -> list[Run]:
-    """Train each of some plans of equally many ranks, in a folder of its own."""
+def train(*plans: Plan, folder: Path, changed: Change | None = None) -> list[Run]:
+    """Train each of some plans of equally many ranks, in a folder of its own; what they read may be `changed` first."""
     degrees = plans[0].parallelism
     world = degrees.pipeline * degrees.data * degrees.tensor
     folders = [folder / f"plan-{number}" for number in range(len(plans))]
-    ranks = run_processes(_rank, list(zip(plans, folders, strict=True)), world=world)
+    ranks = run_processes(_rank, list(zip(plans, folders, strict=True)), changed, world=world)
     if all(isinstance(each, Exception) for each in ranks):
         raise ranks[0]
     found = [_together([of[number] for of in ranks if not isinstance(of, Exception)]) for number in range(len(plans))]
@@ -116,26 +124,28 @@ def train_plainly(plan: Plan) -> tuple[list[float], nn.Sequential]:
     return losses, model
 
 
-def _rank(rank: int, plans: Sequence[tuple[Plan, Path]]) -> list[Run]:
+def _rank(rank: int, plans: Sequence[tuple[Plan, Path]], changed: Change | None) -> list[Run]:
     torch.set_num_threads(1)
-    return [_train(rank, plan, folder) for plan, folder in plans]
+    return [_train(rank, plan, folder, changed) for plan, folder in plans]
 
 
-def _train(rank: int, plan: Plan, folder: Path) -> Run:
+def _train(rank: int, plan: Plan, folder: Path, changed: Change | None = None) -> Run:
     place, tensor = divmod(rank, plan.parallelism.tensor)
     replica, stage = divmod(place, plan.parallelism.pipeline)
     status = _Losses(plan, rank=stage)
     try:
-        _trained(plan, config(plan, stage=stage, replica=replica, tensor=tensor, folder=folder), status)
+        _trained(plan, config(plan, stage=stage, replica=replica, tensor=tensor, folder=folder), status, changed)
     except UserError as error:
-        return Run(losses=status.losses, refused=(error.reason, str(error)))
+        return replace(status.run, refused=(error.reason, str(error)))
     distributed.barrier()
-    return Run(losses=status.losses)
+    return status.run
 
 
-def _trained(plan: Plan, given: Config, status: StageStatus) -> loop.Preparation:
+def _trained(plan: Plan, given: Config, status: StageStatus, changed: Change | None = None) -> loop.Preparation:
     with redirect_stdout(StringIO()):
         prepared = loop.Preparation(given, plan)
+        if changed is not None:
+            changed(prepared)
         loop.run(prepared, _membership(plan, prepared), status, StopRequest(grace_s=60, on_overdue=_never))
     return prepared
 
@@ -144,7 +154,7 @@ def tensor_rank(rank: int, plan: Plan, folder: Path) -> tuple[list[float], loop.
     """Train as one of the ranks that share all layers; give each step's loss, and what was trained."""
     torch.set_num_threads(1)
     status = _Losses(plan, rank=0)
-    return status.losses, _trained(plan, config(plan, stage=0, replica=0, tensor=rank, folder=folder), status)
+    return status.run.losses, _trained(plan, config(plan, stage=0, replica=0, tensor=rank, folder=folder), status)
 
 
 def ranks_of_plans(rank: int, plans: Sequence[Plan], folder: Path) -> tuple[str, str] | None:
@@ -201,7 +211,7 @@ def _never() -> None:
 
 def _together(ranks: Sequence[Run]) -> Run:
     refused = next((each.refused for each in ranks if each.refused), None)
-    return Run(losses=ranks[0].losses, refused=refused)
+    return replace(ranks[0], refused=refused)
 
 
 def _tensors(step: Path) -> dict[str, torch.Tensor]:

@@ -1,6 +1,5 @@
 """Pipelines for the trainer's tests: threads of this process, processes over gloo, and the unsplit model beside."""
 
-import multiprocessing
 import pickle
 import queue
 import threading
@@ -40,6 +39,7 @@ from pipelinejob_trainer.runtime.reduction import Reducer, Share, SumOver, bucke
 from pipelinejob_trainer.runtime.runtime import Runtime
 from pipelinejob_trainer.stage.chunk import Chunk, make_chunk
 from pipelinejob_trainer.stage.randomness import reseeder, seed_of_pass
+from support.local.forkserver import forking_context
 from support.local.processes import HANG_S
 from support.training import inprocess
 from support.training.queue_link import QueueLink
@@ -318,9 +318,7 @@ def run_processes(
 
     `expected` is how many live long enough to say so; all of them if None.
     """
-    # Forks of a server that has imported torch, once for all tests: to import it takes each process seconds.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "pipelinejob_trainer.runtime.runtime"])
+    context = forking_context()
     port = free_port()
     results: Any = context.Queue()
     processes = [

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from pipelinejob.contract.trained import Trained
 from pipelinejob_trainer.checkpoint import snapshot
-from pipelinejob_trainer.checkpoint.folder import CheckpointFolder, Fence, Manifest, shard_name, write_shard
+from pipelinejob_trainer.checkpoint.folder import CheckpointFolder, Fence, Manifest
+from pipelinejob_trainer.checkpoint.shards import shard_name, write_shard
 from pipelinejob_trainer.models.part import Part, build_part, num_layers
 
 

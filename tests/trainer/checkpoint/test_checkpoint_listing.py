@@ -11,7 +11,8 @@ import torch
 
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.checkpoint import listing
-from pipelinejob_trainer.checkpoint.folder import CheckpointFolder, Manifest, shard_name, write_shard
+from pipelinejob_trainer.checkpoint.folder import CheckpointFolder, Manifest
+from pipelinejob_trainer.checkpoint.shards import shard_name, write_shard
 
 COMMAND = [sys.executable, "-c", "from pipelinejob_operator.cli import main; main()"]
 

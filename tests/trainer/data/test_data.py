@@ -13,6 +13,7 @@ from pipelinejob.spec.job import Corpus, Data, Evaluation, GptModel, Model, Sche
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.data.dataset import Dataset, open_dataset, open_evaluation
 from pipelinejob_trainer.data.text import Text
+from support.examples import examples
 
 
 def dataset(
@@ -119,7 +120,7 @@ def test_a_held_out_text_shorter_than_a_sequence_says_where_to_give_more(text: P
     assert caught.value.reason == "DataTooShort"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(windows=st.integers(1, 70), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 3))
 def test_an_epoch_visits_every_window_once(
     tmp_path_factory: pytest.TempPathFactory, windows: int, seed: int, epoch: int
@@ -137,7 +138,7 @@ def test_an_epoch_visits_every_window_once(
 
 
 @given(st.lists(st.binary(max_size=9), min_size=1, max_size=8), st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_files_read_as_one_text(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], draw: st.DataObject
 ) -> None:

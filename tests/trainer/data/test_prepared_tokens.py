@@ -1,6 +1,5 @@
 """Reading prepared tokens: packing, mixtures, order, and what is not as it was written."""
 
-import json
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -11,64 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelinejob.spec.job import Data, Evaluation, GptModel, Model, Packing, ScheduleSpec, TokenSource
+from pipelinejob.spec.job import Data, Evaluation, Packing, TokenSource
 from pipelinejob.spec.training import OnDataChange
-from pipelinejob.spec.workload import HuggingFaceModel
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.data.dataset import Dataset, open_dataset, open_evaluation
+from pipelinejob_trainer.data.dataset import open_evaluation
 from pipelinejob_trainer.data.micro_batch import IGNORED
 from pipelinejob_trainer.data.position import Order, TextPosition, samples_before
-from pipelinejob_trainer.data.prepare.writer import ShardWriter
 from pipelinejob_trainer.data.tokens.folder import TokenFolder
-from pipelinejob_trainer.data.tokens.index import BLOCK_BYTES, Index, Settings, TokenizerIdentity
 from pipelinejob_trainer.data.tokens.mixture import turns
 from pipelinejob_trainer.data.tokens.packing import Documents, Pieces, packed
-from support.training.preparing import prepared, texts, tokenizer_folder
-
-END = 0
-
-
-def written(
-    folder: Path, lengths: list[int], *, shards: int = 1, first: int = 1, counts: list[list[bool]] | None = None
-) -> Path:
-    """Write documents of these lengths, each token another number, as `data prepare` writes them."""
-    folder.mkdir()
-    numbers = iter(range(first, first + sum(lengths)))
-    documents = [[next(numbers) for _ in range(length)] for length in lengths]
-    records, at = [], 0
-    per_shard = -(-len(documents) // shards)
-    for number in range(shards):
-        writer = ShardWriter(folder / "new", token_bytes=4, has_marks=counts is not None)
-        for document in documents[at : at + per_shard]:
-            writer.add(document, None if counts is None else counts[len(records) * per_shard + writer.documents])
-        at += per_shard
-        records.append(writer.finish(folder / f"tokens-{number:05}-000.bin"))
-    index = Index(
-        tokenizer=TokenizerIdentity(sha256="ab" * 32, vocabulary_size=2**20, end_of_text=END),
-        settings=Settings(column="text", is_chat=counts is not None),
-        inputs=(),
-        token_bytes=4,
-        largest_token=first + sum(lengths) - 1,
-        stops=0,
-        shards=tuple(records),
-        left_out={},
-    )
-    (folder / "index.json").write_text(index.model_dump_json(by_alias=True))
-    return folder
-
-
-def dataset(
-    *folders: Path, weights: list[float] | None = None, length: int = 4, packing: Packing = Packing.DOCUMENTS, **more
-) -> Dataset:
-    sources = tuple(
-        TokenSource(path=str(folder), weight=weight)
-        for folder, weight in zip(folders, weights or [1.0] * len(folders), strict=True)
-    )
-    data = Data(tokens=sources, packing=packing, sequence_length=length)
-    schedule = ScheduleSpec(
-        micro_batches=more.pop("micro_batches", 1), micro_batch_size=more.pop("size", 1), batch_size=None
-    )
-    return open_dataset(data, schedule=schedule, replicas=more.pop("replicas", 1), seed=more.pop("seed", 3), **more)
+from support.examples import examples
+from support.tokens.prepared_tokens import dataset, written
 
 
 def pairs_of(rows: list[tuple[torch.Tensor, torch.Tensor]]) -> Counter[tuple[int, int]]:
@@ -81,7 +33,7 @@ def pairs_of(rows: list[tuple[torch.Tensor, torch.Tensor]]) -> Counter[tuple[int
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 23), min_size=1, max_size=30),
     length=st.integers(1, 12),
@@ -169,7 +121,7 @@ def test_targets_that_do_not_count_stay_out_in_every_packing(tmp_path: Path, pac
         assert targets == counted - {1, 10, 19, 30}  # a document's first token is nobody's target
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.one_of(st.integers(1, 50), st.floats(0.01, 100)), min_size=1, max_size=8), st.data())
 def test_no_stretch_of_a_mixture_drifts_from_its_weights(weights: list[float], draw: st.DataObject) -> None:
     mixture = turns([float(weight) for weight in weights])
@@ -194,7 +146,7 @@ def test_weights_in_whole_numbers_are_kept_exactly() -> None:
     assert mixture.taken(9 * 10**12) == (6 * 10**12, 2 * 10**12, 10**12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     micro_batches=st.integers(1, 5),
     size=st.integers(1, 4),
@@ -285,123 +237,3 @@ def test_another_mixture_is_another_order_for_a_resumed_run(two_sources: tuple[P
             checkpoint_step=1,
             on_change=OnDataChange.REFUSE,
         )
-
-
-def _big(folder: Path) -> Path:
-    return written(folder, [BLOCK_BYTES // 8] * 8)  # four blocks of tokens
-
-
-def _read_all(batches: Dataset, read: set[int]) -> None:
-    for step in range(1, batches.samples._packed[0].size + 1):
-        read.update(batches.batch(step, 0, 0).tokens[0].tolist())
-
-
-@pytest.mark.parametrize("block", [0, 2, 3])
-def test_a_flipped_bit_is_found_before_it_is_trained_on(tmp_path: Path, block: int) -> None:
-    folder = _big(tmp_path / "a")
-    shard = folder / "tokens-00000-000.bin"
-    content = bytearray(shard.read_bytes())
-    content[block * BLOCK_BYTES + 4321] ^= 16
-    shard.write_bytes(content)
-    batches = dataset(folder, length=1024, packing=Packing.CONCATENATE)
-    damaged = range(block * BLOCK_BYTES // 4 + 1, (block + 1) * BLOCK_BYTES // 4 + 1)
-
-    read: set[int] = set()
-    with pytest.raises(UserError, match=rf"tokens-00000-000\.bin is not as it was written: block {block} ") as caught:
-        _read_all(batches, read)
-    assert not read & set(damaged)
-    assert caught.value.reason == "DataDamaged"
-    with pytest.raises(UserError, match=f"block {block} "):
-        TokenFolder(folder, field="test").verify()
-
-
-def test_damaged_document_borders_are_found_when_the_data_are_opened(tmp_path: Path) -> None:
-    folder = _big(tmp_path / "a")
-    shard = folder / "tokens-00000-000.bin"
-    content = bytearray(shard.read_bytes())
-    content[-7] ^= 1
-    shard.write_bytes(content)
-
-    with pytest.raises(UserError, match="block 4"):
-        dataset(folder, length=1024)
-
-
-def test_what_is_missing_or_cut_short_is_named_when_the_data_are_opened(tmp_path: Path) -> None:
-    folder = written(tmp_path / "a", [9, 9], shards=2)
-    (folder / "tokens-00001-000.bin").write_bytes(b"short")
-    with pytest.raises(UserError, match=r"tokens-00001-000\.bin has 5 bytes, its index says 48") as caught:
-        dataset(folder)
-    assert caught.value.reason == "DataDamaged"
-
-    (folder / "tokens-00001-000.bin").unlink()
-    with pytest.raises(UserError, match=r"tokens-00001-000\.bin of the index is not here") as caught:
-        dataset(folder)
-    assert caught.value.reason == "DataNotFound"
-
-    index = folder / "index.json"
-    index.write_text(json.dumps({**json.loads(index.read_text()), "format": 2}))
-    with pytest.raises(UserError, match="has format 2, this version reads 1; prepare it anew"):
-        dataset(folder)
-    index.write_text("{")
-    with pytest.raises(UserError, match=r"index\.json is not as `pipelinejob data prepare` writes it"):
-        dataset(folder)
-    index.unlink()
-    with pytest.raises(UserError, match=r"holds no index\.json; mount what"):
-        dataset(folder)
-    with pytest.raises(UserError, match=r"spec\.data\.tokens\[0\]\.path: .*/b is no folder here"):
-        dataset(tmp_path / "b")
-
-
-def test_a_shard_that_is_cut_short_while_it_is_read_is_an_error_and_no_crash(tmp_path: Path) -> None:
-    folder = _big(tmp_path / "a")
-    batches = dataset(folder, length=8, packing=Packing.CONCATENATE)
-    with (folder / "tokens-00000-000.bin").open("r+b") as shard:
-        shard.truncate(1000)
-
-    with pytest.raises(UserError, match="became shorter while it was read"):
-        _read_all(batches, set())
-
-
-def test_tokens_beyond_the_models_vocabulary_are_refused_before_the_first_step(tmp_path: Path) -> None:
-    folder = written(tmp_path / "a", [300])
-    gpt = GptModel(num_layers=1, hidden_size=8, num_heads=1, vocabulary_size=300)
-
-    with pytest.raises(UserError, match=r"has token 300, .* the model's vocabulary ends at 299; prepare") as caught:
-        dataset(folder, packing=Packing.CONCATENATE, model=Model(gpt=gpt))
-    assert caught.value.reason == "VocabularyTooSmall"
-    wide = gpt.model_copy(update={"vocabulary_size": 301})
-    assert dataset(folder, packing=Packing.CONCATENATE, model=Model(gpt=wide)).batch(1, 0, 0).tokens.max() < 301
-
-
-def test_two_tokenizers_do_not_mix_and_a_source_is_named_once(tmp_path: Path) -> None:
-    small, large = (tokenizer_folder(tmp_path / str(size), size=size) for size in (300, 400))
-    one = prepared(tmp_path / "one", small, texts(2)).path
-    two = prepared(tmp_path / "two", large, texts(2)).path
-
-    with pytest.raises(UserError, match=r"two was made by another tokenizer .* than .*/one .*; prepare both"):
-        dataset(one, two)
-    with pytest.raises(UserError, match="is named twice; name it once, with the sum of the weights"):
-        dataset(one, one)
-
-
-def test_tokens_of_another_tokenizer_than_the_models_are_refused_however_its_file_is_written(
-    tmp_path: Path,
-) -> None:
-    one, other = (tokenizer_folder(tmp_path / str(size), size=size) for size in (300, 400))
-    folder = prepared(tmp_path / "tokens", one, texts(2)).path
-    model = Model(hugging_face=HuggingFaceModel(path=str(one)), num_layers=3)
-    dataset(folder, packing=Packing.CONCATENATE, model=model)
-    (one / "tokenizer.json").write_text(json.dumps(json.loads((one / "tokenizer.json").read_text()), indent=2))
-    dataset(folder, packing=Packing.CONCATENATE, model=model)
-    foreign = Model(hugging_face=HuggingFaceModel(path=str(other)), num_layers=3)
-
-    with pytest.raises(UserError, match=r"another tokenizer than that of .*/400: '.*' is token none, to the model 3"):
-        dataset(folder, packing=Packing.CONCATENATE, model=foreign)
-
-
-def test_too_little_data_is_named_with_what_there_is(tmp_path: Path) -> None:
-    folder = written(tmp_path / "a", [3, 3])
-
-    with pytest.raises(UserError, match=r"a has 2 documents of 6 tokens .all., too few for one sequence of 64"):
-        dataset(folder, length=64, packing=Packing.CONCATENATE)
-    assert dataset(folder, length=64, packing=Packing.DOCUMENTS).batch(1, 0, 0).tokens[0, :4].tolist() == [1, 2, 4, 5]

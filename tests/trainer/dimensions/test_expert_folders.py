@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,52 +10,31 @@ import torch
 from dimensions import ONE, SAVED, Shape, carried_over, difference, folder_of, job
 from pipelinejob.planning.dimensions import unrunnable
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.job import Data, Model, Parallelism, Sharding, Training
+from pipelinejob.spec.job import Model, Parallelism, Sharding, Training
 from pipelinejob.spec.workload import HuggingFaceModel
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
-from pipelinejob_trainer.communication.expert_group import UNDIVIDED, ExpertGroup
-from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
+from pipelinejob_trainer.communication.expert_group import ExpertGroup
+from pipelinejob_trainer.communication.tensor_group import TensorGroup
 from pipelinejob_trainer.models.huggingface import experts
-from pipelinejob_trainer.models.huggingface.files import safetensors_file
 from pipelinejob_trainer.models.huggingface.layers import Narrow
-from pipelinejob_trainer.models.part import Part, build_part
+from support.training.divided_folders import (
+    DATA,
+    LAYERS,
+    MORE,
+    CountedReads,
+    assert_make_up,
+    bytes_of,
+    part_of,
+)
 from support.training.loops import Run, train
 from support.training.meetings import gradients_of_experts_differ
 
-LAYERS = 8
-MORE: dict[str, dict[str, Any]] = {
-    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
-    "olmoe": {"num_experts": 4},
-    "deepseek_v3": {
-        "n_routed_experts": 4,
-        "n_group": 1,
-        "topk_group": 1,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-        "q_lora_rank": None,
-        "kv_lora_rank": 8,
-        "qk_nope_head_dim": 8,
-        "qk_rope_head_dim": 4,
-        "v_head_dim": 8,
-        "num_key_value_heads": 4,
-        "first_k_dense_replace": 1,
-    },
-    "gpt_oss": {"num_local_experts": 4, "head_dim": 8},
-}
-DATA = Data(corpus="python-stdlib", sequence_length=16)
 # Experts behind one another in the folder, and one file each; halves; with tensor ranks, which have a part of each.
 CASES = {
     "mixtral": (Shape(2, 1, 2, expert=2), ScheduleName.ZB_H1),
     "qwen3_moe": (Shape(1, 2, 2, Sharding.FULL, expert=2), ScheduleName.ONE_F_ONE_B),
 }
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("experts")
-    (path / "text").write_bytes(bytes((i * i * 31 + i // 7) % 256 for i in range(20_000)))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -90,46 +68,26 @@ def test_a_checkpoint_goes_into_any_other_shape_and_back_bit_for_bit(number: int
         assert torch.equal(after.tensor(name), before.tensor(name)), name
 
 
-def part_of(
-    model: Model, tensor: TensorGroup = ALONE, expert: ExpertGroup = UNDIVIDED, *, narrow: Narrow | None = None
-) -> Part:
-    return build_part(
-        model, DATA, stretches=[(0, LAYERS)], seed=1, tensor_group=tensor, expert_group=expert, narrow=narrow
-    )
-
-
 @pytest.mark.parametrize("narrow", [None, Narrow(2, 2)], ids=["folder", "narrow"])
 @pytest.mark.parametrize("kind", CASES)
 def test_portions_make_up_the_whole(kind: str, narrow: Narrow | None, root: Path) -> None:
     model = folder_of(kind, root)
-    whole = part_of(model, narrow=narrow).named_parameters()
-    seen = {name: torch.full_like(each, torch.nan) for name, each in whole.items()}
-    for number in range(4):
-        part = part_of(model, TensorGroup(number // 2, 2), ExpertGroup(number % 2, 2), narrow=narrow)
-        for name, each in part.named_parameters().items():
-            if name in part.portions:
-                part.portions[name].put(each.detach(), seen[name])
-            else:
-                seen[name] = each.detach()
-        assert sum(part.is_divided(name, part.expert_group) for name in whole) == 2 * (LAYERS - 2)
-    for name, each in whole.items():
-        assert torch.equal(seen[name], each), name
+    whole = part_of(model, narrow=narrow)
+    parts = [
+        part_of(model, TensorGroup(number // 2, 2), ExpertGroup(number % 2, 2), narrow=narrow) for number in range(4)
+    ]
+    assert_make_up(whole, parts)
+    for part in parts:
+        divided = [name for name in whole.named_parameters() if part.is_divided(name, part.expert_group)]
+        assert len(divided) == 2 * (LAYERS - 2)
 
 
 def test_a_rank_reads_its_own_experts_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = 0
-    fill = safetensors_file.Stored._fill
-
-    def counted(self: Any, descriptor: int, tensor: torch.Tensor, at: int) -> None:
-        nonlocal read
-        read += tensor.nbytes
-        fill(self, descriptor, tensor, at)
-
-    monkeypatch.setattr(safetensors_file.Stored, "_fill", counted)
+    read = CountedReads(monkeypatch)
     for kind in CASES:
-        read = 0
+        before = read.num_bytes
         part = part_of(folder_of(kind, root), expert=ExpertGroup(1, 2))
-        assert read == sum(each.nbytes for each in part.named_parameters().values())
+        assert read.num_bytes - before == bytes_of(part)
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from dimensions import EXPERTS, Shape, job
+from dimensions import EXPERTS, GPT, Shape, job
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import ExitCode
 from pipelinejob.spec.job import Data, DecoderModel, Experts, Model, Sharding
-from support.local.processes import wait_until
+from pipelinejob_trainer.base.errors import PeerLostError
+from pipelinejob_trainer.process.config import Address
+from pipelinejob_trainer.training import membership
+from pipelinejob_trainer.training.preparation import Preparation
+from support.local.processes import free_ports, wait_until
 from support.training.gangs import Gang, plan
-from support.training.loops import ranks_of_plans
+from support.training.loops import config, ranks_of_plans
 from support.training.pipelines import run_processes
 
 
@@ -100,7 +106,7 @@ def test_a_replica_that_hangs_in_an_exchange_of_tokens_ends_the_one_that_waits_f
     gang.signal("job-r1-s0", signal.SIGSTOP)
 
     gang.until(lambda: gang.processes["job-r0-s0"].poll() is not None, "the other ends")
-    assert gang.processes["job-r0-s0"].returncode == ExitCode.PEER_LOST
+    assert gang.processes["job-r0-s0"].poll() == ExitCode.PEER_LOST
     assert "stage 0 of replica 1" in gang.termination("job-r0-s0").message
     gang.signal("job-r1-s0", signal.SIGKILL)
     gang.wait()
@@ -132,3 +138,26 @@ def test_replicas_that_disagree_on_their_experts_are_refused_by_the_tensors_name
     assert (reason, words) == of_other
     assert reason == "ShapesDiffer"
     assert "stage 0 of replica 1 has layers.1.feed_forward." in words
+
+
+@pytest.mark.parametrize(
+    ("shape", "missing"),
+    [
+        (Shape(1, 2), "tensor rank 1 of stage 0 of replica 0"),
+        (Shape(2, 1, 2), "stage 1 of replica 0, stage 0 of replica 1, stage 1 of replica 1"),
+        (Shape(2, 2, 2), "tensor rank 1 of stage 0 of replica 0, .*, tensor rank 1 of stage 1 of replica 0 and 4 more"),
+    ],
+    ids=str,
+)
+def test_a_mesh_that_is_larger_than_the_gang_names_who_is_missing(
+    shape: Shape, missing: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_RENDEZVOUS_TIMEOUT", "_OPERATION_TIMEOUT"):
+        monkeypatch.setattr(membership, name, timedelta(seconds=1))
+    wanted = job(text, GPT, shape)
+    address = Address(host="127.0.0.1", port=free_ports(1)[0])
+    place = replace(config(wanted, stage=0, replica=0, tensor=0, folder=tmp_path), rendezvous=address)
+    prepared = Preparation(place, wanted)
+
+    with pytest.raises(PeerLostError, match=f"^{missing} did not come to {address} within 1 s"):
+        membership.join(place, prepared.rank)

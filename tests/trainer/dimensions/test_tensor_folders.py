@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,52 +13,35 @@ from dimensions import ONE, Shape, difference, folder_of, job
 from pipelinejob.models.counts import Batch, count
 from pipelinejob.planning.dimensions import unrunnable
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.job import Data, Model, Parallelism, Precision, Sharding, Training
-from pipelinejob.spec.workload import HuggingFaceModel
+from pipelinejob.spec.job import Model, Parallelism, Precision, Sharding, Training
+from pipelinejob.spec.workload import HuggingFaceModel, Weights
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.nesting import Passed
-from pipelinejob_trainer.communication.tensor_group import ALONE, TensorGroup
+from pipelinejob_trainer.communication.tensor_group import TensorGroup
 from pipelinejob_trainer.models.huggingface import division
-from pipelinejob_trainer.models.huggingface.files import safetensors_file
+from pipelinejob_trainer.models.huggingface.files.folder import with_sizes
 from pipelinejob_trainer.models.huggingface.layers import Narrow
 from pipelinejob_trainer.models.losses.divided_loss import divided
 from pipelinejob_trainer.models.losses.loss import token_cross_entropy
-from pipelinejob_trainer.models.part import Part, build_part
 from pipelinejob_trainer.stage.stage import Stage
-from support.training.loops import Run, train
+from pipelinejob_trainer.training.preparation import Preparation
+from support.training.divided_folders import (
+    DATA,
+    LATENT,
+    LAYERS,
+    LENGTH,
+    MORE,
+    CountedReads,
+    assert_make_up,
+    bytes_of,
+    part_of,
+)
+from support.training.loops import Run, config, train
 from support.training.meetings import Unmet, gradients_differ
 
 CPU = torch.device("cpu")
-LATENT = {
-    "n_routed_experts": 4,
-    "n_group": 1,
-    "topk_group": 1,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "q_lora_rank": None,
-    "kv_lora_rank": 8,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 8,
-    "num_key_value_heads": 4,
-}
-MORE: dict[str, dict[str, Any]] = {
-    "gemma2": {"head_dim": 8},
-    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
-    "olmoe": {"num_experts": 4},
-    "granite": {"embedding_multiplier": 2.0, "logits_scaling": 3.0, "residual_multiplier": 0.5},
-    "cohere": {"logit_scale": 0.25},
-}
 KINDS = ("llama", "qwen3", "mixtral")
-ROWS, LENGTH, LAYERS = 2, 16, 8
-DATA = Data(corpus="python-stdlib", sequence_length=LENGTH)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("folders")
-    (path / "text").write_bytes(bytes((i * i * 31 + i // 7) % 256 for i in range(20_000)))
-    return path
+ROWS = 2
 
 
 @pytest.fixture(scope="module")
@@ -88,26 +72,12 @@ def test_a_family_s_own_plan_is_not_followed_unchecked(tensor: int, preflight: b
     assert [error.path for error in errors] == ["spec.training.preflight"] * refused
 
 
-def part_of(model: Model, group: TensorGroup = ALONE, *, narrow: Narrow | None = None) -> Part:
-    return build_part(model, DATA, stretches=[(0, LAYERS)], seed=1, tensor_group=group, narrow=narrow)
-
-
 @pytest.mark.parametrize("narrow", [None, Narrow(2)], ids=["folder", "narrow"])
 @pytest.mark.parametrize("kind", ["llama", "mixtral"])
 def test_parts_make_up_the_whole(kind: str, narrow: Narrow | None, root: Path) -> None:
     model = folder_of(kind, root)
-    whole = part_of(model, narrow=narrow).named_parameters()
-    seen = {name: torch.full_like(each, torch.nan) for name, each in whole.items()}
-    for rank in range(2):
-        part = part_of(model, TensorGroup(rank, 2), narrow=narrow)
-        for name, each in part.named_parameters().items():
-            if name in part.portions:
-                assert each.numel() < seen[name].numel()
-                part.portions[name].put(each.detach(), seen[name])
-            else:
-                seen[name] = each.detach()
-    for name, each in whole.items():
-        assert torch.equal(seen[name], each), name
+    parts = (part_of(model, TensorGroup(rank, 2), narrow=narrow) for rank in range(2))
+    assert_make_up(part_of(model, narrow=narrow), parts)
 
 
 @pytest.mark.parametrize("kind", ["phi3", "gemma2", "qwen2_moe", "olmoe", "cohere", "granite"])
@@ -126,17 +96,9 @@ def test_a_wrong_division_shows_in_gradients(root: Path, monkeypatch: pytest.Mon
 
 
 def test_a_rank_reads_its_own_bytes_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = 0
-    fill = safetensors_file.Stored._fill
-
-    def counted(self: Any, descriptor: int, tensor: torch.Tensor, at: int) -> None:
-        nonlocal read
-        read += tensor.nbytes
-        fill(self, descriptor, tensor, at)
-
-    monkeypatch.setattr(safetensors_file.Stored, "_fill", counted)
+    read = CountedReads(monkeypatch)
     part = part_of(folder_of("qwen3", root), TensorGroup(1, 2))
-    assert read == sum(each.nbytes for each in part.named_parameters().values())
+    assert read.num_bytes == bytes_of(part)
 
 
 def test_a_rank_holds_and_exchanges_what_is_counted(root: Path) -> None:
@@ -192,8 +154,23 @@ def test_what_cannot_be_divided_is_refused_by_name(
     assert raised.value.reason == "NotDivided"
 
 
+def test_tokens_beyond_a_vocabulary_that_is_seen_in_the_layers_alone_are_refused(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 128}  # one is missing
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"} | sizes))
+    given = Model(hugging_face=HuggingFaceModel(path=str(folder), weights=Weights.RANDOM), num_layers=4)
+    wanted = job(root / "text", given, Shape(1, 2), layers=(4,))
+    prepared = Preparation(config(wanted, stage=0, replica=0, tensor=0, folder=tmp_path), wanted)
+
+    assert with_sizes(given).config is None
+    assert prepared.batches is not None
+    with pytest.raises(UserError, match="the vocabulary ends at 127"):
+        prepared.batches.batch(1, 0, 0)
+
+
 def test_what_a_plan_leaves_whole_is_said(root: Path) -> None:
-    model = folder_of("deepseek_v3", root, **LATENT, first_k_dense_replace=1)
+    model = folder_of("deepseek_v3", root, **MORE["deepseek_v3"])
     (said,) = (each for each in part_of(model, TensorGroup(0, 2)).remarks if "leaves" in each)
     assert "model.layers.*.self_attn.q_proj.weight" in said
     assert not any("leaves" in each for each in part_of(folder_of("mixtral", root), TensorGroup(0, 2)).remarks)

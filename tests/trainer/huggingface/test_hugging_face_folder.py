@@ -85,10 +85,9 @@ def _text(at: Path, text: str) -> Path:
 
 BAD = {
     "no such folder": (lambda at: at / "none", "none is not there; every stage needs the model's folder at this path"),
-    "a file": (lambda at: _file(at / "model.gguf"), "model.gguf is a file; name its folder"),
+    "a file": (lambda at: _file(at / "model.bin"), "model.bin is a file; name its folder"),
     "an empty folder": (lambda at: at, "holds no config.json, nothing at all; name a folder as save_pretrained"),
     "other files": (lambda at: _holding(at, "a", "b", "c", "d"), "holds no config.json, only a, b, c and 1 more"),
-    "GGUF": (lambda at: _holding(at, "q4.gguf"), "holds q4.gguf alone; .*gguf_file='q4.gguf'"),
     "an adapter": (lambda at: _holding(at, "adapter_config.json"), "no config.json, but an adapter of meta/llama"),
     "half a config": (lambda at: _text(at, '{"a": '), "config.json is no JSON"),
     "a list": (lambda at: _text(at, "[]"), "config.json is no mapping"),

@@ -296,10 +296,6 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda at: _only(at, "pytorch_model.bin"),
         r"pytorch_model.bin, which can only be read whole; write them once as safetensors: python -c .*save_pretrained",
     ),
-    "GGUF": (
-        lambda at: _only(at, "model-q4.gguf"),
-        "holds its weights as model-q4.gguf; .*gguf_file='model-q4.gguf'.*dequantize=True",
-    ),
     "an adapter": (
         lambda at: (at / "adapter_config.json").write_text('{"base_model_name_or_path": "meta/llama"}'),
         r"an adapter of meta/llama .*merge_and_unload",

@@ -3,6 +3,8 @@
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import peft
 import pytest
@@ -10,11 +12,12 @@ import torch
 from torch import nn
 
 from pipelinejob.schedules.names import ScheduleName
-from pipelinejob.spec.job import Data, GptModel, Lora, Model, Precision
+from pipelinejob.spec.job import Data, GptModel, Lora, Model, Precision, Training
 from pipelinejob.spec.workload import HuggingFaceModel, Weights
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.models.lora import adapted_modules, check_found, combined, digest_of, stirred
 from pipelinejob_trainer.models.part import Part, build_part, num_layers
+from pipelinejob_trainer.training.checks.adapters import check_targets
 from support.training.pipelines import Job, Outcome, Threads, merged, run_steps, run_unsplit
 
 GPT = Model(gpt=GptModel(num_layers=4, hidden_size=16, num_heads=2, tie_embeddings=True))
@@ -145,6 +148,37 @@ def test_a_transformers_model_trains_the_adapters_that_peft_trains(
 
     assert len(outcome.gradients) == 2 * (4 * 2 + 3)
     assert_equal(outcome, trained_by_peft(split))
+
+
+class Alone:
+    """A gang of one rank."""
+
+    def sum(self, values: torch.Tensor) -> list[float]:
+        return [float(each) for each in values.tolist()]
+
+
+def test_experts_that_lie_in_one_tensor_are_said_to_have_no_adapter(tmp_path: Path) -> None:
+    """Names of experts' matrices name only the shared expert here, whose matrices are layers of their own."""
+    from transformers import Qwen2MoeConfig
+
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    experts = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
+    Qwen2MoeConfig(**sizes, **experts, num_key_value_heads=2).save_pretrained(tmp_path)
+    model = Model(hugging_face=HuggingFaceModel(path=str(tmp_path), weights=Weights.RANDOM), num_layers=4)
+    lora = Lora(targets=("gate_proj", "up_proj", "down_proj"))
+    part = whole(model, lora)
+    rank = SimpleNamespace(plan=SimpleNamespace(training=Training(steps=1, lora=lora)), part=part, owns=lambda _: True)
+
+    remark = check_targets(cast("Any", rank), cast("Any", Alone()))
+
+    names = {f"layers.{layer}.mlp.experts.{name}" for layer in (1, 2) for name in ("gate_up_proj", "down_proj")}
+    assert part.adapters.stacked == names
+    assert remark is not None
+    assert "of the model's parameters are experts" in remark
+
+
+def test_of_a_model_without_experts_nothing_is_said() -> None:
+    assert not whole().adapters.stacked
 
 
 def test_bf16_is_as_close_as_bf16_is(text: Path) -> None:

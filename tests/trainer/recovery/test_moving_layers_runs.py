@@ -5,7 +5,7 @@ then an undisturbed one trains as far, and both are compared at the same checkpo
 """
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -44,27 +44,9 @@ def divided(
     )
 
 
-@pytest.fixture
-def run(make: Callable[..., Gang]) -> Iterator[Callable[..., tuple[Gang, Operator]]]:
-    operators: list[Operator] = []
-
-    def start(plan: Plan) -> tuple[Gang, Operator]:
-        gang = make(plan)
-        operators.append(Operator(gang).start())
-        return gang, operators[-1]
-
-    yield start
-    for operator in operators:
-        operator.stop()
-
-
-def train_on(gang: Gang) -> None:
-    gang.wait_for_step(2 + max((record.step for record in gang.steps()), default=0))
-
-
 def go_over(gang: Gang, operator: Operator, plan: Plan) -> None:
     """Have further stages come up beside the gang, and all go over to a plan."""
-    train_on(gang)
+    gang.train_on()
     have = {pod for pod, each in gang.processes.items() if each.poll() is None}
     for stage in range(plan.parallelism.pipeline):
         if f"job-r0-s{stage}" not in have:
@@ -135,14 +117,14 @@ def test_a_rank_that_is_lost_in_the_middle_of_the_move_is_replaced_and_the_layer
 ) -> None:
     two, three = divided(3, 3), divided(2, 2, 2)
     gang, operator = run(two)
-    train_on(gang)
+    gang.train_on()
     gang.join_stage(2)
     operator.begin(three)
     gang.until(lambda: "all go over to incarnation 2" in gang.logs(), "the border")
     gang.signal(lost, signal.SIGKILL)
     gang.until(lambda: operator.replaced == [lost], "it is replaced")
     gang.until(lambda: "rank 2 takes over" in gang.logs(), "the layers are there")
-    train_on(gang)
+    gang.train_on()
     assert_as_undisturbed(gang, operator, lambda: run(two), repeated=1)  # its last border may not have been copied yet
     assert "with the layers divided anew" in gang.logs()
     assert "go back to the last checkpoint" not in gang.logs()
@@ -153,11 +135,11 @@ def test_stages_that_leave_are_lost_right_after_the_border_and_nothing_is_lost_w
 ) -> None:
     four, two = divided(2, 1, 1, 2), divided(3, 3)
     gang, operator = run(four)
-    train_on(gang)
+    gang.train_on()
     operator.resize(two)
     gang.signal("job-r0-s1", signal.SIGKILL)
     gang.until(lambda: "incarnation 3: all met" in gang.logs(), "they meet again")
-    train_on(gang)
+    gang.train_on()
 
     assert [gang.termination(f"job-r0-s{stage}").reason for stage in (2, 3)] == ["NotNeeded", "NotNeeded"]
     assert gang.termination("job-r0-s3").exit_code == ExitCode.OK
@@ -180,6 +162,6 @@ def test_with_replicas_the_layers_move_in_each_of_them(run: Callable[..., tuple[
     two, three = divided(3, 3, replicas=2), divided(2, 2, 2, replicas=2)
     gang, operator = run(two)
     go_over(gang, operator, three)
-    train_on(gang)
+    gang.train_on()
     operator.resize(two)
     assert_as_undisturbed(gang, operator, lambda: run(two))

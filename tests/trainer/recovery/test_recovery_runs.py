@@ -1,7 +1,7 @@
 """Stages die or are stopped, each in turn, and the gang goes on in place: bit for bit as if nothing had happened."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -35,20 +35,6 @@ def wanted(
     )
 
 
-@pytest.fixture
-def run(make: Callable[..., Gang]) -> Iterator[Callable[..., tuple[Gang, Operator]]]:
-    operators: list[Operator] = []
-
-    def start(plan: Plan, **variables: str) -> tuple[Gang, Operator]:
-        gang = make(plan, **variables)
-        operators.append(Operator(gang).start())
-        return gang, operators[-1]
-
-    yield start
-    for operator in operators:
-        operator.stop()
-
-
 @pytest.fixture(scope="module")
 def ended() -> dict[str, Gang]:
     return {}
@@ -70,8 +56,7 @@ def disturb(gang: Gang, operator: Operator, failures: Sequence[tuple[str, signal
     """Let ranks fail one after the other, each once the gang trains again."""
     for number, (pod, how) in enumerate(failures, start=1):
         gang.until(lambda number=number: operator.number == number, f"incarnation {number}")
-        reached = max((record.step for record in gang.steps()), default=0)
-        gang.wait_for_step(reached + 2)
+        gang.train_on()
         gang.signal(pod, how)
 
 
@@ -127,8 +112,7 @@ def test_whoever_is_told_to_stop_hands_over_and_leaves_alone_and_no_step_is_repe
     told = [("job-r0-s0",), ("job-r0-s1", "job-r0-s2")]  # the buddy of stage 1 is stage 2
     for number, pods in enumerate(told, start=1):
         gang.until(lambda number=number: operator.number == number, f"incarnation {number}")
-        reached = max((record.step for record in gang.steps()), default=0)
-        gang.wait_for_step(reached + 2)
+        gang.train_on()
         for pod in pods:
             gang.signal(pod, signal.SIGTERM)
     gang.until(lambda: operator.number == len(told) + 1, "all meet again")

@@ -1,7 +1,7 @@
 """Replicas come and go while a gang trains, from memory: real processes, and what is equal to a run without that."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -33,27 +33,6 @@ def shared(*layers: int, replicas: int, micro_batches: int, optimizer: str = "Ad
     )
 
 
-@pytest.fixture
-def run(make: Callable[..., Gang]) -> Iterator[Callable[..., tuple[Gang, Operator]]]:
-    operators: list[Operator] = []
-
-    def start(plan: Plan, *, waiting: int = 0) -> tuple[Gang, Operator]:
-        """Start a gang, and so many further replicas that wait to be called."""
-        gang = make(plan)
-        for replica in range(plan.parallelism.data, plan.parallelism.data + waiting):
-            gang.join(replica)
-        operators.append(Operator(gang).start())
-        return gang, operators[-1]
-
-    yield start
-    for operator in operators:
-        operator.stop()
-
-
-def train_on(gang: Gang) -> None:
-    gang.wait_for_step(2 + max((record.step for record in gang.steps()), default=0))
-
-
 def test_two_replicas_and_one_again_end_bit_for_bit_as_one_does_where_sums_have_two_terms(
     run: Callable[..., tuple[Gang, Operator]],
 ) -> None:
@@ -63,7 +42,7 @@ def test_two_replicas_and_one_again_end_bit_for_bit_as_one_does_where_sums_have_
     gang, operator = run(one, waiting=1)
     before = dict(gang.processes)
     for plan in (two, one):
-        train_on(gang)
+        gang.train_on()
         operator.resize(plan)
     gang.finish()
 
@@ -89,7 +68,7 @@ def test_one_two_four_and_one_replicas_differ_from_one_by_the_order_of_sums_alon
 
     gang, operator = run(plans[0], waiting=3)
     for plan in plans[1:]:
-        train_on(gang)
+        gang.train_on()
         operator.resize(plan)
     stall_s = gang.progress("job-r0-s0").stall_s
     gang.finish()
@@ -108,7 +87,7 @@ def test_a_rank_that_is_lost_after_a_change_of_replicas_is_replaced_as_ever(
 ) -> None:
     one, two = (shared(3, 1, replicas=replicas, micro_batches=2) for replicas in (1, 2))
     gang, operator = run(one, waiting=1)
-    train_on(gang)
+    gang.train_on()
     operator.resize(two)
     gang.signal("job-r0-s1", signal.SIGKILL)
     gang.finish()

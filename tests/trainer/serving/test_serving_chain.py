@@ -3,7 +3,6 @@
 import contextlib
 import queue
 import socket
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,40 +20,12 @@ from pipelinejob_trainer.serving.check import check_decoding
 from pipelinejob_trainer.serving.sampling import sample
 from pipelinejob_trainer.serving.stage_model import load_stage
 from pipelinejob_trainer.serving.wire import Frame, Kind, send
-from support.serving.serving_chains import BLOCK, COST, HANG_S, TINY, Told, serving, spec_of, stages_of, tiny_folder
+from support.serving.greedy import NEAR, generated, parted
+from support.serving.serving_chains import BLOCK, COST, HANG_S, TINY, serving, spec_of, stages_of, tiny_folder
 from support.serving.serving_faults import Fragile
 
 NEW = 12
 PROMPTS = [[5, 9, 33, 7], [11, 4], [70, 3, 3, 8, 21, 40, 41, 42, 43, 9, 10, 12, 50], [1], [5, 9, 33, 7, 60, 61]]
-NEAR = 1e-3  # a margin between the two likeliest tokens below which sums in another order may choose the other
-
-
-def generated(model: Any, prompt: Sequence[int], new: int = NEW) -> tuple[list[int], list[float]]:
-    """Return what `generate` says greedily, and the margin of each choice."""
-    with torch.no_grad():
-        said = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-            max_new_tokens=new,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-    best = [each[0].topk(2).values for each in said.logits]
-    return said.sequences[0, len(prompt) :].tolist(), [float(one - other) for one, other in best]
-
-
-def parted(told: Told, expected: tuple[list[int], list[float]]) -> float | None:
-    """Return the margin where an answer parts from the expected one; None where it does not."""
-    assert told.done.wait(HANG_S)
-    assert not told.failed
-    tokens, margins = expected
-    assert len(told.tokens) == len(tokens)
-    return next(
-        (margin for mine, theirs, margin in zip(told.tokens, tokens, margins, strict=True) if mine != theirs), None
-    )
 
 
 @pytest.fixture(scope="module", params=sorted(TINY))
@@ -67,7 +38,7 @@ def test_greedy_answers_are_those_of_generate_batched_and_alone_chunked_and_whol
     family: tuple[Path, Any], stages: int
 ) -> None:
     folder, model = family
-    expected = [generated(model, prompt) for prompt in PROMPTS]
+    expected = [generated(model, prompt, NEW) for prompt in PROMPTS]
     near: list[float | None] = []
     for chunk in (5, 64):
         with serving(stages_of(folder, stages), chunk_tokens=chunk, group_size=2) as served:
@@ -88,7 +59,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 @pytest.mark.parametrize("which", [1, 2])
 def test_when_a_stage_dies_answers_in_work_go_on_from_their_tokens(llama: tuple[Path, Any], which: int) -> None:
     folder, model = llama
-    expected = [generated(model, prompt) for prompt in PROMPTS]
+    expected = [generated(model, prompt, NEW) for prompt in PROMPTS]
     stages = stages_of(folder, 3)
     stages[which] = fragile = Fragile(stages[which])
     fragile.dies_at = 17
@@ -106,7 +77,7 @@ def test_a_cache_too_small_for_all_at_once_gives_the_same_answers(llama: tuple[P
     folder, model = llama
     with serving(stages_of(folder, 2, num_blocks=9), num_blocks=9) as served:
         told = [served.submit(prompt, NEW) for prompt in PROMPTS * 2]
-        near = [parted(each, generated(model, prompt)) for each, prompt in zip(told, PROMPTS * 2, strict=True)]
+        near = [parted(each, generated(model, prompt, NEW)) for each, prompt in zip(told, PROMPTS * 2, strict=True)]
 
     assert near == [None] * len(near)
 
@@ -197,7 +168,7 @@ def test_texts_stay_within_the_length_beyond_which_one_of_them_would_change_the_
 
     found = load_stage(spec_of(folder), (0, 6), num_blocks=64, block=BLOCK)
     with serving(stages_of(folder, 2)) as served:
-        near = [parted(served.submit(prompt, NEW), generated(model, prompt)) for prompt in PROMPTS]
+        near = [parted(served.submit(prompt, NEW), generated(model, prompt, NEW)) for prompt in PROMPTS]
 
     assert found.positions == 32
     assert "texts are at most 32 tokens long, not 128" in found.remarks[-1]

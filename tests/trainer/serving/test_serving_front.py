@@ -15,6 +15,7 @@ import pytest
 from pipelinejob_trainer.serving.front.text import FolderTokenizer
 from pipelinejob_trainer.serving.front.wanted import read_chat
 from support.serving.serving_chains import HANG_S, Served, stages_of, tiny_folder
+from support.serving.serving_faults import Gate
 from support.serving.serving_fronts import front, write_tokenizer
 
 KEY = "a-key"
@@ -271,18 +272,6 @@ def test_clients_that_leave_free_their_slots(at: tuple[str, Served]) -> None:
             until(lambda: served.engine.load().active > 0)
         connection.close()
         until(lambda: idle(served))
-
-
-class Gate:
-    """A first stage that works only while it is open."""
-
-    def __init__(self, forward: Any) -> None:
-        self.forward = forward
-        self.opened = threading.Event()
-
-    def run(self, rows: Any, received: Any) -> Any:
-        assert self.opened.wait(HANG_S)
-        return self.forward.run(rows, received)
 
 
 def test_a_full_line_is_refused_with_when_to_come_again_and_nothing_is_lost(stages: list[Any], folder: Path) -> None:

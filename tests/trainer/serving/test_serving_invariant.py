@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from pipelinejob_trainer.serving.stage_model import load_stage
-from support.serving.serving_chains import BLOCK, HANG_S, Told, cuts, serving, spec_of, tiny_folder
+from support.serving.greedy import bits
+from support.serving.serving_chains import BLOCK, cuts, serving, spec_of, tiny_folder
 from support.serving.serving_faults import Fragile
 
 NEW = 12
@@ -19,13 +20,6 @@ def stages_apart(folder: Path, stages: int) -> list[Any]:
         load_stage(spec_of(folder), stretch, num_blocks=64, block=BLOCK, apart=True).forward
         for stretch in cuts(6, stages)
     ]
-
-
-def bits(told: Told) -> list[tuple[int, float, float]]:
-    """Return each token with its probability and margin, which differ where a sum was added in another order."""
-    assert told.done.wait(HANG_S)
-    assert not told.failed
-    return [(each.token, each.logprob, each.margin) for each in told.sampled]
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma2", "mixtral", "bloom"])

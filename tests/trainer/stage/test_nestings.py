@@ -31,6 +31,7 @@ from pipelinejob_trainer.communication.links import Links
 from pipelinejob_trainer.communication.packing import Layout, TensorSpec
 from pipelinejob_trainer.data.micro_batch import MicroBatch
 from pipelinejob_trainer.models.losses.loss import cross_entropy
+from support.examples import examples
 from support.training.pipelines import (
     Job,
     evaluate_threads,
@@ -167,7 +168,7 @@ def jobs(draw: st.DrawFn, text: Path) -> Job:
 
 
 def test_random_nestings_train_as_in_one_process(text: Path) -> None:
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=examples(15), deadline=None)
     @given(job=jobs(text))
     def holds(job: Job) -> None:
         whole, split = run_unsplit(job), run_threads(job, evaluate_between=True)

@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MixtralConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, LlamaConfig, MixtralConfig
 
 from pipelinejob.contract.trained import Trained
 from pipelinejob.spec.job import Data, DecoderModel, GptModel, Lora, Model, Training
@@ -21,6 +21,7 @@ from pipelinejob_trainer.export.request import Request
 from pipelinejob_trainer.export.writing import new_folder
 from pipelinejob_trainer.models.lora import stirred
 from pipelinejob_trainer.models.part import Part
+from support.serving.gguf_files import BLOCKS, write_gguf
 from support.training.saved_models import moved, saved, whole
 
 LENGTH = 16
@@ -123,6 +124,21 @@ def test_training_goes_on_from_an_exported_folder(llama: Model, tmp_path: Path) 
 
     again = llama.model_copy(update={"hugging_face": HuggingFaceModel(path=str(folder))})
     assert torch.equal(logits_of(whole(trained(again))), logits_of(part))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_a_gguf_files_model_comes_out_as_transformers_reads_the_file(tmp_path: Path, family: str) -> None:
+    file = write_gguf(tmp_path / "model.gguf", family)
+    named = Model(hugging_face=HuggingFaceModel(path=str(file)), num_layers=BLOCKS + 2)
+
+    folder = exported(trained(named), whole(trained(named)), tmp_path)
+
+    plain = {"gguf_file": file.name, "dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path, **plain).state_dict()
+    found = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], each) for name, each in expected.items())
+    assert not list(folder.glob("*.gguf"))
 
 
 def test_experts_are_taken_apart_again_as_the_familys_files_have_them(mixtral: Model, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from pipelinejob.costs.layers import kept_bytes
 from pipelinejob.planning.planner import make_plan
 from pipelinejob.spec.job import Data, GptModel, Model, Parallelism, PipelineJobSpec, Precision, ScheduleSpec, Training
 from pipelinejob.spec.workload import HuggingFaceModel, Weights
@@ -116,6 +117,26 @@ def test_what_goes_around_the_blocks_of_a_folders_model_is_measured_by_itself(tm
     assert len(costs.layers) == 4
     assert costs.around_s > 0
     assert all(layer.forward_s >= 0 for layer in costs.layers)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gemma2"])
+def test_what_all_blocks_of_a_folders_model_keep_is_counted_once(tmp_path: Path, kind: str) -> None:
+    """Tables of rotary positions, and masks: a stage of five blocks holds them once for each micro-batch."""
+    sizes = {"vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 2}
+    heads = {"num_key_value_heads": 1, "head_dim": 16} if kind == "gemma2" else {}
+    AutoConfig.for_model(kind, **sizes, **heads, bos_token_id=0, eos_token_id=0).save_pretrained(tmp_path)
+    model = Model(hugging_face=HuggingFaceModel(path=str(tmp_path), weights=Weights.RANDOM), num_layers=7)
+    made, tokens = plan(model=model), torch.zeros(2, 32, dtype=torch.int64)
+    text = Text(tokens=tokens, targets=tokens)
+    costs = layer_costs(made, text, Stopwatch(CPU, shares_processors=False), is_split=False, neighbours=Alone())
+
+    (layers,) = build_part(model, made.data, stretches=[(1, 6)], seed=1).chunks
+    stage = Stage(layers, is_first=False, is_last=False, precision=Precision.FP32, device=CPU)
+    for _, parameter in stage.named_parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    (five,), _ = layer_memory([stage], torch.zeros(2, 32, 32), tokens, is_split=False)
+
+    assert kept_bytes(costs.layers[1:6]) == pytest.approx(five.kept, rel=0.01)
 
 
 def test_seats_are_written_as_they_are_read() -> None:

@@ -25,7 +25,7 @@ from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
 from pipelinejob_trainer.data.dataset import open_dataset, open_evaluation
 from pipelinejob_trainer.models.part import build_part
 from pipelinejob_trainer.sample import load_newest
-from support.training.gangs import Gang, plan
+from support.training.gangs import FromScratch, Gang, plan
 
 TESTS = Path(__file__).parents[2]
 STEPS = 80
@@ -62,8 +62,10 @@ def assert_same_end(gang: Gang, other: Gang) -> None:
     assert all(torch.equal(mine[name], others[name]) for name in mine)
 
 
-def test_two_runs_with_one_seed_are_bit_identical(undisturbed: Gang, make: Callable[[Plan], Gang]) -> None:
-    again = make(long_plan(1, 1, 1, 1)).finish()
+def test_two_runs_with_one_seed_are_bit_identical_forked_or_from_scratch(undisturbed: Gang) -> None:
+    folder = undisturbed.folder.with_name(f"{undisturbed.folder.name}-again")
+    again = Gang(folder, undisturbed.plan, environment=undisturbed.environment, machines=FromScratch())
+    again.start().finish()
 
     assert len(again.losses()) == STEPS
     assert_same_end(again, undisturbed)

@@ -196,12 +196,10 @@ def _leave_unsaved(config: Config, status: StageStatus, process_exit: ProcessExi
 
 
 def _end_without_peer(rank: int, plan: Plan, status: StageStatus, process_exit: ProcessExit) -> NoReturn:
-    place, tensor = divmod(rank, plan.parallelism.tensor)
-    replica, stage = divmod(place, plan.parallelism.pipeline)
-    who = f"tensor rank {tensor} of stage" if plan.parallelism.tensor > 1 else "stage"
-    process_exit.end(
-        ExitCode.PEER_LOST, "PeerLost", f"{who} {stage} of replica {replica} went away or is silent", step=status.step
-    )
+    from pipelinejob_trainer.communication.process_groups import who  # noqa: PLC0415  # torch, see above
+
+    lost = who(rank, pipeline=plan.parallelism.pipeline, tensor=plan.parallelism.tensor)
+    process_exit.end(ExitCode.PEER_LOST, "PeerLost", f"{lost} went away or is silent", step=status.step)
 
 
 def _profile(options: argparse.Namespace) -> None:

@@ -13,7 +13,8 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.base.user_code import through_layer
 from pipelinejob_trainer.checkpoint import snapshot
-from pipelinejob_trainer.checkpoint.folder import CheckpointFolder, DamagedCheckpointError
+from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
+from pipelinejob_trainer.checkpoint.shards import DamagedCheckpointError
 from pipelinejob_trainer.data.prepare.tokenizer import load_tokenizer
 from pipelinejob_trainer.data.tokens.index import TOKENIZER, read_index
 from pipelinejob_trainer.models.first_layer import extra_inputs

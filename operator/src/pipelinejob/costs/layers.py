@@ -5,6 +5,7 @@ operations and bytes as `counts` has them, over speeds of a device as `hardware`
 say so (`CostSource.ANALYTIC`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -41,6 +42,7 @@ class LayerCost(Value):
     optimizer_bytes: int | None = None  # the optimiser's state; None: AdamW's two moments
     cast_bytes: int = 0  # copies of them in the arithmetic's precision, kept while they do not change
     activation_bytes: int  # kept from forward to backward
+    shared_bytes: int = 0  # of these, what a stage's layers that keep as much of it keep once for all of them
     between_bytes: int | None = None  # kept between the halves of a split backward; None: as much as from forward on
     working_bytes: int = 0  # beside what it keeps, while a pass lasts: temporaries, gradients on their way
     output_bytes: int  # what the next layer receives
@@ -67,6 +69,11 @@ class LayerCost(Value):
     def compute_s(self) -> float:
         """Return the seconds of one micro-batch, there and back."""
         return self.forward_s + self.backward_s
+
+    @property
+    def own_bytes(self) -> int:
+        """Return what it keeps from forward to backward for itself alone."""
+        return self.activation_bytes - self.shared_bytes
 
     @property
     def moment_bytes(self) -> int:
@@ -124,6 +131,11 @@ class Profile(Value):
         if self.stage_memory_bytes is not None:
             return self.stage_memory_bytes
         return None if self.device_memory_bytes is None else (self.device_memory_bytes,) * num_ranks
+
+
+def kept_bytes(layers: Sequence[LayerCost]) -> int:
+    """Return what layers that run together keep from forward to backward: what they share, once."""
+    return sum(layer.own_bytes for layer in layers) + max((layer.shared_bytes for layer in layers), default=0)
 
 
 _EQUAL_S = 1e-3

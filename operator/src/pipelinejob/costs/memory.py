@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pipelinejob.costs.layers import LayerCost
+from pipelinejob.costs.layers import LayerCost, kept_bytes
 from pipelinejob.schedules.actions import GIVES_GRADIENT, Action, ActionKind
 
 # A rank posts this many receives ahead of the one that it waits for, and more while they take less than so many bytes.
@@ -56,16 +56,17 @@ def stage_bytes(layers: Sequence[LayerCost], *, received: int, is_split: bool, r
             gathered = layer.working_bytes - taken - given
             let_go -= max(gathered, _between(layer) - layer.activation_bytes, 0)
         else:
-            let_go += layer.activation_bytes
+            let_go += layer.own_bytes
+    again = kept_bytes(layers[:recomputed])
     return StageBytes(
         gradients=sum(layer.parameter_bytes for layer in layers),
         casts=sum(layer.cast_bytes for layer in layers),
         received=received,
-        kept=sum(layer.activation_bytes for layer in layers),
+        kept=again + kept_bytes(layers[recomputed:]),
         between=sum(map(_between, layers)),
         working=working,
         is_again=recomputed > 0,
-        again=sum(layer.activation_bytes for layer in layers[:recomputed]),
+        again=again,
         again_casts=sum(layer.cast_bytes for layer in layers[:recomputed]),
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelinejob.contract.plan import LayerRange
-from pipelinejob.costs.layers import LayerCost, Profile
+from pipelinejob.costs.layers import LayerCost, Profile, kept_bytes
 from pipelinejob.costs.links import Links
 from pipelinejob.costs.memory import StageBytes, ahead_bytes, peak_bytes, stage_bytes
 from pipelinejob.costs.shares import from_others, holders, mean_share, share
@@ -350,7 +350,7 @@ class Division:
         kept = sum(self.kept_bytes[stage] for stage in stages)
         left = limit - self.state_bytes(rank)
         for stage in stages:  # of what is computed again, one is there whole while its backward pass runs
-            again = sum(layer.activation_bytes for layer in self.layers(stage)[: self.recomputed(rank, stage)])
+            again = kept_bytes(self.layers(stage)[: self.recomputed(rank, stage)])
             left -= again
             kept += self.input_bytes(stage) * bool(self.recomputed(rank, stage)) - again
         return max(left / kept, 0.0) if kept else float("inf")
@@ -395,4 +395,4 @@ class Division:
     @cached_property
     def kept_bytes(self) -> tuple[int, ...]:
         """Return what each stage computes for its backward pass, of one micro-batch."""
-        return tuple(sum(layer.activation_bytes for layer in self.layers(stage)) for stage in range(len(self.cuts)))
+        return tuple(kept_bytes(self.layers(stage)) for stage in range(len(self.cuts)))

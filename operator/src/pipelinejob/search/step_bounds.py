@@ -11,7 +11,7 @@ from functools import cached_property, partial
 import numpy as np
 import numpy.typing as npt
 
-from pipelinejob.costs.layers import Profile
+from pipelinejob.costs.layers import Profile, kept_bytes
 from pipelinejob.fabric.hardware import LinkKind
 from pipelinejob.schedules.families import described
 from pipelinejob.schedules.family import RouteShape, Share, Sizes
@@ -88,7 +88,7 @@ class Table:
         way back.
         """
         gradients = sum(layer.parameter_bytes for layer in self.profile.layers) - self.tied_bytes
-        activations = sum(layer.activation_bytes for layer in self.profile.layers)
+        activations = kept_bytes(self.profile.layers)
         return self.state_bytes + max(activations - gradients, 0)
 
 
@@ -126,7 +126,7 @@ def has_room(option: Option, table: Table, limits: tuple[float, ...]) -> bool:
     if option.recompute is not Recompute.NONE or not layers:
         return True
     state = min(layer.state_bytes for layer in layers)
-    kept = min(layer.activation_bytes for layer in layers)
+    kept = min(layer.own_bytes for layer in layers)
     held = partial(described(option.schedule).held, _sizes(option))
     each = (state + (held(rank) or 0.0) * kept for rank in range(len(limits)))
     return sum(limit / max(taken, 1) for limit, taken in zip(limits, each, strict=True)) >= len(layers)
@@ -291,7 +291,7 @@ def guess_s(option: Option, table: Table, speeds: tuple[float, ...], joined: Joi
 def guess_share(option: Option, table: Table, limits: tuple[float, ...]) -> float:
     """Guess which part of the devices' memory an option fills, were all stages equal: what is above 1 is tried last."""
     family = described(option.schedule)
-    kept = sum(layer.activation_bytes for layer in table.profile.layers)
+    kept = kept_bytes(table.profile.layers)
     held = min(option.layout.micro_batches, family.peak(_sizes(option)))
     if option.recompute is not Recompute.NONE:
         held = 1 + held * _RECEIVED

@@ -61,7 +61,8 @@ class Pass:
 class Sampled:
     """The token that was chosen for a row: its probability's natural logarithm, and those of the likeliest.
 
-    `margin` is by how much the likeliest token's logit was above the second one's.
+    `margin` is by how much the likeliest token's logit was above the second one's. Where logits `are_numbers` no
+    longer, the token means nothing.
     """
 
     sequence: int
@@ -69,6 +70,7 @@ class Sampled:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     margin: float = 0.0
+    are_numbers: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

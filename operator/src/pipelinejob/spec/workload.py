@@ -359,6 +359,13 @@ WORKLOAD_RULES = (
         if "vocabulary_size" in kind.model_fields
     ),
     Rule(
+        rule="!has(self.model.decoder) || !has(self.model.decoder.experts) || self.model.decoder.experts.perToken > 1"
+        " || !self.model.decoder.experts.normalized",
+        message="with perToken 1, a token's only weight, made to add up to 1, is 1 whatever the router gives, so that "
+        "the loss would not train the router; use normalized: false",
+        field=".model.decoder.experts.normalized",
+    ),
+    Rule(
         rule="!has(self.evaluation) || !has(self.evaluation.tokens) || has(self.data.tokens)",
         message="evaluation.tokens goes with data.tokens only: what is trained on bytes is evaluated on bytes; use "
         "evaluation.paths",

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
-from pipelinejob.spec.status import ConditionStatus, ConditionType
+from pipelinejob.spec.reported.conditions import ConditionStatus, ConditionType
 from pipelinejob_operator.admission.capacity import Claim, Free, minus
 from pipelinejob_operator.admission.choosing import Chooser
 from pipelinejob_operator.admission.fewest import fewest

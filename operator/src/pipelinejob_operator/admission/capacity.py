@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from pipelinejob.base import names
 from pipelinejob.base.quantities import Resources, add, resources, subtract
 from pipelinejob.contract.plan import Placement
-from pipelinejob.spec.resizing import JoiningRank
-from pipelinejob.spec.status import StageStatus
+from pipelinejob.spec.reported.resizing import JoiningRank
+from pipelinejob.spec.reported.stage_status import StageStatus
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import Job, Rank

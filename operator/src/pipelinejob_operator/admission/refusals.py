@@ -7,7 +7,8 @@ webhook of the scheduler's, a kubelet without a healthy device) is known by what
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from pipelinejob.spec.status import PipelineJobStatus, RefusedNode
+from pipelinejob.spec.reported.waiting import RefusedNode
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.objects.job import format_time, parse_time
 
 MAX_REFUSALS = 64  # of a status; the latest count

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from pipelinejob.base.errors import PipelineJobError
-from pipelinejob.spec.status import ConditionType
+from pipelinejob.spec.reported.conditions import ConditionType
 from pipelinejob_operator.admission.line.priority import Priorities
 from pipelinejob_operator.admission.line.queueing import Order, is_in_line
 from pipelinejob_operator.cli.shown.console import console_for_people

@@ -17,7 +17,8 @@ from pipelinejob.search.found import title
 from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Request
 from pipelinejob.spec.job import Mode
-from pipelinejob.spec.status import PipelineJobStatus, State
+from pipelinejob.spec.reported.conditions import State
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.cli.exits import Exit
 from pipelinejob_operator.cli.given.costs import ProfileOption, costs_of
 from pipelinejob_operator.cli.given.decided import decided

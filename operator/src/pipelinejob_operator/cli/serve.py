@@ -15,7 +15,7 @@ from pipelinejob.contract.plan import Plan
 from pipelinejob.siting.door import plan_job
 from pipelinejob.siting.request import Request
 from pipelinejob.spec.job import Mode
-from pipelinejob.spec.status import UP, State
+from pipelinejob.spec.reported.conditions import UP, State
 from pipelinejob_operator.cli.exits import Exit
 from pipelinejob_operator.cli.given.manifests import FileArgument, GivenJob, given_job, jobs_among, read_documents
 from pipelinejob_operator.cli.given.model_folder import with_its_model
@@ -37,7 +37,7 @@ def serve(
     *,
     model: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="The model's folder, instead of the manifest's.", file_okay=False),
+        typer.Option(metavar="FOLDER", help="The model's folder, or its GGUF file, instead of the manifest's."),
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port of the HTTP front, instead of the manifest's.")

@@ -8,7 +8,7 @@ from itertools import islice
 from pipelinejob.base import names
 from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import Mode, PipelineJobSpec
-from pipelinejob.spec.status import State
+from pipelinejob.spec.reported.conditions import State
 from pipelinejob_operator.cluster import Change, Object, Reference
 from pipelinejob_operator.controller.observing.observe import Observed, wanted_plan
 from pipelinejob_operator.controller.turns import moving

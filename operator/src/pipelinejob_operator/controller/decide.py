@@ -11,7 +11,8 @@ from datetime import datetime
 from pipelinejob.contract.incarnation import GivenRank, Incarnation
 from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import Mode, PipelineJobSpec
-from pipelinejob.spec.status import ConditionType, PipelineJobStatus, State
+from pipelinejob.spec.reported.conditions import ConditionType, State
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.cluster import (
     Change,
     Event,

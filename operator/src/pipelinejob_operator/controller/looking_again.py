@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob.spec.status import UP, ConditionType, State
+from pipelinejob.spec.reported.conditions import UP, ConditionType, State
 from pipelinejob_operator.admission.line.queueing import (
     FAR_BACK,
     NEVER_FITS,

@@ -25,7 +25,7 @@ from pipelinejob.siting.request import DoesNotFit, Request
 from pipelinejob.siting.site import Draft, Site
 from pipelinejob.spec.chosen import Chosen
 from pipelinejob.spec.job import Partition, PipelineJobSpec
-from pipelinejob.spec.status import RecoveryStatus
+from pipelinejob.spec.reported.recovery_status import RecoveryStatus
 from pipelinejob_operator.admission.choosing import Chooser, node_infos
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods, placing
 from pipelinejob_operator.cluster import Key, Object

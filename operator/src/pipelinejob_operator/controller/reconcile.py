@@ -11,7 +11,7 @@ from pipelinejob.contract.plan import Placement, Plan
 from pipelinejob.contract.progress import SPARE_REPLICA, Phase
 from pipelinejob.fabric.hardware import Hardware
 from pipelinejob.siting.site import Draft
-from pipelinejob.spec.status import State
+from pipelinejob.spec.reported.conditions import State
 from pipelinejob_operator.admission.capacity import identity
 from pipelinejob_operator.admission.line.queueing import NO_PLAN
 from pipelinejob_operator.admission.line.verdict import Placed, Refused, Waits

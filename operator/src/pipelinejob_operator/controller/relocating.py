@@ -9,7 +9,7 @@ from pipelinejob.base import names
 from pipelinejob.base.errors import SpecError
 from pipelinejob.fabric.topology import NodeInfo, Topology
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob.spec.sparing import Spare
+from pipelinejob.spec.reported.sparing import Spare
 from pipelinejob_operator.admission.capacity import Free, identity
 from pipelinejob_operator.admission.line.queueing import is_in_line
 from pipelinejob_operator.admission.pods.admitted import AdmittedPods

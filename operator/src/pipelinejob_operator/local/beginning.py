@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from pipelinejob.base.errors import SpecError
-from pipelinejob.spec.status import State
+from pipelinejob.spec.reported.conditions import State
 
 
 class Way(StrEnum):

@@ -11,7 +11,8 @@ from typing import Any
 
 from pipelinejob.contract.plan import Plan
 from pipelinejob.costs.layers import Profile
-from pipelinejob.spec.status import PipelineJobStatus, State
+from pipelinejob.spec.reported.conditions import State
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.cluster import ClusterError, Key
 from pipelinejob_operator.controller.reconcile import Controller, ControllerSettings
 from pipelinejob_operator.local import interruption

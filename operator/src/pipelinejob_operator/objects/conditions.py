@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import NamedTuple
 
-from pipelinejob.spec.status import Condition, ConditionStatus, ConditionType, PipelineJobStatus
+from pipelinejob.spec.reported.conditions import Condition, ConditionStatus, ConditionType
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.objects.job import condition, format_time
 
 MAX_MESSAGE_LENGTH = 2000  # far below the schema's bound: eight conditions of an object that everybody lists

@@ -14,8 +14,9 @@ from pipelinejob.base import names
 from pipelinejob.contract.progress import SPARE_REPLICA
 from pipelinejob.spec.chosen import resolved
 from pipelinejob.spec.job import Mode, PipelineJobSpec
+from pipelinejob.spec.reported.conditions import Condition, ConditionStatus, ConditionType
 from pipelinejob.spec.running.scheduling import Binding
-from pipelinejob.spec.status import Condition, ConditionStatus, ConditionType, PipelineJobStatus
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.cluster import Key, Object
 
 

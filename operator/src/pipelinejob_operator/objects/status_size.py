@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipelinejob.contract.progress import ExitCode
-from pipelinejob.spec.status import PipelineJobStatus, StageStatus
+from pipelinejob.spec.reported.stage_status import StageStatus
+from pipelinejob.spec.status import PipelineJobStatus
 
 MAX_STATUS_BYTES = 768 * 1024
 MAX_SENTENCES_BYTES = 64 * 1024  # of all ranks together

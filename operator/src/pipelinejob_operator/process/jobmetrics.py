@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipelinejob.spec.status import ConditionStatus, ConditionType
+from pipelinejob.spec.reported.conditions import ConditionStatus, ConditionType
 from pipelinejob_operator.cluster import Object
 
 _JOBS_A_PART = 500

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from pipelinejob.contract.plan import LayerRange, Plan
 from pipelinejob.contract.progress import Progress
-from pipelinejob.spec.status import PipelineJobStatus, State
+from pipelinejob.spec.reported.conditions import State
+from pipelinejob.spec.status import PipelineJobStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from support.training.forking.forks import Forks
 from support.training.gangs import Running
-from support.training.soaking.forking import Forks
 from support.training.soaking.wires import INTERFACE, Wires
 
 

@@ -14,17 +14,9 @@ import torch
 from pipelinejob.base.errors import PipelineJobError
 from pipelinejob_trainer.base.errors import SupersededError
 from pipelinejob_trainer.checkpoint.copies import Copies
-from pipelinejob_trainer.checkpoint.folder import (
-    Checkpoint,
-    CheckpointFolder,
-    DamagedCheckpointError,
-    Fence,
-    Manifest,
-    PartOf,
-    shard_name,
-    write_shard,
-)
+from pipelinejob_trainer.checkpoint.folder import Checkpoint, CheckpointFolder, Fence, Manifest, PartOf
 from pipelinejob_trainer.checkpoint.pieces import metadata_of
+from pipelinejob_trainer.checkpoint.shards import DamagedCheckpointError, shard_name, write_shard
 from pipelinejob_trainer.checkpoint.snapshot import Snapshot
 from pipelinejob_trainer.communication.gang import Gang
 from pipelinejob_trainer.data.position import TextPosition

@@ -20,14 +20,8 @@ import fsspec
 from pipelinejob.contract.plan import Plan
 from pipelinejob_trainer.base.disk import sync
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.checkpoint.folder import (
-    STEP,
-    SUMS,
-    CheckpointFolder,
-    DamagedCheckpointError,
-    file_digest,
-    parse_sums,
-)
+from pipelinejob_trainer.checkpoint.folder import STEP, SUMS, CheckpointFolder
+from pipelinejob_trainer.checkpoint.shards import DamagedCheckpointError, file_digest, parse_sums
 
 
 def places_of(plan: Plan) -> tuple[str, ...]:

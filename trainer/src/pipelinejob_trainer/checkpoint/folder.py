@@ -18,33 +18,32 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from pipelinejob.base.errors import PipelineJobError
 from pipelinejob.base.values import Value
 from pipelinejob_trainer.base.disk import sync, write_atomically, write_durably
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.checkpoint.pieces import Contents
+from pipelinejob_trainer.checkpoint.shards import (
+    DamagedCheckpointError,
+    file_digest,
+    parse_sums,
+    telling_damage,
+)
 from pipelinejob_trainer.data.position import TextPosition
 
 STEP = re.compile(r"step-(\d{8,})")
 _MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
 _FENCE = "fence.json"
-
-
-class DamagedCheckpointError(PipelineJobError):
-    """A checkpoint is torn, changed or incomplete; an older one may be intact."""
 
 
 # What a process keeps of a whole tensor, by its name.
@@ -128,7 +127,7 @@ class Checkpoint:
         another model.
         """
         found: dict[str, torch.Tensor] = {}
-        with _damage(self.path):
+        with telling_damage(self.path):
             contents = self.contents()
             names = [name for name in contents.names if name in wanted or is_taken(name)]
             for file in contents.files(names):
@@ -155,7 +154,7 @@ class Checkpoint:
     def verify(self) -> None:
         """Verify all shards. Raises DamagedCheckpointError."""
         for shard in self.manifest.shards:
-            with _damage(self.path / shard):
+            with telling_damage(self.path / shard):
                 self._verify(shard)
 
     def _verify(self, shard: str) -> None:
@@ -210,7 +209,7 @@ class CheckpointFolder:
         Raises DamagedCheckpointError, and UserError for one that another version wrote.
         """
         path = self.path(step)
-        with _damage(path):
+        with telling_damage(path):
             digests = parse_sums((path / SUMS).read_text(encoding="utf-8", errors="replace"))
             content = (path / _MANIFEST).read_bytes()
         if hashlib.sha256(content).hexdigest() != digests.get(_MANIFEST):
@@ -340,55 +339,6 @@ class CheckpointFolder:
             return False
 
 
-def num_stages(shards: Iterable[str]) -> int:
-    """Count the stages of which some files are."""
-    return len({name.removesuffix(".safetensors").split("-")[1] for name in shards})
-
-
-def shard_name(stage: int, *, replica: int = 0, tensor: int = 0) -> str:
-    """Return the name of a rank's file: of a stage mostly, of those that share or shard it, what they have alone."""
-    others = "".join(f"-{kind}-{rank:05d}" for kind, rank in (("replica", replica), ("tensor", tensor)) if rank)
-    return f"stage-{stage:05d}{others}.safetensors"
-
-
-def write_shard(path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: dict[str, str] | None = None) -> str:
-    """Write tensors, read them back, and return the file's SHA-256.
-
-    Raises OSError when it cannot be written, DamagedCheckpointError when it reads back differently.
-    """
-    try:
-        save_file(dict(_apart(tensors)), path, metadata=metadata)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise OSError(f"{path}: {error}") from error
-    sync(path)
-    with _damage(path), safe_open(path, framework="pt") as written:
-        for name, tensor in tensors.items():
-            if not _same_bits(written.get_tensor(name), tensor.cpu()):
-                raise DamagedCheckpointError(f"{path}: {name} reads back differently than it was written")
-    return file_digest(path)
-
-
-def file_digest(path: Path) -> str:
-    """Return a file's SHA-256, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _apart(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Return tensors that share no memory, as a file stores them."""
-    taken: set[int] = set()
-    for name, tensor in tensors.items():
-        whole = tensor.contiguous()
-        memory = whole.untyped_storage().data_ptr()
-        yield name, whole.clone() if memory in taken else whole
-        taken.add(memory)
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    flat = one.contiguous().reshape(-1), other.contiguous().reshape(-1)
-    return torch.equal(flat[0].view(torch.uint8), flat[1].view(torch.uint8))  # bits: a NaN equals itself
-
-
 def _parse_manifest(path: Path, content: bytes) -> Manifest:
     """Read a verified manifest.
 
@@ -403,18 +353,3 @@ def _parse_manifest(path: Path, content: bytes) -> Manifest:
             f"checkpoint {path}: {'.'.join(map(str, first['loc'])) or 'manifest'}: {first['msg']}; it is whole, but of"
             " another version of the trainer; go on with the image that wrote it, or use another spec.checkpoint.path",
         ) from error
-
-
-def parse_sums(text: str) -> dict[str, str]:
-    """Read a file of sums; return each file's digest by its name."""
-    pairs = (line.split("  ", 1) for line in text.splitlines() if "  " in line)
-    return {name: digest for digest, name in pairs}
-
-
-@contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError, ValidationError) as error:
-        what = str(error).splitlines()[0]
-        raise DamagedCheckpointError(f"{path}: cannot be read: {what}") from error

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.checkpoint.folder import CheckpointFolder, DamagedCheckpointError, num_stages
+from pipelinejob_trainer.checkpoint.folder import CheckpointFolder
+from pipelinejob_trainer.checkpoint.shards import DamagedCheckpointError, num_stages
 
 _DAMAGED = 65  # EX_DATAERR
 

@@ -23,6 +23,13 @@ def rank_of(replica: int, stage: int, *, pipeline: int) -> int:
     return replica * pipeline + stage
 
 
+def who(rank: int, *, pipeline: int, tensor: int) -> str:
+    """Say where a rank, of all, stands."""
+    place, mine = divmod(rank, tensor)
+    replica, stage = divmod(place, pipeline)
+    return f"{f'tensor rank {mine} of ' if tensor > 1 else ''}stage {stage} of replica {replica}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
     """This rank's process groups.

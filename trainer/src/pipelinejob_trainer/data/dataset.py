@@ -31,15 +31,17 @@ def open_dataset(
     replicas: int,
     seed: int,
     model: Model | None = None,
+    vocabulary: int | None = None,
     evaluation: Evaluation | None = None,
 ) -> "Dataset":
     """Open the data that a job trains on: all of it, or what its evaluation leaves.
 
     The model limits the tokens, and says how documents are packed where `data` does not; None: no
-    limit. Raises UserError when data are missing, damaged, too short, or of another tokenizer.
+    limit. So many tokens its layers know, `vocabulary`, if that was seen when they were made. Raises
+    UserError when data are missing, damaged, too short, or of another tokenizer.
     """
     return Dataset(
-        samples=_training_samples(data, seed, model, evaluation),
+        samples=_training_samples(data, seed, model, vocabulary, evaluation),
         rows=schedule.micro_batch_sizes,
         replicas=replicas,
     )
@@ -99,8 +101,10 @@ class Dataset:
             yield from self.samples.describe(num_samples)
 
 
-def _training_samples(data: Data, seed: int, model: Model | None, evaluation: Evaluation | None) -> Samples:
-    vocabulary_size = None if model is None else model.vocabulary_size
+def _training_samples(
+    data: Data, seed: int, model: Model | None, vocabulary: int | None, evaluation: Evaluation | None
+) -> Samples:
+    vocabulary_size = vocabulary or (None if model is None else model.vocabulary_size)
     if data.tokens is None:
         return ByteWindows(
             text=training_text(data, evaluation),

@@ -16,11 +16,12 @@ from safetensors import safe_open
 from pipelinejob.contract.trained import Trained
 from pipelinejob.spec.lora import Lora
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.checkpoint.folder import DamagedCheckpointError, write_shard
+from pipelinejob_trainer.checkpoint.shards import DamagedCheckpointError, write_shard
 from pipelinejob_trainer.export.families import target_of
 from pipelinejob_trainer.export.request import Request
 from pipelinejob_trainer.export.source import Source, open_checkpoint
 from pipelinejob_trainer.export.target import Target
+from pipelinejob_trainer.export.tokenizer import add_tokenizer
 from pipelinejob_trainer.export.writing import TensorFiles, new_folder, write_json
 from pipelinejob_trainer.process.output import say
 
@@ -61,6 +62,8 @@ def _write_model(source: Source, folder: Path, request: Request) -> str:
         for file in target.files:
             shutil.copyfile(file, folder / file.name)
         write_json(folder / "config.json", {**target.config, "dtype": _DTYPES[request.dtype]})
+        for remark in add_tokenizer(folder, source.trained.data, target.config):
+            say(f"{request.to}: {remark}")
         kind = f"a {target.config['model_type']} that transformers loads"
     _check_readable(folder)
     return f"{kind}, {num_bytes / 2**20:,.1f} MiB"
@@ -99,6 +102,8 @@ def _write_adapters(source: Source, folder: Path, request: Request) -> str:
     for file in target.files if target else ():
         if "token" in file.name or file.suffix in {".model", ".jinja"}:
             shutil.copyfile(file, folder / file.name)
+    for remark in add_tokenizer(folder, source.trained.data, None) if target else ():
+        say(f"{request.to}: {remark}")
     _check_readable(folder)
     return f"{len(modules)} adapters that PEFT loads"
 

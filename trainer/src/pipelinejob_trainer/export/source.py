@@ -9,8 +9,9 @@ import torch
 from pipelinejob.contract.trained import Trained
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.checkpoint import snapshot
-from pipelinejob_trainer.checkpoint.folder import Checkpoint, CheckpointFolder, DamagedCheckpointError
+from pipelinejob_trainer.checkpoint.folder import Checkpoint, CheckpointFolder
 from pipelinejob_trainer.checkpoint.pieces import Contents
+from pipelinejob_trainer.checkpoint.shards import DamagedCheckpointError
 from pipelinejob_trainer.models.identity import layer_of
 from pipelinejob_trainer.models.lora import adapted_modules, combined, digest_of
 from pipelinejob_trainer.models.part import Part, build_part, num_layers

@@ -13,7 +13,7 @@ import torch
 
 from pipelinejob_trainer.base.disk import sync, write_durably
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.checkpoint.folder import DamagedCheckpointError, write_shard
+from pipelinejob_trainer.checkpoint.shards import DamagedCheckpointError, write_shard
 from pipelinejob_trainer.process.output import warn
 
 _METADATA = {"format": "pt"}  # transformers reads no file without it

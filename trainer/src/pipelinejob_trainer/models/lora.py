@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from pipelinejob.spec.lora import ALL_MATRICES, Lora, matches
@@ -32,6 +33,7 @@ _FIELD = "spec.training.lora.targets"
 _MARK = "_is_frozen_by_lora"  # of a parameter: a user's function may give the same modules twice
 _DIGEST_BYTES = 32
 _SHORT_BYTES = 2
+_STACKED = 3  # dimensions of many matrices in one tensor
 
 
 class Adapted(nn.Module):
@@ -61,10 +63,12 @@ class Adapters:
     """What was adapted of some layers.
 
     `base` are the names of the frozen parameters; `found` counts the linear layers that each target
-    names; `linear` are the ends of the names of all linear layers that targets could name.
+    names; `linear` are the ends of the names of all linear layers that targets could name. `stacked` are those of
+    `base` that hold many matrices in one tensor, as experts of transformers do: no adapter can stand beside them.
     """
 
     base: frozenset[str] = frozenset()
+    stacked: frozenset[str] = frozenset()
     found: Mapping[str, int] = field(default_factory=dict)
     linear: frozenset[str] = frozenset()
 
@@ -83,7 +87,7 @@ def adapt(
     `head` is the layer that gives logits, if there is one that gives nothing else. Initial values
     depend on seed and name alone. Raises UserError for a target that cannot be adapted.
     """
-    base: set[str] = set()
+    base, stacked = set[str](), set[str]()
     found = dict.fromkeys(lora.targets, 0)
     ends: set[str] = set()
     shared = tied.keys() | set(tied.values())
@@ -91,6 +95,8 @@ def adapt(
         for place in places(index, layer):
             if isinstance(place.tensor, nn.Parameter) and not place.slot.startswith("lora_") and _froze(place.tensor):
                 base.add(place.name_by(tied))
+                if place.tensor.ndim == _STACKED and not isinstance(place.module, _ConvNd):
+                    stacked.add(place.name_by(tied))
         for name, module in _named_modules(index, layer):
             is_linear, is_head = _is_linear(module), index == head
             wanted = [each for each in lora.targets if matches(each, name)]
@@ -104,7 +110,7 @@ def adapt(
             if is_linear:
                 _wrap(index, name, cast("nn.Linear", module), lora, seed)
                 found.update((each, found[each] + 1) for each in wanted)
-    return Adapters(base=frozenset(base), found=found, linear=frozenset(ends))
+    return Adapters(base=frozenset(base), stacked=frozenset(stacked), found=found, linear=frozenset(ends))
 
 
 def adapted_modules(index: int, layer: nn.Module) -> Iterator[tuple[str, Adapted]]:

@@ -3,40 +3,45 @@
 Each layer is a stage of its own, and forwards and backwards of micro-batches alternate, so that a
 pass finds the caches as in a run, filled by other layers and the pass before. The cost of a stage's
 call itself is measured with a layer that does almost nothing, and subtracted: a stage of ten layers
-pays it once, not ten times. So is what a Hugging Face model's own forward takes around its blocks.
+pays it once, not ten times. So is what a Hugging Face model's own forward takes around its blocks, and what it
+makes there and all blocks keep is measured beside.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import nn
 
 from pipelinejob.contract.plan import Plan
 from pipelinejob.costs.layers import LayerCost
-from pipelinejob.spec.job import Precision
 from pipelinejob.spec.training import Compile
 from pipelinejob_trainer.base.nesting import Passed
 from pipelinejob_trainer.data.micro_batch import Inputs
-from pipelinejob_trainer.models.losses.loss import Loss, load_loss, token_cross_entropy
+from pipelinejob_trainer.models.losses.loss import load_loss
 from pipelinejob_trainer.models.own.refusals import check_layer
 from pipelinejob_trainer.models.part import LayerEntry, build_part, num_layers
 from pipelinejob_trainer.optimizers.choice import hidden_matrices, make_optimizer
 from pipelinejob_trainer.optimizers.groups import freeze
-from pipelinejob_trainer.profile.memory import LayerMemory, Received, layer_memory, own_copy, starting_gradient
+from pipelinejob_trainer.profile.chain import Chain, Passes, Round, empty_passes
+from pipelinejob_trainer.profile.memory import (
+    LayerMemory,
+    Received,
+    layer_memory,
+    own_copy,
+    shared_bytes,
+    starting_gradient,
+)
 from pipelinejob_trainer.profile.stopwatch import Stopwatch
 from pipelinejob_trainer.runtime.rank import holds_frozen_short
 from pipelinejob_trainer.stage.compiling import prepare
-from pipelinejob_trainer.stage.stage import Stage
 
-_MICRO_BATCHES = 4
 _STRETCH = 4  # layers
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 12
 _BUDGET_S = 1.5  # for each way of playing a stretch
-_EMPTY_ROUNDS = 30
+_FEWEST_TOGETHER = 2  # blocks, to see what they share
 _HOLLOW_ROUNDS = 8
 _CACHE_BYTES = 1 << 26  # more than a core's share of any last-level cache
 
@@ -62,17 +67,6 @@ class Text:
         return self.tokens if self.positions is None else Inputs(self.tokens, self.positions)
 
 
-class Passes(NamedTuple):
-    """Seconds of a stage's passes: forward, and backward whole (no second half) or in halves."""
-
-    forward_s: float
-    backward_s: float
-    weight_s: float
-
-    def __sub__(self, other: "Passes") -> "Passes":
-        return Passes(*(max(mine - theirs, 0.0) for mine, theirs in zip(self, other, strict=True)))
-
-
 class Costs(NamedTuple):
     """What layers cost, and what a forward pass through blocks takes around them, however many there are."""
 
@@ -85,46 +79,35 @@ def layer_costs(plan: Plan, text: Text, watch: Stopwatch, *, is_split: bool, nei
     total = num_layers(plan.model)
     costs: dict[int, LayerCost] = {}
     around_s: float | None = None
+    shared: int | None = None
     received: Received = text.inputs
     for indices in _stretches(plan, total):
         stretch = _Stretch(plan, indices, received, text, watch)
         costs |= dict(zip(indices, stretch.measure(is_split=is_split, neighbours=neighbours), strict=True))
         received = stretch.output
         around_s = stretch.around_s() if around_s is None else around_s
+        shared = stretch.shared_bytes(is_split=is_split) if shared is None else shared
     if _has_equal_blocks(plan):
         return Costs(_with_equal_blocks(costs, total))
     layers = [costs[index] for index in range(total)]
-    return Costs(
-        [layers[0], *(_without(block, around_s or 0.0) for block in layers[1:-1]), layers[-1]], around_s or 0.0
+    blocks = [_among_others(block, around_s or 0.0, shared or 0) for block in layers[1:-1]]
+    return Costs([layers[0], *blocks, layers[-1]], around_s or 0.0)
+
+
+def _among_others(block: LayerCost, around_s: float, shared: int) -> LayerCost:
+    """Return a block's costs without what it pays and keeps together with the stage's other blocks."""
+    return block.model_copy(
+        update={
+            "forward_s": max(block.forward_s - around_s, 0.0),
+            "shared_bytes": min(shared, block.activation_bytes),
+        }
     )
-
-
-def _without(block: LayerCost, around_s: float) -> LayerCost:
-    return block.model_copy(update={"forward_s": max(block.forward_s - around_s, 0.0)})
 
 
 def empty_action_s(watch: Stopwatch, *, is_split: bool) -> float:
     """Measure a stage's passes without compute: the mean over the kinds that a schedule has."""
-    passes = _empty_passes(watch, is_split=is_split)
+    passes = empty_passes(watch, is_split=is_split)
     return mean(passes if is_split else passes[:2])
-
-
-def _empty_passes(watch: Stopwatch, *, is_split: bool) -> Passes:
-    chain = _Chain([LayerEntry(index=1, name="nothing", module=_Nothing())], watch, total=3)
-    received = torch.ones(1, 1, 1, device=watch.device)
-    rounds = [chain.play(received, None, is_split=is_split) for _ in range(_EMPTY_ROUNDS)]
-    return rounds[0].typical(rounds[1:], 0, micro_batches=_EMPTY_ROUNDS)
-
-
-class _Nothing(nn.Module):
-    """A layer that does almost nothing; its weight and its input both have gradients."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.scale
 
 
 def _stretches(plan: Plan, total: int) -> Iterator[tuple[int, ...]]:
@@ -147,98 +130,6 @@ def _with_equal_blocks(costs: dict[int, LayerCost], total: int) -> list[LayerCos
     block = blocks[0].model_copy(update={name: mean(getattr(each, name) for each in blocks) for name in seconds})
     named = (block.model_copy(update={"name": f"block-{index}"}) for index in range(total - 2))
     return [costs[0], *named, costs[total - 1]]
-
-
-@dataclass(slots=True)
-class _Round:
-    """Seconds of one round's passes, by layer, then by micro-batch."""
-
-    forward_s: list[list[float]]
-    backward_s: list[list[float]]
-    weight_s: list[list[float]]
-
-    @classmethod
-    def typical(cls, rounds: Sequence["_Round"], layer: int, *, micro_batches: int) -> Passes:
-        """Return a layer's mean seconds over a step of so many micro-batches.
-
-        The first one of a step differs: its passes find cold caches, and allocate the gradients.
-        """
-
-        def typical(of: Callable[["_Round"], list[list[float]]]) -> float:
-            each = [of(one)[layer] for one in rounds]
-            if not each[0]:
-                return 0.0
-            first, rest = median(one[0] for one in each), median(s for one in each for s in one[1:])
-            return (first + (micro_batches - 1) * rest) / micro_batches
-
-        return Passes(
-            typical(lambda one: one.forward_s), typical(lambda one: one.backward_s), typical(lambda one: one.weight_s)
-        )
-
-
-class _Chain:
-    """Layers one after the other, each a stage of its own."""
-
-    def __init__(
-        self,
-        entries: Sequence[LayerEntry],
-        watch: Stopwatch,
-        *,
-        total: int,
-        precision: Precision = Precision.FP32,
-        loss: Loss = token_cross_entropy,
-        compiles: bool = False,
-    ) -> None:
-        self._timed = watch.timed
-        self._whole, self._split = (
-            tuple(
-                Stage(
-                    [entry],
-                    is_first=entry.index == 0,
-                    is_last=entry.index == total - 1,
-                    precision=precision,
-                    device=watch.device,
-                    is_split=is_split,
-                    loss=loss,
-                    compiles=compiles,
-                )
-                for entry in entries
-            )
-            for is_split in (False, True)
-        )
-
-    def stages(self, *, is_split: bool) -> tuple[Stage, ...]:
-        return self._split if is_split else self._whole
-
-    def play(self, received: Received, targets: torch.Tensor | None, *, is_split: bool) -> _Round:
-        """Run micro-batches through all layers, forward and backward."""
-        stages = self.stages(is_split=is_split)
-        found = _Round([[] for _ in stages], [[] for _ in stages], [[] for _ in stages])
-        with stages[0].keeping_casts():
-            for k in range(_MICRO_BATCHES):
-                output = self._forth(stages, found, k, received, targets)
-                self._back(stages, found, k, output, is_split=is_split)
-        return found
-
-    def _forth(
-        self, stages: Sequence[Stage], found: _Round, k: int, received: Received, targets: torch.Tensor | None
-    ) -> Passed:
-        passed = own_copy(received)
-        for stage, seconds in zip(stages, found.forward_s, strict=True):
-            with self._timed(seconds):
-                output = stage.forward(k, passed, targets if stage.is_last else None, seed=k)
-            passed = output
-        return output
-
-    def _back(self, stages: Sequence[Stage], found: _Round, k: int, output: Passed, *, is_split: bool) -> None:
-        gradient = starting_gradient(stages[-1], output)
-        for stage, seconds in zip(reversed(stages), reversed(found.backward_s), strict=True):
-            run = stage.backward_input if is_split else stage.backward
-            with self._timed(seconds):
-                gradient = run(k, gradient)
-        for stage, seconds in zip(stages, found.weight_s, strict=True) if is_split else ():
-            with self._timed(seconds):
-                stage.backward_weight(k)
 
 
 class _Stretch:
@@ -266,7 +157,7 @@ class _Stretch:
             part.hold_frozen_short()
         self._entries = tuple(part.layers)
         self._total = num_layers(plan.model)
-        self._chain = _Chain(
+        self._chain = Chain(
             self._entries,
             watch,
             total=self._total,
@@ -279,21 +170,22 @@ class _Stretch:
             make_optimizer(plan.training, entry.named_parameters(), hidden=hidden) for entry in self._entries
         ]
         self.output: Received = received  # of the last layer, once measured
+        self._alone: list[LayerMemory] = []  # of each layer, once measured
 
     def measure(self, *, is_split: bool, neighbours: Neighbours) -> list[LayerCost]:
         """Return the layers' costs; compiled ones are compiled while their memory is measured, before any is timed."""
-        memory = self._memory(is_split=is_split)
+        memory = self._alone = self._memory(is_split=is_split)
         updates: list[list[float]] = [[] for _ in self._entries]
         rounds = self._play(neighbours, updates, is_split=is_split)
         is_whole = self._plan.training.compile is Compile.LAYERS  # compiled layers have no halves
         halves = rounds if is_split or is_whole else self._play(neighbours, updates, is_split=True)
-        whole_empty, split_empty = (_empty_passes(self._watch, is_split=each) for each in (False, True))
+        whole_empty, split_empty = (empty_passes(self._watch, is_split=each) for each in (False, True))
         m = self._plan.schedule.micro_batches
         return [
             self._cost(
                 layer,
-                None if is_split else _Round.typical(rounds, layer, micro_batches=m) - whole_empty,
-                _Round.typical(halves, layer, micro_batches=m) - split_empty,
+                None if is_split else Round.typical(rounds, layer, micro_batches=m) - whole_empty,
+                Round.typical(halves, layer, micro_batches=m) - split_empty,
                 median(updates[layer]),
                 memory[layer],
             )
@@ -305,12 +197,32 @@ class _Stretch:
         place = next((place for place, each in enumerate(self._entries) if self._is_run_by_another(each)), None)
         if place is None:
             return None
-        block, chain = self._entries[place], _Chain(self._entries[: place + 1], self._watch, total=self._total)
+        block, chain = self._entries[place], Chain(self._entries[: place + 1], self._watch, total=self._total)
         assert block.runner is not None, "it is run by one"
         with block.runner.hollow(block.index):
             rounds = [chain.play(self._received, None, is_split=False) for _ in range(_HOLLOW_ROUNDS)]
-        typical = _Round.typical(rounds[1:], place, micro_batches=_HOLLOW_ROUNDS)
-        return (typical - _empty_passes(self._watch, is_split=False)).forward_s
+        typical = Round.typical(rounds[1:], place, micro_batches=_HOLLOW_ROUNDS)
+        return (typical - empty_passes(self._watch, is_split=False)).forward_s
+
+    def shared_bytes(self, *, is_split: bool) -> int | None:
+        """Measure what blocks that one forward runs keep once for all of them; None where fewer than two are here."""
+        places = [place for place, each in enumerate(self._entries) if self._is_run_by_another(each)]
+        if len(places) < _FEWEST_TOGETHER:
+            return None
+        blocks = self._entries[places[0] : places[-1] + 1]
+        alone = [self._alone[place] for place in places]
+        stage = self._chain.joined(blocks, is_split=is_split)
+        (together,), _ = layer_memory([stage], self._entering(places[0]), self._targets, is_split=is_split)
+        return shared_bytes(alone, together)
+
+    def _entering(self, place: int) -> Received:
+        """Return what a layer receives, from passes through those before it."""
+        passed = own_copy(self._received)
+        for stage in self._chain.stages(is_split=False)[:place]:
+            output = stage.forward(0, passed, None, seed=0)
+            stage.backward(0, starting_gradient(stage, output))
+            passed = output
+        return passed
 
     def _is_run_by_another(self, layer: LayerEntry) -> bool:
         return layer.runner is not None and 0 < layer.index < self._total - 1
@@ -344,10 +256,10 @@ class _Stretch:
     def _frozen_bytes(self, layer: int) -> int:
         return sum(each.nbytes for _, each in self._entries[layer].named_parameters() if not each.requires_grad)
 
-    def _play(self, neighbours: Neighbours, updates: list[list[float]], *, is_split: bool) -> list[_Round]:
+    def _play(self, neighbours: Neighbours, updates: list[list[float]], *, is_split: bool) -> list[Round]:
         """Play rounds, with an update after each; as many as all neighbours have time for."""
 
-        def round_() -> _Round:
+        def round_() -> Round:
             found = self._chain.play(self._received, self._targets, is_split=is_split)
             self._update(updates)
             return found

@@ -41,6 +41,12 @@ def layer_memory(
     return second.memories(levels, entering), second.output
 
 
+def shared_bytes(alone: Sequence[LayerMemory], together: LayerMemory) -> int:
+    """Return what each of some layers keeps that one stage of them keeps once: tables of positions, masks."""
+    twice = sum(each.kept for each in alone) - together.kept
+    return min(max(twice // (len(alone) - 1), 0), *(each.kept for each in alone))
+
+
 def starting_gradient(last: Stage, output: Passed) -> Gradients | None:
     """Return a gradient for a chain's output; None for the loss."""
     if last.is_last:

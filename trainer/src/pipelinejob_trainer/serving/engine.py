@@ -69,6 +69,7 @@ class Load:
     flying: int
     blocks_owned: int
     blocks: int
+    block_tokens: int
     group_size: int
     chains: int
     is_whole: bool
@@ -173,6 +174,7 @@ class Engine:
             flying=scheduler.num_flying,
             blocks_owned=scheduler.blocks.num_owned,
             blocks=scheduler.blocks.count,
+            block_tokens=scheduler.blocks.size,
             group_size=scheduler.limits.group_size,
             chains=self._chain.number,
             is_whole=self.is_ready,

@@ -5,6 +5,7 @@ the text. So the same request gives the same text whoever else is in the batch, 
 is computed again goes on as it began.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from pipelinejob.serving.passes import Row, Sampled, Sampling
 from pipelinejob_trainer.base.seeds import mix
 
 _FRACTION = 2.0**-53
+_LEAST_LOGPROB = -9999.0  # JSON has no infinity
 _GREEDY = 1e-5  # at temperatures below, float32 knows the likeliest alone, or not even that
 
 
@@ -24,9 +26,11 @@ def sample(rows: Sequence[Row], logits: torch.Tensor) -> tuple[Sampled, ...]:
         return ()
     logits = logits[[place for place, _, _ in wanted]].float()
     best, likeliest = logits.topk(min(2, logits.shape[-1]), dim=-1)
-    margins = (best[:, 0] - best[:, -1]).tolist()
+    highest, margins = best[:, 0].tolist(), (best[:, 0] - best[:, -1]).tolist()  # what is no number counts as highest
     return tuple(
         _sampled(row, sampling, logits[place], int(likeliest[place, 0]), margins[place])
+        if math.isfinite(highest[place])
+        else Sampled(sequence=row.sequence, token=int(likeliest[place, 0]), are_numbers=False)
         for place, (_, row, sampling) in enumerate(wanted)
     )
 
@@ -43,8 +47,8 @@ def _sampled(row: Row, sampling: Sampling, logits: torch.Tensor, likeliest: int,
     return Sampled(
         sequence=row.sequence,
         token=token,
-        logprob=float(logprobs[token]),
-        top=tuple(zip(tokens.tolist(), values.tolist(), strict=True)),
+        logprob=max(float(logprobs[token]), _LEAST_LOGPROB),
+        top=tuple(zip(tokens.tolist(), values.clamp(min=_LEAST_LOGPROB).tolist(), strict=True)),
         margin=margin,
     )
 

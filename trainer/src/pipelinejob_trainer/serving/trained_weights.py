@@ -10,7 +10,8 @@ from torch import nn
 
 from pipelinejob.contract.trained import Trained
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.checkpoint.folder import Checkpoint, CheckpointFolder, DamagedCheckpointError
+from pipelinejob_trainer.checkpoint.folder import Checkpoint, CheckpointFolder
+from pipelinejob_trainer.checkpoint.shards import DamagedCheckpointError
 from pipelinejob_trainer.export.families import target_of
 from pipelinejob_trainer.export.source import Source
 from pipelinejob_trainer.models.huggingface.cut import Cut, materialise

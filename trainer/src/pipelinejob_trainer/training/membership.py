@@ -15,7 +15,7 @@ from pipelinejob_trainer.base.errors import PeerLostError, UserError
 from pipelinejob_trainer.communication.gang import Gang, peer_errors
 from pipelinejob_trainer.communication.links import Links
 from pipelinejob_trainer.communication.liveness import Liveness, neighbours
-from pipelinejob_trainer.communication.process_groups import connect, process_groups, rank_of
+from pipelinejob_trainer.communication.process_groups import connect, process_groups, rank_of, who
 from pipelinejob_trainer.process.config import Address, Config, prepare_environment
 from pipelinejob_trainer.runtime.rank import Rank
 from pipelinejob_trainer.runtime.reduction import SumOver, sums_over_groups
@@ -25,6 +25,8 @@ _RENDEZVOUS_TIMEOUT = timedelta(minutes=15)
 # The longest that one rank may work while another waits for it: a step of a large model, a large checkpoint. Ranks that
 # are gone are noticed long before, by their closed connections and by `liveness`.
 _OPERATION_TIMEOUT = timedelta(minutes=30)
+_ALL = "here/all"  # in the store, once all ranks are
+_NAMED = 3  # of those who are missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +78,9 @@ def join(config: Config, rank: Rank) -> Membership:
     # Late ranks of an older attempt find no other rank under their prefix.
     prefix = f"{config.namespace}/{config.job}/attempt-{config.attempt}"
     with _meeting(config.rendezvous):
-        store = _store(config.rendezvous, rank=number, is_master=number == 0)
-        return form(rank, PrefixStore(prefix, store), number, rendezvous=config.rendezvous, prefix=prefix)
+        store = PrefixStore(prefix, _store(config.rendezvous, rank=number, is_master=number == 0))
+        _await_all(store, rank, number, at=config.rendezvous)
+        return form(rank, store, number, rendezvous=config.rendezvous, prefix=prefix)
 
 
 def form(rank: Rank, store: Store, number: int, *, rendezvous: Address, prefix: str) -> Membership:
@@ -141,6 +144,28 @@ def _store(rendezvous: Address, *, rank: int, is_master: bool) -> TCPStore:
     # Rank 0 serves the store and needs no DNS to find itself.
     host = "127.0.0.1" if rank == 0 else rendezvous.host
     return TCPStore(host, rendezvous.port, is_master=is_master, timeout=_RENDEZVOUS_TIMEOUT, wait_for_workers=False)
+
+
+def _await_all(store: Store, rank: Rank, number: int, *, at: Address) -> None:
+    """Return when all ranks are here. Raises PeerLostError that names some who did not come."""
+    degrees = rank.plan.parallelism
+    size = degrees.pipeline * degrees.data * degrees.tensor
+    store.set(_here(number), "")
+    if store.add("here", 1) == size:
+        store.set(_ALL, "")
+    try:
+        store.wait([_ALL], _RENDEZVOUS_TIMEOUT)
+    except RuntimeError as error:
+        missing = [each for each in range(size) if not store.check([_here(each)])]
+        named = ", ".join(who(each, pipeline=degrees.pipeline, tensor=degrees.tensor) for each in missing[:_NAMED])
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise PeerLostError(
+            f"{named}{more} did not come to {at} within {_RENDEZVOUS_TIMEOUT.total_seconds():g} s"
+        ) from error
+
+
+def _here(rank: int) -> str:
+    return f"here/{rank}"
 
 
 @contextmanager

@@ -72,7 +72,7 @@ class Preparation:
 
     def _open_text(self) -> None:
         """Open the text where the rank needs it; let go of it where it does not."""
-        self.batches = _open_data(self.plan) if self.rank.needs_text else None
+        self.batches = _open_data(self.plan, self.rank) if self.rank.needs_text else None
         _refuse_unseen_positions(self.plan, self.rank)
         self.evaluation_batches = _open_evaluation(self.plan, self.batches)
         self.text, self.evaluation_text = map(_identity, (self.batches, self.evaluation_batches))
@@ -122,7 +122,9 @@ class Preparation:
 
 def check(prepared: Preparation, membership: Membership) -> None:
     """Check what only all ranks together can tell. Raises UserError."""
-    check_targets(prepared.rank, membership.gang)
+    remark = check_targets(prepared.rank, membership.gang)
+    if remark is not None and prepared.rank.is_spokesman:
+        say(remark)
     check_groups(prepared.plan.training.groups, prepared.rank.part.named_parameters(), membership.gang)
     _refuse_untrainable(prepared.rank, membership.gang)
 
@@ -204,13 +206,14 @@ def _refuse_unseen_positions(plan: Plan, rank: Rank) -> None:
         )
 
 
-def _open_data(plan: Plan) -> Dataset:
+def _open_data(plan: Plan, rank: Rank) -> Dataset:
     return open_dataset(
         plan.data,
         schedule=plan.schedule,
         replicas=plan.parallelism.data,
         seed=plan.training.seed,
         model=with_sizes(plan.model),  # its vocabulary bounds the tokens
+        vocabulary=rank.part.vocabulary,  # beyond it, ranks that divide it would find nothing, and not fail
         evaluation=plan.evaluation,
     )
 

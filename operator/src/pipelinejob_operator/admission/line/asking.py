@@ -5,7 +5,7 @@ So nothing is lost if the operator dies in between, and an asker that goes away 
 
 from collections.abc import Iterable, Mapping
 
-from pipelinejob.spec.status import AskedJob
+from pipelinejob.spec.reported.waiting import AskedJob
 from pipelinejob_operator.admission.line.priority import Priorities
 from pipelinejob_operator.admission.line.queueing import is_in_line
 from pipelinejob_operator.objects.job import Job

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipelinejob.spec.status import ConditionStatus, ConditionType
+from pipelinejob.spec.reported.conditions import ConditionStatus, ConditionType
 from pipelinejob_operator.admission.line.priority import NO_PRIORITY_CLASS, Priorities
 from pipelinejob_operator.admission.line.quota import WAITS_FOR_KUEUE
 from pipelinejob_operator.objects.job import Job, condition

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipelinejob.contract.plan import Placement
-from pipelinejob.spec.status import AskedJob
+from pipelinejob.spec.reported.waiting import AskedJob
 from pipelinejob_operator.cluster import Event
 
 

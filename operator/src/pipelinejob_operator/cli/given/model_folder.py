@@ -1,6 +1,7 @@
 """A Hugging Face model's folder on this machine: what a manifest should say of it.
 
-Only `config.json` is read; nothing of the folder is run. The operator itself never looks into it.
+Only `config.json` is read, or the metadata of a GGUF file; nothing of the folder is run. The operator itself never
+looks into it.
 """
 
 import json
@@ -14,9 +15,11 @@ import typer
 from pipelinejob.base.errors import PipelineJobError, SpecError
 from pipelinejob.models.huggingface import decoder_of_config
 from pipelinejob.models.sizes import blocks_of_config, sizes_of_config
+from pipelinejob_operator.cli.given.gguf_header import blocks_of_gguf
 
 _FIELD = "spec.model.huggingFace.path"
 _CONFIG = "config.json"
+_GGUF = ".gguf"
 
 
 class ModelFolderError(PipelineJobError):
@@ -54,6 +57,9 @@ def said_of(folder: Path) -> Said:
 
     Raises ModelFolderError if the folder, or its config.json, is not there or cannot be read so.
     """
+    gguf = _gguf(folder)
+    if gguf is not None:
+        return _said_of_gguf(gguf)
     config = _read(folder)
     blocks = blocks_of_config(config)
     if blocks is None:
@@ -65,6 +71,23 @@ def said_of(folder: Path) -> Said:
         return Said(num_layers=blocks + 2, config=sizes_of_config(config))
     except SpecError as error:
         return Said(num_layers=blocks + 2, config=None, uncounted=str(error))
+
+
+def _gguf(path: Path) -> Path | None:
+    """Return the GGUF file that is named, or that is all that a folder has of a model."""
+    if path.is_file():
+        return path if path.suffix == _GGUF else None
+    found = sorted(path.glob(f"*{_GGUF}"))
+    return found[0] if len(found) == 1 and not any(path.glob("*.safetensors*")) else None
+
+
+def _said_of_gguf(gguf: Path) -> Said:
+    blocks = blocks_of_gguf(gguf)
+    if blocks is None:
+        raise ModelFolderError(
+            f"{_FIELD}: {gguf} says no number of blocks, as GGUF of version 2 or 3 does; download it again"
+        )
+    return Said(num_layers=blocks + 2, config=None, uncounted=f"{gguf.name} is GGUF, of which stages alone read more")
 
 
 def filled(manifest: Mapping[str, Any], said: Said) -> dict[str, Any]:
@@ -80,7 +103,8 @@ def with_its_model(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     path = path_in(manifest)
     model = manifest["spec"]["model"] if path is not None else {}
-    if path is None or not Path(path).is_dir() or None not in (model.get("numLayers"), model.get("config")):
+    is_whole = None not in (model.get("numLayers"), model.get("config"))
+    if path is None or is_whole or not (Path(path).is_dir() or _gguf(Path(path))):
         return manifest
     said = said_of(Path(path))
     typer.echo(f"read of {path}: {described(said)}", err=True)

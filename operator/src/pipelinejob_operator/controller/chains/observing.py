@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob.spec.status import ConditionStatus, ConditionType, State
+from pipelinejob.spec.reported.conditions import ConditionStatus, ConditionType, State
 from pipelinejob_operator.cluster import Cluster, Object
 from pipelinejob_operator.controller.chains.moves import Chain
 from pipelinejob_operator.objects.job import Job, condition, parse_time, read_job

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from pipelinejob.base import names
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob.spec.status import ConditionStatus, ConditionType, State
+from pipelinejob.spec.reported.conditions import ConditionStatus, ConditionType, State
 from pipelinejob_operator.controller.chains.moves import Chain, Moves
 from pipelinejob_operator.controller.chains.observing import Seen
 from pipelinejob_operator.controller.looking_again import seconds_to_deadline

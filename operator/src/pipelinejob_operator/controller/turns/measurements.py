@@ -8,16 +8,9 @@ from pipelinejob.base import names
 from pipelinejob.contract.plan import Assignment, Placement, Plan, ServedAt
 from pipelinejob.contract.progress import ExitCode, Progress
 from pipelinejob.planning.protection import protection
-from pipelinejob.spec.status import (
-    PipelineJobStatus,
-    PlacementSummary,
-    PlannedStage,
-    PlanSummary,
-    ServedSummary,
-    StageStatus,
-    decimal,
-    percent,
-)
+from pipelinejob.spec.reported.plan_summary import PlacementSummary, PlannedStage, PlanSummary, ServedSummary
+from pipelinejob.spec.reported.stage_status import StageStatus
+from pipelinejob.spec.status import PipelineJobStatus, decimal, percent
 from pipelinejob_operator.objects.containers import Ending
 from pipelinejob_operator.objects.job import Job, Rank, format_time, parse_time
 from pipelinejob_operator.objects.pods import StagePod

@@ -20,8 +20,10 @@ from pipelinejob.placement.job import crossings
 from pipelinejob.search.found import schedule_title
 from pipelinejob.spec.chosen import Chosen
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob.spec.resizing import JoiningRank, Resizing, Shape
-from pipelinejob.spec.status import UP, ConditionType, PipelineJobStatus, StageStatus, State, decimal
+from pipelinejob.spec.reported.conditions import UP, ConditionType, State
+from pipelinejob.spec.reported.resizing import JoiningRank, Resizing, Shape
+from pipelinejob.spec.reported.stage_status import StageStatus
+from pipelinejob.spec.status import PipelineJobStatus, decimal
 from pipelinejob_operator.admission.pods.substitute import Place
 from pipelinejob_operator.controller.observing.observe import Observed
 from pipelinejob_operator.controller.turns import resizing as to_checkpoint

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pipelinejob.spec.job import PipelineJobSpec
+from pipelinejob.spec.reported.conditions import ConditionStatus, ConditionType, State
+from pipelinejob.spec.reported.recovery_status import LostRank
 from pipelinejob.spec.running.recovery import Stragglers
-from pipelinejob.spec.status import ConditionStatus, ConditionType, LostRank, PipelineJobStatus, State, decimal
+from pipelinejob.spec.status import PipelineJobStatus, decimal
 from pipelinejob_operator.admission.refusals import with_refusals
 from pipelinejob_operator.controller.observing.divided import Divided
 from pipelinejob_operator.controller.observing.observe import Observed

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from pipelinejob.search.found import schedule_title
 from pipelinejob.spec.chosen import Chosen
-from pipelinejob.spec.status import ConditionStatus, ConditionType, State
+from pipelinejob.spec.reported.conditions import ConditionStatus, ConditionType, State
 from pipelinejob_operator.controller.turns import shapes
 from pipelinejob_operator.controller.turns.transitions import AS_WANTED, Turn, give_up
 from pipelinejob_operator.objects.conditions import Fact

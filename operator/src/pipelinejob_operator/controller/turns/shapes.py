@@ -8,7 +8,8 @@ from pipelinejob.schedules.names import ScheduleName
 from pipelinejob.search.found import schedule_title
 from pipelinejob.spec.chosen import Chosen, decided
 from pipelinejob.spec.job import PipelineJobSpec
-from pipelinejob.spec.status import UP, PipelineJobStatus
+from pipelinejob.spec.reported.conditions import UP
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob.spec.training import Compile
 from pipelinejob_operator.controller.turns.failing import replacing
 from pipelinejob_operator.objects.job import Job, Rank

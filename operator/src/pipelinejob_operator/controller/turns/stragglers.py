@@ -10,7 +10,8 @@ from enum import StrEnum
 from statistics import median
 
 from pipelinejob.contract.progress import Progress
-from pipelinejob.spec.status import Condition, ConditionType, PipelineJobStatus
+from pipelinejob.spec.reported.conditions import Condition, ConditionType
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.objects.conditions import Fact
 from pipelinejob_operator.objects.job import Rank, condition
 

@@ -12,9 +12,10 @@ from pipelinejob.base import names
 from pipelinejob.contract.incarnation import Incarnation
 from pipelinejob.search.found import title
 from pipelinejob.spec.chosen import Chosen
+from pipelinejob.spec.reported.conditions import ConditionType, State
 from pipelinejob.spec.running.failure_policy import FailurePolicy
 from pipelinejob.spec.serving import Mode
-from pipelinejob.spec.status import ConditionType, PipelineJobStatus, State
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.admission.line.queueing import BLOCKS_NOBODY, PREEMPTED
 from pipelinejob_operator.cluster import Event
 from pipelinejob_operator.controller.turns.failing.budget import within

@@ -8,6 +8,7 @@ those that its prompt has when it stands alone, as it does when a model is asked
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipelinejob_trainer.data.prepare.errors import BadDocumentError
 from pipelinejob_trainer.data.prepare.tokenizer import Tokenizer
 
 _MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\b")
+_TAKES_TOOLS = re.compile(r"\{[{%][^}]*\btools\b")
 _ASSISTANT = "assistant"
 _JOINS = (
     "the tokenizer joins where the answer begins or ends with what is beside it, as it will not when the model answers;"
@@ -29,6 +31,10 @@ _REWRITES = (
 )
 
 Messages = Sequence[Mapping[str, Any]]
+Tools = list[dict[str, Any]]
+
+TOOLS = "tools"
+"""The column beside the conversations that holds the tools which each may call."""
 
 
 class Span(NamedTuple):
@@ -62,20 +68,37 @@ class ChatTemplate:
         self._template = template
         self.sha256 = hashlib.sha256(template.encode()).hexdigest()
         self._marks_answers = bool(_MARKS_ANSWERS.search(template))
+        self._takes_tools = bool(_TAKES_TOOLS.search(template))
 
-    def encode(self, value: Any) -> Conversation | None:
+    def encode(self, value: Any, tools: Any = None) -> Conversation | None:
         """Return a conversation's tokens; None where nothing in it counts.
 
-        Raises BadDocumentError for what is no conversation, or none that the template takes.
+        `tools` are those that the model is told of. Raises BadDocumentError for what is no conversation, or none that
+        the template takes.
         """
-        messages = _messages(value)
+        messages, known = _messages(value), self._tools(tools)
         if not any(message["role"] == _ASSISTANT for message in messages):
             return None
-        text, spans = self._marked(messages) if self._marks_answers else self._by_beginnings(messages)
+        text, spans = self._marked(messages, known) if self._marks_answers else self._by_beginnings(messages, known)
         encoded = self._counted(text, spans)
         return encoded if any(encoded.counts) else None
 
-    def _marked(self, messages: Messages) -> tuple[str, list[Span]]:
+    def _tools(self, value: Any) -> Tools | None:
+        """Return the tools of a conversation, which tables often hold as JSON; None where there are none."""
+        tools = _of_json(value) if value and isinstance(value, str) else value
+        if not tools:
+            return None
+        if not (isinstance(tools, list) and all(isinstance(each, dict) for each in tools)):
+            raise BadDocumentError("no tools", f"{TOOLS} is no list of JSON schemas; write it as OpenAI's API has it")
+        if not self._takes_tools:
+            raise BadDocumentError(
+                "tools that the template does not take",
+                f"it has {TOOLS}, of which the chat template would not tell the model; use a template that does, or"
+                " take the column out",
+            )
+        return tools
+
+    def _marked(self, messages: Messages, tools: Tools | None) -> tuple[str, list[Span]]:
         """Return a conversation's text, and what of it the template marks as answers."""
         # Not by `return_assistant_tokens_mask` of apply_chat_template: where a span's last character has no token of
         # its own, all that follows is marked (huggingface/transformers#47325).
@@ -84,6 +107,7 @@ class ChatTemplate:
         try:
             texts, spans = render_jinja_template(
                 conversations=[list(messages)],
+                tools=tools,
                 chat_template=self._template,
                 return_assistant_tokens_mask=True,
                 **self._tokenizer.transformers.special_tokens_map,
@@ -92,14 +116,15 @@ class ChatTemplate:
             raise _refused(error) from error
         return texts[0], [Span(begin, end) for begin, end in spans[0] if begin < end]
 
-    def _by_beginnings(self, messages: Messages) -> tuple[str, list[Span]]:
+    def _by_beginnings(self, messages: Messages, tools: Tools | None) -> tuple[str, list[Span]]:
         """Return a conversation's text, and what of it comes after the prompt for each answer."""
-        whole = self._text(messages)
+        whole = self._text(messages, tools)
         spans = []
         for number, message in enumerate(messages):
             if message["role"] != _ASSISTANT:
                 continue
-            prompt, so_far = self._text(messages[:number], asks=True), self._text(messages[: number + 1])
+            prompt = self._text(messages[:number], tools, asks=True)
+            so_far = self._text(messages[: number + 1], tools)
             if not (so_far.startswith(prompt) and whole.startswith(so_far)):
                 raise BadDocumentError("rewritten turns", f"message {number}: {_REWRITES}")
             spans.append(Span(len(prompt), len(so_far)))
@@ -123,10 +148,10 @@ class ChatTemplate:
         its = self._tokens(beginning)
         return len(its) if tokens[: len(its)] == its else None
 
-    def _text(self, messages: Messages, *, asks: bool = False) -> str:
+    def _text(self, messages: Messages, tools: Tools | None, *, asks: bool = False) -> str:
         try:
             text: str = self._tokenizer.transformers.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=asks
+                messages, tools=tools, tokenize=False, add_generation_prompt=asks
             )
         except Exception as error:
             raise _refused(error) from error
@@ -156,6 +181,13 @@ def _messages(value: Any) -> list[dict[str, Any]]:
             )
     # Columns of parquet have every key in every message; templates ask whether a key is there.
     return [{key: each for key, each in message.items() if each is not None} for message in value]
+
+
+def _of_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise BadDocumentError("no tools", f"{TOOLS} is a text that is no JSON ({error}); correct it") from error
 
 
 def _refused(error: Exception) -> BadDocumentError:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.data.prepare.chat import ChatTemplate
+from pipelinejob_trainer.data.prepare.chat import TOOLS, ChatTemplate
 from pipelinejob_trainer.data.prepare.folder import Preparation, PreparedFolder, said
 from pipelinejob_trainer.data.prepare.inputs import Kind, Piece, as_inputs, found_files, kind_of, pieces
 from pipelinejob_trainer.data.prepare.processes import made
@@ -91,6 +91,7 @@ def _settings(request: Request, template: ChatTemplate | None) -> Settings:
         column=request.messages_column or request.text_column or _TEXT,
         is_chat=template is not None,
         chat_template_sha256=None if template is None else template.sha256,
+        tools_column=None if template is None else TOOLS,
         separator=request.separator,
         end_of_text=request.end_of_text,
         skips_bad=request.skips_bad,

@@ -3,7 +3,7 @@
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
@@ -21,20 +21,28 @@ Found = tuple[str, Any | BadDocumentError]
 """Where a document stands, for messages, and what it is."""
 
 
-def documents(part: Part, *, column: str, separator: str | None) -> Iterator[Found]:
+class Beside(NamedTuple):
+    """What a row holds, and what it holds in another column; None where that is not there."""
+
+    value: Any
+    other: Any
+
+
+def documents(part: Part, *, column: str, separator: str | None, beside: str | None = None) -> Iterator[Found]:
     """Read a part's documents, in order: texts, or what the column holds; None where it is empty.
 
-    Raises UserError for a file that cannot be read as what it is.
+    Where a column `beside` it is named, that is read too (`Beside`). Raises UserError for a file that cannot be read as
+    what it is.
     """
     try:
         if part.kind is Kind.PARQUET:
-            yield from _rows(part, column)
+            yield from _rows(part, column, beside)
         elif part.kind is Kind.ARROW:
-            yield from _rows_of_batches(part, column)
+            yield from _rows_of_batches(part, column, beside)
         elif part.kind is Kind.LINES:
             for offset, line in _between(part, b"\n"):
                 if line.strip():
-                    yield _where(part, offset), _of_json(line, column)
+                    yield _where(part, offset), _of_json(line, column, beside)
         else:
             for offset, text in _between(part, None if separator is None else separator.encode()):
                 yield _where(part, offset), _decoded(text)
@@ -48,7 +56,7 @@ def _where(part: Part, offset: int) -> str:
     return f"{part.path}, at byte {offset}" + (" of its content" if part.is_compressed else "")
 
 
-def _of_json(line: bytes, column: str) -> Any | BadDocumentError:
+def _of_json(line: bytes, column: str, beside: str | None) -> Any | BadDocumentError:
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -61,7 +69,7 @@ def _of_json(line: bytes, column: str) -> Any | BadDocumentError:
             f"no {column!r}",
             f"the line has no {column!r}, but {there}; name one of them with --text-column or --messages-column",
         )
-    return value[column]
+    return value[column] if beside is None else Beside(value[column], value.get(beside))
 
 
 def _decoded(text: bytes) -> str | BadDocumentError:
@@ -117,35 +125,52 @@ def _opened(part: Part) -> Any:
     return gzip.open(part.path, "rb") if part.is_compressed else open(part.path, "rb")  # noqa: PTH123
 
 
-def _rows(part: Part, column: str) -> Iterator[Found]:
+def _rows(part: Part, column: str, beside: str | None) -> Iterator[Found]:
     import pyarrow as pa  # noqa: PLC0415  # takes long to import
     from pyarrow import parquet  # noqa: PLC0415  # as above
 
     try:
         with parquet.ParquetFile(part.path) as file:
-            _check_column(part, column, file.schema_arrow.names)
+            there = file.schema_arrow.names
+            _check_column(part, column, there)
+            columns = [each for each in (column, beside) if each in there]
             row = sum(file.metadata.row_group(group).num_rows for group in range(part.begin))
             groups = list(range(part.begin, part.end))
-            for batch in file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=[column]):
-                for value in batch.column(0).to_pylist():
+            for batch in file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=columns):
+                for value in _values(batch, column, beside):
                     yield f"{part.path}, row {row}", value
                     row += 1
     except pa.ArrowException as error:
         raise UserError("DataUnreadable", f"--from {part.path}: cannot be read: {error}") from error
 
 
-def _rows_of_batches(part: Part, column: str) -> Iterator[Found]:
+def _rows_of_batches(part: Part, column: str, beside: str | None) -> Iterator[Found]:
     row = 0
     for number, batch in enumerate(record_batches(part.path)):
         if number >= part.end:
             return
         if number >= part.begin:
             _check_column(part, column, batch.schema.names)
-            values = batch.column(column)
-            for first in range(0, len(values), _ROWS):
-                for place, value in enumerate(values.slice(first, _ROWS).to_pylist(), start=row + first):
+            for first in range(0, batch.num_rows, _ROWS):
+                values = _values(batch.slice(first, _ROWS), column, beside)
+                for place, value in enumerate(values, start=row + first):
                     yield f"{part.path}, row {place}", value
         row += batch.num_rows
+
+
+def _values(batch: Any, column: str, beside: str | None) -> list[Any]:
+    """Return what a batch of rows holds, without the keys that stand in a row only because others have them."""
+    values = [_own_keys(each) for each in batch.column(column).to_pylist()]
+    if beside is None:
+        return values
+    others = batch.column(beside).to_pylist() if beside in batch.schema.names else [None] * batch.num_rows
+    return [Beside(value, _own_keys(other)) for value, other in zip(values, others, strict=True)]
+
+
+def _own_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _own_keys(each) for key, each in value.items() if each is not None}
+    return [_own_keys(each) for each in value] if isinstance(value, list) else value
 
 
 def _check_column(part: Part, column: str, there: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.data.prepare.chat import ChatTemplate
 from pipelinejob_trainer.data.prepare.errors import BadDocumentError
 from pipelinejob_trainer.data.prepare.inputs import Part, Piece
-from pipelinejob_trainer.data.prepare.reading import Found, documents
+from pipelinejob_trainer.data.prepare.reading import Beside, Found, documents
 from pipelinejob_trainer.data.prepare.tokenizer import Tokenizer
 from pipelinejob_trainer.data.prepare.writer import ShardWriter
 from pipelinejob_trainer.data.tokens.index import Settings, ShardRecord
@@ -67,7 +67,8 @@ class Workshop:
         return making.finish()
 
     def _read(self, part: Part, making: "_Making", tick: Tick) -> None:
-        found = documents(part, column=self.settings.column, separator=self.settings.separator)
+        settings = self.settings
+        found = documents(part, column=settings.column, separator=settings.separator, beside=settings.tools_column)
         while some := list(islice(found, _TOGETHER)):
             before = making.documents, making.tokens
             for tokens, counts in self._encoded(some, making.left_out):
@@ -107,14 +108,15 @@ class Workshop:
 
     def _conversations(self, some: list[Found], left_out: Counter[str]) -> Iterator[tuple[list[int], list[bool]]]:
         assert self.template is not None
-        for where, value in some:
+        for where, found in some:
+            value, tools = found if isinstance(found, Beside) else (found, None)
             if value is None or value == []:
                 left_out[EMPTY] += 1
                 continue
             try:
                 if isinstance(value, BadDocumentError):
                     raise value
-                conversation = self.template.encode(value)
+                conversation = self.template.encode(value, tools)
             except BadDocumentError as error:
                 self._leave_out(where, error, left_out)
                 continue

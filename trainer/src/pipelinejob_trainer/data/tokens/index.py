@@ -43,6 +43,7 @@ class Settings(Value):
     column: str
     is_chat: bool
     chat_template_sha256: str | None = None
+    tools_column: str | None = None
     separator: str | None = None
     end_of_text: str | None = None
     skips_bad: bool = False

@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 from pipelinejob.serving.passes import Sampled
 from pipelinejob.serving.scheduler import Answer, Ending, Limits, Progress
 from pipelinejob_trainer.serving.engine import Engine, Failed
-from pipelinejob_trainer.serving.front.errors import ApiError, full, lost_too_often, not_ready, too_slow, wrong
+from pipelinejob_trainer.serving.front.errors import (
+    ApiError,
+    full,
+    lost_too_often,
+    no_numbers,
+    not_ready,
+    too_slow,
+    wrong,
+)
 from pipelinejob_trainer.serving.front.metrics import Metrics
 from pipelinejob_trainer.serving.front.text import Tokenizer, Unfolding
 from pipelinejob_trainer.serving.front.wanted import MOST_CHOICES, Wanted
@@ -53,6 +61,7 @@ class Usage:
 class _Choice:
     answer: Answer
     text: Unfolding
+    is_first: bool  # of those of its prompt
     is_open: bool = True
     cached_is_told: bool = False
 
@@ -135,7 +144,7 @@ class Answering:
                 param=wanted.max_tokens_field,
                 code="context_length_exceeded",
             )
-        return wanted.max_tokens or room
+        return wanted.most_tokens(room)
 
     @contextlib.contextmanager
     def admitted(self, prepared: Prepared) -> Iterator[None]:
@@ -169,7 +178,7 @@ class Answering:
         try:
             for choice in choices.values():
                 self.engine.submit(choice.answer, tell)
-            self.metrics.count_prompt(prepared.num_prompt_tokens)
+            self.metrics.count_prompt(prepared.num_prompt_tokens * prepared.wanted.n)
             async with _within(self._timeout_s):
                 while any(choice.is_open for choice in choices.values()):
                     progress = await said.get()
@@ -198,16 +207,21 @@ class Answering:
                     sampling=replace(wanted.sampling, seed=(wanted.sampling.seed + copy) & (2**64 - 1)),
                     ends=frozenset() if wanted.ignore_eos else self.tokenizer.ends,
                 )
-                choices[answer.number] = _Choice(answer=answer, text=Unfolding(self.tokenizer, wanted.stop))
+                text = Unfolding(self.tokenizer, wanted.stop, after=() if wanted.is_chat else prompt)
+                choices[answer.number] = _Choice(answer=answer, text=text, is_first=copy == 0)
         return choices
 
     def _piece(self, index: int, choice: _Choice, progress: Progress, usage: Usage) -> Piece:
+        """Unfold a token. Raises ApiError where it means nothing."""
+        if not progress.sampled.are_numbers:
+            raise no_numbers()
         usage.generated += 1
         if not choice.cached_is_told:
             choice.cached_is_told = True
-            usage.cached += choice.answer.cached
+            usage.cached += choice.answer.cached if choice.is_first else 0  # a prompt counts once, as its tokens do
             self.metrics.count_cached(choice.answer.cached)
-        text, ending = choice.text.add(progress.sampled.token), progress.ending
+        ending = progress.ending
+        text = "" if ending is Ending.STOP else choice.text.add(progress.sampled.token)
         if ending is not None:
             text += choice.text.end()
         if choice.text.is_stopped:

@@ -1,5 +1,6 @@
 """Answers in OpenAI's form: whole ones, chunks of a stream, usage and probabilities."""
 
+import codecs
 import time
 import uuid
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ class Form:
         self._prepared = prepared
         self._tokenizer = tokenizer
         self._is_chat = prepared.wanted.is_chat
-        self._told_lengths: dict[int, int] = {}
+        self._offsets: dict[int, _Offset] = {}
         self._head = {
             "id": f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -99,17 +100,20 @@ class Form:
             return None
         if self._is_chat:
             return {"content": [self._entry(each) for each in sampled], "refusal": None}
-        texts = [self._text(each.token) for each in sampled]
-        offsets = []
-        for text in texts:
-            offsets.append(self._told_lengths.get(index, 0))
-            self._told_lengths[index] = offsets[-1] + len(text)
+        offset = self._offsets.setdefault(index, _Offset())
         return {
-            "tokens": texts,
+            "tokens": [self._text(each.token) for each in sampled],
             "token_logprobs": [each.logprob for each in sampled],
-            "top_logprobs": [{self._text(token): value for token, value in each.top} for each in sampled],
-            "text_offset": offsets,
+            "top_logprobs": [self._likeliest(each) for each in sampled],
+            "text_offset": [offset.passed(self._tokenizer.bytes_of(each.token)) for each in sampled],
         }
+
+    def _likeliest(self, sampled: Sampled) -> dict[str, float]:
+        """Return the likeliest texts; of tokens that have one text in common the likeliest counts."""
+        told: dict[str, float] = {}
+        for token, value in sampled.top:
+            told.setdefault(self._text(token), value)
+        return told
 
     def _entry(self, sampled: Sampled) -> dict[str, Any]:
         top = [self._token(token, value) for token, value in sampled.top]
@@ -120,4 +124,23 @@ class Form:
         return {"token": told.decode(errors="replace"), "logprob": logprob, "bytes": list(told)}
 
     def _text(self, token: int) -> str:
-        return self._tokenizer.bytes_of(token).decode(errors="replace")
+        """Return a token's text; bytes that are a part of a character are spelled, so that they differ."""
+        told = self._tokenizer.bytes_of(token)
+        try:
+            return told.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{each:02x}" for each in told)
+
+
+class _Offset:
+    """How many characters of an answer are before a token; one that several tokens make is before the next alone."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._characters = 0
+
+    def passed(self, told: bytes) -> int:
+        """Return where a token begins, and go on behind it."""
+        begin = self._characters
+        self._characters += len(self._decoder.decode(told))
+        return begin

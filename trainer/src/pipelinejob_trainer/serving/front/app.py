@@ -19,12 +19,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelinejob_trainer.serving.front.answering import Answering, Piece, Prepared, Usage
 from pipelinejob_trainer.serving.front.answers import Form
-from pipelinejob_trainer.serving.front.errors import ApiError, too_slow
+from pipelinejob_trainer.serving.front.errors import ApiError, slow_body
 from pipelinejob_trainer.serving.front.wanted import Wanted, read_chat, read_completion
 
 MOST_BODY = 4 << 20
 _BODY_S = 30.0  # for a client to send a body
 _GONE = 499  # as others count a client that left
+_SILENCE_S = 15.0  # after which a stream says that it lives: proxies give up what is silent, many after 60 s
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 _Result = TypeVar("_Result")
 
@@ -114,7 +115,8 @@ class Front:
         if not self._keys:
             return request.client.host if request.client else ""
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        matches = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
+        as_sent = given.strip().encode("latin-1")  # as which headers are read
+        matches = [hmac.compare_digest(as_sent, key) for key in self._keys]
         if scheme.lower() != "bearer" or not any(matches):
             raise ApiError(
                 401, "no right key was given; send the header Authorization: Bearer KEY", code="invalid_api_key"
@@ -199,7 +201,10 @@ class _Leaving:
 
 
 class _Stream(StreamingResponse):
-    """A stream that is closed, and gives back its room, however it ends, even before it began."""
+    """A stream that is closed, and gives back its room, however it ends, even before it began.
+
+    While there is nothing to tell it sends comments, which clients pass over.
+    """
 
     def __init__(self, chunks: AsyncGenerator[bytes], room: contextlib.ExitStack) -> None:
         # The second for nginx, which else keeps events until it has many.
@@ -209,11 +214,36 @@ class _Stream(StreamingResponse):
         self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        lively = _Lively(send)
         with self._room:
+            living = asyncio.create_task(lively.live())
             try:
-                await super().__call__(scope, receive, send)
+                await super().__call__(scope, receive, lively)
             finally:
+                living.cancel()
                 await self._chunks.aclose()
+
+
+class _Lively:
+    """Sends a stream's messages, and a comment whenever none was sent for a while."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._begun = self._done = 0  # messages, those that a client does not take yet apart
+
+    async def __call__(self, message: Message) -> None:
+        self._begun += 1
+        try:
+            await self._send(message)
+        finally:
+            self._done += 1
+
+    async def live(self) -> None:
+        while True:
+            before = self._begun
+            await asyncio.sleep(_SILENCE_S)
+            if 0 < before == self._begun == self._done:
+                await self({"type": "http.response.body", "body": b": in work\n\n", "more_body": True})
 
 
 async def _body(request: Request) -> bytes:
@@ -229,7 +259,7 @@ async def _body(request: Request) -> bytes:
                     )
                 parts.append(part)
     except TimeoutError as error:
-        raise too_slow(_BODY_S) from error
+        raise slow_body(_BODY_S) from error
     return b"".join(parts)
 
 

@@ -30,7 +30,7 @@ class Metrics:
             (*_LABELS, "status"),
             registry=registry,
         )
-        self._prompt = self._counter("pipelinejob_serving_prompt_tokens", "Tokens of prompts.")
+        self._prompt = self._counter("pipelinejob_serving_prompt_tokens", "Tokens of prompts, for each answer to them.")
         self._cached = self._counter(
             "pipelinejob_serving_cached_tokens", "Tokens of prompts that were found in the cache."
         )
@@ -102,6 +102,12 @@ class _OfEngine(Collector):
             ("pipelinejob_serving_passes_flying", load.flying, "Passes on their way through the stages."),
             ("pipelinejob_serving_cache_blocks_used", load.blocks_owned, "Blocks of the cache that sequences own."),
             ("pipelinejob_serving_cache_blocks", load.blocks, "Blocks of the cache."),
+            (
+                "pipelinejob_serving_cache_usage",
+                load.blocks_owned / load.blocks,
+                "Share of the cache's blocks that sequences own, from 0 to 1.",
+            ),
+            ("pipelinejob_serving_block_tokens", load.block_tokens, "Tokens that a block of the cache holds."),
             ("pipelinejob_serving_group_size", load.group_size, "Sequences that a batch holds at most."),
             ("pipelinejob_serving_chains_formed", load.chains, "How often the chain of stages was formed."),
             ("pipelinejob_serving_ready", int(load.is_whole), "1 while all stages are there."),

@@ -20,6 +20,7 @@ from pipelinejob_trainer.serving.front.app import Front
 
 LOOK_S = 0.2
 _BROKEN_S = 20.0  # answers in work wait so long for a stage that is missing, once this one is to stop
+_KEPT_S = 620  # an idle connection; longer than load balancers keep theirs, so that none sends into a closed one
 _MARGIN_S = 8.0  # of the grace period, for what comes after the last answer
 
 
@@ -46,6 +47,21 @@ def listening(port: int) -> socket.socket:
         ) from error
 
 
+def http_server(front: Front, ending: Ending) -> uvicorn.Server:
+    """Return what answers HTTP; it says nothing of requests, which may hold keys and what people write."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            front.app(),
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=_KEPT_S,
+            timeout_graceful_shutdown=int(ending.drain_s),
+            server_header=False,
+            lifespan="off",
+        )
+    )
+
+
 def run_front(
     front: Front,
     engine: Engine,
@@ -59,16 +75,7 @@ def run_front(
 
     Raises what ended the engine against its will, and StuckError where it computes without end.
     """
-    server = uvicorn.Server(
-        uvicorn.Config(
-            front.app(),
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=int(ending.drain_s),
-            server_header=False,
-            lifespan="off",
-        )
-    )
+    server = http_server(front, ending)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="front", daemon=True)
     engine.start()
     thread.start()

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelinejob_trainer.base.errors import UserError
+from pipelinejob_trainer.models.huggingface.files.folder import located
 from pipelinejob_trainer.serving.front.errors import ApiError, wrong
 
 _BROKEN = "\ufffd"  # what stands for bytes that are no text yet
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"
+_CONTEXT = 6  # tokens of a prompt that say how its continuation is written
 _MOST_HELD = 16  # tokens without a whole character at their end; more than one has, so that they are no text at all
 
 
@@ -65,9 +67,9 @@ class Bytes:
 
 
 class FolderTokenizer:
-    """The tokenizer of a folder, which `field` of the manifest names.
+    """The tokenizer of a folder, which `field` of the manifest names; or that of its GGUF file, if it has no other.
 
-    Raises UserError where the folder has none.
+    Raises UserError where there is none.
     """
 
     def __init__(
@@ -76,8 +78,10 @@ class FolderTokenizer:
         from transformers import AutoTokenizer  # noqa: PLC0415  # slow
 
         try:
+            folder, gguf = located(folder)
+            within = {} if gguf is None or (folder / "tokenizer.json").exists() else {"gguf_file": gguf.name}
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                str(folder), trust_remote_code=trust_remote_code, local_files_only=True
+                str(folder), trust_remote_code=trust_remote_code, local_files_only=True, **within
             )
         except (OSError, ValueError, ImportError, TypeError) as error:
             raise UserError(
@@ -90,6 +94,7 @@ class FolderTokenizer:
         self._not_to_give = {*inspect.signature(self._tokenizer.apply_chat_template).parameters, "messages"} - {
             "kwargs"
         }
+        self._knows_developers = "developer" in str(self._tokenizer.chat_template)
 
     @property
     def size(self) -> int:
@@ -110,13 +115,37 @@ class FolderTokenizer:
             raise wrong(
                 f"chat_template_kwargs.{name}", "cannot be given; it takes what the model's template itself asks for"
             )
+        text = self._written(messages, tools, given)
+        if tools and self._is_written_without_tools(text, messages, given):
+            raise wrong(
+                "tools",
+                "the model's chat template does not write them, so that the model would not see them; leave them out,"
+                " or describe them in a message",
+            )
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _is_written_without_tools(
+        self, text: str, messages: Sequence[Mapping[str, Any]], given: Mapping[str, Any]
+    ) -> bool:
         try:
-            text = self._tokenizer.apply_chat_template(
-                list(messages), tools=list(tools) or None, add_generation_prompt=True, tokenize=False, **given
+            return text == self._written(messages, (), given)
+        except ApiError:  # this template needs some
+            return False
+
+    def _written(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], given: Mapping[str, Any]
+    ) -> str:
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                [_known_role(each, knows_developers=self._knows_developers) for each in messages],
+                tools=list(tools) or None,
+                add_generation_prompt=True,
+                tokenize=False,
+                **given,
             )
         except Exception as error:  # a template raises what it likes
             raise wrong("messages", f"the model's chat template refuses them: {str(error)[:200]}") from error
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return text
 
     def decode(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
         """Return tokens' text."""
@@ -148,6 +177,12 @@ def _alphabet() -> dict[str, int]:
 _ALPHABET = _alphabet()
 
 
+def _known_role(message: Mapping[str, Any], *, knows_developers: bool) -> Mapping[str, Any]:
+    """Name a message of the newer role `developer` as the older one that all templates know."""
+    is_renamed = message["role"] == "developer" and not knows_developers
+    return {**message, "role": "system"} if is_renamed else message
+
+
 def _no_template() -> ApiError:
     return ApiError(400, "the model's tokenizer has no chat template; use /v1/completions", code="no_chat_template")
 
@@ -165,34 +200,43 @@ def _ends(folder: Path, tokenizer: Any) -> set[int]:
 
 
 class Unfolding:
-    """The text of an answer as it grows; what may be the beginning of a stop is held back."""
+    """The text of an answer as it grows; what may be the beginning of a stop is held back.
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+    `after` are tokens that it goes on from: the space between them and the first word is the answer's, though decoders
+    leave it out where a text begins, and so is a character that they only began.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, after: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
-        self._tokens: list[int] = []
-        self._begin = self._read = 0  # of the tokens whose text is compared, and of those not told yet
+        self._tokens = list(after[-_CONTEXT:])
+        self._begin, self._read = 0, len(self._tokens)  # of the tokens whose text is compared, and of those not told
         self._held = ""
         self.is_stopped = False
 
     def add(self, token: int) -> str:
         """Return the text that can be told now."""
         self._tokens.append(token)
-        before = self._tokenizer.decode(self._tokens[self._begin : self._read])
-        text = self._tokenizer.decode(self._tokens[self._begin :])
+        text = self._new()
         if text.endswith(_BROKEN) and len(self._tokens) - self._read < _MOST_HELD:
             return ""
         self._begin, self._read = self._read, len(self._tokens)
-        return self._tell(text[len(before) :])
+        return self._tell(text)
 
     def end(self) -> str:
         """Return what was held back; the answer is at its end."""
         if self.is_stopped:
             return ""
-        before = self._tokenizer.decode(self._tokens[self._begin : self._read])
-        text = self._tell(self._tokenizer.decode(self._tokens[self._begin :])[len(before) :])
+        text = self._tell(self._new() if len(self._tokens) > self._read else "")
         held, self._held = ("" if self.is_stopped else self._held), ""
         return text + held
+
+    def _new(self) -> str:
+        before = self._tokenizer.decode(self._tokens[self._begin : self._read])
+        text = self._tokenizer.decode(self._tokens[self._begin :])
+        if not text.startswith(before):  # a character was completed that the tokens before only began
+            before = before.rstrip(_BROKEN)
+        return text[len(before) :]
 
     def _tell(self, new: str) -> str:
         text = self._held + new

@@ -14,6 +14,7 @@ from pipelinejob_trainer.serving.front.errors import ApiError, wrong
 MOST_CHOICES = 64
 _MOST_STOPS, _LONGEST_STOP = 16, 1000
 _MOST_TOP_CHAT, _MOST_TOP = 20, 5
+_UNASKED = 16  # tokens of a completion that does not say how many, as OpenAI has it
 _HARMLESS = {
     "user",
     "metadata",
@@ -60,7 +61,7 @@ class Wanted:
     tools: tuple[Mapping[str, Any], ...] = ()
     template: Mapping[str, Any]
     n: int
-    max_tokens: int | None
+    max_tokens: int | None  # None: as many as there is room for, of a completion at most 16
     max_tokens_field: str = "max_tokens"  # by which it was said
     stop: tuple[str, ...]
     stream: bool
@@ -73,13 +74,19 @@ class Wanted:
         """Whether it is a chat."""
         return bool(self.messages)
 
+    def most_tokens(self, room: int) -> int:
+        """Return how long an answer may be, where there is room for so many tokens."""
+        if self.max_tokens is not None:
+            return self.max_tokens
+        return room if self.is_chat else min(room, _UNASKED)
+
 
 def read_completion(body: bytes) -> Wanted:
     """Read the body of /v1/completions. Raises ApiError."""
     fields = _fields(body, _COMPLETION)
-    _refuse(fields, {"echo": False, "best_of": 1, "suffix": None, "logit_bias": None})
+    _refuse(fields, {"echo": False, "best_of": fields.get("n", 1), "suffix": None, "logit_bias": None})
     logprobs = _whole(fields, "logprobs", None, 0, _MOST_TOP)
-    max_tokens = _whole(fields, "max_tokens", 16, 1, None)
+    max_tokens = _whole(fields, "max_tokens", None, 1, None)
     return _wanted(fields, logprobs, max_tokens, prompts=_prompts(fields))
 
 

@@ -1,5 +1,7 @@
 """What a gang agrees on of low-rank adapters: that each target names something, and which base they belong to."""
 
+from collections.abc import Iterable
+
 import torch
 
 from pipelinejob_trainer.base.errors import UserError
@@ -9,17 +11,31 @@ from pipelinejob_trainer.models.lora import check_found, combined, digest_of
 from pipelinejob_trainer.runtime.rank import Rank
 
 
-def check_targets(rank: Rank, gang: Gang) -> None:
-    """Refuse targets that name no linear layer of any stage.
+def check_targets(rank: Rank, gang: Gang) -> str | None:
+    """Refuse targets that name no linear layer of any stage; return what is to be said of what has no adapter.
 
     All ranks call it, at the same point. Raises UserError, on all of them.
     """
     lora, adapters = rank.plan.training.lora, rank.part.adapters
     if lora is None:
-        return
+        return None
     counts = [float(adapters.found[each]) for each in lora.targets]
-    found = dict(zip(lora.targets, gang.sum(torch.tensor(counts, dtype=torch.float64)), strict=True))
-    check_found({each: int(count) for each, count in found.items()}, adapters.linear)
+    sizes = [float(_elements(rank, names)) for names in (adapters.base, adapters.stacked)]
+    *found, base, stacked = gang.sum(torch.tensor([*counts, *sizes], dtype=torch.float64))
+    check_found({each: int(count) for each, count in zip(lora.targets, found, strict=True)}, adapters.linear)
+    return _without_adapters(stacked / base) if stacked else None
+
+
+def _elements(rank: Rank, names: Iterable[str]) -> int:
+    parameters = rank.part.named_parameters()
+    return sum(parameters[name].numel() for name in names if rank.owns(name))
+
+
+def _without_adapters(share: float) -> str:
+    return (
+        f"spec.training.lora: {share:.0%} of the model's parameters are experts (or other matrices) that lie in one"
+        " tensor a layer; no adapter stands beside these, whatever spec.training.lora.targets names"
+    )
 
 
 def agreed_base(rank: Rank, gang: Gang) -> str | None:

@@ -11,6 +11,7 @@ import torch
 
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.communication.gang import Gang
+from pipelinejob_trainer.communication.process_groups import who
 from pipelinejob_trainer.runtime.rank import Rank
 
 _DIGEST_BYTES = 8
@@ -56,10 +57,7 @@ def _first_like(rank: int, gang: Gang) -> int:
 
 
 def _who(rank: int, gang: Gang) -> str:
-    place, tensor = divmod(rank, gang.num_tensor)
-    replica, stage = divmod(place, gang.num_stages)
-    who = f"tensor rank {tensor} of " if gang.num_tensor > 1 else ""
-    return f"{who}stage {stage} of replica {replica}"
+    return who(rank, pipeline=gang.num_stages, tensor=gang.num_tensor)
 
 
 def _shown(shape: list[int] | None) -> str:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pipelinejob.contract.progress import ExitCode
+from pipelinejob.spec.reported.conditions import ConditionType, State
+from pipelinejob.spec.reported.stage_status import StageStatus
 from pipelinejob.spec.running.failure_policy import FailurePolicy
-from pipelinejob.spec.status import ConditionType, PipelineJobStatus, StageStatus, State
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.controller.turns.failing.failures import Cause, Verdict, describe, judge
 from pipelinejob_operator.controller.turns.transitions import Turn, fail
 from pipelinejob_operator.objects import containers

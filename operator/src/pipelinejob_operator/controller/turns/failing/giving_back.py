@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from pipelinejob.spec.status import PipelineJobStatus, State
+from pipelinejob.spec.reported.conditions import State
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.admission.refusals import standing_refusals, with_refusals
 from pipelinejob_operator.controller.turns import transitions
 from pipelinejob_operator.controller.turns.transitions import Turn

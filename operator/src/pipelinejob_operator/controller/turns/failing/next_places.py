@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from pipelinejob.base import names
-from pipelinejob.spec.sparing import Spare
-from pipelinejob.spec.status import PipelineJobStatus, StageStatus
+from pipelinejob.spec.reported.sparing import Spare
+from pipelinejob.spec.reported.stage_status import StageStatus
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.admission.pods.substitute import Place
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.job import Rank

@@ -14,16 +14,11 @@ from datetime import timedelta
 from pipelinejob.contract.incarnation import Incarnation, Member
 from pipelinejob.contract.progress import ExitCode, Progress
 from pipelinejob.spec.job import Mode, PipelineJobSpec
+from pipelinejob.spec.reported.conditions import ConditionType, State
+from pipelinejob.spec.reported.recovery_status import LostRank, RecoveryStatus
 from pipelinejob.spec.running.recovery import NoRoom
 from pipelinejob.spec.running.scheduling import Binding
-from pipelinejob.spec.status import (
-    ConditionType,
-    LostRank,
-    PipelineJobStatus,
-    RecoveryStatus,
-    State,
-    decimal,
-)
+from pipelinejob.spec.status import PipelineJobStatus, decimal
 from pipelinejob_operator.controller.observing.observe import Observed
 from pipelinejob_operator.controller.turns.failing.budget import within
 from pipelinejob_operator.controller.turns.failing.failures import Cause, Verdict, describe, judge

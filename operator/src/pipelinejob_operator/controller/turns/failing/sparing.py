@@ -9,8 +9,10 @@ from dataclasses import replace
 from pipelinejob.base import names
 from pipelinejob.contract.incarnation import GivenRank
 from pipelinejob.spec.job import Mode, PipelineJobSpec
-from pipelinejob.spec.sparing import Spare
-from pipelinejob.spec.status import UP, PipelineJobStatus, RecoveryStatus
+from pipelinejob.spec.reported.conditions import UP
+from pipelinejob.spec.reported.recovery_status import RecoveryStatus
+from pipelinejob.spec.reported.sparing import Spare
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.cluster import Change, Object
 from pipelinejob_operator.controller.observing.observe import Observed
 from pipelinejob_operator.controller.turns.failing import replacing

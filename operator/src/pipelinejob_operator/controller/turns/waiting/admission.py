@@ -4,7 +4,8 @@ from datetime import datetime
 
 from pipelinejob.base.errors import SpecError
 from pipelinejob.contract.plan import Placement, Plan
-from pipelinejob.spec.status import ConditionStatus, ConditionType, PipelineJobStatus, State
+from pipelinejob.spec.reported.conditions import ConditionStatus, ConditionType, State
+from pipelinejob.spec.status import PipelineJobStatus
 from pipelinejob_operator.admission.line.queueing import NO_PLAN
 from pipelinejob_operator.admission.line.verdict import Placed, Refused, Waits
 from pipelinejob_operator.controller.turns import transitions

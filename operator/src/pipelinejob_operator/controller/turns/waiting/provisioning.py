@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from pipelinejob.spec.reported.conditions import ConditionType, State
 from pipelinejob.spec.running.scheduling import Provisioning
-from pipelinejob.spec.status import ConditionType, State
 from pipelinejob_operator.admission.line.queueing import FAR_BACK, NEVER_FITS, NO_ROOM
 from pipelinejob_operator.cluster import Object, Reference
 from pipelinejob_operator.controller.observing.observe import Observed

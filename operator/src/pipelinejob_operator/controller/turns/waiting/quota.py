@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from pipelinejob.spec.status import ConditionType, State
+from pipelinejob.spec.reported.conditions import ConditionType, State
 from pipelinejob_operator.admission.line.quota import QUOTA_TAKEN_BACK, Quota, finished, handed_over, readiness
 from pipelinejob_operator.cluster import Change, Object, Reference
 from pipelinejob_operator.controller.observing.observe import Observed

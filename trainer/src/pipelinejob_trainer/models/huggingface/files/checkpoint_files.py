@@ -5,12 +5,11 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from pipelinejob_trainer.models.huggingface.files.folder import adapter_alone, bad, command, few, from_gguf
+from pipelinejob_trainer.models.huggingface.files.folder import PICKLED, adapter_alone, bad, command, few
 from pipelinejob_trainer.models.huggingface.files.safetensors_file import Stored, tensors_of
 
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class CheckpointFiles:
@@ -78,14 +77,11 @@ def _refuse_adapter(folder: Path) -> None:
 def _nothing_to_read(folder: Path) -> str:
     names = sorted(each.name for each in folder.iterdir())
     parts = [name for name in names if name.endswith(".safetensors")]
-    gguf = [name for name in names if name.endswith(".gguf")]
-    if any(name in _PICKLED for name in names):
+    if any(name in PICKLED for name in names):
         return (
             f"{folder} holds its weights as pytorch_model.bin, which can only be read whole; write them once as "
             f"safetensors: {command(folder)}"
         )
-    if gguf:
-        return f"{folder} holds its weights as {few(gguf)}; {from_gguf(folder, gguf[0])}"
     if parts:
         return f"{folder} holds {few(parts)}, but neither {_WHOLE} nor {_INDEX}; download the rest of it"
     return (

@@ -20,8 +20,11 @@ from torch import nn
 from pipelinejob_trainer.base.user_code import error_text
 from pipelinejob_trainer.models.huggingface.files.checkpoint_files import CheckpointFiles
 from pipelinejob_trainer.models.huggingface.files.folder import CONFIG, ModelFolder, bad, few
+from pipelinejob_trainer.models.huggingface.files.gguf_file import Dequantised, GgufFile
 from pipelinejob_trainer.models.huggingface.files.safetensors_file import Stored
 from pipelinejob_trainer.models.portions import Portion
+
+_Readable = Stored | Dequantised
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,7 +57,7 @@ class FolderWeights:
         """
         self._path = folder.path
         self._model: Any = model
-        self._files = CheckpointFiles(folder.path, named=getattr(folder.config, "transformers_weights", None))
+        self._files = _files_of(folder, model)
         self._shapes: dict[str, torch.Tensor] = model.state_dict()
         self._by_target: dict[str, _Conversion] = {}
         self._unexpected: list[str] = []
@@ -194,7 +197,7 @@ class FolderWeights:
             if target in into:
                 into[target].detach().copy_(portions[target].of(tensor) if target in portions else tensor)
 
-    def _part_of(self, target: str, stored: Stored) -> Stored:
+    def _part_of(self, target: str, stored: _Readable) -> _Readable:
         """Return where this rank's part of a tensor is."""
         return stored.part(self._portions[target]) if target in self._portions else stored
 
@@ -230,6 +233,12 @@ class FolderWeights:
                 )
 
 
+def _files_of(folder: ModelFolder, model: Any) -> CheckpointFiles | GgufFile:
+    if folder.gguf is not None:
+        return GgufFile(folder.gguf, model, folder.said)
+    return CheckpointFiles(folder.path, named=getattr(folder.config, "transformers_weights", None))
+
+
 def _targets(first: str, patterns: Sequence[str]) -> tuple[str, ...]:
     """Name all that a converter makes, by the first of them."""
     before, _, behind = first.partition(patterns[0])
@@ -251,14 +260,14 @@ def _is_by_expert(conversion: _Conversion) -> bool:
     )
 
 
-def _as_master(stored: Stored) -> torch.Tensor:
+def _as_master(stored: _Readable) -> torch.Tensor:
     """Read a tensor, what is floating-point as fp32, as transformers does before it converts into such a model."""
     tensor = torch.empty(stored.shape, dtype=torch.float32 if stored.dtype.is_floating_point else stored.dtype)
     stored.read_into(tensor)
     return tensor
 
 
-def _without_values(stored: Stored) -> torch.Tensor:
+def _without_values(stored: _Readable) -> torch.Tensor:
     return torch.empty(stored.shape, dtype=stored.dtype, device="meta")
 
 

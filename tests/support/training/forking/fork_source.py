@@ -56,8 +56,11 @@ def _become(place: dict[str, Any]) -> NoReturn:
         if _LIBC.setns(network, _NEW_NETWORK):
             raise OSError(ctypes.get_errno(), f"cannot enter {place['network']}")
         os.close(network)
+    os.chdir(place["folder"])
     os.environ.clear()
     os.environ.update(place["environment"])
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = [path for path in paths if path and path not in sys.path]
     from pipelinejob_trainer.main import main as trainer
 
     trainer(["run"])

@@ -1,32 +1,31 @@
 """Prepared tokens for tests: a tokenizer trained here, documents of Python's documentation, work in processes."""
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.data.prepare import inputs
 from pipelinejob_trainer.data.prepare.prepare import Request, prepare
 from pipelinejob_trainer.data.tokens.folder import TokenFolder
-
-# What takes seconds to import, for processes to be forked from one that has done so.
-SLOW = [
-    "transformers.models.auto.tokenization_auto",
-    "transformers.tokenization_utils_tokenizers",
-    "transformers.utils.chat_template_utils",
-    "pipelinejob_trainer.data.prepare.prepare",
-]
+from support.local.forkserver import forking_context
 
 END = "<|end|>"
+CHAT = [
+    {"role": "user", "content": "Say one."},
+    {"role": "assistant", "content": "One."},
+    {"role": "user", "content": "And two?"},
+    {"role": "assistant", "content": "Two it is."},
+]
 CHATML = (
     "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
@@ -80,6 +79,15 @@ def write_lines(file: Path, values: Iterable[object], *, column: str = "text") -
     return file
 
 
+def write_data_set(folder: Path, given_texts: Sequence[str], *, rows_of_batch: int) -> None:
+    """Write what `datasets` does: streams that state.json names, and beside them one that it kept of other work."""
+    table, names = pa.table({"id": range(len(given_texts)), "text": given_texts}), ["data-00000-of-00001.arrow"]
+    for name in (*names, "cache-123.arrow"):
+        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table, max_chunksize=rows_of_batch)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+
+
 def prepared(
     target: Path, tokenizer: Path, values: Iterable[object], *, column: str = "text", **options: Any
 ) -> TokenFolder:
@@ -99,9 +107,7 @@ def in_process(request: Request, *, dies_after: int | None = None, largest_file:
 
     `dies_after`: it is killed when it touches a file for that many times; `largest_file` in bytes.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(SLOW)
-    process = context.Process(target=_prepare, args=(request, dies_after, largest_file))
+    process = forking_context().Process(target=_prepare, args=(request, dies_after, largest_file))
     process.start()
     return process
 
