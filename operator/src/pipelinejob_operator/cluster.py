@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from pipelinejob.base import names
-from pipelinejob.contract.incarnation import Incarnation
+from pipelinejob.contract.incarnation import GivenRank, Incarnation
 from pipelinejob.contract.progress import Progress
 
 Object = Mapping[str, Any]
@@ -176,6 +176,9 @@ class Cluster(Protocol):
 
     async def tell(self, pod: Object, incarnation: Incarnation) -> None:
         """Tell a running trainer who meets next; one that does not take it will say that it still waits."""
+
+    async def tell_rank(self, pod: Object, rank: GivenRank) -> None:
+        """Tell a spare whose place it takes; one that does not hear it will say that it is still a spare."""
 
     async def pod_events(self, pod: Object) -> Sequence[Event]:
         """Return what was told of a pod of late, the newest last; nothing where this process cannot read it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from pipelinejob.base import names
 from support.api_server.apiserver import ApiServer
 from support.api_server.operatorprocess import OperatorProcess
 from support.api_server.recovering_gang import Gang, gang_in_training
@@ -66,3 +67,35 @@ def test_a_killed_an_evicted_and_a_homeless_stage_are_replaced_alone_by_operator
     assert [each["node"] for each in status["stages"]] == [gang.node_of(stage) for stage in range(3)]
     wait_until(lambda: len(gang.events("Replacing")) == 3, "three events")
     assert any(f"instead of {lost}" in each for each in gang.events("Replacing"))
+
+
+def test_a_spare_takes_a_lost_stages_place_and_another_is_made_by_operators_that_die_in_between(
+    api_server: ApiServer, kwok: Process, operator: OperatorProcess, namespace: str
+) -> None:
+    recovery = {"inPlace": True, "waitSeconds": 300, "spares": 1}
+    with gang_in_training(api_server, namespace, num_nodes=4, processes=4, recovery=recovery) as gang:
+        process, gang.stages = gang.stages[3], gang.stages[:3]
+        before, there = gang.uids(), gang.node_of(1)
+        gang.warm(0, process)
+        spare = gang.spare(0)
+        assert spare is not None
+        assert spare["spec"]["nodeName"] not in {gang.node_of(stage) for stage in range(3)}
+
+        gang.fail(1, 137)
+        operator.process.stop(9)
+        operator.start()
+        gang.replaced_by(1, 0, process)
+        operator.process.stop(9)
+        operator.start()
+        gang.meet(2)
+
+        after = gang.uids()
+        assert (after[0], after[1], after[2]) == (before[0], spare["metadata"]["uid"], before[2])
+        of_stage = {names.LABEL_REPLICA: "0", names.LABEL_STAGE: "1"}
+        wait_until(lambda: of_stage.items() <= (gang.pod(1) or {})["metadata"]["labels"].items(), "it has its labels")
+        wait_until(lambda: gang.spare(1) is not None, "another spare is bound")
+        assert (gang.spare(1) or {})["spec"]["nodeName"] == there
+        status = gang.status()
+        assert (status["attempt"], status["restarts"], status["recovery"]["sparesUsed"]) == (1, 0, 1)
+        assert [each["pod"] for each in status["stages"]] == ["gpt-r0-s0", "gpt-spare-0", "gpt-r0-s2"]
+        wait_until(lambda: "gpt-r0-s1" not in {each["metadata"]["name"] for each in gang.all()}, "the old pod is gone")

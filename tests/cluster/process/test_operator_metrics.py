@@ -61,6 +61,19 @@ def test_a_jobs_metrics_are_its_statuss_and_go_with_it():
     assert told("pipelinejob_restarts_total") not in exported(metrics, jobs)
 
 
+def test_spares_are_told_of_jobs_that_keep_some_or_lack_them():
+    spares = [{"number": 0, "ready": True}, {"number": 1}]
+    kept = exported(OperatorMetrics(), [running(recovery={"spares": spares, "sparesUsed": 3})])
+    assert kept[told("pipelinejob_job_spares", state="ready")] == 1
+    assert kept[told("pipelinejob_job_spares", state="starting")] == 1
+    assert kept[told("pipelinejob_job_spares_used_total")] == 3
+
+    lacking = exported(OperatorMetrics(), [running(recovery={"fewerSpares": "no node has room for it now"})])
+    assert lacking[told("pipelinejob_job_spares", state="ready")] == 0
+
+    assert told("pipelinejob_job_spares", state="ready") not in exported(OperatorMetrics(), [running(recovery={})])
+
+
 def test_a_job_that_changed_is_told_anew_and_one_of_the_same_name_is_another():
     jobs = [running(step=1)]
     metrics = OperatorMetrics()

@@ -13,6 +13,7 @@ from support.local.local_cli import Run, tiny_manifest
 
 pytestmark = pytest.mark.xdist_group("processor-heavy")
 STEPS = 120
+MANY = 1500  # for as long as a spare needs to come up, on a busy machine
 TESTS = str(Path(__file__).parents[2])
 
 
@@ -20,9 +21,13 @@ TESTS = str(Path(__file__).parents[2])
 def start(tmp_path: Path) -> Iterator:
     runs: list[Run] = []
 
-    def begin(name: str, *, environment: Mapping[str, str] | None = None, **spec: object) -> Run:
-        manifest = tiny_manifest(tmp_path / f"{name}.yaml", fake=False, training={"steps": STEPS}, **spec)
-        runs.append(Run(manifest, tmp_path / name, "--no-profile", "--prompt", "", **(environment or {})))
+    def begin(
+        name: str, *, environment: Mapping[str, str] | None = None, program: Path | None = None, **spec: object
+    ) -> Run:
+        manifest = tiny_manifest(tmp_path / f"{name}.yaml", fake=False, **({"training": {"steps": STEPS}} | spec))
+        runs.append(
+            Run(manifest, tmp_path / name, "--no-profile", "--prompt", "", program=program, **(environment or {}))
+        )
         return runs[-1]
 
     yield begin
@@ -93,3 +98,37 @@ def test_a_stage_that_hangs_is_named_and_replaced_alone_and_all_go_on(start, tmp
     assert "this process waits for nobody" in log
     assert "in comes_back_once_it_hung" in log
     assert run.steps() <= STEPS + 1
+
+
+def test_a_spare_that_is_a_pod_as_on_a_cluster_takes_a_killed_stages_place_and_the_losses_are_the_same(start) -> None:
+    undisturbed = start("undisturbed", training={"steps": MANY})
+    assert undisturbed.wait() == 0, undisturbed.said
+
+    run = start(
+        "spare-pods",
+        program=Path(TESTS) / "support" / "local" / "spare_pods.py",
+        recovery={"inPlace": True, "spares": 1, "intervalSteps": 1},
+        training={"steps": MANY},
+    )
+    run.until(lambda: "tiny-spare-0" in ready_spares(run))
+    reached = run.steps()
+    os.kill(run.stages()["0"], signal.SIGKILL)
+    run.until(lambda: "as incarnation 2" in run.said)
+    run.until(lambda: run.steps() >= reached + 5)
+    assert "Only tiny-r0-s0 is replaced, by tiny-spare-0; 1 stage keeps its process" in " ".join(run.said.split())
+    run.until(lambda: "tiny-spare-1" in ready_spares(run))
+
+    assert run.wait() == 0, run.said
+    assert losses(run) == losses(undisturbed)
+    assert run.steps() <= MANY + 1
+    log = next((run.output / "logs").glob("*spare-0*.log")).read_text()
+    assert "takes the place of stage 0 of replica 0" in log
+    assert "Restarting" not in run.said
+
+
+def ready_spares(run: Run) -> set[str]:
+    """Name the spares that are said to be ready."""
+    file = run.output / "job.json"
+    status = json.loads(file.read_text()).get("status", {}) if file.exists() else {}
+    spares = (status.get("recovery") or {}).get("spares", [])
+    return {f"tiny-spare-{each['number']}" for each in spares if each.get("ready")}

@@ -1,7 +1,5 @@
 """Recovery in place: whom the operator replaces, whom it tells what, and when the whole gang restarts instead."""
 
-from dataclasses import replace
-
 import pytest
 
 from pipelinejob.base.errors import InvalidManifestError
@@ -9,7 +7,7 @@ from pipelinejob_operator.controller import reconcile
 from pipelinejob_operator.objects.making.tokens import authorization
 from pipelinejob_operator.validation.validate import validate
 from support.clusters.fakecluster import pinned_node
-from support.clusters.operatorworld import SETTINGS, World
+from support.clusters.operatorworld import World
 from support.clusters.recoveringworld import (
     IN_PLACE,
     all_train,
@@ -261,16 +259,6 @@ def test_a_job_whose_gang_restarts_as_a_whole_has_no_tokens(world):
     world.submit(job(**(IN_PLACE | {"recovery": {}})))
     world.train()
     assert [authorization(pod) for pod in world.cluster.all_pods()] == [{}, {}, {}]
-
-
-@pytest.mark.parametrize(("kept_here", "says_so"), [(False, True), (True, False)])
-def test_who_asks_for_spares_where_none_are_kept_is_told(kept_here, says_so):
-    world = World(nodes(4, gpus=8), settings=replace(SETTINGS, keeps_spares=kept_here))
-    submitted(world, recovery={"inPlace": True, "spares": 2})
-    told = [event for event in world.cluster.events if event.reason == "NoSpares"]
-    assert [(each.type, "spares: 2 is kept by `pipelinejob run` alone" in each.message) for each in told] == (
-        [("Warning", True)] if says_so else []
-    )
 
 
 @pytest.mark.parametrize(

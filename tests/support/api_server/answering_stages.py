@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 from pipelinejob.base import names
-from pipelinejob.contract.incarnation import Incarnation, Lost
-from pipelinejob.contract.progress import Phase, Progress
+from pipelinejob.contract.incarnation import GivenRank, Incarnation, Lost
+from pipelinejob.contract.progress import SPARE_REPLICA, Phase, Progress
 
 _BORDER_S = 0.1
 
@@ -29,9 +29,18 @@ class Stage:
 
     def wait(self, pod: dict[str, Any], *, step: int = 0, lost: tuple[int, ...] = ()) -> None:
         """Be the process of a pod, and wait to be told who meets."""
-        (variables,) = (each["env"] for each in pod["spec"]["containers"] if each["name"] == names.CONTAINER_TRAINER)
-        self.token = next(each["value"] for each in variables if each["name"] == names.ENV_TOKEN)
+        self.token = _token(pod)
         self._say(step=step, phase=Phase.STARTING, awaits_incarnation=True, lost=_lost(lost))
+
+    def keep_warm(self, pod: dict[str, Any], number: int) -> None:
+        """Be the process of a spare's pod, and wait to be told whose place to take."""
+        self.token = _token(pod)
+        self._said = Progress(replica=SPARE_REPLICA, stage=number, attempt=1, phase=Phase.SPARE, step=0)
+
+    def take(self, place: GivenRank) -> None:
+        """Be told whose place to take; wait to be told who meets."""
+        self.number = place.stage
+        self._say(step=0, phase=Phase.STARTING, awaits_incarnation=True)
 
     def train(self, *, step: int) -> None:
         """Have met, and go on."""
@@ -83,7 +92,10 @@ class Stage:
                 if self.headers.get("Authorization") != f"Bearer {stage.token}" or said is None:
                     self._answer(403, b"")
                     return
-                stage.hear(Incarnation.model_validate_json(body), step=said.step)
+                if self.path == "/rank":
+                    stage.take(GivenRank.model_validate_json(body))
+                else:
+                    stage.hear(Incarnation.model_validate_json(body), step=said.step)
                 self._answer(200, b"")
 
             def _answer(self, code: int, body: bytes) -> None:
@@ -111,6 +123,11 @@ class Stages(list[Stage]):
     def __exit__(self, *_: object) -> None:
         for stage in self:
             stage.close()
+
+
+def _token(pod: dict[str, Any]) -> str:
+    (variables,) = (each["env"] for each in pod["spec"]["containers"] if each["name"] == names.CONTAINER_TRAINER)
+    return next(str(each["value"]) for each in variables if each["name"] == names.ENV_TOKEN)
 
 
 def _lost(stages: tuple[int, ...]) -> tuple[Lost, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pipelinejob.base import names
 from support.api_server.answering_stages import Stage, Stages
 from support.api_server.apiserver import ApiServer
 from support.api_server.fakenodes import HOLD, add_nodes, node
@@ -24,6 +25,7 @@ class Gang:
     def __init__(self, server: ApiServer, namespace: str, stages: list[Stage], nodes: list[str]) -> None:
         self.server, self.namespace, self.stages, self.nodes = server, namespace, stages, nodes
         self.step = 7
+        self.names = list(NAMES)  # of the stages' pods, of which a spare's may be one
 
     def submit(self, labels: dict[str, str], *, stages: int = 3, **spec: Any) -> None:
         """Bring the job to training, with the first so many stages."""
@@ -53,13 +55,14 @@ class Gang:
         self.write(stage, "Succeeded", {"terminated": done})
 
     def pod(self, stage: int) -> dict[str, Any] | None:
-        return next((each for each in self.all() if each["metadata"]["name"] == NAMES[stage]), None)
+        return next((each for each in self.all() if each["metadata"]["name"] == self.names[stage]), None)
 
     def all(self) -> list[dict[str, Any]]:
         return pods(self.server, self.namespace, "gpt")
 
     def uids(self) -> dict[int, str]:
-        return {NAMES.index(each["metadata"]["name"]): each["metadata"]["uid"] for each in self.all()}
+        uids = {each["metadata"]["name"]: each["metadata"]["uid"] for each in self.all()}
+        return {stage: uids[name] for stage, name in enumerate(self.names) if name in uids}
 
     def node_of(self, stage: int) -> str:
         pod = self.pod(stage)
@@ -140,7 +143,35 @@ class Gang:
             stage.train(step=self.step)
         wait_until(lambda: self.status()["state"] == "Training", "it trains")
 
+    def spare(self, number: int) -> dict[str, Any] | None:
+        """Return a spare's pod, once it is bound."""
+        name = names.spare_pod_name("gpt", number=number)
+        found = (each for each in self.all() if each["metadata"]["name"] == name)
+        return next((each for each in found if each["spec"].get("nodeName")), None)
+
+    def warm(self, number: int, process: Stage) -> None:
+        """Let a spare come up, whose process this is, until the operator knows."""
+        wait_until(lambda: self.spare(number) is not None, f"spare {number} is bound")
+        pod = self.spare(number)
+        assert pod is not None
+        at = {"podIP": process.address, "podIPs": [{"ip": process.address}], "hostIP": process.address}
+        self.write_pod(pod["metadata"]["name"], "Running", {"running": {"startedAt": THEN}}, **at)
+        process.keep_warm(pod, number)
+        wait_until(lambda: self.ready_spares() == [number], f"spare {number} is ready")
+
+    def ready_spares(self) -> list[int]:
+        """Return the numbers of the spares that the status calls ready."""
+        return [each["number"] for each in self.status()["recovery"].get("spares", []) if each.get("ready")]
+
+    def replaced_by(self, stage: int, number: int, process: Stage) -> None:
+        """Wait until a spare has taken a stage's place, whose process this is."""
+        wait_until(lambda: process.number == stage, f"spare {number} is told to be stage {stage}")
+        self.names[stage], self.stages[stage] = names.spare_pod_name("gpt", number=number), process
+
     def write(self, stage: int, phase: str, state: dict[str, Any], **status: Any) -> None:
+        self.write_pod(self.names[stage], phase, state, **status)
+
+    def write_pod(self, name: str, phase: str, state: dict[str, Any], **status: Any) -> None:
         is_ready = "running" in state
         container = {"name": "trainer", "image": "x", "imageID": "", "ready": is_ready, "restartCount": 0}
         ready = {"type": "Ready", "status": str(is_ready)}
@@ -152,19 +183,19 @@ class Gang:
         }
         patch = json.dumps({"status": body})
         self.server.kubectl(
-            "patch", "pod", "-n", self.namespace, NAMES[stage], "--subresource=status", "--type=merge", "-p", patch
+            "patch", "pod", "-n", self.namespace, name, "--subresource=status", "--type=merge", "-p", patch
         )
 
 
 @contextmanager
 def gang_in_training(
-    server: ApiServer, namespace: str, *, num_nodes: int, stages: int = 3, **spec: Any
+    server: ApiServer, namespace: str, *, num_nodes: int, stages: int = 3, processes: int = 3, **spec: Any
 ) -> Iterator[Gang]:
-    """Bring a job to training on nodes of its own, each of which has room for one stage."""
+    """Bring a job to training on nodes of its own, each of which has room for one stage, for so many processes."""
     labels = {"test": namespace[-6:]}
     nodes = [f"training-{namespace[-6:]}-{n}" for n in range(num_nodes)]
     add_nodes(server, [node(name, labels=labels, cpu="1") for name in nodes])
-    with Stages(3) as answering:
+    with Stages(processes) as answering:
         gang = Gang(server, namespace, answering, nodes)
         gang.submit(labels, stages=stages, **spec)
         yield gang

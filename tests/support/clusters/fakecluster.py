@@ -26,6 +26,7 @@ class FakeCluster:
         self.provisioning = None  # whether its API is served; None: the operator is not to ask
         self.answers: dict[str, Progress] = {}
         self.told = []  # of incarnations: pod and what it was told
+        self.given = []  # of places: spare and rank and attempt
         self.mutate = lambda pod: pod  # what admission makes of a new pod
         self.tells_admission = True  # before the pod is made
         self.said: dict[str, list[Event]] = {}  # of pods by their names, the newest last
@@ -119,6 +120,9 @@ class FakeCluster:
             heard = {"awaits_incarnation": False, "incarnation": incarnation.number, "lost": ()}
             heard = {"moves_to": incarnation.number} if incarnation.at_border else heard
             self.answers[name] = self.answers[name].model_copy(update=heard)
+
+    async def tell_rank(self, pod, rank):
+        self.given.append((pod["metadata"]["name"], (rank.replica, rank.stage, rank.attempt)))
 
     async def pod_events(self, pod):
         return self.said.get(pod["metadata"]["name"], ())

@@ -90,9 +90,15 @@ def _judge_status(before, after, seen, *, binds_late=False):
     if after.get("attempt") == before.get("attempt") and _is_placed(before):
         assert _is_placed(after), "a gang was given up without a new attempt"
         if _resizes(after) == _resizes(before):
-            assert _pods(after) == _pods(before), "an attempt was numbered twice"
+            assert _pods(after).keys() == _pods(before).keys(), "an attempt was numbered twice"
         kept = _pods(after).keys() & _pods(before).keys()
-        assert all(_pods(after)[rank] == _pods(before)[rank] for rank in kept), "a rank got another pod's number"
+        changed = {_pods(after)[rank] for rank in kept if _pods(after)[rank] != _pods(before)[rank]}
+        spares = {each["number"] for each in (before.get("recovery") or {}).get("spares", ())}
+        for each in after["stages"]:
+            was_written = each.get("spare") is None or each["spare"] in spares
+            assert each["pod"] not in changed or was_written, "a rank got another pod's number"
+            own = each["pod"].endswith(f"-r{each['replica']}-s{each['stage']}")
+            assert binds_late or own or each.get("spare") is not None, "a pod of no spare took a rank's place"
     if _is_placed(after) and not _is_placed(before):
         older = [pod for pod in seen if not binds_late or _attempt(pod) != after["attempt"]]
         assert not older, "nodes were held while pods of an older attempt were still there"

@@ -22,11 +22,21 @@ FAKE = Path(__file__).with_name("fake_trainer.py")
 class Run:
     """One `pipelinejob run`, or another command that runs a job."""
 
-    def __init__(self, file: Path, output: Path, *options: str, command: str = "run", **environment: str) -> None:
+    def __init__(
+        self,
+        file: Path,
+        output: Path,
+        *options: str,
+        command: str = "run",
+        program: Path | None = None,
+        **environment: str,
+    ) -> None:
+        """Begin; `program` stands for `pipelinejob` where it is another than that."""
         self.output = output
         self.log = output.with_name(output.name + ".log")
         with self.log.open("wb") as log:
-            called = [sys.executable, "-c", "from pipelinejob_operator.cli import main; main()", command, str(file)]
+            own = [program] if program else ["-c", "from pipelinejob_operator.cli import main; main()"]
+            called = [sys.executable, *map(str, own), command, str(file)]
             self.process = subprocess.Popen(
                 [*called, "--output", str(output), *options],
                 stdout=log,

@@ -33,7 +33,7 @@ from pipelinejob_trainer.process.hang import HangWatch
 from pipelinejob_trainer.process.http_server import Ear, serve
 from pipelinejob_trainer.process.late_rank import await_rank
 from pipelinejob_trainer.process.signals import StopRequest
-from pipelinejob_trainer.process.spare import await_place
+from pipelinejob_trainer.process.spare import await_place, await_rank_of_another
 from pipelinejob_trainer.process.stage_status import StageStatus
 from pipelinejob_trainer.process.tensor_ranks import supervise
 from pipelinejob_trainer.process.termination import ProcessExit
@@ -53,7 +53,7 @@ def _run(_: argparse.Namespace) -> NoReturn:
     process_exit = ProcessExit(read_termination_log())
     process_exit.intercept_os_exit()
     try:
-        variables = await_rank(process_exit)
+        variables = await_rank_of_another(await_rank(process_exit), process_exit, warm_up=_warm_up)
         config, tensor = read_config(variables), read_tensor_rank(variables)
         plan = read_plan(config.plan)
         check_place(config, plan)
@@ -74,11 +74,23 @@ def _run(_: argparse.Namespace) -> NoReturn:
     process_exit.end(ExitCode.OK, "Completed", what, step=status.step)
 
 
+def _import_all() -> None:
+    """Do beforehand what takes a stage's start."""
+    from pipelinejob_trainer.training import recovering  # noqa: F401, PLC0415  # torch, see above
+
+
+def _warm_up(file: Path) -> None:
+    """Do beforehand what takes the start of a stage of this plan, whichever stage it is."""
+    plan = read_plan(file)
+    _import_all()
+    if plan.model.hugging_face is not None:
+        import transformers  # noqa: F401, PLC0415  # as above
+
+
 def _spare(options: argparse.Namespace) -> NoReturn:
     import torch  # noqa: PLC0415  # what takes a stage's start is done beforehand here
 
-    from pipelinejob_trainer.training import recovering  # noqa: F401, PLC0415  # as above
-
+    _import_all()
     await_place()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     _run(options)

@@ -24,6 +24,7 @@ LABEL_REPLICA = f"{GROUP}/replica"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_RESIZES = f"{GROUP}/resizes"  # of a plan: how often its attempt went over to other replicas from memory
 LABEL_ORDINAL = f"{GROUP}/ordinal"  # of a pod that has no rank until it is bound
+LABEL_SPARE = f"{GROUP}/spare"  # of a pod that is kept to take a lost stage's place: its number
 LABEL_SERVICE = f"{GROUP}/service"  # of a chain of a job that serves, and of its pods: the job
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 KUEUE = "kueue.x-k8s.io/"  # what its labels begin with
@@ -54,6 +55,7 @@ ENV_JOB = "PIPELINEJOB_NAME"
 ENV_STAGE = "PIPELINEJOB_STAGE"
 ENV_REPLICA = "PIPELINEJOB_REPLICA"
 ENV_TENSOR = "PIPELINEJOB_TENSOR_RANK"  # among the processes of a stage; unset: the one that starts them all
+ENV_SPARE = "PIPELINEJOB_SPARE"  # its number, of a process that is told later whose place it takes
 ENV_ATTEMPT = "PIPELINEJOB_ATTEMPT"  # fences rendezvous and checkpoints
 ENV_RENDEZVOUS = "PIPELINEJOB_RENDEZVOUS"  # host:port of replica 0, stage 0
 ENV_RANK = "PIPELINEJOB_RANK"  # a folder where the two annotations appear, in place of stage, replica and rendezvous
@@ -86,6 +88,11 @@ def pod_name(job: str, *, replica: int, stage: int) -> str:
 def unnumbered_pod_name(job: str, *, ordinal: int) -> str:
     """Name a pod that gets its rank once it is bound; its name and hostname stay."""
     return f"{job}-p{ordinal}"
+
+
+def spare_pod_name(job: str, *, number: int) -> str:
+    """Name a pod that is kept to take a lost stage's place; its name stays when it does."""
+    return f"{job}-spare-{number}"
 
 
 def service_name(job: str) -> str:

@@ -31,6 +31,14 @@ class Incarnation(Value):
     at_border: bool = False  # it begins between two steps of the present one
 
 
+class GivenRank(Value):
+    """The rank whose place a spare takes: POSTed to `/rank` on its metrics port, until it answers as that rank."""
+
+    replica: int
+    stage: int
+    attempt: int
+
+
 class Lost(Value):
     """A rank that another has found to be gone or silent, or that left because it was told to."""
 

@@ -12,10 +12,13 @@ from pipelinejob.base.timeline import SpanKind
 from pipelinejob.base.values import Value
 from pipelinejob.contract.incarnation import Lost
 
+SPARE_REPLICA = -1  # of what a spare says: its `stage` is its number
+
 
 class Phase(StrEnum):
     """Where a stage's process stands."""
 
+    SPARE = "Spare"  # it has imported all that a stage needs, and waits to be told whose place it takes
     STARTING = "Starting"
     TRAINING = "Training"
     FINISHED = "Finished"

@@ -15,6 +15,8 @@ from pipelinejob_operator.admission.pods.admitted import AdmittedPods
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.job import Job, Rank
 from pipelinejob_operator.objects.making.manifests import kind_of_stage
+from pipelinejob_operator.objects.making.spares import like_stage
+from pipelinejob_operator.objects.pods import is_unused_spare
 from pipelinejob_operator.objects.requests import is_one_a_node, pod_requests
 
 Free = Mapping[str, Resources]  # by the names of nodes
@@ -101,6 +103,10 @@ def promise_of(job: Job, admitted: AdmittedPods) -> Promise:
     claims = {
         Rank(each.replica, each.stage): Claim(each.node or "", asked[kind_of_stage(spec, each.stage)]) for each in ranks
     }
+    spares = job.status.recovery.spares if job.status.recovery else ()
+    if spares:
+        of_spare = pod_requests(admitted.of(job, kind_of_stage(spec, like_stage(spec))).pod)
+        claims |= {Rank.spare(each.number): Claim(each.node, of_spare) for each in spares}
     return Promise(uid=job.uid, attempt=job.status.attempt, generation=job.generation, claims=claims)
 
 
@@ -168,7 +174,11 @@ def identity(pod: Object) -> tuple[str, int, Rank]:
     owners = metadata.get("ownerReferences") or ()
     uid = next((owner["uid"] for owner in owners if owner.get("controller")), "")
     try:
-        rank = Rank(int(labels[names.LABEL_REPLICA]), int(labels[names.LABEL_STAGE]))
+        rank = (
+            Rank.spare(int(labels[names.LABEL_SPARE]))
+            if is_unused_spare(labels)
+            else Rank(int(labels[names.LABEL_REPLICA]), int(labels[names.LABEL_STAGE]))
+        )
         return (uid, int(labels[names.LABEL_ATTEMPT]), rank)
     except (KeyError, ValueError):
         return (uid, -1, Rank(-1, -1))

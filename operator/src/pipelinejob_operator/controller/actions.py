@@ -12,7 +12,7 @@ from pipelinejob.spec.reported.conditions import State
 from pipelinejob_operator.cluster import Change, Object, Reference
 from pipelinejob_operator.controller.observing.observe import Observed, wanted_plan
 from pipelinejob_operator.controller.turns import moving
-from pipelinejob_operator.controller.turns.failing import replacing
+from pipelinejob_operator.controller.turns.failing import replacing, sparing
 from pipelinejob_operator.controller.turns.measurements import placement_of
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.controller.turns.waiting.late import missing_pods, numbers_to_tell
@@ -20,6 +20,7 @@ from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank, parse_time
 from pipelinejob_operator.objects.making.manifests import let_go, plan_config_map, services_of, stage_pod
 from pipelinejob_operator.objects.making.pod_template import merge
+from pipelinejob_operator.objects.making.spares import spare_pod
 from pipelinejob_operator.objects.making.tokens import with_token
 from pipelinejob_operator.objects.peers.provisioning import consumption
 from pipelinejob_operator.objects.pods import StagePod
@@ -50,7 +51,10 @@ def follow(turn: Turn, observed: Observed, settings: ControllerSettings, *, plan
     job = replace(observed.job, status=turn.status)
     if observed.in_the_way or not (job.is_placed or (job.binds_late and job.has_begun)):
         return Actions()
-    strays = tuple(pod.reference for pod in moving.strays(job.status, job.ranks, observed.pods))
+    strays = (
+        *(pod.reference for pod in moving.strays(job.status, job.ranks, observed.pods)),
+        *_surplus(job, observed),
+    )
     ended = tuple(pod.reference for pod in observed.pods if outlived_s(pod, turn.now, settings) == 0)
     if replacing.recovery_of(job.status).replacing:
         # One that is asked to leave gets its grace, unless nobody is left there to let it go.
@@ -58,7 +62,11 @@ def follow(turn: Turn, observed: Observed, settings: ControllerSettings, *, plan
         held = [pod for pod in lost if not pod.is_terminating or pod.node in observed.silent_nodes]
         gently = replacing.asked_to_leave(job.status) if spec.recovery.in_place else frozenset()
         leaving = tuple(pod.reference if pod.rank in gently else replace(pod.reference, grace_s=0) for pod in held)
-        return Actions(delete=(*leaving, *strays), apply=_replacements(job, spec, observed, settings))
+        known = {each.uid for each in leaving}
+        return Actions(
+            delete=(*leaving, *(each for each in strays if each.uid not in known)),
+            apply=_replacements(job, spec, observed, settings),
+        )
     gang = _of_gang(job, spec, observed, settings, planner=planner, now=turn.now)
     return replace(gang, delete=tuple(dict.fromkeys((*ended, *strays))))
 
@@ -81,7 +89,28 @@ def _of_gang(
     if job.status.released_time is None:
         return Actions(apply=(*furniture, *_missing(job, spec, observed, settings)))
     joining = _joining(job, spec, observed, settings)
-    return Actions(apply=(*furniture, *joining.apply), change=(*_gated(job, observed), *joining.change))
+    return Actions(
+        apply=(*furniture, *joining.apply, *_spares(job, spec, observed, settings)),
+        change=(*_gated(job, observed), *joining.change),
+    )
+
+
+def _surplus(job: Job, observed: Observed) -> tuple[Reference, ...]:
+    """Name what is kept no longer, or has been taken the place of; of a silent node nobody else would let it go."""
+    return tuple(
+        replace(pod.reference, grace_s=0) if pod.node in observed.silent_nodes else pod.reference
+        for pod in sparing.surplus(job.status, observed)
+        if not pod.is_terminating or pod.node in observed.silent_nodes
+    )
+
+
+def _spares(job: Job, spec: PipelineJobSpec, observed: Observed, settings: ControllerSettings) -> tuple[Object, ...]:
+    """Make the pods of spares that have a node."""
+    pods = (
+        spare_pod(job, spec, each.number, attempt=job.status.attempt, settings=settings, node=each.node)
+        for each in sparing.unmade(job, job.status, observed)
+    )
+    return tuple(with_token(pod, observed.secret) for pod in pods)
 
 
 def _joining(job: Job, spec: PipelineJobSpec, observed: Observed, settings: ControllerSettings) -> Actions:

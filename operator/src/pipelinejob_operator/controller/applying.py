@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, Final
 
+import structlog
+
 from pipelinejob_operator.cluster import Cluster, ForbiddenError, InvalidError, NameTakenError, Object
 from pipelinejob_operator.controller.decide import Decision, Refusal
 from pipelinejob_operator.controller.observing.observe import Observed
@@ -12,6 +14,7 @@ from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.job import Job
 
 MAX_WRITES_AT_ONCE: Final = 16
+_log = structlog.get_logger(__name__)
 
 
 class Applier:
@@ -36,9 +39,14 @@ class Applier:
             return error
         for item, status in decision.patch:
             await self._cluster.patch_status(item, status)
+        await _at_once(self._cluster.tell_rank(pod, rank) for pod, rank in decision.given)
         if decision.meets is not None:
-            members = [pod.raw for pod in observed.current.values()]
+            members = [pod.raw for rank, pod in observed.current.items() if not rank.is_spare]
             await _at_once(self._cluster.tell(pod, decision.meets) for pod in members)
+        try:
+            await _at_once(self._cluster.change_pod(pod, changes) for pod, changes in decision.label)
+        except (ForbiddenError, InvalidError) as error:  # a policy of the cluster's; the stage trains without
+            _log.warning("a spare's pod has not got the labels of its stage", job=str(observed.job.key), why=str(error))
         return None
 
     async def take_back(self, job: Job, decision: Decision) -> None:

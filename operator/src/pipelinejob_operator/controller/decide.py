@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from pipelinejob.contract.incarnation import Incarnation
+from pipelinejob.contract.incarnation import GivenRank, Incarnation
 from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import Mode, PipelineJobSpec
 from pipelinejob.spec.reported.conditions import ConditionType, State
@@ -33,7 +33,7 @@ from pipelinejob_operator.controller.looking_again import (
 )
 from pipelinejob_operator.controller.observing.observe import Observed
 from pipelinejob_operator.controller.turns import moving, remedies, stragglers, transitions
-from pipelinejob_operator.controller.turns.failing import crashing, replacing
+from pipelinejob_operator.controller.turns.failing import crashing, replacing, sparing
 from pipelinejob_operator.controller.turns.failing.failures import (
     Broken,
     Cause,
@@ -78,7 +78,7 @@ Refusal = ForbiddenError | InvalidError | NameTakenError  # of one of a gang's o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What one pass does, in this order: the status, deletions, applications, changes of pods."""
+    """What one pass does, in this order: the status, deletions, applications, changes of pods, what stages are told."""
 
     status: PipelineJobStatus
     events: tuple[Event, ...] = ()
@@ -88,6 +88,8 @@ class Decision:
     patch: tuple[Change, ...] = ()  # fields of the status of Kueue's Workload
     asks_for_room: bool = False
     meets: Incarnation | None = None  # of which the gang's stages are to be told
+    given: tuple[tuple[Object, GivenRank], ...] = ()  # spares that are to be told whose place they take
+    label: tuple[Change, ...] = ()  # of such, for people and selectors: nothing is decided by them
     requeue_after_s: float | None = None
 
 
@@ -101,6 +103,7 @@ def decide(
     turn = Turn(job=job, now=now, status=job.status)
     if not job.is_finished:
         turn = _advance(turn, observed, settings, planner)
+        turn = sparing.let_go(turn) if is_finished(turn) else turn
     return complete(turn, observed, settings, planner=planner)
 
 
@@ -119,6 +122,8 @@ def complete(
         patch=dues.patch,
         asks_for_room=_asks_for_room(turn, observed),
         meets=moving.told_plan(turn, observed, planner),
+        given=sparing.given(turn.status, observed),
+        label=sparing.labelled(turn.status, observed),
         requeue_after_s=min(next_looks(turn, observed, settings), default=None),
     )
 
@@ -137,6 +142,8 @@ def refused(
     joining = moving.under_way(turn.status)
     if not job.is_finished and joining is not None and not joining.decided:
         turn = moving.give_up(turn, f"the cluster refused an object of the new replicas: {error}")
+    elif not job.is_finished and sparing.are_made_now(turn.status, observed):
+        turn = sparing.refused(turn, observed, error)
     elif not job.is_finished and job.has_begun:
         if isinstance(error, InvalidError) and (job.status.released_time is None or not job.is_placed):
             turn = transitions.fail(
@@ -271,7 +278,8 @@ def _run(  # noqa: PLR0911 # a list of what may have happened
         stage = crashing.find_crashing(turn.status, current)
         if stage is not None and observed.asker is None:
             return replace(crashing.tell(turn, stage, spec.failure_policy), look_again_s=settings.progress_interval_s)
-        return _watch(turn, observed, spec, done, settings)
+        watched = _watch(turn, observed, spec, done, settings)
+        return sparing.keep(watched, everything, spec, settings)
     if broken.cause is None:
         turn = replace(turn, look_again_s=SOON_S)
         return transitions.start(turn, "a stage lost its peer; waiting to see which one ended first")

@@ -8,6 +8,7 @@ from functools import partial
 
 from pipelinejob.base.errors import NoPlacementError, SpecError
 from pipelinejob.contract.plan import Placement, Plan
+from pipelinejob.contract.progress import SPARE_REPLICA, Phase
 from pipelinejob.fabric.hardware import Hardware
 from pipelinejob.siting.site import Draft
 from pipelinejob.spec.reported.conditions import State
@@ -40,7 +41,7 @@ from pipelinejob_operator.controller.observing.observe import (
     wanted_plan,
 )
 from pipelinejob_operator.controller.planning import Planner
-from pipelinejob_operator.controller.relocating import find_places
+from pipelinejob_operator.controller.relocating import find_places, find_spare_places
 from pipelinejob_operator.controller.shaping import Shaper
 from pipelinejob_operator.controller.status_writing import StatusWriter
 from pipelinejob_operator.controller.turns import remedies, resizing, transitions
@@ -238,14 +239,21 @@ class Controller:
         is_progress_due = is_due(status, now=now, interval_s=self._paced().progress_interval_s)
         spec = observed.job.spec
         if is_running and spec is not None and replacing.is_on(spec):
-            answers = await ask_progress(self._cluster, observed.current, only_ready=False)
-            seen = replace(observed, accounts=answers, progress=answers if is_progress_due else ())
-            find = partial(find_places, observed=seen, room=self._room, admitted=self._admitted, now=now)
-            return await self._divide(replace(seen, places=find), now)
+            return await self._divide(await self._with_places(observed, now, is_progress_due=is_progress_due), now)
         if is_running and is_progress_due:
             answers = await ask_progress(self._cluster, observed.current)
             return await self._divide(replace(observed, progress=answers), now)
         return observed
+
+    async def _with_places(self, observed: Observed, now: datetime, *, is_progress_due: bool) -> Observed:
+        """Ask all stages, and all spares, how they are, and have at hand where others in their place would go."""
+        answers = await ask_progress(self._cluster, observed.current, only_ready=False)
+        spares = tuple(each for each in answers if each.phase is Phase.SPARE)
+        stages = tuple(each for each in answers if each.replica != SPARE_REPLICA)
+        seen = replace(observed, accounts=stages, progress=stages if is_progress_due else (), spares=spares)
+        look = partial(find_places, observed=seen, room=self._room, admitted=self._admitted, now=now)
+        spare = partial(find_spare_places, observed=seen, room=self._room, admitted=self._admitted, now=now)
+        return replace(seen, places=look, spare_places=spare)
 
     def _places_beside(self, job: Job, ranks: Sequence[Rank], now: datetime) -> Mapping[Rank, Place]:
         """Find nodes for further ranks of a job that runs."""
@@ -351,7 +359,6 @@ class Controller:
             try:
                 placed = follow_placed(asking, self._planner.draft(job, self.admissions.ground()).plan, verdict)
                 turn = await self._planned_for(placed, verdict.placement)
-                turn = turn if job.spec is None else replacing.tell_of_spares(turn, job.spec, self._settings)
             except SpecError as error:
                 turn = without_plan(asking, error)
         if replace(job, status=turn.status).is_placed:

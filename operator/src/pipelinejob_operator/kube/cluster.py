@@ -12,7 +12,7 @@ from typing import Any, Final
 import aiohttp
 
 from pipelinejob.base import names
-from pipelinejob.contract.incarnation import Incarnation
+from pipelinejob.contract.incarnation import GivenRank, Incarnation
 from pipelinejob.contract.progress import Progress
 from pipelinejob_operator.cluster import (
     Autoscaler,
@@ -35,7 +35,7 @@ from pipelinejob_operator.kube.caching.reactions import Hooks, Reactions
 from pipelinejob_operator.kube.caching.watched import Watch, Watched
 from pipelinejob_operator.kube.pod_events import read_pod_events
 from pipelinejob_operator.kube.recorder import EventMetrics, Recorder
-from pipelinejob_operator.kube.trainers import ask_progress, tell_incarnation
+from pipelinejob_operator.kube.trainers import ask_progress, tell_incarnation, tell_rank
 from pipelinejob_operator.kube.writes import MANAGER, Writes
 from pipelinejob_operator.objects.making.chains import BUDGET
 from pipelinejob_operator.objects.peers.provisioning import KIND as PROVISIONING_KIND
@@ -232,6 +232,10 @@ class KubeCluster:
     async def tell(self, pod: Object, incarnation: Incarnation) -> None:
         """Tell a running trainer who meets next; one that does not take it will say that it still waits."""
         await tell_incarnation(self._session, pod, incarnation)
+
+    async def tell_rank(self, pod: Object, rank: GivenRank) -> None:
+        """Tell a spare whose place it takes; one that does not hear it will say that it is still a spare."""
+        await tell_rank(self._session, pod, rank)
 
     async def pod_events(self, pod: Object) -> Sequence[Event]:
         """Return what was told of a pod of late, the newest last."""

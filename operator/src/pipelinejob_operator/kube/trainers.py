@@ -7,7 +7,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from pipelinejob.base import names
-from pipelinejob.contract.incarnation import Incarnation
+from pipelinejob.contract.incarnation import GivenRank, Incarnation
 from pipelinejob.contract.progress import Progress
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.making.tokens import authorization
@@ -29,7 +29,16 @@ async def ask_progress(session: aiohttp.ClientSession, pod: Object) -> Progress 
 
 async def tell_incarnation(session: aiohttp.ClientSession, pod: Object, incarnation: Incarnation) -> None:
     """Tell a running trainer who meets next; one that does not take it will say that it still waits."""
-    url, body = _url(pod, "/incarnation"), incarnation.model_dump_json(by_alias=True)
+    await _post(session, pod, "/incarnation", incarnation.model_dump_json(by_alias=True))
+
+
+async def tell_rank(session: aiohttp.ClientSession, pod: Object, rank: GivenRank) -> None:
+    """Tell a spare whose place it takes; one that does not hear it will say that it is still a spare."""
+    await _post(session, pod, "/rank", rank.model_dump_json(by_alias=True))
+
+
+async def _post(session: aiohttp.ClientSession, pod: Object, path: str, body: str) -> None:
+    url = _url(pod, path)
     if url is None:
         return
     with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):

@@ -14,7 +14,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from pipelinejob.base import names
-from pipelinejob.contract.incarnation import Incarnation
+from pipelinejob.contract.incarnation import GivenRank, Incarnation
 from pipelinejob.contract.plan import Plan
 from pipelinejob.contract.progress import Progress
 from pipelinejob_operator.cluster import (
@@ -179,6 +179,11 @@ class LocalCluster:
         """Tell the pod's process who meets next; one that does not take it will say that it still waits."""
         body = incarnation.model_dump_json(by_alias=True)
         await self._kubelet.post(pod, names.PORT_METRICS, "/incarnation", body, headers=authorization(pod))
+
+    async def tell_rank(self, pod: Object, rank: GivenRank) -> None:
+        """Tell a spare's process whose place it takes."""
+        body = rank.model_dump_json(by_alias=True)
+        await self._kubelet.post(pod, names.PORT_METRICS, "/rank", body, headers=authorization(pod))
 
     # What is written
 

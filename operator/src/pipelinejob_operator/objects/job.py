@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 from pydantic import ValidationError
 
 from pipelinejob.base import names
+from pipelinejob.contract.progress import SPARE_REPLICA
 from pipelinejob.spec.chosen import resolved
 from pipelinejob.spec.job import Mode, PipelineJobSpec
 from pipelinejob.spec.reported.conditions import Condition, ConditionStatus, ConditionType
@@ -25,7 +26,19 @@ class Rank(NamedTuple):
     replica: int
     stage: int
 
+    @classmethod
+    def spare(cls, number: int) -> "Rank":
+        """Return what stands for a rank where a pod is kept to take a lost stage's place."""
+        return cls(SPARE_REPLICA, number)
+
+    @property
+    def is_spare(self) -> bool:
+        """Tell whether it is no stage's, but that of a spare, or of a pod that has no number yet."""
+        return self.replica == SPARE_REPLICA
+
     def __str__(self) -> str:
+        if self.is_spare:
+            return f"spare {self.stage}"
         return f"stage {self.stage} of replica {self.replica}"
 
 

@@ -100,7 +100,14 @@ def read_stage_pod(raw: Object, ranks: Mapping[str, Rank] | None = None) -> Stag
 def _labelled(labels: Mapping[str, str]) -> Rank:
     if names.LABEL_ORDINAL in labels and names.LABEL_STAGE not in labels:
         return Rank(-1, int(labels[names.LABEL_ORDINAL]))  # made for an attempt that knew other ranks
+    if is_unused_spare(labels):
+        return Rank.spare(int(labels[names.LABEL_SPARE]))
     return Rank(int(labels[names.LABEL_REPLICA]), int(labels[names.LABEL_STAGE]))
+
+
+def is_unused_spare(labels: Mapping[str, str]) -> bool:
+    """Tell whether these are the labels of a spare that was given no rank's labels yet."""
+    return names.LABEL_SPARE in labels and names.LABEL_STAGE not in labels
 
 
 def _condition(status: Object, kind: str) -> dict[str, Any] | None:

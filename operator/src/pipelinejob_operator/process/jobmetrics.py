@@ -42,6 +42,8 @@ FAMILIES: Final = (
         "pipelinejob_placement_least_penalty_ratio",
         "The least of it that any place would have cost with what was free.",
     ),
+    Family("pipelinejob_job_spares", "Pods kept warm to take a lost stage's place, by whether they are ready."),
+    Family("pipelinejob_job_spares_used_total", "Lost stages whose place a spare took.", "counter"),
     Family("pipelinejob_waiting_reason", "1 for the reason why a job has no place."),
 )
 
@@ -100,7 +102,20 @@ def _samples(status: Mapping[str, Any]) -> Iterator[Sample]:
     for field, name in measured.items():
         if (number := _number(status.get(field))) is not None:
             yield name, {}, number
+    yield from _spares(status)
     yield from _place(status)
+
+
+def _spares(status: Mapping[str, Any]) -> Iterator[Sample]:
+    """Tell of jobs that keep spares, or would if there was room."""
+    recovery = status.get("recovery") or {}
+    spares = recovery.get("spares") or ()
+    if not (spares or recovery.get("fewerSpares") or recovery.get("sparesUsed")):
+        return
+    num_ready = sum(bool(each.get("ready")) for each in spares)
+    yield "pipelinejob_job_spares", {"state": "ready"}, float(num_ready)
+    yield "pipelinejob_job_spares", {"state": "starting"}, float(len(spares) - num_ready)
+    yield "pipelinejob_job_spares_used_total", {}, float(recovery.get("sparesUsed", 0))
 
 
 def _place(status: Mapping[str, Any]) -> Iterator[Sample]:

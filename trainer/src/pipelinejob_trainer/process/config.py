@@ -95,6 +95,16 @@ def read_tensor_rank(variables: Mapping[str, str]) -> int | None:
     return _number(variables, names.ENV_TENSOR) if variables.get(names.ENV_TENSOR) else None
 
 
+def read_spare(variables: Mapping[str, str]) -> int | None:
+    """Return the number of a spare, which is told its rank later; None for any other process."""
+    return _number(variables, names.ENV_SPARE) if variables.get(names.ENV_SPARE) else None
+
+
+def read_attempt(variables: Mapping[str, str]) -> int:
+    """Return the attempt that this process is of."""
+    return _number(variables, names.ENV_ATTEMPT)
+
+
 def read_metrics_port(variables: Mapping[str, str]) -> int:
     """Return the port of the HTTP server."""
     return _number(variables, names.ENV_METRICS_PORT, default=names.PORT_METRICS)

@@ -34,10 +34,11 @@ class StatusSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ear:
-    """What takes what is posted to /incarnation, and the token by which those are known who may post."""
+    """What takes what is posted, and the token by which those are known who may post."""
 
     hear: Callable[[bytes], None]  # raises ValueError for what it does not take
     token: str
+    path: str = "/incarnation"
 
     def knows(self, authorization: str | None) -> bool:
         """Tell whether a request's Authorization is of one who may post."""
@@ -82,8 +83,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:  # likewise
         size = int(self.headers.get("Content-Length") or 0)
-        if self.path != "/incarnation" or self.listens is None or size > _MAX_POSTED_BYTES:
-            self._send(404, _TEXT, b"post an incarnation to /incarnation, where recovery in place is on\n")
+        if self.listens is None or self.path != self.listens.path or size > _MAX_POSTED_BYTES:
+            where = self.listens.path if self.listens else "/incarnation, where recovery in place is on"
+            self._send(404, _TEXT, f"nothing is taken here now but what the operator posts to {where}\n".encode())
             return
         body = self.rfile.read(size)  # before any answer: a client that still writes would not read it
         if not self.listens.knows(self.headers.get("Authorization")):

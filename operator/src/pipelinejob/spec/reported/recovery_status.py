@@ -7,6 +7,7 @@ from pydantic import Field
 from pipelinejob.base.values import Value
 from pipelinejob.spec.reported.fields import Count, Short, Time
 from pipelinejob.spec.reported.resizing import Resizing
+from pipelinejob.spec.reported.sparing import Spare
 
 
 class LostRank(Value):
@@ -66,6 +67,22 @@ class RecoveryStatus(Value):
         ),
     ] = None
 
+    spares: Annotated[
+        tuple[Spare, ...],
+        Field(
+            max_length=64,
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+            description="The pods that are kept to take a lost stage's place at once.",
+        ),
+    ] = ()
+    spares_used: Annotated[Count, Field(description="Replacements for which a spare took the place.")] = 0
+    spare_failed_time: Annotated[
+        Time | None, Field(description="When a spare failed last; the next is made a minute later.")
+    ] = None
+    fewer_spares: Annotated[
+        str | None, Field(max_length=1024, description="Why there are fewer than `spec.recovery.spares`.")
+    ] = None
+
     resizes: Annotated[
         Count,
         Field(description="How often the present gang went over to other replicas, stages or layers from memory."),
@@ -86,4 +103,5 @@ class RecoveryStatus(Value):
     def of_next_attempt(self) -> "RecoveryStatus":
         """Return what is left when a new attempt begins: its gang has never met."""
         gone = {"incarnation": 0, "replacing": (), "since": None, "resizes": 0, "resizing": None, "layers": None}
+        gone |= {"spares": (), "fewer_spares": None}
         return self.model_copy(update=gone)

@@ -14,6 +14,9 @@ class StageStatus(Value):
     replica: Annotated[Count, Field(description="The replica's number, from 0.")]
     stage: Annotated[Count, Field(description="The stage's number, from 0.")]
     pod: Annotated[Short, Field(description="Name of its pod.")]
+    spare: Annotated[
+        Count | None, Field(description="Number of the spare whose pod it is; unset where it was made for the stage.")
+    ] = None
     node: Annotated[Short | None, Field(description="The node it was given.")] = None
     path: Annotated[
         str | None,

@@ -99,8 +99,9 @@ class Recovery(Value):
         Field(
             ge=0,
             le=64,
-            description="Processes that `pipelinejob run` keeps warm to take a lost stage's place. A cluster keeps "
-            "none, and says so in the event `NoSpares`.",
+            description="Pods that are kept warm to take a lost stage's place, each with what a stage's pod asks for; "
+            "of `pipelinejob run`, processes. They get room once the gang trains, never keep it waiting, and hold "
+            "their nodes as stages do; `status.recovery.fewerSpares` says why there are fewer.",
         ),
     ] = 0
 

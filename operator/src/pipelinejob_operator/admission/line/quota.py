@@ -24,6 +24,7 @@ from pipelinejob_operator.objects.peers.workload import (
     condition,
     flavors_of,
     holds,
+    num_pods,
     pod_sets,
     with_flavors,
     workload,
@@ -74,6 +75,11 @@ class Quota:
     def is_stale(self) -> bool:
         """Tell whether the job has come to ask for something else."""
         return self.workload is not None and self.wanted is not None and not asks_alike(self.workload, self.wanted)
+
+    def num_spares(self, num_ranks: int) -> int:
+        """Return how many pods beside those of its ranks the job may have now."""
+        found = self.workload
+        return 0 if found is None or not self.is_admitted else max(0, num_pods(found) - num_ranks)
 
     def laid_over(self, job: Job) -> Job:
         """Return the job whose pods go where the flavors are that Kueue assigned."""
@@ -138,7 +144,7 @@ def quota_of(
         job,
         sets,
         queue=queue,
-        num_replicas=spec.parallelism.data,
+        spec=spec,
         urgency=_urgency(job, spec, name, kueue, priorities),
         api_version=kueue.api_version,
     )

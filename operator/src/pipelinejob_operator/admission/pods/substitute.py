@@ -9,10 +9,11 @@ from pipelinejob.spec.network.topology import TopologyScope
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A node, and its domains from coarse to fine, itself last."""
+    """A node, and its domains from coarse to fine, itself last; and who stands there, if that is a spare."""
 
     node: str
     path: tuple[str, ...]
+    spare: int | None = None  # the spare that stands there already, and takes the place
 
 
 def nearest(

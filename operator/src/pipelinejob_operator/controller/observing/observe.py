@@ -33,6 +33,10 @@ def _nowhere(_: Sequence[Rank], __: AbstractSet[str]) -> dict[Rank, Place]:
     return {}
 
 
+def _nowhere_for_spares(_: Sequence[int]) -> str:
+    return "nobody has looked for room"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Observed:
     """One moment of one job."""
@@ -49,6 +53,7 @@ class Observed:
     silent_nodes: frozenset[str] = frozenset()  # those that are gone, or whose kubelet does not vouch for them now
     progress: tuple[Progress, ...] = ()  # what is to be written of it now
     accounts: tuple[Progress, ...] = ()  # of all that answer, where stages are replaced in place
+    spares: tuple[Progress, ...] = ()  # of those that are kept warm and answer, also of one that has yet to be told
     said: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)  # by the uid of a pod that is not up
     asker: Job | None = None  # of higher priority, for which this one is to make way
     autoscaler: Autoscaler | None = None  # None: the operator is not to ask for nodes
@@ -56,6 +61,8 @@ class Observed:
     stray_workload: Object | None = None  # of a job that names none any more
     # For the next pods of lost ranks; off these nodes, unless there are no others.
     places: Callable[[Sequence[Rank], AbstractSet[str]], Mapping[Rank, Place]] = _nowhere
+    # For spares, by their numbers; or why there is nothing for them now.
+    spare_places: Callable[[Sequence[int]], Mapping[int, Place] | str] = _nowhere_for_spares
     divided: Divided | None = None  # the layers, by what was measured, where a stage holds up the others
     misfits: tuple[str, ...] = ()  # of a gang that is not let go yet: which pods, as admitted, do not fit their nodes
 
@@ -66,8 +73,10 @@ class Observed:
 
     @cached_property
     def current(self) -> dict[Rank, StagePod]:
-        """Return the pods of the present attempt."""
-        return {pod.rank: pod for pod in self.pods if pod.attempt == self.job.status.attempt}
+        """Return the pods of the present attempt, spares among them; not one whose place a spare has taken."""
+        named = {Rank(each.replica, each.stage): each.pod for each in self.job.status.stages}
+        own = (pod for pod in self.pods if pod.attempt == self.job.status.attempt)
+        return {pod.rank: pod for pod in own if named.get(pod.rank, pod.name) == pod.name}
 
     @cached_property
     def of_gang(self) -> "Observed":

@@ -115,7 +115,9 @@ def strays(status: PipelineJobStatus, ranks: Sequence[Rank], pods: Iterable[Stag
         return ()
     own = {*ranks, *(_joining(resizing) if resizing else ())}
     return tuple(
-        pod for pod in pods if pod.attempt == status.attempt and pod.rank not in own and not pod.is_terminating
+        pod
+        for pod in pods
+        if pod.attempt == status.attempt and not (pod.rank in own or pod.rank.is_spare or pod.is_terminating)
     )
 
 

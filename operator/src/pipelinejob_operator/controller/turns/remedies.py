@@ -18,6 +18,7 @@ from pipelinejob_operator.controller.turns import moving, shapes
 from pipelinejob_operator.controller.turns.failing import replacing
 from pipelinejob_operator.controller.turns.failing.budget import within
 from pipelinejob_operator.controller.turns.failing.giving_back import since_release_s
+from pipelinejob_operator.controller.turns.failing.next_places import placed_anew, unused
 from pipelinejob_operator.controller.turns.stragglers import Slow, Slowness, is_known
 from pipelinejob_operator.controller.turns.transitions import Turn, give_up
 from pipelinejob_operator.objects.conditions import Fact
@@ -85,8 +86,10 @@ def replace_slow(turn: Turn, slow: Slow, observed: Observed, spec: PipelineJobSp
         "since": now,
         "replacements": recovery.replacements + 1,
         "last_remedy_time": now,
+        "spares": unused(recovery.spares, {slow.rank: place}),
+        "spares_used": recovery.spares_used + (place.spare is not None),
     }
-    stages = replacing.counted(turn.status, {slow.rank: place})
+    stages = placed_anew(turn, {slow.rank: place})
     turn = turn.having(recovery=recovery.model_copy(update=changes), stages=stages)
     if is_elsewhere and slow.node is not None:
         for_s = float(spec.recovery.replacement_window_seconds)

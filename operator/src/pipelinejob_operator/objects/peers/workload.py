@@ -16,6 +16,7 @@ from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Job, Rank
 from pipelinejob_operator.objects.making.manifests import owner_reference, stage_pod, stage_template
 from pipelinejob_operator.objects.making.pod_template import merge
+from pipelinejob_operator.objects.making.spares import like_stage
 
 KIND = "Workload"
 PRIORITY_CLASS_LABEL = "kueue.x-k8s.io/priority-class"
@@ -81,14 +82,21 @@ def pod_sets(job: Job, spec: PipelineJobSpec, settings: ControllerSettings) -> t
 
 
 def workload(
-    job: Job, sets: Sequence[PodSet], *, queue: str, num_replicas: int, urgency: Urgency, api_version: str
+    job: Job, sets: Sequence[PodSet], *, queue: str, spec: PipelineJobSpec, urgency: Urgency, api_version: str
 ) -> Object:
-    """Render the job's Workload."""
-    spec = {
+    """Render the job's Workload: its spares are reckoned with the stages that they are like."""
+    num_replicas, spares_like = spec.parallelism.data, like_stage(spec)
+    num_spares = spec.recovery.spares if spec.recovery.in_place else 0
+    asked = {
         "queueName": queue,
         **urgency.fields(api_version),
         "podSets": [
-            {"name": each.name, "count": len(each.stages) * num_replicas, "template": each.template} for each in sets
+            {
+                "name": each.name,
+                "count": len(each.stages) * num_replicas + (num_spares if spares_like in each.stages else 0),
+                "template": each.template,
+            }
+            for each in sets
         ],
     }
     return {
@@ -98,11 +106,16 @@ def workload(
             "name": workload_name(job.key.name, job.uid),
             "namespace": job.key.namespace,
             "labels": {names.LABEL_JOB: job.key.name, names.LABEL_MANAGED_BY: names.FIELD_MANAGER},
-            "annotations": {_ASKED: hashlib.sha256(_text(spec).encode()).hexdigest()[:16]},
+            "annotations": {_ASKED: hashlib.sha256(_text(asked).encode()).hexdigest()[:16]},
             "ownerReferences": [owner_reference(job)],
         },
-        "spec": spec,
+        "spec": asked,
     }
+
+
+def num_pods(item: Object) -> int:
+    """Return the pods that a Workload asks for."""
+    return sum(int(each.get("count", 1)) for each in item.get("spec", {}).get("podSets") or ())
 
 
 def asks_alike(one: Object, other: Object) -> bool:

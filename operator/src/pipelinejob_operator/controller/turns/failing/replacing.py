@@ -16,17 +16,15 @@ from pipelinejob.contract.progress import ExitCode, Progress
 from pipelinejob.spec.job import Mode, PipelineJobSpec
 from pipelinejob.spec.reported.conditions import ConditionType, State
 from pipelinejob.spec.reported.recovery_status import LostRank, RecoveryStatus
-from pipelinejob.spec.reported.stage_status import StageStatus
 from pipelinejob.spec.running.recovery import NoRoom
 from pipelinejob.spec.running.scheduling import Binding
 from pipelinejob.spec.status import PipelineJobStatus, decimal
-from pipelinejob_operator.admission.pods.substitute import Place
 from pipelinejob_operator.controller.observing.observe import Observed
 from pipelinejob_operator.controller.turns.failing.budget import within
 from pipelinejob_operator.controller.turns.failing.failures import Cause, Verdict, describe, judge
+from pipelinejob_operator.controller.turns.failing.next_places import moves, node_of, placed_anew, unused
 from pipelinejob_operator.controller.turns.transitions import Turn
 from pipelinejob_operator.objects.conditions import Fact
-from pipelinejob_operator.objects.controller_settings import ControllerSettings
 from pipelinejob_operator.objects.job import Rank, format_time, parse_time
 from pipelinejob_operator.objects.making.tokens import derived
 from pipelinejob_operator.objects.pods import Outcome, StagePod
@@ -59,29 +57,18 @@ def is_on(spec: PipelineJobSpec) -> bool:
     return spec.recovery.in_place or serves
 
 
-def tell_of_spares(turn: Turn, spec: PipelineJobSpec, settings: ControllerSettings) -> Turn:
-    """Say of a job that asks for warm spares that none are kept here."""
-    count = spec.recovery.spares
-    if not (is_on(spec) and count) or settings.keeps_spares:
-        return turn
-    message = (
-        f"spec.recovery.spares: {count} is kept by `pipelinejob run` alone: on a cluster a replacement starts cold, "
-        "and the others wait for that; leave it 0"
-    )
-    return turn.told("NoSpares", message, warning=True)
-
-
 def expected(ranks: Sequence[Rank], current: Mapping[Rank, StagePod], status: PipelineJobStatus) -> Expected:
-    """Leave out pods that are being replaced, and ranks whose next pod is not there yet."""
+    """Leave out pods that are being replaced, and ranks whose next pod is not there yet: that of a spare is."""
     replacing = _replacing(status)
+    coming = {rank for rank in replacing if _spare_of(rank, status) is None}
     pods = {rank: pod for rank, pod in current.items() if not _is_old(pod, replacing.get(rank))}
-    return Expected(ranks=tuple(rank for rank in ranks if rank in pods or rank not in replacing), pods=pods)
+    return Expected(ranks=tuple(rank for rank in ranks if rank in pods or rank not in coming), pods=pods)
 
 
 def old_pods(pods: Sequence[StagePod], status: PipelineJobStatus) -> tuple[StagePod, ...]:
     """Return the pods that are to go."""
-    replacing = _replacing(status)
-    return tuple(pod for pod in pods if _is_old(pod, replacing.get(pod.rank)))
+    uids = {lost.uid for lost in _replacing(status).values()}
+    return tuple(pod for pod in pods if pod.reference.uid in uids)
 
 
 def asked_to_leave(status: PipelineJobStatus) -> frozenset[Rank]:
@@ -90,9 +77,10 @@ def asked_to_leave(status: PipelineJobStatus) -> frozenset[Rank]:
 
 
 def missing_ranks(pods: Sequence[StagePod], status: PipelineJobStatus) -> tuple[Rank, ...]:
-    """Return the ranks whose pod is gone and is to be made anew."""
-    present = {pod.rank for pod in pods}
-    return tuple(rank for rank in sorted(_replacing(status)) if rank not in present)
+    """Return the ranks whose pod is gone and is to be made anew; a spare that took the place is there."""
+    present, replacing = {pod.name for pod in pods}, _replacing(status)
+    missing = (each for each in status.stages if each.spare is None and each.pod not in present)
+    return tuple(sorted(rank for each in missing if (rank := Rank(each.replica, each.stage)) in replacing))
 
 
 def was_stopped(seen: Expected) -> bool:
@@ -109,8 +97,8 @@ def find_silent(observed: Observed, current: Mapping[Rank, StagePod], status: Pi
     told = {Rank(lost.replica, lost.stage): lost for each in observed.accounts for lost in each.lost}
     for rank in sorted(_replacing(status)):
         pod = current.get(rank)
-        if pod is not None and rank not in answers and _node_of(rank, status) in observed.silent_nodes:
-            message = f"its node {_node_of(rank, status)} is gone or not ready"
+        if pod is not None and rank not in answers and node_of(rank, status) in observed.silent_nodes:
+            message = f"its node {node_of(rank, status)} is gone or not ready"
             return Cause(rank=rank, pod=pod.name, reason="NodeLost", message=message, is_disruption=True)
     for rank, lost in sorted(told.items()):
         pod = current.get(rank)
@@ -147,7 +135,7 @@ def replace_lost(
     if len(places) < len(lost):
         homeless = ", ".join(_name(rank, turn.status) for rank in lost if rank not in places)
         return _await_room(turn, cause, spec, f"no node has room for {homeless} now")
-    moves = _moves(places, turn.status)
+    where = moves(places, turn)
     now = format_time(turn.now)
     entries = (LostRank(replica=rank.replica, stage=rank.stage, uid=uid) for rank, uid in lost.items())
     kept = tuple(each for each in recovery.replacing if Rank(each.replica, each.stage) not in lost)
@@ -156,6 +144,8 @@ def replace_lost(
             "replacing": (*kept, *entries),
             "since": recovery.since or now,
             "replacements": recovery.replacements + len(lost),
+            "spares": unused(recovery.spares, places),
+            "spares_used": recovery.spares_used + sum(place.spare is not None for place in places.values()),
             "replacement_times": (
                 *within(recovery.replacement_times, spec.recovery.replacement_window_seconds, turn.now),
                 *(now for _ in lost if not cause.is_announced),
@@ -166,12 +156,12 @@ def replace_lost(
     pods = ", ".join(_name(rank, turn.status) for rank in lost)
     num_kept = len(observed.job.ranks) - len(lost)
     others = "1 stage keeps its process" if num_kept == 1 else f"{num_kept} stages keep their processes"
-    message = f"{describe(cause)}; only {pods} is replaced{moves}, and the others wait with what they hold in memory"
-    turn = turn.having(recovery=recovery, stages=counted(turn.status, places))
+    message = f"{describe(cause)}; only {pods} is replaced{where}, and the others wait with what they hold in memory"
+    turn = turn.having(recovery=recovery, stages=placed_anew(turn, places))
     turn = turn.finding(State.STARTING, {ConditionType.READY: Fact(False, "Replacing", message)})
     return turn.told("StageFailed", describe(cause), warning=True).told(
         "Replacing",
-        f"Only {pods} is replaced{moves}; {others}",
+        f"Only {pods} is replaced{where}; {others}",
     )
 
 
@@ -200,7 +190,7 @@ def try_elsewhere(turn: Turn, cause: Cause, observed: Observed, spec: PipelineJo
     """Give a replacement that cannot start another node; None where it is none, or nothing else takes it."""
     if not _replacing(turn.status).get(cause.rank):
         return None
-    node = _node_of(cause.rank, turn.status)
+    node = node_of(cause.rank, turn.status)
     place = observed.places([cause.rank], frozenset({node or ""})).get(cause.rank)
     if place is None or place.node == node:
         return None
@@ -332,31 +322,8 @@ def _step(observed: Observed, status: PipelineJobStatus) -> int:
     return max((each.step for each in observed.accounts), default=status.step or 0)
 
 
-def counted(status: PipelineJobStatus, places: Mapping[Rank, Place]) -> tuple[StageStatus, ...]:
-    """Count a restart of each of these ranks, and write where it goes."""
-
-    def changed(each: StageStatus, place: Place | None) -> StageStatus:
-        if place is None:
-            return each
-        path = each.path if each.node == place.node else "/".join(place.path)
-        update = {"restarts": each.restarts + 1, "ready": False, "node": place.node, "path": path}
-        update |= {"restarts_when_well": None}  # the next pod's container begins to count anew
-        return each.model_copy(update=update)
-
-    return tuple(changed(each, places.get(Rank(each.replica, each.stage))) for each in status.stages)
-
-
-def _moves(places: Mapping[Rank, Place], status: PipelineJobStatus) -> str:
-    moved = [
-        f"{place.node} instead of {before}"
-        for rank, place in sorted(places.items())
-        if place.node != (before := _node_of(rank, status))
-    ]
-    return f" (on {', '.join(moved)})" if moved else ""
-
-
-def _node_of(rank: Rank, status: PipelineJobStatus) -> str | None:
-    return next((each.node for each in status.stages if (each.replica, each.stage) == rank), None)
+def _spare_of(rank: Rank, status: PipelineJobStatus) -> int | None:
+    return next((each.spare for each in status.stages if (each.replica, each.stage) == rank), None)
 
 
 def _name(rank: Rank, status: PipelineJobStatus) -> str:
