@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from pipelinejob.contract.plan import Plan
-from pipelinejob_trainer.base.waiting import waits_for
 from support.training.gangs import Gang
 
 
@@ -23,12 +22,6 @@ def text(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _no_wait_is_left() -> Iterator[None]:
-    yield
-    assert waits_for() is None, "a thread of this test waits still"
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 
 from pipelinejob.contract.plan import Plan
 from pipelinejob.spec.job import Model
+from pipelinejob_trainer.base import waiting
 from pipelinejob_trainer.base.errors import PeerLostError
 from pipelinejob_trainer.base.waiting import Awaiting, waits_for
 from pipelinejob_trainer.process.hang import HangWatch
@@ -55,6 +56,13 @@ def test_stacks_are_written_once_for_each_time_that_nothing_goes_on(tmp_path: Pa
     assert len(told) == 2
 
 
+@pytest.fixture
+def _nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out threads that stand for ranks of other tests, and wait for ever for one that failed."""
+    monkeypatch.setattr(waiting, "_innermost", {})
+
+
+@pytest.mark.usefixtures("_nobody_waits")
 def test_a_wait_within_a_wait_is_the_one_that_counts_and_the_outer_comes_back() -> None:
     assert waits_for() is None
     with Awaiting(None), Awaiting(3):
@@ -70,6 +78,7 @@ def test_a_wait_within_a_wait_is_the_one_that_counts_and_the_outer_comes_back() 
     assert waits_for() is None
 
 
+@pytest.mark.usefixtures("_nobody_waits")
 def test_waits_of_several_threads_are_kept_apart_and_the_longest_is_told() -> None:
     entered, may_leave = threading.Event(), threading.Event()
 
