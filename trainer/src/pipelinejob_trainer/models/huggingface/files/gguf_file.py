@@ -103,7 +103,7 @@ class GgufFile:
         from gguf import dequantize  # noqa: PLC0415  # for such files alone
 
         made = self._made(name, lambda each: dequantize(each.data, each.tensor_type))
-        return torch.from_numpy(np.ascontiguousarray(made, dtype=np.float32))
+        return torch.from_numpy(np.array(made, dtype=np.float32, order="C"))  # a copy: the file's own is mapped
 
     def _made(self, name: str, read: Any) -> Any:
         """Let transformers make a tensor of the file's; of several, as those of fused experts, it fills one."""
