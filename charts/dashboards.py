@@ -1,7 +1,8 @@
 """The Grafana dashboards, as code; `make generate` writes them to the chart's files/dashboards.
 
-Every panel has a unit and a sentence; every number's metric is declared in the trainer's metrics.py (of serving, front/metrics.py), or the operator's
-opmetrics.py and jobmetrics.py. Tests parse each expression, ask a real Prometheus for it, and draw what comes with Grafana's own panels.
+Every panel has a unit and a sentence; every number's metric is declared in the trainer's
+metrics.py (of serving, front/metrics.py), or the operator's opmetrics.py and jobmetrics.py. Tests
+parse each expression, ask a real Prometheus for it, and draw what comes with Grafana's own panels.
 """
 
 import json

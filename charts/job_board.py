@@ -1,7 +1,7 @@
 """The dashboard of jobs: how far they are, where each stage's time goes, where they stand.
 
-A row about stages stands there once for each job that was chosen, and every line belongs to one job: sums and means over
-several say nothing of any.
+A row about stages stands there once for each job that was chosen, and every line belongs to one
+job: sums and means over several say nothing of any.
 """
 
 from grafana_foundation_sdk.builders import dashboard

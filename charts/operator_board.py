@@ -1,6 +1,7 @@
 """The dashboard of the operator: all jobs together, the line, and the controller at work.
 
-Its metrics have controller-runtime's names, which every controller exports: each expression says which one it means.
+Its metrics have controller-runtime's names, which every controller exports: each expression says
+which one it means.
 """
 
 from grafana_foundation_sdk.builders import dashboard
@@ -10,7 +11,8 @@ from panels import WINDOW, Chart, Row, build, middle_and_slowest, quantile
 CONTROLLER = 'controller="pipelinejob"'
 QUEUE = 'name="pipelinejob"'
 LEASE = 'name="pipelinejob-operator"'
-# Requests carry no controller's name: they are counted where the operator's lease is told of as well.
+# Requests carry no controller's name: they are counted where the operator's lease is told of as
+# well.
 OF_OPERATOR = f"and on (job, instance) leader_election_master_status{{{LEASE}}}"
 
 

@@ -1,7 +1,8 @@
 """What a panel of a dashboard shows, and how rows of panels become Grafana's JSON.
 
-A line's look follows from its name, so that it is the same wherever it stands: a stage has one colour in all panels, a
-state or a cause has the report's, and what a plan predicts is drawn in dashes.
+A line's look follows from its name, so that it is the same wherever it stands: a stage has one
+colour in all panels, a state or a cause has the report's, and what a plan predicts is drawn in
+dashes.
 """
 
 import itertools
@@ -22,7 +23,8 @@ SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 WINDOW = "$__rate_interval"
 _COLUMNS = 24  # of Grafana's grid
 
-# By the last digit of a stage's number: ten that stay apart on light and dark pages, neighbours most of all.
+# By the last digit of a stage's number: ten that stay apart on light and dark pages, neighbours
+# most of all.
 _STAGES = (
     *("#4e79a7", "#f28e2b", "#76b7b2", "#e15759", "#59a14f"),
     *("#edc948", "#b07aa1", "#9c755f", "#ff9da7", "#8a8f98"),

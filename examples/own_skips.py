@@ -2,8 +2,8 @@
 
 Between layers may go any nesting of tensors. Each level of the encoder looks half as far, by pairs
 of positions, and adds what it saw to `skips`; each level of the decoder takes the last one out
-again. A level and its mirror image may be stages apart: every stage between carries the skip on, as
-one more tensor in the message to the next, and its gradient back. So nothing is registered
+again. A level and its mirror image may be stages apart: every stage between carries the skip on,
+as one more tensor in the message to the next, and its gradient back. So nothing is registered
 anywhere; the price is the skip's bytes at each border that it crosses.
 
     tokens -> embedding -> down -> down -> up -> up -> head

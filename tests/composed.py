@@ -2,10 +2,10 @@
 
     .venv/bin/python tests/composed.py [--cases 200] [--first-seed 0] [--at-once 12]
 
-Of each it holds: the job ends as it should, on nodes that would do; what kept it from starting was said in one
-sentence, and held no node meanwhile; none was held in vain for longer than the timeouts say; and nothing that stood
-there before is other than it was, while the job waits, when it has ended, and when it is deleted. The operator is
-killed and started again all the while.
+Of each it holds: the job ends as it should, on nodes that would do; what kept it from starting was
+said in one sentence, and held no node meanwhile; none was held in vain for longer than the
+timeouts say; and nothing that stood there before is other than it was, while the job waits, when
+it has ended, and when it is deleted. The operator is killed and started again all the while.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     PYTHONPATH=operator/src:trainer/src:tests python tests/dimensions.py full # shapes that shard so
     PYTHONPATH=operator/src:trainer/src:tests python tests/dimensions.py --expert --models experts # divided
 
-What is compared are losses and gradient norms of all steps, the losses of two evaluations, and all parameters after
-the last step.
+What is compared are losses and gradient norms of all steps, the losses of two evaluations, and all
+parameters after the last step.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ SAVED = 10
 SEQUENCES = 16  # of a step's global batch
 LOSS = 1e-6  # relative; sums in another order differ in their last bits
 NORM = 5e-6  # relative; that of gradients, each of which differs so
-# AdamW moves an element whose gradient is rounding alone as far as any other, one way or the other; a larger epsilon
-# leaves such elements where they are, and the difference to the single process is that of sums.
+# AdamW moves an element whose gradient is rounding alone as far as any other, one way or the
+# other; a larger epsilon leaves such elements where they are, and the difference to the single
+# process is that of sums.
 ADAMW = AdamWSettings(epsilon=1e-4)
 WEIGHT = 1e-6  # absolute; 20 steps at a rate of up to 0.001 move an element by 0.02 at most
 
@@ -87,7 +88,8 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
-# A tied table of an odd number of tokens; norms of heads; experts; what is gathered between matrices.
+# A tied table of an odd number of tokens; norms of heads; experts; what is gathered between
+# matrices.
 FOLDERS: dict[str, dict[str, Any]] = {
     "llama": _SIZES | {"tie_word_embeddings": True, "attention_bias": True},
     "qwen3": _SIZES | {"head_dim": 8},

@@ -5,13 +5,14 @@
     python tests/families.py --serve [FAMILY ...] [--processes 2] [--record FILE]
     python tests/families.py --expert 2 [FAMILY ...] [--processes 2] [--record FILE]
 
-For each it prints whether logits and gradients are equal bit for bit, or the model is refused by name, or could not be
-built. It ends with an error if any differs in silence: if stages give other numbers and the check before step 1 does
-not refuse the model. A record keeps what was found: a sweep that was stopped goes on, and what was neither equal nor
-refused is tried again. With `--tensor` each is shared by so many ranks, threads here, as its family's plan says, and
-compared by gradients; one that differs there is refused by the check before step 1. With `--expert` so many replicas
-divide each block's experts, likewise. With `--serve` two stages with caches, in chunks and batches, are held against
-the whole without; one that differs is refused before it serves.
+For each it prints whether logits and gradients are equal bit for bit, or the model is refused by
+name, or could not be built. It ends with an error if any differs in silence: if stages give other
+numbers and the check before step 1 does not refuse the model. A record keeps what was found: a
+sweep that was stopped goes on, and what was neither equal nor refused is tried again. With
+`--tensor` each is shared by so many ranks, threads here, as its family's plan says, and compared
+by gradients; one that differs there is refused by the check before step 1. With `--expert` so many
+replicas divide each block's experts, likewise. With `--serve` two stages with caches, in chunks
+and batches, are held against the whole without; one that differs is refused before it serves.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """The images of the tests on real nodes: a base made of Debian packages, and the shipped Containerfiles built on it.
 
-There is no registry to pull from, so the base is made by debootstrap, once. buildah builds the Containerfiles with its
-layer cache, so the layer with torch is made once for each set of requirements and the project's own thin layer on every
-run. Each image is then written into one OCI layout folder, where a layer that is there already (torch's 5 GB) stays.
+There is no registry to pull from, so the base is made by debootstrap, once. buildah builds the
+Containerfiles with its layer cache, so the layer with torch is made once for each set of
+requirements and the project's own thin layer on every run. Each image is then written into one OCI
+layout folder, where a layer that is there already (torch's 5 GB) stays.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def build_operator() -> None:
 def export(image: str) -> str:
     """Write an image into the layout; give its manifest's digest. A layer that is there already is not read again.
 
-    `buildah push` would read all of torch on every run, so the layers are taken from where buildah keeps them.
+    `buildah push` would read all of torch on every run, so the layers are taken from where buildah
+    keeps them.
     """
     described = json.loads(_run(*_buildah("inspect"), "--type=image", image))
     layers = [_export_layer(diff) for diff in described["OCIv1"]["rootfs"]["diff_ids"]]
@@ -235,7 +237,8 @@ def _has(image: str) -> bool:
 
 
 def _storage() -> Path:
-    # Its own storage: nobody's other images are touched, and removing the cache folder removes everything.
+    # Its own storage: nobody's other images are touched, and removing the cache folder removes
+    # everything.
     return folder() / "storage"
 
 

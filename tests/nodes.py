@@ -4,8 +4,9 @@
     export KUBECONFIG=$(python tests/nodes.py kubeconfig)
     python tests/nodes.py down         # end it and give everything back
 
-It needs root, Debian's packages (`tests/install-debian.sh`) and the binaries of `tests/toolchain.py nodes`. Everything
-lies in one folder below the cache; a run that was killed is cleaned up by the next `up` or `down`.
+It needs root, Debian's packages (`tests/install-debian.sh`) and the binaries of
+`tests/toolchain.py nodes`. Everything lies in one folder below the cache; a run that was killed is
+cleaned up by the next `up` or `down`.
 """
 
 from __future__ import annotations
@@ -170,7 +171,8 @@ def build_images() -> None:
 def _template() -> Path:
     """Return the folder of a containerd that holds the images that rarely change; nodes are made by linking to it.
 
-    Unpacking torch takes more than a minute a node; a copy by hard links takes seconds and no disk.
+    Unpacking torch takes more than a minute a node; a copy by hard links takes seconds and no
+    disk.
     """
     build_images()
     digests = {name: images.export(name) for name in _LASTING_IMAGES}

@@ -2,9 +2,10 @@
 
     python tests/pydoc_chats.py FILE.jsonl
 
-writes one conversation a line, {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}. No
-network, no package: `pydoc_data.topics` comes with Python, 0.7 MB of English prose, the same for each
-version of it. Long topics are asked about part by part, so an answer has some hundreds of words.
+writes one conversation a line, {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}.
+No network, no package: `pydoc_data.topics` comes with Python, 0.7 MB of English prose, the same
+for each version of it. Long topics are asked about part by part, so an answer has some hundreds of
+words.
 """
 
 import json

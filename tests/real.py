@@ -3,10 +3,11 @@
     python tests/real.py [--steps 20] [--stages 1 2 3] [--lora] [--length 128] [--rows 2] [--micro-batches 2]
                          [--output real]
 
-Prepares the data, trains once for each number of stages with `pipelinejob run`, exports, loads what was exported with
-transformers, and lets it answer. Ends with 1 unless every split's losses are the single process's, the loss on held-out
-chats falls, and the exported model has the loss that the trainer measured last. No network but for the model's package.
-Minutes on two idle cores: 135 million parameters, about 3 GB of memory in all.
+Prepares the data, trains once for each number of stages with `pipelinejob run`, exports, loads
+what was exported with transformers, and lets it answer. Ends with 1 unless every split's losses
+are the single process's, the loss on held-out chats falls, and the exported model has the loss
+that the trainer measured last. No network but for the model's package. Minutes on two idle cores:
+135 million parameters, about 3 GB of memory in all.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
     python tests/real_answers.py [--stages 2 3 4] [--prompts 12] [--tokens 32]
 
-SmolLM2-135M-Instruct (tests/smollm2.py), stages as threads of this process with sockets between them. Each prompt is
-answered alone and beside all others, in chunks and whole. Where an answer parts from generate's, the margin between the
-two likeliest tokens there is told: sums in batches of other sizes are added in another order, which can turn a choice
-only where both are near. With `batchInvariant` each answer must have the same bits alone and beside others.
-Prints JSON; ends with 1 if an answer parts at a margin of `NEAR` or more, or if a bit is another.
+SmolLM2-135M-Instruct (tests/smollm2.py), stages as threads of this process with sockets between
+them. Each prompt is answered alone and beside all others, in chunks and whole. Where an answer
+parts from generate's, the margin between the two likeliest tokens there is told: sums in batches
+of other sizes are added in another order, which can turn a choice only where both are near. With
+`batchInvariant` each answer must have the same bits alone and beside others. Prints JSON; ends
+with 1 if an answer parts at a margin of `NEAR` or more, or if a bit is another.
 """
 
 from __future__ import annotations

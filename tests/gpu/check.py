@@ -1,8 +1,9 @@
 """What only a GPU shows of a stage: `check.sh` runs it, and says how it ended.
 
-Each part is a question with an answer in figures. One that needs what this machine lacks is skipped, by name; one
-that breaks does not keep the others from being asked, and figures are written as they come. Without a GPU all but the
-skipped ones run in small on processors, by the same lines.
+Each part is a question with an answer in figures. One that needs what this machine lacks is
+skipped, by name; one that breaks does not keep the others from being asked, and figures are
+written as they come. Without a GPU all but the skipped ones run in small on processors, by the
+same lines.
 """
 
 from __future__ import annotations

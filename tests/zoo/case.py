@@ -16,10 +16,12 @@ from support.training.gangs import plan
 from zoo.model import bare
 
 LEARNING_RATE = 0.01
-# One weight of several layers: where these are on several ranks, each rank adds up its own use first.
+# One weight of several layers: where these are on several ranks, each rank adds up its own use
+# first.
 SUMMED_ELSEWHERE = {"tied", "repeated", "repeated-counter", "shared-head", "borrowing"}
-# In which order torch adds up goes by how tensors lie in memory, which a border between stages may change, and, in an
-# LSTM, by whether a gradient is wanted, as it is not in the first of two passes.
+# In which order torch adds up goes by how tensors lie in memory, which a border between stages may
+# change, and, in an LSTM, by whether a gradient is wanted, as it is not in the first of two
+# passes.
 OUT_OF_ORDER = {"strided", "expanded", "recurrent", "batch-norm", "doubled"}
 
 
@@ -27,8 +29,8 @@ OUT_OF_ORDER = {"strided", "expanded", "recurrent", "batch-norm", "doubled"}
 class Leg:
     """One run: from where the one before it stopped, or from the start, to the end of step `until`.
 
-    `cuts` are the numbers of layers of the stages of a route; `recompute` the ranks that recompute, or `again` how many
-    first layers each of them does.
+    `cuts` are the numbers of layers of the stages of a route; `recompute` the ranks that
+    recompute, or `again` how many first layers each of them does.
     """
 
     until: int

@@ -1,6 +1,7 @@
 """Any habit inside of a nesting: what it takes and gives stands in a dictionary beside tensors that are carried on.
 
-{"x": ..., "carried": [...], "side": Side(mask, scale, name, nothing), "again": the same tensor as "x"}
+{"x": ..., "carried": [...], "side": Side(mask, scale, name, nothing), "again": the same tensor as
+"x"}
 """
 
 from collections.abc import Callable

@@ -1,11 +1,12 @@
 """A case as plain torch trains it: one process, one module, torch.optim.AdamW, one micro-batch after the other.
 
-What docs/limits.md states is here too, each once. Targets that do not count are left out of the mean over the whole
-global batch, which scales what layers add to gradients by themselves, too; where a schedule is asynchronous, of the
-mean over their own micro-batch. Masters of 16 bits are fp32. A step's copies of the buffers (one for each replica and
-each direction) begin equal, and what the first of them has become is what goes on. What enters a stage
-has a gradient, if nothing before it had one. An asynchronous schedule's micro-batch uses the weights of the update that
-the schedule's list names for its stage.
+What docs/limits.md states is here too, each once. Targets that do not count are left out of the
+mean over the whole global batch, which scales what layers add to gradients by themselves, too;
+where a schedule is asynchronous, of the mean over their own micro-batch. Masters of 16 bits are
+fp32. A step's copies of the buffers (one for each replica and each direction) begin equal, and
+what the first of them has become is what goes on. What enters a stage has a gradient, if nothing
+before it had one. An asynchronous schedule's micro-batch uses the weights of the update that the
+schedule's list names for its stage.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,8 +35,8 @@ from zoo.case import Case
 from zoo.model import layers
 
 RESEED = reseeder(torch.device("cpu"))
-# Of the largest gradient of a tensor in a step: what is no larger is rounding alone, in any direction, of which AdamW
-# makes a step like of all else.
+# Of the largest gradient of a tensor in a step: what is no larger is rounding alone, in any
+# direction, of which AdamW makes a step like of all else.
 NOISE = 1e-4
 
 
@@ -301,7 +302,8 @@ class _Run:
 class Updates:
     """When a schedule's parameters are updated, and which update's weights a stage uses: read off its list.
 
-    `groups` are the micro-batches that each update of a step gathers; all, once, where the schedule is synchronous.
+    `groups` are the micro-batches that each update of a step gathers; all, once, where the
+    schedule is synchronous.
     """
 
     def __init__(self, schedule: Schedule, plan: Plan) -> None:

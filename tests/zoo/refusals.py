@@ -7,7 +7,8 @@ from pipelinejob.schedules.families import ASYNCHRONOUS
 from zoo.case import Case, Leg
 from zoo.model import LAZY, bare
 
-# One trained weight of all layers of a habit; and what makes a weight of its own of the embedding's.
+# One trained weight of all layers of a habit; and what makes a weight of its own of the
+# embedding's.
 ONE_WEIGHT = ("tied", "repeated", "repeated-counter")
 OF_THE_EMBEDDING = {"shared-embedding", "shared-head", "borrowing"}
 LOOKING_AT_THE_EMBEDDING = {"stored-head", "peeking"}

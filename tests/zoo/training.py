@@ -1,8 +1,8 @@
 """A case as the trainer trains it: every rank's own preparation and loop, in threads of this process.
 
-What stands in is what carries tensors from rank to rank (queues for links, sums in order of rank for all-reduces), and
-who wishes the stop between two runs. Everything else is the trainer's: entry point, layers, optimiser, preflight,
-evaluation, checkpoints, and what it tells of its steps.
+What stands in is what carries tensors from rank to rank (queues for links, sums in order of rank
+for all-reduces), and who wishes the stop between two runs. Everything else is the trainer's: entry
+point, layers, optimiser, preflight, evaluation, checkpoints, and what it tells of its steps.
 """
 
 import threading
@@ -157,7 +157,8 @@ def told(folder: Path) -> list[StepRecord]:
 def _run(case: Case, leg: Leg, text: Path, folder: Path, *, attempt: int) -> list[loop.Preparation]:
     plan = case.plan(leg, text)
     meeting = Meeting(plan)
-    # One after the other: torch's random state, from which initial weights come, is the whole process's.
+    # One after the other: torch's random state, from which initial weights come, is the whole
+    # process's.
     prepared = [
         loop.Preparation(_config(folder, *divmod(rank, leg.ranks), attempt), plan) for rank in range(meeting.size)
     ]

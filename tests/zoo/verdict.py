@@ -1,8 +1,9 @@
 """Whether what the trainer did is right: as plain torch does it, or refused by name before the first step.
 
-Equal means: bit for bit where sums are added up in the same order, else within `BOUNDS` of the largest entry of a
-tensor. Left out of the second are entries whose gradient is rounding alone (`NOISE` of the largest): AdamW makes whole
-steps of whatever little there is, in a direction that is anybody's.
+Equal means: bit for bit where sums are added up in the same order, else within `BOUNDS` of the
+largest entry of a tensor. Left out of the second are entries whose gradient is rounding alone
+(`NOISE` of the largest): AdamW makes whole steps of whatever little there is, in a direction that
+is anybody's.
 """
 
 import math

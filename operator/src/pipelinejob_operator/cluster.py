@@ -1,8 +1,8 @@
 """What the controller needs of a cluster, and no more: a protocol with a Kubernetes and a local implementation.
 
-Objects are the API's own JSON, as plain mappings: the controller's decisions read the same over a real API server and
-over this machine's processes. Reads come from a cache and cost nothing; writes go through and raise ClusterError
-subclasses.
+Objects are the API's own JSON, as plain mappings: the controller's decisions read the same over a
+real API server and over this machine's processes. Reads come from a cache and cost nothing; writes
+go through and raise ClusterError subclasses.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -110,7 +110,8 @@ class Journal(Protocol):
     def take(self) -> Iterable[Named]:
         """Name the jobs, pods, nodes, PriorityClasses and TopologyProfiles that changed, or went, since the last call.
 
-        The first call names all there are. How an object stands now is read from the cluster, not from here.
+        The first call names all there are. How an object stands now is read from the cluster, not
+        from here.
         """
 
 
@@ -168,7 +169,8 @@ class Cluster(Protocol):
     async def admitted(self, pod: Object) -> Object:
         """Return a new pod as it would be stored, with all that admission changes, and store nothing.
 
-        Raises ForbiddenError or InvalidError where it would be refused, or cannot be told without storing it.
+        Raises ForbiddenError or InvalidError where it would be refused, or cannot be told without
+        storing it.
         """
 
     async def progress(self, pod: Object) -> Progress | None:
@@ -186,8 +188,9 @@ class Cluster(Protocol):
     async def apply(self, item: Object) -> None:
         """Create an object without a uid; of one with a uid, that stands, bring the fields it states to what it states.
 
-        Raises NameTakenError if another's stands under the name of a new one, UnavailableError if that is about to go,
-        ConflictError if the one that is meant has gone, or stands already, which a later pass sees.
+        Raises NameTakenError if another's stands under the name of a new one, UnavailableError if
+        that is about to go, ConflictError if the one that is meant has gone, or stands already,
+        which a later pass sees.
         """
 
     async def change_pod(self, pod: Object, changes: Mapping[str, Any]) -> None:
@@ -202,7 +205,8 @@ class Cluster(Protocol):
     async def write_status(self, job: Object, status: Mapping[str, Any]) -> None:
         """Replace the job's status.
 
-        Raises ConflictError if the job changed since `job` was read, TooLargeError if the cluster stores no such.
+        Raises ConflictError if the job changed since `job` was read, TooLargeError if the cluster
+        stores no such.
         """
 
     async def patch_status(self, item: Object, status: Mapping[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
     python tests/bench/cluster/bench_admission.py [--jobs 50] [--stages 8] [-o FILE.json]
 
-The API server and etcd are real, kwok plays the nodes. The clock starts before the request that creates the job
-is sent, and stops when a watch brings the last of its pods without a scheduling gate.
+The API server and etcd are real, kwok plays the nodes. The clock starts before the request that
+creates the job is sent, and stops when a watch brings the last of its pods without a scheduling
+gate.
 """
 
 from __future__ import annotations

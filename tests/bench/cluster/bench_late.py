@@ -2,11 +2,12 @@
 
     python tests/bench/cluster/bench_late.py [--seeds 8] [-o FILE.json]
 
-On the anchors' 64 nodes (a real API server and scheduler, kubelets that pretend) a late-bound job is bound; boundaries
-between neighbouring stages that cross a leaf switch are counted twice: with stages in the order in which the pods were
-made, as if they had been numbered at once, and as numbered. No numbering of pods in so many leaves crosses less often
-than their number less one. Once with the scheduler's defaults, once with what a user may ask of it: to prefer the leaf
-of the job's other pods. Ends with 1 if a numbering is worse than it has to be.
+On the anchors' 64 nodes (a real API server and scheduler, kubelets that pretend) a late-bound job
+is bound; boundaries between neighbouring stages that cross a leaf switch are counted twice: with
+stages in the order in which the pods were made, as if they had been numbered at once, and as
+numbered. No numbering of pods in so many leaves crosses less often than their number less one.
+Once with the scheduler's defaults, once with what a user may ask of it: to prefer the leaf of the
+job's other pods. Ends with 1 if a numbering is worse than it has to be.
 """
 
 from __future__ import annotations
@@ -135,7 +136,8 @@ def run(seeds: int) -> list[Row]:
         server.start_scheduler()
         server.start_controllers()
         start_kwok(server)
-        # By name, which says nothing of the leaf: kube-scheduler fills equal nodes in the order in which they came.
+        # By name, which says nothing of the leaf: kube-scheduler fills equal nodes in the order in
+        # which they came.
         nodes = sorted(anchors().nodes, key=lambda each: each.name)
         add_nodes(server, [node(each.name, gpus=1, labels=dict(each.labels)) for each in nodes])
         with OperatorProcess(server.kubeconfig, Path(folder), "--no-leader-election"):

@@ -2,10 +2,10 @@
 
     python tests/bench/cluster/bench_memory.py [--jobs 10000] [--pods 20000] [--nodes 2000] [-o FILE.json]
 
-One object of each kind is made through a real API server, with the operator at work, and read back as an informer
-reads it. Of that, lists of many are written, with other names, uids, nodes and times. A process of its own reads each
-list page by page; its memory grows by what it keeps: "as parsed" all but managedFields, "kept" what the operator keeps.
-Times are the processor's.
+One object of each kind is made through a real API server, with the operator at work, and read back
+as an informer reads it. Of that, lists of many are written, with other names, uids, nodes and
+times. A process of its own reads each list page by page; its memory grows by what it keeps: "as
+parsed" all but managedFields, "kept" what the operator keeps. Times are the processor's.
 """
 
 from __future__ import annotations

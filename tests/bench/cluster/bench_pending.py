@@ -2,10 +2,10 @@
 
     python tests/bench/cluster/bench_pending.py [--jobs 50] [--nodes 64] [-o FILE.json]
 
-The API server and etcd are real; the nodes are bare objects, full of jobs, some of lower priority and some waiting.
-The clock starts before the request that creates the job is sent, and stops when a watch brings its status with the
-sentence that says what is missing. Jobs of three kinds take turns: too large for what is free, behind another, too
-large for the cluster.
+The API server and etcd are real; the nodes are bare objects, full of jobs, some of lower priority
+and some waiting. The clock starts before the request that creates the job is sent, and stops when
+a watch brings its status with the sentence that says what is missing. Jobs of three kinds take
+turns: too large for what is free, behind another, too large for the cluster.
 """
 
 from __future__ import annotations

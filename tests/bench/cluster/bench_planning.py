@@ -2,9 +2,10 @@
 
     python tests/bench/cluster/bench_planning.py [--jobs 1] [--gpus 512] [-o FILE.json]
 
-GPT-3 with everything left to be chosen, on 512 nodes of 8 GPUs that are only objects: one pass of reconcile over each
-job, all at once, on one event loop, by threads that share the interpreter with it as in the operator's process. A task
-that wants to be woken every 10 ms measures how late it is; so do 300 ticks before, when nothing is planned.
+GPT-3 with everything left to be chosen, on 512 nodes of 8 GPUs that are only objects: one pass of
+reconcile over each job, all at once, on one event loop, by threads that share the interpreter with
+it as in the operator's process. A task that wants to be woken every 10 ms measures how late it is;
+so do 300 ticks before, when nothing is planned.
 """
 
 from __future__ import annotations

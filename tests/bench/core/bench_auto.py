@@ -2,8 +2,8 @@
 
     python tests/bench/core/bench_auto.py [--cases 1000] [-o FILE.json]
 
-Costs, links and caps are `random_profiles.random_profile`'s; times are the simulator's. Seconds of searching are the
-processor's, and do not depend on what else runs.
+Costs, links and caps are `random_profiles.random_profile`'s; times are the simulator's. Seconds of
+searching are the processor's, and do not depend on what else runs.
 """
 
 import argparse

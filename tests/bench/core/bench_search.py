@@ -2,8 +2,9 @@
 
     python tests/bench/core/bench_search.py [--cases 100] [-o FILE.json]
 
-Models of 4 to 24 blocks with heads from slight to heavy, a stage on each of 4 or 8 devices, alike or of two kinds, one
-or half of them in a node. Times of steps are the simulator's. Seconds of searching are the processor's.
+Models of 4 to 24 blocks with heads from slight to heavy, a stage on each of 4 or 8 devices, alike
+or of two kinds, one or half of them in a node. Times of steps are the simulator's. Seconds of
+searching are the processor's.
 """
 
 import argparse

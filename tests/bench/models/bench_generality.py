@@ -2,10 +2,10 @@
 
     python tests/bench/models/bench_generality.py [--rounds 9] [--output bench-generality.json]
 
-The same weights of a small Llama, once as `model.huggingFace`, once as `model.decoder`, each whole in one stage of one
-thread, fp32, the trainer's own passes; both take turns within each round. The figure is the median over rounds of
-processor time there by that here, of forward and backward passes of a micro-batch. Losses must agree to 1e-5, or the
-figure says nothing. There is no bound.
+The same weights of a small Llama, once as `model.huggingFace`, once as `model.decoder`, each whole
+in one stage of one thread, fp32, the trainer's own passes; both take turns within each round. The
+figure is the median over rounds of processor time there by that here, of forward and backward
+passes of a micro-batch. Losses must agree to 1e-5, or the figure says nothing. There is no bound.
 """
 
 import sys

@@ -3,11 +3,12 @@
     python tests/bench/models/bench_loading.py [--blocks 4] [--layers 1 5] [--folder DIR] [--output bench-loading.json]
     python tests/bench/models/bench_loading.py --folder $(python tests/smollm2.py) --blocks 30 --layers 0 11
 
-Blocks of Llama-2-7B's sizes, embedding and head beside them, random, in bf16, are written into a folder in pieces, as
-a download has them; a process of its own makes a stage of these layers (0 is the embedding), as a rank does, and reads
-them. What counts is the peak of its resident memory from then on, less what the process held before, by the stage's
-parameters in fp32. It has imported all that it needs and has checked a cut of that model once by then, so that the
-libraries' code is in memory: their pages are those of files, and no stage's share. With 4 of its 32 blocks the folder
+Blocks of Llama-2-7B's sizes, embedding and head beside them, random, in bf16, are written into a
+folder in pieces, as a download has them; a process of its own makes a stage of these layers (0 is
+the embedding), as a rank does, and reads them. What counts is the peak of its resident memory from
+then on, less what the process held before, by the stage's parameters in fp32. It has imported all
+that it needs and has checked a cut of that model once by then, so that the libraries' code is in
+memory: their pages are those of files, and no stage's share. With 4 of its 32 blocks the folder
 takes 2.1 GB; the others would only lie there. Ends with 1 if it is above 1.1.
 """
 

@@ -2,12 +2,13 @@
 
     python tests/bench/models/bench_pipelines.py [--rounds 8] [--shapes 4x1,2x2] [--output FILE.json]
 
-Four processes over gloo, of one thread each: four stages, and two stages x two replicas. All train one decoder on one
-text by 1F1B: passes, sums over replicas, a norm that clips, AdamW. Ours counts, agrees and records as the trainer does;
-torch's replicas sum gradients where these lie, all at once; DeepSpeed is the extra `bench`. A round lets each train one
-step, in an order that alternates. Memory is the most that a rank's process held in three steps beyond what it did
-before it made a layer, in processes of their own for each, the larger of a stage's replicas. Ends with 1 if a peer has
-a higher throughput (median over rounds), or takes less memory on any stage.
+Four processes over gloo, of one thread each: four stages, and two stages x two replicas. All train
+one decoder on one text by 1F1B: passes, sums over replicas, a norm that clips, AdamW. Ours counts,
+agrees and records as the trainer does; torch's replicas sum gradients where these lie, all at
+once; DeepSpeed is the extra `bench`. A round lets each train one step, in an order that
+alternates. Memory is the most that a rank's process held in three steps beyond what it did before
+it made a layer, in processes of their own for each, the larger of a stage's replicas. Ends with 1
+if a peer has a higher throughput (median over rounds), or takes less memory on any stage.
 """
 
 import sys

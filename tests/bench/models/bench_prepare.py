@@ -2,9 +2,10 @@
 
     python tests/bench/models/bench_prepare.py [--megabytes 24] [--rounds 2] [--output bench-prepare.json]
 
-Python's own documentation, again and again, as jsonl files of one column, and a byte-pair tokenizer of 8,000 tokens
-that was trained on it; the two numbers of processes take turns. From a run's seconds those are taken off that a run on
-one word takes: the start of Python and its imports. Both must write as many tokens.
+Python's own documentation, again and again, as jsonl files of one column, and a byte-pair
+tokenizer of 8,000 tokens that was trained on it; the two numbers of processes take turns. From a
+run's seconds those are taken off that a run on one word takes: the start of Python and its
+imports. Both must write as many tokens.
 """
 
 import json

@@ -1,9 +1,9 @@
 """The 64 nodes that the peers themselves were run on: their models beside what they did, and what we do.
 
-What was measured is quoted from the anchors (`operator.md`, section 5.2): one API server 1.36.3, nodes without
-kubelets, names shuffled by seed 1. Crossings count leaf by leaf, and `+ n` those that leave the
-superpod. The anchors do not say which nodes were of which of the two types; here those of an even number are of the
-one, of an odd number of the other.
+What was measured is quoted from the anchors (`operator.md`, section 5.2): one API server 1.36.3,
+nodes without kubelets, names shuffled by seed 1. Crossings count leaf by leaf, and `+ n` those
+that leave the superpod. The anchors do not say which nodes were of which of the two types; here
+those of an even number are of the one, of an odd number of the other.
 """
 
 from collections.abc import Callable, Iterable, Sequence

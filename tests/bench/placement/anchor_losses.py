@@ -1,7 +1,7 @@
 """A node lost on the anchors' 64 nodes: whether its stage stays near, whichever of the stages it is.
 
-Measured of peers (`operator.md`, section 5.2): Kueue and Koordinator put the middle stage of eight into the other
-superpod, two superpod crossings, although nodes of the same one were free.
+Measured of peers (`operator.md`, section 5.2): Kueue and Koordinator put the middle stage of eight
+into the other superpod, two superpod crossings, although nodes of the same one were free.
 """
 
 from collections.abc import Iterable

@@ -2,9 +2,10 @@
 
     python tests/bench/placement/bench_kueue.py
 
-The API server and Kueue's manager (built from its Go module) are real; nodes have no kubelets, and busy nodes carry a
-pod that takes all their GPUs. A case is put as a Workload with a topology request; what is read is its admission: nodes
-in the order in which Kueue hands out ranks. Ends with 1 if the model is wrong about Kueue, or Kueue beats us.
+The API server and Kueue's manager (built from its Go module) are real; nodes have no kubelets, and
+busy nodes carry a pod that takes all their GPUs. A case is put as a Workload with a topology
+request; what is read is its admission: nodes in the order in which Kueue hands out ranks. Ends
+with 1 if the model is wrong about Kueue, or Kueue beats us.
 """
 
 import json
@@ -121,7 +122,8 @@ class Kueue:
     def place(self, sets: Sequence[tuple[str, int]], request: dict[str, str]) -> Chosen:
         """Return the nodes of all pods, PodSet by PodSet, whose kinds and sizes are given.
 
-        Kueue learns of pods a little later than the API server: the answer counts once it is given twice.
+        Kueue learns of pods a little later than the API server: the answer counts once it is given
+        twice.
         """
         before: Chosen | None = None
         while True:

@@ -3,13 +3,14 @@
     python tests/bench/placement/bench_placement.py [--seeds 100] [--first 0] [--certify 100] [--only TEXT]
         [--output FILE.json]
 
-Three fabrics, each with seeded occupancies; jobs of 4 to 64 stages, with and without data parallelism, alike and not.
-For every occupancy: what the step gets longer by, and the largest next job that one domain of each level still takes.
-Ends with 1 if a peer is better in one and not worse in the other anywhere, if we refuse what a peer places, or if a
-solver proves a better placement on a fabric that is small enough for it.
+Three fabrics, each with seeded occupancies; jobs of 4 to 64 stages, with and without data
+parallelism, alike and not. For every occupancy: what the step gets longer by, and the largest next
+job that one domain of each level still takes. Ends with 1 if a peer is better in one and not worse
+in the other anywhere, if we refuse what a peer places, or if a solver proves a better placement on
+a fabric that is small enough for it.
 
-The peers are models of the algorithms that they document (`peer_*.py`); the first table holds them against what the
-peers themselves did on the anchors' fabric.
+The peers are models of the algorithms that they document (`peer_*.py`); the first table holds them
+against what the peers themselves did on the anchors' fabric.
 """
 
 import argparse

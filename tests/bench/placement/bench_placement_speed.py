@@ -2,12 +2,14 @@
 
     python tests/bench/placement/bench_placement_speed.py [--rounds 7] [--output FILE.json]
 
-A decision is what an admission does with nodes that it has read: the tree from their labels, then a node for every
-stage by price, at half occupancy. The jobs: like stages, unlike ends, eight replicas of eight stages; unlike ends with
-room for two stages on a node; and stages of which each half may go to one type of nodes only, where the types stand
-mixed in every leaf, and where every other leaf is of the one type. Seconds are the processor's, and do not depend on
-what else runs. What pricing a plan takes, once for a plan and not for a decision, is shown beside. Ends with 1 if a
-median is above its bound (50 ms, 1 s, 10 s), or if cost grows faster than nodes times their logarithm.
+A decision is what an admission does with nodes that it has read: the tree from their labels, then
+a node for every stage by price, at half occupancy. The jobs: like stages, unlike ends, eight
+replicas of eight stages; unlike ends with room for two stages on a node; and stages of which each
+half may go to one type of nodes only, where the types stand mixed in every leaf, and where every
+other leaf is of the one type. Seconds are the processor's, and do not depend on what else runs.
+What pricing a plan takes, once for a plan and not for a decision, is shown beside. Ends with 1 if
+a median is above its bound (50 ms, 1 s, 10 s), or if cost grows faster than nodes times their
+logarithm.
 """
 
 import argparse

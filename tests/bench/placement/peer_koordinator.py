@@ -1,8 +1,9 @@
 """Koordinator's network-topology solver, as `coscheduling/core/network_topology_solver.go` (v1.8) describes it.
 
-One representative pod stands for all. From the nodes up each domain offers slots; of the lowest level at which a domain
-holds the gang the one with fewest slots is taken, and pods are handed out to its largest child first, depth first. Pods
-come in the order of their *names*: x-10 before x-2 unless names are padded.
+One representative pod stands for all. From the nodes up each domain offers slots; of the lowest
+level at which a domain holds the gang the one with fewest slots is taken, and pods are handed out
+to its largest child first, depth first. Pods come in the order of their *names*: x-10 before x-2
+unless names are padded.
 """
 
 from collections.abc import Iterator, Sequence

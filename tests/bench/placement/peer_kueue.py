@@ -1,9 +1,10 @@
 """Kueue's topology-aware scheduling, as KEP-2724 and `pkg/cache/scheduler/tas_flavor_snapshot.go` (v0.19) describe it.
 
-Each PodSet is placed by itself, one after another. Its domain: at the requested level the one that fits it most tightly
-(BestFit), going up where none does (preferred), and at the top the largest ones until all have room. Going down, the
-children of all domains so far are sorted by free capacity, largest first, and taken until the rest fits one, which is
-then the tightest that holds it. Ranks are handed out over the chosen domains in the order of their label values.
+Each PodSet is placed by itself, one after another. Its domain: at the requested level the one that
+fits it most tightly (BestFit), going up where none does (preferred), and at the top the largest
+ones until all have room. Going down, the children of all domains so far are sorted by free
+capacity, largest first, and taken until the rest fits one, which is then the tightest that holds
+it. Ranks are handed out over the chosen domains in the order of their label values.
 """
 
 from collections.abc import Sequence

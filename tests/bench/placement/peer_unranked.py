@@ -1,15 +1,17 @@
 """The schedulers that pack a set of pods and hand out ranks by nothing that has to do with the network.
 
-Volcano (`network-topology-aware` with binpack): the tightest HyperNode of the lowest tier that holds the job; inside,
-nodes are scored by the tier that they share with what the job already has, so leaf after leaf fills up.
-KAI (topology plugin): the tightest domain from the preferred level up; inside, preferred sub-domains are filled in
-turn, those with most room first. To both one model does.
-kube-scheduler's TAS (KEP-5732): a placement for each value of the one key, scored, ties by chance; inside, pod by pod
-to the node with most room, which among free ones is chance. kube-scheduler alone: pod by pod, anywhere.
+Volcano (`network-topology-aware` with binpack): the tightest HyperNode of the lowest tier that
+holds the job; inside, nodes are scored by the tier that they share with what the job already has,
+so leaf after leaf fills up. KAI (topology plugin): the tightest domain from the preferred level
+up; inside, preferred sub-domains are filled in turn, those with most room first. To both one model
+does. kube-scheduler's TAS (KEP-5732): a placement for each value of the one key, scored, ties by
+chance; inside, pod by pod to the node with most room, which among free ones is chance.
+kube-scheduler alone: pod by pod, anywhere.
 
-None of them knows a rank. Volcano and KAI take pods by priority, then by creation time, which is kept in whole seconds;
-among those of one second the order is an accident. Here a second holds eight pods, and a seed is the accident: with
-eight the model meets what was measured for 16 stages and is somewhat better than that for 12.
+None of them knows a rank. Volcano and KAI take pods by priority, then by creation time, which is
+kept in whole seconds; among those of one second the order is an accident. Here a second holds
+eight pods, and a seed is the accident: with eight the model meets what was measured for 16 stages
+and is somewhat better than that for 12.
 """
 
 import random

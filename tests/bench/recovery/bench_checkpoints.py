@@ -2,10 +2,11 @@
 
     python tests/bench/recovery/bench_checkpoints.py [FOLDER]
 
-Two stages of a GPT of 15 million parameters save every 30 steps, in turns synchronously and asynchronously. "Stood
-still" is the longest pause between two steps from a checkpoint on, less the median step; "longer in all" is what the 25
-steps from there on took more than as many median ones: what writing beside them takes of processors and disk counts in
-it. The last checkpoint, which is always waited for, is left out.
+Two stages of a GPT of 15 million parameters save every 30 steps, in turns synchronously and
+asynchronously. "Stood still" is the longest pause between two steps from a checkpoint on, less the
+median step; "longer in all" is what the 25 steps from there on took more than as many median ones:
+what writing beside them takes of processors and disk counts in it. The last checkpoint, which is
+always waited for, is left out.
 """
 
 import statistics

@@ -2,11 +2,12 @@
 
     python tests/bench/recovery/effective_time.py [--gpus 16384] [--step 6] [--restart 600] [--cold 60] [--meet 10]
 
-Failures come at random, at a rate for the whole run; none waits until the last one is over. Whatever is not a step
-that counts is lost: noticing, coming together, steps that are done again, copies and checkpoints. A further failure
-while the run recovers begins that anew; where it hits the one that keeps the lost one's state, all go back to the
-checkpoint. The seconds are assumptions, but for the rates: pass your own. Llama 3 405B: 419 interruptions in 54 days on
-16,384 GPUs (arXiv 2407.21783).
+Failures come at random, at a rate for the whole run; none waits until the last one is over.
+Whatever is not a step that counts is lost: noticing, coming together, steps that are done again,
+copies and checkpoints. A further failure while the run recovers begins that anew; where it hits
+the one that keeps the lost one's state, all go back to the checkpoint. The seconds are
+assumptions, but for the rates: pass your own. Llama 3 405B: 419 interruptions in 54 days on 16,384
+GPUs (arXiv 2407.21783).
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python tests/bench/scale/bench_alone.py [--line 100,10000] [--profile FOLDER]
 
-A tenth of the jobs run, on nodes of their own, and the rest wait for those nodes. Seconds are of the processor, less
-what the dictionary took, unless they are said to be the clock's. They say nothing of HTTP, etcd and kopf, which
-`bench_scale.py` measures. With a folder each part is profiled, and takes far longer.
+A tenth of the jobs run, on nodes of their own, and the rest wait for those nodes. Seconds are of
+the processor, less what the dictionary took, unless they are said to be the clock's. They say
+nothing of HTTP, etcd and kopf, which `bench_scale.py` measures. With a folder each part is
+profiled, and takes far longer.
 
     start     the operator starts upon the line, and a new job is decided
     more      one more job, for which there is room

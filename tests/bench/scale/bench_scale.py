@@ -3,8 +3,9 @@
     python tests/bench/scale/bench_scale.py [--scenario burst,rest] [--jobs 3000] [--line 10000] [--ranks 2048]
                                             [-o FILE.json]
 
-The cluster has 512 nodes of 8 GPUs that are only objects: no kubelet and no scheduler takes processor time. Beside the
-operator works the API server with its etcd, and this program, which creates, watches and probes.
+The cluster has 512 nodes of 8 GPUs that are only objects: no kubelet and no scheduler takes
+processor time. Beside the operator works the API server with its etcd, and this program, which
+creates, watches and probes.
 
     large     one job of thousands of ranks
     gpt3      examples/gpt3-3d.yaml: 512 pods of 8 GPUs, all there are
@@ -18,7 +19,8 @@ operator works the API server with its etcd, and this program, which creates, wa
     storms    nodes go and come, a thousand pods are deleted, every watch is cut; and a bare client that writes what the
               operator writes for jobs whose pods were deleted
 
-Ends with 1 if a figure misses its bound, which holds for the default sizes on a quiet machine of two cores.
+Ends with 1 if a figure misses its bound, which holds for the default sizes on a quiet machine of
+two cores.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """An API server that is a dictionary in the operator's own process: it judges nothing, and takes next to no time.
 
-What the operator takes beside it is what its own code costs, without HTTP, kopf, and the server's answers to wait for.
+What the operator takes beside it is what its own code costs, without HTTP, kopf, and the server's
+answers to wait for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A long line: a tenth of the jobs run, on nodes of their own, and the rest wait for those nodes, behind one another.
 
-The crowd is there within seconds, written as the operator writes it (`recording`), and the operator is started upon it.
-Most nodes stay free for jobs that do not ask for the pool on which the others run.
+The crowd is there within seconds, written as the operator writes it (`recording`), and the
+operator is started upon it. Most nodes stay free for jobs that do not ask for the pool on which
+the others run.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ class Line:
     async def begin(cls, here: World) -> Self:
         """Fill one node by the operator's own hand, and let jobs wait until one stands far back.
 
-        What is recorded is what the operator leaves behind for good: the sentence of a job far back, and that of one
-        whose pods nobody binds, which is written when the operator has asked what their events say.
+        What is recorded is what the operator leaves behind for good: the sentence of a job far
+        back, and that of one whose pods nobody binds, which is written when the operator has asked
+        what their events say.
         """
         await cls._add_nodes(here, 0, 1)
         fillers = [f"filler-{number}" for number in range(_A_NODE - 1)]

@@ -1,9 +1,10 @@
 """How fast an operator answers its kubelet: its own process asks /healthz every 50 ms, whatever became of the last.
 
-A question is sent when it is due, also while earlier ones wait for their answer, so that a pause of a second counts as
-the twenty probes that fell into it. Run as a program it writes two lines a probe: one with its number and the moment it
-was sent, and later one that repeats them with the seconds it took and the answer's status. Moments are those of
-`time.monotonic`, which all processes of a machine share.
+A question is sent when it is due, also while earlier ones wait for their answer, so that a pause
+of a second counts as the twenty probes that fell into it. Run as a program it writes two lines a
+probe: one with its number and the moment it was sent, and later one that repeats them with the
+seconds it took and the answer's status. Moments are those of `time.monotonic`, which all processes
+of a machine share.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Kueue's own manager, admitting as many jobs on an equal cluster: batch Jobs of two pods, with quota for all its GPUs.
 
-It decides less than this project's operator (quota, no nodes) and makes less: a Workload a job, and the job's
-`suspend: false`. Its client is not held back by its default limit of requests.
+It decides less than this project's operator (quota, no nodes) and makes less: a Workload a job,
+and the job's `suspend: false`. Its client is not held back by its default limit of requests.
 """
 
 from __future__ import annotations

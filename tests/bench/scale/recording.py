@@ -1,7 +1,8 @@
 """What the operator writes for a job, recorded on its way to the API server, and written again for any number of jobs.
 
-Writing it again decides nothing and reads nothing, so it shows how fast the API server takes such jobs; and what it
-leaves behind is what the operator would have left, so that a crowd is there within seconds.
+Writing it again decides nothing and reads nothing, so it shows how fast the API server takes such
+jobs; and what it leaves behind is what the operator would have left, so that a crowd is there
+within seconds.
 """
 
 from __future__ import annotations
@@ -133,7 +134,8 @@ class Writer:
     async def go_on(self, copy: Copy, recording: Recording, *, at_once: int = 1) -> None:
         """Write what was recorded, for the copy of its job.
 
-        Of neighbouring writes of one kind, creations of pods for instance, `at_once` are under way together.
+        Of neighbouring writes of one kind, creations of pods for instance, `at_once` are under way
+        together.
         """
 
         async def again(write: Write) -> None:

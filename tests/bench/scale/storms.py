@@ -1,6 +1,7 @@
 """Everything at once: nodes go and come, a thousand pods are deleted, every watch is cut. How long until all is well.
 
-All is well when every job that ran has all its pods again, let go, and a job created after the storm is let go, too.
+All is well when every job that ran has all its pods again, let go, and a job created after the
+storm is let go, too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Jobs that were let go begin to train without a machine: their pods say so, and somebody answers for them.
 
-A pod's address is one of loopback, by its stage; all pods of a stage are answered for by one server there.
+A pod's address is one of loopback, by its stage; all pods of a stage are answered for by one
+server there.
 """
 
 from __future__ import annotations

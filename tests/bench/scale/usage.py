@@ -11,7 +11,8 @@ from pathlib import Path
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
-# Fields of /proc/PID/stat behind the command's name, which may hold anything but its closing parenthesis.
+# Fields of /proc/PID/stat behind the command's name, which may hold anything but its closing
+# parenthesis.
 _SESSION, _USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM, _RESIDENT = 3, 11, 12, 13, 14, 21
 
 

@@ -1,7 +1,7 @@
 """A real API server with 512 nodes that are only objects, the real operator, and who watches and probes them.
 
-No kubelet runs and no scheduler: a pod that is let go stays as it is, so nothing but the operator and the API server
-works. The operator is told to be patient with gangs that do not come up.
+No kubelet runs and no scheduler: a pod that is let go stays as it is, so nothing but the operator
+and the API server works. The operator is told to be patient with gangs that do not come up.
 """
 
 from __future__ import annotations

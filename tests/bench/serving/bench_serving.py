@@ -3,8 +3,9 @@
     make serve                                        # or `pipelinejob serve FILE`, in another terminal
     python tests/bench/serving/bench_serving.py [--url http://127.0.0.1:8000] [--model smollm2] [--rounds 3]
 
-Each request has a prompt of its own of some 64 tokens, and asks for 64. Rounds alternate between the numbers of
-requests; medians are printed as JSON, with the predictions that the service tells in /metrics.
+Each request has a prompt of its own of some 64 tokens, and asks for 64. Rounds alternate between
+the numbers of requests; medians are printed as JSON, with the predictions that the service tells
+in /metrics.
 """
 
 from __future__ import annotations

@@ -2,13 +2,15 @@
 
     python tests/bench/serving/bench_serving_virtual.py [--requests 16 32 64] [--stages 4] [--pass-ms 20] [--share]
 
-Each pass takes a stage `--pass-ms`, whatever is in it, as decoding does that reads weights. Requests come at once, with
-16 tokens in and 64 out. The stages are threads with sockets between them, the scheduler and the engine the real ones.
-What is predicted is played by the same scheduler, with the same costs. Prints JSON.
+Each pass takes a stage `--pass-ms`, whatever is in it, as decoding does that reads weights.
+Requests come at once, with 16 tokens in and 64 out. The stages are threads with sockets between
+them, the scheduler and the engine the real ones. What is predicted is played by the same
+scheduler, with the same costs. Prints JSON.
 
-With `--share` a pass takes so much of a processor instead, and all stages have one, the interpreter's lock. Seconds are
-the processor's then, so that other work on the machine counts for nothing; first token, time per token and tokens a
-second are told as predicted for stages that share it, as measured, and as predicted for stages that share none.
+With `--share` a pass takes so much of a processor instead, and all stages have one, the
+interpreter's lock. Seconds are the processor's then, so that other work on the machine counts for
+nothing; first token, time per token and tokens a second are told as predicted for stages that
+share it, as measured, and as predicted for stages that share none.
 """
 
 from __future__ import annotations

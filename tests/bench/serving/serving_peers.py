@@ -3,16 +3,18 @@
     python tests/bench/serving/serving_peers.py FOLDER [--manifest examples/serve-smollm2.yaml] [--rounds 3]
         [--at-once 1 4 16 64] [--limit 120]
 
-FOLDER is the model's (`python tests/smollm2.py` prints one). The manifest's job is served here meanwhile, over as many
-stages as transformers' pipeline has. Requests are those of bench_serving.py: some 64 tokens in, 64 out, so many at
-once. To both peers they come as one batch, which is the best that they can have: nobody comes later, all are equally
-long. Rounds alternate between the candidates; while one is measured, the others wait. A candidate that has not answered
-within `--limit` seconds is ended, and begins anew for the next round; its row says how many of its rounds did not
-finish, and the median is of those that did.
+FOLDER is the model's (`python tests/smollm2.py` prints one). The manifest's job is served here
+meanwhile, over as many stages as transformers' pipeline has. Requests are those of
+bench_serving.py: some 64 tokens in, 64 out, so many at once. To both peers they come as one batch,
+which is the best that they can have: nobody comes later, all are equally long. Rounds alternate
+between the candidates; while one is measured, the others wait. A candidate that has not answered
+within `--limit` seconds is ended, and begins anew for the next round; its row says how many of its
+rounds did not finish, and the median is of those that did.
 
-`factor` is ours over transformers' pipeline: measured, and as predicted of what our stages measured of their passes
-before they served, played by our scheduler for ours, and as one batch from stage to stage for the naive pipeline;
-once as the stages share this machine's processors, and once as if each had one of its own. Prints JSON.
+`factor` is ours over transformers' pipeline: measured, and as predicted of what our stages
+measured of their passes before they served, played by our scheduler for ours, and as one batch
+from stage to stage for the naive pipeline; once as the stages share this machine's processors, and
+once as if each had one of its own. Prints JSON.
 """
 
 from __future__ import annotations

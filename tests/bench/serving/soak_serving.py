@@ -2,12 +2,13 @@
 
     python tests/bench/serving/soak_serving.py [--requests 300] [--at-once 64] [--kills 2] [--wedges 1] [--leave 0.1]
 
-A tiny model, trained nowhere, is saved as a checkpoint and served from it by `pipelinejob serve` over three stages,
-processes of their own. Of the clients a share leaves in the midst of a stream; every so often a stage is killed (the
-first one every fourth time), or a later one wedged: stopped, so that it keeps its connections and says nothing. How
-long until that is noticed and named stands in the result; then the stage goes on. Each answer must be the unsplit
-model's; one that is refused, or cut off with its connection, is asked again, and counted. In the end nothing may be
-in work, in line or in the cache. Prints JSON, with what is `amiss`; ends with 1 if anything is.
+A tiny model, trained nowhere, is saved as a checkpoint and served from it by `pipelinejob serve`
+over three stages, processes of their own. Of the clients a share leaves in the midst of a stream;
+every so often a stage is killed (the first one every fourth time), or a later one wedged: stopped,
+so that it keeps its connections and says nothing. How long until that is noticed and named stands
+in the result; then the stage goes on. Each answer must be the unsplit model's; one that is
+refused, or cut off with its connection, is asked again, and counted. In the end nothing may be in
+work, in line or in the cache. Prints JSON, with what is `amiss`; ends with 1 if anything is.
 
 With `--requests 10000 --kills 20 --wedges 5` it is the whole soak; with `--kills 0 --wedges 0 --leave 0 --at-once 1000`
 the crowd of a thousand connections.

@@ -3,10 +3,10 @@
     apt-get install wrk
     python tests/bench/serving/wrk_serving.py [--connections 1000] [--seconds 30]
 
-The service is the soak's: a tiny model over three stages, processes of their own. Each connection asks for a
-completion, and again once it has it. Prints JSON; ends with 1 if an answer was no 200, if a connection failed, or if
-anything is in work, in line or in the cache in the end. wrk gives up on an answer after `--seconds`, which counts as
-amiss, too.
+The service is the soak's: a tiny model over three stages, processes of their own. Each connection
+asks for a completion, and again once it has it. Prints JSON; ends with 1 if an answer was no 200,
+if a connection failed, or if anything is in work, in line or in the cache in the end. wrk gives up
+on an answer after `--seconds`, which counts as amiss, too.
 """
 
 from __future__ import annotations

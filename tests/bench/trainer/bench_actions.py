@@ -2,10 +2,11 @@
 
     python tests/bench/trainer/bench_actions.py [--rounds 30] [--output bench-actions.json]
 
-Time: two ranks, 64 micro-batches, layers that are one product of 256 numbers; torch plays our list and its own schedule
-of that name. Memory: two ranks train a small GPT, each runtime in processes of its own, where malloc gives back what is
-freed; what counts is by how much a rank's resident memory peaks over what it was before the step. Ends with 1 unless
-our least step takes at most half of torch's, and the rank that peaks highest peaks no higher.
+Time: two ranks, 64 micro-batches, layers that are one product of 256 numbers; torch plays our list
+and its own schedule of that name. Memory: two ranks train a small GPT, each runtime in processes
+of its own, where malloc gives back what is freed; what counts is by how much a rank's resident
+memory peaks over what it was before the step. Ends with 1 unless our least step takes at most half
+of torch's, and the rank that peaks highest peaks no higher.
 """
 
 import ctypes

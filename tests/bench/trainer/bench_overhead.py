@@ -2,11 +2,12 @@
 
     python tests/bench/trainer/bench_overhead.py [--rounds 120] [--output bench-overhead.json]
 
-Two stages over gloo, real compute at the example's sizes. Each round plays one step observed and one not, in an order
-that alternates, on the same layers and links; what is compared is the processor time of both processes, which others on
-the machine disturb less than the clock. Beside it, the calls that observe are timed by themselves: what the last step
-was recorded as is recorded again, over and over. Ends with 1 if those take 0.5 % of a step's processor time or more, or
-the rounds' median says so by more than twice its standard error.
+Two stages over gloo, real compute at the example's sizes. Each round plays one step observed and
+one not, in an order that alternates, on the same layers and links; what is compared is the
+processor time of both processes, which others on the machine disturb less than the clock. Beside
+it, the calls that observe are timed by themselves: what the last step was recorded as is recorded
+again, over and over. Ends with 1 if those take 0.5 % of a step's processor time or more, or the
+rounds' median says so by more than twice its standard error.
 """
 
 import sys

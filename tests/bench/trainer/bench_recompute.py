@@ -2,10 +2,11 @@
 
     python tests/bench/trainer/bench_recompute.py [--ranks 4] [--rounds 5] [--output FILE.json]
 
-One process a rank over gloo, every stage recomputes; forward, input gradient and weight gradient take 40 ms each of
-plain torch (`calibration.py`). Our runtime plays every list twice: as it does, and waiting for the gradient first, as
-frameworks do that recompute inside of autograd's backward pass. Beside both, what the simulator says of them. Ends with
-1 if a median is off its plan by more than 3 %, or a step is not shorter than the one that waits first.
+One process a rank over gloo, every stage recomputes; forward, input gradient and weight gradient
+take 40 ms each of plain torch (`calibration.py`). Our runtime plays every list twice: as it does,
+and waiting for the gradient first, as frameworks do that recompute inside of autograd's backward
+pass. Beside both, what the simulator says of them. Ends with 1 if a median is off its plan by more
+than 3 %, or a step is not shorter than the one that waits first.
 """
 
 import sys

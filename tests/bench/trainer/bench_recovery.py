@@ -1,14 +1,16 @@
 """What a lost stage costs, and what it costs to be ready for that: `pipelinejob run` on this machine, run after run.
 
-A stage is killed, stopped, or told to stop, against a restart of the whole gang. Lost time is counted from the signal
-to the end of the first step that had not been done before, less that step itself; where a stage is told to stop, and
-all still end the step, it is the longest pause between two steps from then on. Then nothing fails: runs with
-protection, each between two without, by their median step. Then a run is scaled, 1 -> 2 -> 4 -> 1 replicas, from memory
-and through a checkpoint: it "stood still" for the longest pause between two steps from the request until it has trained
-for some steps with the new number, less the median step before; "until then" is from the request to the end of that.
+A stage is killed, stopped, or told to stop, against a restart of the whole gang. Lost time is
+counted from the signal to the end of the first step that had not been done before, less that step
+itself; where a stage is told to stop, and all still end the step, it is the longest pause between
+two steps from then on. Then nothing fails: runs with protection, each between two without, by
+their median step. Then a run is scaled, 1 -> 2 -> 4 -> 1 replicas, from memory and through a
+checkpoint: it "stood still" for the longest pause between two steps from the request until it has
+trained for some steps with the new number, less the median step before; "until then" is from the
+request to the end of that.
 
-`python tests/bench/trainer/bench_recovery.py [FOLDER]` prints a row for each case; `--protection` the second table
-alone, `--replicas` the third, `--only=told` the cases alone whose names begin so.
+`python tests/bench/trainer/bench_recovery.py [FOLDER]` prints a row for each case; `--protection`
+the second table alone, `--replicas` the third, `--only=told` the cases alone whose names begin so.
 """
 
 import json

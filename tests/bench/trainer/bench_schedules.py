@@ -2,13 +2,14 @@
 
     python tests/bench/trainer/bench_schedules.py [--ranks 4] [--rounds 5] [--schedules 1F1B,ZB-V] [--output FILE.json]
 
-One process a rank over gloo; forward, input gradient and weight gradient of a rank's share take 40 ms each, of plain
-torch (`calibration.py`; with --bare-waits the waits alone do, and autograd comes on top). The ideal is the simulator's,
-with nothing beside compute. torch plays its own schedule of that name, where it has one, and our list, where it can;
-and our runtime plays torch's interleaved zero bubble. The limit is the list's waits and messages with nothing else
-(`limit.py`): what this machine takes for them longer than the ideal is nobody's to save. Ends with 1 if anything is out
-of its bound: our least step within 2 % of the ideal (3 % from 8 ranks on), our median one within 3 % of the plan, our
-bubble within 2 points of it, and our least step no longer than any peer's.
+One process a rank over gloo; forward, input gradient and weight gradient of a rank's share take 40
+ms each, of plain torch (`calibration.py`; with --bare-waits the waits alone do, and autograd comes
+on top). The ideal is the simulator's, with nothing beside compute. torch plays its own schedule of
+that name, where it has one, and our list, where it can; and our runtime plays torch's interleaved
+zero bubble. The limit is the list's waits and messages with nothing else (`limit.py`): what this
+machine takes for them longer than the ideal is nobody's to save. Ends with 1 if anything is out of
+its bound: our least step within 2 % of the ideal (3 % from 8 ranks on), our median one within 3 %
+of the plan, our bubble within 2 points of it, and our least step no longer than any peer's.
 """
 
 import sys

@@ -2,14 +2,15 @@
 
     python tests/bench/trainer/bench_sharding.py [--rounds 8] [--output FILE.json]
 
-Four processes over gloo, of one thread each. Both train one decoder on one text by 1F1B: forward and backward passes,
-sums over replicas, a norm that clips, AdamW. Ours has `sharding: optimizer` (ZeRO-1), or `full`, which gathers a
-layer whenever a pass comes to it, and counts, agrees and records as the trainer does; theirs has `fully_shard` on each
-layer, without resharding behind a forward pass, which gathers parameters once a step, or with it; and a norm over a
-stage's own replicas alone. A round lets each train one step, in an order that alternates.
-Memory is the most that a rank's process held in three steps beyond what it did before it made a layer, in processes of
-their own for each. Ends with 1 if either of ours is slower than its like of theirs (median of rounds), or takes more
-memory on any rank.
+Four processes over gloo, of one thread each. Both train one decoder on one text by 1F1B: forward
+and backward passes, sums over replicas, a norm that clips, AdamW. Ours has `sharding: optimizer`
+(ZeRO-1), or `full`, which gathers a layer whenever a pass comes to it, and counts, agrees and
+records as the trainer does; theirs has `fully_shard` on each layer, without resharding behind a
+forward pass, which gathers parameters once a step, or with it; and a norm over a stage's own
+replicas alone. A round lets each train one step, in an order that alternates. Memory is the most
+that a rank's process held in three steps beyond what it did before it made a layer, in processes
+of their own for each. Ends with 1 if either of ours is slower than its like of theirs (median of
+rounds), or takes more memory on any rank.
 """
 
 import sys

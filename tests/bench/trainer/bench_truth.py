@@ -2,11 +2,12 @@
 
     python tests/bench/trainer/bench_truth.py [--cases 40] [--seed 1] [--only real,virtual] [--output bench-truth.json]
 
-Real compute: a GPT of random sizes is cut at random over two processes of one core each, under a random schedule; its
-layers are profiled, the plan is made, and the trainer's own loop trains it. Then it trains again with every allocation
-of tensors recorded, for the peak. Virtual compute: 2 to 8 ranks whose layers take random times, over real links, in the
-same loop. Ends with 1 unless step times are off by at most 5 % in the mean and 15 % in the worst case (virtual: 2 % in
-the mean), and peaks by at most 5 % in the mean.
+Real compute: a GPT of random sizes is cut at random over two processes of one core each, under a
+random schedule; its layers are profiled, the plan is made, and the trainer's own loop trains it.
+Then it trains again with every allocation of tensors recorded, for the peak. Virtual compute: 2 to
+8 ranks whose layers take random times, over real links, in the same loop. Ends with 1 unless step
+times are off by at most 5 % in the mean and 15 % in the worst case (virtual: 2 % in the mean), and
+peaks by at most 5 % in the mean.
 """
 
 import contextlib

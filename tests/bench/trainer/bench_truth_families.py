@@ -2,10 +2,11 @@
 
     python tests/bench/trainer/bench_truth_families.py [--cases 20] [--seed 1] [--output bench-truth-families.json]
 
-Small models of random families and sizes, with random weights, are cut at random over two or three processes under a
-random schedule, profiled, planned, and trained by the trainer's own loop, as in `bench_truth.py`; then again with every
-allocation of tensors recorded. Takes about eight minutes. Ends with 1 unless step times are off by at most 5 % in the
-mean and 15 % in the worst case, and peaks by at most 5 % in the mean.
+Small models of random families and sizes, with random weights, are cut at random over two or three
+processes under a random schedule, profiled, planned, and trained by the trainer's own loop, as in
+`bench_truth.py`; then again with every allocation of tensors recorded. Takes about eight minutes.
+Ends with 1 unless step times are off by at most 5 % in the mean and 15 % in the worst case, and
+peaks by at most 5 % in the mean.
 """
 
 import random

@@ -2,9 +2,10 @@
 
     python tests/bench/trainer/bench_uneven.py [--rounds 3] [--layer-ms 3] [--output bench-uneven.json]
 
-GPT-3's pipeline: 96 layers on 8 ranks under 1F1B, 24 micro-batches; once with a head that is worth four layers, once
-with a fourth device at 0.6 of the others' speed. Both partitions are played by this project's runtime, step by step in
-turns. Ends with 1 unless the planned one is faster by 17 % and by 30 %, and every step within 3 % of its prediction.
+GPT-3's pipeline: 96 layers on 8 ranks under 1F1B, 24 micro-batches; once with a head that is worth
+four layers, once with a fourth device at 0.6 of the others' speed. Both partitions are played by
+this project's runtime, step by step in turns. Ends with 1 unless the planned one is faster by 17 %
+and by 30 %, and every step within 3 % of its prediction.
 """
 
 import sys

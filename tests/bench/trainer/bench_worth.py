@@ -2,12 +2,13 @@
 
     python tests/bench/trainer/bench_worth.py [--rounds 3] [--layer-ms 3] [--output bench-worth.json]
 
-A model with a heavy embedding and a heavy head has the proportions of Gemma 3 1B (26 blocks; a vocabulary of 262,144,
-so that embedding and head hold as much as 11.3 blocks each, of which the head takes as long as 11.3 blocks, and the
-embedding, which looks up, next to nothing). Unlike devices go at 0.6 and 0.8 of the others' speed. The two others give
-each rank equally many layers, or as equal a share of the parameters as contiguous cuts allow, under the same schedule
-and micro-batches. All are played by this project's runtime on virtual compute, step by step in turns. Ends with 1
-unless the plan gives at least 1.2 times the throughput of the better of both.
+A model with a heavy embedding and a heavy head has the proportions of Gemma 3 1B (26 blocks; a
+vocabulary of 262,144, so that embedding and head hold as much as 11.3 blocks each, of which the
+head takes as long as 11.3 blocks, and the embedding, which looks up, next to nothing). Unlike
+devices go at 0.6 and 0.8 of the others' speed. The two others give each rank equally many layers,
+or as equal a share of the parameters as contiguous cuts allow, under the same schedule and
+micro-batches. All are played by this project's runtime on virtual compute, step by step in turns.
+Ends with 1 unless the plan gives at least 1.2 times the throughput of the better of both.
 """
 
 import sys

@@ -1,9 +1,10 @@
 """Calibrates virtual layers, so that a pass that is said to take 40 ms takes 40 ms of plain torch, and no more.
 
-A layer's waits are exact, but what autograd does around them takes 0.1 to 0.3 ms a pass, cold as its code is after each
-wait: no runtime can save it, and none is to be blamed for it. So every process, before anything is measured, passes a
-tensor through a layer of that length with nothing but calls of torch's engine, all processes at once as in the
-pipeline but with no link between them, and what the median pass takes longer than its wait comes off the waits.
+A layer's waits are exact, but what autograd does around them takes 0.1 to 0.3 ms a pass, cold as
+its code is after each wait: no runtime can save it, and none is to be blamed for it. So every
+process, before anything is measured, passes a tensor through a layer of that length with nothing
+but calls of torch's engine, all processes at once as in the pipeline but with no link between
+them, and what the median pass takes longer than its wait comes off the waits.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,8 +37,8 @@ class Excess:
     def waits_ms(self, pass_ms: float, schedule: Schedule) -> tuple[float, float, float]:
         """Return a layer's waits, forward, input and weight, with which each of its passes takes `pass_ms`.
 
-        A layer does not know whether its backward pass is to come in halves. Where a schedule has both kinds, what
-        comes off is that of the full pass, which is less.
+        A layer does not know whether its backward pass is to come in halves. Where a schedule has
+        both kinds, what comes off is that of the full pass, which is less.
         """
         half_s = self.backward_s / 2
         kinds = {action.kind for actions in schedule.ranks for action in actions}

@@ -1,6 +1,7 @@
 """Who trains one decoder on one text, as a gang of processes: this project's trainer, torch's pipelining, DeepSpeed.
 
-All cut it alike and play 1F1B: forward and backward passes, sums over replicas, a norm that clips, AdamW.
+All cut it alike and play 1F1B: forward and backward passes, sums over replicas, a norm that clips,
+AdamW.
 """
 
 import logging

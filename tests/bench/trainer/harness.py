@@ -1,7 +1,8 @@
 """What the benchmarks share: pipelines of virtual compute, those who play them, and rounds that take turns.
 
-All players of a benchmark live in the same processes, one a rank, over gloo; a round lets each play one step, in an
-order that alternates. A step lasts from one barrier to the next, whoever plays it.
+All players of a benchmark live in the same processes, one a rank, over gloo; a round lets each
+play one step, in an order that alternates. A step lasts from one barrier to the next, whoever
+plays it.
 """
 
 import argparse
@@ -64,7 +65,8 @@ def virtual_job(
 ) -> Job:
     """Make a job of virtual compute; the costs are of each layer.
 
-    `cuts` are the layers of each stage of a route, one if None. `speed` is that of the rank whose job this is.
+    `cuts` are the layers of each stage of a route, one if None. `speed` is that of the rank whose
+    job this is.
     """
     sizes = list(cuts or [1] * schedule.num_stages)
     assert sum(sizes) == len(forward_ms), f"stages of {sizes} layers for {len(forward_ms)} layers"

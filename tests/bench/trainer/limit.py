@@ -1,8 +1,9 @@
 """The limit of the machine: a list's waits and messages, and nothing else.
 
-No autograd, no layers, no spans, no batches: a rank sleeps as long as each action takes, and buffers of the right size
-go over the same gloo groups as a runtime's do, every receive of the step posted at its start. What such a step takes
-longer than the ideal is the price of waking up and of gloo on this machine; no runtime can be expected below it.
+No autograd, no layers, no spans, no batches: a rank sleeps as long as each action takes, and
+buffers of the right size go over the same gloo groups as a runtime's do, every receive of the step
+posted at its start. What such a step takes longer than the ideal is the price of waking up and of
+gloo on this machine; no runtime can be expected below it.
 """
 
 from collections.abc import Callable, Iterator

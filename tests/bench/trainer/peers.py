@@ -1,7 +1,8 @@
 """Other people's pipelines, playing schedules of their own on the same virtual layers.
 
-torch's schedules come with torch. DeepSpeed is the extra `bench`; its pipeline engine knows 1F1B. Megatron-core is not
-here: its schedules make tensors on `device="cuda"`, so that on a machine without a GPU it runs patched or not at all.
+torch's schedules come with torch. DeepSpeed is the extra `bench`; its pipeline engine knows 1F1B.
+Megatron-core is not here: its schedules make tensors on `device="cuda"`, so that on a machine
+without a GPU it runs patched or not at all.
 """
 
 import logging

@@ -84,7 +84,8 @@ def test_what_is_written_of_it_is_stored_beside_a_large_spec(api_server, namespa
 
 
 def test_where_the_spec_leaves_less_a_shorter_one_is_stored(api_server, namespace, large):
-    # The API server takes 3 MiB, etcd half of that: the two together are too much, each alone is not.
+    # The API server takes 3 MiB, etcd half of that: the two together are too much, each alone is
+    # not.
     stored, status = large
     template = {"metadata": {"annotations": {"note": "x" * 1_000_000}}}
     api_server.apply(job(namespace, "gpt", stages=2, template=template))

@@ -1,6 +1,7 @@
 """Recovery in place over the real API server and scheduler: who is replaced, where, and who is told of it.
 
-The tests write what a kubelet would, and answer as the trainers would; kwok only takes deleted pods away.
+The tests write what a kubelet would, and answer as the trainers would; kwok only takes deleted
+pods away.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Stages join and leave, and the schedule changes, over the real API server and scheduler, while a job trains.
 
-The tests write what a kubelet would, and answer as the trainers would; kwok only takes deleted pods away.
+The tests write what a kubelet would, and answer as the trainers would; kwok only takes deleted
+pods away.
 """
 
 from __future__ import annotations

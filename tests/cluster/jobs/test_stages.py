@@ -1,6 +1,7 @@
 """What kubelets write of stages, over the real API server and scheduler: ends, refusals, mounts that fail.
 
-The tests write what a kubelet would; kwok only takes deleted pods away, for the pods carry its HOLD.
+The tests write what a kubelet would; kwok only takes deleted pods away, for the pods carry its
+HOLD.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from pipelinejob_operator.kube.caching.informer import Change, Informer, Timings
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 QUICK = Timings(inactivity_s=60, min_backoff_s=0.01, max_backoff_s=0.02, absent_s=0.01)
-# A machine that stops for a moment looks like a silent stream: only for tests that a restart too many does not harm.
+# A machine that stops for a moment looks like a silent stream: only for tests that a restart too
+# many does not harm.
 IMPATIENT = Timings(inactivity_s=0.3, min_backoff_s=0.01, max_backoff_s=0.02)
 LONG_S = 60  # more than anything here takes on the slowest machine
 PATH = "/api/v1/pods"

@@ -2,8 +2,9 @@
 
 On a slow machine it has longer: by twice what placing a job takes there without any fault.
 
-The node has room for one job. During the fault that job is deleted and another is made: only an operator that saw the
-deletion in the gap, pods included, and the creation, gives the second one the first one's place.
+The node has room for one job. During the fault that job is deleted and another is made: only an
+operator that saw the deletion in the gap, pods included, and the creation, gives the second one
+the first one's place.
 """
 
 from __future__ import annotations

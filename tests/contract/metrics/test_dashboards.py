@@ -76,8 +76,9 @@ def test_grafanas_schema_knows_every_field_and_misses_none(name):
 
     read = json.loads(JSONEncoder().encode(Dashboard.from_json(board)))
 
-    # What the schema does not know is lost in reading, and what it requires is added. Of variables the SDK knows three
-    # fields more than Grafana does, those of intervals: end-to-end tests ask Grafana's own types.
+    # What the schema does not know is lost in reading, and what it requires is added. Of variables
+    # the SDK knows three fields more than Grafana does, those of intervals: end-to-end tests ask
+    # Grafana's own types.
     for variable in read["templating"]["list"]:
         assert [variable.pop(field) for field in OF_INTERVALS] == [False, 30, "10s"]
     assert read == board

@@ -1,6 +1,7 @@
 """Programs that no test runs (benchmarks, sweeps, soaks, examples) import only names that there are.
 
-They need libraries that are not always installed, and hours; so what they import of ours is read, not run.
+They need libraries that are not always installed, and hours; so what they import of ours is read,
+not run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A job with a queue holds nodes only while Kueue admits it, and pays Kueue what a job controller owes.
 
-The cluster is of dictionaries and Kueue is played; `tests/cluster/admission/test_kueue.py` asks the real manager.
+The cluster is of dictionaries and Kueue is played; `tests/cluster/admission/test_kueue.py` asks
+the real manager.
 """
 
 import pytest

@@ -38,7 +38,8 @@ def test_gpt3_has_175_billion_parameters():
 def test_a_block_does_24_times_the_square_of_its_width_per_token():
     """24nh^2 + 4nsh operations of a forward pass (Narayanan et al. 2021), at 0.58 of an H100's 989 Tflop/s.
 
-    Beside them the 36nh bytes that it keeps and the 4nh that it gives are written and read once, at 3.35 TB/s.
+    Beside them the 36nh bytes that it keeps and the 4nh that it gives are written and read once,
+    at 3.35 TB/s.
     """
     n, h = 2048, 12288
     traffic_s = 2 * 40 * n * h / 3.35e12

@@ -1,13 +1,15 @@
 """Plans of runs that were published take as long as those did, with one constant a device: what its products attain.
 
-Narayanan et al. 2021 (arXiv 2104.04473) trained on A100s of 80 GB, eight a node, NVLink 3 and a port of 200 Gb/s each,
-with all activations recomputed and equally many blocks to a stretch. Table 1 gives throughputs of ten models, table 2
-those of two larger ones at three sizes of cluster each. Their operations count attention in full and the forward pass
-of blocks twice (appendix, eq. 3); micro-batch sizes and stretches of layers are those of the scripts that the authors
-published with the paper.
+Narayanan et al. 2021 (arXiv 2104.04473) trained on A100s of 80 GB, eight a node, NVLink 3 and a
+port of 200 Gb/s each, with all activations recomputed and equally many blocks to a stretch. Table
+1 gives throughputs of ten models, table 2 those of two larger ones at three sizes of cluster each.
+Their operations count attention in full and the forward pass of blocks twice (appendix, eq. 3);
+micro-batch sizes and stretches of layers are those of the scripts that the authors published with
+the paper.
 
-Llama 3 405B (arXiv 2407.21783, table 4) was trained on H100s, tensor groups of 8, 16 stages, with the embedding and the
-head alone on their stretches (section 3.3.2); that the others have one layer each is our reading.
+Llama 3 405B (arXiv 2407.21783, table 4) was trained on H100s, tensor groups of 8, 16 stages, with
+the embedding and the head alone on their stretches (section 3.3.2); that the others have one layer
+each is our reading.
 """
 
 from typing import NamedTuple

@@ -38,7 +38,8 @@ def test_the_first_half_of_a_split_pass_gathers_gradients_and_lets_go_at_its_end
 
     # on the last of three layers 150 + 40; each one before it finds 40 - 5 - 5 more
     assert peak([F(0), I(0), W(0)], one, one, one, is_split=True, received=5) == 150 + 2 * 30 + 40
-    # between the halves 180 are kept, beside another micro-batch's 150 and what is gathered on its way
+    # between the halves 180 are kept, beside another micro-batch's 150 and what is gathered on its
+    # way
     assert peak([F(0), F(1), I(0), I(1), W(0), W(1)], one, one, one, is_split=True, received=5) == 180 + 150 + 100
 
 
@@ -57,7 +58,8 @@ def test_a_stage_that_computes_again_keeps_what_it_received():
 def test_a_stage_that_computes_its_first_layer_again_keeps_what_it_received_and_the_rest():
     first, last = layer(activation_bytes=50, working_bytes=7), layer(activation_bytes=20, working_bytes=7)
 
-    # two micro-batches of 4 received and 20 kept; the first layer's 50 while the backward pass of one of them lasts
+    # two micro-batches of 4 received and 20 kept; the first layer's 50 while the backward pass of
+    # one of them lasts
     assert peak([F(0), F(1), B(0), B(1)], first, last, received=4, recomputed=1) == 2 * 24 + 50 + 7
     assert peak([F(0), F(1), B(0), B(1)], first, last) == 2 * 70 + 7
 
@@ -102,5 +104,6 @@ def test_what_layers_of_a_stage_share_they_keep_once():
 def test_layers_that_are_computed_again_share_nothing_with_those_that_are_not():
     one = layer(activation_bytes=50, shared_bytes=20, working_bytes=7)
 
-    # two micro-batches of 4 received and the last layer's 50; the first one's 50 while a backward pass lasts
+    # two micro-batches of 4 received and the last layer's 50; the first one's 50 while a backward
+    # pass lasts
     assert peak([F(0), F(1), B(0), B(1)], one, one, received=4, recomputed=1) == 2 * 54 + 50 + 7

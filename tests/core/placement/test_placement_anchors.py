@@ -1,7 +1,8 @@
 """The cases that peers were measured on: 64 nodes in fifteen leaves of unlike size, 24 of them in use.
 
-What peers did there: Kueue 3.12 leaf crossings in the tightest superpod (25.0 and 7.2 nodes left), 4 for eight unlike
-stages on the empty fabric, 3.12 for two node types, two superpod crossings after a lost node.
+What peers did there: Kueue 3.12 leaf crossings in the tightest superpod (25.0 and 7.2 nodes left),
+4 for eight unlike stages on the empty fabric, 3.12 for two node types, two superpod crossings
+after a lost node.
 """
 
 from itertools import pairwise

@@ -175,7 +175,8 @@ def test_what_a_thousand_nodes_can_take_is_reckoned_a_few_times():
     assert len(leaves) == 32
     assert len({leaf.stock for leaf in leaves}) <= 3
     assert len(contents.counts) == 3  # of each type those with room, and those without any
-    # A leaf takes eleven of a half at most: each half stands in three leaves, and one of them is both halves'.
+    # A leaf takes eleven of a half at most: each half stands in three leaves, and one of them is
+    # both halves'.
     assert place(demands, Topology.of(nodes, levels=["leaf"]), nodes).crossings == {"leaf": 4, "node": 63}
 
 

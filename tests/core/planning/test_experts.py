@@ -104,7 +104,8 @@ def test_of_sharded_parameters_each_rank_has_as_much_of_its_experts_as_of_all_an
 
     of_a_block = 4 * 3 * 64 * 128 * 4
     assert divided.weight_bytes == alike.weight_bytes
-    # What is gathered, of two blocks at a time, and the gradients of three, are of a half of the experts.
+    # What is gathered, of two blocks at a time, and the gradients of three, are of a half of the
+    # experts.
     assert alike.memory_bytes - divided.memory_bytes == 2 * of_a_block // 2 + 3 * of_a_block // 2
     # Experts that one replica holds are whole, so of them nothing is gathered.
     assert 2 * alone.weight_bytes == alone.parameter_bytes + 3 * of_a_block // 2

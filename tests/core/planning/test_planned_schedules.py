@@ -106,8 +106,9 @@ def memory(name, **others):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        # 4 layers a rank: 4 x 400 bytes of parameter, gradient and two moments, and 40 a micro-batch in flight;
-        # there are gradients once the first backward is done, and one micro-batch less is in flight
+        # 4 layers a rank: 4 x 400 bytes of parameter, gradient and two moments, and 40 a
+        # micro-batch in flight; there are gradients once the first backward is done, and one
+        # micro-batch less is in flight
         ("GPipe", [1600 + 7 * 40] * 4),
         ("1F1B", [1600 + n * 40 for n in (4, 3, 2, 1)]),
         ("ZB-H1", [1600 + 4 * 40] * 4),

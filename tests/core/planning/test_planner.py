@@ -99,8 +99,8 @@ def test_a_balanced_plan_promises_what_can_be_worked_out_by_hand():
     assert plan.prediction.bubble_ratio == pytest.approx(3 / 11)
     assert plan.prediction.tokens_per_s == pytest.approx(8 * 2 * 128 / 66)
     assert plan.prediction.source is CostSource.PROFILED
-    # 2 layers of (parameter, gradient, two moments of 100 bytes) and, per micro-batch in flight, 2 x 10 bytes; messages
-    # of a byte are received ahead, 8 from each neighbour
+    # 2 layers of (parameter, gradient, two moments of 100 bytes) and, per micro-batch in flight, 2
+    # x 10 bytes; messages of a byte are received ahead, 8 from each neighbour
     assert [stage.memory_bytes for stage in plan.stages] == [880 + 8, 860 + 16, 840 + 16, 820 + 8]
     assert [stage.output_bytes for stage in plan.stages] == [1, 1, 1, 0]
 
@@ -194,7 +194,8 @@ def test_a_slow_device_gets_fewer_layers():
 
 
 def test_layers_move_to_where_memory_is():
-    # Unbounded, the heavy first layer would share its stage; 4 x 700 bytes of state leave no room beside it.
+    # Unbounded, the heavy first layer would share its stage; 4 x 700 bytes of state leave no room
+    # beside it.
     layers = [layer(parameter_bytes=700), *[layer()] * 7]
 
     assert cuts(plan_of(spec(), profile(*layers)))[0] == (0, 2)

@@ -219,8 +219,8 @@ def test_small_cases_are_solved_exactly_but_for_a_few_and_bounds_hold(num_chunks
 
 
 def test_a_machine_that_may_interrupt_does_the_job_with_the_longest_tail_first():
-    # From 0 to 2 the first, which waits from 2 to 5 for the second, ends at 7 and takes 1 more; the second ends at 5
-    # and takes 6 more.
+    # From 0 to 2 the first, which waits from 2 to 5 for the second, ends at 7 and takes 1 more;
+    # the second ends at 5 and takes 6 more.
     assert preemptive_makespan([(0.0, 4.0, 1.0), (2.0, 3.0, 6.0)]) == 11.0
 
 

@@ -142,7 +142,8 @@ def test_forwards_alone_run_in_order():
     assert render(forward_only(2, 3, 1)) == "F0 F1 F2\nF0 F1 F2\n"
 
 
-# arXiv 2401.10241, as recalled: p, m, v, milliseconds of F, I, W and a message; 1F1B-I's rate there, and ours
+# arXiv 2401.10241, as recalled: p, m, v, milliseconds of F, I, W and a message; 1F1B-I's rate
+# there, and ours
 PAPER = [
     (8, 24, 3, 18.522, 18.086, 9.337, 0.601, 0.1055, 0.1090),
     (8, 32, 3, 18.513, 18.086, 9.331, 0.626, 0.0818, 0.0847),

@@ -145,7 +145,8 @@ def test_what_cannot_be_played_is_refused_with_rank_and_action(text, problem):
 
 
 def test_a_deadlock_that_only_sends_that_wait_would_meet_is_found():
-    # Rank 1 wants micro-batch 2 first; rank 0 sends 0 and 1 first, and where a send waits for its receive, stops there.
+    # Rank 1 wants micro-batch 2 first; rank 0 sends 0 and 1 first, and where a send waits for its
+    # receive, stops there.
     with pytest.raises(ScheduleError) as error:
         validate(parse("F0 F1 F2 B2 B1 B0\nF2 B2 F1 B1 F0 B0"))
 

@@ -19,7 +19,8 @@ ROUTES = {
     RouteShape.FOLDED: lambda p, chunks: (folded(p, chunks - 1),),
     RouteShape.BOTH_WAYS: lambda p, _: (straight(p), straight(p)[::-1]),
 }
-# Whose bubble is as the papers have it with whole backwards twice as long as forwards, links at no cost.
+# Whose bubble is as the papers have it with whole backwards twice as long as forwards, links at no
+# cost.
 EXACTLY_FILLED = [
     ScheduleName.GPIPE, ScheduleName.ONE_F_ONE_B, ScheduleName.INTERLEAVED, ScheduleName.LOOPED_BFS, ScheduleName.ZB_H1,
     ScheduleName.ZB_H2, ScheduleName.ZB_2P, ScheduleName.ZB_V, ScheduleName.PIPEDREAM, ScheduleName.PIPEDREAM_2BW,

@@ -17,7 +17,8 @@ from support.plans.schedule_oracles import makespan_in_pairs, torchs_schedule
 few = st.integers(1, 8)
 some = st.integers(1, 30)
 
-# The ratio of forward, input gradient and weight gradient that the zero-bubble paper measured for its 1.5B model.
+# The ratio of forward, input gradient and weight gradient that the zero-bubble paper measured for
+# its 1.5B model.
 MEASURED = (18.5, 18.1, 9.3)
 EQUAL = (1.0, 1.0, 1.0)
 
@@ -90,7 +91,8 @@ def test_v_halfs_bubble_is_half_of_1f1bs_and_less(p, m, expected):
     assert bubble(v_half(p, m)) == pytest.approx(expected)
 
 
-# Span bubble rates that the authors' own generator reaches, measured with it: p, m, seconds, V-Half, V-Min.
+# Span bubble rates that the authors' own generator reaches, measured with it: p, m, seconds,
+# V-Half, V-Min.
 AUTHORS = [
     (4, 12, EQUAL, 0.0649, 0.1325),
     (4, 12, MEASURED, 0.1119, 0.2751),

@@ -16,7 +16,8 @@ from pipelinejob.schedules.text import render
 from pipelinejob.schedules.validate import validate
 from pipelinejob.simulation.simulate import simulate
 
-# arXiv 2401.10241: p, m, milliseconds of F, I, W and a message; bubble rates of 1F1B, ZB-H1, ZB-H2, ZB-1p, ZB-2p
+# arXiv 2401.10241: p, m, milliseconds of F, I, W and a message; bubble rates of 1F1B, ZB-H1,
+# ZB-H2, ZB-1p, ZB-2p
 PAPER = [
     (8, 24, 18.522, 18.086, 9.337, 0.601, 0.2431, 0.1585, 0.1083, 0.1585, 0.0433),
     (8, 32, 18.513, 18.086, 9.331, 0.626, 0.1985, 0.1242, 0.0837, 0.1242, 0.0039),
@@ -140,7 +141,8 @@ def papers_peak(actions) -> float:
 
 
 def test_where_all_of_an_activation_counts_until_its_weight_gradient_zb_2p_reaches_what_its_last_rank_allows():
-    # 7 forwards and messages to the last rank; its 24 F and I and 24-16 W; 7 messages and I back to rank 0; its I and W
+    # 7 forwards and messages to the last rank; its 24 F and I and 24-16 W; 7 messages and I back
+    # to rank 0; its I and W
     least_s = 7 * (29.718 + 0.527) + 24 * (29.718 + 29.444) + 8 * 19.927 + 7 * (0.527 + 29.444) + 19.927
     made_for = replace(setting(PAPER[3]), activation_caps=(16.0,) * 8)
 

@@ -68,7 +68,8 @@ def test_two_stages_on_one_processor_take_turns_as_can_be_reckoned() -> None:
     asked = [Asked(prompt=4, new=1), Asked(prompt=4, new=1)]
     found = predict(asked, limits(2), [EVEN] * 2, processors=1)
 
-    # The first stage alone until 1, both stages at half the speed until 3, the second alone until 4.
+    # The first stage alone until 1, both stages at half the speed until 3, the second alone until
+    # 4.
     assert found.first_token_s == (3.0 + 4.0) / 2
     assert found.utilization == (0.75, 0.75)
 

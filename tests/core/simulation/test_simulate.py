@@ -47,7 +47,8 @@ def test_a_balanced_pipeline_has_the_bubble_of_the_papers(name, p, m):
     assert simulation.bubble_rate == pytest.approx((p - 1) / (m + p - 1))
 
 
-# A random stage: its three seconds. A random schedule of the catalogue for them, if it exists for these sizes.
+# A random stage: its three seconds. A random schedule of the catalogue for them, if it exists for
+# these sizes.
 stage_lists = st.lists(st.tuples(seconds, seconds, seconds), min_size=1, max_size=6)
 links = st.builds(Link, latency_s=st.floats(0, 2), message_s=st.floats(0, 2))
 shares_ahead = st.sampled_from([0.0, 0.3, 1.0])
@@ -191,7 +192,8 @@ def test_one_core_does_one_thing_after_another():
 
 
 def test_two_ranks_on_one_core_slow_each_other_down_only_while_both_compute():
-    # F0 alone for 1 s; then F1 of rank 0 and F0 of rank 1 share until both end at 3 s; then F1 of rank 1 alone.
+    # F0 alone for 1 s; then F1 of rank 0 and F0 of rank 1 share until both end at 3 s; then F1 of
+    # rank 1 alone.
     simulation = played(
         "F0 F1 B0 B1\nF0 F1 B0 B1", forward_s=(1, 1), input_s=(0.25, 0.25), weight_s=(0.25, 0.25), concurrency=1
     )
@@ -206,7 +208,8 @@ def test_two_ranks_on_one_core_slow_each_other_down_only_while_both_compute():
 
 
 def test_a_narrow_link_carries_one_message_at_a_time():
-    # Rank 0 is done at 1 and 2 s, but each message takes 5 s: the second leaves when the first has passed.
+    # Rank 0 is done at 1 and 2 s, but each message takes 5 s: the second leaves when the first has
+    # passed.
     simulation = played(
         "F0 F1 B0 B1\nF0 F1 B0 B1",
         forward_s=(1, 1),
@@ -271,7 +274,8 @@ def test_a_straggler_slows_its_rank_alone():
 
 
 def test_gradients_are_reduced_while_the_tail_computes():
-    # Rank 1 is done at 4 s and has its sums at 9; rank 0 is done at 6 and has its own at 11, when the norm is due.
+    # Rank 1 is done at 4 s and has its sums at 9; rank 0 is done at 6 and has its own at 11, when
+    # the norm is due.
     simulation = played(
         "F0 B0\nF0 B0",
         forward_s=(1, 1),

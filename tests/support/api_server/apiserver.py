@@ -30,7 +30,8 @@ _SERVICE_RANGE = "10.96.0.0/16"
 _SERVICE_IP = "10.96.0.1"
 
 # Without kubelets only these loops matter: deletion of namespaces and of what has lost its owner.
-# Admission that relies on a controller: to make default accounts, and to take a new node's taint off.
+# Admission that relies on a controller: to make default accounts, and to take a new node's taint
+# off.
 _NEEDING_CONTROLLERS = ("ServiceAccount", "TaintNodesByCondition")
 DELETING_CONTROLLERS = ("namespace-controller", "garbage-collector-controller")
 
@@ -38,9 +39,9 @@ DELETING_CONTROLLERS = ("namespace-controller", "garbage-collector-controller")
 class ApiServer:
     """One etcd and one kube-apiserver, with an administrator's token and kubeconfig.
 
-    `users` maps further user names to their groups; `kubeconfig_of` gives them a kubeconfig. `address` is where
-    the server listens besides loopback, for clusters whose pods must reach it. `all_controllers` says that the whole
-    controller-manager will run, as on a real cluster.
+    `users` maps further user names to their groups; `kubeconfig_of` gives them a kubeconfig.
+    `address` is where the server listens besides loopback, for clusters whose pods must reach it.
+    `all_controllers` says that the whole controller-manager will run, as on a real cluster.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class ApiServer:
             self.folder / "kubeconfigs" / f"{user.replace(':', '-')}{'' if url is None else '-' + url.split(':')[-1]}"
         )
         path.parent.mkdir(exist_ok=True)
-        # Whole or not at all: another thread's kubectl may be reading it, and would ask localhost if it were empty.
+        # Whole or not at all: another thread's kubectl may be reading it, and would ask localhost
+        # if it were empty.
         beside = path.with_name(f"{path.name}.{threading.get_ident()}")
         beside.write_text(json.dumps(_kubeconfig(url or self.url, self.ca, user, self._tokens[user])))
         beside.replace(path)
@@ -205,7 +207,8 @@ class ApiServer:
             f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
             f"--bind-address={'0.0.0.0' if reachable else '127.0.0.1'}",
             f"--advertise-address={self.address}",
-            # A loopback address is no valid endpoint of the service `kubernetes`, and nobody would use it.
+            # A loopback address is no valid endpoint of the service `kubernetes`, and nobody would
+            # use it.
             *([] if reachable else ["--endpoint-reconciler-type=none"]),
             f"--secure-port={self.port}",
             f"--tls-cert-file={serving.certificate}",
@@ -213,7 +216,8 @@ class ApiServer:
             f"--client-ca-file={self.authority.file}",
             f"--token-auth-file={self.folder / 'tokens.csv'}",
             "--authorization-mode=Node,RBAC",
-            # OpenShift's, and whoever turns it on: who makes an owned object needs a right to its owner's finalizers.
+            # OpenShift's, and whoever turns it on: who makes an owned object needs a right to its
+            # owner's finalizers.
             "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={tokens.certificate}",

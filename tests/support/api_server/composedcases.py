@@ -1,7 +1,8 @@
 """Clusters put together at random from what people do to theirs: what stands there, what a job wants, what goes wrong.
 
-A case is a value; the same seed gives the same one. Every case has nodes that would do, one for each rank, beside
-decoys that seem to; what keeps the job from starting, if anything does, is one obstacle with what must be said of it.
+A case is a value; the same seed gives the same one. Every case has nodes that would do, one for
+each rank, beside decoys that seem to; what keeps the job from starting, if anything does, is one
+obstacle with what must be said of it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ CHANGES = ("none", "mirror", "toleration", "memory", "runtime-class", "limit-ran
 SIDECARS = ("none", "container", "native")
 INTERLUDES = ("none", "suspended", "rival")  # a rival is a second job, for the same nodes
 ENDINGS = ("well", "crash-once", "out-of-memory-once", "by-user-error")
-# What is waited for, with reasons of the conditions Placed and Ready: one of them is given, or stands in a message.
+# What is waited for, with reasons of the conditions Placed and Ready: one of them is given, or
+# stands in a message.
 OBSTACLES: dict[str, tuple[str, ...]] = {
     "none": (),
     "service": ("NamesTaken",),

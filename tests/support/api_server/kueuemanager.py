@@ -1,8 +1,8 @@
 """Kueue's own manager beside the tests' API server, and the objects of its quotas.
 
-Its webhooks are served but not registered: an API server on loopback cannot reach a service. They would only refuse and
-default what these objects state. The manager makes its own certificates and waits until a kubelet mounts them; here
-`start_kueue` does.
+Its webhooks are served but not registered: an API server on loopback cannot reach a service. They
+would only refuse and default what these objects state. The manager makes its own certificates and
+waits until a kubelet mounts them; here `start_kueue` does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from support.local.processes import Process, free_ports, wait_until
 NAMESPACE = "kueue-system"
 _SERVICE, _SECRET = "kueue-webhook-service", "kueue-webhook-server-cert"
 API = "kueue.x-k8s.io/v1beta2"
-# The manager works only once it has put its certificate authority in there. Nobody asks for an older version.
+# The manager works only once it has put its certificate authority in there. Nobody asks for an
+# older version.
 _CONVERTED = ("localqueues", "clusterqueues", "workloads", "cohorts", "multikueueclusters")
 _CONVERSION = {
     "strategy": "Webhook",

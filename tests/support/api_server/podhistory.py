@@ -1,6 +1,7 @@
 """What became of a namespace's pods: every change, in the order in which the API server made them.
 
-A look now and then misses what lasts only moments; a watch from a stated version on misses nothing.
+A look now and then misses what lasts only moments; a watch from a stated version on misses
+nothing.
 """
 
 from __future__ import annotations

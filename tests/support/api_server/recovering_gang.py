@@ -92,7 +92,8 @@ class Gang:
         for other, _ in others:
             other.train(step=self.step)
         reason = {"exitCode": code, "reason": "Error", "startedAt": THEN, "finishedAt": THEN}
-        # First: a stage that others have lost is replaced at once, whatever its kubelet still has to say.
+        # First: a stage that others have lost is replaced at once, whatever its kubelet still has
+        # to say.
         self.write(stage, "Failed", {"terminated": reason}, **status)
         self.lose(stage, others)
 

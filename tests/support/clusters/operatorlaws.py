@@ -1,6 +1,7 @@
 """What must hold at the moment of every single write of the controller, whatever it is in the middle of.
 
-A pass may die between any two writes, so a state that a pass mends only with its last write is already wrong.
+A pass may die between any two writes, so a state that a pass mends only with its last write is
+already wrong.
 """
 
 from collections import Counter

@@ -75,7 +75,8 @@ def check(world):
         job = cluster.job(Key(pod["metadata"]["namespace"], labels[names.LABEL_JOB]))
         assert job is not None, "an orphan"
         assert int(labels[names.LABEL_ATTEMPT]) <= job["status"]["attempt"], "a pod before its attempt was stored"
-        # By the number of each meeting; of a chain that serves, by who is connected to its first stage.
+        # By the number of each meeting; of a chain that serves, by who is connected to its first
+        # stage.
         fences_more = job["spec"].get("recovery", {}).get("inPlace") or job["spec"].get("mode") == "Serve"
         if phase(pod) == "Running" and names.LABEL_STAGE in labels and not fences_more:
             run = (job["metadata"]["uid"], *(labels[label] for label in _RUN_LABELS))

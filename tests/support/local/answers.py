@@ -9,7 +9,8 @@ import urllib.request
 def fetch(request: str | urllib.request.Request, *, timeout_s: float) -> str:
     """Return the body of an answer.
 
-    Raises RuntimeError for an answer that is an error, with its code and what it says; OSError where nobody answers.
+    Raises RuntimeError for an answer that is an error, with its code and what it says; OSError
+    where nobody answers.
     """
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:

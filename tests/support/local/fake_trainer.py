@@ -1,7 +1,8 @@
 """Stands in for a stage where training is not the point: same files, same exit codes, a made-up loss, no torch.
 
-It "trains" a step every 20 ms; its checkpoint is the step it has reached. On SIGTERM it writes that and ends with 143,
-unless FAKE_DEAF is set. `FAKE_EXIT=<stage>:<code>` makes that stage end so, in its first attempt, after three steps.
+It "trains" a step every 20 ms; its checkpoint is the step it has reached. On SIGTERM it writes
+that and ends with 143, unless FAKE_DEAF is set. `FAKE_EXIT=<stage>:<code>` makes that stage end
+so, in its first attempt, after three steps.
 """
 
 import json

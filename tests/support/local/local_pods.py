@@ -6,7 +6,8 @@ from typing import Any
 
 from pipelinejob.base import names
 
-# Serves /progress and /readyz on its metrics port, writes its environment's last words, stops on SIGTERM with 143.
+# Serves /progress and /readyz on its metrics port, writes its environment's last words, stops on
+# SIGTERM with 143.
 FAKE_TRAINER = """
 import json, os, signal, sys, threading
 from http.server import BaseHTTPRequestHandler, HTTPServer

@@ -1,6 +1,7 @@
 """Stands in for a stage that recovers in place: it waits to be told who meets, and goes over at a border; no torch.
 
-A border comes 50 ms after it was told of one, or called. `MEETING_DIES=1` makes those of further replicas end at once.
+A border comes 50 ms after it was told of one, or called. `MEETING_DIES=1` makes those of further
+replicas end at once.
 """
 
 import json

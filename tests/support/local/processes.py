@@ -12,8 +12,9 @@ from pathlib import Path
 
 from pipelinejob_operator.local.node.pod import free_port
 
-# A test run that is killed must not leave API servers behind, so the kernel is asked to kill them with it. A small
-# program asks and then becomes the command: code between fork and exec is not safe beside threads.
+# A test run that is killed must not leave API servers behind, so the kernel is asked to kill them
+# with it. A small program asks and then becomes the command: code between fork and exec is not
+# safe beside threads.
 _DIE_WITH_PARENT = (
     sys.executable,
     "-ISc",

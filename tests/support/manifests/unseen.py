@@ -6,7 +6,8 @@ from __future__ import annotations
 from support.manifests.badinput import Bad
 from support.manifests.building import GPU, LLAMA, custom, hugging_face, own_model, trainer
 
-# Only the command line and the operator see these: a CRD makes no schedules, and does not look into pod templates.
+# Only the command line and the operator see these: a CRD makes no schedules, and does not look
+# into pod templates.
 UNSEEN = [
     Bad("actions that are none", custom("F0 F1 X0 B1"), "spec.schedule.actions", "line 1: 'X0' is no action; write F, B, I, W or O"),
     Bad("actions that wait for each other", custom("F0 B0 F1 B1\nF0 F1 B0 B1"), "spec.schedule.actions", "waits for ever before"),

@@ -1,6 +1,7 @@
 """The shortest makespan there is, by a constraint solver: what small cases of `auto` are held against.
 
-Micro-batches are taken in order, as everywhere (they are alike); every other choice is the solver's.
+Micro-batches are taken in order, as everywhere (they are alike); every other choice is the
+solver's.
 """
 
 from ortools.sat.python import cp_model

@@ -1,7 +1,8 @@
 """The clusters that placements are compared on: three fabrics, each with seeded occupancies, and the anchors' 64 nodes.
 
-Links state what a GPU attains across each tier, not what its port could: Arnold (arXiv 2509.15940) saw point-to-point
-traffic lose up to 70 % when it crossed spines that others use, so a spine here gives 0.3 of a leaf.
+Links state what a GPU attains across each tier, not what its port could: Arnold (arXiv 2509.15940)
+saw point-to-point traffic lose up to 70 % when it crossed spines that others use, so a spine here
+gives 0.3 of a leaf.
 """
 
 import random

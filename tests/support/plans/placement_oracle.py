@@ -1,8 +1,9 @@
 """The best placement there is, by a constraint solver: what small cases of `place` are held against.
 
-It knows nothing of chains that walk a tree depth first, only what a placement is: every rank on one node that has room
-for it, a price for each boundary and each ring by the closest domain that holds both ends. The proof is part of the
-answer. Nodes that no one could tell apart, each with room for one rank at most, are one place with room for several.
+It knows nothing of chains that walk a tree depth first, only what a placement is: every rank on
+one node that has room for it, a price for each boundary and each ring by the closest domain that
+holds both ends. The proof is part of the answer. Nodes that no one could tell apart, each with
+room for one rank at most, are one place with room for several.
 """
 
 from collections.abc import Iterator, Sequence

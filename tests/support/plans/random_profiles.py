@@ -21,8 +21,9 @@ class Profile:
 def random_profile(seed: int) -> Profile:
     """Draw 2 to 6 ranks, 2 to 16 micro-batches, costs, a link, and caps from 1 to 2p.
 
-    Seven in ten have ranks that differ, each of F, I and W evenly on a logarithmic scale within a factor of four. A
-    message takes up to 20 % of a mean forward, any part of it as latency. Half of the cases have one cap for all ranks.
+    Seven in ten have ranks that differ, each of F, I and W evenly on a logarithmic scale within a
+    factor of four. A message takes up to 20 % of a mean forward, any part of it as latency. Half
+    of the cases have one cap for all ranks.
     """
     draw = random.Random(seed)
     p, m = draw.randint(2, 6), draw.randint(2, 16)

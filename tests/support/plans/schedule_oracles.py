@@ -77,8 +77,8 @@ class Need(NamedTuple):
 def needs(schedule: Schedule, rank: int, action: Action, producers: "Producers") -> tuple[Need, ...]:
     """Return what must have ended before an action can start, its place in its rank's list aside.
 
-    A forward needs the previous stage's forward; a gradient its own forward and the next stage's gradient; a weight
-    gradient its own input gradient. An update needs nothing but its place.
+    A forward needs the previous stage's forward; a gradient its own forward and the next stage's
+    gradient; a weight gradient its own input gradient. An update needs nothing but its place.
     """
     if action.kind is ActionKind.UPDATE:
         return ()

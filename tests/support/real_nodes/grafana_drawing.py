@@ -1,6 +1,7 @@
 """Dashboards as Grafana shows them: its own panels over a real Prometheus' answers, drawn in a browser.
 
-Grafana itself cannot be had from a package registry; its panels can. npm fetches them once into a cache folder.
+Grafana itself cannot be had from a package registry; its panels can. npm fetches them once into a
+cache folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What real nodes need of the machine, and how to give it back: bridges, cgroups, kernel settings, mounts, processes.
 
-Everything can be undone without knowing how it came to be: by the folder the nodes live in and by the names they use.
-So a run that was killed is cleaned up by the next one.
+Everything can be undone without knowing how it came to be: by the folder the nodes live in and by
+the names they use. So a run that was killed is cleaned up by the next one.
 """
 
 from __future__ import annotations

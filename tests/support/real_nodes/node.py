@@ -96,7 +96,8 @@ class Runtime:
             raise RuntimeError(f"ctr images import: exit {importing.returncode}\n{self.process.tail(5)}")
 
     def _config(self, sandbox_image: str) -> str:
-        # restrict_oom_score_adj: inside a container without CAP_SYS_RESOURCE every sandbox fails otherwise.
+        # restrict_oom_score_adj: inside a container without CAP_SYS_RESOURCE every sandbox fails
+        # otherwise.
         return f"""
 version = 2
 root = "{self.root}"

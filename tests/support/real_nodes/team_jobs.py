@@ -21,7 +21,8 @@ NAMESPACE = "team"
 LABEL_JOB = "pipelinejob.io/name"
 
 
-# Devices that a gang fills. Not nvidia.com/gpu, which no job may ask for that computes on processors as these do.
+# Devices that a gang fills. Not nvidia.com/gpu, which no job may ask for that computes on
+# processors as these do.
 DEVICE = "example.com/accelerator"
 GANGS = ("modest", "urgent")
 

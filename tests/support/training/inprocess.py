@@ -144,9 +144,10 @@ class _Waiting:
 def run_ranks(work: Callable[[int], Any], count: int, baton: Baton, *, on_error: Callable[[int], None]) -> list[Any]:
     """Call `work(rank)` in threads; return what they returned, or raise what the first of them raised.
 
-    Every rank computes with the caller's number of threads from its first operation on. torch applies that number to
-    MKL in each thread anew, at the first operation that torch itself may run in parallel. An FFT before that one would
-    use all cores, add up in another order, and so differ in its last bits.
+    Every rank computes with the caller's number of threads from its first operation on. torch
+    applies that number to MKL in each thread anew, at the first operation that torch itself may
+    run in parallel. An FFT before that one would use all cores, add up in another order, and so
+    differ in its last bits.
     """
     results: dict[int, Any] = {}
     errors: list[BaseException] = []

@@ -55,7 +55,8 @@ class OneMasked:
 class Uneven:
     """Batches masked by what they are; in even steps, the second half of `num_micro_batches` counts nothing at all.
 
-    Those are a whole replica's, or several; a single process has the same as the later ones of its own.
+    Those are a whole replica's, or several; a single process has the same as the later ones of its
+    own.
     """
 
     batches: Any

@@ -255,7 +255,8 @@ class Threads:
         self._baton = inprocess.Baton(is_needed=not at_once)
         self.sums = inprocess.Sums(self._baton)
         self._links = [each for _ in range(job.replicas) for each in inprocess.links(job.built, self._baton)]
-        # Made one after the other: torch's random state, from which initial weights come, is the whole process's.
+        # Made one after the other: torch's random state, from which initial weights come, is the
+        # whole process's.
         self.ranks = [
             make_rank(job, rank=rank, links=each, sum_over=self.sums.of(rank), update=lambda _: None)
             for rank, each in enumerate(self._links)

@@ -57,8 +57,9 @@ def train_plainly(
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Train the unsplit model; give losses, and weights by global name.
 
-    `steps` are pairs: a step's number, by which the rate goes, and the one whose text it has. Each of the optimisers'
-    groups may have a `scale` of the learning rate. `mask` says which targets count.
+    `steps` are pairs: a step's number, by which the rate goes, and the one whose text it has. Each
+    of the optimisers' groups may have a `scale` of the learning rate. `mask` says which targets
+    count.
     """
     assert plan.model.entrypoint is not None
     training = plan.training

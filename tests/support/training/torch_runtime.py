@@ -1,7 +1,7 @@
 """The same lists of actions, played by torch's own pipeline runtime: a second oracle, and a peer to be measured beside.
 
-It is `torch.distributed.pipelining.schedules._PipelineScheduleRuntime` of torch 2.15: private, changed in every release
-so far, and imported only when it is asked for, as that takes seconds.
+It is `torch.distributed.pipelining.schedules._PipelineScheduleRuntime` of torch 2.15: private,
+changed in every release so far, and imported only when it is asked for, as that takes seconds.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -43,9 +43,10 @@ def reason_against(schedule: Schedule, rows: Sequence[int]) -> str | None:
 class TorchRuntime:
     """A rank at work on its list of actions, in torch's way; takes and gives what `Runtime` does.
 
-    Differences: stages never recompute; torch's first stage does nothing in `I` and a full backward pass in `W`. With
-    equal sums in equal order the gradients have the same bits. Gradients of what several ranks hold, copies of a
-    replica or tied parameters, are this rank's part; nothing is summed over ranks.
+    Differences: stages never recompute; torch's first stage does nothing in `I` and a full
+    backward pass in `W`. With equal sums in equal order the gradients have the same bits.
+    Gradients of what several ranks hold, copies of a replica or tied parameters, are this rank's
+    part; nothing is summed over ranks.
     """
 
     def __init__(
@@ -151,7 +152,8 @@ class _Chunk(nn.Module):
 def _order_at_the_end(schedule: Schedule) -> tuple[int, ...]:
     """Return micro-batches in the order in which they reach the last stage.
 
-    torch finds the loss of its micro-batch k by counting losses, so its micro-batch 0 must come there first.
+    torch finds the loss of its micro-batch k by counting losses, so its micro-batch 0 must come
+    there first.
     """
     last = schedule.num_stages - 1
     rank = schedule.routes[0][last]

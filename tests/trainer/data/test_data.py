@@ -127,7 +127,8 @@ def test_an_epoch_visits_every_window_once(
 ) -> None:
     length = 4
     path = tmp_path_factory.mktemp("epoch") / "numbers"
-    # One byte names its window's place, so that windows are told apart whatever the epoch's offset.
+    # One byte names its window's place, so that windows are told apart whatever the epoch's
+    # offset.
     size = (windows + 1) * length
     path.write_bytes(bytes(i // length for i in range(size)))
     data = dataset(Data(paths=(str(path),), sequence_length=length), micro_batches=1, size=1, seed=seed)

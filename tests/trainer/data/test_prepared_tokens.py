@@ -64,7 +64,8 @@ def test_an_epoch_of_packed_documents_has_every_pair_once_and_none_across_docume
         places = row.positions[0] if packing is Packing.DOCUMENTS else torch.arange(length)
         counted = [int(row.tokens[0, k]) for k in range(length) if row.targets[0, k] != IGNORED]
         for k in range(1, length):
-            # Positions go on just where the token does; they begin anew with each document, and with what fills up.
+            # Positions go on just where the token does; they begin anew with each document, and
+            # with what fills up.
             goes_on = row.tokens[0, k] == row.tokens[0, k - 1] + 1 and row.tokens[0, k] not in ends - lengths + 1
             if packing is Packing.DOCUMENTS and row.targets[0, k] != IGNORED:
                 assert int(places[k]) == (int(places[k - 1]) + 1 if goes_on and places[k] else 0)

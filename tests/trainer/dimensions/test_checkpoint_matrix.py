@@ -1,7 +1,8 @@
 """Checkpoints from any shape into any other.
 
-What every shape takes over from one process's checkpoint and writes again is, put together, that checkpoint to the last
-bit. A reader puts wholes together first, so each shape loads what each other one wrote.
+What every shape takes over from one process's checkpoint and writes again is, put together, that
+checkpoint to the last bit. A reader puts wholes together first, so each shape loads what each
+other one wrote.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from support.training.loops import train
 MODELS = {"gpt": GPT, "decoder": DECODER, "experts": EXPERTS}
 NONE, OPTIMIZER, FULL = Sharding
 PLAIN, V = ScheduleName.ONE_F_ONE_B, ScheduleName.ZB_V
-# Of each stage its layers: some alone, some with embedding or head; where one rank has the first and last, with both.
+# Of each stage its layers: some alone, some with embedding or head; where one rank has the first
+# and last, with both.
 SHAPES: dict[str, tuple[Shape, ScheduleName, tuple[int, ...]]] = {
     "uneven stages": (Shape(3), PLAIN, (1, 5, 2)),
     "uneven stages both ways": (Shape(2, 1, 2, OPTIMIZER), ScheduleName.DUALPIPE_V, (3, 1, 1, 3)),

@@ -20,8 +20,8 @@ from support.training.loops import Run, train
 
 MODELS = (GPT, DECODER, EXPERTS)
 SHARDED = (Sharding.OPTIMIZER, Sharding.FULL)
-# One of each kind: a table shared by stages that is divided, halves, heads' norms, experts, two stages a rank, shards,
-# tokens that are divided, and with shards layers that are computed again.
+# One of each kind: a table shared by stages that is divided, halves, heads' norms, experts, two
+# stages a rank, shards, tokens that are divided, and with shards layers that are computed again.
 CASES = (
     (GPT, Shape(2, 2), ScheduleName.ZB_H1),
     (DECODER, Shape(2, 2), ScheduleName.DUALPIPE_V),

@@ -30,7 +30,8 @@ from support.training.divided_folders import (
 from support.training.loops import Run, train
 from support.training.meetings import gradients_of_experts_differ
 
-# Experts behind one another in the folder, and one file each; halves; with tensor ranks, which have a part of each.
+# Experts behind one another in the folder, and one file each; halves; with tensor ranks, which
+# have a part of each.
 CASES = {
     "mixtral": (Shape(2, 1, 2, expert=2), ScheduleName.ZB_H1),
     "qwen3_moe": (Shape(1, 2, 2, Sharding.FULL, expert=2), ScheduleName.ONE_F_ONE_B),

@@ -19,8 +19,8 @@ from support.training.ranks import lopsided, told
 
 NUM_LAYERS = 6  # of what is counted
 CLIPPED = 0.3  # of gradients whose norm is 0.36 to 0.44
-# A group; one with halves; two that hold the same experts, and shard these apart from all else; two stages a rank, with
-# layers that are computed again.
+# A group; one with halves; two that hold the same experts, and shard these apart from all else;
+# two stages a rank, with layers that are computed again.
 CASES = (
     (Shape(2, 1, 2, expert=2), ScheduleName.ONE_F_ONE_B),
     (Shape(2, 1, 2, expert=2), ScheduleName.ZB_H1),
@@ -117,7 +117,8 @@ def exchanged(plan: Plan, stage: int = 0) -> int:
 def test_a_rank_sends_and_holds_what_its_plan_says(text: Path, tmp_path: Path) -> None:
     split = even(text, pipeline=2, data=2, name="ZB-H1")
     once, again = (even(text, data=4, name="1F1B", recompute=each) for each in (False, True))
-    # Layers that are computed again are run once before all else, to see whether they can be without gradients.
+    # Layers that are computed again are run once before all else, to see whether they can be
+    # without gradients.
     forward = exchanged(again) - exchanged(once)
     gathered = even(text, data=4, name="1F1B", sharding=Sharding.FULL)
     inside = even(text, tensor=2, data=2, name="1F1B", sharding=Sharding.NONE)

@@ -1,6 +1,7 @@
 """What users of other trainers report of several dimensions together: each kind against a single process.
 
-Targets that count differ from replica to replica in all of it: in every other step half of the replicas have none.
+Targets that count differ from replica to replica in all of it: in every other step half of the
+replicas have none.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    # The weight of a balancing loss, and of each target, by degrees; a norm that counts what is held twice once.
+    # The weight of a balancing loss, and of each target, by degrees; a norm that counts what is
+    # held twice once.
     "balanced": Kind(
         with_experts(auxiliary_loss=1.0),
         (
@@ -64,7 +66,8 @@ KINDS = {
         ((Shape(1, 1, 4, OPTIMIZER, expert=2), ScheduleName.ONE_F_ONE_B),),
         {"clip_norm": 0.3},
     ),
-    # A tied table, frozen parameters, rates and decay of their own, where a shard is flat and begins anywhere.
+    # A tied table, frozen parameters, rates and decay of their own, where a shard is flat and
+    # begins anywhere.
     "groups": Kind(
         GPT,
         (

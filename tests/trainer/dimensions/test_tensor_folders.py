@@ -48,7 +48,8 @@ ROWS = 2
 def runs(root: Path) -> dict[str, tuple[Run, Run]]:
     """Train each family in one process, and in four, two of which share each layer; these check themselves first.
 
-    Of one, four are two replicas that shard its layers, the embedding and the head on one rank of each.
+    Of one, four are two replicas that shard its layers, the embedding and the head on one rank of
+    each.
     """
     models = [folder_of(kind, root) for kind in KINDS]
     alone = train(*(job(root / "text", model, ONE) for model in models), folder=root / "alone")

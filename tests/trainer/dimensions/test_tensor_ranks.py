@@ -159,8 +159,8 @@ def test_a_pass_exchanges_what_is_counted(model: Model, size: int, divides_token
     assert sizes is not None
     n = ROWS * LENGTH
     counted = count(sizes, Batch(tokens=n, sequence_length=LENGTH, element_bytes=4, tensor=size))
-    # A ring: of so many bytes each rank sends all but one part; as many collectives there as back. The loss has three
-    # numbers of each token.
+    # A ring: of so many bytes each rank sends all but one part; as many collectives there as back.
+    # The loss has three numbers of each token.
     there_and_back = 2 * sum(each.collectives * each.gathered_bytes for each in counted)
     # Of what all ranks hold whole, each has the gradient of its tokens.
     whole = [each for stage in stages for name, each in stage.named_parameters() if divides_tokens and is_whole(name)]

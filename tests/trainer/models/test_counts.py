@@ -35,7 +35,8 @@ def counted_and_measured(schedule, *, width, inner, sequence, micro_batch_size):
 def test_counted_bytes_of_a_gpt_are_the_measured_ones(sizes):
     for counted, measured in counted_and_measured("1F1B", **sizes):
         assert counted.parameter_bytes == measured.parameter_bytes
-        # Beside what grows with the width: norms' means and deviations, attention's sums, the numbers of positions.
+        # Beside what grows with the width: norms' means and deviations, attention's sums, the
+        # numbers of positions.
         few = sizes["sequence"] * (8 + 4 * (2 * 2 + 4) * sizes["micro_batch_size"])
         assert counted.activation_bytes == pytest.approx(measured.activation_bytes, abs=few)
         assert counted.working_bytes == pytest.approx(measured.working_bytes, rel=0.01)

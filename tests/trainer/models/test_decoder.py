@@ -163,7 +163,8 @@ def test_it_is_profiled_layer_by_layer_and_what_it_keeps_is_what_was_counted() -
     assert [layer.name for layer in measured.layers] == ["embedding", "block-0", "block-1", "head"]
     for found, expected in zip(measured.layers, counted.layers, strict=True):
         assert found.parameter_bytes == expected.parameter_bytes
-        # Beside what grows with the width: norms' roots, attention's sums, and the tables of turns.
+        # Beside what grows with the width: norms' roots, attention's sums, and the tables of
+        # turns.
         few = 64 * (8 + 4 * (2 * 2 + 4) * 2) + 2 * 4 * 64 * 24
         assert found.activation_bytes == pytest.approx(expected.activation_bytes, abs=few)
 

@@ -48,7 +48,8 @@ def counted_and_measured(schedule: str, **training: object) -> list[tuple[LayerC
 def test_counted_bytes_of_a_model_with_adapters_are_the_measured_ones(targets: list[str], precision: str) -> None:
     layers = counted_and_measured("ZB-H1", lora={"rank": 4, "targets": targets}, precision=precision)
 
-    # Beside what grows with the width: norms' means and deviations, attention's sums, the numbers of positions.
+    # Beside what grows with the width: norms' means and deviations, attention's sums, the numbers
+    # of positions.
     few = SEQUENCE * (8 + 4 * (2 * 2 + 4) * ROWS)
     for counted, measured in layers:
         assert counted.parameter_bytes == measured.parameter_bytes

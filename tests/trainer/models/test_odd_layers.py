@@ -1,7 +1,7 @@
 """Layers with people's habits train as in a plain loop, whatever the split, the schedule and recomputation.
 
-Losses, gradients and what forwards leave in buffers are compared with one process that runs one micro-batch after the
-other.
+Losses, gradients and what forwards leave in buffers are compared with one process that runs one
+micro-batch after the other.
 """
 
 from dataclasses import replace

@@ -1,6 +1,7 @@
 """Other people's layers train as plain torch trains them, however they are split, or are refused by name.
 
-Here every habit by itself, and fifty models of several, always the same ones. `make zoo` tries 2,000, these among them.
+Here every habit by itself, and fifty models of several, always the same ones. `make zoo` tries
+2,000, these among them.
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
 """Stages come and go, layers move, and the schedule changes while a gang trains, from memory: real processes.
 
-How long a further stage takes to come up nobody knows, so a gang trains until it was seen to train by the last plan;
-then an undisturbed one trains as far, and both are compared at the same checkpoint.
+How long a further stage takes to come up nobody knows, so a gang trains until it was seen to train
+by the last plan; then an undisturbed one trains as far, and both are compared at the same
+checkpoint.
 """
 
 import signal

@@ -14,7 +14,8 @@ from support.training.gangs import Gang
 from support.training.recovering import Operator, assert_same_end, recovering_plan
 
 STEPS = 60
-# Dropout in every layer: random state that a rank that goes back must find again. Batch norms keep buffers.
+# Dropout in every layer: random state that a rank that goes back must find again. Batch norms keep
+# buffers.
 DROPOUT = Model(entrypoint="layers.user_models:dropout_in_each_layer", num_layers=4)
 TIED = Model(gpt=GptModel(num_layers=2, hidden_size=16, num_heads=2, dropout=0.1, tie_embeddings=True))
 

@@ -1,8 +1,9 @@
 """A split model is the unsplit model: same losses, same gradients, whatever the schedule.
 
-Where each parameter's gradients add up on one rank in the order of the micro-batches, that holds for every bit. Where a
-schedule adds them up in another order (a stage on two ranks, a tied weight's two uses, a W before an earlier
-micro-batch's) floating-point sums differ in the last places, and the largest error is bounded.
+Where each parameter's gradients add up on one rank in the order of the micro-batches, that holds
+for every bit. Where a schedule adds them up in another order (a stage on two ranks, a tied
+weight's two uses, a W before an earlier micro-batch's) floating-point sums differ in the last
+places, and the largest error is bounded.
 """
 
 from dataclasses import replace

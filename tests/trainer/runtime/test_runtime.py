@@ -89,7 +89,8 @@ def test_ranks_that_embed_or_judge_read_data_and_those_between_read_none(text: P
 
 @pytest.mark.parametrize("schedule", [ScheduleName.ONE_F_ONE_B, ScheduleName.INTERLEAVED, ScheduleName.ZB_V])
 def test_evaluation_gives_the_training_loss_and_leaves_no_trace(text: Path, schedule: ScheduleName) -> None:
-    # One rank, on which every route turns round; gangs are in test_gang_runs. Without dropout both passes are alike.
+    # One rank, on which every route turns round; gangs are in test_gang_runs. Without dropout both
+    # passes are alike.
     rank = make_rank(Job(text=text, stages=1, schedule=schedule), rank=0, links=Links())
     loss = float(rank.runtime.evaluate(1).loss_sum)
 
@@ -108,7 +109,8 @@ def test_virtual_compute_shows_the_bubble_of_theory(text: Path, schedule: Schedu
     timelines = run_threads(job, at_once=True).timelines
     by_step = [[bubble_ratio(t.spans) for t in timelines if t.step == step] for step in range(2, 9)]
 
-    # The least, as all that else runs on this machine only adds to it; tests/bench measures closely.
+    # The least, as all that else runs on this machine only adds to it; tests/bench measures
+    # closely.
     assert min(sum(ratios) / 4 for ratios in by_step) == pytest.approx(3 / 11, abs=0.05)
 
 
@@ -184,7 +186,8 @@ def test_weights_are_cast_to_bf16_once_a_step_not_for_each_micro_batch(text: Pat
     with CastsToBf16(list(rank.part.named_parameters().values())) as casts:
         rank.runtime.run_step(1)
 
-    # Four blocks of four matrices and their biases, and the head's matrix; the embedding is looked up in fp32.
+    # Four blocks of four matrices and their biases, and the head's matrix; the embedding is looked
+    # up in fp32.
     assert casts.count == 4 * (4 + 4) + 1
 
 

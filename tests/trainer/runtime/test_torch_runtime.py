@@ -17,7 +17,8 @@ from support.training.pipelines import CPU, Job, Outcome, run_gloo, run_unsplit
 from support.training.torch_runtime import TorchRuntime, reason_against
 from support.training.torchranks import run_torch
 
-# Of the last stage's forwards, micro-batch 1's comes first: torch counts losses, so it must know them by other numbers.
+# Of the last stage's forwards, micro-batch 1's comes first: torch counts losses, so it must know
+# them by other numbers.
 CROSSED = parse("F1 F0 I1 W1 B0\nF1 F0 I1 I0 W1 W0\n")
 
 
@@ -57,7 +58,8 @@ def test_torch_gives_the_bits_that_our_runtime_gives(text: Path, schedule: Sched
 def test_torch_gives_the_bits_of_the_unsplit_model(text: Path) -> None:
     job = Job(text=text, schedule=CROSSED, stages=2, micro_batches=2)
 
-    # The unsplit model adds micro-batch 0's gradients first; of two, the sum is the same either way.
+    # The unsplit model adds micro-batch 0's gradients first; of two, the sum is the same either
+    # way.
     assert_equal(run_torch(job), run_unsplit(job))
 
 

@@ -1,7 +1,7 @@
 """Compiled layers train as plain ones do, to rounding; what cannot be compiled is refused by name before step 1.
 
-Most run through torch's tracing and its derivation of one backward function, without the C++ behind it: what a stage
-sees of a layer is the same. One goes all the way.
+Most run through torch's tracing and its derivation of one backward function, without the C++
+behind it: what a stage sees of a layer is the same. One goes all the way.
 """
 
 import shutil

@@ -249,7 +249,8 @@ def test_after_the_first_half_only_what_the_second_needs_is_held():
         sizes = {each.data_ptr(): each.nbytes() for each in held if each.data_ptr() not in parameters}
         return sum(sizes.values()) // (2 * 5 * 8 * 4)
 
-    # two norms' inputs and outputs, queries and keys and values, mixed heads, four wide before the gelu and four after
+    # two norms' inputs and outputs, queries and keys and values, mixed heads, four wide before the
+    # gelu and four after
     assert held_rows() == 4 + 3 + 1 + 4 + 4
     stage.backward_input(0, torch.ones_like(output))
     assert held_rows() == 4 + 1 + 4

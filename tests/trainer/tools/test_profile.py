@@ -91,7 +91,8 @@ def test_a_layer_keeps_what_its_gradients_need() -> None:
     assert [layer.between for layer in whole] == [0, 0]
     assert [layer.between for layer in split] == [2 * OUTPUT] * 2
     assert [layer.output for layer in whole] == [OUTPUT] * 2
-    # the gradient of what it gave is counted as its own while it works, and it makes others of that size
+    # the gradient of what it gave is counted as its own while it works, and it makes others of
+    # that size
     assert all(2 * OUTPUT <= layer.working <= 4 * OUTPUT for layer in (*whole, *split))
     assert output.shape == (ROWS, WIDTH)
 

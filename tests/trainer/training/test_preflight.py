@@ -59,7 +59,8 @@ def check(wanted: Plan, membership: Membership) -> str:
 
 @pytest.mark.parametrize("name", [ScheduleName.GPIPE, ScheduleName.ZB_H1, ScheduleName.PIPEDREAM])
 def test_a_schedule_that_trains_as_written_passes(membership: Membership, name: ScheduleName) -> None:
-    # One rank adds up in the order of the plain run; PipeDream's weights of 1 and 1/4 round nothing.
+    # One rank adds up in the order of the plain run; PipeDream's weights of 1 and 1/4 round
+    # nothing.
     assert check(one_rank(name), membership).endswith("agree with a single process's (bit for bit)")
 
 

@@ -103,7 +103,8 @@ RUNS: dict[str, tuple[dict[str, Any], Callable[[Named], list[torch.optim.Optimiz
         groups,
     ),
 }
-# Adam divides by the gradient's size, Muon rounds to bf16 what it iterates: both make much of last bits.
+# Adam divides by the gradient's size, Muon rounds to bf16 what it iterates: both make much of last
+# bits.
 BOUNDS = {"SGD": 1e-5, "Muon": 2e-2}
 
 

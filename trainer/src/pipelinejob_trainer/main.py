@@ -40,7 +40,8 @@ from pipelinejob_trainer.process.termination import ProcessExit
 from pipelinejob_trainer.profile.workers import Worker, end_with_parent, first_worker, other_workers
 from pipelinejob_trainer.recovery.station import Station
 
-# torch takes seconds to import: what needs it is imported by the command that does, once /healthz answers.
+# torch takes seconds to import: what needs it is imported by the command that does, once /healthz
+# answers.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -146,7 +147,8 @@ def _train_with_recovery(config: Config, plan: Plan, status: StageStatus, stop_r
     rank = config.replica * plan.parallelism.pipeline + config.stage
     station = Station(job=f"{config.namespace}/{config.job}", attempt=config.attempt, rank=rank)
     status.listen(station.port)
-    # At once, so that the operator, which asks again soon, does not take this rank for one that still waits.
+    # At once, so that the operator, which asks again soon, does not take this rank for one that
+    # still waits.
     ear = Ear(hear=lambda body: status.hear(station.hear(body)), token=config.token)
     serve(status, config.metrics_port, ear=ear)
 

@@ -10,8 +10,8 @@ class PipelineJobError(Exception):
 class SpecError(PipelineJobError):
     """One thing wrong with a manifest; its author can mend it.
 
-    `path` is the field as kubectl would write it (`spec.parallelism.pipeline`); `problem` gives the value, the rule and
-    the way out.
+    `path` is the field as kubectl would write it (`spec.parallelism.pipeline`); `problem` gives
+    the value, the rule and the way out.
     """
 
     def __init__(self, path: str, problem: str) -> None:

@@ -1,6 +1,7 @@
 """Every name that crosses a border: API group, labels, ports, environment, files, and the objects of a job.
 
-Names of objects are functions of the job, never random, so a retried create meets its first attempt instead of a twin.
+Names of objects are functions of the job, never random, so a retried create meets its first
+attempt instead of a twin.
 """
 
 import hashlib
@@ -30,11 +31,12 @@ LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 KUEUE = "kueue.x-k8s.io/"  # what its labels begin with
 LABEL_QUEUE = f"{KUEUE}queue-name"
 
-# On a PriorityClass: "true" lets its jobs preempt whole gangs though its preemptionPolicy is Never.
+# On a PriorityClass: "true" lets its jobs preempt whole gangs though its preemptionPolicy is
+# Never.
 ANNOTATION_GANG_PREEMPTION = f"{GROUP}/gang-preemption"
 
-# On a pod of a late-bound job: the first stage that its template would do for, and, once it has a rank,
-# `replica/stage`, and host:port of replica 0, stage 0.
+# On a pod of a late-bound job: the first stage that its template would do for, and, once it has a
+# rank, `replica/stage`, and host:port of replica 0, stage 0.
 ANNOTATION_SHAPE = f"{GROUP}/like-stage"
 ANNOTATION_RANK = f"{GROUP}/rank"
 ANNOTATION_RENDEZVOUS = f"{GROUP}/rendezvous"

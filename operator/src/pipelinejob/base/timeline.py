@@ -20,7 +20,8 @@ class SpanKind(StrEnum):
     IDLE = "idle"  # waiting for the other stages at the end of a step, or for no reason of the above
 
 
-# Where ranks share processors, a span of these is the processor's time, and what a rank waits for one comes before it.
+# Where ranks share processors, a span of these is the processor's time, and what a rank waits for
+# one comes before it.
 COMPUTE = frozenset({SpanKind.FORWARD, SpanKind.BACKWARD_INPUT, SpanKind.BACKWARD_WEIGHT})
 WAITING = frozenset({SpanKind.SEND, SpanKind.RECV, SpanKind.IDLE})
 
@@ -28,9 +29,9 @@ WAITING = frozenset({SpanKind.SEND, SpanKind.RECV, SpanKind.IDLE})
 class Span(Value):
     """One stretch of one stage's time.
 
-    `start_s` and `end_s` count from the step's start. A full backward pass is one BACKWARD_INPUT span (it includes the
-    weight gradient); schedules that split it have both kinds. `cause` names what a waiting span waited for, as
-    `schedules.causes.WaitCause` has it.
+    `start_s` and `end_s` count from the step's start. A full backward pass is one BACKWARD_INPUT
+    span (it includes the weight gradient); schedules that split it have both kinds. `cause` names
+    what a waiting span waited for, as `schedules.causes.WaitCause` has it.
     """
 
     kind: SpanKind
@@ -44,8 +45,8 @@ class Span(Value):
 class StageTimeline(Value):
     """One rank's spans of one step, in order.
 
-    `started` is the step's start in seconds since the epoch, where it is known: it lines up the ranks of one machine,
-    whose clock they share.
+    `started` is the step's start in seconds since the epoch, where it is known: it lines up the
+    ranks of one machine, whose clock they share.
     """
 
     replica: int = 0
@@ -65,8 +66,8 @@ class Timeline(Value):
 def bubble_ratio(spans: tuple[Span, ...]) -> float:
     """Return the share of the schedule's time that a stage spent waiting: waiting / (waiting + compute).
 
-    Optimiser, data, checkpoint and evaluation time belong to no schedule and count on neither side, so that a balanced
-    pipeline without communication has (p-1)/(m+p-1) under GPipe and 1F1B.
+    Optimiser, data, checkpoint and evaluation time belong to no schedule and count on neither
+    side, so that a balanced pipeline without communication has (p-1)/(m+p-1) under GPipe and 1F1B.
     """
     compute = sum(span.end_s - span.start_s for span in spans if span.kind in COMPUTE)
     waiting = sum(span.end_s - span.start_s for span in spans if span.kind in WAITING)

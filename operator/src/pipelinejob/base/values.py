@@ -8,7 +8,8 @@ from pydantic.alias_generators import to_camel
 OPEN: Any = None
 """What stands in a field of a spec that is still to be chosen.
 
-Its type says what will stand there: only `search`, and who asks `is_open`, look at a spec before (`chosen.resolved`).
+Its type says what will stand there: only `search`, and who asks `is_open`, look at a spec before
+(`chosen.resolved`).
 """
 
 

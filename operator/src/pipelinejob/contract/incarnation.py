@@ -1,9 +1,10 @@
 """One meeting of a gang whose members outlive a lost stage: the operator numbers it, and tells each member of it.
 
-The operator POSTs an `Incarnation` to `/incarnation` on each stage's metrics port. It gives a number once, after every
-stage of the attempt has said that it waits for one; a member that hears of a newer number can take part in no older.
-One that is told `at_border` changes who the members are while they train: it begins at the first step border at which
-all of the gang have heard of it, and nobody has to wait for it until then.
+The operator POSTs an `Incarnation` to `/incarnation` on each stage's metrics port. It gives a
+number once, after every stage of the attempt has said that it waits for one; a member that hears
+of a newer number can take part in no older. One that is told `at_border` changes who the members
+are while they train: it begins at the first step border at which all of the gang have heard of it,
+and nobody has to wait for it until then.
 """
 
 from pipelinejob.base.values import Value

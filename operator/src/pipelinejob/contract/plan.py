@@ -1,7 +1,8 @@
 """The plan: the contract between the operator, which makes it, and the trainer, which plays it.
 
-It stays far below the 1 MiB of a config map: a schedule that follows from its name and sizes is rebuilt from them, one
-that depends on costs or was written by hand travels packed (`playing.schedule_of` gives either).
+It stays far below the 1 MiB of a config map: a schedule that follows from its name and sizes is
+rebuilt from them, one that depends on costs or was written by hand travels packed
+(`playing.schedule_of` gives either).
 """
 
 from enum import StrEnum
@@ -37,8 +38,9 @@ LayerRange = tuple[int, int]  # [first, end)
 class StagePlan(Value):
     """One rank of a pipeline, which is one pod: what it holds, and what is expected of it.
 
-    `chunks` are the ranges of layers that it holds, in the order of `Schedule.held_by`, each once. Seconds are a
-    micro-batch's in all of them together; where micro-batches take several routes, their mean.
+    `chunks` are the ranges of layers that it holds, in the order of `Schedule.held_by`, each once.
+    Seconds are a micro-batch's in all of them together; where micro-batches take several routes,
+    their mean.
     """
 
     stage: int
@@ -164,8 +166,9 @@ class LinkPlan(Value):
 class Plan(Value):
     """Everything a trainer needs, and everything that was promised.
 
-    `cuts` are the layers of each stage of a route, first stage first; `stages` what each rank holds of them.
-    `schedule_actions` is the schedule's text form, packed, where it does not follow from `schedule` alone.
+    `cuts` are the layers of each stage of a route, first stage first; `stages` what each rank
+    holds of them. `schedule_actions` is the schedule's text form, packed, where it does not follow
+    from `schedule` alone.
     """
 
     version: Literal[2] = 2
@@ -199,8 +202,9 @@ class Plan(Value):
     def penalty_s(self) -> float | None:
         """Return what a step is longer by, as predicted, than with all on the closest links; None where none are known.
 
-        This is simulated with all links at once. A placement's own `penalty_s` adds up what each would cost alone:
-        places are compared by that, but it is too much where several slow links are waited for at the same time.
+        This is simulated with all links at once. A placement's own `penalty_s` adds up what each
+        would cost alone: places are compared by that, but it is too much where several slow links
+        are waited for at the same time.
         """
         closest_s = self.prediction.closest_step_s
         return None if closest_s is None else max(0.0, self.prediction.step_s - closest_s)

@@ -1,8 +1,8 @@
 """What layers cost: the values that partition, simulator and planner reckon with, whoever measured or derived them.
 
-Measured costs come from the trainer. `analytic_profile` derives costs from a model's sizes before anything ran:
-operations and bytes as `counts` has them, over speeds of a device as `hardware` has them. Those are predictions, and
-say so (`CostSource.ANALYTIC`).
+Measured costs come from the trainer. `analytic_profile` derives costs from a model's sizes before
+anything ran: operations and bytes as `counts` has them, over speeds of a device as `hardware` has
+them. Those are predictions, and say so (`CostSource.ANALYTIC`).
 """
 
 from collections.abc import Sequence
@@ -52,8 +52,9 @@ class LayerCost(Value):
     @model_validator(mode="before")
     @classmethod
     def _halve(cls, value: Any) -> Any:
-        # Profiles measured before the backward pass was split know only the whole of it. A product's two gradients cost
-        # alike, so halves are the best guess; the sum, which is all that unsplit schedules look at, stays as measured.
+        # Profiles measured before the backward pass was split know only the whole of it. A
+        # product's two gradients cost alike, so halves are the best guess; the sum, which is all
+        # that unsplit schedules look at, stays as measured.
         if isinstance(value, dict) and "backwardS" in value:
             half = value["backwardS"] / 2
             rest = {key: other for key, other in value.items() if key != "backwardS"}
@@ -97,10 +98,11 @@ class LayerCost(Value):
 class Profile(Value):
     """The costs of a model's layers, in order, and of the places and links they run on.
 
-    `concurrency` is how many stages of one node truly compute at once (processor cores over threads of a stage, of all
-    replicas, which are taken to stand there together); None means each has its own device. `link_s` and
-    `link_bytes_per_s` describe one hop between neighbouring stages. `action_s` is the rank's own book-keeping for each
-    action, outside the layers: spans, receives posted, sends begun.
+    `concurrency` is how many stages of one node truly compute at once (processor cores over
+    threads of a stage, of all replicas, which are taken to stand there together); None means each
+    has its own device. `link_s` and `link_bytes_per_s` describe one hop between neighbouring
+    stages. `action_s` is the rank's own book-keeping for each action, outside the layers: spans,
+    receives posted, sends begun.
     """
 
     source: CostSource
@@ -139,7 +141,8 @@ def kept_bytes(layers: Sequence[LayerCost]) -> int:
 
 
 _EQUAL_S = 1e-3
-# What an update reads and writes of each parameter: itself, its gradient, its moments, and temporaries.
+# What an update reads and writes of each parameter: itself, its gradient, its moments, and
+# temporaries.
 _PASSES = {Optimizer.ADAMW: 7, Optimizer.SGD: 3, Optimizer.ADAFACTOR: 9, Optimizer.MUON: 9}
 _MOMENTUM_PASSES = 2
 
@@ -168,11 +171,12 @@ def analytic_profile(
 ) -> Profile:
     """Derive a profile from sizes and data sheets.
 
-    `product` is what a node label calls the device, or a device kind's name. With `tensor` GPUs to a stage every figure
-    is of one of them, the seconds with what they exchange; where they are sequence parallel, they divide the stream
-    too; of experts that `expert` replicas divide each has its share. Of layers without a config (a user's own, or a
-    Hugging Face folder's) nothing is known but their number: they count as equal; seconds and bytes mean nothing.
-    Raises SpecError for a config that lacks a size.
+    `product` is what a node label calls the device, or a device kind's name. With `tensor` GPUs to
+    a stage every figure is of one of them, the seconds with what they exchange; where they are
+    sequence parallel, they divide the stream too; of experts that `expert` replicas divide each
+    has its share. Of layers without a config (a user's own, or a Hugging Face folder's) nothing is
+    known but their number: they count as equal; seconds and bytes mean nothing. Raises SpecError
+    for a config that lacks a size.
     """
     decoder = model.layer_sizes(data.sequence_length)
     if decoder is None:
@@ -299,7 +303,8 @@ class _State:
 def _layer(counted: Count, pace: _Pace, batch: Batch, state: _State) -> LayerCost:
     """Turn counts into seconds: of products, and of the memory traffic of all that lies between them.
 
-    What is kept was written, and read again by what comes next; gradients of parameters are read and written to add up.
+    What is kept was written, and read again by what comes next; gradients of parameters are read
+    and written to add up.
     """
     between_s = pace.traffic_s(2 * (counted.activation_bytes + counted.output_bytes))
     is_frozen = counted.weight_products is not None

@@ -15,7 +15,8 @@ Pair = tuple[int, int]
 class Links:
     """Links by the ranks that they join, in every replica the same; of what is not named nothing is known.
 
-    `hops` are by (from, to), and count for the way back too unless that is named. `rings` join the replicas of a rank.
+    `hops` are by (from, to), and count for the way back too unless that is named. `rings` join the
+    replicas of a rank.
     """
 
     hops: Mapping[Pair, LinkKind] = field(default_factory=dict)
@@ -60,8 +61,9 @@ def closest(links: Links | None, network: Network | None) -> Links | None:
 def of_placement(placement: Placement, network: Network, *, num_bytes: float) -> Links:
     """The links that a placement's messages of `num_bytes` take: between neighbours, and from last rank to first.
 
-    A step ends when the last replica has done it, so of the replicas' hops the slowest counts. However the replicas of
-    a rank are ordered in a ring, it must leave each domain that does not hold all of them.
+    A step ends when the last replica has done it, so of the replicas' hops the slowest counts.
+    However the replicas of a rank are ordered in a ring, it must leave each domain that does not
+    hold all of them.
     """
     paths = {(each.replica, each.stage): each.path for each in placement.assignments}
     replicas = 1 + max(replica for replica, _ in paths)

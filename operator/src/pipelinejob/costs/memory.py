@@ -1,7 +1,8 @@
 """How much a rank holds at most in a step: its parameters and what goes with them, and what micro-batches keep.
 
-As the trainer has it: parameters and the optimiser's state always; copies in bf16 from a stage's first pass to the end
-of the step; gradients from its first weight gradient to the step's update, which makes no large temporaries.
+As the trainer has it: parameters and the optimiser's state always; copies in bf16 from a stage's
+first pass to the end of the step; gradients from its first weight gradient to the step's update,
+which makes no large temporaries.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,8 @@ from itertools import pairwise
 from pipelinejob.costs.layers import LayerCost, kept_bytes
 from pipelinejob.schedules.actions import GIVES_GRADIENT, Action, ActionKind
 
-# A rank posts this many receives ahead of the one that it waits for, and more while they take less than so many bytes.
+# A rank posts this many receives ahead of the one that it waits for, and more while they take less
+# than so many bytes.
 AHEAD_MESSAGES = 2
 AHEAD_BYTES = 1 << 20
 
@@ -27,8 +29,9 @@ def ahead_bytes(message_bytes: int, num_messages: int) -> int:
 class StageBytes:
     """What one stage takes: its gradients, and for one micro-batch what is kept and what a pass takes while it lasts.
 
-    `casts` are copies of parameters in bf16. Of what is `kept` for a backward pass, `again` is of layers that are
-    computed again, as `again_casts` are of their copies: after a forward pass what the stage `received` stands for it.
+    `casts` are copies of parameters in bf16. Of what is `kept` for a backward pass, `again` is of
+    layers that are computed again, as `again_casts` are of their copies: after a forward pass what
+    the stage `received` stands for it.
     """
 
     gradients: int
@@ -45,8 +48,9 @@ class StageBytes:
 def stage_bytes(layers: Sequence[LayerCost], *, received: int, is_split: bool, recomputed: int = 0) -> StageBytes:
     """Add up the layers of a stage, the first `recomputed` of which are computed again.
 
-    A pass works on one layer after the other. When a whole backward pass comes back to one, what the layers behind it
-    kept is gone. The first half of a split one lets go of nothing before its end, and gathers gradients on its way.
+    A pass works on one layer after the other. When a whole backward pass comes back to one, what
+    the layers behind it kept is gone. The first half of a split one lets go of nothing before its
+    end, and gathers gradients on its way.
     """
     sizes = [received, *(layer.output_bytes for layer in layers)]
     let_go = working = 0
@@ -87,9 +91,10 @@ def peak_bytes(
 ) -> int:
     """Return the most that is held while a rank's actions, each with its stage, are played.
 
-    An asynchronous schedule updates within the step, with activations held and gradients always there; each of its
-    micro-batches keeps copies in bf16 of its own, of the weights that it met. Gradients are as large as parameters;
-    unset, so is what is held of these (`weight_bytes`), and the optimiser's state is twice as large.
+    An asynchronous schedule updates within the step, with activations held and gradients always
+    there; each of its micro-batches keeps copies in bf16 of its own, of the weights that it met.
+    Gradients are as large as parameters; unset, so is what is held of these (`weight_bytes`), and
+    the optimiser's state is twice as large.
     """
     moments = 2 * parameter_bytes if optimizer_bytes is None else optimizer_bytes
     state = num_versions * (parameter_bytes if weight_bytes is None else weight_bytes) + moments
@@ -115,7 +120,8 @@ def peak_bytes(
         if action.kind in _GIVES_WEIGHT_GRADIENTS and stage not in have_gradients:
             have_gradients.add(stage)
             gradients = min(gradients + size.gradients, parameter_bytes)
-        # A whole backward pass lets go of layer after layer while their gradients come, a second half at its end.
+        # A whole backward pass lets go of layer after layer while their gradients come, a second
+        # half at its end.
         peak = max(peak, (gradients if action.kind is ActionKind.WEIGHT else earlier) + held + during)
         held += _change(action, size, before=before)
         peak = max(peak, gradients + held)

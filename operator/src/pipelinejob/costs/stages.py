@@ -30,9 +30,10 @@ Cuts = tuple[LayerRange, ...]  # of each stage of a route
 class Division:
     """A model's layers, divided over the stages of a schedule's routes.
 
-    `tied_bytes` is what the embedding and the head share where they stand on one rank, and hold twice where not.
-    The optimiser's work and state are divided over so many `shards`, on as many ranks, and parameters over so many
-    `weight_shards`, which passes gather layer by layer. Each `expert` replicas divide experts.
+    `tied_bytes` is what the embedding and the head share where they stand on one rank, and hold
+    twice where not. The optimiser's work and state are divided over so many `shards`, on as many
+    ranks, and parameters over so many `weight_shards`, which passes gather layer by layer. Each
+    `expert` replicas divide experts.
     """
 
     profile: Profile
@@ -78,7 +79,8 @@ class Division:
     def _exchange_s(self, stage: int, layers: Sequence[LayerCost], *, is_announced: bool = False) -> float:
         """Return the seconds, at the speed of the costs, in which a pass's tokens travel to their experts, and back.
 
-        The replicas of a stage send one another as much, each over its own link, of which the slowest counts.
+        The replicas of a stage send one another as much, each over its own link, of which the
+        slowest counts.
         """
         sent = [layer for layer in layers if layer.exchanged_bytes]
         bandwidth = self.ring_bytes_per_s(stage)
@@ -155,7 +157,8 @@ class Division:
 
     def _weight_s(self, stage: int) -> float:
         layers = self.layers(stage)
-        # A model's first layer has no input to give a gradient to; what was measured as one is done with its weights.
+        # A model's first layer has no input to give a gradient to; what was measured as one is
+        # done with its weights.
         rest = layers[0].backward_input_s if stage == 0 else 0.0
         halves = [(layer, layer.backward_weight_s) for layer in layers]
         return (self._through(stage, halves) if self._gathers_twice else sum(each for _, each in halves)) + rest
@@ -314,7 +317,8 @@ class Division:
     def busiest_s(self, edges: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Return the seconds of a micro-batch on the rank that takes longest, the pipeline's pace, if it were cut so.
 
-        Each row of `edges` is a partition: 0, the first layer of each further stage, the number of layers.
+        Each row of `edges` is a partition: 0, the first layer of each further stage, the number of
+        layers.
         """
         each = np.diff(self._summed_s[edges]) + np.diff(self._again_s[edges]) * self._again_shares
         busiest: npt.NDArray[np.float64] = (each @ self._work.T).max(axis=1)

@@ -61,8 +61,9 @@ class DeviceKind:
 class Hardware:
     """What is known of devices and links.
 
-    `levels` names the link kind between two ranks whose closest common domain is of that level of a topology, `across`
-    the one between domains of a topology's coarsest level; either may say `link` or `network`, for the device's own.
+    `levels` names the link kind between two ranks whose closest common domain is of that level of
+    a topology, `across` the one between domains of a topology's coarsest level; either may say
+    `link` or `network`, for the device's own.
     """
 
     devices: Mapping[str, DeviceKind] = field(default_factory=dict)
@@ -87,8 +88,8 @@ class Hardware:
     def device_of(self, product: str) -> DeviceKind | None:
         """Return the kind of a device that a node label speaks of (`NVIDIA-H100-80GB-HBM3`); None if it is not known.
 
-        The longest product name that stands in it counts, whole words only: an RTX-A4000 is no A40. A part of a device
-        (`-MIG-1g.10gb`) is none of these.
+        The longest product name that stands in it counts, whole words only: an RTX-A4000 is no
+        A40. A part of a device (`-MIG-1g.10gb`) is none of these.
         """
         if product not in self._found:  # one product stands on thousands of nodes
             self._found[product] = self._find(_words(product))
@@ -97,7 +98,8 @@ class Hardware:
     def reckoned_as(self, device: Device, product: str = "") -> DeviceKind:
         """Return what a device is reckoned as: a processor core, or the GPU that `product`, a kind or a label, names.
 
-        A GPU that is not known, or of which nothing was said, is reckoned as an H100 without a bound on its memory.
+        A GPU that is not known, or of which nothing was said, is reckoned as an H100 without a
+        bound on its memory.
         """
         if device is Device.CPU:
             return self.devices[_CPU]
@@ -167,7 +169,8 @@ def default() -> Hardware:
 def parse(text: str) -> Hardware:
     """Read a file of the form of `hardware.toml`.
 
-    What it names but does not describe may stand in the file that it extends: `extended` looks. Raises HardwareError.
+    What it names but does not describe may stand in the file that it extends: `extended` looks.
+    Raises HardwareError.
     """
     try:
         read = _File.model_validate(tomllib.loads(text))

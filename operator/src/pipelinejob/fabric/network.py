@@ -1,7 +1,8 @@
 """Which link joins two ranks, by how far apart in the topology they stand.
 
-A depth counts levels from the coarsest: two ranks have their closest common domain at depth 0 if only the cluster as a
-whole holds both, at depth d if a domain of level d does and none finer, and at the last depth if one node does.
+A depth counts levels from the coarsest: two ranks have their closest common domain at depth 0 if
+only the cluster as a whole holds both, at depth d if a domain of level d does and none finer, and
+at the last depth if one node does.
 """
 
 from dataclasses import dataclass

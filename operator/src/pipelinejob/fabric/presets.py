@@ -1,7 +1,8 @@
 """Which node labels tell the network's shape, by who sets them.
 
-Two traps stand between providers: AWS numbers its layers from the coarsest, topograph its tiers from the closest; and
-topograph renamed every key twice. Here levels always run from coarse to fine, and a level lists its older names too.
+Two traps stand between providers: AWS numbers its layers from the coarsest, topograph its tiers
+from the closest; and topograph renamed every key twice. Here levels always run from coarse to
+fine, and a level lists its older names too.
 """
 
 from collections.abc import Mapping

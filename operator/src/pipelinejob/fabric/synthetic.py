@@ -11,8 +11,8 @@
     - {in: D-leaf-0, nodes: 3, gpus: 4}                          # half of each of three nodes
     - B-leaf-2                                                   # a whole domain, or one node by its name
 
-A level that a group leaves out is one whose label its nodes lack. Everything follows from the text alone: what is
-scattered is scattered by a hash of seed and name.
+A level that a group leaves out is one whose label its nodes lack. Everything follows from the text
+alone: what is scattered is scattered by a hash of seed and name.
 """
 
 import re

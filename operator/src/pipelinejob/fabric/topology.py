@@ -1,7 +1,7 @@
 """What the network looks like, read from node labels: a tree of domains, from coarse (zones) to fine (NVLink domains).
 
-Which labels those are says a preset (`topology_presets.py`), a TopologyProfile, or the manifest itself. Reading takes
-time in proportion to the nodes, 100,000 of them about a second.
+Which labels those are says a preset (`topology_presets.py`), a TopologyProfile, or the manifest
+itself. Reading takes time in proportion to the nodes, 100,000 of them about a second.
 """
 
 from collections import Counter
@@ -84,9 +84,10 @@ class Topology:
     ) -> "Topology":
         """Read the tree from labels: by `levels` (label keys, coarse to fine) if given, else by a profile.
 
-        A profile is one of the cluster's `profiles` (TopologyProfiles) or a preset, in this order. `missing` says what
-        becomes of nodes without a level's label; if unset the TopologyProfile does, else each counts as a domain of its
-        own, and a note says so. Raises SpecError for a profile that does not exist.
+        A profile is one of the cluster's `profiles` (TopologyProfiles) or a preset, in this order.
+        `missing` says what becomes of nodes without a level's label; if unset the TopologyProfile
+        does, else each counts as a domain of its own, and a note says so. Raises SpecError for a
+        profile that does not exist.
         """
         if levels is not None:
             shape = _Shape("levels", tuple(Level(name=key, keys=(key,)) for key in levels if key != HOSTNAME))

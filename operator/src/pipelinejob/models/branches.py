@@ -97,7 +97,8 @@ def latent_attention(
             Matrix(inputs=heads * value_size, outputs=width, has_bias=has_bias, units=heads),
         ),
         vectors=vectors + (query_rank or 0) + kv_rank,
-        # latent vectors before and after their norms; queries, keys with their rotary part, values; what heads give
+        # latent vectors before and after their norms; queries, keys with their rotary part,
+        # values; what heads give
         kept=width + 2 * (query_rank or 0) + 2 * kv_rank + rotary_size + 2 * query + 2 * heads * value_size,
         multiplied=width + (query_rank or 0) + kv_rank + heads * value_size,
         score_width=query + heads * value_size,

@@ -22,10 +22,11 @@ each branch gathers its input and scatters its sum, at the cost of one all-reduc
 the way back. The paper's keep their part of that input alone and gather it again on the way back;
 here it is kept as it was gathered.
 
-Expert parallelism. Replicas divide a block's experts, and a token travels to each expert that it meets,
-and back, there and on the way back. Where each expert is met by as many, every replica works on as many
-copies of tokens as it would alone, and sends all but its own share. How a router truly
-chooses is data's; that all replicas together send as many as counted holds whatever it is, up to what stays.
+Expert parallelism. Replicas divide a block's experts, and a token travels to each expert that it
+meets, and back, there and on the way back. Where each expert is met by as many, every replica
+works on as many copies of tokens as it would alone, and sends all but its own share. How a router
+truly chooses is data's; that all replicas together send as many as counted holds whatever it is,
+up to what stays.
 """
 
 from dataclasses import dataclass, replace
@@ -67,12 +68,13 @@ class Count:
     Operations are of a forward pass: `products` with matrices of parameters, whose gradients by
     input and by weight take as many again each, and `scores`, products of two activations, whose
     two gradients are both by input. Of the `collectives` on the way forward, and as many on the
-    way back, each moves `gathered_bytes`, the whole group's. Of tokens that meet all experts alike,
-    `exchanged_bytes` are sent to other replicas to meet theirs, and as many back, on the way forward as on
-    the way back; before, each is told how many come, in `announced_bytes`. Of the parameters,
-    `expert_parameters` are those of experts that replicas divide; `hidden_parameters` are matrices
-    between embedding and head; `factored` is what is left of all if only rows and columns of matrices
-    are counted; and to make hidden matrices orthogonal takes `gram_operations` an iteration.
+    way back, each moves `gathered_bytes`, the whole group's. Of tokens that meet all experts
+    alike, `exchanged_bytes` are sent to other replicas to meet theirs, and as many back, on the
+    way forward as on the way back; before, each is told how many come, in `announced_bytes`. Of
+    the parameters, `expert_parameters` are those of experts that replicas divide;
+    `hidden_parameters` are matrices between embedding and head; `factored` is what is left of all
+    if only rows and columns of matrices are counted; and to make hidden matrices orthogonal takes
+    `gram_operations` an iteration.
     """
 
     parameters: int

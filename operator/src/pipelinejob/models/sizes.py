@@ -8,7 +8,8 @@ from pipelinejob.models.config_fields import MAX_BLOCKS
 from pipelinejob.models.decoder import Decoder
 from pipelinejob.models.huggingface import decoder_of_config, read_decoder, text_part
 
-# What the configuration classes of `transformers` call the number of blocks; most map all others to the first.
+# What the configuration classes of `transformers` call the number of blocks; most map all others
+# to the first.
 _BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
 
 

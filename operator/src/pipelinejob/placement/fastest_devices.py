@@ -1,7 +1,7 @@
 """Places a job on the fastest devices that hold it, where devices are of several kinds.
 
-What a slow device costs, every micro-batch pays; what a link costs is a few percent of a step. So the set of nodes is
-chosen by speed, and the place within it by links.
+What a slow device costs, every micro-batch pays; what a link costs is a few percent of a step. So
+the set of nodes is chosen by speed, and the place within it by links.
 """
 
 from collections.abc import Callable, Iterator, Sequence

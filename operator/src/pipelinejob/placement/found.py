@@ -16,7 +16,8 @@ Limits = Mapping[Path, int]  # stages that a domain, or a node, may take at most
 class Found:
     """A chain that a placer found: its cost, with tie-breaks, and a way to look up its nodes.
 
-    Many are found to be looked at no further, so the nodes are named when asked for: before any room is taken.
+    Many are found to be looked at no further, so the nodes are named when asked for: before any
+    room is taken.
     """
 
     cost: float

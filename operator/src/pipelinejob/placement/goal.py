@@ -1,8 +1,9 @@
 """Trades a short step against the room left for the next job.
 
-Of a level the room left is the most stages that still fit into one of its domains: the largest next job that could
-stand there undivided. A domain keeps so much room if the chain takes no more than the rest of it, so the largest next
-job is looked for keeper by keeper: which domain, limited to how few stages, still lets a chain exist within the budget?
+Of a level the room left is the most stages that still fit into one of its domains: the largest
+next job that could stand there undivided. A domain keeps so much room if the chain takes no more
+than the rest of it, so the largest next job is looked for keeper by keeper: which domain, limited
+to how few stages, still lets a chain exist within the budget?
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,7 +84,8 @@ class _Search:
         for room, branch in kept:
             if room == most:
                 branches.setdefault(tuple(sorted(branch.limits.items())), branch)
-        # Of equals those come first that were found first: what stood there already, which is first by name.
+        # Of equals those come first that were found first: what stood there already, which is
+        # first by name.
         self._branches = sorted(branches.values(), key=lambda each: each.found.cost)[:_BRANCHES] or self._branches
 
     def _kept(

@@ -26,7 +26,8 @@ class Headroom:
             for level, totals in enumerate(self._totals, start=1):
                 domain = path[:level]
                 totals[domain] = totals.get(domain, 0) + room
-        # Beside those that ranks stand in, one domain more is enough to know the largest of the others.
+        # Beside those that ranks stand in, one domain more is enough to know the largest of the
+        # others.
         self._largest = [
             nsmallest(num_ranks + 1, ((-room, domain) for domain, room in totals.items())) for totals in self._totals
         ]

@@ -1,8 +1,9 @@
 """Late binding: assigns ranks to pods after another scheduler has chosen their nodes.
 
-A set of pods on given nodes is a cluster with exactly that much room, so numbering them is placing the job there: what
-makes a chain of stages short among free nodes makes it short among these. Pods of like stages are interchangeable, so a
-rank goes to any pod made for a stage like its own, and to no other.
+A set of pods on given nodes is a cluster with exactly that much room, so numbering them is placing
+the job there: what makes a chain of stages short among free nodes makes it short among these. Pods
+of like stages are interchangeable, so a rank goes to any pod made for a stage like its own, and to
+no other.
 """
 
 from collections import Counter
@@ -50,9 +51,9 @@ def number(
 ) -> Numbering:
     """Assign every rank to a pod so that a step is short; deterministic for the same pods and prices.
 
-    `shapes` says of every rank which pods may become it; of each shape there are as many pods as ranks. `nodes` are
-    those with pods, or more of the cluster's, and `topology` is the cluster's. Without prices crossings count, coarse
-    levels first.
+    `shapes` says of every rank which pods may become it; of each shape there are as many pods as
+    ranks. `nodes` are those with pods, or more of the cluster's, and `topology` is the cluster's.
+    Without prices crossings count, coarse levels first.
     """
     here = Counter((pod.node, pod.shape) for pod in pods)
     room = [

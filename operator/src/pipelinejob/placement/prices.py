@@ -1,14 +1,15 @@
 """The price of distance between ranks, in seconds of a step, by which placements are compared.
 
-A price is what the step gets longer by, in seconds, if one boundary between stages, or one ring that sums a stage's
-gradients over replicas, uses a slower link than the closest there is. It is found by playing the plan's schedule with
-that one link slower, so that what hides behind computing costs nothing, what lengthens fill and drain counts once, and
-what slows the pace counts for every micro-batch: in 1F1B a boundary near the end, with few micro-batches in flight
-behind it, costs several times one near the beginning.
+A price is what the step gets longer by, in seconds, if one boundary between stages, or one ring
+that sums a stage's gradients over replicas, uses a slower link than the closest there is. It is
+found by playing the plan's schedule with that one link slower, so that what hides behind computing
+costs nothing, what lengthens fill and drain counts once, and what slows the pace counts for every
+micro-batch: in 1F1B a boundary near the end, with few micro-batches in flight behind it, costs
+several times one near the beginning.
 
-Prices add up along a chain. That is exact for one slow boundary and for what fill and drain cost, and an upper bound
-where several slow the pace, which only the worst of them sets. Replicas wait for each other, and rings run side by side
-on different ranks, so of those the dearest counts.
+Prices add up along a chain. That is exact for one slow boundary and for what fill and drain cost,
+and an upper bound where several slow the pace, which only the worst of them sets. Replicas wait
+for each other, and rings run side by side on different ranks, so of those the dearest counts.
 """
 
 from collections.abc import Collection, Mapping, Sequence

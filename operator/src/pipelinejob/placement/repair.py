@@ -1,13 +1,14 @@
 """Replaces lost nodes close by, keeping the chain's order; healthy stages move only if that pays off.
 
-All lost nodes are one problem. A replica's surviving nodes, in order, are a chain with gaps; new nodes are inserted
-into it wherever that is cheapest. In the gaps themselves no healthy stage moves. Elsewhere the stages between shift by
-one node each, which is worth it where what the shorter chain saves, over the steps that are left, is more than what it
-takes those stages to load their state anew.
+All lost nodes are one problem. A replica's surviving nodes, in order, are a chain with gaps; new
+nodes are inserted into it wherever that is cheapest. In the gaps themselves no healthy stage
+moves. Elsewhere the stages between shift by one node each, which is worth it where what the
+shorter chain saves, over the steps that are left, is more than what it takes those stages to load
+their state anew.
 
-The search goes along the chain and keeps the `_WIDTH` cheapest beginnings with the same number of new nodes, each with
-nodes near its ends: exact where few nodes were lost, and a bounded search beyond. It is held against placing the whole
-job anew, with every moved stage's reload.
+The search goes along the chain and keeps the `_WIDTH` cheapest beginnings with the same number of
+new nodes, each with nodes near its ends: exact where few nodes were lost, and a bounded search
+beyond. It is held against placing the whole job anew, with every moved stage's reload.
 """
 
 from collections import Counter
@@ -48,9 +49,10 @@ def repair(
 ) -> Placement:
     """Place every rank on a node again, after some nodes were lost, or some of their room was given to others.
 
-    `nodes` are those there are now, with free what would be if the whole job had left. `reload_s` is what a healthy
-    stage that moves costs once, to be earned back in `steps_left`; by default none moves unless it must. The rest is as
-    with `placement.place`; raises NoPlacementError if the ranks do not fit now.
+    `nodes` are those there are now, with free what would be if the whole job had left. `reload_s`
+    is what a healthy stage that moves costs once, to be earned back in `steps_left`; by default
+    none moves unless it must. The rest is as with `placement.place`; raises NoPlacementError if
+    the ranks do not fit now.
     """
     usable = topology.usable(nodes)
     job = Job(
@@ -80,8 +82,8 @@ def repair(
 def come_back(demands: Sequence[Demand], nodes: Sequence[NodeInfo], *, before: Placement) -> dict[tuple[int, int], str]:
     """Return the ranks, by replica and stage, that can go back to where they stood, with their nodes.
 
-    A node that is gone, or takes nobody now, takes none back; one on which others stand by now as many as there is
-    room for.
+    A node that is gone, or takes nobody now, takes none back; one on which others stand by now as
+    many as there is room for.
     """
     room, found = Capacity(nodes), {}
     of_rank = {(each.replica, each.stage): each for each in demands}

@@ -1,7 +1,7 @@
 """Errors of a spec that no schema can see, mostly in pod templates, whose fields the CRD does not check.
 
-The command line asks before a cluster is involved; the operator asks before it makes a pod, and says the same in a
-condition.
+The command line asks before a cluster is involved; the operator asks before it makes a pod, and
+says the same in a condition.
 """
 
 import re
@@ -39,7 +39,8 @@ _ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def check(spec: PipelineJobSpec, profiles: Profiles | None = NO_PROFILES) -> tuple[SpecError, ...]:
     """Return all errors of a spec that passes its schema and CEL rules.
 
-    `profiles` are the cluster's TopologyProfiles; None if they may come and go: what names them is not judged then.
+    `profiles` are the cluster's TopologyProfiles; None if they may come and go: what names them is
+    not judged then.
     """
     return (
         *_check_arguments(spec),

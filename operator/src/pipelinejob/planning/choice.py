@@ -1,8 +1,8 @@
 """Chooses partition and schedule together, within the memory of each stage's device.
 
-Most schedules follow from their name, and so do the routes that the layers are divided over. Those that look at costs
-get them from the partition of whatever routes they ask about, so that one which chooses among routes chooses among
-partitions.
+Most schedules follow from their name, and so do the routes that the layers are divided over. Those
+that look at costs get them from the partition of whatever routes they ask about, so that one which
+chooses among routes chooses among partitions.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,8 +45,8 @@ _ALIKE = 1 + 1e-9
 class Choice:
     """A partition and a schedule. `schedule_for` returns the schedule of a number of micro-batches.
 
-    `listed` is the schedule where it does not follow from its name and sizes, and has to be written down. It is
-    `pressed` where the partition gives way to memory.
+    `listed` is the schedule where it does not follow from its name and sizes, and has to be
+    written down. It is `pressed` where the partition gives way to memory.
     """
 
     division: Division
@@ -94,7 +94,8 @@ class Choice:
 class _MemoryBudget:
     """The memory that the next try may use, by rank, as the tries before it showed.
 
-    `in_flight` micro-batches and weight `versions` are what the partition leaves room for within `limits`.
+    `in_flight` micro-batches and weight `versions` are what the partition leaves room for within
+    `limits`.
     """
 
     limits: tuple[float, ...]
@@ -117,9 +118,9 @@ def choose(
 ) -> Choice:
     """Choose a partition and a schedule that fit into memory.
 
-    At most `effort` actions are simulated to shorten the step by the order of its stages; with 0 the partition is the
-    one with the least busy rank, and no other is looked at. Raises SpecError where nothing fits, or was not found
-    within so many `attempts`.
+    At most `effort` actions are simulated to shorten the step by the order of its stages; with 0
+    the partition is the one with the least busy rank, and no other is looked at. Raises SpecError
+    where nothing fits, or was not found within so many `attempts`.
     """
     limits = profile.memory_limits(spec.parallelism.pipeline)
     budget: _MemoryBudget | None = None  # nothing has to be kept to as long as all fits
@@ -174,8 +175,8 @@ class _Chooser:
     def _searched(self) -> Choice:
         """Choose the schedule with the shorter step: a searched one, or the best named one.
 
-        What is searched for is the shortest list of actions. Of two that are nearly as long, a step may prefer the one
-        whose gradients are summed sooner.
+        What is searched for is the shortest list of actions. Of two that are nearly as long, a
+        step may prefer the one whose gradients are summed sooner.
         """
         limits = self._profile.memory_limits(self._num_ranks)
         named = self._best_listed()
@@ -259,9 +260,10 @@ class _Chooser:
     def _costs(self, routes: tuple[Route, ...]) -> Costs:
         """A CostModel: the costs of the best partition over the routes that a schedule asks about.
 
-        Who chooses among routes asks about all of them; one that the layers cannot be divided over, or whose weights
-        leave no memory to work in, costs more than any other. Raises ScheduleError for routes from both ends where
-        a named schedule that goes one way has the shortest step.
+        Who chooses among routes asks about all of them; one that the layers cannot be divided
+        over, or whose weights leave no memory to work in, costs more than any other. Raises
+        ScheduleError for routes from both ends where a named schedule that goes one way has the
+        shortest step.
         """
         if len(routes) > 1 and self._goes_one_way:
             raise ScheduleError("a schedule that goes one way has the shorter step")

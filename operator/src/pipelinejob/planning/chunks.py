@@ -1,11 +1,12 @@
 """Partition of layers where ranks hold several stages: nearly the least busy busiest rank, by local search.
 
-A rank's stages add up, so that no program over prefixes of the layers is exact as in `partition.py`. A search starts
-from the partition whose busiest *stage*, measured against its ranks' speeds, is least, and moves single layers from
-stage to stage, those in between shifting along, while that helps: first what does not fit into memory, then the busiest
-rank, then the spread over ranks, then that over stages. Where layers cost alike no partition is better; how near the
-result comes where they do not is held by tests/core/planning/test_partition_chunks.py, against every other partition
-there is.
+A rank's stages add up, so that no program over prefixes of the layers is exact as in
+`partition.py`. A search starts from the partition whose busiest *stage*, measured against its
+ranks' speeds, is least, and moves single layers from stage to stage, those in between shifting
+along, while that helps: first what does not fit into memory, then the busiest rank, then the
+spread over ranks, then that over stages. Where layers cost alike no partition is better; how near
+the result comes where they do not is held by tests/core/planning/test_partition_chunks.py, against
+every other partition there is.
 """
 
 from collections.abc import Sequence
@@ -34,9 +35,10 @@ def partition_chunks(
 ) -> tuple[tuple[int, int], ...]:
     """Return the layers of each stage of the routes as [first, end), none empty, none left over.
 
-    A rank works on a micro-batch for the stages that it holds of one route; where there are several, for their mean.
-    `memory[r][k]` is what layer k takes on rank r, at most `memory_limits[r]` together. Raises SpecError if the stages
-    cannot share the layers, or none of the partitions that were looked at fits.
+    A rank works on a micro-batch for the stages that it holds of one route; where there are
+    several, for their mean. `memory[r][k]` is what layer k takes on rank r, at most
+    `memory_limits[r]` together. Raises SpecError if the stages cannot share the layers, or none of
+    the partitions that were looked at fits.
     """
     num_ranks, num_stages = len(set(routes[0])), len(routes[0])
     if num_stages > len(costs):
@@ -78,7 +80,8 @@ class _Problem:
     def standings(self, cuts: Cuts) -> Floats:
         """Return scores of shape (c, 4): bytes over the limit, busiest rank, spread of ranks, spread of stages.
 
-        The first counts most. All are shares of the whole; differences below `_ALIKE` are rounded away.
+        The first counts most. All are shares of the whole; differences below `_ALIKE` are rounded
+        away.
         """
         stages = np.diff(self._seconds[cuts])  # c, s
         ranks = stages @ self._work.T
@@ -118,7 +121,8 @@ def _bettered(problem: _Problem, cuts: Cuts) -> Cuts:
 def handed_on(cuts: Cuts, giver: int) -> Cuts:
     """Return the partitions in which one layer of a stage has gone to each other one, those in between shifting along.
 
-    Row b is for stage b; where the giver has but one layer, and in its own row, nothing has changed.
+    Row b is for stage b; where the giver has but one layer, and in its own row, nothing has
+    changed.
     """
     num_stages = len(cuts) - 1
     cases = np.tile(cuts, (num_stages, 1))

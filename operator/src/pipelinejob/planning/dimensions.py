@@ -1,7 +1,7 @@
 """What tensor parallelism and sharding can be of a model: refused alike by whoever validates, plans or runs a job.
 
-Heads and inner widths are dealt out whole, each rank as many; a vocabulary is not, for ranks may have a token more or
-less of it.
+Heads and inner widths are dealt out whole, each rank as many; a vocabulary is not, for ranks may
+have a token more or less of it.
 """
 
 from collections.abc import Iterator

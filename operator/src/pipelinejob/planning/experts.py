@@ -78,7 +78,8 @@ def unrunnable_experts(
 def expert_ranks(degrees: Parallelism, num_routes: int = 1) -> int:
     """Return how many replicas divide experts, or one.
 
-    Raises SpecError where the schedule, which may be one that was searched for, holds stages twice.
+    Raises SpecError where the schedule, which may be one that was searched for, holds stages
+    twice.
     """
     if degrees.expert > 1 and num_routes > 1:
         raise SpecError(EXPERT, _held_twice("the schedule"))

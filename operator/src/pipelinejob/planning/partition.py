@@ -1,15 +1,15 @@
 """Contiguous partition of layers into stages with the least busy busiest stage, exactly.
 
-A pipeline runs at the pace of its slowest stage, so that stage's seconds are what is minimised (min-max). The dynamic
-program
+A pipeline runs at the pace of its slowest stage, so that stage's seconds are what is minimised
+(min-max). The dynamic program
 
     best[i][e] = min over s < e of max(best[i-1][s], load(i, s, e))    load(i, s, e): seconds of layers [s, e) on stage
     i
 
-is exact for any costs, speeds and memory limits. Of the many partitions with the same busiest stage the evenest is
-taken (the least sum of squared loads, the same program with + for max), and of equally even ones that with the larger
-stages last, because the first stages hold the most micro-batches in memory. Equal means to one part in 10^12, so that
-rounding decides nothing.
+is exact for any costs, speeds and memory limits. Of the many partitions with the same busiest
+stage the evenest is taken (the least sum of squared loads, the same program with + for max), and
+of equally even ones that with the larger stages last, because the first stages hold the most
+micro-batches in memory. Equal means to one part in 10^12, so that rounding decides nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,8 +36,9 @@ def partition(
 ) -> tuple[tuple[int, int], ...]:
     """Return each stage's layers as [first, end), none empty, none left over.
 
-    `costs` are a layer's seconds; `speeds[i]` divides them on stage i; `memory[i][k]` is what layer k takes on stage i,
-    at most `memory_limits[i]` together. Raises SpecError if the stages cannot share the layers.
+    `costs` are a layer's seconds; `speeds[i]` divides them on stage i; `memory[i][k]` is what
+    layer k takes on stage i, at most `memory_limits[i]` together. Raises SpecError if the stages
+    cannot share the layers.
     """
     if num_stages > len(costs):
         raise SpecError(PATH, f"{num_stages} stages cannot share {len(costs)} layers; use at most {len(costs)}")
@@ -52,7 +53,8 @@ def partition(
 def _bottleneck(loads: "_Loads", num_stages: int) -> float | None:
     """Return the least possible seconds of the busiest stage; None where no partition fits into memory.
 
-    The search is bounded, so that only narrow runs of layers are looked at, and the bound doubled until one is found.
+    The search is bounded, so that only narrow runs of layers are looked at, and the bound doubled
+    until one is found.
     """
     limit = loads.lower_bound
     while True:

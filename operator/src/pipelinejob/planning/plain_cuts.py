@@ -12,8 +12,8 @@ from pipelinejob.schedules.actions import Route
 def simple_cuts(division: Division) -> tuple[Cuts, Cuts]:
     """Return two simple partitions: that with the least busy busiest stage, and that into equal numbers of layers.
 
-    Where a rank holds several stages, its busiest one may count as much as their sum; a short step may count its
-    beginning and its end for more than its pace.
+    Where a rank holds several stages, its busiest one may count as much as their sum; a short step
+    may count its beginning and its end for more than its pace.
     """
     seconds = [layer.compute_s for layer in division.profile.layers]
     num_stages, num_layers = len(division.cuts), len(seconds)

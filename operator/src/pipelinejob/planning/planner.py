@@ -1,7 +1,7 @@
 """Makes the plan: partition, then schedule, then simulation, from a spec and the costs of its layers.
 
-Made again once the stages have places, it reckons with what stands there: the speed and the memory of each stage's
-device, and the links that its messages take.
+Made again once the stages have places, it reckons with what stands there: the speed and the memory
+of each stage's device, and the links that its messages take.
 """
 
 from collections.abc import Sequence
@@ -47,10 +47,11 @@ def make_plan(
 ) -> Plan:
     """Choose the partition of layers and the schedule, and predict a step.
 
-    Without a profile the costs are derived from the model's sizes (`cost.analytic_profile`). `devices` are those of
-    each stage, of its replicas' the slowest. With a placement, `network` says what joins its nodes; without, `links`
-    are those to be expected. `speeds` are what the stages were measured to do of what they should. Raises SpecError if
-    something is still open, the stages cannot share the layers, or the schedule cannot be made for them.
+    Without a profile the costs are derived from the model's sizes (`cost.analytic_profile`).
+    `devices` are those of each stage, of its replicas' the slowest. With a placement, `network`
+    says what joins its nodes; without, `links` are those to be expected. `speeds` are what the
+    stages were measured to do of what they should. Raises SpecError if something is still open,
+    the stages cannot share the layers, or the schedule cannot be made for them.
     """
     _check_decided(spec)
     profile = profile or counted(spec, devices, hardware)

@@ -25,7 +25,8 @@ ACTIONS = "spec.schedule.actions"
 def schedule_of(plan: Plan) -> Schedule:
     """Return the schedule whose lists of actions the plan's ranks execute.
 
-    Raises ScheduleError for a plan whose schedule cannot be read or built, which `planner.make_plan` makes none of.
+    Raises ScheduleError for a plan whose schedule cannot be read or built, which
+    `planner.make_plan` makes none of.
     """
     if plan.schedule_actions is not None:
         return parse(unpacked(plan.schedule_actions))

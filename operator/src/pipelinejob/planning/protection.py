@@ -1,8 +1,8 @@
 """What recovery in place costs while nothing fails, and the interval between copies that keeps it small.
 
-At a border each rank copies its state in memory and, where no replica has the same, sends it to its buddy beside the
-next step. Both take processor time of the rank; where ranks share processors, of all. A transfer that is not over when
-the next copy is due is waited for.
+At a border each rank copies its state in memory and, where no replica has the same, sends it to
+its buddy beside the next step. Both take processor time of the rank; where ranks share processors,
+of all. A transfer that is not over when the next copy is due is waited for.
 """
 
 import math
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pipelinejob.contract.plan import Plan, StagePlan
 
 MOST_COST = 0.02  # of a step
-# Measured on one core of an EPYC with AVX2, load 7, 0.3 to 340 MB in 96 to 192 tensors: copies 0.6 ms + 8.7 GB/s, both
-# ends of a transfer over a socket 1.4 ms + 4.1 GB/s.
+# Measured on one core of an EPYC with AVX2, load 7, 0.3 to 340 MB in 96 to 192 tensors: copies 0.6
+# ms + 8.7 GB/s, both ends of a transfer over a socket 1.4 ms + 4.1 GB/s.
 _COPIED_BYTES_PER_S = 8.5e9
 _SENT_BYTES_PER_S = 8.2e9  # at either end
 _COPYING_S_PER_LAYER = 0.3e-3

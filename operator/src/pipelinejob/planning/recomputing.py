@@ -1,11 +1,12 @@
 """Chooses what stages compute again, together with partition and schedule.
 
-Where all fits, nothing is. Where memory is short there are two ways: layers move to stages that have room, or stages
-compute some of their first layers again, as few as will do. For a partition and a schedule the fewest of each rank are
-found exactly, as no rank's memory depends on another's. Among partitions those are looked at that are best without any
-bound, best for ranks that are slower by what they compute again, and best within memory, with nothing and with all
-computed again; then, beside the one with the shortest step, all others if they are few, else those that single layers
-moved lead to.
+Where all fits, nothing is. Where memory is short there are two ways: layers move to stages that
+have room, or stages compute some of their first layers again, as few as will do. For a partition
+and a schedule the fewest of each rank are found exactly, as no rank's memory depends on another's.
+Among partitions those are looked at that are best without any bound, best for ranks that are
+slower by what they compute again, and best within memory, with nothing and with all computed
+again; then, beside the one with the shortest step, all others if they are few, else those that
+single layers moved lead to.
 """
 
 from collections.abc import Iterator, Sequence

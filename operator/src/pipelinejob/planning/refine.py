@@ -1,8 +1,8 @@
 """Refines a profile by what a run measured, so that the next plan starts from what was seen.
 
-A run measures stages, not layers: each layer's seconds are scaled by what its stage took over what was predicted of it,
-forward, input gradient and weight gradient apart. Links follow from the moments at which one rank's action ended and
-the next one's, which waited for its message, began.
+A run measures stages, not layers: each layer's seconds are scaled by what its stage took over what
+was predicted of it, forward, input gradient and weight gradient apart. Links follow from the
+moments at which one rank's action ended and the next one's, which waited for its message, began.
 """
 
 from collections import defaultdict
@@ -30,8 +30,8 @@ Action = tuple[Chunk, SpanKind]
 def refined(profile: Profile, plan: Plan, timelines: Sequence[Timeline]) -> Profile:
     """Return the profile that predicts for the plan's stages what the timelines measured.
 
-    What they do not speak of stays as it was. A profile that knew nothing of the layers still knows no bytes, and keeps
-    its source; any other counts as measured.
+    What they do not speak of stays as it was. A profile that knew nothing of the layers still
+    knows no bytes, and keeps its source; any other counts as measured.
     """
     steps = [each for timeline in timelines for each in timeline.stages]
     if not any(step.spans for step in steps):
@@ -83,7 +83,8 @@ def _scaled(profile: Profile, plan: Plan, schedule: Schedule, factors: dict[Acti
         yield layer.model_copy(
             update={
                 "forward_s": layer.forward_s * forward,
-                # The first layer has no input to give a gradient to: what is under that name is done with its weights.
+                # The first layer has no input to give a gradient to: what is under that name is
+                # done with its weights.
                 "backward_input_s": layer.backward_input_s * (back if index else aside),
                 "backward_weight_s": layer.backward_weight_s * aside,
                 "optimizer_s": layer.optimizer_s * update,
@@ -123,8 +124,9 @@ class _Message(NamedTuple):
 def _hop_s(steps: Sequence[StageTimeline], schedule: Schedule) -> float | None:
     """Return the seconds from the end of the action that sent a message to the start of the one that waited for it.
 
-    Ranks on different machines have different clocks. What one is ahead of the other lengthens the shortest way there
-    and shortens the shortest way back; half of the difference is taken off, as if both ways were equally fast.
+    Ranks on different machines have different clocks. What one is ahead of the other lengthens the
+    shortest way there and shortens the shortest way back; half of the difference is taken off, as
+    if both ways were equally fast.
     """
     messages = _messages(steps, schedule)
     hops: list[float] = []

@@ -19,7 +19,8 @@ _DRAWN = Asked(prompt=16, new=6)  # short, so that a picture of all their passes
 def as_served(serving: Serving, profile: Profile) -> Profile:
     """Return the costs by which the layers of a job that serves are shared among its stages.
 
-    Where chunks of prompts are to take each as long, the head counts with the one token that it computes of a chunk.
+    Where chunks of prompts are to take each as long, the head counts with the one token that it
+    computes of a chunk.
     """
     if serving.split is Split.TOKENS or profile.source is CostSource.EQUAL:
         return profile
@@ -42,8 +43,8 @@ def foretold(spec: PipelineJobSpec, stages: Sequence[StagePlan], profile: Profil
 def foretold_timeline(spec: PipelineJobSpec, stages: Sequence[StagePlan], profile: Profile) -> Timeline:
     """Return the passes of a request for each group, all at once, of few tokens.
 
-    A pass of a group's tokens is a forward span of chunk 0, whose micro-batch is the group; a piece of a prompt is one
-    of chunk 1, and its micro-batch the request.
+    A pass of a group's tokens is a forward span of chunk 0, whose micro-batch is the group; a
+    piece of a prompt is one of chunk 1, and its micro-batch the request.
     """
     limits, costs = _limits(spec, stages), _costs(spec, stages, profile)
     tokens = max(1, min(_DRAWN.prompt, limits.cache_tokens // 2))

@@ -19,8 +19,9 @@ _REPEATS_FROM = 256  # micro-batches
 class Length:
     """The lengths of the steps that are simulated, from which a step of many micro-batches is extrapolated.
 
-    Once full, a pipeline does the same for each further round of micro-batches, so that from some length on times and
-    memory grow by equal amounts. Both lengths are beyond that point, and whole rounds away from the step's own.
+    Once full, a pipeline does the same for each further round of micro-batches, so that from some
+    length on times and memory grow by equal amounts. Both lengths are beyond that point, and whole
+    rounds away from the step's own.
     """
 
     num_micro_batches: int
@@ -104,8 +105,8 @@ def simulated(
 ) -> Simulation:
     """Simulate a schedule, with what follows it in a step.
 
-    `costs`, and `reduction_s`, the seconds that each stage's gradients take to be summed over replicas, are the
-    division's own unless given.
+    `costs`, and `reduction_s`, the seconds that each stage's gradients take to be summed over
+    replicas, are the division's own unless given.
     """
     if reduction_s is None:
         reduction_s = tuple(summing_s(division, stage, replicas) for stage in range(len(division.cuts)))
@@ -127,10 +128,11 @@ def simulated(
 def summing_s(division: Division, stage: int, replicas: int) -> float:
     """Return the time in which all copies of a stage sum its gradients.
 
-    There is one copy in each replica and, of schedules that run from both ends, for each route; of a tied table twice
-    as many where embedding and head stand apart. Bytes go round as in a ring, and the first of them arrive as in a
-    tree, there and back: who sums takes whichever is quicker for the size at hand. Experts that replicas divide have
-    fewer copies. Of parameters that are sharded, too, each copy is sent the sums of its share alone, which is one way.
+    There is one copy in each replica and, of schedules that run from both ends, for each route; of
+    a tied table twice as many where embedding and head stand apart. Bytes go round as in a ring,
+    and the first of them arrive as in a tree, there and back: who sums takes whichever is quicker
+    for the size at hand. Experts that replicas divide have fewer copies. Of parameters that are
+    sharded, too, each copy is sent the sums of its share alone, which is one way.
     """
     bandwidth = division.ring_bytes_per_s(stage)
     if bandwidth is None:

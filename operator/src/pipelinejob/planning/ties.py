@@ -1,7 +1,8 @@
 """Breaks ties between partitions with the same busiest rank by the shortest simulated step.
 
-How stages of unequal length follow each other changes how soon a pipeline fills and empties, by more than a layer's
-seconds: larger stages first, say, let 1F1B's first rank begin its backward passes sooner.
+How stages of unequal length follow each other changes how soon a pipeline fills and empties, by
+more than a layer's seconds: larger stages first, say, let 1F1B's first rank begin its backward
+passes sooner.
 """
 
 from collections.abc import Callable

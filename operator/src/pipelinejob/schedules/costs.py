@@ -53,7 +53,8 @@ class Costs:
 
 _WITHIN = Link()
 
-# Gives the costs of the stages of whatever routes a schedule takes; all its routes have the same stages.
+# Gives the costs of the stages of whatever routes a schedule takes; all its routes have the same
+# stages.
 CostModel = Callable[[tuple[Route, ...]], Costs]
 
 

@@ -1,8 +1,8 @@
 """Which of its layers a rank computes again: a number of its first ones, stretch after stretch.
 
-A stretch that is computed again keeps what it received and no more; it is played a second time while the rank waits for
-the gradient. With all of a stage's layers that is full recomputation; with some of them, selective: so Megatron-LM's
-`--recompute-method block` has it, too.
+A stretch that is computed again keeps what it received and no more; it is played a second time
+while the rank waits for the gradient. With all of a stage's layers that is full recomputation;
+with some of them, selective: so Megatron-LM's `--recompute-method block` has it, too.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,9 @@
 """Who owns which block of the cache of keys and values, and which blocks hold a beginning that comes again.
 
-All stages' pools have equally many blocks and a sequence has the same ones on each, so one book serves them all. A
-block may be given to another sequence as soon as its owner lets it go, though a pass that writes it is still on its
-way: every stage works through passes in one order, so what comes later is written later.
+All stages' pools have equally many blocks and a sequence has the same ones on each, so one book
+serves them all. A block may be given to another sequence as soon as its owner lets it go, though a
+pass that writes it is still on its way: every stage works through passes in one order, so what
+comes later is written later.
 """
 
 from collections import OrderedDict
@@ -15,8 +16,8 @@ _NOTHING = 0  # the content before the first block
 class Blocks:
     """`count` blocks of `size` positions each.
 
-    A full block whose owners have gone is kept until its room is needed, the one longest unused first: a sequence that
-    begins alike takes it as it is.
+    A full block whose owners have gone is kept until its room is needed, the one longest unused
+    first: a sequence that begins alike takes it as it is.
     """
 
     def __init__(self, *, count: int, size: int) -> None:

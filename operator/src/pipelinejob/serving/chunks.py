@@ -12,9 +12,10 @@ class PassCost(Value):
 
     t = fixed + rows * (row + held * past + token * new + attention * (2 * past * new + new ** 2)) + few(rows * new)
 
-    `few` is what a pass of few tokens takes beside the line from one sequence to many: multiplying weights by two to
-    eight vectors costs more than in proportion on most processors. It lies on the straight lines between the points of
-    `few_s`, (tokens of a pass, seconds), and is 0 from the last of them on.
+    `few` is what a pass of few tokens takes beside the line from one sequence to many: multiplying
+    weights by two to eight vectors costs more than in proportion on most processors. It lies on
+    the straight lines between the points of `few_s`, (tokens of a pass, seconds), and is 0 from
+    the last of them on.
     """
 
     fixed_s: float
@@ -72,8 +73,9 @@ def explained(
 ) -> PassCost:
     """Return the cost that explains the seconds of passes: a token, one of many rows, a first chunk and a second.
 
-    With `late` what is gathered from the cache is told from what is computed of it; `few` are the seconds of passes of
-    numbers of rows between one and many. No term is below 0, but for those of `few`.
+    With `late` what is gathered from the cache is told from what is computed of it; `few` are the
+    seconds of passes of numbers of rows between one and many. No term is below 0, but for those of
+    `few`.
     """
     of_chunk_s = (second - first) / chunk  # held + 2 * attention * chunk
     of_one_s = 0.0 if late is None else max(0.0, (late.seconds - one) / late.past)  # held + 2 * attention
@@ -98,8 +100,8 @@ def explained(
 def chunk_length(cost: PassCost | None, *, past: int, left: int, most: int) -> int:
     """Return how many of `left` tokens the next chunk takes, after `past` ones.
 
-    The first chunk of a prompt may have `most` tokens; each later one as many as take as long as that one did, but for
-    what is gathered from the cache, which chunks pay however short they are.
+    The first chunk of a prompt may have `most` tokens; each later one as many as take as long as
+    that one did, but for what is gathered from the cache, which chunks pay however short they are.
     """
     length = min(left, most)
     if cost is None or past == 0 or cost.attention_s <= 0:

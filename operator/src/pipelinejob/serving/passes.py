@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 class Sampling:
     """How a sequence's tokens are chosen; every field as in OpenAI's API, `top_k` 0 and `min_p` 0 are off.
 
-    `logprobs` is how many of the likeliest tokens are told with each chosen one; None: no probability is told.
+    `logprobs` is how many of the likeliest tokens are told with each chosen one; None: no
+    probability is told.
     """
 
     temperature: float = 1.0
@@ -30,8 +31,9 @@ class Sampling:
 class Row:
     """One sequence's share of a pass: `tokens` to be computed, which stand from `start` on.
 
-    `blocks` hold the keys and values of positions 0 to start + len(tokens) - 1, in order. With `sampling` the token
-    after the last is chosen; `prompt` and `generated` are given where that choice needs them.
+    `blocks` hold the keys and values of positions 0 to start + len(tokens) - 1, in order. With
+    `sampling` the token after the last is chosen; `prompt` and `generated` are given where that
+    choice needs them.
     """
 
     sequence: int
@@ -61,8 +63,8 @@ class Pass:
 class Sampled:
     """The token that was chosen for a row: its probability's natural logarithm, and those of the likeliest.
 
-    `margin` is by how much the likeliest token's logit was above the second one's. Where logits `are_numbers` no
-    longer, the token means nothing.
+    `margin` is by how much the likeliest token's logit was above the second one's. Where logits
+    `are_numbers` no longer, the token means nothing.
     """
 
     sequence: int

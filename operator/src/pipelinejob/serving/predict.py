@@ -1,6 +1,7 @@
 """What serving will give: the scheduler's own decisions, played on stages of known cost. A prediction, all of it.
 
-Where stages share processors, those that compute at the same time each go slower: `processors` over their number.
+Where stages share processors, those that compute at the same time each go slower: `processors`
+over their number.
 """
 
 import heapq
@@ -48,8 +49,8 @@ def best_spread(
 ) -> int:
     """Return how many groups are best filled first, by what is foretold for them.
 
-    All, where each stage has a processor. Where there are fewer, as many groups as can be computed at once, or one
-    more, or all.
+    All, where each stage has a processor. Where there are fewer, as many groups as can be computed
+    at once, or one more, or all.
     """
     if processors is None or processors >= len(stages):
         return limits.groups
@@ -89,9 +90,10 @@ def predict(
 ) -> Served:
     """Play requests on a chain of stages that take so long, and so long from one to the next and back.
 
-    At least one request, each with a prompt and one new token or more, which the cache can hold. The stages share so
-    many `processors`, of which a pass keeps one busy; None: each has its own. A stage is busy from a pass's beginning
-    to its end, while it waits for a processor, too, as stages count it themselves. `spread` is the scheduler's.
+    At least one request, each with a prompt and one new token or more, which the cache can hold.
+    The stages share so many `processors`, of which a pass keeps one busy; None: each has its own.
+    A stage is busy from a pass's beginning to its end, while it waits for a processor, too, as
+    stages count it themselves. `spread` is the scheduler's.
     """
     scheduler = Scheduler(limits, all_costs(stages), spread=spread)
     return _Play(asked, scheduler, stages, link_s, processors).served()
@@ -152,7 +154,8 @@ class _Play:
         self._processors = processors
         self._told_s: list[list[float]] = [[] for _ in asked]
         self._order = count()
-        # A request comes, by its number; or a pass comes to a stage, the one after the last being the first again.
+        # A request comes, by its number; or a pass comes to a stage, the one after the last being
+        # the first again.
         self._events: list[tuple[float, int, int | tuple[Pass, int]]] = []
         self._computing: list[tuple[float, int]] = []  # (end on the clock `worked`, stage)
         self._now_s = self._worked_s = 0.0

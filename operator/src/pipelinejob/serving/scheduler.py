@@ -1,10 +1,10 @@
 """Which pass comes next: the decisions of serving, without a clock and without a model.
 
-Sequences are spread over groups, one more than there are stages, so that every stage has a pass to work on while the
-tokens of another group are on their way back. Where stages share processors, fewer groups are filled first, so that
-passes are larger: what a pass costs whatever is in it is paid less often. A group's next pass waits for its tokens; a
-chunk of a prompt that is not the last one waits for nothing. Passes are given out in one order, in which every stage
-works through them.
+Sequences are spread over groups, one more than there are stages, so that every stage has a pass to
+work on while the tokens of another group are on their way back. Where stages share processors,
+fewer groups are filled first, so that passes are larger: what a pass costs whatever is in it is
+paid less often. A group's next pass waits for its tokens; a chunk of a prompt that is not the last
+one waits for nothing. Passes are given out in one order, in which every stage works through them.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,8 @@ _MOST_LOSSES = 3  # of an answer without a token between them, after which it ma
 class Limits(Value):
     """What may be in work at once. `groups` passes may be on their way, each of `group_size` sequences at most.
 
-    With `batch_invariant` the passes of a sequence are the same whatever else is in work, and whatever was lost.
+    With `batch_invariant` the passes of a sequence are the same whatever else is in work, and
+    whatever was lost.
     """
 
     groups: int
@@ -179,7 +180,8 @@ class Scheduler:
     def lose_all(self) -> tuple[int, ...]:
         """Note that the chain was lost, with its caches: all in work begin again, from the tokens they have.
 
-        Return those that are forgotten instead: so often in a row in a pass that was lost that they may be the cause.
+        Return those that are forgotten instead: so often in a row in a pass that was lost that
+        they may be the cause.
         """
         self._flying.clear()
         active = sorted((each for group in self._groups for each in group), key=_by_age, reverse=True)
@@ -251,8 +253,9 @@ class Scheduler:
     def _chunk_length(self, sequence: Answer) -> int:
         """Return how many tokens go into a sequence's next chunk.
 
-        Where passes must not depend on others, chunks of a prompt end at multiples of their length, and tokens that
-        were generated before the cache was lost are computed one by one, as they were.
+        Where passes must not depend on others, chunks of a prompt end at multiples of their
+        length, and tokens that were generated before the cache was lost are computed one by one,
+        as they were.
         """
         most = self.limits.chunk_tokens
         if not self.limits.batch_invariant:

@@ -33,8 +33,8 @@ class Program:
         links = [(number, link.message_s, link.latency_s) for number, link in enumerate(joined)]
         links.append((-1, 0.0, 0.0))  # what stays within its rank
         self.link = [links[number] for number in wiring.link_of]  # its number, message_s, latency_s
-        # From when its message has left to when the action that waits for it can start: to have done a part of that by
-        # then is to have had the message by so much sooner.
+        # From when its message has left to when the action that waits for it can start: to have
+        # done a part of that by then is to have had the message by so much sooner.
         leads = self.link
         if any(self.ahead):
             leads = [

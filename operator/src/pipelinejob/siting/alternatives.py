@@ -32,7 +32,8 @@ class Alternative:
 def priced(plan: Plan, other: Plan, *, about: About, what: str, fields: dict[str, object] | None = None) -> Alternative:
     """Compare another plan with a plan; the price is of the same work.
 
-    A step of a plan with fewer replicas does less work, so its seconds count for as many tokens as the first one's.
+    A step of a plan with fewer replicas does less work, so its seconds count for as many tokens as
+    the first one's.
     """
     own, its = plan.prediction, other.prediction
     is_absolute = own.is_absolute and its.is_absolute

@@ -1,8 +1,9 @@
 """The one way from a job to its plan: the operator, `plan`, `run` and the pages all ask here.
 
-On nodes a job is drafted, priced, placed and planned again; what it leaves open is chosen by placing the best
-configurations that a search found and comparing their steps there. For devices without nodes the search's own
-prediction counts, and where nothing is known of devices, the manifest alone.
+On nodes a job is drafted, priced, placed and planned again; what it leaves open is chosen by
+placing the best configurations that a search found and comparing their steps there. For devices
+without nodes the search's own prediction counts, and where nothing is known of devices, the
+manifest alone.
 """
 
 from collections.abc import Sequence
@@ -38,8 +39,8 @@ class NoDeviceError(SpecError):
 def plan_job(request: Request) -> Planned | DoesNotFit:
     """Plan a job where the request says that it may run; choose what its spec leaves open.
 
-    Raises SpecError for a job that cannot be planned there (NoDeviceError where that is for want of any device), and
-    HardwareError for a link kind that nobody has described.
+    Raises SpecError for a job that cannot be planned there (NoDeviceError where that is for want
+    of any device), and HardwareError for a link kind that nobody has described.
     """
     request = replace(request, spec=one_chain(request.spec))
     if not request.may_choose_tensor:

@@ -19,8 +19,9 @@ from pipelinejob.spec.job import PipelineJobSpec
 class Request:
     """A job, and what is known of where it would run: nodes, devices that nobody has named nodes for, or nothing.
 
-    `measured` costs count before counted ones. `num_alternatives` other configurations are priced, and other places,
-    or what would fit instead; None: only the plan is wanted, which is the quickest to make.
+    `measured` costs count before counted ones. `num_alternatives` other configurations are priced,
+    and other places, or what would fit instead; None: only the plan is wanted, which is the
+    quickest to make.
     """
 
     namespace: str

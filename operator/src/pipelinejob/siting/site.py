@@ -1,7 +1,8 @@
 """Nodes that a job may run on, and the steps from them to its plan: drafted, priced, placed, and planned again.
 
-The draft has all ranks on the closest links and on one device. What it costs to stand further apart is priced
-by it, placement weighs those prices, and the plan is made once more for the devices and links that came of it.
+The draft has all ranks on the closest links and on one device. What it costs to stand further
+apart is priced by it, placement weighs those prices, and the plan is made once more for the
+devices and links that came of it.
 """
 
 from collections import Counter
@@ -96,9 +97,9 @@ class Site:
     ) -> "Draft":
         """Plan a decided job as if all its ranks stood next to each other on the likeliest device.
 
-        Where that has too little memory, on the next one that has enough, and only nodes with it count. `profile` are
-        measured costs, `speeds` what stages were measured to do of what they should, the best being 1. Raises
-        SpecError, as `planner.make_plan` does.
+        Where that has too little memory, on the next one that has enough, and only nodes with it
+        count. `profile` are measured costs, `speeds` what stages were measured to do of what they
+        should, the best being 1. Raises SpecError, as `planner.make_plan` does.
         """
         demands = self.demands_of(spec)
         pool = self._pool(spec, demands)

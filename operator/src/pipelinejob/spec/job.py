@@ -1,9 +1,9 @@
 """What a user writes: the types of a PipelineJob's `spec`.
 
-The CRD is generated from these types (`crd.py`), field descriptions included, so the API server, `kubectl explain` and
-the command line speak of the same thing. What one field can say alone stands here as a constraint; what needs two
-fields stands here as a CEL rule that the API server and the command line both evaluate; what a schema cannot see is in
-`check.py`.
+The CRD is generated from these types (`crd.py`), field descriptions included, so the API server,
+`kubectl explain` and the command line speak of the same thing. What one field can say alone stands
+here as a constraint; what needs two fields stands here as a CEL rule that the API server and the
+command line both evaluate; what a schema cannot see is in `check.py`.
 """
 
 from collections.abc import Mapping

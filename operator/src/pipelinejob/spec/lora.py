@@ -13,7 +13,8 @@ ALL_MATRICES = "*"  # a target that names every matrix between embedding and hea
 class Lora(Value):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) of matrices, as PEFT defines them.
 
-    A matrix W gives W x + s B A dropout(x), s being alpha / rank, or alpha / sqrt(rank) where `rankStabilised`.
+    A matrix W gives W x + s B A dropout(x), s being alpha / rank, or alpha / sqrt(rank) where
+    `rankStabilised`.
     """
 
     targets: Annotated[

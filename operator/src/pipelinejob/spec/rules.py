@@ -1,6 +1,7 @@
 """What several fields must satisfy together, as CEL: written beside the type it speaks of, carried by the CRD.
 
-The API server and the command line evaluate the very same expressions, so there is no second copy that could disagree.
+The API server and the command line evaluate the very same expressions, so there is no second copy
+that could disagree.
 """
 
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ class Reason(StrEnum):
 class Rule:
     """One CEL rule. `self` is the value, `oldSelf` (only in rules on changes) what it was.
 
-    `message` says rule and way out. `says`, where given, says the same with the values in it: a text whose %d and %s
-    are filled by the CEL expressions `values`. `field` is where the error is reported, relative to the type.
+    `message` says rule and way out. `says`, where given, says the same with the values in it: a
+    text whose %d and %s are filled by the CEL expressions `values`. `field` is where the error is
+    reported, relative to the type.
     """
 
     rule: str
@@ -45,7 +47,8 @@ class Rule:
         return {key: value for key, value in parts.items() if value is not None}
 
     def _expression(self) -> str | None:
-        # One `format`: the API server's cost estimate refuses `'...' + string(number)` as unbounded.
+        # One `format`: the API server's cost estimate refuses `'...' + string(number)` as
+        # unbounded.
         return None if self.says is None else f"'{self.says}'.format([{', '.join(self.values)}])"
 
 
@@ -100,8 +103,9 @@ def same(field: str) -> str:
     return f"(has(self.{field}) ? {both} : !has(oldSelf.{field}))"
 
 
-# A running job takes another number of replicas (`kubectl scale`) where that changes none of its numbers: the sequences
-# of a step are then given for all replicas together. With recovery in place it takes other stages, too.
+# A running job takes another number of replicas (`kubectl scale`) where that changes none of its
+# numbers: the sequences of a step are then given for all replicas together. With recovery in place
+# it takes other stages, too.
 _OF_ALL_REPLICAS = (
     "has(self.schedule) && has(oldSelf.schedule)"
     " && has(self.schedule.globalBatchSize) && has(oldSelf.schedule.globalBatchSize)"

@@ -269,7 +269,8 @@ def while_training(rules: Iterable[Rule]) -> tuple[Rule, ...]:
 def _missing(rule: Rule) -> str:
     """Return the CEL that says that something is not there which a rule speaks of.
 
-    An API server takes microseconds for each field that it looks up, on every write of a status too.
+    An API server takes microseconds for each field that it looks up, on every write of a status
+    too.
     """
     spoken_of = [
         f"!has({value}.{name})"

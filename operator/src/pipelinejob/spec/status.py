@@ -1,7 +1,7 @@
 """What the operator says of a PipelineJob: the types of its `status`. The CRD is generated from them, like the spec.
 
-Numbers with fractions stand as strings, ready to read in a column (`"2.431"`, `"27.3%"`): Kubernetes' convention for a
-status is no floats. Machines that want numbers ask Prometheus.
+Numbers with fractions stand as strings, ready to read in a column (`"2.431"`, `"27.3%"`):
+Kubernetes' convention for a status is no floats. Machines that want numbers ask Prometheus.
 """
 
 from typing import Annotated
@@ -129,7 +129,8 @@ class PipelineJobStatus(Value):
         tuple[StageStatus, ...],
         Field(
             max_length=2048,
-            # As a map, who wrote which field of which entry would be kept, too: as much again as the entries.
+            # As a map, who wrote which field of which entry would be kept, too: as much again as
+            # the entries.
             json_schema_extra={"x-kubernetes-list-type": "atomic"},
             description="Every rank: where it runs and how it does.",
         ),

@@ -1,19 +1,20 @@
 """Who may go past those ahead: only a job that fits beside what is kept for them.
 
-Nobody knows how long jobs run. So a job that waits has room kept for it that does not depend on any job that went past
-it: on what is free, and on what the fewest jobs hold that were there first. Those are named in its status
-(`waitsFor`), and as long as it would fit once they are gone, they stay the same. A job behind it takes only what is
-free beside. Therefore
+Nobody knows how long jobs run. So a job that waits has room kept for it that does not depend on
+any job that went past it: on what is free, and on what the fewest jobs hold that were there first.
+Those are named in its status (`waitsFor`), and as long as it would fit once they are gone, they
+stay the same. A job behind it takes only what is free beside. Therefore
 
 - a job that waits starts at the latest when the jobs that it waits for have ended: whoever goes past it, however long
   that runs, is not among them;
 - nobody starves but by priority: jobs that were there first are finite in number, and none is ever added but those
   that stand higher in the line.
 
-Where no such room can be reckoned (a longer line than is looked at, or those who hold it went past), a job keeps what
-is free on the nodes that it could use, and nothing on others.
+Where no such room can be reckoned (a longer line than is looked at, or those who hold it went
+past), a job keeps what is free on the nodes that it could use, and nothing on others.
 
-(EASY backfilling after Lifka 1995, with the end of named jobs in place of their promised run times.)
+(EASY backfilling after Lifka 1995, with the end of named jobs in place of their promised run
+times.)
 """
 
 from collections.abc import Iterable, Sequence
@@ -150,7 +151,8 @@ def reserve(job: Job, room: Room, kept: Sequence[Claim], chooser: Chooser) -> Re
     found = fewest([first], lambda gone: chooser.fits(job, room.after(gone, kept=kept)))
     if found is not None:
         return _kept_where_others_leave(job, found[0], room, kept, chooser)
-    # It fits beside none of those ahead, so it waits for their end, too: they are there first, like all that run.
+    # It fits beside none of those ahead, so it waits for their end, too: they are there first,
+    # like all that run.
     if (claims := chooser.fits(job, room.after(first))) is not None:
         return Reservation(claims=claims, waits_for=first)
     passed = [each for each in room.running if each not in first]
@@ -173,8 +175,8 @@ def _kept_where_others_leave(
 def _there_first(job: Job, room: Room) -> tuple[Job, ...]:
     """Return the running jobs that did not go past this one, those that are expected to end soonest first.
 
-    Kubernetes tells time in whole seconds. Who began to run in the second in which this one began to wait counts as
-    there first: such jobs are few, and none is added later.
+    Kubernetes tells time in whole seconds. Who began to run in the second in which this one began
+    to wait counts as there first: such jobs are few, and none is added later.
     """
     own, since = room.order.rank(job), _waiting_since(job)
     by_end = room.derive("running by end", lambda: _by_end(room))

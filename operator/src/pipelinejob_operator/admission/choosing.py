@@ -102,9 +102,9 @@ class Chooser:
     ) -> Placement:
         """Choose nodes for all ranks; without prices by crossings alone, with a rate on the fastest devices.
 
-        A gang that was broken comes back to where it stood, but for what was lost; a healthy stage moves only if that
-        earns back the `move_s` that it costs. Raises NoPlacementError with one sentence on what is missing, SpecError
-        if the spec names an unknown topology.
+        A gang that was broken comes back to where it stood, but for what was lost; a healthy stage
+        moves only if that earns back the `move_s` that it costs. Raises NoPlacementError with one
+        sentence on what is missing, SpecError if the spec names an unknown topology.
         """
         found, problems = [], []
         for way in self._ways_of(job, beside):
@@ -198,7 +198,8 @@ class Chooser:
     def demands(self, job: Job) -> tuple[Demand, ...]:
         """Return what each rank asks for, and where its pod may go, were nothing else there.
 
-        What nodes have one of is left out: a planner's nodes are described by what they say that they have.
+        What nodes have one of is left out: a planner's nodes are described by what they say that
+        they have.
         """
         found = self._gang(job).demands(self._nodes, self._neighbours[Beside.STANDING])
         return tuple(replace(each, requests=_amounts(each.requests)) for each in found)

@@ -101,7 +101,8 @@ def choose(asking: Asking, *, free: Free, prices: Prices | None, rate: Rate, mov
 
 def explain(asking: Asking) -> Waits:
     """Say what is missing, who is ahead, and who makes way."""
-    # A job that not even the empty cluster could hold must not keep others waiting, and its author should know.
+    # A job that not even the empty cluster could hold must not keep others waiting, and its author
+    # should know.
     hopeless = _remembered(asking.memory.hopeless, asking, lambda: _why_never(asking))
     if hopeless is not None:
         message = f"not even the empty cluster has room: {hopeless}"

@@ -15,8 +15,9 @@ def fewest(
 ) -> tuple[tuple[Job, ...], T] | None:
     """Choose which jobs have to leave so that something is found; None if not even all of them help.
 
-    Nobody of a later level leaves if the levels before it suffice. Then a single job leaves rather than several, one
-    that stands earlier rather than a later one, and nobody without whom the others would do.
+    Nobody of a later level leaves if the levels before it suffice. Then a single job leaves rather
+    than several, one that stands earlier rather than a later one, and nobody without whom the
+    others would do.
     """
     if (at_once := found(())) is not None:
         return (), at_once
@@ -40,7 +41,8 @@ def _fewest_of(
         if found(others) is not None:
             chosen = others
     result = found(chosen)
-    # A bounded search may find a place in less room and none in more, and then halving goes astray.
+    # A bounded search may find a place in less room and none in more, and then halving goes
+    # astray.
     return None if result is None else (tuple(chosen), result)
 
 

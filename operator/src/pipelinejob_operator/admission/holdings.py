@@ -215,7 +215,8 @@ class Holdings:
 
 
 def _is_ending(pod: _Pod, overdue_s: float, now: datetime) -> bool:
-    # A pod that outlives its grace may do so for ever: its node is lost. Nobody may build on its room.
+    # A pod that outlives its grace may do so for ever: its node is lost. Nobody may build on its
+    # room.
     return pod.deleted is not None and (now - parse_time(pod.deleted)).total_seconds() <= overdue_s
 
 

@@ -110,7 +110,8 @@ class Nodes:
     def settle(self) -> dict[str, tuple[Resources, Resources]]:
         """Reckon what is left on the nodes on which something changed; return what was left before, and what is now.
 
-        On a node that came, or is another itself, nothing was: who may stand there now perhaps could not then.
+        On a node that came, or is another itself, nothing was: who may stand there now perhaps
+        could not then.
         """
         changed: dict[str, tuple[Resources, Resources]] = {}
         for name in self._stale:

@@ -1,7 +1,7 @@
 """Room by priority: which running jobs are asked to make way for one that waits, so that it surely fits then.
 
-Whole jobs, none of a higher priority if lower ones suffice, as few as possible, and of equals the youngest; none at all
-unless the job fits once they are gone.
+Whole jobs, none of a higher priority if lower ones suffice, as few as possible, and of equals the
+youngest; none at all unless the job fits once they are gone.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """Nodes that refused a job's pods, and are left out for a time: whatever the cause, the same place is not tried again.
 
-They stand in the job's status, so nobody forgets them: who may not be known by what is written on pods and nodes (a
-webhook of the scheduler's, a kubelet without a healthy device) is known by what it did.
+They stand in the job's status, so nobody forgets them: who may not be known by what is written on
+pods and nodes (a webhook of the scheduler's, a kubelet without a healthy device) is known by what
+it did.
 """
 
 from collections.abc import Mapping

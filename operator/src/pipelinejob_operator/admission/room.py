@@ -1,7 +1,8 @@
 """The room of the cluster: what is free, who holds what, and who waits, kept up to date by what changes.
 
-Nothing here is stored anywhere else: `Room.refresh` takes up changes by the names of what changed, and a room that is
-made anew from the cluster equals the one that was kept, but for promises that the cluster does not show yet.
+Nothing here is stored anywhere else: `Room.refresh` takes up changes by the names of what changed,
+and a room that is made anew from the cluster equals the one that was kept, but for promises that
+the cluster does not show yet.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -201,7 +202,8 @@ class Room:
     def as_it_stands(self) -> Iterator[Sequence[str]]:
         """Give the line as it stands now, by uid, first first; what comes free until the block ends is withheld.
 
-        It may belong to jobs that come to stand ahead of those whose turn it is by then: such as restart.
+        It may belong to jobs that come to stand ahead of those whose turn it is by then: such as
+        restart.
         """
         self._withheld.begin()
         try:

@@ -1,7 +1,8 @@
 """What comes free while the line is worked through: nobody has it before the line is worked through again.
 
-A line of thousands takes a while, in which others have their turn: jobs end, or break and stand in line again, ahead of
-those whose turn it is by then. Whom their room belongs to only the head of the next line tells.
+A line of thousands takes a while, in which others have their turn: jobs end, or break and stand in
+line again, ahead of those whose turn it is by then. Whom their room belongs to only the head of
+the next line tells.
 """
 
 from collections.abc import Iterator

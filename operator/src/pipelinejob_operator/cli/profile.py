@@ -62,7 +62,8 @@ def profile(
 ) -> None:
     """Measure what each layer of a manifest's model costs on this machine: seconds, memory, links, book-keeping.
 
-    `plan --profile` and `run --profile` take the file; on a cluster, spec.costs names the config map.
+    `plan --profile` and `run --profile` take the file; on a cluster, spec.costs names the config
+    map.
     """
     if (file is None) == (run is None):
         raise ProfileError("name a manifest to measure, or a run's folder with --run to refine; one of them")

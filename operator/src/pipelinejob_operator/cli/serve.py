@@ -69,7 +69,8 @@ def serve(
 ) -> None:
     """Answer requests with the manifest's model on this machine, over HTTP as OpenAI does, or those of a file.
 
-    Ctrl-C stops it once the answers in work are there. Keys that clients must send are read from PIPELINEJOB_API_KEYS.
+    Ctrl-C stops it once the answers in work are there. Keys that clients must send are read from
+    PIPELINEJOB_API_KEYS.
     """
     if (prompts is None) != (answers is None):
         raise ServeError("--prompts and --answers: one alone says nothing; give both, or neither")

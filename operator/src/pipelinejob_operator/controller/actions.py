@@ -141,8 +141,8 @@ def _first_to_go(stale: Sequence[StagePod], observed: Observed, spec: PipelineJo
 def outlived_s(pod: StagePod, now: datetime, settings: ControllerSettings) -> float | None:
     """Return the seconds that what lives on beside an ended trainer still has; None where nothing does.
 
-    A kubelet ends side-cars of its own kind itself, and a pod that ends so keeps its logs. Any other container would
-    hold the stage's GPUs for ever.
+    A kubelet ends side-cars of its own kind itself, and a pod that ends so keeps its logs. Any
+    other container would hold the stage's GPUs for ever.
     """
     if pod.outcome is None or pod.is_done or pod.is_terminating:
         return None

@@ -27,8 +27,8 @@ class Applier:
     async def carry_out(self, observed: Observed, decision: Decision) -> Refusal | None:
         """Write the status, if it differs, then what follows from it.
 
-        Returns why the cluster refused a part of the gang, which ends the work there. Raises ClusterError where any
-        other write failed.
+        Returns why the cluster refused a part of the gang, which ends the work there. Raises
+        ClusterError where any other write failed.
         """
         await self.write_status(observed.job, decision)
         await self._delete(decision)

@@ -1,8 +1,9 @@
 """Planning beside the event loop, in at most two threads.
 
-Threads that compute share one interpreter with the loop, which waits for its turn behind each of them
-(`tests/bench/cluster/bench_planning.py` has what four large plans at once cost it). Of more jobs that are planned at
-once, the others wait here. Placing, which takes less and which others wait for, does not.
+Threads that compute share one interpreter with the loop, which waits for its turn behind each of
+them (`tests/bench/cluster/bench_planning.py` has what four large plans at once cost it). Of more
+jobs that are planned at once, the others wait here. Placing, which takes less and which others
+wait for, does not.
 """
 
 import asyncio

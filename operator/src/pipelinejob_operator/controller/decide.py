@@ -1,7 +1,8 @@
 """What to do about one job, decided purely: first the status it should have, then what that status asks of the cluster.
 
-The status is written before anything else is done, and what is done follows from it and from what is seen. So a pass
-that dies half-way is simply taken up by the next, and `status.attempt` fences every pod that it does not name.
+The status is written before anything else is done, and what is done follows from it and from what
+is seen. So a pass that dies half-way is simply taken up by the next, and `status.attempt` fences
+every pod that it does not name.
 """
 
 from collections.abc import Callable, Mapping
@@ -395,7 +396,8 @@ def _beside(current: Mapping[Rank, StagePod]) -> str:
 
 
 def _done_ranks(status: PipelineJobStatus, current: dict[Rank, StagePod]) -> frozenset[Rank]:
-    # A pod that completed may be swept away before its peers complete; its exit code stays in the status.
+    # A pod that completed may be swept away before its peers complete; its exit code stays in the
+    # status.
     swept = {
         rank
         for stage in status.stages

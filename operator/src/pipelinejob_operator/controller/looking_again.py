@@ -23,7 +23,8 @@ from pipelinejob_operator.objects.job import Rank, condition, parse_time
 from pipelinejob_operator.objects.pods import StagePod
 
 SOON_S = 1.0  # for what no event tells of and usually takes moments
-# Reasons to wait that the admission loop watches: it wakes the job when anything about them changes.
+# Reasons to wait that the admission loop watches: it wakes the job when anything about them
+# changes.
 _WATCHED = frozenset({NO_ROOM, NOT_ITS_TURN, FAR_BACK, NEVER_FITS, PREEMPTED, PREEMPTING})
 _HEARING_SHARE = 0.25  # of the time since a gang was let go passes between two questions why it is not up
 

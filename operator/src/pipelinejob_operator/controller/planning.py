@@ -1,7 +1,8 @@
 """Plans of jobs: drafted while they wait, made again for the place that they got, and kept while both stay the same.
 
-A draft follows from the spec, its costs, and what the cluster consists of; the final plan from the draft and the nodes
-that the job's status names. Finding one may take seconds, so it is prepared in a thread; losing one loses nothing.
+A draft follows from the spec, its costs, and what the cluster consists of; the final plan from the
+draft and the nodes that the job's status names. Finding one may take seconds, so it is prepared in
+a thread; losing one loses nothing.
 """
 
 from collections import OrderedDict
@@ -127,8 +128,8 @@ class Planner:
     def choose(self, job: Job, ground: Ground) -> Chosen:
         """Choose what the spec leaves open: what is quickest where it would stand, were all work on the cluster done.
 
-        Raises SpecError if nothing can be planned, NoPlacementError if nothing of it finds a place. May take ten
-        seconds: to be called in a thread.
+        Raises SpecError if nothing can be planned, NoPlacementError if nothing of it finds a
+        place. May take ten seconds: to be called in a thread.
         """
         assert job.spec is not None, "only readable jobs are planned"
         version = job.uid, job.generation, self._costs.version(job), ground.likeness
@@ -140,8 +141,8 @@ class Planner:
     def draft(self, job: Job, ground: Ground) -> Draft:
         """Plan a job before there is a place.
 
-        Raises SpecError if there can be no plan, NoPlacementError if what is known of the cluster does not allow for
-        one.
+        Raises SpecError if there can be no plan, NoPlacementError if what is known of the cluster
+        does not allow for one.
         """
         shared = self._drafted(job, ground).draft
         return replace(shared, plan=_named(shared.plan, job))

@@ -70,7 +70,8 @@ _QUESTIONS_PER_S = 25.0  # jobs that are asked how far they are: more would cost
 class Controller:
     """Brings one job at a time closer to what its spec says; concurrently for several jobs, never twice for one.
 
-    All passes run on one event loop. Room is given by `admissions`, the loop that works through the line of all jobs.
+    All passes run on one event loop. Room is given by `admissions`, the loop that works through
+    the line of all jobs.
     """
 
     def __init__(
@@ -121,8 +122,8 @@ class Controller:
     async def reconcile(self, key: Key) -> float | None:
         """Bring the job closer to its spec.
 
-        Returns the seconds after which it wants to be called again, None if only an event can change anything. Raises
-        ClusterError when a write failed; the caller retries with back-off.
+        Returns the seconds after which it wants to be called again, None if only an event can
+        change anything. Raises ClusterError when a write failed; the caller retries with back-off.
         """
         known = self._job(key)
         if known is not None and known.is_service:
@@ -174,8 +175,8 @@ class Controller:
     async def _is_chosen(self, key: Key) -> bool:
         """Resolve open fields and persist status.chosen, if it is time for that.
 
-        Before its first step a job may be given another shape each time that it waits; afterwards only once it was
-        suspended.
+        Before its first step a job may be given another shape each time that it waits; afterwards
+        only once it was suspended.
         """
         job = self._job(key)
         if job is None or self._errors(job.raw) or not _is_to_be_chosen(job):

@@ -48,8 +48,9 @@ def find_places(
 ) -> dict[Rank, Place]:
     """Find a node for the next pod of each of these ranks, lost or new; one for which there is none is left out.
 
-    A spare that answers takes the place of a lost one at once. Two that are lost at once do not get the room of one.
-    Nodes that are `avoided` are taken only if there are no others in the cluster, whatever room they have.
+    A spare that answers takes the place of a lost one at once. Two that are lost at once do not
+    get the room of one. Nodes that are `avoided` are taken only if there are no others in the
+    cluster, whatever room they have.
     """
     job, spec = observed.job, observed.job.spec
     assert spec is not None, "only readable jobs have stages to lose"
@@ -78,8 +79,9 @@ def find_spare_places(
 ) -> Mapping[int, Place] | str:
     """Find a node for each of these spares, beside all that stands; say why, where there is none for any.
 
-    A spare asks for room in the line's order, by its job's priority and age. It stands where no stage of its job does,
-    if it can, near the stages of a replica: spares are shared out among the replicas.
+    A spare asks for room in the line's order, by its job's priority and age. It stands where no
+    stage of its job does, if it can, near the stages of a replica: spares are shared out among the
+    replicas.
     """
     job, spec = observed.job, observed.job.spec
     assert spec is not None, "only readable jobs keep spares"

@@ -30,7 +30,8 @@ class Shaper:
     async def choose(self, job: Job) -> Chosen:
         """Choose for a job that holds nothing: what is quickest for all replicas, or for as many as have room now.
 
-        Raises SpecError if nothing can be planned, NoPlacementError if nothing of it finds a place.
+        Raises SpecError if nothing can be planned, NoPlacementError if nothing of it finds a
+        place.
         """
         written, first, error = _as_written(job), None, None
         for shape in resizing.with_replicas(written):
@@ -81,7 +82,8 @@ class Shaper:
     async def _reshape(self, turn: Turn, before: Chosen) -> Turn:
         """Begin to have the stages, layers or schedule that the spec asks for now, with the replicas that it asks for.
 
-        Where memory does not do it, the stages write a checkpoint, once what is asked for can be planned.
+        Where memory does not do it, the stages write a checkpoint, once what is asked for can be
+        planned.
         """
         job = turn.job
         goal = shapes.reshaped(job) or before

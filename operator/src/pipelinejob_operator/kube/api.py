@@ -1,10 +1,10 @@
 """The one way to the API server: raw JSON over a connection that `kubernetes.aio` sets up; errors are translated here.
 
-An API server that is overloaded says when to come back (429 or 5xx with Retry-After). As far as a request's time
-allows, that is done here, and until then nobody else goes either.
+An API server that is overloaded says when to come back (429 or 5xx with Retry-After). As far as a
+request's time allows, that is done here, and until then nobody else goes either.
 
-Typed models stay out: what the controller reads and writes is the API's own JSON, and parsing tens of thousands of pods
-into models costs more than everything done with them.
+Typed models stay out: what the controller reads and writes is the API's own JSON, and parsing tens
+of thousands of pods into models costs more than everything done with them.
 """
 
 import asyncio
@@ -74,7 +74,8 @@ class ConfigurationError(ClusterError):
     """There is no usable way to the API server: no kubeconfig, no service account."""
 
 
-# What the API server says of an object needs no request before it: its words reach the object's author.
+# What the API server says of an object needs no request before it: its words reach the object's
+# author.
 _REFUSALS: dict[int, type[ClusterError]] = {
     400: InvalidError,
     403: ForbiddenError,
@@ -149,8 +150,9 @@ class Api:
     ) -> dict[str, Any]:
         """Send one request and give the JSON of the answer.
 
-        All tries of it together take `timeout_s` at most, from the first on; `before_sending` is called before each
-        and may raise. Raises the ClusterError that the answer, or its absence, means.
+        All tries of it together take `timeout_s` at most, from the first on; `before_sending` is
+        called before each and may raise. Raises the ClusterError that the answer, or its absence,
+        means.
         """
         async with self._turn(method):
             until_s = time.monotonic() + timeout_s

@@ -1,7 +1,7 @@
 """A Cluster that is Kubernetes: reads come from informers' caches, writes go to the API server.
 
-Every write passes the fence first, and what the API server answers goes into the cache at once, so that the next pass
-sees its own writes.
+Every write passes the fence first, and what the API server answers goes into the cache at once, so
+that the next pass sees its own writes.
 """
 
 import asyncio
@@ -75,9 +75,9 @@ class KubeCluster:
     ) -> None:
         """Prepare; `run` keeps the caches true. `session` is for the trainers' own ports, never for the API server.
 
-        Of kinds that stand in namespaces only those of `namespaces` are seen; all where it is empty. `kueue` and
-        `provisioning` say that there may be a Kueue, and an autoscaler that takes ProvisioningRequests, and that this
-        process may read and write their objects.
+        Of kinds that stand in namespaces only those of `namespaces` are seen; all where it is
+        empty. `kueue` and `provisioning` say that there may be a Kueue, and an autoscaler that
+        takes ProvisioningRequests, and that this process may read and write their objects.
         """
         self._api = api
         self._hooks = hooks
@@ -90,7 +90,8 @@ class KubeCluster:
         self._jobs = self._watched(names.KIND, react.on_job, projection.job)
         self._pods = self._watched("Pod", react.on_pod, projection.pod)
         self._nodes = self._watched("Node", react.on_node, projection.node, is_cluster_scoped=True)
-        # Who may not read these does without: no priorities but 0, and no profile but what is packaged.
+        # Who may not read these does without: no priorities but 0, and no profile but what is
+        # packaged.
         self._priorities, self._profiles = (
             self._watched(kind, on_change, without_managed_fields, is_cluster_scoped=True, is_optional=True)
             for kind, on_change in (("PriorityClass", react.on_priority), (names.PROFILE_KIND, react.on_profile))
@@ -246,8 +247,8 @@ class KubeCluster:
     async def apply(self, item: Object) -> None:
         """Create an object without a uid; of one with a uid, that stands, bring the fields it states to what it states.
 
-        Raises NameTakenError if another's stands under the name of a new one, UnavailableError if that is about to go,
-        ConflictError if the one that is meant has gone, or stands already.
+        Raises NameTakenError if another's stands under the name of a new one, UnavailableError if
+        that is about to go, ConflictError if the one that is meant has gone, or stands already.
         """
         await self._writes.apply(item)
 

@@ -1,7 +1,8 @@
 """Whose request goes to the API server next: a rate, so many at once, and turns between jobs that have several waiting.
 
-A gang of 2,048 pods has thousands of writes to make. Served in the order of their coming, they would keep every other
-job's status waiting; here each job that waits sends one request, then the next job does.
+A gang of 2,048 pods has thousands of writes to make. Served in the order of their coming, they
+would keep every other job's status waiting; here each job that waits sends one request, then the
+next job does.
 """
 
 import asyncio
@@ -50,7 +51,8 @@ class Pace:
         self._tokens, self._filled_s = self._burst, self._loop.time()
         self._at_once = 0
         self._held_until_s = 0.0
-        # Foreground and background; in each, the keys in the order in which they have their next turn.
+        # Foreground and background; in each, the keys in the order in which they have their next
+        # turn.
         self._lines: tuple[dict[Hashable, deque[asyncio.Future[None]]], ...] = ({}, {})
         self._timer: asyncio.TimerHandle | None = None
 

@@ -12,7 +12,8 @@ _log = structlog.get_logger(__name__)
 
 _MAX_EVENTS = "500"  # the API server keeps them for an hour, and repetitions as one
 _TIMEOUT_S = 5.0
-# A repeated event bears the time of its last occurrence, by whichever of the two APIs it was written.
+# A repeated event bears the time of its last occurrence, by whichever of the two APIs it was
+# written.
 _TIMES = ("deprecatedLastTimestamp", "eventTime", "deprecatedFirstTimestamp")
 
 

@@ -1,7 +1,8 @@
 """Events on jobs (`kubectl describe`): joined while they wait, written behind all else, counted where they are dropped.
 
-What waits is kept by job, type and reason: a later event of that kind takes the earlier one's place and counts both, so
-that a storm becomes a number. What a job has waiting is written in one go, jobs in the order in which they came.
+What waits is kept by job, type and reason: a later event of that kind takes the earlier one's
+place and counts both, so that a storm becomes a number. What a job has waiting is written in one
+go, jobs in the order in which they came.
 """
 
 import asyncio
@@ -33,7 +34,8 @@ _TELL_DROPPED_S = 60.0
 # As client-go's recorder: a burst of 25 for each object, then one in five minutes.
 _BURST = 25.0
 _REFILL_PER_S = 1 / 300
-# Of all objects together: jobs' own writes come first on a busy API server, and most of what it takes is left to them.
+# Of all objects together: jobs' own writes come first on a busy API server, and most of what it
+# takes is left to them.
 _RATE_PER_S = 50.0
 _RATE_BURST = 100.0
 

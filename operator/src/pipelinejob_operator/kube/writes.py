@@ -1,6 +1,7 @@
 """Writes that mean one object, by its uid: nothing of another owner's is overwritten, adopted or deleted.
 
-A new object is created, never applied over what may stand there; one that stands is changed and deleted by its uid.
+A new object is created, never applied over what may stand there; one that stands is changed and
+deleted by its uid.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +19,9 @@ from pipelinejob_operator.cluster import (
 from pipelinejob_operator.kube.api import MERGE, Api, NotFoundError
 from pipelinejob_operator.objects.ownership import controller, describe, obstacle
 
-# A write must land before another operator can take the Lease (leader.py: it is held 5 s longer than it is trusted).
-# All tries of it do: what the API server does not take in this time is left to the next pass.
+# A write must land before another operator can take the Lease (leader.py: it is held 5 s longer
+# than it is trusted). All tries of it do: what the API server does not take in this time is left
+# to the next pass.
 WRITE_TIMEOUT_S = 5.0
 MANAGER: Final = {"fieldManager": names.FIELD_MANAGER}
 
@@ -93,7 +95,8 @@ class Writes:
             self._take_up(reference.kind, answer)
 
     async def _create(self, item: Object) -> None:
-        # Never by server-side apply: it writes into whatever stands under the name, and makes itself its owner.
+        # Never by server-side apply: it writes into whatever stands under the name, and makes
+        # itself its owner.
         kind, metadata = item["kind"], item["metadata"]
         folder = self._path(kind, metadata["namespace"], "").rstrip("/")
         try:

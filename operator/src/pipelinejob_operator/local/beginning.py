@@ -38,8 +38,8 @@ def begin(
 ) -> Beginning:
     """Decide how to begin.
 
-    `is_fresh` says that what is there may be deleted. `previous` is the job that the folder remembers; `changes` are
-    those between it and the one wanted that checkpoints cannot follow.
+    `is_fresh` says that what is there may be deleted. `previous` is the job that the folder
+    remembers; `changes` are those between it and the one wanted that checkpoints cannot follow.
     """
     if is_fresh or (previous is None and not has_checkpoints):
         return Beginning(way=Way.NEW, message="", job=wanted)

@@ -1,7 +1,8 @@
 """A Cluster without Kubernetes: this machine's processes are the pods, its devices the one node.
 
-The controller cannot tell the difference: a pod waits for its scheduling gate to be lifted, runs, ends with an exit
-code and last words. The job and its status survive in the run's folder, as an API server would keep them.
+The controller cannot tell the difference: a pod waits for its scheduling gate to be lifted, runs,
+ends with an exit code and last words. The job and its status survive in the run's folder, as an
+API server would keep them.
 """
 
 import copy

@@ -1,6 +1,7 @@
 """One address for several chains on this machine, as a cluster's Service is one for their first stages.
 
-Connections are passed on as they are, each to the first stage with the fewest, of those that are ready.
+Connections are passed on as they are, each to the first stage with the fewest, of those that are
+ready.
 """
 
 import asyncio

@@ -130,7 +130,8 @@ class RunFolder:
     def clear(self) -> None:
         """Delete the results of an earlier run, and only what a run writes.
 
-        What says that there was a run goes first: should this be interrupted, nothing is taken for finished.
+        What says that there was a run goes first: should this be interrupted, nothing is taken for
+        finished.
         """
         for file in (self.job, self.plan, self.costs, self.summary, self.report, self.trace, self.steps, self.manifest):
             file.unlink(missing_ok=True)

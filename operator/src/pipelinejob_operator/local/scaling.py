@@ -1,7 +1,8 @@
 """Another shape for a job on this machine: what `kubectl scale`, or an editor, writes in a cluster.
 
-A run trains a job of which all is decided. One that is to be scaled says instead how many sequences a step has over
-all replicas, and its status says what was decided for those that there are.
+A run trains a job of which all is decided. One that is to be scaled says instead how many
+sequences a step has over all replicas, and its status says what was decided for those that there
+are.
 """
 
 from collections.abc import Mapping

@@ -22,7 +22,8 @@ from pipelinejob_operator.local.node.machine import Machine
 from pipelinejob_operator.local.node.stage_process import launched
 from pipelinejob_operator.local.runfolder import RunFolder
 
-# Of processor time for each thread: on a busy machine a tool takes longer, which says nothing of its work.
+# Of processor time for each thread: on a busy machine a tool takes longer, which says nothing of
+# its work.
 _PROFILE_LIMIT_S = 180
 _SAMPLE_LIMIT_S = 300
 _FEW_TOKENS = 40  # of models that are not small

@@ -1,8 +1,9 @@
 """What a pod's status says of its containers: the trainer's is the stage's, all others stand beside it.
 
-A pod's phase speaks of all its containers at once: it stays Running while a log shipper outlives the trainer, and says
-Failed when a proxy crashed after a good end. So nothing here looks at it. Containers are found by name: injected ones
-may stand before or behind, and what is not listed has not begun.
+A pod's phase speaks of all its containers at once: it stays Running while a log shipper outlives
+the trainer, and says Failed when a proxy crashed after a good end. So nothing here looks at it.
+Containers are found by name: injected ones may stand before or behind, and what is not listed has
+not begun.
 """
 
 import re
@@ -34,15 +35,17 @@ STUCK_REASONS = frozenset(
 # A kubelet that tries and pauses says one and the other in turn; to us it is one trouble.
 _SAME = {"ErrImagePull": "ImagePullBackOff"}
 _PAUSES = frozenset({"CrashLoopBackOff"})  # between two tries of a container that is to begin again
-# The kubelet's word for a container that it cannot find any more, with an exit code of its own making.
+# The kubelet's word for a container that it cannot find any more, with an exit code of its own
+# making.
 _LOST = "ContainerStatusUnknown"
-# The runtime's words for a process that it could not start; `exec: "name": ...` blames the command, anything else what
-# the node does to start it, a device's hook for instance.
+# The runtime's words for a process that it could not start; `exec: "name": ...` blames the
+# command, anything else what the node does to start it, a device's hook for instance.
 _NEVER_STARTED = frozenset({"StartError", "ContainerCannotRun"})
 _BLAMES_COMMAND = re.compile(r'exec: "')
 _PLAIN = frozenset({"Completed", "Error"})  # of a process: says no more than its exit code
 _MAX_MESSAGE = 1000
-# By the policies that let a stage that serves begin again in its place: its ends that would come again, or are good.
+# By the policies that let a stage that serves begin again in its place: its ends that would come
+# again, or are good.
 _ENDINGS_THAT_STAY = {"Always": {ExitCode.USER_ERROR}, "OnFailure": {ExitCode.USER_ERROR, ExitCode.OK}}
 
 
@@ -76,8 +79,8 @@ def has_started(pod: Object) -> bool:
 def trainer_ending(pod: Object) -> Ending | None:
     """Say how the trainer ended; None if it lives, has not begun, or was lost.
 
-    A trainer that was started again in its place has ended, too: its gang went on without it. Not so a stage that
-    serves: it joins the others again, unless it would end the same each time.
+    A trainer that was started again in its place has ended, too: its gang went on without it. Not
+    so a stage that serves: it joins the others again, unless it would end the same each time.
     """
     own = _trainer(pod)
     if own is None or lost_container(pod) is not None:

@@ -171,7 +171,8 @@ def _status(raw: Object) -> PipelineJobStatus:
 def _lean(status: PipelineJobStatus) -> PipelineJobStatus:
     """Have what was written with the same fields share the set of their names, half of what a condition takes.
 
-    pydantic gives each its own; copies of a model copy it before they change it, and nothing else changes it.
+    pydantic gives each its own; copies of a model copy it before they change it, and nothing else
+    changes it.
     """
     for each in (status, *status.conditions, *status.stages):
         own = each.model_fields_set

@@ -1,6 +1,7 @@
 """What follows from a spec alone, reckoned once for all jobs that have it: most of ten thousand jobs are written alike.
 
-Specs that are written alike are one object (`objects/job.py`), so it is the object that is looked up.
+Specs that are written alike are one object (`objects/job.py`), so it is the object that is looked
+up.
 """
 
 import weakref

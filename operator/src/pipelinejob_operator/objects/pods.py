@@ -13,14 +13,14 @@ from pipelinejob_operator.objects.containers import Ending, Trouble
 from pipelinejob_operator.objects.job import Rank
 
 _ABANDONED = "Abandoned"  # our word for a pod that failed without one, while its trainer has not said that it ended
-# What a pod says of its end as a whole where the node, not the pod, could not go on; any other such word, of today's
-# kubelets and tomorrow's, says that the node refused the pod.
+# What a pod says of its end as a whole where the node, not the pod, could not go on; any other
+# such word, of today's kubelets and tomorrow's, says that the node refused the pod.
 _INTERRUPTIONS = frozenset({"Evicted", "NodeLost", "Preempting", "Shutdown", "Terminated", "NodeShutdown", _ABANDONED})
 _OVERDUE = "DeadlineExceeded"  # by the activeDeadlineSeconds of the pod's own template
 
-# The kubelet's words where a pod is evicted for what it used beyond its own limit or request; other evictions only
-# say that the node was low on something (pkg/kubelet/eviction/helpers.go). Where nothing was requested any use is
-# beyond it, so a request of 0 accuses nobody.
+# The kubelet's words where a pod is evicted for what it used beyond its own limit or request;
+# other evictions only say that the node was low on something (pkg/kubelet/eviction/helpers.go).
+# Where nothing was requested any use is beyond it, so a request of 0 accuses nobody.
 _OWN_FAULT = re.compile(
     "exceeded its local ephemeral storage limit|ephemeral local storage usage exceeds the total limit"
     "|Usage of EmptyDir volume|request is (?!0,)[^ ]+, has larger consumption of"

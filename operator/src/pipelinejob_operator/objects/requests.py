@@ -13,8 +13,9 @@ _PORT = "host port "
 def pod_requests(pod: Object) -> dict[str, Fraction]:
     """Return what the scheduler reckons a pod takes: the larger of its start and its run, overhead and host ports.
 
-    Init containers run one after the other, those with restartPolicy Always (sidecars) go on beside all that follow.
-    While a resize in place is not done, the larger of what is asked and what is held counts.
+    Init containers run one after the other, those with restartPolicy Always (sidecars) go on
+    beside all that follow. While a resize in place is not done, the larger of what is asked and
+    what is held counts.
     """
     spec, held = pod.get("spec", {}), _held(pod.get("status", {}))
     running: list[Resources] = []
@@ -34,13 +35,15 @@ def pod_requests(pod: Object) -> dict[str, Fraction]:
 def host_ports(pod: Object) -> Iterator[str]:
     """Name the ports of the host that the pod takes, as resources of which each node has one.
 
-    Addresses are not told apart: two pods that take one port on different addresses of a host count as in conflict.
+    Addresses are not told apart: two pods that take one port on different addresses of a host
+    count as in conflict.
     """
     spec = pod.get("spec", {})
     sidecars = [each for each in spec.get("initContainers") or () if each.get("restartPolicy") == "Always"]
     for container in (*sidecars, *(spec.get("containers") or ())):
         for port in container.get("ports") or ():
-            # The API server fills the host's port from the container's; a manifest was not there yet.
+            # The API server fills the host's port from the container's; a manifest was not there
+            # yet.
             number = port.get("hostPort") or (port.get("containerPort") if spec.get("hostNetwork") else None)
             if number:
                 yield f"{_PORT}{number}/{port.get('protocol') or 'TCP'}"
@@ -68,5 +71,6 @@ def _container_requests(container: Object, held: Mapping[str, Resources]) -> dic
 
 
 def _requests(stated: Mapping[str, Any]) -> dict[str, Fraction]:
-    # The API server fills missing requests from limits; a manifest that was not there yet has to be read likewise.
+    # The API server fills missing requests from limits; a manifest that was not there yet has to
+    # be read likewise.
     return resources((stated.get("limits") or {}) | (stated.get("requests") or {}))

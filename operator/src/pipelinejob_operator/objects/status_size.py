@@ -12,7 +12,8 @@ from pipelinejob.spec.status import PipelineJobStatus
 
 MAX_STATUS_BYTES = 768 * 1024
 MAX_SENTENCES_BYTES = 64 * 1024  # of all ranks together
-# What is tried in turn where even that is refused: a large spec leaves less, and etcd may be told to take less.
+# What is tried in turn where even that is refused: a large spec leaves less, and etcd may be told
+# to take less.
 LIMITS = (MAX_STATUS_BYTES, MAX_STATUS_BYTES // 2, 0)
 
 _MEASUREMENTS = ("step", "utilization", "bubble", "memory_bytes")

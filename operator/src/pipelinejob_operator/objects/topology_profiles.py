@@ -15,8 +15,8 @@ _log = structlog.get_logger(__name__)
 def profiles_of(objects: Iterable[Object]) -> Profiles:
     """Read TopologyProfiles, by name.
 
-    One that this version cannot read, which the CRD of another may have let in, counts as absent: jobs that name it are
-    told so.
+    One that this version cannot read, which the CRD of another may have let in, counts as absent:
+    jobs that name it are told so.
     """
     read = {}
     for each in objects:

@@ -1,7 +1,8 @@
 """Python's search for garbage in cycles, kept from holding the event loop.
 
-What caches hold is JSON: millions of small objects, none in a cycle. By Python's defaults a full search looks at all of
-them, again and again while they are read (20,000 pods: 1 s each, and seven times as long to read them).
+What caches hold is JSON: millions of small objects, none in a cycle. By Python's defaults a full
+search looks at all of them, again and again while they are read (20,000 pods: 1 s each, and seven
+times as long to read them).
 """
 
 import asyncio

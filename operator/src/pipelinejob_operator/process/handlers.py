@@ -1,8 +1,9 @@
 """kopf's part: it watches PipelineJobs and says which of them changed. The only file that knows kopf.
 
-kopf 1.45 ends the whole operator on six kinds of odd stream answers, tells of no deletion that fell into a gap, and
-cancels every task of its loop when it ends. So it runs in a thread and a loop of its own, begins again when it ends,
-decides nothing, remembers nothing and writes nothing: `on.event` costs no PATCH, and what it misses the informers see.
+kopf 1.45 ends the whole operator on six kinds of odd stream answers, tells of no deletion that
+fell into a gap, and cancels every task of its loop when it ends. So it runs in a thread and a loop
+of its own, begins again when it ends, decides nothing, remembers nothing and writes nothing:
+`on.event` costs no PATCH, and what it misses the informers see.
 """
 
 import asyncio
@@ -28,8 +29,8 @@ _MAX_ERROR_BACKOFF_S = 10.0
 class KopfWatch:
     """kopf under supervision.
 
-    `enqueue` and `on_restart` are called in the thread of `loop`; `credentials` is awaited there. Without `namespaces`
-    all are watched.
+    `enqueue` and `on_restart` are called in the thread of `loop`; `credentials` is awaited there.
+    Without `namespaces` all are watched.
     """
 
     def __init__(
@@ -88,8 +89,8 @@ class KopfWatch:
         return "kopf returned"
 
     async def _operate(self, backoff: Backoff) -> None:
-        # An event of asyncio's, one for each run: for a thread's event kopf would leave a thread of the loop's executor
-        # waiting, and never get to its own end.
+        # An event of asyncio's, one for each run: for a thread's event kopf would leave a thread
+        # of the loop's executor waiting, and never get to its own end.
         flag = asyncio.Event()
         self._ending = (asyncio.get_running_loop(), flag)
         if self._stopping.is_set():
@@ -115,8 +116,8 @@ class KopfWatch:
         @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
         async def changed(type: str | None, namespace: str | None, name: str | None, **_: Any) -> None:  # noqa: A002  # kopf's name
             backoff.reset()
-            # What kopf lists, as it does whenever its watch ends, is no change: the informer has listed it already, and
-            # a pass over each of ten thousand jobs would take a minute.
+            # What kopf lists, as it does whenever its watch ends, is no change: the informer has
+            # listed it already, and a pass over each of ten thousand jobs would take a minute.
             if type is not None and namespace and name:
                 self._loop.call_soon_threadsafe(self._enqueue, Key(namespace, name))
 

@@ -1,7 +1,8 @@
 """What is told of each job at a scrape: conditions, restarts, progress and placement, as its status has them.
 
-Ten thousand jobs are a quarter of a million lines, and hardly any changes between two scrapes: the lines of a job are
-kept until its resource version is another, and go when the job goes. No collector of the library's can do that.
+Ten thousand jobs are a quarter of a million lines, and hardly any changes between two scrapes: the
+lines of a job are kept until its resource version is another, and go when the job goes. No
+collector of the library's can do that.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

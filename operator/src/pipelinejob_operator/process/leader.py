@@ -1,8 +1,9 @@
 """Which of several operators works: a Lease, judged by a monotonic clock, released at the end.
 
-Others wait `LEASE_S` after the last renewal they saw; this one trusts its own for `RENEW_DEADLINE_S` only. Between the
-two lies the time that its last write may take (kube.py), so no write of an old leader lands in a new one's time.
-A leader that loses the Lease goes on watching and stands again: an API server gone for a minute ends no process.
+Others wait `LEASE_S` after the last renewal they saw; this one trusts its own for
+`RENEW_DEADLINE_S` only. Between the two lies the time that its last write may take (kube.py), so
+no write of an old leader lands in a new one's time. A leader that loses the Lease goes on watching
+and stands again: an API server gone for a minute ends no process.
 """
 
 import asyncio
@@ -148,7 +149,8 @@ class Elector:
             _log.warning("lease not released", error=str(error))
 
     async def _try(self) -> None:
-        # Before the request: what was true when it was sent must not be trusted for longer because it took long.
+        # Before the request: what was true when it was sent must not be trusted for longer because
+        # it took long.
         started_s = self._monotonic()
         lease = await self._read()
         if lease is None:

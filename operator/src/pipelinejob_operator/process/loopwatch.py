@@ -1,7 +1,8 @@
 """How late the event loop is, and who holds it: all passes, watches and the Lease share the one loop of this process.
 
-A task of the loop asks to be woken ten times a second and measures how late it is. A thread beside it looks whether
-that task still moves, and writes down what the loop's thread is doing when it has not for a second.
+A task of the loop asks to be woken ten times a second and measures how late it is. A thread beside
+it looks whether that task still moves, and writes down what the loop's thread is doing when it has
+not for a second.
 """
 
 import asyncio

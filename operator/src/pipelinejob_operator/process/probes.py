@@ -1,8 +1,8 @@
 """What is asked of this process from outside: /healthz, /readyz and /metrics, answered by a thread of its own.
 
-A kubelet and Prometheus get their answer whatever the event loop does. The thread reads nothing that passes change: ten
-times a second the event loop leaves a `Look` at this process, which nobody changes afterwards. An old one is news by
-itself: the event loop is held.
+A kubelet and Prometheus get their answer whatever the event loop does. The thread reads nothing
+that passes change: ten times a second the event loop leaves a `Look` at this process, which nobody
+changes afterwards. An old one is news by itself: the event loop is held.
 """
 
 import asyncio
@@ -92,7 +92,8 @@ def look(
 ) -> Look:
     """Look at this process. A stand-by is ready, and tells of no jobs: sums would count them twice.
 
-    An API server that is gone is no reason for a restart: the caches go on trying, and that counts as a sign of life.
+    An API server that is gone is no reason for a restart: the caches go on trying, and that counts
+    as a sign of life.
     """
     return Look(
         at_s=time.monotonic(),

@@ -32,15 +32,16 @@ from pipelinejob_operator.process.workqueue import WorkQueue
 
 _log = structlog.get_logger(__name__)
 
-# Keys that failed because the API server did not answer come back within this; others back off further.
+# Keys that failed because the API server did not answer come back within this; others back off
+# further.
 _UNAVAILABLE_MAX_DELAY_S = 2.0
 _CONFLICT_DELAY_S = 0.02
 _KOPF_STOP_S = 0.2
 _KOPF_START_S, _KOPF_LOOK_S = 30.0, 0.1  # at the latest; between two looks whether the queue is empty
 _PASS_END_S = 0.3
 _EXIT_USAGE: Final = 2
-# How long a thread that computes keeps the interpreter from one that waits for it, at most. A probe waits some five
-# times, so that Python's own 5 ms would add up.
+# How long a thread that computes keeps the interpreter from one that waits for it, at most. A
+# probe waits some five times, so that Python's own 5 ms would add up.
 SWITCH_S: Final = 0.001
 
 

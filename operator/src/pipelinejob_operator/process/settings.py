@@ -81,7 +81,8 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     )
 
     def option(flag: str, kind: Callable[[str], object], default: str, text: str) -> None:
-        # argparse converts a default that is a string, so the environment gets the same sentences as flags.
+        # argparse converts a default that is a string, so the environment gets the same sentences
+        # as flags.
         variable = _PREFIX + flag.upper().replace("-", "_")
         parser.add_argument(f"--{flag}", type=kind, default=environment.get(variable) or default, help=text)
 

@@ -1,9 +1,10 @@
 """A queue of keys with the semantics of client-go's.
 
-A key waits once however often it is added, and is never handed out twice at a time; one that is added while it is being
-worked on comes again afterwards.
+A key waits once however often it is added, and is never handed out twice at a time; one that is
+added while it is being worked on comes again afterwards.
 
-It belongs to one event loop; other threads add through `loop.call_soon_threadsafe(queue.add, key)`.
+It belongs to one event loop; other threads add through `loop.call_soon_threadsafe(queue.add,
+key)`.
 """
 
 import asyncio

@@ -65,8 +65,8 @@ _WAITS = {
     WaitCause.BARRIER.value: Look(key="barrier", name="waiting at the barrier", light="#9e91ac", dark="#513e54"),
 }
 
-# By the names that seconds are counted under (`summary.seconds_by_cause`), and in the order in which they are stacked:
-# what is wanted first, what is not last.
+# By the names that seconds are counted under (`summary.seconds_by_cause`), and in the order in
+# which they are stacked: what is wanted first, what is not last.
 LOOKS = {
     "forward": FORWARD,
     "backward_input": BACKWARD,

@@ -51,7 +51,8 @@ class _Walk:
                     before = old.get(name, ABSENT) if isinstance(old, Mapping) else ABSENT
                     yield from self.at(f"{path}.{name}".removeprefix("."), value[name], before, field)
         elif isinstance(value, list) and "items" in schema:
-            # Items of a list have no old self, unless it is a map; no rule of ours on an item asks for one.
+            # Items of a list have no old self, unless it is a map; no rule of ours on an item asks
+            # for one.
             for index, item in enumerate(value):
                 yield from self.at(f"{path}[{index}]", item, ABSENT, schema["items"])
 
@@ -76,7 +77,8 @@ def _message(rule: Mapping[str, str], context: cel.Context) -> str:
     if "messageExpression" not in rule:
         return rule["message"]
     message = str(_compiled(rule["messageExpression"]).execute(context))
-    # A value with a line break in it must not forge a line of its own; the API server sees it so, too.
+    # A value with a line break in it must not forge a line of its own; the API server sees it so,
+    # too.
     return rule["message"] if "\n" in message else message
 
 

@@ -97,7 +97,8 @@ def _errors(manifest: Mapping[str, Any], old: Any) -> list[SpecError]:
 
 def errors_by(schema: Mapping[str, Any], manifest: Mapping[str, Any], old: Any) -> list[SpecError]:
     """Return the errors that the API server reports for a manifest whose CRD has this schema."""
-    # A status is the operator's, never its author's; the API server, too, lets it be when a manifest is applied.
+    # A status is the operator's, never its author's; the API server, too, lets it be when a
+    # manifest is applied.
     given = {key: value for key, value in manifest.items() if key != "status"}
     value = read_as_server(given, schema)
     unsound = list(schema_errors(value, schema))

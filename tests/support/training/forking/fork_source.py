@@ -1,7 +1,7 @@
 """A program that has imported all that a rank needs, and forks a rank for each line of JSON on its stdin.
 
-Each is a grandchild, so that it becomes the child of the process that started this one, and asked the kernel for
-orphans.
+Each is a grandchild, so that it becomes the child of the process that started this one, and asked
+the kernel for orphans.
 """
 
 import ctypes

@@ -36,7 +36,8 @@ class Usage:
 def check_growth(usage: Sequence[Usage]) -> None:
     """See that what a survivor holds after the last recoveries is what it held after the first.
 
-    A moment may show two meetings at once, one of them about to be let go; what leaks, each later moment shows.
+    A moment may show two meetings at once, one of them about to be let go; what leaks, each later
+    moment shows.
     """
     if len(usage) < 2 * _MOMENTS:
         return

@@ -1,9 +1,9 @@
 """Nestings: what a layer may hand to the next one, if it is not a single tensor.
 
 A nesting is a tuple, list, dict with string keys, named tuple or simple dataclass of tensors,
-constants (None, bool, int, float, str) and further nestings. It is taken apart into **leaves**, its
-tensors, and a **structure**, which says where they belong. A tensor that stands in two places is one
-leaf. A **path** names a place: `output[1]["mask"]`.
+constants (None, bool, int, float, str) and further nestings. It is taken apart into **leaves**,
+its tensors, and a **structure**, which says where they belong. A tensor that stands in two places
+is one leaf. A **path** names a place: `output[1]["mask"]`.
 
     ({"x": a, "mask": b}, None, a)  ->  (a, b)  and  ({"x": 0, "mask": 1}, None, 0)
 """

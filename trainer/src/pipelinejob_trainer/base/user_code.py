@@ -28,7 +28,8 @@ _DOOR = os.path.join(_PACKAGE, "stage", "autograd_engine.py")  # noqa: PTH118 # 
 _NOT_THE_USERS = (_PACKAGE + os.sep, str(Path(torch.__file__).parent) + os.sep, "<")
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
 _INSTALLED = ("site-packages", "dist-packages")
-# What libraries under torch say of a GPU that has no room or does not work, besides torch's own error types.
+# What libraries under torch say of a GPU that has no room or does not work, besides torch's own
+# error types.
 _DEVICE_WORDS = ("STATUS_ALLOC_FAILED", "STATUS_NOT_INITIALIZED", "STATUS_EXECUTION_FAILED")
 _CHANGED_IN_PLACE = "modified by an inplace operation"  # in autograd's words
 _MAX_FRAMES = 3
@@ -101,9 +102,9 @@ def backward_raised(
 ) -> NoReturn:
     """Raise LayerError for a failed backward pass.
 
-    `find` reruns the layers to tell which one raises, or an index of no layer where it is the loss,
-    of this name. An error that does not come again, and did
-    not pass through the user's code, is raised unchanged.
+    `find` reruns the layers to tell which one raises, or an index of no layer where it is the
+    loss, of this name. An error that does not come again, and did not pass through the user's
+    code, is raised unchanged.
     """
     _raise_unless_theirs(error, [layer for _, layer in layers])
     index = find()

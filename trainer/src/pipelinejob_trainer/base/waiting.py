@@ -1,6 +1,7 @@
 """For whom this process's training waits at this moment: what is asked of it where nothing goes on any more.
 
-One thread trains in a process of its own; where several wait, the one that has waited longest is told.
+One thread trains in a process of its own; where several wait, the one that has waited longest is
+told.
 """
 
 import time

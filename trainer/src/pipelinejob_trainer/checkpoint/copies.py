@@ -4,8 +4,9 @@
 
 SHA256SUMS is written last, so that what has none is half a copy.
 
-One process copies, beside training. An object store has no rename, which is why a copy is only ever read through its
-sums: it is fetched into the folder under a name of its own, verified, and published there as a checkpoint is.
+One process copies, beside training. An object store has no rename, which is why a copy is only
+ever read through its sums: it is fetched into the folder under a name of its own, verified, and
+published there as a checkpoint is.
 """
 
 import hashlib
@@ -90,8 +91,8 @@ class Copies:
     def fetch_newer(self, than: int, *, is_allowed: Callable[[int, str], bool]) -> None:
         """Fetch the newest whole copy into the folder, if it is newer than a step that is there.
 
-        `is_allowed` says of a step, and of the run that wrote it, whether it belongs to the job's history. Damaged
-        copies are passed over, and told of.
+        `is_allowed` says of a step, and of the run that wrote it, whether it belongs to the job's
+        history. Damaged copies are passed over, and told of.
         """
         for url, step in sorted(self._steps(), key=lambda each: -each[1]):
             if step <= than:

@@ -9,8 +9,8 @@
             manifest.json
             SHA256SUMS                `sha256sum -c SHA256SUMS` checks a checkpoint by hand
 
-A folder gets its name by one rename, when all of it is on disk and has been read back. No file is a
-pickle, so reading a checkpoint runs no code from it.
+A folder gets its name by one rename, when all of it is on disk and has been read back. No file is
+a pickle, so reading a checkpoint runs no code from it.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """A folder of checkpoints, looked at and tidied by hand.
 
-All of it may be done while a job trains: what is published appears by one rename, and what is deleted goes by one.
+All of it may be done while a job trains: what is published appears by one rename, and what is
+deleted goes by one.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Tensors of a checkpoint that lie in several files: each rank's part of what a group divides, or shards.
 
-A file's header says of which whole tensor each of its pieces is a part, so that a reader puts whole
-tensors together and any other division can be read from any.
+A file's header says of which whole tensor each of its pieces is a part, so that a reader puts
+whole tensors together and any other division can be read from any.
 """
 
 import json
@@ -37,8 +37,8 @@ class Cut(Value):
 class Piece(Cut):
     """What part of a whole tensor, of this shape, a piece is.
 
-    Where a second group divides the part, the piece is what `within` says of it. Where that is sharded, it
-    is a stretch of it, flattened, from element `first` on.
+    Where a second group divides the part, the piece is what `within` says of it. Where that is
+    sharded, it is a stretch of it, flattened, from element `first` on.
     """
 
     shape: tuple[int, ...]

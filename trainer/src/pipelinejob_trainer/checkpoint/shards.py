@@ -32,7 +32,8 @@ def shard_name(stage: int, *, replica: int = 0, tensor: int = 0) -> str:
 def write_shard(path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: dict[str, str] | None = None) -> str:
     """Write tensors, read them back, and return the file's SHA-256.
 
-    Raises OSError when it cannot be written, DamagedCheckpointError when it reads back differently.
+    Raises OSError when it cannot be written, DamagedCheckpointError when it reads back
+    differently.
     """
     try:
         save_file(dict(_apart(tensors)), path, metadata=metadata)

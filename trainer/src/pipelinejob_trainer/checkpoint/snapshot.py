@@ -30,8 +30,8 @@ _COUNT = "updates"
 class Sharded:
     """What of parameters a rank has, where the ranks that hold the same layers shard them, by global name.
 
-    `stretches` are elements [first, end) of flattened parameters, of which the optimiser's state is. Of
-    some it has no more than that itself, which `parameters` are.
+    `stretches` are elements [first, end) of flattened parameters, of which the optimiser's state
+    is. Of some it has no more than that itself, which `parameters` are.
     """
 
     stretches: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -51,8 +51,8 @@ NOTHING = Sharded()
 class Snapshot:
     """State after `step` steps, of which the last had this learning rate.
 
-    Tensors by kind and global name, `parameter/layers.3.qkv.weight`; `pieces` says of which wholes some
-    are parts.
+    Tensors by kind and global name, `parameter/layers.3.qkv.weight`; `pieces` says of which wholes
+    some are parts.
     """
 
     step: int

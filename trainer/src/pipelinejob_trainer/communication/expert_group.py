@@ -1,7 +1,7 @@
 """The replicas of a stage that divide the experts of its blocks among them, and what they send to one another.
 
-Consecutive replicas form a group; each holds an equal stretch of the experts, and the other groups hold
-the same ones again: rank r of a group those that rank r of any other has.
+Consecutive replicas form a group; each holds an equal stretch of the experts, and the other groups
+hold the same ones again: rank r of a group those that rank r of any other has.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Ranks of which each holds a part of the same layers: what the groups that share and divide them have in common.
 
-The layers are made before the ranks meet, so a group is made alone and meets later. All of its ranks
-play the same list of actions, and so start the same exchanges in the same order.
+The layers are made before the ranks meet, so a group is made alone and meets later. All of its
+ranks play the same list of actions, and so start the same exchanges in the same order.
 """
 
 from torch import distributed

@@ -1,10 +1,10 @@
 """Links carry messages from one rank to another: an outbox at one end, an inbox at the other.
 
 Both ends know a step's messages and their order beforehand. So receives are posted ahead, in the
-sender's order, and sends are completed late: when a message in the other direction proves that they
-arrived, or at the step's end. What crosses a border is agreed by a header before the first activation
-(`agreement`), so no stage needs to guess what its neighbour's layers return. A nesting of tensors,
-and its gradients, are one message each (`packing`).
+sender's order, and sends are completed late: when a message in the other direction proves that
+they arrived, or at the step's end. What crosses a border is agreed by a header before the first
+activation (`agreement`), so no stage needs to guess what its neighbour's layers return. A nesting
+of tensors, and its gradients, are one message each (`packing`).
 """
 
 import re
@@ -24,9 +24,10 @@ from pipelinejob_trainer.communication.agreement import Agreed, Shapes, headers,
 from pipelinejob_trainer.communication.messages import Message, header_tag
 from pipelinejob_trainer.communication.packing import TensorSpec
 
-# Two receives ahead keep the next transfer going while this micro-batch is worked on; more of large messages would only
-# hold memory. Small ones are all received ahead: a sender whose message is awaited already sends it at once, and the
-# announcement of a receive costs nothing extra when no rank is waiting.
+# Two receives ahead keep the next transfer going while this micro-batch is worked on; more of
+# large messages would only hold memory. Small ones are all received ahead: a sender whose message
+# is awaited already sends it at once, and the announcement of a receive costs nothing extra when
+# no rank is waiting.
 WINDOW = AHEAD_MESSAGES
 WINDOW_BYTES = AHEAD_BYTES
 
@@ -88,10 +89,10 @@ class Channel:
     """What a link between processes runs over.
 
     `peer` is the other end's global rank, `peer_in_group` that in `group`. Over gloo a pipeline's
-    links share one group for each direction: sender, receiver and tag tell messages apart. NCCL has
-    no tags and processes a group in order, so there each direction between two ranks has its own
-    group (a communicator and a stream), and neither can block the other. Headers always go over the
-    CPU, in the world's group.
+    links share one group for each direction: sender, receiver and tag tell messages apart. NCCL
+    has no tags and processes a group in order, so there each direction between two ranks has its
+    own group (a communicator and a stream), and neither can block the other. Headers always go
+    over the CPU, in the world's group.
     """
 
     group: distributed.ProcessGroup
@@ -109,7 +110,8 @@ class DistributedOutbox:
         self._channel = channel
         self._group, self._peer, self._shapes = channel.group, channel.peer_in_group, channel.shapes
         self._headers: list[tuple[distributed.Work, torch.Tensor]] = []
-        # A tensor stays referenced until it has left; its memory would be given away under the transfer.
+        # A tensor stays referenced until it has left; its memory would be given away under the
+        # transfer.
         self._pending: deque[tuple[distributed.Work, torch.Tensor]] = deque()
         self._num_released = 0
         self.bytes_total = 0
@@ -200,8 +202,8 @@ class DistributedInbox:
     def _post(self, *, due: int) -> None:
         """Post receives up to a window after the one that is due.
 
-        A header is awaited only when its receive is due, not ahead: the rank that would send it may
-        be waiting for this one.
+        A header is awaited only when its receive is due, not ahead: the rank that would send it
+        may be waiting for this one.
         """
         order, posted = self._order, self._posted
         while len(posted) < len(order):

@@ -73,7 +73,8 @@ class Liveness:
                 self._end(lost)
 
     def _watch_store(self) -> None:
-        # Its own rounds are counted, not seconds: a process that was frozen itself has not waited for anybody.
+        # Its own rounds are counted, not seconds: a process that was frozen itself has not waited
+        # for anybody.
         answers, rounds = self._answers, 0
         while not self._closed.wait(_PERIOD_S):
             rounds = rounds + 1 if answers == self._answers else 0

@@ -45,7 +45,8 @@ class Exchange(NamedTuple):
     place: Place
 
 
-# Whether an action works its way along the route, or back; a weight gradient and an update go nowhere.
+# Whether an action works its way along the route, or back; a weight gradient and an update go
+# nowhere.
 _DIRECTION = {ActionKind.FORWARD: 1, ActionKind.BACKWARD: -1, ActionKind.INPUT: -1}
 
 # Lower tags are for what is no message: a border's header.

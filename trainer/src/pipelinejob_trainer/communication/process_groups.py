@@ -1,8 +1,9 @@
 """Process groups and links.
 
-A place is a rank of a replica's pipeline, with number replica * pipeline + rank in the pipeline. On
-each place stand `tensor` ranks that share its layers: global rank = place * tensor + rank in the
-tensor group. Those with the same one talk to each other over borders and reduce among replicas.
+A place is a rank of a replica's pipeline, with number replica * pipeline + rank in the pipeline.
+On each place stand `tensor` ranks that share its layers: global rank = place * tensor + rank in
+the tensor group. Those with the same one talk to each other over borders and reduce among
+replicas.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,10 +35,10 @@ def who(rank: int, *, pipeline: int, tensor: int) -> str:
 class Groups:
     """This rank's process groups.
 
-    A pipeline's ranks have two, one for messages to later ranks and one for those to earlier ranks.
-    gloo's receiving thread polls a connection that another thread is sending on: one connection for
-    both directions would keep a processor busy for as long as a send takes, and slow the sender
-    down where processors are few.
+    A pipeline's ranks have two, one for messages to later ranks and one for those to earlier
+    ranks. gloo's receiving thread polls a connection that another thread is sending on: one
+    connection for both directions would keep a processor busy for as long as a send takes, and
+    slow the sender down where processors are few.
     """
 
     world: distributed.ProcessGroup

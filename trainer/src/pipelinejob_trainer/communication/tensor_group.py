@@ -11,8 +11,8 @@ class TensorGroup(LayerGroup):
     """`size` ranks that hold a part of each layer.
 
     With `divides_tokens` each has the stream of an equal stretch of each sequence's tokens, too.
-    `bytes_exchanged` counts what this rank has sent: of a sum or a gathering of n bytes, by a ring,
-    a part (size - 1) / size, twice for a sum.
+    `bytes_exchanged` counts what this rank has sent: of a sum or a gathering of n bytes, by a
+    ring, a part (size - 1) / size, twice for a sum.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, *, divides_tokens: bool = False) -> None:

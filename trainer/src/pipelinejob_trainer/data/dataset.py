@@ -1,8 +1,8 @@
 """A job's batches, in an order that is a pure function of seed and position.
 
-Nothing is kept between batches, so a run that resumes after so many samples reads exactly what a run
-that never stopped would have read next, and a step has the same sequences however they are divided
-among replicas and micro-batches.
+Nothing is kept between batches, so a run that resumes after so many samples reads exactly what a
+run that never stopped would have read next, and a step has the same sequences however they are
+divided among replicas and micro-batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,8 +37,8 @@ def open_dataset(
     """Open the data that a job trains on: all of it, or what its evaluation leaves.
 
     The model limits the tokens, and says how documents are packed where `data` does not; None: no
-    limit. So many tokens its layers know, `vocabulary`, if that was seen when they were made. Raises
-    UserError when data are missing, damaged, too short, or of another tokenizer.
+    limit. So many tokens its layers know, `vocabulary`, if that was seen when they were made.
+    Raises UserError when data are missing, damaged, too short, or of another tokenizer.
     """
     return Dataset(
         samples=_training_samples(data, seed, model, vocabulary, evaluation),
@@ -83,7 +83,8 @@ class Dataset:
     def batch(self, step: int, replica: int, micro_batch: int) -> MicroBatch:
         """Return a micro-batch, (rows[micro_batch], sequence_length).
 
-        Raises UserError for a token outside the vocabulary, and for data that cannot be read or trusted.
+        Raises UserError for a token outside the vocabulary, and for data that cannot be read or
+        trusted.
         """
         done = ((step - self.first_step) * self.replicas + replica) * sum(self.rows)
         first = self.samples_before + done + sum(self.rows[:micro_batch])

@@ -12,8 +12,8 @@ __all__ = ["IGNORED", "Inputs", "MicroBatch"]
 class MicroBatch(NamedTuple):
     """One micro-batch: `tokens` go into the first stage, `targets` into the loss; each int64 (rows, length).
 
-    A target of `IGNORED` does not count. `positions`, int64 (rows, length), are each token's place in
-    its own document; None where a sequence is one document.
+    A target of `IGNORED` does not count. `positions`, int64 (rows, length), are each token's place
+    in its own document; None where a sequence is one document.
     """
 
     tokens: torch.Tensor

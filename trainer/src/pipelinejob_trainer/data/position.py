@@ -23,7 +23,8 @@ _ROW_BYTES = 256
 class TextIdentity(Value):
     """What identifies a text: its length, and a digest of pieces of it.
 
-    Of prepared tokens, whose number is given then, the digest is of their checksums, mixture and packing.
+    Of prepared tokens, whose number is given then, the digest is of their checksums, mixture and
+    packing.
     """
 
     bytes: int

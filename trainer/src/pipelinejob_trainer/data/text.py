@@ -19,7 +19,8 @@ import numpy.typing as npt
 from pipelinejob.spec.job import Data, Evaluation
 from pipelinejob_trainer.base.errors import UserError
 
-# Folders of the standard library that hold no text of it: what users installed, and tests with deliberately odd bytes.
+# Folders of the standard library that hold no text of it: what users installed, and tests with
+# deliberately odd bytes.
 _NOT_STDLIB = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 _PARTS = 20  # of a training text; the last one is what is evaluated on, where nothing else is given
 
@@ -138,7 +139,8 @@ def _matching_files(field: str, patterns: Sequence[str]) -> list[Path]:
 
 
 def _read(file: Path, begin: int, length: int) -> bytes:
-    # Opened for each read: a corpus of many files would run out of descriptors, and the page cache makes this ~3 µs.
+    # Opened for each read: a corpus of many files would run out of descriptors, and the page cache
+    # makes this ~3 µs.
     try:
         descriptor = os.open(file, os.O_RDONLY)
         try:

@@ -15,8 +15,8 @@ from pipelinejob_trainer.base.errors import UserError
 class Target:
     """A model of transformers without values, on the meta device, that equals one of ours.
 
-    `config` is what config.json shall say. `full` gives a tensor's name there; those in `transposed`
-    stand there on their side. `files` are copied along.
+    `config` is what config.json shall say. `full` gives a tensor's name there; those in
+    `transposed` stand there on their side. `files` are copied along.
     """
 
     model: Any
@@ -48,8 +48,8 @@ class Target:
     def stored(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return a layer's tensors as the family's own files hold them, by their names there.
 
-        transformers' reverse conversions take what it has fused apart again. Raises UserError where
-        the model has no such tensor.
+        transformers' reverse conversions take what it has fused apart again. Raises UserError
+        where the model has no such tensor.
         """
         from transformers.core_model_loading import revert_weight_conversion  # noqa: PLC0415  # slow, for exports alone
 

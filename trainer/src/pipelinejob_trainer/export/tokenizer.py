@@ -1,8 +1,8 @@
 """What an exported model is asked with: the tokenizer and chat template of the data that it was trained on.
 
-A folder's own files are kept where they say the same. They need not: a base model is given a chat template by the
-tokenizer that its data were prepared with, and learns to end answers with a token that its own config does not
-stop at.
+A folder's own files are kept where they say the same. They need not: a base model is given a chat
+template by the tokenizer that its data were prepared with, and learns to end answers with a token
+that its own config does not stop at.
 """
 
 import json
@@ -25,8 +25,9 @@ _SPECIAL = ("bos_token_id", _STOPS, "pad_token_id")
 def add_tokenizer(folder: Path, data: Data, config: Mapping[str, Any] | None) -> Iterator[str]:
     """Let a folder that holds a model be asked as its data were prepared; return what was changed, for the user.
 
-    `config` is what config.json says, None for adapters alone, which say nothing of where generation stops. Data that
-    are no prepared tokens change nothing; folders of them that are not here are said.
+    `config` is what config.json says, None for adapters alone, which say nothing of where
+    generation stops. Data that are no prepared tokens change nothing; folders of them that are not
+    here are said.
     """
     for source in data.tokens or ():
         path = Path(source.path)

@@ -24,8 +24,8 @@ _STEM = "model"
 def new_folder(to: Path) -> Iterator[Path]:
     """Give a folder to fill beside `to`; it gets that name when all went well, and is deleted when not.
 
-    What a process that was killed left there of an earlier one is deleted first. Raises UserError where
-    `to` exists, or cannot be written.
+    What a process that was killed left there of an earlier one is deleted first. Raises UserError
+    where `to` exists, or cannot be written.
     """
     if to.exists() or to.is_symlink():
         raise UserError("TargetExists", f"--to {to}: is there already, and nothing is overwritten; choose another")

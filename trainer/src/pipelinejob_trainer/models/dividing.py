@@ -28,8 +28,8 @@ def divide(
 ) -> dict[str, Portion]:
     """Keep this rank's portion of each parameter that groups divide; return what it is, by global name.
 
-    Layers may be `made` divided: how, by their parameters' own names. Raises UserError for layers of
-    which nobody knows how.
+    Layers may be `made` divided: how, by their parameters' own names. Raises UserError for layers
+    of which nobody knows how.
     """
     if made is not None:
         named = (each for entry in entries.values() for each in entry.places())

@@ -1,10 +1,11 @@
 """Expert parallelism: the replicas of a stage divide a block's experts, and send each other the tokens of these.
 
-As in GShard (Lepikhin et al. 2020, arXiv 2006.16668, section 3.2), but no expert has a limit and no token is
-dropped, so that ranks give and take unequal numbers of rows. Each copy of a token goes to the rank
-that holds its expert, and what the expert gives comes back, where it is weighted. Both are one exchange of
-all with all; on the way back gradients take the same two, so that these belong to the first half of a
-backward pass. What arrives is sorted by experts, so that one grouped product multiplies all of it.
+As in GShard (Lepikhin et al. 2020, arXiv 2006.16668, section 3.2), but no expert has a limit and
+no token is dropped, so that ranks give and take unequal numbers of rows. Each copy of a token goes
+to the rank that holds its expert, and what the expert gives comes back, where it is weighted. Both
+are one exchange of all with all; on the way back gradients take the same two, so that these belong
+to the first half of a backward pass. What arrives is sorted by experts, so that one grouped
+product multiplies all of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +25,9 @@ Products = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class _Dispatch:
     """Where the rows of one pass go.
 
-    A rank gives `given` rows to each rank of the group, and takes `taken` from each. `order` sorts those
-    that it took by its own experts, `inverse` puts them back; expert i's end at `ends[i]`, int32.
+    A rank gives `given` rows to each rank of the group, and takes `taken` from each. `order` sorts
+    those that it took by its own experts, `inverse` puts them back; expert i's end at `ends[i]`,
+    int32.
     """
 
     group: ExpertGroup
@@ -49,8 +51,8 @@ def from_experts(
 ) -> torch.Tensor:
     """Return what the experts that each token chose give for it, (tokens, per token, hidden).
 
-    `chosen` are their numbers, (tokens, per token), and `counts` how many chose each; `products` are those of
-    this rank's experts.
+    `chosen` are their numbers, (tokens, per token), and `counts` how many chose each; `products`
+    are those of this rank's experts.
     """
     order = chosen.flatten().argsort(stable=True)
     inverse = order.argsort()

@@ -1,7 +1,7 @@
 """The built-in model families: how their layers are made.
 
-The sizes of each are a type of the core (`pipelinejob.spec.families.built_in`), which counts its layers and
-names them.
+The sizes of each are a type of the core (`pipelinejob.spec.families.built_in`), which counts its
+layers and names them.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,8 +22,8 @@ class Family:
     """How a family's layers are made.
 
     `layer` makes layer `index` of the global list, from sizes, index, and the length of sequences.
-    `tied` maps the global names of tied parameters to those of the parameters that they share. `slices`
-    says how a layer's parameters are divided over a tensor group, by their names in it;
+    `tied` maps the global names of tied parameters to those of the parameters that they share.
+    `slices` says how a layer's parameters are divided over a tensor group, by their names in it;
     without it they cannot be. `expert_slices` says the same of experts and a group of replicas.
     """
 

@@ -1,8 +1,8 @@
 """What the first layer gets beside token ids, where it asks for it.
 
 A first layer whose `forward` has a parameter called `positions` gets each token's place in its own
-document, int64 (batch, sequence), or None where a sequence is one document. Later layers get what a
-nesting carries on.
+document, int64 (batch, sequence), or None where a sequence is one document. Later layers get what
+a nesting carries on.
 """
 
 import inspect

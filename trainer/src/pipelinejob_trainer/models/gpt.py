@@ -69,7 +69,8 @@ class Block(BuiltInLayer):
         self.feed_forward_in = nn.Linear(hidden, feed_forward)
         self.feed_forward_out = nn.Linear(feed_forward, hidden)
         self.dropout = nn.Dropout(model.dropout)
-        # Each block adds to the residual stream twice; without the root its variance would grow with depth.
+        # Each block adds to the residual stream twice; without the root its variance would grow
+        # with depth.
         residual_deviation = _INITIAL_DEVIATION / (2 * model.num_layers) ** 0.5
         _initialise(self.qkv, _INITIAL_DEVIATION)
         _initialise(self.attention_out, residual_deviation)

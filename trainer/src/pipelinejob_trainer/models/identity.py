@@ -2,8 +2,8 @@
 
 A parameter is the object that an optimiser updates; a buffer is its view of memory. Both have the
 global name of the first place that holds them. Two trained parameters on the same memory would be
-updated twice, with separate gradients and moments, and on two ranks they would be separate: that is
-refused. Tensors that are not trained may share memory, as long as nothing changes them.
+updated twice, with separate gradients and moments, and on two ranks they would be separate: that
+is refused. Tensors that are not trained may share memory, as long as nothing changes them.
 """
 
 import weakref

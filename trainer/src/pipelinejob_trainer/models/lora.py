@@ -62,9 +62,10 @@ class Adapted(nn.Module):
 class Adapters:
     """What was adapted of some layers.
 
-    `base` are the names of the frozen parameters; `found` counts the linear layers that each target
-    names; `linear` are the ends of the names of all linear layers that targets could name. `stacked` are those of
-    `base` that hold many matrices in one tensor, as experts of transformers do: no adapter can stand beside them.
+    `base` are the names of the frozen parameters; `found` counts the linear layers that each
+    target names; `linear` are the ends of the names of all linear layers that targets could name.
+    `stacked` are those of `base` that hold many matrices in one tensor, as experts of transformers
+    do: no adapter can stand beside them.
     """
 
     base: frozenset[str] = frozenset()

@@ -1,9 +1,9 @@
 """The layers of a model: one global list, of which each stage of a route holds a stretch.
 
-Of a built-in model only the requested layers are made. A layer's initial weights depend on the seed
-and its index alone, so every split of the model starts from equal weights. The first layer receives
-token ids (batch, sequence), each later one the output of the layer before it, a tensor or a nesting; the last
-returns logits (batch, sequence, vocabulary).
+Of a built-in model only the requested layers are made. A layer's initial weights depend on the
+seed and its index alone, so every split of the model starts from equal weights. The first layer
+receives token ids (batch, sequence), each later one the output of the layer before it, a tensor or
+a nesting; the last returns logits (batch, sequence, vocabulary).
 
 A parameter or buffer has a global name, `layers.<index>.<name>`. One in several places, of one
 layer or of several (a head tied to the embedding), has the name of the first; each rank that has
@@ -70,10 +70,11 @@ class Part:
     `shared` maps a global name to the layers that use it; `immutable` maps tensors that must not
     change to the reason. A layer in two chunks is the same object in both, and so is a shared
     tensor. `elsewhere` are trained parameters of other ranks' layers, if a user's function made
-    them here. `adapters` is what low-rank adapters were given to, if there are any. `remarks` are for
-    the user's eyes. `portions` are what this rank holds of tensors that the tensor group divides, or the
-    expert group, or both, by global name; it holds all of the others. Of so many
-    tokens, `vocabulary`, it gives the logits of its part; None where nothing says how many there are.
+    them here. `adapters` is what low-rank adapters were given to, if there are any. `remarks` are
+    for the user's eyes. `portions` are what this rank holds of tensors that the tensor group
+    divides, or the expert group, or both, by global name; it holds all of the others. Of so many
+    tokens, `vocabulary`, it gives the logits of its part; None where nothing says how many there
+    are.
     """
 
     chunks: tuple[tuple[LayerEntry, ...], ...]
@@ -181,10 +182,11 @@ def build_part(
 ) -> Part:
     """Make the layers of a rank's chunks, each a stretch [first, end) of the global list.
 
-    With `lora` they have adapters, and are frozen otherwise. A folder's model may be made narrow: as
-    many layers, of few hidden units, which so many can share. Of tensors that a tensor group
-    divides, or an expert group, this rank's part is kept. Raises UserError when the user's entry point or
-    folder cannot be used, what a target names cannot be adapted, or layers cannot be divided.
+    With `lora` they have adapters, and are frozen otherwise. A folder's model may be made narrow:
+    as many layers, of few hidden units, which so many can share. Of tensors that a tensor group
+    divides, or an expert group, this rank's part is kept. Raises UserError when the user's entry
+    point or folder cannot be used, what a target names cannot be adapted, or layers cannot be
+    divided.
     """
     own = frozenset(index for first, end in stretches for index in range(first, end))
     source = _source(model, data, seed, own, narrow=narrow, tensor_group=tensor_group, expert_group=expert_group)
@@ -213,7 +215,8 @@ def build_part(
 class _Source:
     """The factory of each layer of a model.
 
-    `tied` maps global names to the names that they share. `runner` runs this rank's layers together.
+    `tied` maps global names to the names that they share. `runner` runs this rank's layers
+    together.
     """
 
     parts: Sequence[tuple[str, Callable[[], Made]]]

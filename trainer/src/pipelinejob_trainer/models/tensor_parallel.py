@@ -1,11 +1,11 @@
 """Tensor parallelism: several ranks share each layer's matrices.
 
-As in Megatron (Shoeybi et al. 2019, arXiv 1909.08053). The first matrices of a branch are divided by
-columns, so that a rank has some heads, or some of the inner width, and all that belongs to them; the
-last by rows, so that what the ranks get adds up. A branch is `entered` before the first and `left` behind
-the last: the one adds gradients up over the group, the other outputs. Tables of tokens are divided
-by tokens. What is not divided is equal on all ranks, and so are its gradients, bit for bit, for they
-come of sums that all ranks have alike.
+As in Megatron (Shoeybi et al. 2019, arXiv 1909.08053). The first matrices of a branch are divided
+by columns, so that a rank has some heads, or some of the inner width, and all that belongs to
+them; the last by rows, so that what the ranks get adds up. A branch is `entered` before the first
+and `left` behind the last: the one adds gradients up over the group, the other outputs. Tables of
+tokens are divided by tokens. What is not divided is equal on all ranks, and so are its gradients,
+bit for bit, for they come of sums that all ranks have alike.
 
 All ranks hold the whole residual stream; or, with sequence parallelism (Korthikanti et al. 2022, arXiv
 2205.05198, section 4.2.2), each that of its tokens: a branch begins by gathering them, and where it
@@ -36,8 +36,8 @@ from pipelinejob_trainer.communication.tensor_group import TensorGroup
 class Slice:
     """How a tensor is divided: along `dim`, each of `blocks` equal stretches of it by itself.
 
-    Queries, keys and values in one matrix are three blocks. `shape` is the whole tensor's, once it is
-    known.
+    Queries, keys and values in one matrix are three blocks. `shape` is the whole tensor's, once it
+    is known.
     """
 
     dim: int

@@ -15,8 +15,8 @@ received, the weight gradient's on the weight's own branch, so that a full backw
 W, and one in two halves I, then W.
 
 The first layer embeds and costs nothing, so that a stage with it costs what others do: there the
-first half of a backward pass ends at that layer's output. Logits are the last layer's output (it is
-as wide as the vocabulary), so there is no head that would cost time.
+first half of a backward pass ends at that layer's output. Logits are the last layer's output (it
+is as wide as the vocabulary), so there is no head that would cost time.
 """
 
 import time
@@ -33,8 +33,8 @@ class Sleeper:
     """Sleeps until a moment, and learns by how much this machine's sleeps overshoot.
 
     It sleeps up to a margin before the moment and then looks at the clock until it has come. The
-    margin is a running estimate of what four sleeps in five overshoot by: long enough that most end
-    on the microsecond, short enough that eight processes do not keep each other off two cores.
+    margin is a running estimate of what four sleeps in five overshoot by: long enough that most
+    end on the microsecond, short enough that eight processes do not keep each other off two cores.
     """
 
     _LARGEST_MARGIN_S = 200e-6
@@ -129,8 +129,8 @@ class Virtual(nn.Module):
         if not (self._forward_s or self._input_s or self._weight_s):
             return x * self.scale  # as near to nothing as a layer can be: it shows what a runtime costs by itself
         passing = _Pass(self._forward_s, self._input_s)
-        # autograd runs first what was made last. Made before the entrance, the weight waits after it in a full backward
-        # pass, and not between the two ends of the input gradient's clock.
+        # autograd runs first what was made last. Made before the entrance, the weight waits after
+        # it in a full backward pass, and not between the two ends of the input gradient's clock.
         scale = _Weight.apply(self.scale, self._weight_s)
         result: torch.Tensor = _Exit.apply(_Entrance.apply(x, passing) * scale, passing)
         return result
@@ -141,8 +141,8 @@ def layers(*, forward_ms: str, input_ms: str, weight_ms: str, layers: str = "1",
 
     A layer's forward pass takes `forward_ms` for a micro-batch, the gradient of its input
     `input_ms`, those of its weights `weight_ms`; each is one number for all layers, or one for
-    each, separated by commas. `speed`, of this process's device, divides them. Raises UserError for
-    another number of costs than of layers.
+    each, separated by commas. `speed`, of this process's device, divides them. Raises UserError
+    for another number of costs than of layers.
     """
     count = int(layers)
     costs_s = [

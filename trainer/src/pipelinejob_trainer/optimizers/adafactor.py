@@ -1,8 +1,8 @@
 """Adafactor (Shazeer and Stern, 2018, arXiv 1804.04235), as torch.optim.Adafactor has it.
 
 Of a matrix's second moments it keeps the means of rows and columns. The step is relative to the
-parameter's own size, and the learning rate bounds it. torch's class asks the device for two numbers
-a parameter in every step; here nothing waits, which rounds the last bit otherwise.
+parameter's own size, and the learning rate bounds it. torch's class asks the device for two
+numbers a parameter in every step; here nothing waits, which rounds the last bit otherwise.
 """
 
 from dataclasses import dataclass

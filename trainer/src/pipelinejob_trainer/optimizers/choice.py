@@ -44,7 +44,8 @@ def make_optimizer(
 
     def treatment(name: str, parameter: nn.Parameter) -> Treatment:
         group = group_of(name, training.groups)
-        # A norm's gain or a bias has no scale to lose: decay is for matrices, unless a group says otherwise.
+        # A norm's gain or a bias has no scale to lose: decay is for matrices, unless a group says
+        # otherwise.
         decay = training.weight_decay if parameter.dim() > 1 or name in of_matrices else 0.0
         if group is not None and group.weight_decay is not None:
             decay = group.weight_decay

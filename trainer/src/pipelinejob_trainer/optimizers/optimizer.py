@@ -1,8 +1,8 @@
 """The optimiser of a rank's parameters: which rule updates each, its state by name, the gradients' norm.
 
-torch's own classes are not used: they import torch._dynamo, four seconds of a stage's start, and key
-their state by position, where a checkpoint that may be split differently needs names. The rules'
-arithmetic is theirs, on the same foreach kernels.
+torch's own classes are not used: they import torch._dynamo, four seconds of a stage's start, and
+key their state by position, where a checkpoint that may be split differently needs names. The
+rules' arithmetic is theirs, on the same foreach kernels.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,8 @@ from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.models.own.refusals import SPARSE
 from pipelinejob_trainer.optimizers.rule import Batch, Rule
 
-# Updated at once: on a GPU few kernels are to be started; on a CPU there is one a parameter anyhow.
+# Updated at once: on a GPU few kernels are to be started; on a CPU there is one a parameter
+# anyhow.
 _GROUP_BYTES = {"cuda": 1 << 26, "cpu": 1 << 20}
 
 
@@ -31,8 +32,8 @@ class Treatment:
 class Optimizer:
     """Parameters, by global name, their state, by kind and name, and how often each was updated.
 
-    As in torch, a parameter without a gradient is not updated, nor is its state; a gradient of zeros
-    does update them. A complex parameter counts as two real ones.
+    As in torch, a parameter without a gradient is not updated, nor is its state; a gradient of
+    zeros does update them. A complex parameter counts as two real ones.
     """
 
     def __init__(

@@ -11,8 +11,8 @@ import torch
 class Batch:
     """Parameters that are updated together, all for the `number`th time; the first is 1.
 
-    All lists are in the same order; gradients are the rule's to change. `decayed` are the places of
-    parameters with weight decay, by its strength.
+    All lists are in the same order; gradients are the rule's to change. `decayed` are the places
+    of parameters with weight decay, by its strength.
     """
 
     parameters: Sequence[torch.Tensor]

@@ -144,8 +144,8 @@ def read_plan(path: Path) -> Plan:
 def check_place(config: Config, plan: Plan) -> None:
     """Raise UserError where a plan has no rank of this number.
 
-    Where gangs change in memory, stages and replicas that join are not of the plan yet; of a job that serves each
-    replica is a chain of its own, with a plan of one.
+    Where gangs change in memory, stages and replicas that join are not of the plan yet; of a job
+    that serves each replica is a chain of its own, with a plan of one.
     """
     degrees = plan.parallelism
     places = [(names.ENV_TENSOR, config.tensor, degrees.tensor, "tensor")]
@@ -188,7 +188,8 @@ def silence_profiler() -> None:
 
 def prepare_environment(rendezvous: Address) -> None:
     """Set variables that torch's libraries read, before they do; what the user set stays."""
-    # A stage that waits for another must fail when that one dies, not hang: NCCL looks up from a collective only then.
+    # A stage that waits for another must fail when that one dies, not hang: NCCL looks up from a
+    # collective only then.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     if rendezvous.is_loopback and os.uname().sysname == "Linux":
         # Else gloo asks DNS for this host's name, which a laptop's resolver may not know.

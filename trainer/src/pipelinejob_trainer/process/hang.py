@@ -22,7 +22,8 @@ class HangWatch:
     ) -> None:
         """`reason` says what is the matter, None if nothing is; `whom` for whom this process waits.
 
-        `tell` is called once the stacks are written: who hears of a hang may end this process at once.
+        `tell` is called once the stacks are written: who hears of a hang may end this process at
+        once.
         """
         self._reason = reason
         self._whom = whom

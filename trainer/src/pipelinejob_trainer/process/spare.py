@@ -1,6 +1,7 @@
 """A warm process: it imports all that a stage needs, and becomes one when it is told whose place to take.
 
-On one machine it is told on stdin, with the environment of the stage; in a pod by the operator, over HTTP.
+On one machine it is told on stdin, with the environment of the stage; in a pod by the operator,
+over HTTP.
 """
 
 import json
@@ -43,8 +44,9 @@ def await_rank_of_another(
 ) -> Mapping[str, str]:
     """Return the environment with the rank whose place this spare takes, at once where it is none.
 
-    It warms up first, for its plan, and says so. It answers health checks meanwhile, and ends the process if it is
-    asked to stop. Raises UserError where it could not know that its operator speaks to it.
+    It warms up first, for its plan, and says so. It answers health checks meanwhile, and ends the
+    process if it is asked to stop. Raises UserError where it could not know that its operator
+    speaks to it.
     """
     number = read_spare(variables)
     if number is None:

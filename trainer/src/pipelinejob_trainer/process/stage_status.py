@@ -14,7 +14,8 @@ from pipelinejob_trainer.process.metrics import LEFT, LOST, Metrics
 from pipelinejob_trainer.process.spending import mean, spent_on
 
 _WINDOW_STEPS = 20
-# A stage is stuck when a step takes far longer than any did. Too early a restart loses work, so the bounds are wide.
+# A stage is stuck when a step takes far longer than any did. Too early a restart loses work, so
+# the bounds are wide.
 _STUCK_S = 300.0
 _STUCK_STEPS = 20.0
 _STUCK_BEFORE_FIRST_STEP_S = 1800.0
@@ -27,8 +28,8 @@ class StepOutcome:
     """What is known on every rank when a step ends.
 
     `gradient_norm` is before clipping; with an asynchronous schedule, that of each rank's last
-    update. `evaluation_loss` is set where the step ended with an evaluation. A step that was skipped
-    has the loss of the last one that was not, or 0.
+    update. `evaluation_loss` is set where the step ended with an evaluation. A step that was
+    skipped has the loss of the last one that was not, or 0.
     """
 
     step: int
@@ -274,7 +275,8 @@ class StageStatus:
         return self._progress.phase is not Phase.STARTING
 
     def _update(self, **changes: object) -> None:
-        # One assignment: a reader in another thread sees the account before or after, never between.
+        # One assignment: a reader in another thread sees the account before or after, never
+        # between.
         self._progress = self._progress.model_copy(update=changes)
 
     def _expect_step(self) -> None:

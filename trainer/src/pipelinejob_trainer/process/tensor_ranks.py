@@ -1,8 +1,8 @@
 """A stage whose layers several processes share: this one starts them, and they live and end together.
 
-One container, one supervisor, a process for each tensor rank. The supervisor passes a request to stop on,
-shows what all of them say on the stage's own port, and ends as the first of them that ends badly: what
-the others end with after that only says that it is gone.
+One container, one supervisor, a process for each tensor rank. The supervisor passes a request to
+stop on, shows what all of them say on the stage's own port, and ends as the first of them that
+ends badly: what the others end with after that only says that it is gone.
 """
 
 import queue

@@ -1,10 +1,10 @@
 """What each layer costs on this machine, in time and memory, when played as a run plays it.
 
 Each layer is a stage of its own, and forwards and backwards of micro-batches alternate, so that a
-pass finds the caches as in a run, filled by other layers and the pass before. The cost of a stage's
-call itself is measured with a layer that does almost nothing, and subtracted: a stage of ten layers
-pays it once, not ten times. So is what a Hugging Face model's own forward takes around its blocks, and what it
-makes there and all blocks keep is measured beside.
+pass finds the caches as in a run, filled by other layers and the pass before. The cost of a
+stage's call itself is measured with a layer that does almost nothing, and subtracted: a stage of
+ten layers pays it once, not ten times. So is what a Hugging Face model's own forward takes around
+its blocks, and what it makes there and all blocks keep is measured beside.
 """
 
 import time
@@ -232,8 +232,8 @@ class _Stretch:
     ) -> LayerCost:
         """Return a layer's costs.
 
-        Where backward passes are whole, their halves are fractions of the whole one, which runs the
-        graph only once.
+        Where backward passes are whole, their halves are fractions of the whole one, which runs
+        the graph only once.
         """
         both_s = halves.backward_s + halves.weight_s
         scale = whole.backward_s / both_s if whole and both_s else 1.0

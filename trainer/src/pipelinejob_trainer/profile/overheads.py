@@ -1,8 +1,8 @@
 """What links, actions and steps cost besides compute, measured in a pipeline of empty layers.
 
 Its layers wait instead of computing (`models.virtual`), so that a rank sleeps when its message
-comes, as in a pipeline: a hop to a sleeping process takes several times as long as one to a process
-that spins. All figures are read from the timelines that both ranks recorded.
+comes, as in a pipeline: a hop to a sleeping process takes several times as long as one to a
+process that spins. All figures are read from the timelines that both ranks recorded.
 """
 
 import math
@@ -76,8 +76,8 @@ def nominal_overheads(plan: Plan) -> Overheads:
 def played_overheads(plan: Plan, groups: Groups, *, num_bytes: int) -> Overheads:
     """Measure with one other process.
 
-    `num_bytes` is the size of the plan's messages. Both return the figures. Short and long messages
-    are measured; the plan's are interpolated linearly.
+    `num_bytes` is the size of the plan's messages. Both return the figures. Short and long
+    messages are measured; the plan's are interpolated linearly.
     """
     short_length, length = min(_SHORT, plan.data.sequence_length), plan.data.sequence_length
     rows = math.ceil(max(num_bytes, _LONG_BYTES) / _TOKEN_BYTES / length)
@@ -95,7 +95,8 @@ def played_overheads(plan: Plan, groups: Groups, *, num_bytes: int) -> Overheads
     seconds_a_byte = max(long.arriving_s - short.arriving_s, _LEAST_S) / apart_bytes
     ranks = plan.parallelism.pipeline * plan.parallelism.data
     return Overheads(
-        # A message leaves before its sender's book-keeping is done, which the plan lets it wait for.
+        # A message leaves before its sender's book-keeping is done, which the plan lets it wait
+        # for.
         link_s=max(arriving_s - busy_s - num_bytes * seconds_a_byte, 0.0),
         link_bytes_per_s=1 / seconds_a_byte,
         action_s=busy_s + messages * between(short.gloo_s, long.gloo_s),

@@ -44,8 +44,8 @@ def main(plan: Plan, worker: Worker | None) -> None:
 def measure(plan: Plan, lockstep: Lockstep | None = None) -> Profile | None:
     """Measure a plan's layers, and with a second process also links and steps; takes some seconds.
 
-    Only the first of several processes returns a profile. Raises UserError for a model or text that
-    cannot be used.
+    Only the first of several processes returns a profile. Raises UserError for a model or text
+    that cannot be used.
     """
     data = open_dataset(
         plan.data,

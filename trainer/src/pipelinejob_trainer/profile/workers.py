@@ -1,7 +1,7 @@
 """Processes that measure at the same time, as a node's stages compute.
 
-The first one starts the others. Starting them needs no torch, whose import takes seconds, so all of
-them import it at the same time.
+The first one starts the others. Starting them needs no torch, whose import takes seconds, so all
+of them import it at the same time.
 """
 
 import os

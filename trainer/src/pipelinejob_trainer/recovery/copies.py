@@ -1,7 +1,8 @@
 """Copies of a rank's borders travel to its buddy beside training, over a connection of their own.
 
-A border may be counted on once its buddy has it. So a rank waits for that before it lets the others know that it has
-ended the next step: no rank can then be so far ahead that a lost one's last border is too old for it.
+A border may be counted on once its buddy has it. So a rank waits for that before it lets the
+others know that it has ended the next step: no rank can then be so far ahead that a lost one's
+last border is too old for it.
 """
 
 import contextlib

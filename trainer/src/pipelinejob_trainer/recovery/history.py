@@ -1,7 +1,8 @@
 """What a rank remembers of step borders: its own state at the last two, and copies that it keeps for another rank.
 
-Two, because a rank may be lost between "I have ended step k" and "all have": the others stand at either. Where the
-layers are divided among the ranks anew, what was kept by the old layout stays until a step is done by the new one.
+Two, because a rank may be lost between "I have ended step k" and "all have": the others stand at
+either. Where the layers are divided among the ranks anew, what was kept by the old layout stays
+until a step is done by the new one.
 """
 
 import threading

@@ -77,7 +77,8 @@ class Keeping:
     def entrust(self, gang: Gang, step: int, *, stay: Sequence[int]) -> None:
         """See that a border can be counted on in the next incarnation, before those leave who had it as well.
 
-        `stay` are the ranks that are members of that one, too; every rank calls it. Raises PeerLostError.
+        `stay` are the ranks that are members of that one, too; every rank calls it. Raises
+        PeerLostError.
         """
         self.await_last()
         pairs = entrusted(stay, size=gang.size, num_stages=gang.num_stages, buddies=self._buddies)
@@ -90,8 +91,8 @@ class Keeping:
     def go_back(self, gang: Gang, say: Callable[[str], None], *, needs: Needs = lambda _: None) -> Border | None:
         """Return this rank's state at the newest border that all can go back to; None if there is none.
 
-        `needs` tells which of the tensors that there are are this rank's; None where one is missing. Every rank calls
-        it, at the same point. Raises PeerLostError.
+        `needs` tells which of the tensors that there are are this rank's; None where one is
+        missing. Every rank calls it, at the same point. Raises PeerLostError.
         """
         holdings = gang.gather_values(self.history.holding())
         chosen = choose_return(holdings, num_stages=gang.num_stages)

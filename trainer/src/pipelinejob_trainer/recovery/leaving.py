@@ -1,8 +1,8 @@
 """Ranks that are asked to stop while others stay: who they are, and who holds their state then. Decided purely.
 
-A SIGTERM reaches one rank, or those of a node (a drain, a spot notice), or one after the other all of them (a
-suspension, a job that is deleted). In the last case all write a checkpoint and stop, in the others only those few
-leave. So the ranks look until for a moment no further one was asked.
+A SIGTERM reaches one rank, or those of a node (a drain, a spot notice), or one after the other all
+of them (a suspension, a job that is deleted). In the last case all write a checkpoint and stop, in
+the others only those few leave. So the ranks look until for a moment no further one was asked.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,8 @@ class Leaving:
 def who_leaves(looks: Sequence[Sequence[float]]) -> Leaving | None:
     """Return who leaves; None if the ranks are to look again.
 
-    Each look has for each rank the seconds of grace that it has left, infinitely many if it was not asked to stop.
+    Each look has for each rank the seconds of grace that it has left, infinitely many if it was
+    not asked to stop.
     """
     asked = [frozenset(rank for rank, left_s in enumerate(look) if left_s != float("inf")) for look in looks]
     found = Leaving(ranks=asked[-1], size=len(looks[-1]))
@@ -64,8 +65,8 @@ def entrusted(
 def keepers(leaving: Leaving, *, num_stages: int, buddies: Sequence[int]) -> Mapping[int, int]:
     """Return, for each rank that leaves and whose state no rank that stays has, which one is to be sent it.
 
-    A rank's state is with the same stage of the other replicas, or with its buddy. Else the next rank that stays gets
-    it.
+    A rank's state is with the same stage of the other replicas, or with its buddy. Else the next
+    rank that stays gets it.
     """
     stay = [rank for rank in range(leaving.size) if rank not in leaving.ranks]
     return {

@@ -1,7 +1,7 @@
 """Which rank gives which tensors to which other, where layers are divided among ranks anew; decided purely.
 
-A state is found by its name, whoever has it: as its own, or as a copy, by the layout that there was before or by the
-new one. All ranks decide alike, from what all have told.
+A state is found by its name, whoever has it: as its own, or as a copy, by the layout that there
+was before or by the new one. All ranks decide alike, from what all have told.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

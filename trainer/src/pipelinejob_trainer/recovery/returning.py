@@ -17,8 +17,8 @@ class Return:
 def choose_return(holdings: Sequence[Holding], *, num_stages: int) -> Return | None:
     """Return the newest border at which every rank's state is still somewhere; None if there is none.
 
-    `holdings` are in order of rank. A rank's state is taken from the first of: itself, the same stage of another
-    replica, a rank that keeps a copy of either.
+    `holdings` are in order of rank. A rank's state is taken from the first of: itself, the same
+    stage of another replica, a rank that keeps a copy of either.
     """
     steps = {step for each in holdings for step in (*each.own, *(s for copies in each.copies.values() for s in copies))}
     for step in sorted(steps, reverse=True):

@@ -1,8 +1,8 @@
 """Heartbeats in a ring: each rank watches the one before and the one after it, and passes on who is lost.
 
-A process that ends closes its connections, which its neighbours see at once. One that is stopped, cut off, or whose
-node is gone only falls silent. A slow one is not silent: heartbeats come from a thread of their own, however long a
-step takes.
+A process that ends closes its connections, which its neighbours see at once. One that is stopped,
+cut off, or whose node is gone only falls silent. A slow one is not silent: heartbeats come from a
+thread of their own, however long a step takes.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Where the other ranks reach this one, and where it hears of incarnations: sockets of our own, and no torch.
 
-A call opens with one line of JSON that says who calls, of which incarnation, and what for. Calls of an older
-incarnation, another attempt or another job are closed unheard, so a process that was stopped and wakes up later can
-join nothing.
+A call opens with one line of JSON that says who calls, of which incarnation, and what for. Calls
+of an older incarnation, another attempt or another job are closed unheard, so a process that was
+stopped and wakes up later can join nothing.
 """
 
 import contextlib
@@ -52,7 +52,8 @@ class Station:
     def hear(self, body: bytes) -> Incarnation:
         """Take in an incarnation, as JSON, that the operator posts, and return it.
 
-        Raises ValueError for one that is no JSON of its shape, of another attempt, or not newer than the last.
+        Raises ValueError for one that is no JSON of its shape, of another attempt, or not newer
+        than the last.
         """
         try:
             incarnation = Incarnation.model_validate_json(body)
@@ -108,8 +109,8 @@ class Station:
     ) -> Incarnation | None:
         """Return the first incarnation after this number; None once `is_over`.
 
-        A rank that `joins` a gang which trains begins with it once one of its members calls: it has reached the border.
-        Raises PeerLostError if none is heard of in time.
+        A rank that `joins` a gang which trains begins with it once one of its members calls: it
+        has reached the border. Raises PeerLostError if none is heard of in time.
         """
         deadline = time.monotonic() + within_s
         with self._changed:

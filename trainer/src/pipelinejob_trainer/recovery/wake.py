@@ -1,8 +1,9 @@
 """Ends every wait of this process on gloo, at once.
 
-torch has no call for that: aborting, shutting down or destroying a group leaves a thread that waits on it hanging
-until its own timeout. But a receive that times out closes its pair, and with it all that waits on that pair, in
-milliseconds (torch 2.15; `tests/trainer/recovery/test_recovery_parts.py` holds it). So a receive with a tag that nobody
+torch has no call for that: aborting, shutting down or destroying a group leaves a thread that
+waits on it hanging until its own timeout. But a receive that times out closes its pair, and with
+it all that waits on that pair, in milliseconds (torch 2.15;
+`tests/trainer/recovery/test_recovery_parts.py` holds it). So a receive with a tag that nobody
 sends is posted to each peer of each group, and times out after a millisecond.
 """
 

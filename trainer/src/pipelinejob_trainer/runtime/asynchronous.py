@@ -23,7 +23,8 @@ from pipelinejob_trainer.runtime.sharding import ShardedReducer
 from pipelinejob_trainer.runtime.tasks import TrainingTasks
 from pipelinejob_trainer.runtime.weight_versions import Versions
 
-# Updates a rank's parameters and clears their gradients; its argument is the number of the new version.
+# Updates a rank's parameters and clears their gradients; its argument is the number of the new
+# version.
 Update = Callable[[int], None]
 
 _Given = ParamSpec("_Given")

@@ -1,9 +1,9 @@
 """Parameters of which replicas hold a stretch each are gathered layer by layer, when a pass needs them.
 
-A layer's parameters are views of one piece of memory (`sharding.Shard`), which is there only from the
-time at which they are gathered until another layer is needed. So a rank has two layers at most at a
-time: the one that works, and the one that comes next, which is gathered meanwhile. What autograd saved
-of a parameter uses the same memory, and finds its values there again.
+A layer's parameters are views of one piece of memory (`sharding.Shard`), which is there only from
+the time at which they are gathered until another layer is needed. So a rank has two layers at most
+at a time: the one that works, and the one that comes next, which is gathered meanwhile. What
+autograd saved of a parameter uses the same memory, and finds its values there again.
 """
 
 from collections.abc import Collection, Mapping, Sequence

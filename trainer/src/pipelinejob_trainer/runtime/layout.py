@@ -1,7 +1,7 @@
 """Which layers of a model are on which ranks of a pipeline.
 
-What is on several ranks is equal on all of them, and one of them owns it. Every rank derives all of
-this from plan and schedule; nothing is sent.
+What is on several ranks is equal on all of them, and one of them owns it. Every rank derives all
+of this from plan and schedule; nothing is sent.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,9 +1,9 @@
 """A rank's list of actions, bound once to stages and links: a step is then one call after another.
 
 What to receive and send follows from an action and its stage's place on the route: F3 takes the
-activation of micro-batch 3 from the stage before and sends one to the stage after; gradients go the
-other way. Between two chunks of one rank, where a route turns round, they are handed over without a
-link.
+activation of micro-batch 3 from the stage before and sends one to the stage after; gradients go
+the other way. Between two chunks of one rank, where a route turns round, they are handed over
+without a link.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -37,9 +37,10 @@ from pipelinejob_trainer.stage.weights import Weights
 class Rank:
     """What one rank of a pipeline holds.
 
-    `stages` are its chunks, in the order of `Schedule.held_by`. Of `tensor_group`, whose ranks share
-    its layers, the first counts what all of them have alike. With `shards` it updates a part of its parameters;
-    with `gathering` it holds no more of them, either, but while passes need a layer's.
+    `stages` are its chunks, in the order of `Schedule.held_by`. Of `tensor_group`, whose ranks
+    share its layers, the first counts what all of them have alike. With `shards` it updates a part
+    of its parameters; with `gathering` it holds no more of them, either, but while passes need a
+    layer's.
     """
 
     plan: Plan

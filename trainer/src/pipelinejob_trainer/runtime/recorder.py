@@ -172,8 +172,8 @@ class Recorder:
     def finish_step(self) -> StageTimeline | None:
         """End the step; return the newest timeline that is known.
 
-        On a CPU that is this step's. On a GPU, whose events are read a step later, it is an earlier
-        one's or, at first, None.
+        On a CPU that is this step's. On a GPU, whose events are read a step later, it is an
+        earlier one's or, at first, None.
         """
         step = self._step
         assert step is not None, "begin_step comes first"

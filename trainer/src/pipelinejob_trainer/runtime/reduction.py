@@ -1,8 +1,8 @@
 """Gradients of parameters on several ranks are added up over those ranks, as early as possible.
 
-A stage is on one rank of each replica, and in a bidirectional pipeline on two; a parameter that two
-layers share (a head tied to the embedding) is wherever either layer is; experts that replicas divide
-are on some of these. All these cases are one: a parameter has a set of ranks.
+A stage is on one rank of each replica, and in a bidirectional pipeline on two; a parameter that
+two layers share (a head tied to the embedding) is wherever either layer is; experts that replicas
+divide are on some of these. All these cases are one: a parameter has a set of ranks.
 
 Parameters on the same ranks, of the same stages, are reduced together, as soon as the rank's last
 backward pass of those stages is done, while other stages still compute. All ranks start common
@@ -144,7 +144,8 @@ class Reducer:
         Raises PeerLostError, UserError for sparse ones.
         """
         parameters = bucket.parameters
-        # Behind the gradients goes on how many ranks there is one: what none has used has none, here as in torch.
+        # Behind the gradients goes on how many ranks there is one: what none has used has none,
+        # here as in torch.
         are_there = [parameter.grad is not None for parameter in parameters]
         numbers = torch.tensor(are_there, dtype=parameters[0].dtype, device=parameters[0].device)
         flat = torch.cat([*(gradient_of(parameter).flatten() for parameter in parameters), numbers])
@@ -184,8 +185,8 @@ class _InProgress:
 def sums_over_groups(shares: Iterable[Share], tensor: TensorGroup = ALONE) -> "SumsOverGroups":
     """Form the groups for reductions.
 
-    Every rank calls it at the same point, with all shares of the model. The ranks of a share are places;
-    of those that share layers (`tensor`), each sums with its like.
+    Every rank calls it at the same point, with all shares of the model. The ranks of a share are
+    places; of those that share layers (`tensor`), each sums with its like.
     """
     among = [ranks for ranks in sorted({share.ranks for share in shares}) if len(ranks) > 1]
     made = {

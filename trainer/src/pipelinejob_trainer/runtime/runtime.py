@@ -32,8 +32,9 @@ class StepResult:
     """The result of a step besides gradients.
 
     `loss_sum` is this rank's part of the global batch's loss, of which `counted` of `num_targets`
-    count. Summed over all ranks, and multiplied by targets / counted, it is the mean loss in nats per
-    token (`models.losses.counted_loss`). All are zero on ranks without a last stage; tensors stay on the device.
+    count. Summed over all ranks, and multiplied by targets / counted, it is the mean loss in nats
+    per token (`models.losses.counted_loss`). All are zero on ranks without a last stage; tensors
+    stay on the device.
     """
 
     loss_sum: torch.Tensor
@@ -66,9 +67,9 @@ class Runtime:
 
         `rank` counts within the pipeline; `chunks` are as `schedule.held_by(rank)` orders them.
         `batches` may be None where the rank has neither a first nor a last stage. `rows` are the
-        sequences of each micro-batch. `update` is for asynchronous schedules only. `counts_loss` is for
-        one of the ranks that share layers, for all of them have the same loss. `weights` are let go of
-        behind each play.
+        sequences of each micro-batch. `update` is for asynchronous schedules only. `counts_loss`
+        is for one of the ranks that share layers, for all of them have the same loss. `weights`
+        are let go of behind each play.
         """
         self._recorder = recorder
         self._batches = batches
@@ -113,8 +114,8 @@ class Runtime:
     def run_step(self, step: int, batches: Batches | None = None) -> StepResult:
         """Play forward and backward of a whole step; gradients are added to the parameters'.
 
-        `batches`, if given, replace those that the runtime was made with. Raises PeerLostError when
-        a neighbour went away, UserError for data or layers that cannot be used.
+        `batches`, if given, replace those that the runtime was made with. Raises PeerLostError
+        when a neighbour went away, UserError for data or layers that cannot be used.
         """
         self._recorder.begin_step(step)
         if self._versions is not None:

@@ -1,13 +1,14 @@
 """Sharding over the ranks that hold the same parameters (ZeRO, Rajbhandari et al. 2019, arXiv 1910.02054).
 
-The parameters of a bucket lie one behind the other in one piece of memory, of which
-each of the bucket's ranks has an equal stretch to update, and the optimiser's state of that. Gradients are
+The parameters of a bucket lie one behind the other in one piece of memory, of which each of the
+bucket's ranks has an equal stretch to update, and the optimiser's state of that. Gradients are
 added up as they are otherwise, once a step, but each rank gets the sums of its own stretch only.
 
-Where the optimiser alone is sharded (ZeRO-1), the memory is always there, and behind the update the
-stretches are gathered: what is sent is what an all-reduce would. Where parameters are sharded as well
-(ZeRO-3, FSDP), a rank keeps its stretch alone, a bucket is of one layer, and passes gather it
-(`gathering.py`). What several stages share is needed by ranks at different times, so it is always there.
+Where the optimiser alone is sharded (ZeRO-1), the memory is always there, and behind the update
+the stretches are gathered: what is sent is what an all-reduce would. Where parameters are sharded
+as well (ZeRO-3, FSDP), a rank keeps its stretch alone, a bucket is of one layer, and passes gather
+it (`gathering.py`). What several stages share is needed by ranks at different times, so it is
+always there.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,8 +35,9 @@ class Exchange(Protocol):
 class Shard:
     """A bucket's parameters in one piece of memory, and this rank's stretch of it.
 
-    `own` holds, for each parameter, what of it lies in the stretch, perhaps nothing; `places` is where that
-    is in the stretch. `kept` is the stretch where nothing else is kept of the memory; None where all is.
+    `own` holds, for each parameter, what of it lies in the stretch, perhaps nothing; `places` is
+    where that is in the stretch. `kept` is the stretch where nothing else is kept of the memory;
+    None where all is.
     """
 
     bucket: Bucket
@@ -59,9 +61,9 @@ class Shard:
 class Shards:
     """A rank's shards. `own` and `stretches` are by the parameters' global names.
 
-    The first are what the optimiser updates in their stead, flattened; the second which elements [first,
-    end) of each flattened parameter those are. `kept` are those of `own` of whose parameters nothing else
-    is there between passes.
+    The first are what the optimiser updates in their stead, flattened; the second which elements
+    [first, end) of each flattened parameter those are. `kept` are those of `own` of whose
+    parameters nothing else is there between passes.
     """
 
     def __init__(
@@ -118,7 +120,8 @@ class ShardedReducer:
         """
         shard, parameters = self._shards.by_bucket[id(bucket)], bucket.parameters
         num_ranks = len(bucket.share.ranks)
-        # Behind each stretch goes on how many ranks there is a gradient: what none has used has none.
+        # Behind each stretch goes on how many ranks there is a gradient: what none has used has
+        # none.
         are_there = [parameter.grad is not None for parameter in parameters]
         given = shard.flat.new_zeros(num_ranks, shard.length + len(parameters))
         given[:, shard.length :] = torch.tensor(are_there, dtype=given.dtype, device=given.device)

@@ -24,9 +24,9 @@ from pipelinejob_trainer.stage.randomness import seed_of_pass
 class LossWeights:
     """The weight of a micro-batch's mean loss, by its fraction of the tokens.
 
-    `gradient` is the weight in the loss whose gradient is taken: the mean over all micro-batches of
-    one update, which is the global batch, or a part of it where an asynchronous schedule updates
-    within the step. `step` is the weight in the step's mean.
+    `gradient` is the weight in the loss whose gradient is taken: the mean over all micro-batches
+    of one update, which is the global batch, or a part of it where an asynchronous schedule
+    updates within the step. `step` is the weight in the step's mean.
     """
 
     gradient: Fraction

@@ -55,8 +55,8 @@ class Versions:
         if self._newest in self._live:
             for parameter in self._parameters:
                 parameter.data = parameter.data.clone()
-        # autograd counts changes by parameter, not by memory: passes in flight would take this one for a change of what
-        # they have saved.
+        # autograd counts changes by parameter, not by memory: passes in flight would take this one
+        # for a change of what they have saved.
         with _unsafe_preserve_version_counter(self._parameters):
             yield
         self._newest = self._present = self._newest + 1

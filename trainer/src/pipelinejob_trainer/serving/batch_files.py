@@ -1,8 +1,8 @@
 """The two files of a batch: requests, one in a line, and their answers, appended one by one.
 
-A request's line is OpenAI's: `custom_id`, `url`, `body`. An answer is there or it is not: a line is
-written in one piece and flushed to the disk, and what a kill left of a line is cut off before the
-next begins. So a batch that begins again goes on with what has no answer yet.
+A request's line is OpenAI's: `custom_id`, `url`, `body`. An answer is there or it is not: a line
+is written in one piece and flushed to the disk, and what a kill left of a line is cut off before
+the next begins. So a batch that begins again goes on with what has no answer yet.
 """
 
 import fcntl
@@ -35,7 +35,8 @@ class Request:
 def read_ids(path: Path) -> Sequence[str]:
     """Read all of a file once; return the ids of its requests, in order.
 
-    Raises UserError, with the line's number, for a line that is no request, and an id that is there twice.
+    Raises UserError, with the line's number, for a line that is no request, and an id that is
+    there twice.
     """
     found: dict[str, int] = {}
     for number, request in _requests(path):

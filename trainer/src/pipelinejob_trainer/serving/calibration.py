@@ -28,9 +28,10 @@ def measured_cost(
 ) -> PassCost:
     """Measure some kinds of passes on the stage's own cache, which must be idle.
 
-    `width` is that of the hidden state that the stage receives; None: it receives tokens. Passes are
-    no longer than `longest` positions and than the cache. Where stages share processors, and measure at the same
-    time, `clock` is this thread's processor time: what the others do in it is not the stage's own.
+    `width` is that of the hidden state that the stage receives; None: it receives tokens. Passes
+    are no longer than `longest` positions and than the cache. Where stages share processors, and
+    measure at the same time, `clock` is this thread's processor time: what the others do in it is
+    not the stage's own.
     """
     room = min(longest, limits.cache_tokens)
     chunk = max(2, min(limits.chunk_tokens, room // 2))

@@ -80,9 +80,9 @@ class Engine:
     """Serves with this process's layers as the first stage, in a thread of its own.
 
     `patience_s` is how long answers wait for a chain that is broken before they fail; `silence_s`
-    after what silence a stage is lost. `weights` says which the stages must have. `processors` are those
-    that the stages share, for predictions; None: each has its own. A stage that works on one pass for more than
-    `longest_pass_s` is stuck.
+    after what silence a stage is lost. `weights` says which the stages must have. `processors` are
+    those that the stages share, for predictions; None: each has its own. A stage that works on one
+    pass for more than `longest_pass_s` is stuck.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """A stage behind the first: it joins the chain, works through passes in the order they come, and joins again.
 
 It dials the first stage and says where it listens. Once all stages have, the first one tells each
-whom to send to; that forms a chain, which has a number. When anything of the chain breaks the first
-stage closes its connection, and so the stage leaves and dials anew, with its weights still there.
+whom to send to; that forms a chain, which has a number. When anything of the chain breaks the
+first stage closes its connection, and so the stage leaves and dials anew, with its weights still
+there.
 """
 
 import contextlib

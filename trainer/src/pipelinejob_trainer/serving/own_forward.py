@@ -1,8 +1,9 @@
 """One stage's layers of a model of transformers, run by the model's own forward with a cache.
 
-As in training (`models/huggingface/chunk.py`), blocks before the stage pass on what they are given,
-the last of them what was received, and behind the stage's last block the forward is left; but here
-nothing needs gradients, so that the stage's embedding, blocks and head run in one forward.
+As in training (`models/huggingface/chunk.py`), blocks before the stage pass on what they are
+given, the last of them what was received, and behind the stage's last block the forward is left;
+but here nothing needs gradients, so that the stage's embedding, blocks and head run in one
+forward.
 """
 
 import inspect
@@ -29,8 +30,8 @@ class OwnForward:
     """Layers [first, end) of a cut model, filled and in evaluation mode.
 
     `mixes_lengths` is whether sequences of different lengths may be in one pass; else each runs by
-    itself, and with `apart` whatever their lengths. Raises UserError for a model that takes no cache of
-    keys and values.
+    itself, and with `apart` whatever their lengths. Raises UserError for a model that takes no
+    cache of keys and values.
     """
 
     def __init__(

@@ -42,8 +42,8 @@ def load_stage(
 ) -> StageModel:
     """Make layers [first, end) of a model, with the values of its folder, or of what was trained.
 
-    With `apart` sequences of a pass are computed one by one. Raises UserError for a model that cannot be served, or not
-    be read.
+    With `apart` sequences of a pass are computed one by one. Raises UserError for a model that
+    cannot be served, or not be read.
     """
     filled = _of_checkpoint(model, stretch, trained) if trained else _of_folder(model, stretch)
     text = filled.cut.config.get_text_config()
@@ -93,8 +93,9 @@ def _of_checkpoint(model: Model, stretch: tuple[int, int], trained: TrainedWeigh
 def _positions(text: Any) -> tuple[int | None, tuple[str, ...]]:
     """Return how long a text may be, None if nothing says, and a remark where that is less than the model's most.
 
-    Positions of the kind `longrope` are turned otherwise once a text is longer than in pretraining: all in a batch, as
-    soon as one is, while keys in the cache stay as they were turned. Within that length nobody feels the others.
+    Positions of the kind `longrope` are turned otherwise once a text is longer than in
+    pretraining: all in a batch, as soon as one is, while keys in the cache stay as they were
+    turned. Within that length nobody feels the others.
     """
     most = getattr(text, "max_position_embeddings", None)
     parameters = getattr(text, "rope_parameters", None) or {}

@@ -23,8 +23,8 @@ _POSITIONS = "parameter/layers.0.position.weight"
 class TrainedWeights:
     """A checkpoint, of any split, as the model of transformers that equals the trained one.
 
-    `positions` is how long a text may be where the model itself does not say. Raises UserError for a
-    checkpoint of another model, or one that cannot be served.
+    `positions` is how long a text may be where the model itself does not say. Raises UserError for
+    a checkpoint of another model, or one that cannot be served.
     """
 
     def __init__(self, trained: Trained, checkpoint: Checkpoint, *, positions: int) -> None:

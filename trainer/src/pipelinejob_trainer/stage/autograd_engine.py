@@ -2,8 +2,9 @@
 
 torch.autograd.backward and grad call it too, after checks that take longer than a small stage's
 whole pass, and after importing sympy, which takes seconds, if they are given gradients. The engine
-makes the necessary checks itself. This is not among torch's documented names; its signature has not
-changed since torch 1.8, and tests/trainer/stage/test_split_backward.py compares it with torch.autograd.
+makes the necessary checks itself. This is not among torch's documented names; its signature has
+not changed since torch 1.8, and tests/trainer/stage/test_split_backward.py compares it with
+torch.autograd.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,8 @@ A compiled layer is one function forward and one backward. Schedules whose backw
 halves are refused.
 
 Random numbers are torch's own, in the order of the layer's code: a layer that is run again draws
-the same ones, though its second run is compiled by itself, as it has gradients and the first had not.
+the same ones, though its second run is compiled by itself, as it has gradients and the first had
+not.
 """
 
 import shutil

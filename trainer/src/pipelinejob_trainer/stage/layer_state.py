@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 
-# Larger tensors are copied only if they are seen to change: masks and tables of positions can be as large as layers.
+# Larger tensors are copied only if they are seen to change: masks and tables of positions can be
+# as large as layers.
 _LARGE_BYTES = 1 << 20
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 _CONTAINERS = (list, dict, set, deque)

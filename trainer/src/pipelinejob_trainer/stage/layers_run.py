@@ -66,7 +66,8 @@ class LayersRun:
         self._compiled = compiled(layers) if compiles else {}
         self._weights = weights
         indices = [layer.index for layer in layers]
-        # A folder's model embeds something in front of a stretch of blocks, and of its head, whatever these work on.
+        # A folder's model embeds something in front of a stretch of blocks, and of its head,
+        # whatever these work on.
         self._beside = () if first.runner is None else (0,)
         self._head = last.index if loss is not None else None
         self._then = dict(pairwise(indices))
@@ -165,7 +166,8 @@ class LayersRun:
 def _autocast(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
     if precision is Precision.FP32:
         return nullcontext
-    # A copy made where no gradient is wanted has none, and would be found by the pass that wants one.
+    # A copy made where no gradient is wanted has none, and would be found by the pass that wants
+    # one.
     return lambda: torch.autocast(device.type, torch.bfloat16, cache_enabled=torch.is_grad_enabled())
 
 

@@ -17,8 +17,9 @@ Reseed = Callable[[int, int], None]
 def reseeder(device: torch.device, *, of_torch_alone: bool = False) -> Reseed:
     """Return a function that sets the random state, given a pass's seed and a layer's index.
 
-    Only generators that a layer on this device can use are set; torch.manual_seed sets those of all
-    devices. Python's and numpy's are set, too, but for layers that are known to draw from torch's alone.
+    Only generators that a layer on this device can use are set; torch.manual_seed sets those of
+    all devices. Python's and numpy's are set, too, but for layers that are known to draw from
+    torch's alone.
     """
     generators = [torch.default_generator]
     if device.type == "cuda":
@@ -37,7 +38,8 @@ def reseeder(device: torch.device, *, of_torch_alone: bool = False) -> Reseed:
 def seed_of_pass(seed: int, step: int, sample: int) -> int:
     """Return the seed of a micro-batch's pass through all layers.
 
-    `sample` is the micro-batch's number in the global batch: replica * micro-batches + micro-batch.
+    `sample` is the micro-batch's number in the global batch: replica * micro-batches +
+    micro-batch.
     """
     return mix(seed, step, sample)
 

@@ -1,9 +1,10 @@
 """Holds what autograd saves for a backward pass, so that it can be freed piece by piece.
 
-Between the two halves of a backward pass, torch keeps everything that the graph has saved: it frees
-a node's tensors only when it knows that the node will not run again. We know: of the nodes that ran
-in the first half, only junctions (see `split_backward`) run once more. So each saved tensor is put
-into a box, and boxes opened in the first half, but by no junction, are emptied after it.
+Between the two halves of a backward pass, torch keeps everything that the graph has saved: it
+frees a node's tensors only when it knows that the node will not run again. We know: of the nodes
+that ran in the first half, only junctions (see `split_backward`) run once more. So each saved
+tensor is put into a box, and boxes opened in the first half, but by no junction, are emptied after
+it.
 """
 
 from collections.abc import Iterable, Iterator

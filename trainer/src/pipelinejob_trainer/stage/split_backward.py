@@ -15,8 +15,9 @@ A parameter that joins at several junctions gets its gradient in the first half:
 junction the second half would have to follow the path to reach the lower one. So does one that
 joins at a user's own Function, whose backward pass may do anything, and is run once. Where nothing
 was received, on the first stage, the first half goes back to an **entrance** inside it, and what
-lies below belongs to the second half. A nesting has several roots and entrances. Parameters below a
-root that leads to no entrance get their gradient in the first half: a junction may lead to them too.
+lies below belongs to the second half. A nesting has several roots and entrances. Parameters below
+a root that leads to no entrance get their gradient in the first half: a junction may lead to them
+too.
 
 Layers that torch.utils.checkpoint runs again within their own backward pass would be run again in
 both halves. Their pass is not split: the first half is all of it.

@@ -1,8 +1,8 @@
 """One chunk of a rank: its layers, and the passes of a micro-batch through them.
 
-Gradients add up in `parameter.grad`, each micro-batch's with its weight in the mean over the global
-batch, so that after a step, summed over replicas, they are those of the mean loss: over all targets,
-of which those that do not count add nothing (`loss.py`).
+Gradients add up in `parameter.grad`, each micro-batch's with its weight in the mean over the
+global batch, so that after a step, summed over replicas, they are those of the mean loss: over all
+targets, of which those that do not count add nothing (`loss.py`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,14 +54,14 @@ class Stage:
     With `recompute` a forward pass keeps only what was received; the backward pass, or its first
     half, runs the layers again, with the same random state and weights, on copies of their other
     state, so that it changes only once. With `is_split` backward passes come in halves, and what
-    only the first half needs is freed after it. Work that needs no gradient can be done earlier, by
-    the `prepare_` methods.
+    only the first half needs is freed after it. Work that needs no gradient can be done earlier,
+    by the `prepare_` methods.
 
     What is received belongs to the stage: its layers may change it in place. It is a tensor or a
     nesting of tensors, as is the output.
 
-    `loss` takes the last layer's output and targets on the last stage. `weights` are those of layers
-    that hold their values only while a pass needs them.
+    `loss` takes the last layer's output and targets on the last stage. `weights` are those of
+    layers that hold their values only while a pass needs them.
     """
 
     def __init__(
@@ -105,8 +105,9 @@ class Stage:
         self._runs_again = RunsAgain()
         self._may_change = True  # whether layers may change in place what they are given
         self._passes_without_change = 0
-        # Autocast keeps its copies of leaves for a whole step, and adds up what comes back to them in bf16, as between
-        # two layers of one process it does not. And what keeps anything, or is run again, may not be begun twice.
+        # Autocast keeps its copies of leaves for a whole step, and adds up what comes back to them
+        # in bf16, as between two layers of one process it does not. And what keeps anything, or is
+        # run again, may not be begun twice.
         keeps_anything = recompute or any(True for _ in self.module.buffers())
         self._is_never_leaf = keeps_anything or precision is Precision.BF16
         self._needs_gradients: bool | None = None  # whether layers derive within their forward pass, once it is known
@@ -219,8 +220,8 @@ class Stage:
     def backward_input(self, micro_batch: int, gradient: Gradients | None = None) -> Gradients | None:
         """Run the first half of a micro-batch's backward pass.
 
-        Arguments and result are those of `backward`. On the first stage, which returns no gradient,
-        it ends at the output of the first layer.
+        Arguments and result are those of `backward`. On the first stage, which returns no
+        gradient, it ends at the output of the first layer.
         """
         passing = self._in_flight[micro_batch]
         if passing.split is None:

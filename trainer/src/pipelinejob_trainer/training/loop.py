@@ -124,8 +124,9 @@ class TrainingLoop:
     def run(self) -> None:
         """Train until the last step.
 
-        Raises StoppedError after a checkpoint when all ranks stop; where only some do, LeftError on them and
-        PeersLeaveError on the others, that may `rejoin`, as all may after GangMovesError.
+        Raises StoppedError after a checkpoint when all ranks stop; where only some do, LeftError
+        on them and PeersLeaveError on the others, that may `rejoin`, as all may after
+        GangMovesError.
         """
         done = self._resume()
         self._say_what_is_read(done + 1)
@@ -256,7 +257,8 @@ class TrainingLoop:
             rate = self._updates.end(total) if skipped is None else self._updates.skip()
         self._spread_carried(has_new_changes=total.has_new_changes)
         evaluation_loss = self._evaluate() if self._is_evaluation_due(step) else None
-        # The record comes before what a lost rank goes back to: a step that is not done again has been recorded.
+        # The record comes before what a lost rank goes back to: a step that is not done again has
+        # been recorded.
         self._record(step, total, rate, evaluation_loss, skipped)
         if total.num_written == self._gang.size:
             with self._recorder.span(SpanKind.CHECKPOINT):
@@ -420,8 +422,8 @@ class TrainingLoop:
 def run(prepared: Preparation, membership: Membership, status: StageStatus, stop_request: StopRequest) -> None:
     """Train this rank's part of a plan.
 
-    Raises StoppedError after a checkpoint, UserError, PeerLostError, CheckpointFailedError. Without recovery in place,
-    all ranks stop where one is asked to.
+    Raises StoppedError after a checkpoint, UserError, PeerLostError, CheckpointFailedError.
+    Without recovery in place, all ranks stop where one is asked to.
     """
     with telling_errors(prepared):
         check(prepared, membership)

@@ -22,8 +22,9 @@ from pipelinejob_trainer.runtime.reduction import SumOver, sums_over_groups
 
 # Pods of a gang start together, but one may have to pull its image first.
 _RENDEZVOUS_TIMEOUT = timedelta(minutes=15)
-# The longest that one rank may work while another waits for it: a step of a large model, a large checkpoint. Ranks that
-# are gone are noticed long before, by their closed connections and by `liveness`.
+# The longest that one rank may work while another waits for it: a step of a large model, a large
+# checkpoint. Ranks that are gone are noticed long before, by their closed connections and by
+# `liveness`.
 _OPERATION_TIMEOUT = timedelta(minutes=30)
 _ALL = "here/all"  # in the store, once all ranks are
 _NAMED = 3  # of those who are missing
@@ -33,8 +34,8 @@ _NAMED = 3  # of those who are missing
 class Membership:
     """This rank as a member of a gang that has met.
 
-    `link` makes links to the neighbours, given the sequences of each micro-batch; all ranks call it
-    at the same point.
+    `link` makes links to the neighbours, given the sequences of each micro-batch; all ranks call
+    it at the same point.
     """
 
     gang: Gang

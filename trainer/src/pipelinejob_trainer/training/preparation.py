@@ -89,8 +89,9 @@ class Preparation:
     def go_over_to(self, plan: Plan) -> None:
         """Go on by another plan with the same text, order, and sequences in a step.
 
-        Where it has other layers or another schedule for this rank, these are made anew, and still without a state.
-        Raises PipelineJobError for a plan with other sequences, UserError where the layers cannot be made.
+        Where it has other layers or another schedule for this rank, these are made anew, and still
+        without a state. Raises PipelineJobError for a plan with other sequences, UserError where
+        the layers cannot be made.
         """
         before, after = (each.schedule.sequences * each.parallelism.data for each in (self.plan, plan))
         if before != after:

@@ -105,9 +105,10 @@ class Recovering:
     def run(self, prepared: Preparation | None) -> None:
         """Train until the last step, through as many incarnations as it takes.
 
-        Without what is `prepared`, as the plan that it was started with does not have this rank, it waits for one that
-        has. Raises what `loop.run` does; PeerLostError when no replacement comes, LeftError when this rank is asked to
-        stop while it waits for one, NotNeededError when the others go on without it.
+        Without what is `prepared`, as the plan that it was started with does not have this rank,
+        it waits for one that has. Raises what `loop.run` does; PeerLostError when no replacement
+        comes, LeftError when this rank is asked to stop while it waits for one, NotNeededError
+        when the others go on without it.
         """
         number, loss, within_s = 0, Loss(self._plan, self._status), _FIRST_MEETING_S
         next_: Incarnation | None = None
@@ -136,7 +137,8 @@ class Recovering:
     def _await(self, number: int, loss: Loss, within_s: float) -> Incarnation:
         """Wait to be told who meets, after these were lost; or to be called, by a gang that trains.
 
-        Raises LeftError when this rank is asked to stop meanwhile, PeerLostError when it is not told in time.
+        Raises LeftError when this rank is asked to stop meanwhile, PeerLostError when it is not
+        told in time.
         """
         self._status.await_incarnation(loss.lost, within_s=within_s + _MARGIN_S)
         incarnation = self._station.await_newer(
@@ -231,8 +233,8 @@ class Recovering:
             loss.settle(_BREAK_S)
         with contextlib.suppress(ValueError, RuntimeError, AssertionError):  # none was formed
             distributed.destroy_process_group()
-        # torch names groups by a count, and keeps that of one that was interrupted as it formed: with another name
-        # than a rank that is new gives it, the next would never be formed.
+        # torch names groups by a count, and keeps that of one that was interrupted as it formed:
+        # with another name than a rank that is new gives it, the next would never be formed.
         distributed.distributed_c10d._world.group_count = 0  # noqa: SLF001 # torch resets it nowhere else
 
     @contextmanager

@@ -29,8 +29,8 @@ class Saving:
     def save(self, state: Snapshot, place: TextPosition, *, waits: bool, is_last: bool) -> None:
         """Save the state, or begin to, beside training; what was begun before is published first.
 
-        One that could not be written is told of and passed over; if it is the last, CheckpointFailedError is raised.
-        Raises PeerLostError.
+        One that could not be written is told of and passed over; if it is the last,
+        CheckpointFailedError is raised. Raises PeerLostError.
         """
         self.publish()
         self._status.begin_checkpoint()

@@ -16,8 +16,8 @@ from pipelinejob_trainer.runtime.runtime import StepResult
 class Totals:
     """A step's loss and gradient norm, both of the mean over the targets that count.
 
-    `targets_per_counted` turns gradients, which are of the mean over all targets, into those of that
-    mean: exactly 1 where all count. Where none counts it is 0, and so are loss and norm.
+    `targets_per_counted` turns gradients, which are of the mean over all targets, into those of
+    that mean: exactly 1 where all count. Where none counts it is 0, and so are loss and norm.
     """
 
     loss: float

@@ -1,7 +1,7 @@
 """Who is told of each step besides the log: TensorBoard, and a user's own tracker.
 
-Only the spokesman tells them. What goes wrong there is said once and never stops the training; what
-can be known to be wrong before it is refused.
+Only the spokesman tells them. What goes wrong there is said once and never stops the training;
+what can be known to be wrong before it is refused.
 """
 
 import importlib
@@ -121,7 +121,8 @@ class _TensorBoard:
             ) from error
 
     def begin(self, description: Description) -> None:
-        # Of a run that goes on from a checkpoint, or went back to one, steps after it do not count any more.
+        # Of a run that goes on from a checkpoint, or went back to one, steps after it do not count
+        # any more.
         start = self._session(status=self._session.START)
         self._write(self._event(wall_time=time.time(), step=description["step"] + 1, session_log=start))
 

@@ -36,7 +36,8 @@ class Updates:
             hidden=hidden_matrices(rank.part, num_layers(rank.plan.model)),
             of_matrices=[name for name in sharded if parameters[name].dim() > 1],
         )
-        # What lives on several ranks has the same gradient on all of them, and counts once; a shard is on one.
+        # What lives on several ranks has the same gradient on all of them, and counts once; a
+        # shard is on one.
         self._owned = frozenset(
             name for name in self.optimizer.parameters if rank.owns(name) or (name in sharded and rank.saves(name))
         )

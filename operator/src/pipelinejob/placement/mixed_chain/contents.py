@@ -1,7 +1,7 @@
 """The classes of nodes by what they can still take: nodes that take the same stages share one number.
 
-Of a thousand nodes there are but a few contents, so what a node can take, and what it can take after that, is reckoned
-once for each of them.
+Of a thousand nodes there are but a few contents, so what a node can take, and what it can take
+after that, is reckoned once for each of them.
 """
 
 from dataclasses import dataclass, replace

@@ -1,11 +1,11 @@
 """Places a chain of stages with different requests by a bounded search.
 
-Stages may differ in what they request and in which nodes they may go to, so that a domain's room is no single number
-and the exact method of `uniform_chain` does not apply; where several ranks share a node the question is bin packing.
-`search` does the bounded search.
+Stages may differ in what they request and in which nodes they may go to, so that a domain's room
+is no single number and the exact method of `uniform_chain` does not apply; where several ranks
+share a node the question is bin packing. `search` does the bounded search.
 
-Of a large cluster the closest domains that may hold the chain are searched, at each level the tightest `_DOMAINS`, and
-in each of them the `_LEAVES` that can take the longest runs.
+Of a large cluster the closest domains that may hold the chain are searched, at each level the
+tightest `_DOMAINS`, and in each of them the `_LEAVES` that can take the longest runs.
 """
 
 from collections import Counter

@@ -1,10 +1,10 @@
 """Branch-and-bound search for a chain of stages with different requests, leaf by leaf, within a budget.
 
-The search walks the chain leaf by leaf (a leaf: the domains just above the nodes), each time trying the longest run of
-stages that the next leaf can take first, shorter runs after, and drops what cannot cost less than the best chain found.
-It ends when nothing is left to try, when a chain meets the bound that counts alone set, which makes it optimal, or when
-the budget is spent. Leaves are stocks of nodes all the while (`leaves`); the nodes of a chain are named
-when it is asked for.
+The search walks the chain leaf by leaf (a leaf: the domains just above the nodes), each time
+trying the longest run of stages that the next leaf can take first, shorter runs after, and drops
+what cannot cost less than the best chain found. It ends when nothing is left to try, when a chain
+meets the bound that counts alone set, which makes it optimal, or when the budget is spent. Leaves
+are stocks of nodes all the while (`leaves`); the nodes of a chain are named when it is asked for.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,10 +1,11 @@
 """Layouts of several replicas in which the rings between them get the closest links.
 
-Two ways are tried. Chain by chain: each replica's stages stand together, so that its boundaries use the closest links,
-and the copies of a stage, which sum its gradients in a ring, stand far apart. Ring by ring: at each level of the
-topology, all copies of a stage are put into one domain, neighbouring stages next to each other, so that the rings use
-the close links. In such a domain, and on nodes that hold several ranks, every replica's stages follow each other in the
-same order, so that members of a ring stand at the same place of their nodes: on the same rail.
+Two ways are tried. Chain by chain: each replica's stages stand together, so that its boundaries
+use the closest links, and the copies of a stage, which sum its gradients in a ring, stand far
+apart. Ring by ring: at each level of the topology, all copies of a stage are put into one domain,
+neighbouring stages next to each other, so that the rings use the close links. In such a domain,
+and on nodes that hold several ranks, every replica's stages follow each other in the same order,
+so that members of a ring stand at the same place of their nodes: on the same rail.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

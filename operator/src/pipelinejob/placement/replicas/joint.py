@@ -1,11 +1,13 @@
 """Local search over layouts of a small uniform job: all replicas at once.
 
-A layout is improved by the best single change, a rank going to a free seat or two ranks changing theirs, until none
-helps. Replicas wait for their dearest chain and their dearest ring; as a change elsewhere shows in neither, the sum of
-all counts second. Several layouts are begun with, and the best end counts. That is a local search: it is held against
-proofs on small clusters (tests/core/placement/test_placement_certified.py), not proved itself.
+A layout is improved by the best single change, a rank going to a free seat or two ranks changing
+theirs, until none helps. Replicas wait for their dearest chain and their dearest ring; as a change
+elsewhere shows in neither, the sum of all counts second. Several layouts are begun with, and the
+best end counts. That is a local search: it is held against proofs on small clusters
+(tests/core/placement/test_placement_certified.py), not proved itself.
 
-Seats of one innermost domain are alike as long as no node takes two ranks; else every node is a place of its own.
+Seats of one innermost domain are alike as long as no node takes two ranks; else every node is a
+place of its own.
 """
 
 from collections import Counter

@@ -1,9 +1,10 @@
 """Lays out a whole uniform job as one long chain, and improves layouts by swapping ranks.
 
-All ranks together in as few and as tight domains as there are leave the most room, whatever they cost; then seats are
-handed out chain after chain, or ring after ring, over the closest domains in the order in which that costs least.
-Changing seats leaves the room as it is: swaps that shorten the step are made as long as there are any, those of the
-dearest chain and the dearest ring, which alone count.
+All ranks together in as few and as tight domains as there are leave the most room, whatever they
+cost; then seats are handed out chain after chain, or ring after ring, over the closest domains in
+the order in which that costs least. Changing seats leaves the room as it is: swaps that shorten
+the step are made as long as there are any, those of the dearest chain and the dearest ring, which
+alone count.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,8 @@
 """The orders in which a chain may pass the parts of a domain, as steps from one set of passed parts to the next.
 
-State 0 has passed none; each further state says from which ones, by which part, it is reached. The last has passed all.
-One order is a chain of states; all orders are the subsets of the parts, n * 2^(n-1) steps instead of n! orders.
+State 0 has passed none; each further state says from which ones, by which part, it is reached. The
+last has passed all. One order is a chain of states; all orders are the subsets of the parts, n *
+2^(n-1) steps instead of n! orders.
 """
 
 from collections.abc import Sequence

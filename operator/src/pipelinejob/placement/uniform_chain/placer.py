@@ -1,10 +1,12 @@
 """Places a chain of stages with equal requests: the cheapest one, under limits on what single domains may take.
 
-The tree of domains is walked once to count its room; the cost of a run of stages in a domain is in the tables of the
-domain's kind (`tables`), and nodes are looked up by name in the chosen domains alone.
+The tree of domains is walked once to count its room; the cost of a run of stages in a domain is in
+the tables of the domain's kind (`tables`), and nodes are looked up by name in the chosen domains
+alone.
 
-Exact where all boundaries cost the same, and where the chain stands in one domain over nodes. Where boundaries cost
-more towards one end, domains are walked in order of their room, which at several levels at once need not be the best.
+Exact where all boundaries cost the same, and where the chain stands in one domain over nodes.
+Where boundaries cost more towards one end, domains are walked in order of their room, which at
+several levels at once need not be the best.
 """
 
 from collections import Counter
@@ -21,8 +23,9 @@ from pipelinejob.placement.found import Found, Limits
 from pipelinejob.placement.prices import Path, Prices
 from pipelinejob.placement.uniform_chain.tables import Costs, Kind, Tables
 
-# Beside the price, all in shares of what is priced and far below anything that is worth a second: of equal prices the
-# chain with fewer crossings counts, of these the one in domains with less room.
+# Beside the price, all in shares of what is priced and far below anything that is worth a second:
+# of equal prices the chain with fewer crossings counts, of these the one in domains with less
+# room.
 _CROSSING, _ROOM = 1e-7, 1e-9
 _INFINITE = float("inf")
 

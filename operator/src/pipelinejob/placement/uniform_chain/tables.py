@@ -1,20 +1,22 @@
 """Cost tables of runs of stages in domains; domains with equal contents share one table.
 
-A chain that is walked depth first visits each domain once, so inside a domain stands one run of consecutive stages.
-With `price[d][b]` for boundary b crossing between two domains inside one of depth d, a domain's table is
+A chain that is walked depth first visits each domain once, so inside a domain stands one run of
+consecutive stages. With `price[d][b]` for boundary b crossing between two domains inside one of
+depth d, a domain's table is
 
     cost[s, e] = min over its parts, in some order, each with one run, of
                  sum of cost of each part's run + sum of price[d][b] of the boundaries b between the runs
 
-where `cost[s, e]` is of the stages s..e-1. Parts are added one by one, in order of their room: from small to large if
-boundaries cost more towards the end of the chain, since that moves every boundary as far to the front as it can go; the
-other way round if they cost less. For a domain over nodes this order is the best one there is, and where all boundaries
-cost the same no order is better than another. Elsewhere all orders are tried where the parts are few
-(`orders`), and one or both of these where they are many.
+where `cost[s, e]` is of the stages s..e-1. Parts are added one by one, in order of their room:
+from small to large if boundaries cost more towards the end of the chain, since that moves every
+boundary as far to the front as it can go; the other way round if they cost less. For a domain over
+nodes this order is the best one there is, and where all boundaries cost the same no order is
+better than another. Elsewhere all orders are tried where the parts are few (`orders`), and one or
+both of these where they are many.
 
-Domains that hold the same have one table: of a hundred leaves with six free nodes each, one is reckoned. And where all
-boundaries cost the same a run costs the same wherever it starts, so that a table has one row. Chains of more than
-`_LONGEST` stages are reckoned so always, with mean prices.
+Domains that hold the same have one table: of a hundred leaves with six free nodes each, one is
+reckoned. And where all boundaries cost the same a run costs the same wherever it starts, so that a
+table has one row. Chains of more than `_LONGEST` stages are reckoned so always, with mean prices.
 """
 
 from collections.abc import Iterator, Sequence
@@ -185,7 +187,8 @@ class Tables:
     def _in_order(self, shape: _Shape, *, ascending: bool) -> tuple[int, ...]:
         """Return the parts by room, without equal ones beyond the number that a chain can use.
 
-        Of two alike that are each at most half full, one could take the other's stages, so not many stand half empty.
+        Of two alike that are each at most half full, one could take the other's stages, so not
+        many stand half empty.
         """
         room_of = (lambda room: room) if shape.is_over_nodes else self.room
         ordered = sorted(shape.parts, key=lambda part: (room_of(part[0]), part[0]), reverse=not ascending)

@@ -213,7 +213,8 @@ class _Clock:
             return
         leaves = max(end, self._link_free[sent.link]) + sent.message_s
         self._link_free[sent.link] = leaves
-        # Who does a part ahead could have begun before this was known to come; the clock does not go back for it.
+        # Who does a part ahead could have begun before this was known to come; the clock does not
+        # go back for it.
         self._ready[receiver] = arrival = max(now, leaves + sent.latency_s)
         heapq.heappush(self._moments, (arrival, self._shop.rank_of[receiver]))
 

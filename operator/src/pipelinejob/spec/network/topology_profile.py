@@ -1,7 +1,8 @@
 """What a cluster's administrator writes: the types of a TopologyProfile's `spec`.
 
-It says which node labels tell the network's shape where no preset knows them, and how fast the links of each level are.
-The CRD is generated from these types, as a PipelineJob's is from `spec.py`.
+It says which node labels tell the network's shape where no preset knows them, and how fast the
+links of each level are. The CRD is generated from these types, as a PipelineJob's is from
+`spec.py`.
 """
 
 from enum import StrEnum

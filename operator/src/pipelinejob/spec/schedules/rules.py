@@ -16,7 +16,8 @@ MAX_WRITTEN = 2**21  # micro-batches times stages of a route: every rank writes 
 _PIPELINE_OPEN = "!has(self.parallelism.pipeline)"
 _STAGES = f"self.parallelism.pipeline * {CHUNKS}"
 _INTERVAL = "(has(self.schedule.updateInterval) ? self.schedule.updateInterval : self.parallelism.pipeline)"
-# Numbers of replicas that share a step's sequences equally, the small ones: what a message can offer.
+# Numbers of replicas that share a step's sequences equally, the small ones: what a message can
+# offer.
 _SHARING = "[1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 128].filter(n, self.schedule.globalBatchSize % n == 0)"
 
 SCHEDULE_RULES = (

@@ -1,6 +1,7 @@
 """Who asked whom to make way. Asking is one field of the asker's own status; the job that is asked sees it there.
 
-So nothing is lost if the operator dies in between, and an asker that goes away before it was heard has asked nothing.
+So nothing is lost if the operator dies in between, and an asker that goes away before it was heard
+has asked nothing.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,8 +1,9 @@
 """What PriorityClasses say: which job stands higher, and whether it may make others go.
 
-A class counts for whole gangs. `preemptionPolicy: Never` is honoured: such a job waits, however high it stands. An
-annotation on the class lets gangs preempt all the same (`pipelinejob.io/gang-preemption: "true"`): then the operator
-makes room by whole jobs, while kube-scheduler, which reads the policy, takes no single pod away for one of ours.
+A class counts for whole gangs. `preemptionPolicy: Never` is honoured: such a job waits, however
+high it stands. An annotation on the class lets gangs preempt all the same
+(`pipelinejob.io/gang-preemption: "true"`): then the operator makes room by whole jobs, while
+kube-scheduler, which reads the policy, takes no single pod away for one of ours.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,8 @@
 """A job's standing with Kueue: whether it may hold nodes now, and in Kueue's own words why not.
 
-Kueue reckons, we run: it admits a Workload and may take that back; we stop the pods then and hand the quota over only
-when none of them is left. What a job controller owes Kueue is written in its `pkg/controller/jobframework`.
+Kueue reckons, we run: it admits a Workload and may take that back; we stop the pods then and hand
+the quota over only when none of them is left. What a job controller owes Kueue is written in its
+`pkg/controller/jobframework`.
 """
 
 from collections.abc import Mapping
@@ -39,7 +40,8 @@ TOO_MANY_SHAPES = "TooManyShapes"
 # A job that waits for these waits for Kueue, not for room: it keeps no other from having it.
 WAITS_FOR_KUEUE = frozenset({NO_KUEUE, QUOTA_PENDING, QUOTA_TAKEN_BACK, TOO_MANY_SHAPES, NO_PRIORITY_CLASS})
 
-# Kueue puts a Workload back into its queue by itself after these; after the others somebody, or a timer, has to.
+# Kueue puts a Workload back into its queue by itself after these; after the others somebody, or a
+# timer, has to.
 _REQUEUED_AT_ONCE = frozenset({"Preempted", "NodeFailures"})
 
 

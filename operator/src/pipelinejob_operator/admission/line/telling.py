@@ -1,9 +1,10 @@
 """What a job that waits is told of those ahead of it: by name near the head of the line, and far back without any.
 
-The head of a line is another with each job that is placed or goes. A sentence that names it is then another, too, and
-a write for each job that has it. So those in the first places are told whom they wait behind, and all others a sentence
-that stays as it is for as long as they stand far back: a head that moves costs a few writes, however long the line.
-`pipelinejob line` shows every job's place.
+The head of a line is another with each job that is placed or goes. A sentence that names it is
+then another, too, and a write for each job that has it. So those in the first places are told whom
+they wait behind, and all others a sentence that stays as it is for as long as they stand far back:
+a head that moves costs a few writes, however long the line. `pipelinejob line` shows every job's
+place.
 """
 
 from collections.abc import Callable
@@ -25,8 +26,8 @@ def stands_far_back(ahead: int) -> bool:
 def tell(job: Job, *, first: Job | None, ahead: int, order: Order, find_missing: Callable[[], str | None]) -> Told:
     """Say why a job waits that is not placed: what is missing, and whom it waits behind.
 
-    `ahead` jobs that wait come before it, `first` of all; `find_missing` says what it would lack were it alone, None if
-    nothing.
+    `ahead` jobs that wait come before it, `first` of all; `find_missing` says what it would lack
+    were it alone, None if nothing.
     """
     if stands_far_back(ahead):
         return FAR_BACK, [f"waits in line: more than {NAMES_THE_HEAD} jobs that wait for room come before it"]

@@ -1,7 +1,7 @@
 """What a job's pods are once they are admitted: what webhooks, policies, RuntimeClasses and LimitRanges make of them.
 
-The API server tells it of a dry run, before a job asks for room, and of the pods themselves. Where it told nothing, a
-pod counts as it is rendered.
+The API server tells it of a dry run, before a job asks for room, and of the pods themselves. Where
+it told nothing, a pod counts as it is rendered.
 """
 
 from collections.abc import Hashable, Mapping, Sequence

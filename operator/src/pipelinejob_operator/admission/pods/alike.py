@@ -1,8 +1,9 @@
 """What admission made of pods of late, for others like them: one dry run tells it of all jobs made from one template.
 
-Two pods are alike if they are rendered the same but for their job's name and uid, in one namespace. That admission
-treats such pods alike is taken for granted for some seconds, and no longer than until a pod shows otherwise: a gang's
-own pods are looked at again before they are let go. Only an answer that let the pod in is kept.
+Two pods are alike if they are rendered the same but for their job's name and uid, in one
+namespace. That admission treats such pods alike is taken for granted for some seconds, and no
+longer than until a pod shows otherwise: a gang's own pods are looked at again before they are let
+go. Only an answer that let the pod in is kept.
 """
 
 import json

@@ -1,7 +1,8 @@
 """Which nodes a pod may stand on at all, by its own wishes and the nodes' taints: what kube-scheduler would filter by.
 
-Only what can be read from pod and node; other pods are looked at in `neighbours.py`, volumes in `admitted.py`. What is
-known to the scheduler alone (device claims, volumes still to be made) is learnt when a node refuses (`refusals.py`).
+Only what can be read from pod and node; other pods are looked at in `neighbours.py`, volumes in
+`admitted.py`. What is known to the scheduler alone (device claims, volumes still to be made) is
+learnt when a node refuses (`refusals.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,8 @@ from typing import Any
 from pipelinejob_operator.cluster import Object
 from pipelinejob_operator.objects.selectors import has_labels, selects_node
 
-# Kubernetes adds these by itself, and takes them away; a pod that tolerates them for seconds must not start there.
+# Kubernetes adds these by itself, and takes them away; a pod that tolerates them for seconds must
+# not start there.
 _TRANSIENT = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 

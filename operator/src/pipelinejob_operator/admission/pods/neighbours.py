@@ -1,7 +1,7 @@
 """Which nodes other pods keep a pod from: required pod affinity and anti-affinity, theirs as well as its own.
 
-A namespaceSelector is read by the one label that every namespace has, its name; what else it asks for only the
-scheduler knows, and a node that it refuses is left out afterwards.
+A namespaceSelector is read by the one label that every namespace has, its name; what else it asks
+for only the scheduler knows, and a node that it refuses is left out afterwards.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -79,7 +79,8 @@ NOBODY = Neighbours()
 def barred(pod: Object, nodes: Sequence[Object], neighbours: Neighbours) -> frozenset[str]:
     """Name the nodes that pods which stand somewhere already keep this one from.
 
-    An affinity that no pod there meets, but the pod itself does, bars nothing: the first of a gang may go anywhere.
+    An affinity that no pod there meets, but the pod itself does, bars nothing: the first of a gang
+    may go anywhere.
     """
     by_name = {node["metadata"]["name"]: node for node in nodes}
     apart, together = apart_terms(pod), together_terms(pod)

@@ -1,9 +1,9 @@
 """How many of a job's own pods a node may take beside one another, by their anti-affinity and topology spread.
 
-Placement reckons with amounts on nodes. So each such rule becomes one more resource: what a rank takes of it, and what
-each node has. Where a rule is about larger domains, what a domain may take is handed to the nodes of it that have the
-most room. A spread is honoured as evenly as the room allows, though a pod that is pinned to a node meets it in the
-scheduler's eyes wherever it stands.
+Placement reckons with amounts on nodes. So each such rule becomes one more resource: what a rank
+takes of it, and what each node has. Where a rule is about larger domains, what a domain may take
+is handed to the nodes of it that have the most room. A spread is honoured as evenly as the room
+allows, though a pod that is pinned to a node meets it in the scheduler's eyes wherever it stands.
 """
 
 from collections import defaultdict

@@ -21,7 +21,8 @@ def nearest(
 ) -> Place | None:
     """Return the taker that is nearest to these paths, the dearest of them first; None if none may be taken.
 
-    A domain of the level that the job requires is not left. `near` begins with where the stage was.
+    A domain of the level that the job requires is not left. `near` begins with where the stage
+    was.
     """
     depth = topology.depth_of(scope.required, path="spec.topology.pipeline.required") if scope.required else None
     bound = near[0][: depth or 0] if near else ()

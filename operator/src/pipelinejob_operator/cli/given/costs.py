@@ -28,8 +28,9 @@ class ProfileFileError(PipelineJobError):
 def costs_of(job: GivenJob, documents: Sequence[Mapping[str, Any]], profile: Path | None) -> Profile | None:
     """Return the costs that a job is to be planned with; None: nothing was measured.
 
-    `profile` is the file that --profile names; without one the config map of `spec.costs` is looked for among the
-    documents of the manifest's file. Raises ProfileFileError, and CostsError for one that holds no profile.
+    `profile` is the file that --profile names; without one the config map of `spec.costs` is
+    looked for among the documents of the manifest's file. Raises ProfileFileError, and CostsError
+    for one that holds no profile.
     """
     if profile is not None:
         return read_profile(profile)

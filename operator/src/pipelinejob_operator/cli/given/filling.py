@@ -1,8 +1,9 @@
 """`--fill` and `--write`: what a Hugging Face folder says, written into the manifest that names it.
 
 The manifest stays as its author wrote it, comments and all: lines are inserted, or a value is
-replaced in its place. The new text is read again before anything is written; where it would not say
-just what it should (anchors, odd forms of YAML), nothing is written and the lines to paste are said.
+replaced in its place. The new text is read again before anything is written; where it would not
+say just what it should (anchors, odd forms of YAML), nothing is written and the lines to paste are
+said.
 """
 
 import json

@@ -1,7 +1,7 @@
 """How many blocks a GGUF file has, by its own metadata; nothing else of it is read here.
 
-The format: magic, version, numbers of tensors and of fields; then each field's name, type and value, little-endian
-(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+The format: magic, version, numbers of tensors and of fields; then each field's name, type and
+value, little-endian (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 """
 
 import struct

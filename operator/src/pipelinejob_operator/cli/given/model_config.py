@@ -36,7 +36,8 @@ def is_config(document: Mapping[str, Any]) -> bool:
 def job_of_config(config: Mapping[str, Any], file: Path, training: ConfigTraining) -> GivenJob:
     """Make the job that would train the model: degrees, schedule and micro-batches are left open.
 
-    Raises ModelFileError if the number of GPUs is not given, InvalidManifestError for a config that cannot be read.
+    Raises ModelFileError if the number of GPUs is not given, InvalidManifestError for a config
+    that cannot be read.
     """
     if training.gpus is None:
         raise ModelFileError(f"{file}: is the config of a model; for how many GPUs? Give --gpus, as in --gpus 64")

@@ -1,7 +1,7 @@
 """A Hugging Face model's folder on this machine: what a manifest should say of it.
 
-Only `config.json` is read, or the metadata of a GGUF file; nothing of the folder is run. The operator itself never
-looks into it.
+Only `config.json` is read, or the metadata of a GGUF file; nothing of the folder is run. The
+operator itself never looks into it.
 """
 
 import json
@@ -99,7 +99,8 @@ def filled(manifest: Mapping[str, Any], said: Said) -> dict[str, Any]:
 def with_its_model(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a manifest with what it lacks of its model's folder, if that is on this machine, and say so.
 
-    What it says itself stays. Raises ModelFolderError for a folder that is there, but is no model's.
+    What it says itself stays. Raises ModelFolderError for a folder that is there, but is no
+    model's.
     """
     path = path_in(manifest)
     model = manifest["spec"]["model"] if path is not None else {}
@@ -121,8 +122,9 @@ def described(said: Said) -> str:
 
 
 def _read(folder: Path) -> Mapping[str, Any]:
-    # A stage reads the same file, and says what is wrong in its own words (the trainer's `models/huggingface/files/
-    # folder.py`): the two packages never import each other, and the core reads no files.
+    # A stage reads the same file, and says what is wrong in its own words (the trainer's
+    # `models/huggingface/files/ folder.py`): the two packages never import each other, and the
+    # core reads no files.
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "there is no such folder on this machine"
         raise ModelFolderError(

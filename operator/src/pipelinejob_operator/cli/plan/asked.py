@@ -43,7 +43,8 @@ class Asked:
 def plans(file: Path, asked: Asked) -> list[Shown]:
     """Plan every job of a file.
 
-    Raises InvalidManifestError and SpecError for jobs that cannot be, and other errors for options that cannot.
+    Raises InvalidManifestError and SpecError for jobs that cannot be, and other errors for options
+    that cannot.
     """
     hardware = read_hardware(asked.hardware)
     _check_product(asked.product, hardware)

@@ -53,8 +53,8 @@ def plan(
 ) -> None:
     """Print the plan: stages, layers, predicted step time, bubble and memory, and where it would stand.
 
-    Touches nothing, but with --write the manifest. Ends with 4 if the job does not fit on the nodes given, and says
-    what would.
+    Touches nothing, but with --write the manifest. Ends with 4 if the job does not fit on the
+    nodes given, and says what would.
     """
     _refuse_contradictions(
         manifests=manifests, image=image, output=output, gantt=gantt, html=html, alternatives=alternatives

@@ -116,7 +116,8 @@ def _cell(mark: Mark, room: int, *, has_colours: bool) -> Text:
         return Text(("·" if not mark.look.is_work else "─") * room, style="dim")
     odd = not has_colours and mark.shade % 2 == 1
     labels = [label.lower() if odd else label for label in mark.labels]
-    # A cell's last column stays empty where there is room, so that neighbours of one colour stay apart.
+    # A cell's last column stays empty where there is room, so that neighbours of one colour stay
+    # apart.
     label = next((label for label in (*labels, labels[-1][1:] if has_colours else "") if len(label) <= room), "")
     filled = label.ljust(room) if label else labels[-1][0] * room
     return Text(filled, style=_style(mark.look, mark.shade) if has_colours else "")

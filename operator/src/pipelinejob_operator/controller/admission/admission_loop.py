@@ -1,8 +1,9 @@
 """The one line of all jobs, worked through in its own order: who is given room, and why the others wait.
 
-A pass over a job tells the loop that the job asks for room; the loop decides in the order of the line, as many jobs a
-cycle as fit, and wakes those for which it decided something new; their next pass carries it out. The loop remembers
-nothing that a new one could not learn from the cluster within a pass over each job.
+A pass over a job tells the loop that the job asks for room; the loop decides in the order of the
+line, as many jobs a cycle as fit, and wakes those for which it decided something new; their next
+pass carries it out. The loop remembers nothing that a new one could not learn from the cluster
+within a pass over each job.
 """
 
 import asyncio
@@ -162,7 +163,8 @@ class AdmissionLoop:
     async def why_no_room(self, job: Job, *, grows: bool) -> str | None:
         """Say what keeps a job that holds nodes from other degrees, beside all others; None if nothing does.
 
-        `job` is the job with these degrees. One that `grows` lets those go first that wait ahead of it.
+        `job` is the job with these degrees. One that `grows` lets those go first that wait ahead
+        of it.
         """
         self._room.refresh()
         order, chooser = self._room.order, self._look()

@@ -22,8 +22,9 @@ async def ask_admission(  # noqa: PLR0917  # one question, and whom it is put to
 ) -> dict[int, AdmittedPod]:
     """Return the pods of these kinds as they would be stored, going by pods that are alike where one was asked about.
 
-    Where that cannot be told, what was known before stays; the pods themselves will show. Raises ForbiddenError where
-    they would be refused, UnavailableError where the API server, or a webhook of its, does not answer.
+    Where that cannot be told, what was known before stays; the pods themselves will show. Raises
+    ForbiddenError where they would be refused, UnavailableError where the API server, or a webhook
+    of its, does not answer.
     """
     pods: dict[int, AdmittedPod] = {}
     for kind in kinds:

@@ -1,7 +1,7 @@
 """Which chains of a job that serves begin, drain and go next. Pure: what is there against what is wanted.
 
-Each pass decides anew from the chains that stand, so that nothing has to be remembered: a change of the spec makes
-chains old, and old ones are exchanged as Deployments exchange pods.
+Each pass decides anew from the chains that stand, so that nothing has to be remembered: a change
+of the spec makes chains old, and old ones are exchanged as Deployments exchange pods.
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,8 +39,9 @@ class Moves:
 def next_moves(chains: Sequence[Chain], *, wanted: int, surge: int, unavailable: int) -> Moves:
     """Return the next moves towards `wanted` current chains.
 
-    At most `surge` more than these stay at once, and at least `wanted - unavailable` of those that are ready now are
-    left ready, but for what is too many. A current chain that has failed keeps its place: it would fail again.
+    At most `surge` more than these stay at once, and at least `wanted - unavailable` of those that
+    are ready now are left ready, but for what is too many. A current chain that has failed keeps
+    its place: it would fail again.
     """
     failed = [each for each in chains if each.failure is not None and each.is_current]
     new = [each for each in chains if each.stays and each.is_current]
@@ -73,8 +74,8 @@ def everyone_leaves(chains: Sequence[Chain]) -> Moves:
 def _old_to_go(old: Sequence[Chain], *, spare: int, is_needed: bool) -> list[Chain]:
     """Choose the old chains that go now: as many ready ones as may be missing.
 
-    One that is not ready may come back, so it goes only where its place `is_needed`, or all new ones have begun, and
-    if enough others answer, or nobody counts on it any more.
+    One that is not ready may come back, so it goes only where its place `is_needed`, or all new
+    ones have begun, and if enough others answer, or nobody counts on it any more.
     """
     going = []
     for each in _first_to_go(old):

@@ -1,7 +1,8 @@
 """One pass over a job that serves: its chains seen, the next moves decided, made, and told in its status.
 
-A chain is a job of its own, so that it is placed, watched and restarted as any other; here is only decided which there
-are. What is done is told after it was done, for nothing is fenced by this status.
+A chain is a job of its own, so that it is placed, watched and restarted as any other; here is only
+decided which there are. What is done is told after it was done, for nothing is fenced by this
+status.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,8 @@
 """What of another's stands under the names that a job needs: pods, seen in the cache; furniture, asked for live.
 
-Services and config maps are cached by our label only, so a foreign one is seen by asking. That is done once there is a
-place for the job, and what comes in between is noticed when the job's own is made.
+Services and config maps are cached by our label only, so a foreign one is seen by asking. That is
+done once there is a place for the job, and what comes in between is noticed when the job's own is
+made.
 """
 
 from pipelinejob.base import names

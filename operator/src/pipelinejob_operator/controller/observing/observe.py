@@ -101,8 +101,9 @@ class Observed:
     def lost_nodes(self) -> frozenset[str]:
         """Name the nodes whose stages are lost.
 
-        A kubelet that restarts is silent for moments. Only together with a failed stage does silence mean loss, and not
-        where a stage answers; if the node stays silent, the cluster evicts its pods, and that is seen.
+        A kubelet that restarts is silent for moments. Only together with a failed stage does
+        silence mean loss, and not where a stage answers; if the node stays silent, the cluster
+        evicts its pods, and that is seen.
         """
         if not any(pod.outcome is Outcome.FAILED for pod in self.current.values()):
             return self.gone_nodes

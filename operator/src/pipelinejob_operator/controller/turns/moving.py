@@ -1,11 +1,12 @@
 """Other replicas, stages, layers or another schedule from memory: who stays keeps the process, and what it holds.
 
-First the further ranks come up beside the gang, which trains on: gated until all their pods are there, and not a
-part of it. Once all of them wait to be called it is **decided**: the status has the new ranks and the new plan's
-version, then the config map has that plan, then all are told of an incarnation that begins at the next step border.
-From then on whatever happens is recovery in place, of the new gang; before, the job simply stays as it is. Only where
-stages leave that hold layers which no other has, and one is lost before the border, is it decided back: the gang
-recovers as it was, and the change is begun anew later.
+First the further ranks come up beside the gang, which trains on: gated until all their pods are
+there, and not a part of it. Once all of them wait to be called it is **decided**: the status has
+the new ranks and the new plan's version, then the config map has that plan, then all are told of
+an incarnation that begins at the next step border. From then on whatever happens is recovery in
+place, of the new gang; before, the job simply stays as it is. Only where stages leave that hold
+layers which no other has, and one is lost before the border, is it decided back: the gang recovers
+as it was, and the change is begun anew later.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

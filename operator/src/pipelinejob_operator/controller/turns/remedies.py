@@ -1,6 +1,7 @@
 """What is done about a stage that holds up the others, decided purely: only what pays within the steps that are left.
 
-What is gained is predicted from measured spans; what a remedy costs is how long the last one, or the last start, took.
+What is gained is predicted from measured spans; what a remedy costs is how long the last one, or
+the last start, took.
 """
 
 from dataclasses import dataclass, replace

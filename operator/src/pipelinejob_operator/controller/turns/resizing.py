@@ -1,8 +1,8 @@
 """Another shape for a job that runs: asked for by `kubectl scale`, an autoscaler, or a changed manifest.
 
-The new shape is planned, and has room, before anything stops. Where it can be, it is then taken over from memory
-(`moving`). Else the stages write a checkpoint, and the next attempt has the new shape. The sequences of a
-step, and their order, stay the same.
+The new shape is planned, and has room, before anything stops. Where it can be, it is then taken
+over from memory (`moving`). Else the stages write a checkpoint, and the next attempt has the new
+shape. The sequences of a step, and their order, stay the same.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,8 @@
 """Tells a stage that holds up the others from those that wait for it, and what it is slow at, by what they measured.
 
-All stages share a step's time, so shares of it compare as seconds do. Each is set against the share that the plan gave
-the stage: one that was planned to do more is no straggler. What decides nothing is done about it here (`remedies`).
+All stages share a step's time, so shares of it compare as seconds do. Each is set against the
+share that the plan gave the stage: one that was planned to do more is no straggler. What decides
+nothing is done about it here (`remedies`).
 """
 
 from collections.abc import Iterable, Mapping

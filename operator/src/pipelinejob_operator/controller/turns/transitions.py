@@ -1,6 +1,7 @@
 """The turns a job's life takes, each as a new status: waiting, placed, released, training, given up, ended.
 
-Every turn sets all conditions that it touches and says so in an event. `decide.py` decides when to take which.
+Every turn sets all conditions that it touches and says so in an event. `decide.py` decides when to
+take which.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,8 @@
 """A cache of one kind of object, kept true by list and watch, whatever the stream throws at it.
 
-Every list is compared with what is known, so a deletion that fell into a gap is noticed; kopf 1.45 does not do that.
-Every odd answer (410 in any form, 404, a torn line, an ERROR event, a proxy's HTML) means "connect again", none "exit".
+Every list is compared with what is known, so a deletion that fell into a gap is noticed; kopf 1.45
+does not do that. Every odd answer (410 in any form, 404, a torn line, an ERROR event, a proxy's
+HTML) means "connect again", none "exit".
 """
 
 import asyncio
@@ -94,9 +95,10 @@ class Informer:
     ) -> None:
         """Prepare; `run` does the work.
 
-        `on_listed` is called after each list that was taken up, `on_restart` for each failure, `project` gives what is
-        kept of an object. With `label`, only objects that carry it are read. Of a kind that is optional, and that the
-        server knows nothing of, or does not let us read, there are no objects.
+        `on_listed` is called after each list that was taken up, `on_restart` for each failure,
+        `project` gives what is kept of an object. With `label`, only objects that carry it are
+        read. Of a kind that is optional, and that the server knows nothing of, or does not let us
+        read, there are no objects.
         """
         self._api = api
         self._path = path

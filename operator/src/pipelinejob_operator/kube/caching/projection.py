@@ -1,7 +1,8 @@
 """What is kept of jobs, pods and nodes in memory, and which of their changes matter.
 
-A cluster's every pod counts against its node's capacity, so all are watched; of those that are not ours only what takes
-capacity is kept, a tenth of the object. Of a node, images and heartbeats go: they change often and decide nothing.
+A cluster's every pod counts against its node's capacity, so all are watched; of those that are not
+ours only what takes capacity is kept, a tenth of the object. Of a node, images and heartbeats go:
+they change often and decide nothing.
 """
 
 from collections.abc import Mapping

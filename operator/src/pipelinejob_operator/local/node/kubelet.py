@@ -54,7 +54,8 @@ def pause_s(ends: int) -> float:
 class Kubelet:
     """The pods of this machine, by namespace and name. Use as an async context manager: no process outlives it.
 
-    `on_change` is called when a pod's status changed, `next_revision` gives the version of what is changed.
+    `on_change` is called when a pod's status changed, `next_revision` gives the version of what is
+    changed.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """Becomes a stage's process, after tying its life to its parent's: run as a script, it knows nothing but its arguments.
 
-`python launch.py PARENT_PID COMMAND...` asks the kernel to kill the process when the parent dies, however it dies, and
-then replaces itself by the command. The request outlives exec. Done here and not between fork and exec of the parent,
-where Python code may deadlock in a program that has threads.
+`python launch.py PARENT_PID COMMAND...` asks the kernel to kill the process when the parent dies,
+however it dies, and then replaces itself by the command. The request outlives exec. Done here and
+not between fork and exec of the parent, where Python code may deadlock in a program that has
+threads.
 """
 
 import ctypes

@@ -14,7 +14,8 @@ _COMMAND = (sys.executable, "-m", "pipelinejob_trainer", "spare")
 class Spares:
     """Warm processes; each is used once.
 
-    New ones are started by `keep`, which is called when a stage is up: before, they would only slow it down.
+    New ones are started by `keep`, which is called when a stage is up: before, they would only
+    slow it down.
     """
 
     def __init__(self, *, environment: Mapping[str, str], log: Path) -> None:

@@ -70,7 +70,8 @@ class StageProcess:
     def terminate(self) -> None:
         """Ask the process to stop."""
         if self._process.returncode is None:
-            # Only the stage itself: what it started is its own to stop, and it may need it for its last checkpoint.
+            # Only the stage itself: what it started is its own to stop, and it may need it for its
+            # last checkpoint.
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
 

@@ -47,7 +47,8 @@ def budget(job: Job, spec: PipelineJobSpec, *, num_chains: int) -> Object:
 
     Stages that are not ready may always be: they answer nobody.
     """
-    # A number of pods: what may be missing could be told only of pods whose controller counts pods.
+    # A number of pods: what may be missing could be told only of pods whose controller counts
+    # pods.
     least = max(0, num_chains * spec.parallelism.pipeline - 1)
     return {
         "apiVersion": "policy/v1",

@@ -95,7 +95,8 @@ def stage_pod(
     pod_spec["containers"] = _complete_trainer(pod_spec["containers"], job, spec, rank, attempt, settings)
     pod_spec["tolerations"] = _tolerations(pod_spec.get("tolerations", []), settings)
     pod_spec |= {
-        # A gang that trains restarts together, under a new attempt; a stage that serves joins the others again.
+        # A gang that trains restarts together, under a new attempt; a stage that serves joins the
+        # others again.
         "restartPolicy": _RESTART_POLICIES[spec.mode],
         "hostname": names.pod_name(job.key.name, replica=rank.replica, stage=rank.stage),
         "subdomain": names.service_name(job.key.name),
@@ -204,7 +205,8 @@ def _pod_defaults(spec: PipelineJobSpec, job: Job, settings: ControllerSettings)
 
 
 def _priority(spec: PipelineJobSpec) -> dict[str, str]:
-    # So that no pod of lower priority can take a single stage away; docs/decisions/0007-many-jobs.md says the rest.
+    # So that no pod of lower priority can take a single stage away;
+    # docs/decisions/0007-many-jobs.md says the rest.
     name = spec.scheduling.priority_class_name
     return {"priorityClassName": name} if name else {}
 
@@ -225,7 +227,8 @@ def _trainer_defaults(spec: PipelineJobSpec, settings: ControllerSettings) -> di
         "image": settings.trainer_image,
         "command": ["pipelinejob-trainer"],
         "args": ["run"],
-        # The root file system is read-only and the user has no entry in /etc/passwd: torch's caches ask for both.
+        # The root file system is read-only and the user has no entry in /etc/passwd: torch's
+        # caches ask for both.
         "env": [{"name": "HOME", "value": "/tmp"}, {"name": "USER", "value": "trainer"}],  # noqa: S108
         "ports": [
             {"name": names.PORT_METRICS_NAME, "containerPort": names.PORT_METRICS, "protocol": "TCP"},
@@ -328,7 +331,8 @@ def _grace(container: dict[str, Any], whole_s: int) -> dict[str, str]:
 
 
 def _resources(container: dict[str, Any], spec: PipelineJobSpec) -> dict[str, Any]:
-    # Small requests where the user gave none: a pod without any is evicted first, one with much waits for ever.
+    # Small requests where the user gave none: a pod without any is evicted first, one with much
+    # waits for ever.
     given = container.get("resources", {})
     stated = given.get("requests", {}) | given.get("limits", {})
     sane = {"cpu": "1", "memory": "4Gi"} if spec.device is Device.GPU else {"cpu": "100m", "memory": "256Mi"}
@@ -365,8 +369,8 @@ def _pinned(pod_spec: Mapping[str, Any], node: str) -> dict[str, Any]:
 
 
 def _narrowed(pod_spec: Mapping[str, Any], fields: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    # Terms of a node affinity are OR-ed, so this is added to every term that the user has; the API server allows
-    # exactly that while the pod is still gated.
+    # Terms of a node affinity are OR-ed, so this is added to every term that the user has; the API
+    # server allows exactly that while the pod is still gated.
     affinity = pod_spec.get("affinity") or {}
     node_affinity = affinity.get("nodeAffinity") or {}
     required = node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}

@@ -1,6 +1,7 @@
 """Pods that are kept to take a lost stage's place: made like a stage's, without a rank, which they are told over HTTP.
 
-A pod cannot be renamed, nor its environment changed: it keeps its name when it becomes a stage, and gets its labels.
+A pod cannot be renamed, nor its environment changed: it keeps its name when it becomes a stage,
+and gets its labels.
 """
 
 from collections import Counter

@@ -1,7 +1,8 @@
 """By what a stage knows that its operator speaks to it: a random word of its pod's own, in its environment.
 
-It is made with the pod and stands nowhere else, so no right is needed beyond those on pods, and an operator that was
-restarted reads it again. Who may read the namespace's pods may read it: who only reaches a pod's port may not.
+It is made with the pod and stands nowhere else, so no right is needed beyond those on pods, and an
+operator that was restarted reads it again. Who may read the namespace's pods may read it: who only
+reaches a pod's port may not.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Pods of a late-bound job: made without a rank for the cluster's scheduler, told their rank once they are bound.
 
-A pod cannot be renamed, nor its environment changed. So its name is an ordinal, and its rank comes by an annotation,
-which the kubelet shows it as a file within moments.
+A pod cannot be renamed, nor its environment changed. So its name is an ordinal, and its rank comes
+by an annotation, which the kubelet shows it as a file within moments.
 """
 
 from collections.abc import Sequence

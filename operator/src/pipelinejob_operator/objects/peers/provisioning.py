@@ -20,7 +20,8 @@ API_VERSION = "autoscaling.x-k8s.io/v1"
 TEMPLATE_KIND = "PodTemplate"
 MAX_POD_SETS = 32  # the API's own limit
 
-# Of pods that take the nodes: the autoscaler makes no further ones for them, and leaves these alone.
+# Of pods that take the nodes: the autoscaler makes no further ones for them, and leaves these
+# alone.
 _CONSUMES = "autoscaling.x-k8s.io/consume-provisioning-request"
 _CLASS = "autoscaling.x-k8s.io/provisioning-class-name"
 _ASKED = f"{names.GROUP}/asked"  # a digest of what was asked for

@@ -1,6 +1,7 @@
 """Kueue's Workload of a job: what its pods ask for, so that Kueue can reckon quotas; read back, what Kueue made of it.
 
-Only what decides about quota and flavors goes in: requests, and what says on which nodes a pod may stand.
+Only what decides about quota and flavors goes in: requests, and what says on which nodes a pod may
+stand.
 """
 
 import hashlib

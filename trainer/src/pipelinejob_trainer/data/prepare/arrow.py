@@ -1,6 +1,7 @@
 """Data sets that `datasets` has saved: Arrow files, which a folder's state.json names.
 
-Beside these such a folder may hold files that `datasets` keeps of earlier work on it; they are no data.
+Beside these such a folder may hold files that `datasets` keeps of earlier work on it; they are no
+data.
 """
 
 import json

@@ -1,10 +1,10 @@
 """Conversations as tokens, by the tokenizer's own chat template; only what the assistant says counts.
 
-Which tokens those are the template says itself, where it marks them ({% generation %}). Elsewhere an
-answer is what a conversation up to it has beyond the prompt for it: then every such beginning must be
-a beginning of the whole, which is verified for each conversation. The templates that rewrite earlier
-turns (and drop what was thought in them) do not pass. Either way the tokens before an answer must be
-those that its prompt has when it stands alone, as it does when a model is asked.
+Which tokens those are the template says itself, where it marks them ({% generation %}). Elsewhere
+an answer is what a conversation up to it has beyond the prompt for it: then every such beginning
+must be a beginning of the whole, which is verified for each conversation. The templates that
+rewrite earlier turns (and drop what was thought in them) do not pass. Either way the tokens before
+an answer must be those that its prompt has when it stands alone, as it does when a model is asked.
 """
 
 import hashlib
@@ -73,8 +73,8 @@ class ChatTemplate:
     def encode(self, value: Any, tools: Any = None) -> Conversation | None:
         """Return a conversation's tokens; None where nothing in it counts.
 
-        `tools` are those that the model is told of. Raises BadDocumentError for what is no conversation, or none that
-        the template takes.
+        `tools` are those that the model is told of. Raises BadDocumentError for what is no
+        conversation, or none that the template takes.
         """
         messages, known = _messages(value), self._tools(tools)
         if not any(message["role"] == _ASSISTANT for message in messages):
@@ -100,8 +100,9 @@ class ChatTemplate:
 
     def _marked(self, messages: Messages, tools: Tools | None) -> tuple[str, list[Span]]:
         """Return a conversation's text, and what of it the template marks as answers."""
-        # Not by `return_assistant_tokens_mask` of apply_chat_template: where a span's last character has no token of
-        # its own, all that follows is marked (huggingface/transformers#47325).
+        # Not by `return_assistant_tokens_mask` of apply_chat_template: where a span's last
+        # character has no token of its own, all that follows is marked
+        # (huggingface/transformers#47325).
         from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415  # takes seconds
 
         try:

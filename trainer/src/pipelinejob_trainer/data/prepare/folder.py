@@ -5,8 +5,8 @@
                   shard-00000         a shard in the making
         index.json                    written when all pieces are there; then .preparing goes
 
-Each of these is written beside its place and renamed, so whoever is killed at whatever moment leaves
-pieces that are done, and pieces that are not.
+Each of these is written beside its place and renamed, so whoever is killed at whatever moment
+leaves pieces that are done, and pieces that are not.
 """
 
 import fcntl
@@ -82,7 +82,8 @@ class PreparedFolder:
     def clear(self) -> None:
         """Delete what preparing wrote, and nothing where it wrote nothing.
 
-        The folder is marked as begun first, and that goes last, so whoever is killed meanwhile can do it again.
+        The folder is marked as begun first, and that goes last, so whoever is killed meanwhile can
+        do it again.
         """
         plan = self.scratch / _PLAN
         shards = list(self.path.glob("tokens-*.bin"))

@@ -27,7 +27,8 @@ def made(pieces: Sequence[Piece], make: Make, *, workers: int, look: Tick) -> It
     if workers == 1 or len(pieces) <= 1:
         yield from _here(pieces, make, look)
         return
-    # Forked, so that what `make` holds (a tokenizer) is there at once; nothing here has threads yet.
+    # Forked, so that what `make` holds (a tokenizer) is there at once; nothing here has threads
+    # yet.
     context = multiprocessing.get_context("fork")
     counters = context.Array("Q", 2)
     pool = ProcessPoolExecutor(

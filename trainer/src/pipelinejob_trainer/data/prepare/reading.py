@@ -31,8 +31,8 @@ class Beside(NamedTuple):
 def documents(part: Part, *, column: str, separator: str | None, beside: str | None = None) -> Iterator[Found]:
     """Read a part's documents, in order: texts, or what the column holds; None where it is empty.
 
-    Where a column `beside` it is named, that is read too (`Beside`). Raises UserError for a file that cannot be read as
-    what it is.
+    Where a column `beside` it is named, that is read too (`Beside`). Raises UserError for a file
+    that cannot be read as what it is.
     """
     try:
         if part.kind is Kind.PARQUET:
@@ -84,7 +84,8 @@ def _decoded(text: bytes) -> str | BadDocumentError:
 def _between(part: Part, separator: bytes | None) -> Iterator[tuple[int, bytes]]:
     """Return what stands between separators, with its place: all that begins within the part.
 
-    What begins before the part's first separator belongs to the part before, unless this is the first.
+    What begins before the part's first separator belongs to the part before, unless this is the
+    first.
     """
     with _opened(part) as file:
         offset = 0

@@ -54,8 +54,8 @@ class Workshop:
     def make(self, piece: Piece, tick: Tick) -> PieceRecord:
         """Write a piece's shards.
 
-        Raises UserError for a document that cannot be used, FolderError for a folder that cannot be
-        written.
+        Raises UserError for a document that cannot be used, FolderError for a folder that cannot
+        be written.
         """
         making = _Making(self, piece)
         try:

@@ -20,8 +20,8 @@ class TokenFolder:
     def __init__(self, path: Path, *, field: str) -> None:
         """Open a folder; `field` is what named it.
 
-        Raises UserError where it is not as it was written: an index or shard is missing, or a shard
-        shorter or longer. What is in the shards is held against checksums as it is read.
+        Raises UserError where it is not as it was written: an index or shard is missing, or a
+        shard shorter or longer. What is in the shards is held against checksums as it is read.
         """
         self.path = path
         self.index: Index = read_index(path, field=field)

@@ -5,8 +5,8 @@
         tokens-00000-000.bin     shards: of piece 0 of the input the first, ...
 
 A shard has three sections, each beginning at a multiple of 8 bytes: its tokens, 2 or 4 bytes each,
-little endian; in chats one bit for each token, 1 where it counts as a target; and where each document
-ends, in tokens from the shard's first, 8 bytes each.
+little endian; in chats one bit for each token, 1 where it counts as a target; and where each
+document ends, in tokens from the shard's first, 8 bytes each.
 """
 
 import base64

@@ -1,7 +1,7 @@
 """Whose turn it is: sources mixed by weight, without drift and without chance.
 
-Turns repeat after a period in which each source has exactly its share. Within it, the source that is
-furthest behind its share is next, so that no stretch of turns is off by more than a few.
+Turns repeat after a period in which each source has exactly its share. Within it, the source that
+is furthest behind its share is next, so that no stretch of turns is off by more than a few.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """How documents become sequences of one length: rows of tokens, targets, and positions.
 
-A document of n tokens is n - 1 pairs of a token and its target, the token after it. Packed documents
-are cut into pieces of at most a sequence's length, between pairs, so no pair is lost, none spans two
-documents, and each is met once in an epoch.
+A document of n tokens is n - 1 pairs of a token and its target, the token after it. Packed
+documents are cut into pieces of at most a sequence's length, between pairs, so no pair is lost,
+none spans two documents, and each is met once in an epoch.
 """
 
 from bisect import bisect_left, insort

@@ -47,8 +47,8 @@ class TokenSamples:
     def __init__(self, sources: Sequence[TokenSource], reading: Reading, *, field: str) -> None:
         """Open the sources, which `field` of the spec names.
 
-        Raises UserError where one cannot be read or is not intact, where they were made by different
-        tokenizers, or by one that the model is too small for, or where one is too short.
+        Raises UserError where one cannot be read or is not intact, where they were made by
+        different tokenizers, or by one that the model is too small for, or where one is too short.
         """
         self._sources = tuple(sources)
         self._reading = reading

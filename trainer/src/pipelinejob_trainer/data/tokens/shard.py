@@ -1,7 +1,7 @@
 """Reading a shard of tokens: any stretch of it, each block held against its checksum when it is first read.
 
-Not a memory map, though it is read in place and out of the page cache as one would be: a map ends the
-process without a word (SIGBUS) where a file became shorter or a volume failed; a read says so.
+Not a memory map, though it is read in place and out of the page cache as one would be: a map ends
+the process without a word (SIGBUS) where a file became shorter or a volume failed; a read says so.
 """
 
 import hashlib

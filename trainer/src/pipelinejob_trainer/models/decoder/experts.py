@@ -21,8 +21,9 @@ class MixtureOfExperts(nn.Module):
     """SwiGLU layers behind a router; the result comes with the balancing loss, None where none is asked for.
 
     `gate_up` are all experts' gates above their other halves, (experts, 2 * inner, hidden), `down`
-    is (experts, hidden, inner). A tensor group's ranks have a part of every expert's inner width, an expert
-    group's replicas some of the experts; the router, and the loss of what it chose, are of all experts everywhere.
+    is (experts, hidden, inner). A tensor group's ranks have a part of every expert's inner width,
+    an expert group's replicas some of the experts; the router, and the loss of what it chose, are
+    of all experts everywhere.
     """
 
     tensor_group: TensorGroup = ALONE

@@ -58,8 +58,8 @@ def attention_mask(
     """Return what is added to scores, (length, length) or (rows, 1, length, length), in the arithmetic's precision.
 
     None where each token sees all before it. `window` counts the tokens that it sees, itself among
-    them. With positions it sees its own document only; where they don't follow one another, another
-    begins.
+    them. With positions it sees its own document only; where they don't follow one another,
+    another begins.
     """
     device = like.device
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else like.dtype
@@ -103,8 +103,8 @@ def _frequencies(waves: Waves, device: torch.device) -> torch.Tensor:
         return frequencies
     if scaling.kind is RopeScalingKind.LINEAR:
         return frequencies / scaling.factor
-    # Llama 3.1: a pair that turns often in the first training's sequences stays, one that turns seldom is slowed
-    # down, between the two in part.
+    # Llama 3.1: a pair that turns often in the first training's sequences stays, one that turns
+    # seldom is slowed down, between the two in part.
     num_turns = scaling.original_positions * frequencies / (2 * math.pi)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     kept = ((num_turns - low) / (high - low)).clamp(0, 1)

@@ -1,8 +1,8 @@
 """What a model does before, in and after its blocks: seen in one forward pass of a small whole copy.
 
-Every operation of torch is watched for the tensors that stand outside the blocks. Those used before
-the first block are the embedding's, those used after the last one the head's. Buffers are of no
-stage: every stage computes them.
+Every operation of torch is watched for the tensors that stand outside the blocks. Those used
+before the first block are the embedding's, those used after the last one the head's. Buffers are
+of no stage: every stage computes them.
 """
 
 from collections.abc import Callable, Iterator, Mapping

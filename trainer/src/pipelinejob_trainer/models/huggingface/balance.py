@@ -1,8 +1,8 @@
 """transformers' balancing loss of experts (`output_router_logits: true`), over stages.
 
-It is no sum of blocks' terms: how many tokens each expert was sent, and how likely it was, are added
-up over all blocks before they are multiplied (`load_balancing_loss_func`). Both sums travel from
-block to block beside the hidden state, and the head makes the loss of them.
+It is no sum of blocks' terms: how many tokens each expert was sent, and how likely it was, are
+added up over all blocks before they are multiplied (`load_balancing_loss_func`). Both sums travel
+from block to block beside the hidden state, and the head makes the loss of them.
 """
 
 import inspect

@@ -25,8 +25,8 @@ def build(config: Any, first: int, end: int, *, trust_remote_code: bool = False)
     """Make the model of a `PretrainedConfig` on the meta device, to fill its layers [first, end).
 
     The result's `layers[index]` is a layer's module, whose tensors `materialise(cut, index)` gives
-    memory; `names` maps their names to transformers' and back; `tied` maps tied places to the first
-    one's name. Raises UserError with the reason where the model cannot be cut.
+    memory; `names` maps their names to transformers' and back; `tied` maps tied places to the
+    first one's name. Raises UserError with the reason where the model cannot be cut.
     """
     anatomy = checked(config, trust_remote_code=trust_remote_code).anatomy
     return cut(config, range(first, end), anatomy, trust_remote_code=trust_remote_code)

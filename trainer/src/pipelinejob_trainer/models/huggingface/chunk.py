@@ -1,8 +1,9 @@
 """Runs stretches of a model of transformers by the model's own forward.
 
 Blocks before a stretch pass on what they are given, the last of them instead what the stage
-received; then come the stretch's own blocks; behind the last of them the forward pass is left by an
-exception. So masks, positions, rotary tables and windows are the model's own work on every stage.
+received; then come the stretch's own blocks; behind the last of them the forward pass is left by
+an exception. So masks, positions, rotary tables and windows are the model's own work on every
+stage.
 
 Every token has its position passed, but to the few families that count from elsewhere. Where a row
 has several documents, positions travel along beside the hidden state, from the first stage to the
@@ -29,7 +30,8 @@ from pipelinejob_trainer.models.huggingface.cut import Cut, owner_of
 from pipelinejob_trainer.models.losses.auxiliary_loss import add_to_loss
 from pipelinejob_trainer.models.walk import Through
 
-# The hidden state, with positions where they are not plain, and what routers did where that adds to the loss.
+# The hidden state, with positions where they are not plain, and what routers did where that adds
+# to the loss.
 Passed = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | tuple[torch.Tensor, torch.Tensor | None, Routed]
 
 
@@ -181,7 +183,8 @@ class Runner:
         )
         try:
             with torch.set_grad_enabled(self._stretch.grad and first == 0):
-                # What comes before is thrown away, and casts made without gradients must not be found later.
+                # What comes before is thrown away, and casts made without gradients must not be
+                # found later.
                 torch.set_autocast_cache_enabled(self._stretch.caches_casts and first == 0)
                 output = self.cut.model(**self._inputs(first, received, positions))
         except _Left as left:

@@ -69,8 +69,8 @@ class Cut:
 def cut(config: Any, own: Iterable[int], anatomy: Anatomy, *, trust_remote_code: bool = False) -> Cut:
     """Make a model on the meta device, of which the layers `own` will be filled.
 
-    Non-persistent buffers have their values already, where a stage needs them. Raises UserError for
-    a model that cannot be cut.
+    Non-persistent buffers have their values already, where a stage needs them. Raises UserError
+    for a model that cannot be cut.
     """
     model = skeleton(config, trust_remote_code=trust_remote_code)
     path, blocks = find_blocks(model, config)
@@ -127,8 +127,8 @@ def materialise(cut: Cut, index: int, portions: Mapping[str, Portion] = MappingP
 def initialise(cut: Cut, index: int) -> None:
     """Give a materialised layer the model's own random weights, from torch's present random state.
 
-    What a family leaves as its constructor makes it gets that. Raises UserError where that is a matrix: who made it so
-    meant it to be read from a file.
+    What a family leaves as its constructor makes it gets that. Raises UserError where that is a
+    matrix: who made it so meant it to be read from a file.
     """
     layer = cut.layers[index]
     own = {place.name: tensor for place in places(index, layer) if (tensor := _to_fill(place)) is not None}

@@ -10,8 +10,9 @@ The plan names modules and parameters, with numbers as `*`, and a style for each
 - `replicated_with_grad_allreduce`, a norm of heads, whole, with the gradients of a rank's heads;
 - `moe_tp_experts`, experts of each of which a rank has a part.
 
-What no pattern names is whole on every rank. The head's logits are left divided, for the loss takes them so.
-Other styles are refused by name, and so is a model whose embedding or head the plan does not name.
+What no pattern names is whole on every rank. The head's logits are left divided, for the loss
+takes them so. Other styles are refused by name, and so is a model whose embedding or head the plan
+does not name.
 """
 
 import math
@@ -57,8 +58,8 @@ _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", 
 class Division:
     """How one model is divided.
 
-    `styles` are by transformers' full names of modules, `slices` by those of parameters; the logits
-    are of `vocabulary` tokens, of which each rank has its part.
+    `styles` are by transformers' full names of modules, `slices` by those of parameters; the
+    logits are of `vocabulary` tokens, of which each rank has its part.
     """
 
     group: TensorGroup
@@ -71,8 +72,8 @@ class Division:
 def division_of(model: nn.Module, config: Any, group: TensorGroup) -> Division:
     """Find out how a model on the meta device is divided.
 
-    Raises UserError where its family brings no plan, or one that cannot be followed, or where sizes
-    do not divide.
+    Raises UserError where its family brings no plan, or one that cannot be followed, or where
+    sizes do not divide.
     """
     plan: Mapping[str, str] = getattr(model, "_tp_plan", None) or {}
     named = dict(model.named_modules())
@@ -111,7 +112,8 @@ def _remark(config: Any, parameters: Mapping[str, torch.Tensor], slices: Mapping
 def install(division: Division, model: nn.Module, own: frozenset[nn.Module], is_read: Callable[[], bool]) -> None:
     """Let those of a model's modules that are a rank's own work on its parts of their parameters.
 
-    `is_read` tells whether what the embedding gives is used: stages run it for its shape alone, too.
+    `is_read` tells whether what the embedding gives is used: stages run it for its shape alone,
+    too.
     """
     group, named = division.group, dict(model.named_modules())
     _, head = _ends(model, named)

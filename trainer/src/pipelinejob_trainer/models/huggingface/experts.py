@@ -1,10 +1,10 @@
 """How the experts of a model of transformers are divided over replicas: by the plan of its family (`_ep_plan`).
 
-It names modules that hold a block's experts (`ep_dispatch_experts`) and their parameters, one matrix of each
-expert behind the other (`grouped_gemm`). Such a module takes tokens, the experts that each chose, and their
-weights. Each rank keeps some experts; tokens are sent to these one copy for each expert, the module's own
-forward multiplies them with weights of one, and what comes back is weighted here. Routers, and experts
-that all tokens share, are whole on every replica.
+It names modules that hold a block's experts (`ep_dispatch_experts`) and their parameters, one
+matrix of each expert behind the other (`grouped_gemm`). Such a module takes tokens, the experts
+that each chose, and their weights. Each rank keeps some experts; tokens are sent to these one copy
+for each expert, the module's own forward multiplies them with weights of one, and what comes back
+is weighted here. Routers, and experts that all tokens share, are whole on every replica.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,7 +38,8 @@ class DividedExperts:
 def divided_experts(model: nn.Module, config: Any, group: ExpertGroup) -> DividedExperts:
     """Find out how a model's experts, on the meta device, are divided.
 
-    Raises UserError where its family brings no plan, or one that cannot be followed, or where they do not divide.
+    Raises UserError where its family brings no plan, or one that cannot be followed, or where they
+    do not divide.
     """
     plan: Mapping[str, str] = getattr(model, "_ep_plan", None) or {}
     modules = {name: each for name, each in model.named_modules() if plan.get(pattern_of(name)) == _MODULE}

@@ -36,8 +36,9 @@ class Narrow(NamedTuple):
 class Layers:
     """Each layer's name and factory, which tensors are tied, and what runs a rank's layers together.
 
-    `remarks` are for the user's eyes. `portions` are what this rank holds of tensors that are divided, by
-    their own global names, and `vocabulary` of how many tokens the logits are that a tensor group divides.
+    `remarks` are for the user's eyes. `portions` are what this rank holds of tensors that are
+    divided, by their own global names, and `vocabulary` of how many tokens the logits are that a
+    tensor group divides.
     """
 
     parts: Sequence[tuple[str, Callable[[], Made]]]
@@ -121,7 +122,8 @@ def layers_of_config(
     said = (*remarks, found.sentence, length, *(each.remark for each in (weights, division) if each))
 
     def made(index: int) -> Made:
-        # Another rank's layer is made to take a tied tensor from it, and must leave nothing behind.
+        # Another rank's layer is made to take a tied tensor from it, and must leave nothing
+        # behind.
         return _made(here if index in own else make({index}), index, weights, held)
 
     return Layers(

@@ -2,10 +2,10 @@
 
     add_to_loss(term)
 
-adds a scalar, a mean over the micro-batch, to the loss of the forward pass that is under way. It is
-called on the last stage, where loss and what counts are known: terms of blocks before travel there
-beside the hidden state, as a few numbers more in the same message. Outside a training pass it does
-nothing, so an evaluation's loss is the loss function's alone.
+adds a scalar, a mean over the micro-batch, to the loss of the forward pass that is under way. It
+is called on the last stage, where loss and what counts are known: terms of blocks before travel
+there beside the hidden state, as a few numbers more in the same message. Outside a training pass
+it does nothing, so an evaluation's loss is the loss function's alone.
 
 A term has the micro-batch's weight in the mean over the global batch, as its loss has: by the
 targets that count.

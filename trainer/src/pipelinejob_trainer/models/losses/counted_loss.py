@@ -1,10 +1,11 @@
 """A micro-batch's share of a global batch's loss, and how many of its targets count.
 
-A global batch's loss is the mean over all targets that count, in all micro-batches of all replicas:
-not a mean of means. How many those are is known only when the last micro-batch has been read, after
-the first gradients were taken. So each micro-batch's loss is its sum over *all* its targets, those
-that do not count as zeros, and its gradients are of that; what counts is added up beside it, and the
-step's end multiplies loss and gradients by targets / counted, which is exactly 1 where all count.
+A global batch's loss is the mean over all targets that count, in all micro-batches of all
+replicas: not a mean of means. How many those are is known only when the last micro-batch has been
+read, after the first gradients were taken. So each micro-batch's loss is its sum over *all* its
+targets, those that do not count as zeros, and its gradients are of that; what counts is added up
+beside it, and the step's end multiplies loss and gradients by targets / counted, which is exactly
+1 where all count.
 """
 
 from typing import NamedTuple

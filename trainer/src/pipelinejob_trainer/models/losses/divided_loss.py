@@ -1,7 +1,8 @@
 """The loss where logits are divided over a tensor group: each rank has those of some tokens of the vocabulary.
 
-The cross entropy is computed on the parts: of each target only its maximum, the sum of exponentials and
-the target's own logit are exchanged. A loss of the user's own gets whole logits, on every rank.
+The cross entropy is computed on the parts: of each target only its maximum, the sum of
+exponentials and the target's own logit are exchanged. A loss of the user's own gets whole logits,
+on every rank.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 """The loss of a micro-batch: cross entropy, or a function of the user's own (`spec.training.loss`).
 
 A loss takes what the last layer returned and targets, int64 (batch, sequence), where -100 does not
-count. One of the user's returns a scalar, the mean over the micro-batch's counted tokens, or a pair
-(sum, count).
+count. One of the user's returns a scalar, the mean over the micro-batch's counted tokens, or a
+pair (sum, count).
 """
 
 from collections.abc import Callable

@@ -1,9 +1,9 @@
 """Layers made by functions: each call of a function has to make new tensors.
 
 Functions are called for a stage's own layers only, so no process sees both layers if two of them
-share a tensor. What any rank with the layer can see is whether a function's tensors existed before,
-or are returned again by a second call: only then can other layers have them too. If they are
-trained, they are refused; otherwise they must not change, and every layer has its own copy.
+share a tensor. What any rank with the layer can see is whether a function's tensors existed
+before, or are returned again by a second call: only then can other layers have them too. If they
+are trained, they are refused; otherwise they must not change, and every layer has its own copy.
 """
 
 import gc

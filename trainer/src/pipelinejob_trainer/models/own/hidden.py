@@ -19,8 +19,8 @@ _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 def check_hidden(layers: Iterable[tuple[int, nn.Module]]) -> None:
     """Refuse a hidden tensor on the memory of a trained parameter of another layer.
 
-    A hidden parameter of another layer is found later, in `training.checks.parameter_check`. Raises
-    UserError.
+    A hidden parameter of another layer is found later, in `training.checks.parameter_check`.
+    Raises UserError.
     """
     layers = list(layers)
     held = [place for each in layers for place in places(*each) if _is_trained(place.tensor)]

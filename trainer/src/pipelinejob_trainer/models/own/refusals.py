@@ -9,8 +9,9 @@ from torch.nn.parameter import is_lazy
 from pipelinejob_trainer.base.errors import UserError
 
 SPARSE = "torch.optim.AdamW takes none, for its moments move every row of a weight; leave sparse=True out"
-# torch itself trains these combinations wrongly in silence: a stage's weight gradients come after the hooks that the
-# wrapper adds up in (pytorch/pytorch#144530 for DDP; with FSDP's resharding some parameters get no gradient at all).
+# torch itself trains these combinations wrongly in silence: a stage's weight gradients come after
+# the hooks that the wrapper adds up in (pytorch/pytorch#144530 for DDP; with FSDP's resharding
+# some parameters get no gradient at all).
 _WRAPPERS = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"})
 
 

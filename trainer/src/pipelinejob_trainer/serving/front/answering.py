@@ -69,8 +69,8 @@ class _Choice:
 class Answering:
     """Answers with one model.
 
-    `positions` is how long a text may be by the model; None: nothing says. `timeout_s` None: a request
-    may take as long as it takes.
+    `positions` is how long a text may be by the model; None: nothing says. `timeout_s` None: a
+    request may take as long as it takes.
     """
 
     def __init__(

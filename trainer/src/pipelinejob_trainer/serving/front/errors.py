@@ -8,8 +8,8 @@ LOST_TOO_OFTEN = "lost_too_often"
 class ApiError(Exception):
     """A request is answered with an error; `retry_after_s` says when the same one may be sent again.
 
-    One that `is_final` is not to be sent again as it is: OpenAI's client does so by itself with what else has a status
-    of 500 or more.
+    One that `is_final` is not to be sent again as it is: OpenAI's client does so by itself with
+    what else has a status of 500 or more.
     """
 
     def __init__(

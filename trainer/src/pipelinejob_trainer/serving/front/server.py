@@ -1,7 +1,8 @@
 """The front's HTTP server: it runs until it is asked to stop, and then ends the answers in work.
 
-Whoever leads requests here notices only after a while that this stage is to stop, so new ones are answered for that
-long, and their connections closed. Then no new ones come in, and those in work are ended.
+Whoever leads requests here notices only after a while that this stage is to stop, so new ones are
+answered for that long, and their connections closed. Then no new ones come in, and those in work
+are ended.
 """
 
 import socket

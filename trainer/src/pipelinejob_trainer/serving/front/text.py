@@ -202,8 +202,9 @@ def _ends(folder: Path, tokenizer: Any) -> set[int]:
 class Unfolding:
     """The text of an answer as it grows; what may be the beginning of a stop is held back.
 
-    `after` are tokens that it goes on from: the space between them and the first word is the answer's, though decoders
-    leave it out where a text begins, and so is a character that they only began.
+    `after` are tokens that it goes on from: the space between them and the first word is the
+    answer's, though decoders leave it out where a text begins, and so is a character that they
+    only began.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, after: Sequence[int] = ()) -> None:

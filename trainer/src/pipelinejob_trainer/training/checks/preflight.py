@@ -1,12 +1,12 @@
 """One step of a shrunk model, played by the real gang, compared with an unsplit model.
 
 It plays the job's own schedule, with the job's number of layers on each stage. A built-in model is
-shrunk to a few hidden units and short sequences, and so is a folder's, which gets random weights. A
-user's own layers keep their sizes: their micro-batches shrink to one or two short sequences, and the
-whole model must fit into each process once. Every rank then runs the same micro-batches through all
-layers, one after the other, and compares the gradients of its own parameters. An asynchronous
-schedule's weights do not change meanwhile, so all versions are equal; its gradients are compared,
-summed over the updates.
+shrunk to a few hidden units and short sequences, and so is a folder's, which gets random weights.
+A user's own layers keep their sizes: their micro-batches shrink to one or two short sequences, and
+the whole model must fit into each process once. Every rank then runs the same micro-batches
+through all layers, one after the other, and compares the gradients of its own parameters. An
+asynchronous schedule's weights do not change meanwhile, so all versions are equal; its gradients
+are compared, summed over the updates.
 
 Afterwards weights, buffers and random state are as before.
 """
@@ -44,7 +44,8 @@ from pipelinejob_trainer.stage.layer_state import LayerState, preserving_layer_s
 from pipelinejob_trainer.stage.randomness import preserving_random_state, reseeder, seed_of_pass
 from pipelinejob_trainer.training.membership import Membership
 
-# Sums in another order differ in their last bits; a lost or doubled micro-batch, or one half of a pass, by percents.
+# Sums in another order differ in their last bits; a lost or doubled micro-batch, or one half of a
+# pass, by percents.
 _BOUNDS = {Precision.FP32: 1e-3, Precision.BF16: 3e-2}
 _NOISE = 1e-3  # of the largest gradient: what is smaller than this may be rounding alone, and is not divided by
 _SEQUENCE_LENGTH = 16

@@ -1,7 +1,7 @@
 """Whether ranks that hold the same layers hold the same shapes: replicas of a stage, and those that share its layers.
 
-They were made by each from its own image and folder. Sums of tensors of other shapes would end in gloo's or NCCL's
-words, or in none.
+They were made by each from its own image and folder. Sums of tensors of other shapes would end in
+gloo's or NCCL's words, or in none.
 """
 
 import hashlib

@@ -1,14 +1,14 @@
 """State that forward passes change: buffers, and parameters that are not trained.
 
-Each copy of a layer, in another replica or in the other direction of a bidirectional pipeline, runs
-its own micro-batches, so copies of a batch norm's means, of a counter or of a moving average drift
-apart. **The first copy counts**, that of the first replica and direction: at the end of each step
-all others take over its values, bit for bit (DistributedDataParallel broadcasts its buffers
+Each copy of a layer, in another replica or in the other direction of a bidirectional pipeline,
+runs its own micro-batches, so copies of a batch norm's means, of a counter or of a moving average
+drift apart. **The first copy counts**, that of the first replica and direction: at the end of each
+step all others take over its values, bit for bit (DistributedDataParallel broadcasts its buffers
 likewise). So every step starts the same, in a run that was resumed and in one that never stopped,
 and a checkpoint holds what was trained with.
 
-State that layers of several stages share, or may share unseen, cannot be kept equal by any order of
-passes; it must not change, and the first step that changes it is refused before anything is
+State that layers of several stages share, or may share unseen, cannot be kept equal by any order
+of passes; it must not change, and the first step that changes it is refused before anything is
 updated.
 
 A change shows in torch's version count, or in the tensor being another object. Writes through
@@ -117,7 +117,8 @@ class UntrainedState:
         Every rank calls it, at the same point. Raises PeerLostError.
         """
         bits = {ranks: torch.cat([self._given(name) for name in names]) for ranks, names in self._spreads.items()}
-        # A sum of whole numbers, of which all but one are zero: exact, and no other kind of group is needed.
+        # A sum of whole numbers, of which all but one are zero: exact, and no other kind of group
+        # is needed.
         under_way = [self._sum_over(ranks, flat) for ranks, flat in bits.items()]
         for each in under_way:
             each.wait()

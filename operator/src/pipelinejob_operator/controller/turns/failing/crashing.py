@@ -1,7 +1,8 @@
 """A stage that serves and ends again and again: it begins again in its place, so that no end of the gang tells of it.
 
-Its container's restarts are counted from when it was last well: up for a minute, or up after it was killed by somebody
-else. What it said last is told at each of them, and the failure policy judges it as it judges restarts of gangs.
+Its container's restarts are counted from when it was last well: up for a minute, or up after it
+was killed by somebody else. What it said last is told at each of them, and the failure policy
+judges it as it judges restarts of gangs.
 """
 
 from collections.abc import Mapping

@@ -59,8 +59,9 @@ def find_breakage(
 ) -> Broken | None:
     """Look for a rank that is lost; None if the gang is whole.
 
-    The cause is, in this order: a user's error (it explains the rest), a pod or node that was taken away, the first
-    container that failed by itself. Stages that only lost a peer wait for that peer's own end to be seen.
+    The cause is, in this order: a user's error (it explains the rest), a pod or node that was
+    taken away, the first container that failed by itself. Stages that only lost a peer wait for
+    that peer's own end to be seen.
     """
     failed = [pod for pod in pods.values() if pod.outcome is Outcome.FAILED]
     taken = [cause for rank in ranks if (cause := _taken(rank, pods.get(rank), lost_nodes, pod_names[rank]))]

@@ -11,8 +11,9 @@ from pipelinejob_operator.objects.pods import StagePod
 def find_hang(reports: Iterable[Progress], pods: Mapping[Rank, StagePod], *, attempt: int) -> Cause | None:
     """Return the cause of a hang, which every stage that answers says there is; None if one of them does not.
 
-    To blame is a stage that does not answer, else one that waits for nobody while others wait; of several, the one that
-    most of them name. Where all wait for one another it is the last that began to.
+    To blame is a stage that does not answer, else one that waits for nobody while others wait; of
+    several, the one that most of them name. Where all wait for one another it is the last that
+    began to.
     """
     answers = {Rank(each.replica, each.stage): each for each in reports if each.attempt == attempt}
     stuck = [(rank, each.stuck) for rank, each in sorted(answers.items()) if each.stuck]

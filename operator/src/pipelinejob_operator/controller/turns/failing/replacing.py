@@ -1,9 +1,9 @@
 """Recovery in place: a lost rank's pod alone is replaced, and the gang meets anew. Whom to replace, when to tell whom.
 
-The ranks say in `/progress` that they wait to be told who meets, and whom they lost. The number of a meeting is stored
-in the status before anybody is told of it, and no number is told twice: a pass that dies in between gives a new one,
-and a rank that hears of a newer number takes part in no older. Stages that serve need not be told: their chain is
-whole again once all are up.
+The ranks say in `/progress` that they wait to be told who meets, and whom they lost. The number of
+a meeting is stored in the status before anybody is told of it, and no number is told twice: a pass
+that dies in between gives a new one, and a rank that hears of a newer number takes part in no
+older. Stages that serve need not be told: their chain is whole again once all are up.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,7 +51,8 @@ def recovery_of(status: PipelineJobStatus) -> RecoveryStatus:
 def is_on(spec: PipelineJobSpec) -> bool:
     """Tell whether lost stages are replaced in place.
 
-    Not those of a batch: two first stages, of which one is on a node that is silent, would write the same file.
+    Not those of a batch: two first stages, of which one is on a node that is silent, would write
+    the same file.
     """
     serves = spec.mode is Mode.SERVE and spec.scheduling.binding is not Binding.LATE
     return spec.recovery.in_place or serves
@@ -91,7 +92,8 @@ def was_stopped(seen: Expected) -> bool:
 def find_silent(observed: Observed, current: Mapping[Rank, StagePod], status: PipelineJobStatus) -> Cause | None:
     """Look for a rank that others have lost and that does not answer, though its pod seems to run.
 
-    A replacement that does not answer either, on a node that has fallen silent, is lost with that node.
+    A replacement that does not answer either, on a node that has fallen silent, is lost with that
+    node.
     """
     answers = {Rank(each.replica, each.stage): each for each in observed.accounts}
     told = {Rank(lost.replica, lost.stage): lost for each in observed.accounts for lost in each.lost}
@@ -256,7 +258,8 @@ def overdue(turn: Turn, spec: PipelineJobSpec) -> Cause | None:
     recovery = recovery_of(turn.status)
     if recovery.since is None or not recovery.replacing:
         return None
-    # A first stage that serves may end its answers before it goes, and its next pod comes only then.
+    # A first stage that serves may end its answers before it goes, and its next pod comes only
+    # then.
     ends_answers = spec.serving is not None and any(each.stage == 0 for each in recovery.replacing)
     limit_s = spec.recovery.wait_seconds + (spec.serving.timeout_seconds if spec.serving and ends_answers else 0)
     if (turn.now - parse_time(recovery.since)).total_seconds() < limit_s:

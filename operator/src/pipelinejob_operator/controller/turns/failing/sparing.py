@@ -1,7 +1,8 @@
 """Warm spares: pods kept beside a gang that trains, each of which takes a lost stage's place at once.
 
-A spare is an extra that never keeps a gang waiting: it is given room once the gang trains, and its node stands in the
-status before its pod is made. Who is lost, and that a spare takes the place, `replacing.py` decides.
+A spare is an extra that never keeps a gang waiting: it is given room once the gang trains, and its
+node stands in the status before its pod is made. Who is lost, and that a spare takes the place,
+`replacing.py` decides.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """A gang that was let go and is not up yet: what keeps it, in its pods' and their events' words, and how long it may.
 
-Only what comes before the trainer's process is timed here: images, volumes, networks, init containers. A process that
-runs is watched by its own probes, and waits for its peers only so long.
+Only what comes before the trainer's process is timed here: images, volumes, networks, init
+containers. A process that runs is watched by its own probes, and waits for its peers only so long.
 """
 
 import re
@@ -25,7 +25,8 @@ _PROGRESS = frozenset({_PULLING, "Pulled", "Created", "Started"})  # what was in
 # Warnings that a kubelet, or a policy, repeats on pods that start well.
 _BESIDE_THE_POINT = frozenset({"DNSConfigForming", "FailedToRetrieveImagePullSecret", "PolicyViolation"})
 _SILENT = "NotTakenUp"
-# Events that tell of the node, or of what ties it to a network or a volume; another node may do better.
+# Events that tell of the node, or of what ties it to a network or a volume; another node may do
+# better.
 _OF_THE_NODE = frozenset(
     {"FailedCreatePodSandBox", "FailedAttachVolume", "FailedMapVolume", "NetworkNotReady", _SILENT}
 )

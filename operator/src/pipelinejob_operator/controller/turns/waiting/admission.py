@@ -32,7 +32,8 @@ def follow_waits(turn: Turn, verdict: Waits) -> Turn:
 def may_wait_untold(status: PipelineJobStatus, verdict: Waits, *, now: datetime, patience_s: float) -> bool:
     """Say whether why a job waits may stay unsaid: it gave up its place a moment ago, and mostly gets one at once.
 
-    Where many gangs restart together this halves what is written; the status says meanwhile why the job restarts.
+    Where many gangs restart together this halves what is written; the status says meanwhile why
+    the job restarts.
     """
     placed = condition(status, ConditionType.PLACED)
     if status.state is not State.RESTARTING or placed is None:

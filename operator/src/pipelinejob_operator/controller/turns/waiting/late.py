@@ -1,7 +1,7 @@
 """Late binding: the cluster's scheduler chooses nodes; once all pods are bound, they are numbered along the network.
 
-The numbers are written to the status before any pod is told its own, and stay for as long as the attempt lasts: a pass
-that dies in between is taken up by the next, which tells the same.
+The numbers are written to the status before any pod is told its own, and stay for as long as the
+attempt lasts: a pass that dies in between is taken up by the next, which tells the same.
 """
 
 from collections.abc import Callable

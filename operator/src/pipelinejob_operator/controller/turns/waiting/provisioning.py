@@ -1,6 +1,7 @@
 """A job that waits for nodes which do not exist asks an autoscaler for them: gated pods wake none.
 
-The request stands until the gang is up, and is made anew when it failed a while ago or its nodes went.
+The request stands until the gang is up, and is made anew when it failed a while ago or its nodes
+went.
 """
 
 from collections.abc import Mapping

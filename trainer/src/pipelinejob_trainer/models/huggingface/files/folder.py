@@ -1,6 +1,7 @@
 """The folder of a Hugging Face model, as a stage finds it: its config, held against what the manifest says of it.
 
-Nothing of the folder is run unless `trustRemoteCode` allows it, and nothing is fetched from elsewhere.
+Nothing of the folder is run unless `trustRemoteCode` allows it, and nothing is fetched from
+elsewhere.
 """
 
 import importlib.util
@@ -29,8 +30,9 @@ _SHOWN = 3  # fields, files or tensors in a sentence
 class ModelFolder:
     """A folder whose config can be read, and says what the manifest does.
 
-    `config` is transformers' own; `said` are the fields as they stand in config.json, or as transformers reads them
-    of `gguf`, the file that holds the weights. `remarks` are for the user's eyes.
+    `config` is transformers' own; `said` are the fields as they stand in config.json, or as
+    transformers reads them of `gguf`, the file that holds the weights. `remarks` are for the
+    user's eyes.
     """
 
     path: Path
@@ -63,7 +65,8 @@ def open_folder(model: Model) -> ModelFolder:
 def located(path: Path) -> tuple[Path, Path | None]:
     """Return a model's folder, and the GGUF file in it that its weights are in, if they are.
 
-    That is so where the path names it, or where the folder has no other weights. Raises UserError for several.
+    That is so where the path names it, or where the folder has no other weights. Raises UserError
+    for several.
     """
     if path.suffix == ".gguf" and path.is_file():
         return path.parent, _one_part(path)

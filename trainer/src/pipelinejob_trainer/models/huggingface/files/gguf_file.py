@@ -1,7 +1,8 @@
 """Reads single tensors of a GGUF file, as transformers makes a model of one.
 
-The file is mapped into memory, and only what is asked for of it is read and turned into plain numbers. Which of its
-tensors make which of the model, and how, is asked of transformers: its names, its permutations, its fused experts.
+The file is mapped into memory, and only what is asked for of it is read and turned into plain
+numbers. Which of its tensors make which of the model, and how, is asked of transformers: its
+names, its permutations, its fused experts.
 """
 
 import math
@@ -55,7 +56,8 @@ class Dequantised:
 class GgufFile:
     """The tensors of a file, by the names that transformers gives them in a model.
 
-    Raises UserError where it is no such file, or of an architecture that transformers reads in another way.
+    Raises UserError where it is no such file, or of an architecture that transformers reads in
+    another way.
     """
 
     def __init__(self, file: Path, model: Any, said: Mapping[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """Reads single tensors of a safetensors file, piece by piece, into memory that is there already.
 
 The library maps files into memory, where what was read counts as the process's own, and its other
-backend reads a tensor whole to give a slice of it. The format is small: eight bytes with the length
-of a header of JSON, the header, which has type, shape and place of each tensor, then the bytes
-(https://github.com/huggingface/safetensors, "Format").
+backend reads a tensor whole to give a slice of it. The format is small: eight bytes with the
+length of a header of JSON, the header, which has type, shape and place of each tensor, then the
+bytes (https://github.com/huggingface/safetensors, "Format").
 """
 
 import json

@@ -1,10 +1,10 @@
 """Reads a stage's own tensors of a Hugging Face folder, as transformers converts them.
 
-A folder's names are not always a model's: transformers renames keys, adds and drops prefixes, fuses
-experts and cuts fused matrices apart as it loads. Which tensors of the folder make which of the
-model is asked of its own `WeightConverter`s; what is read here is only where the bytes go. Plain
-tensors are read into their place piece by piece, experts one at a time, so that a stage never holds
-more than its own layers and one conversion.
+A folder's names are not always a model's: transformers renames keys, adds and drops prefixes,
+fuses experts and cuts fused matrices apart as it loads. Which tensors of the folder make which of
+the model is asked of its own `WeightConverter`s; what is read here is only where the bytes go.
+Plain tensors are read into their place piece by piece, experts one at a time, so that a stage
+never holds more than its own layers and one conversion.
 """
 
 import copy
