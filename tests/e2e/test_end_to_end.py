@@ -350,15 +350,3 @@ def test_an_image_that_cannot_be_pulled_is_said_clearly(cluster: nodes.Cluster, 
 
     wait_for(cluster, "no-image", says_it, "a message that names the image")
     cluster.server.kubectl("delete", "pj", "-n", NAMESPACE, "no-image", "--timeout=240s")
-
-
-def test_uninstalling_keeps_the_jobs_and_blocks_no_deletion(cluster: nodes.Cluster, operator: str, team: str) -> None:
-    """The last test of the story: after it there is no operator."""
-    apply_job(cluster, example(name="survivor", steps=1000, interval=1000))
-    wait_for(cluster, "survivor", lambda status: status["state"] == "Training", "training")
-
-    helm(cluster, "uninstall", "pj", f"--namespace={operator}", "--wait", "--timeout=240s")
-
-    assert job(cluster, "survivor")["status"]["state"] == "Training"
-    cluster.server.kubectl("delete", "pj", "-n", NAMESPACE, "--all", "--timeout=240s")
-    wait_until(lambda: pods(cluster, "survivor") == [], "its stages go with it", timeout_s=240, poll_s=1)
