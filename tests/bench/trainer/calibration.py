@@ -19,7 +19,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from pipelinejob.schedules.actions import ActionKind, Schedule
 from pipelinejob_trainer.models.virtual import VOCABULARY_SIZE, Virtual
-from pipelinejob_trainer.stage.autograd_engine import accumulate, capture
+from pipelinejob_trainer.stage.backward.autograd_engine import accumulate, capture
 
 _PASSES = 40
 _T = TypeVar("_T")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pipelinejob_trainer.base.errors import UserError
-from pipelinejob_trainer.serving.batch import Batch
-from pipelinejob_trainer.serving.batch_files import Answers, read_ids, requests_of
+from pipelinejob_trainer.serving.batches.batch import Batch
+from pipelinejob_trainer.serving.batches.batch_files import Answers, read_ids, requests_of
 from support.serving.serving_chains import Served, stages_of, tiny_folder
 from support.serving.serving_fronts import front, write_tokenizer
 

@@ -11,7 +11,7 @@ from pipelinejob.spec.job import GptModel, Precision
 from pipelinejob_trainer.base.errors import LayerError
 from pipelinejob_trainer.models.gpt import Block
 from pipelinejob_trainer.models.part import LayerEntry
-from pipelinejob_trainer.stage.autograd_engine import accumulate, capture
+from pipelinejob_trainer.stage.backward.autograd_engine import accumulate, capture
 from pipelinejob_trainer.stage.stage import Stage
 from support.training.pipelines import CPU
 

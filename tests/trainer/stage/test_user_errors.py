@@ -19,7 +19,7 @@ from pipelinejob_trainer.runtime.rank import Rank, build_rank
 from pipelinejob_trainer.runtime.recorder import Recorder
 from pipelinejob_trainer.runtime.runtime import Runtime
 from pipelinejob_trainer.sample import Request, generate
-from pipelinejob_trainer.stage.saved_tensors import SavedTensors
+from pipelinejob_trainer.stage.backward.saved_tensors import SavedTensors
 from support.training.gangs import plan
 
 CPU = torch.device("cpu")

@@ -24,7 +24,7 @@ from pipelinejob_trainer.base.nesting import NestingError, described, flatten
 
 _PACKAGE = str(Path(__file__).parents[1])
 _MODELS = os.path.join(_PACKAGE, "models")  # noqa: PTH118 # compared as text
-_DOOR = os.path.join(_PACKAGE, "stage", "autograd_engine.py")  # noqa: PTH118 # where autograd is called: what it raises is not ours
+_DOOR = os.path.join(_PACKAGE, "stage", "backward", "autograd_engine.py")  # noqa: PTH118 # where autograd is called: what it raises is not ours
 _NOT_THE_USERS = (_PACKAGE + os.sep, str(Path(torch.__file__).parent) + os.sep, "<")
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
 _INSTALLED = ("site-packages", "dist-packages")

@@ -18,7 +18,7 @@ from pipelinejob_trainer.export.source import open_checkpoint
 from pipelinejob_trainer.process.config import Config
 from pipelinejob_trainer.process.output import say
 from pipelinejob_trainer.process.stage_status import StageStatus
-from pipelinejob_trainer.serving.batch import Batch
+from pipelinejob_trainer.serving.batches.batch import Batch
 from pipelinejob_trainer.serving.calibration import measured_cost
 from pipelinejob_trainer.serving.engine import Engine
 from pipelinejob_trainer.serving.front.answering import Answering

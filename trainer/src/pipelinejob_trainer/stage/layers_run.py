@@ -18,10 +18,10 @@ from pipelinejob_trainer.models.losses.auxiliary_loss import Gathering, with_ter
 from pipelinejob_trainer.models.losses.counted_loss import loss_of
 from pipelinejob_trainer.models.losses.loss import Loss, OwnLoss, token_cross_entropy
 from pipelinejob_trainer.models.part import LayerEntry, walk_of
-from pipelinejob_trainer.stage.autograd_functions import is_against_hooks, not_in_halves
+from pipelinejob_trainer.stage.backward.autograd_functions import is_against_hooks, not_in_halves
+from pipelinejob_trainer.stage.backward.failing_layer import failing_layer
 from pipelinejob_trainer.stage.border import entrances_at
 from pipelinejob_trainer.stage.compiling import compiled, not_compiled
-from pipelinejob_trainer.stage.failing_layer import failing_layer
 from pipelinejob_trainer.stage.passing import Pass, as_it_is, copy_of
 from pipelinejob_trainer.stage.randomness import reseeder
 from pipelinejob_trainer.stage.weights import Weights

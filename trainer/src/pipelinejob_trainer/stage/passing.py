@@ -8,9 +8,9 @@ from torch.autograd.graph import GradientEdge
 
 from pipelinejob_trainer.base.nesting import Parcel, Passed, flatten, parcel
 from pipelinejob_trainer.data.micro_batch import Inputs
+from pipelinejob_trainer.stage.backward.saved_tensors import SavedTensors
+from pipelinejob_trainer.stage.backward.split_backward import SplitBackward
 from pipelinejob_trainer.stage.layer_state import PassState
-from pipelinejob_trainer.stage.saved_tensors import SavedTensors
-from pipelinejob_trainer.stage.split_backward import SplitBackward
 
 
 @dataclass(slots=True)

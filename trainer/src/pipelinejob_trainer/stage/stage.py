@@ -22,8 +22,11 @@ from pipelinejob_trainer.data.micro_batch import Inputs
 from pipelinejob_trainer.models.losses.loss import Loss, token_cross_entropy
 from pipelinejob_trainer.models.master_weights import to_training
 from pipelinejob_trainer.models.part import LayerEntry
-from pipelinejob_trainer.stage.autograd_engine import accumulate
-from pipelinejob_trainer.stage.autograd_functions import RunsAgain
+from pipelinejob_trainer.stage.backward.autograd_engine import accumulate
+from pipelinejob_trainer.stage.backward.autograd_functions import RunsAgain
+from pipelinejob_trainer.stage.backward.output_gradients import LossGradients, OutputGradients
+from pipelinejob_trainer.stage.backward.saved_tensors import SavedTensors
+from pipelinejob_trainer.stage.backward.split_backward import SplitBackward
 from pipelinejob_trainer.stage.border import (
     Entering,
     as_in_training,
@@ -34,10 +37,7 @@ from pipelinejob_trainer.stage.border import (
 )
 from pipelinejob_trainer.stage.layer_state import LayerState, preserving_layer_state
 from pipelinejob_trainer.stage.layers_run import LayersRun
-from pipelinejob_trainer.stage.output_gradients import LossGradients, OutputGradients
 from pipelinejob_trainer.stage.passing import Pass, as_it_is, begin, without_gradients
-from pipelinejob_trainer.stage.saved_tensors import SavedTensors
-from pipelinejob_trainer.stage.split_backward import SplitBackward
 from pipelinejob_trainer.stage.target_counts import TargetCounts
 from pipelinejob_trainer.stage.weights import Weights
 

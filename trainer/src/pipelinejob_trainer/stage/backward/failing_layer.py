@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
 from pipelinejob_trainer.base.nesting import flatten, tensors, unflatten
-from pipelinejob_trainer.stage.autograd_engine import accumulate, capture
+from pipelinejob_trainer.stage.backward.autograd_engine import accumulate, capture
 from pipelinejob_trainer.stage.border import changeable
 
 Run = Callable[[int, nn.Module, Any], Any]

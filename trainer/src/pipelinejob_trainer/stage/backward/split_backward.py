@@ -31,9 +31,9 @@ from typing import NamedTuple
 import torch
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from pipelinejob_trainer.stage.autograd_engine import accumulate, add, capture
-from pipelinejob_trainer.stage.autograd_functions import Function, RunsAgain
-from pipelinejob_trainer.stage.saved_tensors import SavedTensors
+from pipelinejob_trainer.stage.backward.autograd_engine import accumulate, add, capture
+from pipelinejob_trainer.stage.backward.autograd_functions import Function, RunsAgain
+from pipelinejob_trainer.stage.backward.saved_tensors import SavedTensors
 
 _Edges = tuple[tuple[Node, int], ...]
 _Parameters = tuple[torch.Tensor, ...]

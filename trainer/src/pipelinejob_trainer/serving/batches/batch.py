@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from pipelinejob_trainer.process.output import say
-from pipelinejob_trainer.serving.batch_files import Answers, Request, read_ids, requests_of
+from pipelinejob_trainer.serving.batches.batch_files import Answers, Request, read_ids, requests_of
 from pipelinejob_trainer.serving.front.answering import Answering, Usage
 from pipelinejob_trainer.serving.front.answers import Form
 from pipelinejob_trainer.serving.front.errors import LOST_TOO_OFTEN, ApiError, wrong

@@ -13,7 +13,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from pipelinejob_trainer.base.errors import LayerError
-from pipelinejob_trainer.stage.saved_tensors import SavedTensors
+from pipelinejob_trainer.stage.backward.saved_tensors import SavedTensors
 
 Function = BackwardCFunction  # what a torch.autograd.Function is in a graph; all else there is torch's own C++
 

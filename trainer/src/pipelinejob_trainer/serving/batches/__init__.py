@@ -1,0 +1,1 @@
+"""A file of requests, each answered once, whatever stops in between."""
