@@ -61,8 +61,13 @@ def _become(place: dict[str, Any]) -> NoReturn:
     os.environ.update(place["environment"])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[1:1] = [path for path in paths if path and path not in sys.path]
+    import torch
+
     from pipelinejob_trainer.main import main as trainer
 
+    # The first call makes torch's pool of threads anew, which a fork leaves without its threads. Two
+    # threads that are first together, as autograd's are, find none ("Invalid thread pool!").
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     trainer(["run"])
     raise AssertionError("a rank's process ends in its command")
 
