@@ -32,7 +32,7 @@ from pipelinejob.spec.workload import HuggingFaceModel, Weights
 from pipelinejob_trainer.base.errors import UserError
 from pipelinejob_trainer.models.decoder.layers import Block
 from pipelinejob_trainer.stage import compiling
-from support.training.gangs import Gang, plan
+from support.training.gangs import FromScratch, Gang, plan
 from support.training.loops import train
 from support.training.pipelines import Job, run_threads, run_unsplit
 
@@ -93,7 +93,7 @@ def test_a_run_of_compiled_layers_says_that_they_are_compiled_and_has_the_losses
     runs = {}
     for compile_ in Compile:
         made = plan(2, 2, schedule=schedule, training={"steps": 3, "compile": compile_})
-        runs[compile_] = Gang(tmp_path / compile_, made).start()
+        runs[compile_] = Gang(tmp_path / compile_, made, machines=FromScratch()).start()  # compilers have threads
         runs[compile_].finish()
 
     assert runs[Compile.LAYERS].losses() == pytest.approx(runs[Compile.OFF].losses(), rel=1e-5)
