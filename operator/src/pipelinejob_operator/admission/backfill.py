@@ -142,12 +142,12 @@ def _all_free_on(nodes: Iterable[str], room: Room, kept: Sequence[Claim]) -> lis
 
 def reserve(job: Job, room: Room, kept: Sequence[Claim], chooser: Chooser) -> Reservation | None:
     """Keep room for a job, beside what is kept for those ahead of it; None if only those who went past it have it."""
-    if (claims := chooser.fits(job, room.after((), kept=kept))) is not None:  # it has not asked yet, or others end now
-        return Reservation(claims=claims)
     first = _there_first(job, room)
     known = tuple(each for each in first if str(each.key) in job.status.waits_for)
-    if known and chooser.fits(job, room.after(known, kept=kept)) is not None:
-        return _kept_where_others_leave(job, known, room, kept, chooser)
+    # Nobody has to go any more where room came free before the job asked again.
+    for gone in ((), known) if known else ():
+        if chooser.fits(job, room.after(gone, kept=kept)) is not None:
+            return _kept_where_others_leave(job, gone, room, kept, chooser)
     found = fewest([first], lambda gone: chooser.fits(job, room.after(gone, kept=kept)))
     if found is not None:
         return _kept_where_others_leave(job, found[0], room, kept, chooser)
